@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all a fresh machine needs; both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-fast lint
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+.venv/.test-installed: .venv/.installed
+	$(BIN)/pip install --quiet -e '.[test]'
+	touch $@
+
+.venv/.lint-installed: .venv/.installed
+	$(BIN)/pip install --quiet -e '.[lint]'
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python launch.py --config=configs/sam_cifar.py:quick
+
+test: .venv/.test-installed
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: .venv/.test-installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: .venv/.lint-installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

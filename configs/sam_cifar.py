@@ -1,0 +1,115 @@
+r"""SAM against SGD, and what each finds: ResNet-18 on CIFAR-10 (Foret et al., 2021, arXiv 2010.01412).
+
+    python launch.py --config=configs/sam_cifar.py                  # the whole study
+    python launch.py --config=configs/sam_cifar.py:cpu              # real CIFAR-10 on two cores
+    python launch.py --config=configs/sam_cifar.py:quick            # handwritten digits, minutes, no download
+    python launch.py --config=configs/sam_cifar.py --config.optim.rho=0.1 --config.train.epochs=50
+
+Arms: `sgd`; `sam`, two gradients a step; `sgd_2x`, SGD with the compute of SAM (twice the epochs). Eight seeds each.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(form: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.study = "sharpness"
+    config.seeds = tuple(range(8))
+    config.arms = {
+        "sgd": {"optim": {"rho": 0.0}},
+        "sam": {},
+        "sgd_2x": {"optim": {"rho": 0.0}, "train": {"epoch_factor": 2}},
+    }
+    config.data = {
+        "name": "cifar10",
+        "num_train": 0,  # the first so many examples; 0: all
+        "augment": True,  # crops and mirroring as is customary for the set
+        "data_dir": "",  # where prepared TFDS sets lie; "": TFDS's default
+        "manual_dir": "",  # upstream files already on disk
+    }
+    config.model = {"name": "resnet18", "width": 64, "dtype": "bfloat16"}
+    config.optim = {
+        "name": "sgd",
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,  # in the descent gradient, not in the ascent
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "rho": 0.05,
+        "scaling": "none",  # 'element': ASAM
+        "eta": 0.0,
+        "m": 0,  # examples an ascent step sees; 0: the batch
+    }
+    config.train = {
+        "epochs": 15,
+        "epoch_factor": 1,
+        "batch_size": 128,
+        "label_smoothing": 0.0,
+        "segment_steps": 50,  # steps between two looks at the clock, and at Ctrl-C
+        "checkpoint_epochs": 5,
+        "population": "auto",  # seeds as one array program: 'vmap', 'loop'
+    }
+    config.evaluate = {
+        "test": {"every_epochs": 1, "batch_size": 500, "num_bins": 15},
+        "geometry": {
+            "every_epochs": 5,
+            "num_examples": 2048,
+            "num_sets": 4,  # disjoint measurement sets at the end
+            "microbatch_size": 256,
+            "num_eigenvalues": 3,
+            "tol": 1e-2,
+            "max_products": 64,
+            "trace_error": 0.05,
+            "max_probes": 64,
+            "sam_rho": 0.05,
+            "adaptive_rho": 0.5,
+            "adaptive_m": 128,
+            "adaptive_steps": 20,
+        },
+    }
+    if form not in FORMS:
+        raise ValueError(f"unknown form '{form}' of configs/sam_cifar.py; known: {', '.join(FORMS)}")
+    config.update(FORMS[form])
+    return config
+
+
+_SMALL_GEOMETRY = {
+    "num_examples": 256,
+    "num_sets": 1,
+    "microbatch_size": 256,
+    "num_eigenvalues": 1,
+    "max_products": 24,
+    "max_probes": 8,
+    "adaptive_m": 128,
+    "adaptive_steps": 10,
+}
+
+FORMS = {
+    "": {},
+    # Two cores: a narrow net and part of the data.
+    "cpu": {
+        "data": {"num_train": 5_120},
+        "model": {"width": 8, "dtype": "float32"},
+        "train": {"epochs": 5, "segment_steps": 20},
+        "evaluate": {
+            "geometry": _SMALL_GEOMETRY | {"num_sets": 4},
+        },
+    },
+    "quick": {
+        "data": {"name": "digits"},
+        "model": {"name": "small_conv", "width": 16, "dtype": "float32"},
+        "optim": {"learning_rate": 0.05},
+        "train": {"epochs": 10, "batch_size": 64},
+        "evaluate": {"geometry": _SMALL_GEOMETRY},
+    },
+    "smoke": {
+        "seeds": (0, 1),
+        "data": {"name": "digits", "num_train": 256},
+        "model": {"name": "small_conv", "width": 4, "dtype": "float32"},
+        "train": {"epochs": 2, "batch_size": 64, "checkpoint_epochs": 1, "segment_steps": 2},
+        "evaluate": {
+            "geometry": _SMALL_GEOMETRY
+            | {"every_epochs": 1, "num_examples": 64, "adaptive_m": 64, "adaptive_steps": 3},
+        },
+    },
+}

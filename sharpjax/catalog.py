@@ -1,0 +1,77 @@
+"""What a config can name, and where it is made.
+
+One table for each kind of name, as literals: the command line checks names and sizes against them before
+anything heavy is imported, and the factories resolve the `module:attribute` strings when they are used.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from sharpjax.errors import unknown
+
+
+T = TypeVar("T")
+
+
+class DataSet(NamedTuple):
+    """What is known of a data set without opening it.
+
+    Attributes:
+        loader: `module:function`, called with the set's name.
+        shape: height, width and channels of one image.
+        pad, flip: its customary augmentation: random crops after padding by `pad` pixels, and mirroring.
+    """
+
+    loader: str
+    num_train: int
+    num_test: int
+    num_classes: int
+    shape: tuple[int, int, int]
+    pad: int
+    flip: bool
+
+
+_TFDS = "sharpjax.data.tfds:load"
+DATA_SETS: Mapping[str, DataSet] = {
+    "cifar10": DataSet(_TFDS, 50_000, 10_000, 10, (32, 32, 3), pad=4, flip=True),
+    "cifar100": DataSet(_TFDS, 50_000, 10_000, 100, (32, 32, 3), pad=4, flip=True),
+    "fashion_mnist": DataSet(_TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=True),
+    "mnist": DataSet(_TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=False),
+    "digits": DataSet("sharpjax.data.digits:load", 1_437, 360, 10, (8, 8, 1), pad=1, flip=False),
+}
+
+MODELS: Mapping[str, str] = {
+    "mlp": "sharpjax.nn.mlp:MLP",
+    "small_conv": "sharpjax.nn.conv:SmallConv",
+    "lenet": "sharpjax.nn.conv:LeNet",
+    "resnet18": "sharpjax.nn.resnet:ResNet18",
+    "resnet20": "sharpjax.nn.resnet:ResNet20",
+}
+
+OPTIMIZERS: Mapping[str, str] = {
+    "sgd": "optax:sgd",
+    "adamw": "optax:adamw",
+}
+
+SCALINGS: Mapping[str, str] = {
+    "none": "sharpjax.perturbation:none",
+    "element": "sharpjax.perturbation:element",
+}
+
+STUDIES: Mapping[str, str] = {
+    "sharpness": "sharpjax.studies.sharpness:run",
+}
+
+
+def lookup(what: str, table: Mapping[str, T], name: str) -> T:
+    """`table[name]`, or a `UserError` that lists the known names."""
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]
+
+
+def resolve(reference: str) -> Any:
+    """Import the object that a `module:attribute` string names."""
+    module, attribute = reference.split(":")
+    return getattr(importlib.import_module(module), attribute)

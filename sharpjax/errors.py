@@ -1,0 +1,29 @@
+"""What a user did wrong, said so that they can put it right.
+
+A `UserError` is one paragraph: which public function or flag, what was given, what is allowed, what to do.
+The command line prints it as one line and exits with code 2; library callers can catch it as a `ValueError`.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """An error in what the user asked for, not in the program."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` where a known name is close, else the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a table.
+
+    >>> print(unknown("data set", "cifar", ["cifar10", "mnist"]))
+    unknown data set 'cifar'; did you mean 'cifar10'? Known: cifar10, mnist.
+    """
+    known = sorted(known)
+    hint = nearest(name, known) or "."
+    return UserError(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}.")
