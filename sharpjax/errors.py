@@ -12,6 +12,10 @@ class UserError(ValueError):
     """An error in what the user asked for, not in the program."""
 
 
+class RunFailed(RuntimeError):
+    """A run that cannot go on for numerical reasons; the command line exits with code 1."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` where a known name is close, else the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
