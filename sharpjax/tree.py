@@ -1,0 +1,270 @@
+"""Pytrees as vectors: algebra, path names, selection of leaves, checks on what a user passes.
+
+Everything here takes any pytree of arrays (Flax, Equinox, Haiku, plain dicts) and never flattens it
+into one vector: a leaf keeps its shape, its type and its place on the devices.
+"""
+
+import difflib
+import fnmatch
+import functools
+import hashlib
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax.errors import UserError
+
+PyTree = Any
+
+
+# Names and selection.
+
+
+def path_names(tree: PyTree) -> list[str]:
+    """The name of each leaf, in the order of `jax.tree.leaves`.
+
+    >>> path_names({"block": [{"kernel": 1.0}, {"kernel": 2.0}]})
+    ['block/0/kernel', 'block/1/kernel']
+    """
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
+
+
+def select(tree: PyTree, where: str | Sequence[str]) -> PyTree:
+    """The leaves whose names match a glob, as a tree of booleans.
+
+    Args:
+        tree: any pytree.
+        where: one glob or several, on the names of `path_names`; a leaf is selected if any of them
+            matches. `*` also matches across `/`, and case counts.
+
+    Returns:
+        a tree of the same structure with a Python bool at each leaf.
+
+    Raises:
+        UserError: a glob matches no leaf.
+
+    >>> select({"Dense_0": {"bias": 0.0, "kernel": 0.0}, "scale": 0.0}, "*/kernel")
+    {'Dense_0': {'bias': False, 'kernel': True}, 'scale': False}
+    """
+    names = path_names(tree)
+    globs = [where] if isinstance(where, str) else list(where)
+    if not globs:
+        raise UserError(
+            "where: an empty list selects nothing; name at least one glob, such as '*'."
+        )
+    unmatched = [g for g in globs if not any(fnmatch.fnmatchcase(n, g) for n in names)]
+    if unmatched:
+        parts = []
+        for glob in unmatched:
+            near = difflib.get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
+            parts.append(f"'{glob}' (nearest: {', '.join(repr(n) for n in near)})")
+        raise UserError(
+            f"where: no leaf is named {' nor '.join(parts)}. "
+            f"`sharpjax.tree.path_names(params)` lists all {len(names)}."
+        )
+    hits = [any(fnmatch.fnmatchcase(n, g) for g in globs) for n in names]
+    return jax.tree.unflatten(jax.tree.structure(tree), hits)
+
+
+def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits a tree by a tree of booleans into (selected, rest), with None for what is elsewhere.
+
+    >>> partition({"a": 1, "b": 2}, {"a": True, "b": False})
+    ({'a': 1, 'b': None}, {'a': None, 'b': 2})
+    """
+    selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+    rest = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
+    return selected, rest
+
+
+def combine(selected: PyTree, rest: PyTree) -> PyTree:
+    """The tree that `partition` split.
+
+    >>> combine({"a": 1, "b": None}, {"a": None, "b": 2})
+    {'a': 1, 'b': 2}
+    """
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda leaf: leaf is None
+    )
+
+
+# Algebra. Products are written jnp.sum(x * y), not jnp.vdot: that one fails on leaves sharded over
+# an Explicit mesh, and a matmul may run at TF32 or bfloat16 precision.
+
+
+def _at_least_float32(*dtypes) -> Any:
+    # Not jnp.promote_types: that refuses bfloat16 with float32 under strict promotion.
+    return jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
+
+
+def vdot(a: PyTree, b: PyTree) -> jax.Array:
+    """<a, b>, a scalar accumulated in float32 at least.
+
+    >>> print(vdot({"x": jnp.arange(3.0)}, {"x": jnp.ones(3)}))
+    3.0
+    """
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    dtype = _at_least_float32(*(x.dtype for pair in pairs for x in pair))
+    terms = [jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in pairs]
+    return functools.reduce(operator.add, terms) if terms else jnp.zeros((), dtype)
+
+
+def norm(a: PyTree) -> jax.Array:
+    """The Euclidean norm of all leaves together; its derivative at zero is NaN.
+
+    >>> print(norm([jnp.array([3.0]), jnp.array([[4.0]])]))
+    5.0
+    """
+    return jnp.sqrt(vdot(a, a))
+
+
+def add_scaled(a: PyTree, s: jax.typing.ArrayLike, b: PyTree) -> PyTree:
+    """a + s b, computed in float32 at least and rounded to the type of each leaf of a."""
+
+    def leaf(x, y):
+        dtype = _at_least_float32(x.dtype, y.dtype)
+        return (x.astype(dtype) + jnp.asarray(s, dtype) * y.astype(dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf, a, b)
+
+
+def scale(s: jax.typing.ArrayLike, a: PyTree) -> PyTree:
+    """s a, in the type of each leaf of a."""
+
+    def leaf(x):
+        dtype = _at_least_float32(x.dtype)
+        return (jnp.asarray(s, dtype) * x.astype(dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf, a)
+
+
+def zeros_like(a: PyTree) -> PyTree:
+    """Zeros of the same shapes and types."""
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def size(tree: PyTree) -> int:
+    """How many numbers a tree holds (also of `jax.ShapeDtypeStruct`s).
+
+    >>> size({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)})
+    16
+    """
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def random_normal(key: jax.Array, like: PyTree) -> PyTree:
+    """Independent standard normal entries in the shapes and types of `like`."""
+    return _random(jax.random.normal, key, like)
+
+
+def random_rademacher(key: jax.Array, like: PyTree) -> PyTree:
+    """Independent entries of +1 and -1 in the shapes and types of `like`."""
+    return _random(jax.random.rademacher, key, like)
+
+
+def _random(sample, key, like):
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    return jax.tree.unflatten(
+        treedef,
+        [sample(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)],
+    )
+
+
+# Populations: the same tree with a leading axis.
+
+
+def stack(trees: Sequence[PyTree]) -> PyTree:
+    """One tree with a leading population axis, from several of the same structure."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def index(tree: PyTree, i: jax.typing.ArrayLike) -> PyTree:
+    """Member i of a population."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+# What a user passed.
+
+
+def _describe(leaf) -> str:
+    if hasattr(leaf, "dtype"):
+        return f"{leaf.dtype}[{','.join(str(n) for n in leaf.shape)}]"
+    return f"a {type(leaf).__name__}"
+
+
+def check_floating(caller: str, params: PyTree) -> None:
+    """Refuses parameters with a leaf that is not an array of floating point numbers.
+
+    Raises:
+        UserError: names `caller`, the leaves and what to do.
+    """
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise UserError(f"{caller}: params holds no array at all.")
+    bad = [
+        f"'{name}' is {_describe(leaf)}"
+        for name, leaf in zip(path_names(params), leaves, strict=True)
+        if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
+    ]
+    if bad:
+        raise UserError(
+            f"{caller}: every leaf of params must be an array of floating point numbers; "
+            f"{_shorten(bad)}. Keep other leaves in the loss (a registered dataclass or a "
+            f"`jax.tree_util.Partial`), or split them off (`equinox.partition`, `flax.nnx.split`)."
+        )
+
+
+def check_same_structure(caller: str, argument: str, tree: PyTree, like: PyTree) -> None:
+    """Refuses an argument that is not laid out like another: structure, shapes, types.
+
+    Raises:
+        UserError: names `caller`, `argument` and each leaf that differs.
+    """
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        names, expected = set(path_names(tree)), set(path_names(like))
+        differences = [f"'{n}' is missing" for n in sorted(expected - names)]
+        differences += [f"'{n}' is not in params" for n in sorted(names - expected)]
+        raise UserError(
+            f"{caller}: {argument} must have the tree structure of params; "
+            f"{_shorten(differences) or 'the containers differ'}. "
+            f"Build it with `jax.tree.map(..., params)`."
+        )
+    bad = [
+        f"'{name}' is {_describe(leaf)} where params has {_describe(other)}"
+        for name, leaf, other in zip(
+            path_names(like), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True
+        )
+        if _describe(leaf) != _describe(other)
+    ]
+    if bad:
+        raise UserError(
+            f"{caller}: {argument} must have the shapes and types of params; {_shorten(bad)}. "
+            f"Build it with `jax.tree.map(..., params)`."
+        )
+
+
+def _shorten(items: list[str], most: int = 5) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 over names, shapes, types and bytes of all leaves, read to the host, in hex."""
+    total = hashlib.sha256()
+    for name, leaf in zip(path_names(tree), jax.tree.leaves(tree), strict=True):
+        kind = ""
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            kind, leaf = str(leaf.dtype), jax.random.key_data(leaf)
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        total.update(f"{name}|{kind}|{array.dtype}|{array.shape}|".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
