@@ -1,0 +1,274 @@
+"""How loops run: the one module that knows what convolutions cost inside XLA loops on CPU.
+
+On CPU a gradient convolution inside an XLA `while` body runs tens of times slower than outside it
+(jax-ml/jax#12868;
+measured: 3,275 against 43 ms a training step), and nothing else does. So the same step runs either
+as one device loop, or, where it holds a convolution and the backend is CPU, as a host loop round a
+jitted step. Both give the same numbers up to rounding; bitwise identity holds within one form.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.errors import UserError
+
+Carry = Any
+Form = Literal["auto", "device", "host"]
+
+
+def iterate(
+    step: Any,
+    carry: Carry,
+    operands: Any = (),
+    *,
+    max_steps: int | jax.Array,
+    until: Callable[[Carry], jax.Array] | None = None,
+    form: Form = "auto",
+) -> tuple[Carry, jax.Array]:
+    """Apply `step` until `until(carry)` holds, `max_steps` times at the most.
+
+    Call it at the outermost level: inside the caller's own jit it can only take the device form,
+    which is the slow one for convolutions on CPU. A second call with the same `step`, `until` and
+    structures compiles nothing, whatever the numbers, `max_steps` included.
+
+    Args:
+        step: `step(carry, operands) -> carry`, a module-level function or a frozen dataclass, equal
+            by value (a lambda would recompile at every call). Or a solver's step round a product: a
+            frozen dataclass of `propose(carry) -> vector` and `absorb(carry, product) -> carry`;
+            then `operands` is the product, a callable pytree such as `jax.tree_util.Partial`.
+        carry: pytree of arrays. The caller's own is neither changed nor donated.
+        operands: what the step reads beside its carry, never closed over.
+        max_steps: not static.
+        until: a scalar condition, looked at before each step; equal by value as `step`.
+        form: "device": one `while_loop`; "host": a Python loop round a jitted step that donates its
+            carry; "auto": `choose_form`. Inside a trace always the device form.
+
+    Returns:
+        The last carry, and the number of steps taken (int32; one for each lane under vmap).
+
+    Raises:
+        UserError: `max_steps` is negative, `form` unknown, or "host" is asked for inside a trace.
+
+    >>> import operator
+    >>> iterate(operator.add, jnp.float32(1), jnp.float32(2), max_steps=3)
+    (Array(7., dtype=float32), Array(3, dtype=int32))
+    """
+    traced = _is_traced((carry, operands, max_steps))
+    if form not in ("auto", "device", "host"):
+        raise UserError(f"loops.iterate: unknown form '{form}'; known: auto, device, host.")
+    if form == "host" and traced:
+        raise UserError("loops.iterate: form='host' cannot run inside a trace; leave the form out.")
+    if not traced and max_steps < 0:
+        raise UserError(f"loops.iterate: max_steps={max_steps}; give 0 or more.")
+    if form == "auto":
+        form = "device" if traced else choose_form(step, carry, operands)
+    if form == "device":
+        return _device_loop(step, until, carry, operands, max_steps)
+    carry = _copy(carry)
+    for i in range(int(max_steps)):
+        if until is not None and _holds(until, carry):
+            return carry, jnp.int32(i)
+        carry = _host_step(step, carry, operands)
+    return carry, jnp.int32(max_steps)
+
+
+def choose_form(step: Any, carry: Carry, operands: Any = ()) -> Literal["device", "host"]:
+    """The form that is fast: "host" on CPU where the step holds a convolution, else "device".
+
+    Costs one trace of the step for each new structure (1.8 s for a ResNet-18 SAM step), and is then
+    remembered.
+
+    >>> choose_form(jnp.add, jnp.ones(3), jnp.ones(3))
+    'device'
+    """
+    if _platform((carry, operands)) != "cpu":
+        return "device"
+    leaves, treedef = jax.tree.flatten((carry, operands))
+    avals = tuple(jax.typeof(leaf) for leaf in leaves)
+    return "host" if _step_holds_convolution(step, treedef, avals) else "device"
+
+
+def holds_convolution(fn: Callable, *args: Any) -> bool:
+    """Whether `fn(*args)` convolves anywhere, found by tracing it.
+
+    >>> holds_convolution(jnp.dot, jnp.ones(3), jnp.ones(3))
+    False
+    """
+    return _convolves(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def split_chunks(caller: str, batch: Any, chunk_size: int) -> Any:
+    """A batch cut into chunks of `chunk_size` neighbouring examples: leaves [N, ...] to [N / size,
+    size, ...].
+
+    Raises:
+        UserError: names `caller`; the leaves disagree on N, or `chunk_size` does not divide it.
+
+    >>> split_chunks("f", {"x": jnp.arange(6)}, 2)["x"].tolist()
+    [[0, 1], [2, 3], [4, 5]]
+    """
+    num_examples = count_examples(caller, batch)
+    if chunk_size < 1 or num_examples % chunk_size:
+        divisors = [d for d in range(1, num_examples + 1) if num_examples % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: abs(d - chunk_size))[:3])
+        raise UserError(
+            f"{caller}: chunks of {chunk_size} do not divide {num_examples} examples; near it do "
+            f"{', '.join(map(str, near))}."
+        )
+    return jax.tree.map(
+        lambda x: jnp.reshape(x, (num_examples // chunk_size, chunk_size, *jnp.shape(x)[1:])), batch
+    )
+
+
+def count_examples(caller: str, batch: Any) -> int:
+    """The number of examples of a batch: the length of axis 0 that all its leaves share.
+
+    Raises:
+        UserError: names `caller` and the leaf that has no axis 0 or another length, or there is no
+        leaf.
+
+    >>> count_examples("f", {"x": jnp.ones((6, 2)), "y": jnp.ones(6)})
+    6
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    for name, shape in zip(tree.path_names(batch), shapes, strict=True):
+        if not shape or shape[0] != (shapes[0] or (0,))[0] or not shape[0]:
+            raise UserError(
+                f"{caller}: every leaf of batch carries the examples on axis 0, but '{name}' has "
+                f"shape {shape} and the first leaf {shapes[0]}. Keep what is not an example in the "
+                f"loss."
+            )
+    if not shapes:
+        raise UserError(f"{caller}: batch holds no array.")
+    return shapes[0][0]
+
+
+def map_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) -> Any:
+    """`fn(operands, chunk)` for each chunk on axis 0 of `chunks`, stacked: for use inside a step.
+
+    One after another: a scan, which is unrolled for convolutions on CPU.
+    """
+    if not _unroll(fn, operands, chunks):
+        return jax.lax.map(functools.partial(fn, operands), chunks)
+    return tree.stack([fn(operands, chunk) for chunk in _members(chunks)])
+
+
+def mean_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) -> Any:
+    """The mean of `fn(operands, chunk)` over the chunks on axis 0: for use inside a step.
+
+    Sums are kept in float32 at least, and rounded once to the type that `fn` gives; integers and
+    booleans become float32. Memory: one result and its sum, however many the chunks. A scan, which
+    is unrolled for convolutions on CPU (Hessian product over 4 microbatches of a ResNet: 1,564 ms
+    as a scan, 178 unrolled).
+
+    >>> mean_over_chunks(jnp.multiply, jnp.float32(2), jnp.arange(4.0)).item()
+    3.0
+    """
+    count = jax.tree.leaves(chunks)[0].shape[0]
+    first = tree.index(chunks, 0)
+    like = jax.eval_shape(fn, operands, first)
+
+    def widened(x):
+        return x.astype(_sum_type(x.dtype))
+
+    def add(total, value):
+        return jax.tree.map(lambda s, x: s + widened(x), total, value)
+
+    if _unroll(fn, operands, chunks):
+        values = (jax.tree.map(widened, fn(operands, c)) for c in _members(chunks))
+        total = functools.reduce(add, values)
+    else:
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, _sum_type(x.dtype)), like)
+        total, _ = jax.lax.scan(lambda s, c: (add(s, fn(operands, c)), None), zero, chunks)
+
+    def mean(s, x):
+        kept = jnp.issubdtype(x.dtype, jnp.floating)
+        return (s / count).astype(x.dtype if kept else s.dtype)
+
+    return jax.tree.map(mean, total, like)
+
+
+def _apply(step: Any, carry: Carry, operands: Any) -> Carry:
+    if hasattr(step, "propose"):
+        return step.absorb(carry, operands(step.propose(carry)))
+    return step(carry, operands)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _device_loop(step, until, carry, operands, max_steps):
+    def go_on(state):
+        i, carry = state
+        more = i < max_steps
+        return more if until is None else more & jnp.logical_not(until(carry))
+
+    def body(state):
+        i, carry = state
+        return i + 1, _apply(step, carry, operands)
+
+    i, carry = jax.lax.while_loop(go_on, body, (jnp.int32(0), carry))
+    return carry, i
+
+
+# Donated, so that a step needs no second copy of a large state; hence the caller's carry is copied
+# first.
+_host_step = jax.jit(_apply, static_argnums=0, donate_argnums=1)
+
+
+@jax.jit
+def _copy(carry):
+    return jax.tree.map(jnp.copy, carry)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _holds(until, carry):
+    return until(carry)
+
+
+def _is_traced(args: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+
+
+def _platform(args: Any) -> str:
+    """Where the arrays lie; where jax would put them, if they are not on a device yet."""
+    for leaf in jax.tree.leaves(args):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            return next(iter(leaf.devices())).platform
+    return jax.default_backend()
+
+
+@functools.lru_cache(maxsize=1024)
+def _step_holds_convolution(step, treedef, avals) -> bool:
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    return holds_convolution(functools.partial(_apply, step), *jax.tree.unflatten(treedef, structs))
+
+
+def _convolves(jaxpr: Any) -> bool:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            return True
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns") and _convolves(inner):
+                    return True
+    return False
+
+
+def _unroll(fn, operands, chunks) -> bool:
+    if _platform((operands, chunks)) != "cpu":
+        return False
+    first = jax.eval_shape(functools.partial(tree.index, i=0), chunks)
+    return holds_convolution(fn, operands, first)
+
+
+def _members(chunks: Any) -> list[Any]:
+    return [tree.index(chunks, i) for i in range(jax.tree.leaves(chunks)[0].shape[0])]
+
+
+def _sum_type(dtype: Any) -> Any:
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
