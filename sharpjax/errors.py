@@ -1,7 +1,8 @@
 """What a user did wrong, said so that they can put it right.
 
-A `UserError` is one paragraph: which public function or flag, what was given, what is allowed, what to do.
-The command line prints it as one line and exits with code 2; library callers can catch it as a `ValueError`.
+A `UserError` is one paragraph: which public function or flag, what was given, what is allowed, what
+to do. The command line prints it as one line and exits with code 2; library callers can catch it as
+a `ValueError`.
 """
 
 import difflib
@@ -13,7 +14,7 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on for numerical reasons; the command line exits with code 1."""
+    """A run that cannot go on, though it was rightly asked for; the command line exits with 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

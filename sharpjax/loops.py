@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from sharpjax import tree
 from sharpjax.errors import UserError
@@ -230,13 +231,13 @@ def _holds(until, carry):
 
 
 def _is_traced(args: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
 
 
 def _platform(args: Any) -> str:
     """Where the arrays lie; where jax would put them, if they are not on a device yet."""
     for leaf in jax.tree.leaves(args):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return next(iter(leaf.devices())).platform
     return jax.default_backend()
 

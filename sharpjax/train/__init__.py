@@ -1,0 +1,1 @@
+"""Training of populations of seeds: the loop, its state, its evaluators, its checkpoints."""

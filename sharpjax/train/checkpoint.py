@@ -1,0 +1,139 @@
+"""Checkpoints that are checked: Orbax, with the SHA-256 of every file beside it.
+
+Orbax loads a flipped byte without a word, and answers another structure with a wall of text. So
+each step's folder carries `structure.json` and, written last, `SHA256SUMS`. A step without it, or
+that differs from it, is removed, and the one before is taken.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from sharpjax import workdir
+from sharpjax.errors import UserError
+
+STRUCTURE = "structure.json"
+UNFINISHED = ".orbax-checkpoint-tmp"
+KEEP = 2
+
+
+class Checkpoints:
+    """The checkpoints of one arm, in one folder. Make it with `opened`."""
+
+    def __init__(self, directory: epath.Path):
+        self._directory = directory
+        self._orbax = ocp.training.Checkpointer(
+            directory,
+            # Its own policies do not fit its own annotation.
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),  # pyright: ignore[reportArgumentType]
+        )
+
+    def save(self, step: int, state: Any) -> None:
+        """Write `state`, then its sums, and return when they are on the disk.
+
+        A step that is there is replaced. A kill at any moment leaves a step that is not believed,
+        and the one before it.
+
+        Raises:
+            ValueError: a leaf is no jax array, or is weakly typed: it would come back as another.
+        """
+        structure = _structure(state)
+        self._orbax.save(step, state, force=True, overwrite=True)
+        folder = self._directory / str(step)
+        workdir.publish(folder / STRUCTURE, json.dumps(structure, indent=0).encode())
+        workdir.write_sums(folder)
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """The newest checkpoint as `(step, state)`, or None where there is none.
+
+        The state has the structure of `like` and lies where that lies; its numbers are not read.
+
+        Raises:
+            UserError: the checkpoint is that of another structure, such as older code wrote.
+        """
+        newest = self._orbax.latest
+        if newest is None:
+            return None
+        folder = self._directory / str(newest.step)
+        there = json.loads((folder / STRUCTURE).read_text())
+        if differs := workdir.difference(there, _structure(like), most=4):
+            raise UserError(
+                f"checkpoint {folder} holds another state than this program trains: {differs}. Go "
+                f"on with the version that wrote it, on such devices, or give another --workdir."
+            )
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        return newest.step, self._orbax.load(newest.step, abstract)
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+@contextlib.contextmanager
+def opened(directory: epath.Path, say: Callable[[str], None]) -> Iterator[Checkpoints]:
+    """The checkpoints in `directory`, for the length of the block.
+
+    Damaged ones are said and removed first.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.WARNING))  # Orbax tells its every move
+    try:
+        _remove_damaged(directory, say)
+        checkpoints = Checkpoints(directory)
+        try:
+            yield checkpoints
+        finally:
+            checkpoints.close()
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _remove_damaged(directory: epath.Path, say: Callable[[str], None]) -> None:
+    """Before Orbax looks: it fails on some damage, and takes the rest for sound."""
+    names = [p.name for p in directory.iterdir()] if directory.exists() else []
+    for name in names:
+        if UNFINISHED in name:  # Orbax itself removes them some time later, in a thread
+            (directory / name).rmtree()
+    steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+    steps.sort(reverse=True)
+    damaged = {step: workdir.damage(directory / str(step)) for step in steps}
+    newest = max((step for step in steps if damaged[step] is None), default=None)
+    for step in steps:
+        if damaged[step] is None:
+            continue
+        if newest is None:
+            instead = "there is no other"
+        elif step > newest:
+            instead = f"falling back to checkpoint {newest}"
+        else:
+            instead = f"it is removed, and checkpoint {newest} is newer"
+        say(f"{directory.name}: checkpoint {step} is damaged ({damaged[step]}): {instead}")
+        (directory / str(step)).rmtree()
+
+
+def _structure(state: Any) -> dict[str, str]:
+    """What a state is made of: type and shape of each array, and the empty containers, by name."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=lambda node: not jax.tree.leaves(node)
+    )
+    named = ((jax.tree_util.keystr(p, simple=True, separator="/"), node) for p, node in nodes)
+    return {name: _kind(name, node) for name, node in named}
+
+
+def _kind(name: str, node: Any) -> str:
+    if not jax.tree.leaves(node):
+        return type(node).__name__
+    if not isinstance(node, jax.Array) or getattr(node, "weak_type", False):
+        kind = "a weakly typed array" if isinstance(node, jax.Array) else type(node).__name__
+        raise ValueError(
+            f"a checkpoint holds jax arrays of a stated type; '{name}' is {kind}. Make it with "
+            f"jnp.asarray(x, dtype)."
+        )
+    return f"{node.dtype}{list(node.shape)}"

@@ -1,0 +1,95 @@
+"""Files as a run keeps them: published whole, hashed, canonical; on a disk or an object store."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+TEMPORARY = ".tmp"
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether `path` lies on an object store (`gs://...`): no locks, no appending, no renaming."""
+    return "://" in os.fspath(path)
+
+
+def is_link(path: epath.Path) -> bool:
+    return not is_remote(path) and os.path.islink(path)
+
+
+def publish(path: epath.Path, data: bytes) -> None:
+    """Write a file of which nobody, after a kill either, sees a part: by one rename, or one put."""
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def walk(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every file below `folder`, in order. Links are given as they are and never followed."""
+    if not folder.exists():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not is_link(path):
+            yield from walk(path)
+        else:
+            yield path
+
+
+def name_in(folder: epath.Path, path: epath.Path) -> str:
+    """`path` relative to `folder`, with slashes."""
+    return path.relative_to(folder).as_posix()
+
+
+def size_and_digest(path: epath.Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+        return file.tell(), digest
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, numbers exact, nothing that is not JSON.
+
+    >>> canonical_json({"b": (1, 0.1), "a": None})
+    '{"a":null,"b":[1,0.1]}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def json_file(value: Any) -> str:
+    """The same as a file that a person may read."""
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
+    """How two flat tables differ, in words; empty where they do not.
+
+    >>> difference({"rho": 0.05, "m": 0}, {"rho": 0.1, "m": 0, "eta": 1})
+    'eta is not there and 1 here; rho is 0.05 there and 0.1 here'
+    """
+    parts = []
+    for name in sorted(there.keys() | here.keys()):
+        a, b = _shown(there, name), _shown(here, name)
+        if a != b:
+            a, b = (x if len(x) <= 60 else f"{x[:57]}..." for x in (a, b))
+            parts.append(f"{name} is {a} there and {b} here")
+    more = f"; and {len(parts) - most} more" if len(parts) > most else ""
+    return "; ".join(parts[:most]) + more
+
+
+def _shown(table: Mapping[str, Any], name: str) -> str:
+    return json.dumps(table[name], sort_keys=True) if name in table else "not"

@@ -1,0 +1,225 @@
+"""What a run writes, in an order that survives a kill at any moment."""
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from sharpjax.errors import UserError
+from sharpjax.workdir import seal
+from sharpjax.workdir.files import TEMPORARY, canonical_json, is_remote, publish, walk
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COLUMNS = ("study", "arm", "seed", "step", "of", "metric", "value", "standard_error")
+GROWING = "growing.jsonl"
+
+Row = dict[str, Any]
+
+
+class Run:
+    """An open workdir. `open_run` makes it; `sharpjax.workdir` says what lies where.
+
+    A row is a dict of `COLUMNS`: `seed` and `step` are whole numbers, `of` a JSON object of further
+    coordinates. A `value` or `standard_error` that is not finite is stored as null and read as
+    None: missing to every analysis. All other numbers are read as they were written, to the bit.
+    """
+
+    def __init__(self, path: epath.Path, check: Callable[[], None], done: bool):
+        self.path = path
+        self._check, self._done = check, done
+        # Where nothing can be appended to a file, rows wait here for their segment.
+        self._waiting: dict[str, list[Row]] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is sealed: it can be read, and nothing can be added."""
+        return self._done
+
+    def rows(self, arm: str | None = None) -> list[Row]:
+        """All rows so far, or those of one arm, sorted by their columns from the left."""
+        if self._done:
+            rows = _read(self.path / seal.RESULTS)
+            return [row for row in rows if arm in (None, row["arm"])]
+        rows = []
+        for name in self._arms() if arm is None else [arm]:
+            for _, segment in self._numbered(seal.METRICS, name):
+                rows += _read(segment)
+            rows += self._growing(name)
+        return sorted(rows, key=_sort_key)
+
+    def append(self, arm: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to the growing segment of `arm`: on a disk at once, by whole lines."""
+        self._check()
+        lines = _lines(rows)
+        if is_remote(self.path):
+            self._waiting.setdefault(_part(arm), []).extend(map(json.loads, lines.splitlines()))
+        elif lines:
+            growing = self._growing_file(arm)
+            growing.parent.mkdir(parents=True, exist_ok=True)
+            with open(growing, "ab") as file:
+                file.write(lines.encode())
+
+    def publish_segment(self, arm: str, step: int) -> None:
+        """Close the growing segment of `arm` as that of `step`, before the checkpoint of that step.
+
+        So a segment holds rows later than the checkpoint before it. No rows: nothing to close.
+        """
+        self._check()
+        rows = self._growing(arm)
+        if not rows:
+            return
+        target = self._folder(seal.METRICS, arm) / f"{step}.jsonl"
+        if target.exists():
+            raise ValueError(f"{target} is published; its rows would be lost")
+        if is_remote(self.path):
+            publish(target, _lines(rows).encode())
+            self._waiting[arm] = []
+        else:
+            growing = self._growing_file(arm)
+            with open(growing, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(growing, target)
+
+    def publish_arrays(
+        self, arm: str, step: int, name: str, arrays: Mapping[str, "np.ndarray"]
+    ) -> None:
+        """Write `arrays/<arm>/<step>/<name>.npz`, the same bytes for the same arrays.
+
+        Raises:
+            ValueError: an array is of a type that the file cannot hold (Python objects, bfloat16),
+                or `name`, which may have slashes, is unsafe.
+        """
+        from numpy.lib import format as npy
+
+        self._check()
+        parts = [_part(part) for part in name.split("/")]
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            for key in sorted(arrays):
+                if arrays[key].dtype.kind == "V":  # it would be read back as bare bytes
+                    raise ValueError(f"array '{key}' is {arrays[key].dtype}; give it as float32")
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                    npy.write_array(file, arrays[key], allow_pickle=False)
+        folder = self._folder(seal.ARRAYS, arm) / str(step)
+        publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), data.getvalue())
+
+    def discard_after(self, arm: str, step: int | None) -> None:
+        """Drop what `arm` wrote for steps after `step`, where it goes on; None: all it wrote."""
+        self._check()
+        last = -1 if step is None else step
+        for number, segment in self._numbered(seal.METRICS, arm):
+            if number > last:
+                segment.unlink()
+        for number, folder in self._numbered(seal.ARRAYS, arm):
+            if number > last:
+                folder.rmtree()
+        growing = self._growing(arm)
+        kept = [row for row in growing if row["step"] <= last]
+        if is_remote(self.path):
+            self._waiting[arm] = kept
+        elif kept:
+            publish(self._growing_file(arm), _lines(kept).encode())
+        elif growing:
+            self._growing_file(arm).unlink()
+
+    def seal(self, extra: Mapping[str, Any]) -> None:
+        """End the run: `results.jsonl`, `manifest.json` with `extra` in it, `derived.json`, `DONE`.
+
+        Figures and reports are in place before. Nothing can be added afterwards.
+        """
+        self._check()
+        for arm in self._arms():
+            if rows := self._growing(arm):
+                self.publish_segment(arm, max(row["step"] for row in rows))
+        publish(self.path / seal.RESULTS, _lines(self.rows()).encode())
+        seal.seal(self.path, extra)
+        self._check, self._done = sealed, True
+
+    def _folder(self, kind: str, arm: str) -> epath.Path:
+        return self.path / kind / _part(arm)
+
+    def _growing_file(self, arm: str) -> epath.Path:
+        return self._folder(seal.METRICS, arm) / GROWING
+
+    def _growing(self, arm: str) -> list[Row]:
+        if is_remote(self.path):
+            return self._waiting.get(arm, [])
+        file = self._growing_file(arm)
+        return _read(file) if file.exists() else []
+
+    def _arms(self) -> list[str]:
+        folder = self.path / seal.METRICS
+        entries = folder.iterdir() if folder.exists() else ()
+        return sorted({p.name for p in entries if p.is_dir()} | self._waiting.keys())
+
+    def _numbered(self, kind: str, arm: str) -> list[tuple[int, epath.Path]]:
+        """The entries of an arm that are named after a step, in order."""
+        folder = self._folder(kind, arm)
+        entries = folder.iterdir() if folder.exists() else ()
+        names = ((p.name.removesuffix(".jsonl"), p) for p in entries)
+        return sorted((int(name), p) for name, p in names if name.isdecimal())
+
+
+def mend(folder: epath.Path) -> None:
+    """Drop what a kill has left half-written: files not yet renamed, a torn last line."""
+    if is_remote(folder):
+        return
+    for name in (seal.CONFIG, seal.OVERRIDES, seal.RESULTS, *seal.SEAL):
+        (folder / (name + TEMPORARY)).unlink(missing_ok=True)
+    for path in [*walk(folder / seal.METRICS), *walk(folder / seal.ARRAYS)]:
+        if path.name.endswith(TEMPORARY):
+            path.unlink()
+        elif path.name == GROWING:
+            with open(path, "rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def sealed() -> None:
+    """What a sealed run answers to every attempt to write."""
+    raise ValueError("the run is sealed; nothing can be added to it")
+
+
+def _part(name: str) -> str:
+    """A name that is safe as one entry of a folder."""
+    if not name or name in (".", "..") or "/" in name or name.endswith((TEMPORARY, "~")):
+        raise ValueError(f"'{name}' cannot name a file or folder of a run")
+    return name
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(_line(row) + "\n" for row in rows)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    if row.keys() != set(COLUMNS):
+        raise ValueError(f"a row has the columns {', '.join(COLUMNS)}; not {', '.join(row)}")
+    columns = {name: row[name] for name in COLUMNS}
+    columns["of"] = json.loads(canonical_json(row["of"]))
+    columns["value"] = _finite(row["value"])
+    columns["standard_error"] = _finite(row["standard_error"])
+    return json.dumps(columns, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _sort_key(row: Row) -> tuple:
+    of = [(name, canonical_json(value)) for name, value in sorted(row["of"].items())]
+    return row["study"], row["arm"], row["seed"], row["step"], of, row["metric"]
+
+
+def _read(path: epath.Path) -> list[Row]:
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged: a line of it is not JSON. Delete the folder to run anew."
+        ) from None
