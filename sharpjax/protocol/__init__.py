@@ -1,0 +1,1 @@
+"""What a study may conclude from its rows. Pure: dataclasses in, dataclasses out, no files."""

@@ -1,0 +1,74 @@
+"""The table at the end of a run."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sharpjax.protocol.summary import Summary, mean_and_standard_error, summarize_last
+
+_SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print mean, standard error and n of every metric and arm at its last step.
+
+    Metrics of further measurement sets are not listed one by one: a second table gives, for each
+    quantity, the spread of the arm's mean over the disjoint sets beside the standard error over
+    seeds.
+    """
+    console = console or Console(width=None if Console().is_terminal else 120)
+    summaries = summarize_last(rows)
+    arms = list(dict.fromkeys(s.arm for s in summaries))
+    first = [s for s in summaries if not (m := _SET.match(s.metric)) or not m[1]]
+    table = Table(
+        title="at the last step: mean ± standard error over seeds (n)", title_justify="left"
+    )
+    table.add_column("metric", no_wrap=True)
+    for arm in arms:
+        table.add_column(arm, justify="right", no_wrap=True)
+    cells = {(s.metric, s.arm): s for s in first}
+    for metric in dict.fromkeys(s.metric for s in first):
+        table.add_row(metric, *(_cell(cells.get((metric, arm))) for arm in arms))
+    console.print(table)
+    _print_spread(summaries, arms, console)
+
+
+def _print_spread(summaries: list[Summary], arms: list[str], console: Console) -> None:
+    sets: dict[tuple[str, str], list[float]] = {}
+    for s in summaries:
+        if match := _SET.match(s.metric):
+            sets.setdefault((match[3], s.arm), []).append(s.mean)
+    sets = {key: means for key, means in sets.items() if len(means) > 1}
+    if not sets:
+        return
+    count = max(map(len, sets.values()))
+    title = f"over {count} disjoint measurement sets: mean ± standard error over sets of the mean over seeds"
+    table = Table(title=title, title_justify="left")
+    table.add_column("quantity", no_wrap=True)
+    for arm in arms:
+        table.add_column(arm, justify="right", no_wrap=True)
+    for quantity in dict.fromkeys(quantity for quantity, _ in sets):
+        cells = [
+            _format(*mean_and_standard_error(sets[quantity, arm])[:2])
+            if (quantity, arm) in sets
+            else ""
+            for arm in arms
+        ]
+        table.add_row(quantity, *cells)
+    console.print(table)
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    return f"{_format(summary.mean, summary.standard_error)} ({summary.n})"
+
+
+def _format(mean: float, standard_error: float) -> str:
+    if math.isnan(standard_error):
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ± {standard_error:.2g}"
