@@ -1,7 +1,8 @@
 """What a config can name, and where it is made.
 
-One table for each kind of name, as literals: the command line checks names and sizes against them before
-anything heavy is imported, and the factories resolve the `module:attribute` strings when they are used.
+One table for each kind of name, as literals: the command line checks names and sizes against them
+before anything heavy is imported, and the factories resolve the `module:attribute` strings when
+they are used.
 """
 
 import importlib
@@ -20,7 +21,8 @@ class DataSet(NamedTuple):
     Attributes:
         loader: `module:function`, called with the set's name.
         shape: height, width and channels of one image.
-        pad, flip: its customary augmentation: random crops after padding by `pad` pixels, and mirroring.
+        pad, flip: its customary augmentation: random crops after padding by `pad` pixels, and
+        mirroring.
     """
 
     loader: str
@@ -48,6 +50,9 @@ MODELS: Mapping[str, str] = {
     "resnet18": "sharpjax.nn.resnet:ResNet18",
     "resnet20": "sharpjax.nn.resnet:ResNet20",
 }
+
+# Height and width in pixels; a model that is not named takes images of any size.
+SMALLEST_IMAGE: Mapping[str, int] = {"lenet": 10}
 
 OPTIMIZERS: Mapping[str, str] = {
     "sgd": "optax:sgd",

@@ -1,0 +1,51 @@
+"""Sums that keep what rounding drops, so that they do not depend on how examples were batched.
+
+A sum is a pair of float32, `total + rest`, with the rounding error of each addition collected in
+`rest` (Knuth's TwoSum): about 48 bits, on devices without float64 too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sum(NamedTuple):
+    """An unevaluated sum; `value` rounds it to float32."""
+
+    total: jax.Array
+    rest: jax.Array
+
+
+def zero(shape: tuple[int, ...] = ()) -> Sum:
+    return Sum(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+
+def add(a: Sum, b: Sum) -> Sum:
+    """a + b, the error of the addition exact."""
+    total = a.total + b.total
+    shadow = total - a.total
+    error = (a.total - (total - shadow)) + (b.total - shadow)
+    # An infinite total has no rounding error: it would be inf - inf.
+    rest = a.rest + b.rest + jnp.where(jnp.isfinite(total), error, 0.0)
+    return Sum(total, rest)
+
+
+def over_examples(x: jax.Array) -> Sum:
+    """The sum of `x` over axis 0.
+
+    >>> print(value(over_examples(jnp.array([1e8, 1.0, -1e8]))))  # a plain float32 sum loses the 1
+    1.0
+    """
+    x = x.astype(jnp.float32)
+    nothing = jnp.zeros((), jnp.float32)
+    total, rest = jax.lax.reduce((x, jnp.zeros_like(x)), (nothing, nothing), _add_pairs, (0,))
+    return Sum(total, rest)
+
+
+def value(a: Sum) -> jax.Array:
+    return a.total + a.rest
+
+
+def _add_pairs(a, b):
+    return tuple(add(Sum(*a), Sum(*b)))

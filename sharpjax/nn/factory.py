@@ -1,0 +1,63 @@
+"""From a model's name in a config to the model."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from sharpjax import catalog
+from sharpjax.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def build(
+    name: str, *, num_classes: int, width: int = 0, dtype: DTypeLike = "float32"
+) -> nn.Module:
+    """The model that `catalog.MODELS` knows as `name`.
+
+    Args:
+        name: the models, and what `width` is in each (its default in brackets):
+
+            - `mlp`: units of each of the two hidden layers (512)
+            - `small_conv`: filters of the first convolution, half of those of the second (16)
+            - `lenet`: filters of the first convolution; the second has twice as many, and there
+              are four times as many hidden units (32)
+            - `resnet18`, `resnet20`: filters of the stem and of the first stage; each stage doubles
+              them (64, 16)
+        num_classes: number of logits.
+        width: 0 takes the model's default.
+        dtype: the type of the computation, a name or a numpy type. Parameters are float32 all the
+            same.
+
+    Raises:
+        UserError: unknown name or type; sizes that are not positive; float64 while JAX has it
+            switched off.
+
+    >>> build("mlp", num_classes=10, width=32).width, build("resnet20", num_classes=10).width
+    (32, 16)
+    """
+    model = catalog.resolve(catalog.lookup("model", catalog.MODELS, name))
+    if num_classes < 1:
+        raise UserError(f"nn.build: num_classes={num_classes}; give 1 or more.")
+    if width < 0:
+        raise UserError(f"nn.build: width={width}; give 1 or more, or 0 for the default of {name}.")
+    # The scalar types of jax.numpy, as users write them: equal to numpy's, but of another hash.
+    kwargs = {"num_classes": num_classes, "dtype": getattr(jnp, _dtype_name(dtype))}
+    return model(**kwargs, width=width) if width else model(**kwargs)
+
+
+def _dtype_name(dtype: DTypeLike) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise UserError(f"nn.build: dtype={name}; give one of {', '.join(DTYPES)}.")
+    enabled = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    if name == "float64" and not enabled:
+        raise UserError(
+            "nn.build: dtype=float64, but JAX has it switched off; set JAX_ENABLE_X64=1, or give "
+            "float32."
+        )
+    return name
