@@ -1,0 +1,39 @@
+"""The SAM family as optax transforms, and the factory from a config.
+
+Names load when they are first used, so that `from sharpjax.optim import settings`, which checks the
+values of a config, costs no import of jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharpjax.optim.factory import OptimizerSpec, from_config
+    from sharpjax.optim.sharpness_aware import (
+        SAM_STATIC_ARGS,
+        SamState,
+        SamStatistics,
+        sam,
+        sam_value_and_grad,
+    )
+
+__all__ = [
+    "SAM_STATIC_ARGS",
+    "OptimizerSpec",
+    "SamState",
+    "SamStatistics",
+    "from_config",
+    "sam",
+    "sam_value_and_grad",
+]
+
+# The module of `sam` is not called sam.py: importing a submodule of that name would put it in the
+# place of the function.
+_MODULES = {"OptimizerSpec": "factory", "from_config": "factory"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'sharpness_aware')}")
+    return getattr(module, name)

@@ -1,0 +1,129 @@
+"""The optimiser of a run: values that can be compared and hashed, and what is built of them."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from sharpjax import catalog
+from sharpjax.errors import unknown
+from sharpjax.optim import settings
+from sharpjax.optim.sharpness_aware import sam
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimiser by its values: hashable, so that a training step that holds it compiles once.
+
+    Weight decay enters the descent step and never the ascent of SAM. For `sgd` it is coupled, as in
+    the recipes that SAM's CIFAR results stem from: `weight_decay * w` is added to the (perturbed)
+    gradient before momentum, for **all** parameters, biases and normalisation included. For `adamw`
+    it is decoupled, as its name says: `w` shrinks by `learning_rate * weight_decay * w`.
+
+    Attributes:
+        name: a key of `catalog.OPTIMIZERS`.
+        learning_rate: its peak.
+        momentum: of `sgd` (heavy ball); `b1` of `adamw`.
+        weight_decay: see above.
+        schedule: after the warm-up: `constant`; `cosine` or `linear`, down to 0 at `total_steps`.
+        warmup_steps: steps in which the learning rate rises linearly from 0.
+        total_steps: steps of the whole training, warm-up included.
+        rho: radius of SAM; 0: no SAM.
+        scaling, eta: its units, a key of `catalog.SCALINGS`; `eta` is for `element` alone.
+        m: examples of one of its chunks; 0: the whole batch.
+    """
+
+    name: str
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 0
+    rho: float = 0.0
+    scaling: str = "none"
+    eta: float = 0.0
+    m: int = 0
+
+    @property
+    def uses_sam(self) -> bool:
+        """Whether a step costs a second gradient."""
+        return self.rho > 0
+
+    def learning_rate_schedule(self) -> optax.Schedule:
+        """The learning rate as a function of the step, which counts from 0.
+
+        >>> spec = OptimizerSpec("sgd", 0.5, schedule="linear", warmup_steps=2, total_steps=6)
+        >>> [float(spec.learning_rate_schedule()(step)) for step in range(7)]
+        [0.0, 0.25, 0.5, 0.375, 0.25, 0.125, 0.0]
+        """
+        peak, decay_steps = self.learning_rate, max(self.total_steps - self.warmup_steps, 1)
+        match self.schedule:
+            case "constant":
+                after = optax.constant_schedule(peak)
+            case "cosine":
+                after = optax.cosine_decay_schedule(peak, decay_steps)
+            case "linear":
+                after = optax.linear_schedule(peak, 0.0, decay_steps)
+            case _:
+                raise unknown("schedule", self.schedule, settings.SCHEDULES)
+        if not self.warmup_steps:
+            return after
+        warmup = optax.linear_schedule(0.0, peak, self.warmup_steps)
+        return optax.join_schedules([warmup, after], [self.warmup_steps])
+
+    def build(self) -> optax.GradientTransformationExtraArgs:
+        """The transform. Its `update` takes the keywords of `sam` in any case, and without SAM
+        ignores them."""
+        base = self._base()
+        if not self.uses_sam:
+            return optax.with_extra_args_support(base)
+        rule = catalog.resolve(catalog.lookup("scaling", catalog.SCALINGS, self.scaling))
+        scaling = rule(eta=self.eta) if self.scaling == "element" else rule()
+        return sam(base, rho=self.rho, scaling=scaling, m=self.m or None)
+
+    def _base(self) -> optax.GradientTransformation:
+        make = catalog.resolve(catalog.lookup("optimiser", catalog.OPTIMIZERS, self.name))
+        rate = self.learning_rate_schedule()
+        if self.name == "adamw":
+            return make(rate, b1=self.momentum, weight_decay=self.weight_decay)
+        decay = optax.add_decayed_weights(self.weight_decay)
+        return optax.chain(decay, make(rate, momentum=self.momentum or None))
+
+
+def from_config(
+    optim: Any, *, steps_per_epoch: int, total_steps: int, batch_size: int
+) -> OptimizerSpec:
+    """The optimiser that a config's `optim` block describes.
+
+    Without SAM (`rho` = 0) the values that are SAM's own are dropped, so that a baseline arm with
+    `m` in its config takes plain steps; `m` equal to the batch is the whole batch.
+
+    Args:
+        optim: see `settings.check`.
+        steps_per_epoch: turns `warmup_epochs` into steps.
+        total_steps: steps of the whole training.
+        batch_size: examples of a training step.
+
+    Raises:
+        UserError: a value is impossible; names the field of the config.
+    """
+    settings.check(optim, batch_size=batch_size, epochs=total_steps / steps_per_epoch)
+    spec = OptimizerSpec(
+        name=optim.name,
+        learning_rate=float(optim.learning_rate),
+        momentum=float(optim.momentum),
+        weight_decay=float(optim.weight_decay),
+        schedule=optim.schedule,
+        warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+        total_steps=total_steps,
+    )
+    if optim.rho == 0:
+        return spec
+    return dataclasses.replace(
+        spec,
+        rho=float(optim.rho),
+        scaling=optim.scaling,
+        eta=float(optim.eta),
+        m=optim.m % batch_size,
+    )

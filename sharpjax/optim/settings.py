@@ -1,0 +1,82 @@
+"""Which values `config.optim` may hold: for the command line before jax is imported, and for the
+factory."""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sharpjax import catalog
+from sharpjax.errors import UserError, unknown
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+_NAMES = {
+    "name": ("optimiser", catalog.OPTIMIZERS),
+    "schedule": ("schedule", SCHEDULES),
+    "scaling": ("scaling", catalog.SCALINGS),
+}
+
+
+def _real(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return is_real and math.isfinite(value) and holds(float(value))
+
+    return check
+
+
+def _is_count_or_0(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_NOT_NEGATIVE = _real(lambda x: x >= 0), "a number of 0 or more"
+
+_NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (_real(lambda x: x > 0), "a number above 0"),
+    "momentum": (_real(lambda x: 0 <= x < 1), "a number in [0, 1)"),
+    "weight_decay": _NOT_NEGATIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "rho": (_real(lambda x: x >= 0), "a number of 0 (no SAM) or more"),
+    "eta": _NOT_NEGATIVE,
+    "m": (_is_count_or_0, "an integer of 0 (the whole batch) or more"),
+}
+
+FIELDS = (*_NAMES, *_NUMBERS)
+"""The fields of `config.optim`."""
+
+
+def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
+    """Refuses what no optimiser can be made of.
+
+    Args:
+        optim: the block `config.optim`, an object with the attributes `FIELDS`.
+        batch_size: examples of a training step.
+        epochs: length of the training, which the warm-up must fit in, where it is known.
+
+    Raises:
+        UserError: names the field, what it holds and what it may hold.
+    """
+    for field, (what, known) in _NAMES.items():
+        value = getattr(optim, field)
+        if value not in known:
+            raise unknown(f"{what} (config.optim.{field})", str(value), known)
+    for field, (holds, words) in _NUMBERS.items():
+        value = getattr(optim, field)
+        if not holds(value):
+            raise UserError(f"config.optim.{field}={value!r}: give {words}.")
+    if optim.warmup_epochs > epochs:
+        raise UserError(
+            f"config.optim.warmup_epochs={optim.warmup_epochs} is longer than the training, "
+            f"{epochs:g} epochs; lower it, or train longer."
+        )
+    if optim.eta > 0 and optim.scaling != "element":
+        raise UserError(
+            f"config.optim.eta={optim.eta} is for scaling 'element' (ASAM), and "
+            f"config.optim.scaling is '{optim.scaling}'; set eta to 0.0, or scaling to 'element'."
+        )
+    if optim.m and batch_size % optim.m:
+        raise UserError(
+            f"config.optim.m={optim.m} does not divide the batch of {batch_size} examples "
+            f"(config.train.batch_size); give a divisor of {batch_size}, or 0 for the whole batch."
+        )
