@@ -1,0 +1,32 @@
+"""Handwritten digits that come with scikit-learn: real data that need no download."""
+
+import numpy as np
+
+from sharpjax import catalog
+from sharpjax.data.dataset import Splits
+
+
+def load(name: str = "digits", *, data_dir: str = "", manual_dir: str = "") -> Splits:
+    """1,797 images of 8 x 8 (Alpaydin and Kaynak, 1998, the test part of UCI optdigits).
+
+    The grey levels 0 to 16 are scaled to 0 to 255 and rounded. The split is
+    `RandomState(0).permutation(1797)`, a stream that NumPy has frozen: its first 1,437 images
+    train, the other 360 test. It mixes the writers, so a test accuracy here is one on known hands.
+
+    Args:
+        name: the set's key in `catalog.DATA_SETS`.
+        data_dir, manual_dir: not used; every loader takes them.
+
+    >>> load().train_image.shape, load().test_label.shape
+    ((1437, 8, 8, 1), (360,))
+    """
+    del data_dir, manual_dir
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    value, label = load_digits(return_X_y=True)
+    image = np.rint(value * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    label = label.astype(np.int32)
+    order = np.random.RandomState(0).permutation(len(label))
+    num_train = catalog.DATA_SETS[name].num_train
+    train, test = order[:num_train], order[num_train:]
+    return Splits(image[train], label[train], image[test], label[test])
