@@ -1,11 +1,14 @@
-r"""SAM against SGD, and what each finds: ResNet-18 on CIFAR-10 (Foret et al., 2021, arXiv 2010.01412).
+r"""SAM against SGD, and what each finds: ResNet-18 on CIFAR-10 (Foret et al., 2021, arXiv
+2010.01412).
 
     python launch.py --config=configs/sam_cifar.py                  # the whole study
     python launch.py --config=configs/sam_cifar.py:cpu              # real CIFAR-10 on two cores
-    python launch.py --config=configs/sam_cifar.py:quick            # handwritten digits, minutes, no download
-    python launch.py --config=configs/sam_cifar.py --config.optim.rho=0.1 --config.train.epochs=50
+    python launch.py --config=configs/sam_cifar.py:quick            # handwritten digits, minutes,
+    no download python launch.py --config=configs/sam_cifar.py --config.optim.rho=0.1
+    --config.train.epochs=50
 
-Arms: `sgd`; `sam`, two gradients a step; `sgd_2x`, SGD with the compute of SAM (twice the epochs). Eight seeds each.
+Arms: `sgd`; `sam`, two gradients a step; `sgd_2x`, SGD with the compute of SAM (twice the epochs).
+Eight seeds each.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +30,7 @@ def get_config(form: str = "") -> ConfigDict:
         "data_dir": "",  # where prepared TFDS sets lie; "": TFDS's default
         "manual_dir": "",  # upstream files already on disk
     }
-    config.model = {"name": "resnet18", "width": 64, "dtype": "bfloat16"}
+    config.model = {"name": "resnet18", "width": 0, "dtype": "bfloat16"}  # width 0: the usual one
     config.optim = {
         "name": "sgd",
         "learning_rate": 0.1,
@@ -45,7 +48,6 @@ def get_config(form: str = "") -> ConfigDict:
         "epoch_factor": 1,
         "batch_size": 128,
         "label_smoothing": 0.0,
-        "segment_steps": 50,  # steps between two looks at the clock, and at Ctrl-C
         "checkpoint_epochs": 5,
         "population": "auto",  # seeds as one array program: 'vmap', 'loop'
     }
@@ -53,6 +55,7 @@ def get_config(form: str = "") -> ConfigDict:
         "test": {"every_epochs": 1, "batch_size": 500, "num_bins": 15},
         "geometry": {
             "every_epochs": 5,
+            "where": "*",  # leaves whose curvature is taken, by glob on names as Conv_0/kernel
             "num_examples": 2048,
             "num_sets": 4,  # disjoint measurement sets at the end
             "microbatch_size": 256,
@@ -68,7 +71,9 @@ def get_config(form: str = "") -> ConfigDict:
         },
     }
     if form not in FORMS:
-        raise ValueError(f"unknown form '{form}' of configs/sam_cifar.py; known: {', '.join(FORMS)}")
+        raise ValueError(
+            f"unknown form '{form}' of configs/sam_cifar.py; known: {', '.join(FORMS)}"
+        )
     config.update(FORMS[form])
     return config
 
@@ -81,7 +86,7 @@ _SMALL_GEOMETRY = {
     "max_products": 24,
     "max_probes": 8,
     "adaptive_m": 128,
-    "adaptive_steps": 10,
+    "adaptive_steps": 20,
 }
 
 FORMS = {
@@ -90,7 +95,7 @@ FORMS = {
     "cpu": {
         "data": {"num_train": 5_120},
         "model": {"width": 8, "dtype": "float32"},
-        "train": {"epochs": 5, "segment_steps": 20},
+        "train": {"epochs": 5},
         "evaluate": {
             "geometry": _SMALL_GEOMETRY | {"num_sets": 4},
         },
@@ -106,10 +111,17 @@ FORMS = {
         "seeds": (0, 1),
         "data": {"name": "digits", "num_train": 256},
         "model": {"name": "small_conv", "width": 4, "dtype": "float32"},
-        "train": {"epochs": 2, "batch_size": 64, "checkpoint_epochs": 1, "segment_steps": 2},
+        "train": {"epochs": 2, "batch_size": 64, "checkpoint_epochs": 1},
         "evaluate": {
             "geometry": _SMALL_GEOMETRY
-            | {"every_epochs": 1, "num_examples": 64, "adaptive_m": 64, "adaptive_steps": 3},
+            | {
+                "every_epochs": 1,
+                "num_examples": 64,
+                "num_sets": 2,
+                "microbatch_size": 32,
+                "adaptive_m": 32,
+                "adaptive_steps": 3,
+            },
         },
     },
 }

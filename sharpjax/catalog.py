@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from sharpjax.errors import unknown
 
-
 T = TypeVar("T")
 
 

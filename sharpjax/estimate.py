@@ -11,9 +11,8 @@ class Estimate(NamedTuple):
     Attributes:
         value: the estimate.
         standard_error: standard deviation of the estimator on the stated data (0 where the value is
-        exact,
-            NaN where no standard error is known). Never the spread over seeds: that is for the
-            analysis.
+            exact, NaN where no standard error is known). Never the spread over seeds: that is for
+            the analysis.
         num_evaluations: how many evaluations (products, examples) went into it.
     """
 

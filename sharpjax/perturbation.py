@@ -86,8 +86,8 @@ def ascent(
     """The steepest perturbation of radius `rho`: `rho T^2 g / ||T g||_2`.
 
     A zero gradient gives exactly zero, also under `grad` and `vmap`; there is no epsilon, so the
-    radius is `rho` at every gradient that is not zero, however small (`T g` is divided by its
-    largest entry before it is squared).
+    radius is `rho` at every gradient that is not zero, however small (`T g` is divided by its size
+    before it is squared).
 
     Args:
         grads: gradient `g` at `params`.
@@ -107,10 +107,10 @@ def ascent(
     peaks = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(scaled) if x.size]
     if not peaks:
         return scaled
-    # A common factor drops out of the direction, so no derivative has to pass through the peak.
-    peak = jax.lax.stop_gradient(_largest(peaks))
-    is_zero = peak == 0
-    unit = jax.tree.map(lambda x: x / jnp.where(is_zero, 1, peak).astype(x.dtype), scaled)
+    # A common factor drops out of the direction, so no derivative has to pass through the size.
+    size = jax.lax.stop_gradient(_mean(peaks))
+    is_zero = size == 0
+    unit = jax.tree.map(lambda x: x / jnp.where(is_zero, 1, size).astype(x.dtype), scaled)
     squared = tree.vdot(unit, unit)
     rho = jnp.asarray(rho, squared.dtype)
     factor = jnp.where(is_zero, 0, rho / jnp.sqrt(jnp.where(is_zero, 1, squared)))
@@ -144,8 +144,8 @@ def lost_fraction(params: Params, perturbation: Params) -> jax.Array:
         params,
         perturbation,
     )
-    total = jnp.asarray(sum(jax.tree.leaves(moved)), jnp.float32)
-    return jnp.asarray(sum(jax.tree.leaves(lost)), jnp.float32) / jnp.maximum(total, 1)
+    num_moved = tree.total(jax.tree.leaves(moved))
+    return tree.total(jax.tree.leaves(lost)) / jnp.maximum(num_moved, 1)
 
 
 def to_unit(perturbation: Params, scale: Params) -> Params:
@@ -183,10 +183,10 @@ def _wide(*leaves: jax.Array) -> jnp.dtype:
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
-def _largest(values: list[jax.Array]) -> jax.Array:
-    """The maximum of scalars of several types; NaN if one of them is."""
+def _mean(values: list[jax.Array]) -> jax.Array:
+    """The mean of scalars of several types, which does not overflow; NaN if one of them is."""
     dtype = _wide(*values)
-    return jnp.max(jnp.stack([x.astype(dtype) for x in values]))
+    return tree.total([x.astype(dtype) / len(values) for x in values])
 
 
 def _rounded_sum(w: jax.Array, e: jax.Array) -> jax.Array:

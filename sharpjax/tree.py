@@ -6,10 +6,9 @@ into one vector: a leaf keeps its shape, its type and its place on the devices.
 
 import difflib
 import fnmatch
-import functools
 import hashlib
+import itertools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +113,23 @@ def vdot(a: PyTree, b: PyTree) -> jax.Array:
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     dtype = _at_least_float32(*(x.dtype for pair in pairs for x in pair))
     terms = [jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in pairs]
-    return functools.reduce(operator.add, terms) if terms else jnp.zeros((), dtype)
+    return total(terms) if terms else jnp.zeros((), dtype)
+
+
+def total(terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of scalars of one type, one or more.
+
+    As a product with ones and not as a chain of sums: XLA on CPU repeats such a chain in every
+    fusion that reads it, so compile time grows with the square of the number of leaves (29 s
+    instead of 9 for a search step on the 62 leaves of a ResNet-18).
+
+    >>> print(total([jnp.float32(1), jnp.float32(2)]))
+    3.0
+    """
+    if len(terms) == 1:
+        return terms[0]
+    stacked = jnp.stack(terms)
+    return jnp.dot(stacked, jnp.ones_like(stacked), precision=jax.lax.Precision.HIGHEST)
 
 
 def norm(a: PyTree) -> jax.Array:
@@ -170,13 +185,26 @@ def random_rademacher(key: jax.Array, like: PyTree) -> PyTree:
     return _random(jax.random.rademacher, key, like)
 
 
+# Leaves up to this size share one draw: each draw costs 0.2 s of compile time, and a net has many
+# small leaves. Larger ones have their own, which needs no memory beside the leaf.
+_SHARED_DRAW = 2**16
+
+
 def _random(sample, key, like):
     leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    return jax.tree.unflatten(
-        treedef,
-        [sample(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)],
-    )
+    drawn = [None] * len(leaves)
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        alone = leaf.size > _SHARED_DRAW
+        groups.setdefault(i if alone else jnp.dtype(leaf.dtype), []).append(i)
+    keys = jax.random.split(key, max(len(groups), 1))
+    for k, members in zip(keys, groups.values(), strict=False):
+        sizes = [leaves[i].size for i in members]
+        flat = sample(k, (sum(sizes),), leaves[members[0]].dtype)
+        ends = list(itertools.accumulate(sizes))
+        for i, size, end in zip(members, sizes, ends, strict=True):
+            drawn[i] = flat[end - size : end].reshape(leaves[i].shape)
+    return jax.tree.unflatten(treedef, drawn)
 
 
 # Populations: the same tree with a leading axis.

@@ -46,7 +46,7 @@ def _print_spread(summaries: list[Summary], arms: list[str], console: Console) -
     if not sets:
         return
     count = max(map(len, sets.values()))
-    title = f"over {count} disjoint measurement sets: mean ± standard error over sets of the mean over seeds"
+    title = f"over {count} disjoint measurement sets: mean ± standard error of the seeds' means"
     table = Table(title=title, title_justify="left")
     table.add_column("quantity", no_wrap=True)
     for arm in arms:

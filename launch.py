@@ -1,0 +1,59 @@
+r"""Run a study: train, measure, report.
+
+    python launch.py --config=configs/sam_cifar.py:quick
+    python launch.py --config=configs/sam_cifar.py --config.optim.rho=0.1 --workdir=runs/rho-0.1
+
+The same command resumes a run that was stopped. This file is intentionally short: it checks what
+can be checked before anything heavy is imported, and calls the study.
+"""
+
+import os
+
+# Before jax is imported: with a warm compilation cache XLA prints 250 kB of warnings on CPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pathlib  # noqa: E402
+
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from sharpjax import catalog, commandline, workdir  # noqa: E402
+from sharpjax.studies import schema  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "path of a config file, with its form: configs/sam_cifar.py:quick"
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run; default: runs/<config>-<form>-<hash of the config>"
+)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    with commandline.one_line():
+        config = commandline.config_of("config")
+        overrides = config_flags.get_override_values(flags.FLAGS["config"])
+        schema.check(config, overrides)
+        path = _WORKDIR.value or default_workdir(config)
+        with workdir.open_run(path, config=config.to_dict(), overrides=overrides) as run:
+            from sharpjax import runtime
+
+            runtime.start()
+            catalog.resolve(catalog.STUDIES[config.study])(config, run)
+
+
+def default_workdir(config) -> str:
+    """The same config gives the same folder, so that the same command resumes."""
+    file, _, form = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = pathlib.Path(file).stem + (f"-{form}" if form else "")
+    return os.path.join("runs", f"{name}-{workdir.config_digest(config.to_dict())[:8]}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    with commandline.one_line():
+        return commandline.parse_flags(argv)
+    raise AssertionError("one_line leaves")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,131 @@
+"""What the command line answers to a mistake: one line and an exit code, never a traceback.
+
+absl and config_flags report most mistakes well, some as a bare `KeyError` or with the traceback of
+the config file inside the message. Here they all become a `UserError`.
+"""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from sharpjax.errors import RunFailed, UserError, nearest
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Turn errors meant for people into one line on stderr and an exit code.
+
+    `UserError`: 2. `RunFailed`: 1. Ctrl-C: 130. Anything else is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        _leave(error, 2)
+    except RunFailed as error:
+        _leave(error, 1)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """`absl.flags.FLAGS(argv)`, with every mistake as a `UserError`."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # config_flags warns of what becomes an error here
+    try:
+        rest = flags.FLAGS(argv)
+    except Exception as error:  # a config file may raise anything
+        raise _explain(argv, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument '{rest[1]}'; options start with --.")
+    return rest
+
+
+def config_of(flag: str) -> Any:
+    """The config that a flag of `config_flags.DEFINE_config_file` holds, surely readable."""
+    if not flags.FLAGS[flag].present:
+        raise UserError(f"--{flag} is missing: name a file, such as configs/sam_cifar.py:quick.")
+    config = flags.FLAGS[flag].value
+    try:
+        config.keys()  # a file that could not be read says so only now
+    except OSError as error:
+        raise _unreadable(flag, config_flags.get_config_filename(flags.FLAGS[flag])) from error
+    except AttributeError as error:
+        raise UserError(
+            f"--{flag}: get_config() must return a ConfigDict, not a {type(config).__name__}."
+        ) from error
+    return config
+
+
+def _unreadable(flag: str, argument: str) -> UserError:
+    path = pathlib.Path(argument.partition(":")[0])
+    if path.exists():
+        reason = "is a folder" if path.is_dir() else "cannot be read"
+        return UserError(f"--{flag}: {path} {reason}; name a config file.")
+    there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    known = f" Files in {path.parent}: {', '.join(there)}." if there else ""
+    return UserError(f"--{flag}: there is no file {path}{nearest(path.name, there) or '.'}{known}")
+
+
+def _explain(argv: Sequence[str], error: Exception) -> UserError:
+    if isinstance(error, KeyError | AttributeError):
+        missing = _missing_field(argv)
+        if missing:
+            return missing
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Traceback (most recent call last):" in lines:
+        # A config file's own error comes as its whole traceback; the last line says what it is.
+        lines = [lines[-1].removeprefix("ValueError: ").removeprefix(_USER_ERROR)]
+    text = " ".join(lines)
+    if isinstance(error, flags.Error):
+        return UserError(text)
+    return UserError(f"{_config_argument(argv)}: {type(error).__name__}: {text}")
+
+
+_USER_ERROR = f"{UserError.__module__}.{UserError.__name__}: "
+
+
+def _config_argument(argv: Sequence[str]) -> str:
+    """`--config=PATH` as it was given, with an equals sign or a space."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, path = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return f"--config={path if equals else following}"
+    return "--config"
+
+
+def _missing_field(argv: Sequence[str]) -> UserError | None:
+    """The first override on the command line that names a field which is not there."""
+    # Made anew: a flag whose parsing has failed holds nothing.
+    path = _config_argument(argv).partition("=")[2]
+    try:
+        config = flags.FLAGS["config"].parser.parse(path)
+    except Exception:  # then it was the config file that failed
+        return None
+    for argument in argv[1:]:
+        name = argument.lstrip("-").split("=", 1)[0]
+        if not (argument.startswith("-") and name.startswith("config.")):
+            continue
+        node, path = config, "config"
+        for field in name.split(".")[1:]:
+            if not isinstance(node, Mapping) and not hasattr(node, "keys"):
+                return UserError(f"--{name}: {path} is a value and has no field '{field}'.")
+            if field not in node:
+                hint = nearest(field, node.keys()) or "."
+                known = ", ".join(sorted(node.keys())) or "none"
+                return UserError(
+                    f"--{name}: {path} has no field '{field}'{hint} Its fields: {known}."
+                )
+            node, path = node[field], f"{path}.{field}"
+    return None
+
+
+def _leave(error: BaseException | str, code: int) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,49 @@
+"""How jax is started for a run: its arithmetic tested, its compilations kept."""
+
+import hashlib
+import os
+import pathlib
+import platform
+
+import jax
+
+from sharpjax.arithmetic import check_arithmetic
+from sharpjax.errors import UserError
+
+_HOSTS = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
+
+
+def start() -> None:
+    """Test the arithmetic, turn the persistent compilation cache on, refuse what is not built.
+
+    The cache lies in `JAX_COMPILATION_CACHE_DIR`, else in `~/.cache/sharpjax/`, in a folder for
+    each kind of processor: XLA's CPU code of one may not run on another.
+
+    Raises:
+        UserError: several hosts are asked for, or the CPU computes wrong numbers.
+    """
+    hosts = [name for name in _HOSTS if os.environ.get(name)]
+    if hosts or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        what = hosts[0] if hosts else "TPU_WORKER_HOSTNAMES"
+        raise UserError(
+            f"{what} names several hosts, and a run uses the devices of one. Unset it, and run "
+            f"part of the seeds on each host: --config.seeds='(0,1,2,3)' --workdir=..."
+        )
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    check_arithmetic()
+
+
+def _cache_folder() -> pathlib.Path:
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return base / "sharpjax" / f"xla-{hashlib.sha256(_processor().encode()).hexdigest()[:12]}"
+
+
+def _processor() -> str:
+    """The model and features of the processor, as far as the system tells."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(line for line in lines[:40] if line.startswith(("model name", "flags")))

@@ -1,0 +1,225 @@
+"""What a config must hold, checked before anything heavy is imported.
+
+Every study has the same blocks: `study, seeds, arms, data, model, optim, train, evaluate`. `arms`
+are nested overrides of the others, `{'sgd': {'optim': {'rho': 0.0}}, 'sam': {}}`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from sharpjax import catalog
+from sharpjax.errors import UserError, nearest, unknown
+from sharpjax.optim import settings
+
+BLOCKS = ("data", "model", "optim", "train", "evaluate")
+
+
+class Rule(NamedTuple):
+    """What one field may be: a predicate, and its words for a person."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+COUNT = Rule(lambda v: _is_int(v) and v >= 1, "an integer of 1 or more")
+COUNT_OR_0 = Rule(lambda v: _is_int(v) and v >= 0, "an integer of 0 or more")
+POSITIVE = Rule(lambda v: _is_real(v) and v > 0, "a number above 0")
+FRACTION = Rule(lambda v: _is_real(v) and 0 <= v < 1, "a number in [0, 1)")
+FLAG = Rule(lambda v: isinstance(v, bool), "True or False")
+TEXT = Rule(lambda v: isinstance(v, str), "a string")
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, f"one of {', '.join(names)}")
+
+
+# The optimiser's fields are checked by `optim.settings`, names by `catalog`.
+FIELDS: Mapping[str, Rule] = {
+    "data.name": TEXT,
+    "data.num_train": COUNT_OR_0,
+    "data.augment": FLAG,
+    "data.data_dir": TEXT,
+    "data.manual_dir": TEXT,
+    "model.name": TEXT,
+    "model.width": COUNT_OR_0,
+    "model.dtype": _one_of("float32", "bfloat16"),
+    "train.epochs": COUNT,
+    "train.epoch_factor": COUNT,
+    "train.batch_size": COUNT,
+    "train.label_smoothing": FRACTION,
+    "train.checkpoint_epochs": COUNT,
+    "train.population": _one_of("auto", "vmap", "loop"),
+    "evaluate.test.every_epochs": COUNT_OR_0,
+    "evaluate.test.batch_size": COUNT,
+    "evaluate.test.num_bins": COUNT,
+    "evaluate.geometry.every_epochs": COUNT_OR_0,
+    "evaluate.geometry.where": TEXT,
+    "evaluate.geometry.num_examples": COUNT,
+    "evaluate.geometry.num_sets": COUNT,
+    "evaluate.geometry.microbatch_size": COUNT,
+    "evaluate.geometry.num_eigenvalues": COUNT,
+    "evaluate.geometry.tol": POSITIVE,
+    "evaluate.geometry.max_products": COUNT,
+    "evaluate.geometry.trace_error": POSITIVE,
+    "evaluate.geometry.max_probes": COUNT,
+    "evaluate.geometry.sam_rho": POSITIVE,
+    "evaluate.geometry.adaptive_rho": POSITIVE,
+    "evaluate.geometry.adaptive_m": COUNT,
+    "evaluate.geometry.adaptive_steps": COUNT,
+}
+
+
+def check(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Refuse a config that cannot be run.
+
+    Args:
+        config: the whole config.
+        overrides: the fields that the command line has set, by dotted path.
+
+    Raises:
+        UserError: names the field, its value, what is allowed.
+    """
+    missing = [name for name in ("study", "seeds", "arms", *BLOCKS) if name not in config]
+    if missing:
+        raise UserError(f"config has no '{missing[0]}'; every study needs it.")
+    catalog.lookup("study", catalog.STUDIES, config.study)
+    seeds = config.seeds
+    if not (isinstance(seeds, tuple) and seeds and all(_is_int(s) and s >= 0 for s in seeds)):
+        raise UserError(f"config.seeds={seeds}: give one or more integers of 0 or more, as (0,1).")
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"config.seeds={seeds}: a seed is named twice.")
+    arms = resolve_arms(config)
+    for path in overrides:
+        if not path.startswith("arms") and _everywhere(config.arms, path):
+            raise UserError(
+                f"--config.{path} would change nothing: every arm sets {path} itself. Set it for "
+                f"one arm, as --config.arms.{next(iter(arms))}.{path}=..."
+            )
+    # Arms that set least come first: what is wrong in the base is then not laid at an arm's door.
+    for name in sorted(arms, key=lambda name: len(list(_leaves(config.arms[name])))):
+        try:
+            _check_arm(arms[name])
+        except UserError as error:
+            own = any(True for _ in _leaves(config.arms[name]))
+            raise UserError(f"arm '{name}': {error}" if own else str(error)) from error
+
+
+def resolve_arms(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The whole config of each arm, by name.
+
+    Raises:
+        UserError: an arm sets a field that the base lacks, or one of another type.
+    """
+    if not config.arms:
+        raise UserError("config.arms is empty: name at least one arm, as {'sgd': {}}.")
+    base = ConfigDict({block: config[block].to_dict() for block in BLOCKS})
+    resolved = {}
+    for name, own in config.arms.items():
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"config.arms: '{name}' names a folder; use letters, digits, _ and -.")
+        arm = base.copy_and_resolve_references()
+        for path, value in _leaves(own):
+            if path[0] == "data" and path != ("data", "augment"):
+                raise UserError(
+                    f"config.arms.{name}.{'.'.join(path)}: all arms read the same data; set "
+                    f"config.{'.'.join(path)} instead."
+                )
+            _set(arm, f"config.arms.{name}", path, value)
+        resolved[name] = arm.lock()
+    return resolved
+
+
+def _set(arm: ConfigDict, where: str, path: tuple[str, ...], value: Any) -> None:
+    node = arm
+    for depth, field in enumerate(path):
+        if not isinstance(node, ConfigDict) or field not in node:
+            known = sorted(node.keys()) if isinstance(node, ConfigDict) else []
+            parent = ".".join(("config", *path[:depth]))
+            raise UserError(
+                f"{where}.{'.'.join(path)}: {parent} has no field '{field}'"
+                f"{nearest(field, known) or '.'} Its fields: {', '.join(known) or 'none'}."
+            )
+        if depth < len(path) - 1:
+            node = node[field]
+    try:
+        node[path[-1]] = value
+    except TypeError as error:
+        wanted = type(node[path[-1]]).__name__
+        raise UserError(
+            f"{where}.{'.'.join(path)}={value!r}: a {wanted} is wanted, not a "
+            f"{type(value).__name__}."
+        ) from error
+
+
+def _check_arm(arm: ConfigDict) -> None:
+    expected = {*FIELDS, *(f"optim.{name}" for name in settings.FIELDS)}
+    present = {".".join(path): value for path, value in _leaves(arm)}
+    for path in sorted(expected - present.keys()):
+        raise UserError(f"config.{path} is missing.")
+    for path in sorted(present.keys() - expected):
+        raise unknown("field in config", path, expected)
+    for path, rule in FIELDS.items():
+        if not rule.holds(present[path]):
+            raise UserError(f"config.{path}={present[path]!r}: give {rule.words}.")
+    known = catalog.lookup("data set", catalog.DATA_SETS, arm.data.name)
+    catalog.lookup("model", catalog.MODELS, arm.model.name)
+    smallest = catalog.SMALLEST_IMAGE.get(arm.model.name, 1)
+    if min(known.shape[:2]) < smallest:
+        raise UserError(
+            f"config.model.name={arm.model.name} needs images of {smallest} x {smallest} or more, "
+            f"and {arm.data.name} has {known.shape[0]} x {known.shape[1]}."
+        )
+    if arm.data.num_train > known.num_train:
+        raise UserError(
+            f"config.data.num_train={arm.data.num_train}: {arm.data.name} has {known.num_train:,} "
+            f"training examples; 0 takes all."
+        )
+    num_train = arm.data.num_train or known.num_train
+    if arm.train.batch_size > num_train:
+        raise UserError(
+            f"config.train.batch_size={arm.train.batch_size} is larger than the data: "
+            f"{num_train:,} training examples."
+        )
+    epochs = arm.train.epochs * arm.train.epoch_factor
+    settings.check(arm.optim, batch_size=arm.train.batch_size, epochs=epochs)
+    _check_measurement_sets(arm.evaluate.geometry, num_train)
+
+
+def _check_measurement_sets(geometry: ConfigDict, num_train: int) -> None:
+    needed = geometry.num_sets * geometry.num_examples
+    if needed > num_train:
+        raise UserError(
+            f"config.evaluate.geometry: num_sets={geometry.num_sets} disjoint sets of "
+            f"num_examples={geometry.num_examples} are {needed:,} examples, and there are "
+            f"{num_train:,}."
+        )
+    for field in ("microbatch_size", "adaptive_m"):
+        if geometry.num_examples % geometry[field]:
+            raise UserError(
+                f"config.evaluate.geometry.{field}={geometry[field]} does not divide "
+                f"num_examples={geometry.num_examples}."
+            )
+
+
+def _leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterable[tuple]:
+    for name, value in node.items():
+        if isinstance(value, ConfigDict | Mapping):
+            yield from _leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def _everywhere(arms: ConfigDict, path: str) -> bool:
+    fields = tuple(path.split("."))
+    return all(any(own == fields for own, _ in _leaves(arm)) for arm in arms.values())

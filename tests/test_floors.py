@@ -1,0 +1,91 @@
+"""A room imports only from floors below its own: what keeps the house in one piece."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "sharpjax"
+
+# Floor 0 is ordered: a module may import those before it.
+GROUND = ("errors", "arithmetic", "estimate", "tree", "perturbation", "loops")
+FLOORS = {
+    **dict.fromkeys(GROUND, 0),
+    **dict.fromkeys(("catalog", "commandline", "data", "geometry", "losses", "metrics", "nn"), 1),
+    **dict.fromkeys(("optim", "protocol", "runtime", "workdir"), 1),
+    **dict.fromkeys(("plots",), 2),
+    **dict.fromkeys(("report", "train"), 3),
+    **dict.fromkeys(("studies",), 4),
+}
+# What each room may know of the world, where that is a promise.
+FORBIDDEN = {
+    "geometry": {"flax", "tensorflow_datasets", "ml_collections", "absl", "orbax", "etils"},
+    "protocol": {"jax", "flax", "ml_collections", "absl", "etils"},
+    "metrics": {"ml_collections", "absl"},
+    "losses": {"ml_collections", "absl"},
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """The dotted names that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(source, names):
+    for name in names:
+        parts = name.split(".")
+        if parts[0] != "sharpjax" or len(parts) < 2 or parts[1] not in FLOORS:
+            continue
+        target = parts[1]
+        if source == target:
+            continue
+        below = FLOORS[target] < FLOORS[source]
+        if FLOORS[source] == FLOORS[target] == 0:
+            below = GROUND.index(target) < GROUND.index(source)
+        # The catalog, the errors of a floor's own rooms: `catalog` is a table that floor 1 reads.
+        if not below and not (FLOORS[source] == 1 and target == "catalog"):
+            yield f"{source} imports {name}"
+
+
+def test_every_room_has_a_floor():
+    assert {room(p) for p in modules()} - {"__init__"} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    if room(path) == "__init__":
+        assert not list(imported(path))
+        return
+    names = list(imported(path))
+    assert not list(violations(room(path), names))
+    outside = {name.split(".")[0] for name in names}
+    assert not outside & FORBIDDEN.get(room(path), set())
+    assert "tensorflow" not in outside
+
+
+def test_the_rule_can_be_broken():
+    assert list(violations("geometry", ["sharpjax.nn.mlp"]))
+    assert list(violations("tree", ["sharpjax.loops"]))
+    assert list(violations("train", ["sharpjax.studies.schema"]))
+    assert not list(violations("studies", ["sharpjax.train.loop", "sharpjax.geometry"]))
+    assert not list(violations("loops", ["sharpjax.tree", "sharpjax.errors"]))
+
+
+def test_modules_are_short():
+    lengths = {p: len(p.read_text().splitlines()) for p in modules()}
+    assert sorted(lengths.values())[len(lengths) // 2] <= 180
+    assert max(lengths.values()) <= 450, max(lengths, key=lengths.__getitem__)
+    assert len((PACKAGE.parent / "launch.py").read_text().splitlines()) <= 90

@@ -1,0 +1,242 @@
+"""Whole runs through the command line: what they leave, and what stops them."""
+
+import json
+import re
+import signal
+
+import pytest
+
+from sharpjax import workdir
+from tests.commands import assert_one_line, launch, read_rows, start
+
+# One arm, small enough to run often: an MLP whose two seeds train as one array program, or a
+# convolutional net whose seeds take turns on CPU.
+TINY = """
+from configs import sam_cifar
+
+def get_config(model="mlp"):
+    config = sam_cifar.get_config("smoke")
+    config.arms = {"sam": {}}
+    config.model = {"name": model, "width": 4, "dtype": "float32"}
+    config.train.epochs = 6
+    config.evaluate.geometry.update({"every_epochs": 3, "max_products": 6, "max_probes": 4})
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(TINY)
+    return f"--config={path}"
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """An uninterrupted run of each kind, by the model's name."""
+    folders = {}
+    for model in ("mlp", "small_conv"):
+        folders[model] = tmp_path_factory.mktemp("whole") / model
+        done = launch(f"{tiny}:{model}", f"--workdir={folders[model]}")
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
+def outcome(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest["arms"], (folder / "results.jsonl").read_bytes()
+
+
+def wait_for(process, pattern):
+    """Read the output up to the first line that matches."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(pattern, line):
+            return "".join(lines)
+    raise AssertionError(f"no line matched {pattern}:\n{''.join(lines)}")
+
+
+def test_the_smoke_form_end_to_end(tmp_path):
+    folder = tmp_path / "run"
+    command = ("--config=configs/sam_cifar.py:smoke", f"--workdir={folder}")
+    done = launch(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    line = next(x for x in done.stdout.splitlines() if "train[:64]/hessian/lambda_1 " in x)
+    assert line.count("±") == line.count("(2)") == 3
+    assert "over 2 disjoint measurement sets" in done.stdout
+    assert re.search(r"training \d+%, evaluation \d+%, geometry \d+%", done.stdout)
+
+    assert workdir.verify(folder) == []
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {"config.json", "overrides.json", "manifest.json", "derived.json", "DONE"}
+    assert names >= {"metrics", "results.jsonl", "checkpoints", "figures"}
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "curves.png",
+        "stability.png",
+        "sharpness_accuracy.png",
+    }
+    rows = read_rows(folder)
+    metrics = {row["metric"] for row in rows if row["arm"] == "sam"}
+    assert metrics >= {"test/accuracy", "test/nll", "test/ece", "train/sam/cosine"}
+    quantities = (
+        "hessian/lambda_1",
+        "hessian/lambda_1_residual",
+        "hessian/trace",
+        "directional_curvature",
+        "adaptive_sharpness",
+        "sam_sharpness",
+        "gradient_norm",
+    )
+    assert metrics >= {f"train[:64]/{q}" for q in quantities}
+    assert metrics >= {f"train[64:128]/{q}" for q in quantities}
+    assert {row["seed"] for row in rows} == {0, 1}
+    last = {row["arm"]: row["step"] for row in sorted(rows, key=lambda row: row["step"])}
+    assert last == {"sgd": 8, "sam": 8, "sgd_2x": 16}
+    trace = [r for r in rows if r["metric"] == "train[:64]/hessian/trace"]
+    assert all(r["standard_error"] > 0 for r in trace)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["data"]["digests"]) == {"train", "test"}
+    assert manifest["seconds"]["geometry"] > 0
+    starts = [arm["params_at_start"] for arm in manifest["arms"].values()]
+    assert starts[0] == starts[1] == starts[2]  # arms of one seed start at the same weights
+    assert manifest["arms"]["sam"]["params_at_end"] != manifest["arms"]["sgd"]["params_at_end"]
+
+    again = launch(*command)
+    assert again.returncode == 0 and "is complete; nothing to run" in again.stdout
+    assert (
+        again.stdout.splitlines()[1:]
+        == done.stdout.splitlines()[-len(again.stdout.splitlines()) + 1 :]
+    )
+
+
+KILLS = {
+    "compiling": ("mlp", "compiling"),
+    "early": ("mlp", r"step 4/24"),
+    "between": ("mlp", r"step 12/24 +train/loss"),
+    "late": ("mlp", r"step 20/24"),
+    "in_turn": ("small_conv", r"step 8/24"),
+}
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_run_ends_as_if_it_had_not_been(name, tiny, whole, tmp_path):
+    model, pattern = KILLS[name]
+    folder = tmp_path / "run"
+    command = (f"{tiny}:{model}", f"--workdir={folder}")
+    process = start(*command)
+    wait_for(process, pattern)
+    process.kill()
+    process.wait()
+    assert not (folder / "DONE").exists()
+    done = launch(*command)
+    assert done.returncode == 0, done.stderr
+    assert outcome(folder) == outcome(whole[model])
+    assert workdir.verify(folder) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_so_and_goes_on(signum, tiny, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(f"{tiny}:mlp", f"--workdir={folder}")
+    wait_for(process, "step 8/24")
+    process.send_signal(signum)
+    rest = process.stdout.read()
+    assert process.wait() == 128 + signum
+    assert re.search(r"sam: stopped and saved at step \d+; the same command goes on", rest)
+    assert "Traceback" not in rest
+    done = launch(f"{tiny}:mlp", f"--workdir={folder}")
+    assert done.returncode == 0 and "going on from step" in done.stdout
+    assert outcome(folder) == outcome(whole["mlp"])
+
+
+def damage_flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_truncate])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(damage, tiny, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(f"{tiny}:mlp", f"--workdir={folder}")
+    wait_for(process, "step 16/24 +train/loss")
+    process.kill()
+    process.wait()
+    steps = folder / "checkpoints" / "sam"
+    newest = max((p for p in steps.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    files = [p for p in newest.rglob("*") if p.is_file() and p.name != "SHA256SUMS"]
+    damage(max(files, key=lambda p: p.stat().st_size))
+    done = launch(f"{tiny}:mlp", f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {newest.name} is damaged" in done.stdout
+    assert outcome(folder) == outcome(whole["mlp"])
+
+
+def test_two_runs_in_one_workdir(tiny, tmp_path):
+    folder = tmp_path / "run"
+    process = start(f"{tiny}:mlp", f"--workdir={folder}")
+    try:
+        wait_for(process, "compiling")
+        assert_one_line(launch(f"{tiny}:mlp", f"--workdir={folder}"), 2, str(folder), "in use")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_every_seed_non_finite(tiny, tmp_path):
+    done = launch(f"{tiny}:mlp", f"--workdir={tmp_path}", "--config.optim.learning_rate=1e30")
+    assert_one_line(done, 1, "arm 'sam'", "every seed", "non-finite", "between steps")
+    assert not (tmp_path / "DONE").exists()
+
+
+def test_the_workdir_of_another_config(tiny, whole):
+    before = outcome(whole["mlp"])
+    done = launch(f"{tiny}:mlp", f"--workdir={whole['mlp']}", "--config.optim.rho=.2")
+    assert_one_line(done, 2, "optim.rho is 0.05 there and 0.2 here")
+    assert outcome(whole["mlp"]) == before
+
+
+def test_a_foreign_or_unwritable_workdir(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    done = launch(f"{tiny}:mlp", f"--workdir={tmp_path}")
+    assert_one_line(done, 2, str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    done = launch(f"{tiny}:mlp", f"--workdir={tmp_path / 'thesis.tex' / 'run'}")
+    assert_one_line(done, 2, "thesis.tex")
+    done = launch(f"{tiny}:mlp", "--workdir=/proc/run")
+    assert_one_line(done, 2, "/proc/run")
+
+
+def test_an_unknown_leaf(tiny, tmp_path):
+    done = launch(
+        f"{tiny}:mlp", f"--workdir={tmp_path}", "--config.evaluate.geometry.where=Conv_9/*"
+    )
+    assert_one_line(done, 2, "Conv_9/*", "nearest", "head/kernel")
+
+
+def test_prepared_data_that_are_damaged(tiny, tmp_path):
+    version = tmp_path / "data" / "mnist" / "3.0.1"
+    version.mkdir(parents=True)
+    (version / "dataset_info.json").write_text("{")
+    done = launch(
+        f"{tiny}:mlp",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.name=mnist",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+    )
+    assert_one_line(done, 2, "mnist", "dataset_info.json")
+
+
+def test_rows_are_those_of_the_uninterrupted_run(whole):
+    rows = read_rows(whole["mlp"])
+    assert {r["step"] for r in rows if r["metric"] == "test/accuracy"} == {4, 8, 12, 16, 20, 24}
+    curvature = [r for r in rows if r["metric"] == "train[:64]/hessian/lambda_1"]
+    assert {r["step"] for r in curvature} == {12, 24}
+    assert len(curvature) == 4 and len({r["value"] for r in curvature}) == 4
