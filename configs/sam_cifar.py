@@ -95,9 +95,10 @@ FORMS = {
     "cpu": {
         "data": {"num_train": 5_120},
         "model": {"width": 8, "dtype": "float32"},
-        "train": {"epochs": 5},
+        "train": {"epochs": 8, "checkpoint_epochs": 4},
         "evaluate": {
-            "geometry": _SMALL_GEOMETRY | {"num_sets": 4},
+            "test": {"every_epochs": 2},
+            "geometry": _SMALL_GEOMETRY | {"every_epochs": 4},
         },
     },
     "quick": {

@@ -5,7 +5,9 @@ table.
 """
 
 import functools
+import platform
 import time
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -165,7 +167,10 @@ def on_device(dataset: data.Dataset) -> Data:
 
 def backend() -> dict[str, Any]:
     """What bits depend on, beside code and config."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
         "platform": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
