@@ -95,10 +95,10 @@ FORMS = {
     "cpu": {
         "data": {"num_train": 5_120},
         "model": {"width": 8, "dtype": "float32"},
-        "train": {"epochs": 8, "checkpoint_epochs": 4},
+        "train": {"epochs": 6, "checkpoint_epochs": 3},
         "evaluate": {
             "test": {"every_epochs": 2},
-            "geometry": _SMALL_GEOMETRY | {"every_epochs": 4},
+            "geometry": _SMALL_GEOMETRY | {"every_epochs": 3},
         },
     },
     "quick": {

@@ -126,10 +126,9 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name, tiny, whole, tmp_path):
     model, pattern = KILLS[name]
     folder = tmp_path / "run"
     command = (f"{tiny}:{model}", f"--workdir={folder}")
-    process = start(*command)
-    wait_for(process, pattern)
-    process.kill()
-    process.wait()
+    with start(*command) as process:
+        wait_for(process, pattern)
+        process.kill()
     assert not (folder / "DONE").exists()
     done = launch(*command)
     assert done.returncode == 0, done.stderr
@@ -140,11 +139,11 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name, tiny, whole, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_so_and_goes_on(signum, tiny, whole, tmp_path):
     folder = tmp_path / "run"
-    process = start(f"{tiny}:mlp", f"--workdir={folder}")
-    wait_for(process, "step 8/24")
-    process.send_signal(signum)
-    rest = process.stdout.read()
-    assert process.wait() == 128 + signum
+    with start(f"{tiny}:mlp", f"--workdir={folder}") as process:
+        wait_for(process, "step 8/24")
+        process.send_signal(signum)
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signum
     assert re.search(r"sam: stopped and saved at step \d+; the same command goes on", rest)
     assert "Traceback" not in rest
     done = launch(f"{tiny}:mlp", f"--workdir={folder}")
@@ -165,10 +164,9 @@ def damage_truncate(path):
 @pytest.mark.parametrize("damage", [damage_flip, damage_truncate])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(damage, tiny, whole, tmp_path):
     folder = tmp_path / "run"
-    process = start(f"{tiny}:mlp", f"--workdir={folder}")
-    wait_for(process, "step 16/24 +train/loss")
-    process.kill()
-    process.wait()
+    with start(f"{tiny}:mlp", f"--workdir={folder}") as process:
+        wait_for(process, "step 16/24 +train/loss")
+        process.kill()
     steps = folder / "checkpoints" / "sam"
     newest = max((p for p in steps.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
     files = [p for p in newest.rglob("*") if p.is_file() and p.name != "SHA256SUMS"]
@@ -181,13 +179,11 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(damage, tiny, who
 
 def test_two_runs_in_one_workdir(tiny, tmp_path):
     folder = tmp_path / "run"
-    process = start(f"{tiny}:mlp", f"--workdir={folder}")
-    try:
+    with start(f"{tiny}:mlp", f"--workdir={folder}") as process:
         wait_for(process, "compiling")
-        assert_one_line(launch(f"{tiny}:mlp", f"--workdir={folder}"), 2, str(folder), "in use")
-    finally:
+        second = launch(f"{tiny}:mlp", f"--workdir={folder}")
         process.kill()
-        process.wait()
+    assert_one_line(second, 2, str(folder), "in use")
 
 
 def test_every_seed_non_finite(tiny, tmp_path):
