@@ -51,8 +51,8 @@ def default_workdir(config) -> str:
 
 def parse(argv: list[str]) -> list[str]:
     with commandline.one_line():
-        return commandline.parse_flags(argv)
-    raise AssertionError("one_line leaves")
+        argv = commandline.parse_flags(argv)
+    return argv
 
 
 if __name__ == "__main__":

@@ -44,6 +44,20 @@ MISTAKES = {
     "batch": ([SMOKE, "--config.train.batch_size=257"], ["batch_size=257", "256 training"]),
     "num_train": ([SMOKE, "--config.data.num_train=2000"], ["num_train=2000", "1,437"]),
     "sets": ([SMOKE, "--config.evaluate.geometry.num_sets=9"], ["num_sets=9", "256"]),
+    "products": (
+        [SMOKE, "--config.evaluate.geometry.num_eigenvalues=30"],
+        ["max_products=24", "num_eigenvalues=30"],
+    ),
+    "probes": ([SMOKE, "--config.evaluate.geometry.max_probes=3"], ["max_probes=3", "4 or more"]),
+    "adaptive_m": (
+        [SMOKE, "--config.evaluate.geometry.microbatch_size=64", "--config.data.num_train=0"]
+        + [
+            "--config.evaluate.geometry.num_examples=192",
+            "--config.evaluate.geometry.adaptive_m=96",
+        ],
+        ["microbatch_size=64 does not divide adaptive_m=96"],
+    ),
+    "seeds_large": ([SMOKE, "--config.seeds=4294967296"], ["config.seeds", "2^32"]),
     "microbatch": ([SMOKE, "--config.evaluate.geometry.microbatch_size=5"], ["does not divide"]),
     "in_an_arm": (
         [SMOKE, "--config.arms.sgd_2x.train.epoch_factor=0"],

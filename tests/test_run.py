@@ -66,12 +66,14 @@ def test_the_smoke_form_end_to_end(tmp_path):
     line = next(x for x in done.stdout.splitlines() if "train[:64]/hessian/lambda_1 " in x)
     assert line.count("±") == line.count("(2)") == 3
     assert "over 2 disjoint measurement sets" in done.stdout
-    assert re.search(r"training \d+%, evaluation \d+%, geometry \d+%", done.stdout)
+    assert re.search(
+        r"training \d+%, evaluation \d+%, geometry \d+%, checkpoints \d+%", done.stdout
+    )
 
     assert workdir.verify(folder) == []
     names = {p.name for p in folder.iterdir()}
     assert names >= {"config.json", "overrides.json", "manifest.json", "derived.json", "DONE"}
-    assert names >= {"metrics", "results.jsonl", "checkpoints", "figures"}
+    assert names >= {"metrics", "results.jsonl", "checkpoints", "figures", "environment.json"}
     assert {p.name for p in (folder / "figures").iterdir()} == {
         "curves.png",
         "stability.png",
@@ -99,7 +101,7 @@ def test_the_smoke_form_end_to_end(tmp_path):
 
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["data"]["digests"]) == {"train", "test"}
-    assert manifest["seconds"]["geometry"] > 0
+    assert manifest["seconds_of_last_process"]["geometry"] > 0
     starts = [arm["params_at_start"] for arm in manifest["arms"].values()]
     assert starts[0] == starts[1] == starts[2]  # arms of one seed start at the same weights
     assert manifest["arms"]["sam"]["params_at_end"] != manifest["arms"]["sgd"]["params_at_end"]
@@ -168,12 +170,14 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(damage, tiny, who
         wait_for(process, "step 16/24 +train/loss")
         process.kill()
     steps = folder / "checkpoints" / "sam"
-    newest = max((p for p in steps.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    sound = [p for p in steps.iterdir() if p.name.isdecimal() and not workdir.damage(p)]
+    newest = max(sound, key=lambda p: int(p.name))
     files = [p for p in newest.rglob("*") if p.is_file() and p.name != "SHA256SUMS"]
     damage(max(files, key=lambda p: p.stat().st_size))
     done = launch(f"{tiny}:mlp", f"--workdir={folder}")
     assert done.returncode == 0, done.stderr
     assert f"checkpoint {newest.name} is damaged" in done.stdout
+    assert "falling back" in done.stdout
     assert outcome(folder) == outcome(whole["mlp"])
 
 
@@ -214,20 +218,21 @@ def test_an_unknown_leaf(tiny, tmp_path):
     done = launch(
         f"{tiny}:mlp", f"--workdir={tmp_path}", "--config.evaluate.geometry.where=Conv_9/*"
     )
-    assert_one_line(done, 2, "Conv_9/*", "nearest", "head/kernel")
+    assert_one_line(done, 2, "Conv_9/*", "nearest", "path_names")
 
 
 def test_prepared_data_that_are_damaged(tiny, tmp_path):
     version = tmp_path / "data" / "mnist" / "3.0.1"
     version.mkdir(parents=True)
-    (version / "dataset_info.json").write_text("{")
+    (version / "dataset_info.json").write_text("{")  # and nothing else
     done = launch(
         f"{tiny}:mlp",
         f"--workdir={tmp_path / 'run'}",
         "--config.data.name=mnist",
         f"--config.data.data_dir={tmp_path / 'data'}",
     )
-    assert_one_line(done, 2, "mnist", "dataset_info.json")
+    assert_one_line(done, 2, str(version), "cannot be read", "delete that folder")
+    assert (version / "dataset_info.json").read_text() == "{"
 
 
 def test_rows_are_those_of_the_uninterrupted_run(whole):

@@ -11,8 +11,10 @@ import pytest
 from flax import linen
 
 from sharpjax import nn, tree
+from sharpjax.estimate import Estimate
 from sharpjax.optim import OptimizerSpec
-from sharpjax.train import interrupt, population, progress, streams
+from sharpjax.train import interrupt, loop, population, progress, streams
+from sharpjax.train.evaluators import Data, Results
 from sharpjax.train.step import Own, SeedStep, Shared
 
 
@@ -162,6 +164,37 @@ def test_a_seed_that_blows_up_is_frozen_and_the_others_go_on(mode, shared):
     assert bool(jnp.isfinite(members[0].loss_sum)) and len(plain) == 4
 
 
+def test_a_frozen_seed_is_not_measured(shared, tmp_path):
+    layout, step = a_layout("vmap"), a_step()
+    states = population.members(train(step, shared, layout), layout)
+    states[2] = dataclasses.replace(states[2], alive=jnp.zeros((), bool))
+    measured = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Count:
+        name = kind = "evaluation"
+        every_epochs = 1
+
+        def init(self, state):
+            return ()
+
+        def __call__(self, carry, state, split, key):
+            measured.append(float(state.loss_sum))
+            return carry, Results({"test/accuracy": Estimate(1.0, 0.0, 1)}, {})
+
+    arm = loop.Arm("study", "sgd", SEEDS, step, 1, 4, 1, layout, (Count(),))
+    saved = loop.Saved(
+        population.gather(states, layout), {"evaluation": [()] * 4}, jnp.zeros((), bool)
+    )
+    watch = progress.Progress({}, print)
+    settled, rows = loop._evaluate(arm, Data(shared, shared), None, 4, saved, watch)
+    assert measured == [float(states[i].loss_sum) for i in (0, 1, 3)]
+    by_metric = {(row["seed"], row["metric"]): row["value"] for row in rows}
+    assert [by_metric[seed, "train/alive"] for seed in SEEDS] == [1, 1, 0, 1]
+    assert (2, "train/loss") not in by_metric and (3, "train/loss") in by_metric
+    assert bool(settled.settled) and not np.asarray(settled.population.num_steps).any()
+
+
 def test_gather_is_the_inverse_of_members(shared):
     for mode in ("vmap", "loop"):
         layout = a_layout(mode)
@@ -194,12 +227,23 @@ def test_a_signal_waits_for_the_step_and_ends_an_evaluation():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_progress_counts_work_and_time():
+def test_progress_counts_work_and_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     lines = []
-    watch = progress.Progress(100, lines.append, period=0.0)
-    watch.skip(20)
+    watch = progress.Progress({"training": 100, "geometry": 3}, lines.append, period=10.0)
+    watch.skip({"training": 20})
+    with watch.timed("training", 40):
+        now[0] += 20
+    watch.report("sam  step 4/8")
+    # 40 gradients are left at half a second each; of geometry nothing is known yet.
+    assert lines == [
+        "sam  step 4/8  60% of the training, over 20s left  (training 100%, "
+        "evaluation 0%, geometry 0%, checkpoints 0%)"
+    ]
     with watch.timed("geometry"):
-        pass
-    watch.advance(40, "sam  step 4/8")
-    assert lines[0].startswith("sam  step 4/8  60% of the run, ")
-    assert "geometry 100%" in lines[0] and "left" in lines[0]
+        now[0] += 60
+    watch.report("sam  step 5/8")
+    assert "60% of the training, 2m20s left  (training 25%, evaluation 0%, geometry 75%" in lines[1]
+    watch.report("too soon")
+    assert len(lines) == 2

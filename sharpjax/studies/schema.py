@@ -72,7 +72,9 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.geometry.tol": POSITIVE,
     "evaluate.geometry.max_products": COUNT,
     "evaluate.geometry.trace_error": POSITIVE,
-    "evaluate.geometry.max_probes": COUNT,
+    "evaluate.geometry.max_probes": Rule(
+        lambda v: _is_int(v) and v >= 4, "an integer of 4 or more"
+    ),
     "evaluate.geometry.sam_rho": POSITIVE,
     "evaluate.geometry.adaptive_rho": POSITIVE,
     "evaluate.geometry.adaptive_m": COUNT,
@@ -95,8 +97,10 @@ def check(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         raise UserError(f"config has no '{missing[0]}'; every study needs it.")
     catalog.lookup("study", catalog.STUDIES, config.study)
     seeds = config.seeds
-    if not (isinstance(seeds, tuple) and seeds and all(_is_int(s) and s >= 0 for s in seeds)):
-        raise UserError(f"config.seeds={seeds}: give one or more integers of 0 or more, as (0,1).")
+    if not (
+        isinstance(seeds, tuple) and seeds and all(_is_int(s) and 0 <= s < 2**32 for s in seeds)
+    ):
+        raise UserError(f"config.seeds={seeds}: give one or more integers in [0, 2^32), as (0,1).")
     if len(set(seeds)) != len(seeds):
         raise UserError(f"config.seeds={seeds}: a seed is named twice.")
     arms = resolve_arms(config)
@@ -204,12 +208,21 @@ def _check_measurement_sets(geometry: ConfigDict, num_train: int) -> None:
             f"num_examples={geometry.num_examples} are {needed:,} examples, and there are "
             f"{num_train:,}."
         )
-    for field in ("microbatch_size", "adaptive_m"):
-        if geometry.num_examples % geometry[field]:
+    for field, whole in (
+        ("microbatch_size", "num_examples"),
+        ("adaptive_m", "num_examples"),
+        ("microbatch_size", "adaptive_m"),
+    ):
+        part, total = geometry[field], geometry[whole]
+        if total % min(part, total) or part > geometry.num_examples:
             raise UserError(
-                f"config.evaluate.geometry.{field}={geometry[field]} does not divide "
-                f"num_examples={geometry.num_examples}."
+                f"config.evaluate.geometry.{field}={part} does not divide {whole}={total}."
             )
+    if geometry.max_products < geometry.num_eigenvalues:
+        raise UserError(
+            f"config.evaluate.geometry.max_products={geometry.max_products} are too few for "
+            f"num_eigenvalues={geometry.num_eigenvalues}."
+        )
 
 
 def _leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterable[tuple]:

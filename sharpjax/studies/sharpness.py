@@ -5,8 +5,12 @@ table.
 """
 
 import functools
+import json
+import os
 import platform
 import time
+from collections import Counter
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -30,15 +34,12 @@ def run(config: ConfigDict, folder: workdir.Run) -> None:
     if folder.is_done:
         console.print(f"{folder.path} is complete; nothing to run")
     else:
-        with interrupt.handled() as signals:
-            _run(config, folder, signals, console)
+        _run(config, folder, console)
     print_table(folder.rows())
     console.print(f"figures, rows and checkpoints: {folder.path}")
 
 
-def _run(
-    config: ConfigDict, folder: workdir.Run, signals: interrupt.Interrupt, console: Console
-) -> None:
+def _run(config: ConfigDict, folder: workdir.Run, console: Console) -> None:
     started = time.time()
 
     def say(line: str) -> None:
@@ -66,20 +67,24 @@ def _run(
             f"seeds by {arm.layout.mode}"
         )
     say("compiling; the first step of each arm takes longest")
-    progress = Progress(sum(a.total_steps * a.gradients_per_step for a in arms), say)
-    outcomes = {
-        arm.name: loop.train(arm, split, folder, interrupt=signals, progress=progress, say=say)
-        | {"population": arm.layout.mode, "mesh": dict(arm.layout.mesh.shape)}
-        for arm in arms
-    }
-    for name, png in plots.draw_all(folder.rows()):
-        workdir.publish(folder.path / "figures" / f"{name}.png", png)
+    progress = Progress(sum((arm.work() for arm in arms), Counter()), say)
+    record_environment(folder, say)
+    with interrupt.handled() as signals:
+        outcomes = {
+            arm.name: loop.train(arm, split, folder, interrupt=signals, progress=progress, say=say)
+            | {"population": arm.layout.mode, "mesh": dict(arm.layout.mesh.shape)}
+            for arm in arms
+        }
+    try:
+        for name, png in plots.draw_all(folder.rows()):
+            workdir.publish(folder.path / "figures" / f"{name}.png", png)
+    except Exception as error:  # a picture is made again at will; the run is not
+        say(f"a figure could not be drawn: {type(error).__name__}: {error}")
     folder.seal(
         {
-            "backend": backend(),
             "data": {"name": dataset.name, "digests": dataset.digests},
             "arms": outcomes,
-            "seconds": progress.seconds | {"total": time.time() - started},
+            "seconds_of_last_process": progress.seconds | {"total": time.time() - started},
         }
     )
     for name, outcome in outcomes.items():
@@ -165,7 +170,24 @@ def on_device(dataset: data.Dataset) -> Data:
     )
 
 
-def backend() -> dict[str, Any]:
+def record_environment(folder: workdir.Run, say: Callable[[str], None]) -> None:
+    """Add this process's `environment` to `environment.json`, unless it is as the last one was.
+
+    A run that goes on elsewhere goes on, and says that its bits need not be those of one process.
+    """
+    path = folder.path / workdir.ENVIRONMENT
+    earlier = json.loads(path.read_bytes()) if path.exists() else []
+    now = environment()
+    if earlier and earlier[-1] != now:
+        differs = workdir.difference(earlier[-1], now)
+        say(
+            f"this run was started elsewhere ({differs}); bits may differ from those of one process"
+        )
+    if not earlier or earlier[-1] != now:
+        workdir.publish(path, workdir.json_file([*earlier, now]).encode())
+
+
+def environment() -> dict[str, Any]:
     """What bits depend on, beside code and config."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -176,5 +198,6 @@ def backend() -> dict[str, Any]:
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "x64": jax.config.jax_enable_x64,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),
     }

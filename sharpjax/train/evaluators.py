@@ -163,16 +163,19 @@ class Geometry:
             steps=self.adaptive_steps,
             microbatch_size=min(size, self.adaptive_m),
         )
+        converged = {
+            "converged": Estimate(jnp.mean(pairs.converged), np.float32(0), pairs.num_products)
+        }
         named = {
             f"{self.name}/{prefix}{name}": estimate
-            for prefix, result in (
-                ("hessian/", pairs),
-                ("hessian/", trace),
-                ("", curvature),
-                ("", sam),
-                ("", adaptive),
+            for prefix, estimates in (
+                ("hessian/", pairs.estimates() | converged),
+                ("hessian/", trace.estimates()),
+                ("", curvature.estimates()),
+                ("", sam.estimates()),
+                ("", adaptive.estimates()),
             )
-            for name, estimate in result.estimates().items()
+            for name, estimate in estimates.items()
         }
         return carry, Results(named, {})
 

@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Iterator
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(SystemExit):
     """The run was asked to stop. The exit code is 128 plus the signal's number, as in shells."""
@@ -15,7 +17,7 @@ class Interrupted(SystemExit):
 
 
 class Interrupt:
-    """What the signal handlers know. Between `checkpoint`s a signal only sets a flag."""
+    """What the signal handlers know. Between two `check`s a signal only sets a flag."""
 
     def __init__(self) -> None:
         self._signum: int | None = None
@@ -37,9 +39,11 @@ class Interrupt:
             self._may_raise = False
 
     def handle(self, signum: int, _frame: object) -> None:
-        if self._signum is not None:
-            os._exit(128 + signum)
         self._signum = signum
+        # The second one ends the process even inside a long compilation, where no handler runs.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"stopping after this step; a second time stops at once\n")
         if self._may_raise:
             raise Interrupted(signum)
 
@@ -48,10 +52,7 @@ class Interrupt:
 def handled() -> Iterator[Interrupt]:
     """Handle SIGINT and SIGTERM for the length of the block."""
     interrupt = Interrupt()
-    previous = {
-        signum: signal.signal(signum, interrupt.handle)
-        for signum in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {signum: signal.signal(signum, interrupt.handle) for signum in SIGNALS}
     try:
         yield interrupt
     finally:

@@ -7,6 +7,7 @@ drops every row after it, so a run that was killed ends with the bits of one tha
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sharpjax import data, tree, workdir
 from sharpjax.errors import RunFailed
@@ -53,6 +55,14 @@ class Arm:
     def gradients_per_step(self) -> int:
         return 2 if self.step.optimizer.uses_sam else 1
 
+    def work(self, steps: range | None = None) -> Counter[str]:
+        """What `Progress` counts, after each of `steps` (1 to the last one, where not given)."""
+        steps = range(1, self.total_steps + 1) if steps is None else steps
+        work = Counter({"training": len(steps) * self.gradients_per_step})
+        for evaluator in self.evaluators:
+            work[evaluator.kind] += sum(_due(evaluator, self, step) for step in steps)
+        return work
+
 
 class Saved(NamedTuple):
     """What a checkpoint holds. `settled`: the evaluators of its step have run."""
@@ -83,11 +93,13 @@ def train(
     """
     seeds = population.initial(arm.seeds, arm.step, split.train.image.shape[1:], arm.layout)
     start_digests = digests(arm, seeds)
+    split = jax.device_put(split, NamedSharding(arm.layout.mesh, PartitionSpec()))
     carries = {
         evaluator.name: [evaluator.init(s) for s in population.members(seeds, arm.layout)]
         for evaluator in arm.evaluators
     }
     saved = Saved(seeds, carries, jnp.ones((), bool))
+    del seeds  # so that only one population lies on the device
     with checkpoint.opened(run.path / "checkpoints" / arm.name, say) as checkpoints:
         step, restored = checkpoints.restore(saved) or (0, None)
         if restored is None:
@@ -96,7 +108,7 @@ def train(
             saved = restored
             run.discard_after(arm.name, step if bool(saved.settled) else step - 1)
             say(f"{arm.name}: going on from step {step} of {arm.total_steps}")
-        progress.skip(step * arm.gradients_per_step)
+        progress.skip(arm.work(range(1, step + 1)))
         saved = _train(arm, split, run, checkpoints, step, saved, interrupt, progress, say)
     return {
         "params_at_start": start_digests,
@@ -117,13 +129,14 @@ def _train(
     say: Callable[[str], None],
 ) -> Saved:
     """The loop itself, from `step` on."""
-    pace, own_epoch, own = 1, -1, None
-    saved_at = step if step else None
+    segment_steps, own_epoch, own = 1, -1, None
+    saved_at = step  # the state at step 0 is a function of the seeds
 
     def save() -> None:
         nonlocal saved_at
-        run.publish_segment(arm.name, step if bool(saved.settled) else step - 1)
-        checkpoints.save(step, saved)
+        with progress.timed("checkpoints"):
+            run.publish_segment(arm.name, step if bool(saved.settled) else step - 1)
+            checkpoints.save(step, saved)
         saved_at = step
 
     try:
@@ -145,9 +158,9 @@ def _train(
             epoch, offset = divmod(step, arm.steps_per_epoch)
             if epoch != own_epoch:
                 own_epoch, own = epoch, _own(arm, epoch, len(split.train.label))
-            num_steps = min(pace, arm.steps_per_epoch - offset)
+            num_steps = min(segment_steps, arm.steps_per_epoch - offset)
             started = time.monotonic()
-            with progress.timed("training"):
+            with progress.timed("training", num_steps * arm.gradients_per_step):
                 seeds = population.advance(
                     arm.step,
                     saved.population,
@@ -165,12 +178,11 @@ def _train(
                     f"{step} and {step + num_steps}; try a smaller --config.optim.learning_rate."
                 )
             seconds = (time.monotonic() - started) / num_steps
-            pace = max(1, min(4 * pace, int(SEGMENT_SECONDS / max(seconds, 1e-9))))
+            wanted = int(SEGMENT_SECONDS / max(seconds, 1e-9))
+            segment_steps = max(1, min(4 * segment_steps, wanted))
             step += num_steps
             saved = Saved(seeds, saved.carries, jnp.asarray(step % arm.steps_per_epoch != 0))
-            progress.advance(
-                num_steps * arm.gradients_per_step, f"{arm.name}  step {step}/{arm.total_steps}"
-            )
+            progress.report(f"{arm.name}  step {step}/{arm.total_steps}")
     except Interrupted:
         if saved_at != step:
             save()
@@ -194,30 +206,33 @@ def _evaluate(
     arm: Arm, split: Data, run: workdir.Run, step: int, saved: Saved, progress: Progress
 ) -> tuple[Saved, list[dict[str, Any]]]:
     """Run what is due at the end of this epoch: the state with its running sums at zero, and the
-    rows.
+    rows. Of a seed that has turned non-finite nothing is measured but that.
 
     It may be left by an exception at any point, so nothing is written here but arrays, which a
     second try writes again.
     """
     states = population.members(saved.population, arm.layout)
-    rows = [
-        row(arm, seed, step, name, estimate)
-        for seed, state in zip(arm.seeds, states, strict=True)
-        for name, estimate in training_estimates(arm, state, step).items()
-    ]
+    alive = population.alive(saved.population, arm.layout)
+    rate = arm.step.optimizer.learning_rate_schedule()(step - 1)
+    rows = []
+    for seed, state, is_alive in zip(arm.seeds, states, alive, strict=True):
+        estimates = {"train/alive": _exact(is_alive)}
+        if is_alive:
+            estimates |= training_estimates(state) | {"train/learning_rate": _exact(rate)}
+        rows += [row(arm, seed, step, name, estimate) for name, estimate in estimates.items()]
     carries = dict(saved.carries)
     for evaluator in arm.evaluators:
         if not _due(evaluator, arm, step):
             continue
         with progress.timed(evaluator.kind):
-            new = []
-            for seed, state, carry in zip(arm.seeds, states, carries[evaluator.name], strict=True):
+            new = list(carries[evaluator.name])
+            for i in np.flatnonzero(alive):
+                seed = arm.seeds[i]
                 key = jax.random.fold_in(stream(seed, f"evaluate/{evaluator.name}"), step)
-                carry, results = evaluator(carry, state, split, key)
-                new.append(carry)
+                new[i], results = evaluator(new[i], states[i], split, key)
                 rows += _publish(arm, run, seed, step, results)
             carries[evaluator.name] = new
-    seeds = population.gather([reset_sums(state) for state in states], arm.layout)
+    seeds = population.map_members(reset_sums, saved.population, arm.layout)
     return Saved(seeds, carries, jnp.ones((), bool)), rows
 
 
@@ -236,22 +251,23 @@ def _publish(
     return [row(arm, seed, step, name, estimate) for name, estimate in results.estimates.items()]
 
 
-def training_estimates(arm: Arm, state: TrainState, step: int) -> dict[str, Estimate]:
-    """Loss and accuracy on the training batches since the last reading, the learning rate of the
-    last step, and what SAM saw in it."""
-    count = np.maximum(np.asarray(state.num_steps), 1)
-    rate = arm.step.optimizer.learning_rate_schedule()(step - 1)
+def training_estimates(state: TrainState) -> dict[str, Estimate]:
+    """Loss and accuracy on the training batches since the last reading, and what SAM saw in its
+    last step."""
+    count = np.asarray(state.num_steps)
     nan = np.float32(np.nan)
     sam = optax.tree.get(state.opt_state, "statistics", {})
     return {
         "train/loss": Estimate(np.asarray(state.loss_sum) / count, nan, count),
         "train/accuracy": Estimate(np.asarray(state.correct_sum) / count, nan, count),
-        "train/learning_rate": Estimate(np.asarray(rate), np.float32(0), np.int32(1)),
     } | {
-        # Of the last step alone, on its batch.
         f"train/sam/{name}": Estimate(np.asarray(value), nan, np.int32(1))
         for name, value in (sam._asdict() if sam else {}).items()
     }
+
+
+def _exact(value: Any) -> Estimate:
+    return Estimate(np.asarray(value), np.float32(0), np.int32(1))
 
 
 def row(arm: Arm, seed: int, step: int, metric: str, estimate: Estimate) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 On CPU a vmapped convolution kernel costs 2.4 times its own, and a gradient convolution inside an
 XLA loop tens of times: there the seeds of a convolutional net run in turn (`loop`); everywhere else
-they are lanes (`vmap`). A population is the same pytree with a leading axis (`vmap`), or a tuple of
-them (`loop`).
+they are lanes (`vmap`). How much that wins for convolutions on GPU has not been measured yet:
+compare `--config.train.population=loop` there. A population is the same pytree with a leading axis
+(`vmap`), or a tuple of them (`loop`).
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def choose_layout(
     share = int(np.gcd(batch_size, devices.size // lanes))
     used = devices[: lanes * share].reshape(lanes, share)
     mesh = Mesh(used, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return Layout("vmap" if mode == "vmap" else "loop", mesh)
+    return Layout(cast(Mode, mode), mesh)
 
 
 def initial(seeds: Sequence[int], step: SeedStep, shape: tuple[int, ...], layout: Layout) -> Any:
@@ -93,6 +94,13 @@ def members(population: Any, layout: Layout) -> list[TrainState]:
 
 # Jitted: one program, not one slice a leaf. `i` is traced, so it is compiled once.
 _member = jax.jit(tree.index)
+
+
+def map_members(fn: Callable[[TrainState], TrainState], population: Any, layout: Layout) -> Any:
+    """`fn`, a module-level function of single arrays, on the whole population at once."""
+    if layout.mode == "loop":
+        return tuple(map(fn, population))
+    return jax.jit(fn)(population)
 
 
 def gather(values: Sequence[Any], layout: Layout) -> Any:

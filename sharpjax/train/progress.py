@@ -3,9 +3,10 @@ work."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
-KINDS = ("training", "evaluation", "geometry")
+KINDS = ("training", "evaluation", "geometry", "checkpoints")
 
 
 def duration(seconds: float) -> str:
@@ -25,43 +26,54 @@ class Progress:
     """Measures a run and says how far it is.
 
     Args:
-        total: all the work there is, in gradients a seed (a SAM step is two).
+        work: all there is to do, by kind: training in gradients a seed (a SAM step is two),
+            evaluation and geometry in calls of an evaluator.
         say: prints a line.
         period: seconds between two lines.
     """
 
-    def __init__(self, total: float, say: Callable[[str], None], period: float = 10.0):
+    def __init__(self, work: Mapping[str, float], say: Callable[[str], None], period: float = 10.0):
         self.seconds = dict.fromkeys(KINDS, 0.0)
-        self._total, self._say, self._period = total, say, period
-        self._done = self._skipped = 0.0
-        self._started = self._last = time.monotonic()
+        self._total, self._left = dict(work), Counter(work)
+        self._done: Counter[str] = Counter()
+        self._say, self._period = say, period
+        self._last = time.monotonic()
 
     @contextlib.contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
+    def timed(self, kind: str, work: float = 1.0) -> Iterator[None]:
+        """Time a block that does `work` units of a kind."""
         start = time.monotonic()
         try:
             yield
         finally:
             self.seconds[kind] += time.monotonic() - start
+        self._done[kind] += work
+        self._left[kind] -= work
 
-    def skip(self, work: float) -> None:
-        """Count work that an earlier run of the same command has done."""
-        self._skipped += work
+    def skip(self, work: Mapping[str, float]) -> None:
+        """Leave out work that an earlier run of the same command has done."""
+        self._left.subtract(work)
 
-    def advance(self, work: float, where: str) -> None:
-        """Count `work` as done; `where` is the start of the line that may be said."""
-        self._done += work
+    def report(self, where: str) -> None:
+        """Say a line that starts with `where`, if the last one was said a while ago."""
         now = time.monotonic()
         if now - self._last >= self._period:
             self._last = now
-            self._say(f"{where}  {self.line(now - self._started)}")
+            self._say(f"{where}  {self.line()}")
 
-    def line(self, elapsed: float) -> str:
-        left = self._total - self._skipped - self._done
-        eta = duration(elapsed * left / self._done) if self._done else "?"
-        percent = 100 * (self._total - left) / self._total
-        return f"{percent:.0f}% of the run, {eta} left  ({self.shares()})"
+    def line(self) -> str:
+        """The share of the training that is done, the time left, and where the time went."""
+        left, total = self._left["training"], self._total.get("training", 0.0)
+        percent = 100 * (1 - left / total) if total else 100.0
+        return f"{percent:.0f}% of the training, {self._eta()} left  ({self.shares()})"
 
     def shares(self) -> str:
         total = sum(self.seconds.values()) or 1.0
         return ", ".join(f"{kind} {100 * s / total:.0f}%" for kind, s in self.seconds.items())
+
+    def _eta(self) -> str:
+        """Of each kind the work left at the speed so far; a kind not met yet makes it a bound."""
+        left = {kind: n for kind, n in self._left.items() if n > 0}
+        known = [kind for kind in left if self._done[kind]]
+        seconds = sum(left[kind] * self.seconds[kind] / self._done[kind] for kind in known)
+        return ("" if len(known) == len(left) else "over ") + duration(seconds)

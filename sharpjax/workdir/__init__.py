@@ -1,6 +1,7 @@
 """A run's folder: who may write in it, what lies where, and how it is sealed.
 
     config.json  overrides.json         what was asked for, written before anything else
+    environment.json                    versions and devices of each process that worked on it
     metrics/<arm>/<step>.jsonl          rows, a segment for each checkpoint interval of an arm
     arrays/<arm>/<step>/<name>.npz      spectra, densities and the like
     checkpoints/<arm>/<step>/           each with its own SHA256SUMS
@@ -17,18 +18,20 @@ Nothing here imports jax.
 """
 
 from sharpjax.workdir.config import config_digest
-from sharpjax.workdir.files import canonical_json, difference, publish
+from sharpjax.workdir.files import canonical_json, difference, json_file, publish
 from sharpjax.workdir.opening import open_run
 from sharpjax.workdir.run import COLUMNS, Run
-from sharpjax.workdir.seal import damage, verify, write_sums
+from sharpjax.workdir.seal import ENVIRONMENT, damage, verify, write_sums
 
 __all__ = [
     "COLUMNS",
+    "ENVIRONMENT",
     "Run",
     "canonical_json",
     "config_digest",
     "damage",
     "difference",
+    "json_file",
     "open_run",
     "publish",
     "verify",

@@ -26,11 +26,12 @@ from sharpjax.workdir.files import (
 )
 
 CONFIG, OVERRIDES, RESULTS = "config.json", "overrides.json", "results.jsonl"
+ENVIRONMENT = "environment.json"
 METRICS, ARRAYS, CHECKPOINTS = "metrics", "arrays", "checkpoints"
 MANIFEST, DERIVED, DONE, SUMS = "manifest.json", "derived.json", "DONE", "SHA256SUMS"
 
 SEAL = (MANIFEST, DERIVED, DONE)
-SEALED = (CONFIG, OVERRIDES, RESULTS, METRICS, ARRAYS, CHECKPOINTS)
+SEALED = (CONFIG, OVERRIDES, ENVIRONMENT, RESULTS, METRICS, ARRAYS, CHECKPOINTS)
 MADE_AGAIN = ("figures", "report.html", "report.md")
 # What may change, or be added, afterwards.
 OUTSIDE = (lease.NAME, "amendments.jsonl", "exploratory")
