@@ -184,7 +184,9 @@ def mean_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) 
         values = (jax.tree.map(widened, fn(operands, c)) for c in _members(chunks))
         total = functools.reduce(add, values)
     else:
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, _sum_type(x.dtype)), like)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, _sum_type(x.dtype), out_sharding=x.sharding), like
+        )
         total, _ = jax.lax.scan(lambda s, c: (add(s, fn(operands, c)), None), zero, chunks)
 
     def mean(s, x):
@@ -244,7 +246,13 @@ def _platform(args: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _step_holds_convolution(step, treedef, avals) -> bool:
-    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    structs = [
+        # An empty mesh says nothing; one with Explicit axes decides what the step may do.
+        jax.ShapeDtypeStruct(
+            a.shape, a.dtype, sharding=None if a.sharding.mesh.empty else a.sharding
+        )
+        for a in avals
+    ]
     return holds_convolution(functools.partial(_apply, step), *jax.tree.unflatten(treedef, structs))
 
 

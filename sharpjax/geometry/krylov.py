@@ -3,7 +3,8 @@
 After j products, `Q' A Q = T` is tridiagonal with `alpha` on and `beta` beside its diagonal, and
 `A Q = Q T + beta_j q_{j+1} e_j'` (Paige, 1972; Parlett, The Symmetric Eigenvalue Problem, 1998,
 chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)` that lies on the devices as the leaf
-does: nothing is ever flattened into one vector.
+does: nothing is ever flattened into one vector. Norms are plain sums of squares, so an operator may
+be neither smaller than 1e-16 nor larger than 1e16 in float32.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ class Lanczos(NamedTuple):
         alpha, beta: (m,); `beta[j]` couples `q_j` and `q_{j+1}`, and is 0 where the space spanned
             so far is invariant.
         scale: the largest `|A q_j|`; within a factor of sqrt(3) of `|T|` or above it.
+        leak: the largest part of a product that lay in the basis where the recurrence says there
+            is none: what can be seen of the noise of products.
         num_products: int32, the number of rows reached.
         finite: no product has held a NaN or an infinity.
         broken: the space was invariant, and no vector outside of it could be made.
@@ -41,6 +44,7 @@ class Lanczos(NamedTuple):
     alpha: jax.Array
     beta: jax.Array
     scale: jax.Array
+    leak: jax.Array
     num_products: jax.Array
     finite: jax.Array
     broken: jax.Array
@@ -122,6 +126,7 @@ class LanczosStep:
             alpha=_set_row(state.alpha, alpha + _get_row(found.overlaps, row), row),
             beta=_set_row(state.beta, jnp.where(invariant, 0, found.norm), row),
             scale=found.scale,
+            leak=jnp.maximum(state.leak, jnp.sqrt(jnp.sum(jnp.square(found.overlaps)))),
             num_products=state.num_products + 1,
             finite=state.finite & jnp.isfinite(alpha) & jnp.isfinite(found.norm),
             broken=state.broken | found.broken,
@@ -135,9 +140,9 @@ def ritz(state: Lanczos) -> tuple[jax.Array, jax.Array]:
         Values (m,), ascending; those at `num_products` and beyond mean nothing, and lie above the
         others. Weights (m, m): column i holds the coefficients of vector i in the basis.
     """
-    rows = len(state.alpha)
-    reached = jnp.arange(rows) < state.num_products
-    joined = jnp.arange(rows) + 1 < state.num_products
+    index = jnp.arange(len(state.alpha), dtype=jnp.int32)
+    reached = index < state.num_products
+    joined = index + 1 < state.num_products
     alpha = jnp.where(reached & state.finite, state.alpha, 0)
     beta = jnp.where(joined & state.finite, state.beta, 0)
     # Rows not reached are decoupled and get a value above every Gershgorin disc, so they sort last.
@@ -188,6 +193,7 @@ def _start(key, like, rows, shardings) -> Lanczos:
         alpha=jnp.full(rows, zero),
         beta=jnp.full(rows, zero),
         scale=zero,
+        leak=zero,
         num_products=zero.astype(jnp.int32),
         finite=zero == 0,
         broken=zero != 0,

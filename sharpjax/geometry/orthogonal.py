@@ -158,7 +158,9 @@ def _project(q, x):
     """`Q'x` of one leaf."""
     axes = tuple(range(1, q.ndim))
     if any(jax.typeof(x).sharding.spec):
-        return jnp.sum(q * x, axis=axes)  # a contraction over Explicit axes is refused
+        return jnp.sum(
+            q * jnp.expand_dims(x, 0), axis=axes
+        )  # a contraction over Explicit axes is refused
     return jax.lax.dot_general(q, x, ((axes, tuple(range(x.ndim))), ((), ())), precision="highest")
 
 

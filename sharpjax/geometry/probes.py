@@ -13,7 +13,13 @@ from jax.core import Tracer
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
-from sharpjax.geometry.operators import Operator, check_key, linearize, widen
+from sharpjax.geometry.operators import (
+    Operator,
+    check_key,
+    check_operator,
+    linearize,
+    widen,
+)
 from sharpjax.geometry.status import Status
 
 _MIN_PROBES = 4
@@ -51,10 +57,12 @@ def trace(
 
     `tr A = E z'Az` for normal `z`, and the variance of one probe is `2 |A|_F^2 = 2 E |A z|^2`. So
     the standard error after N probes, `sqrt(2 mean |A z|^2 / N)`, comes from the very products at
-    hand; it covers at its nominal rate from four probes on, also where it is what stopped them.
-    (The spread of the N values would be too small too often: what stops early is what came out
-    small. Probes of random signs have a variance smaller by `2 sum A_ii^2`, which no product
-    shows.) On networks one probe is off by some 20 to 40 percent.
+    hand. Where it is nominally .95, it covers in .94 to .95 of runs on the spectrum of a trained
+    network, from four probes on and also where it is what stopped them; in .89 to .93, up to 16
+    probes or so, where one eigenvalue has nearly all of `|A|_F`. (The spread of N values covers in
+    .83 at four probes: what stops early is what came out small. Probes of random signs have a
+    variance smaller by `2 sum A_ii^2`, which no product shows.) On networks one probe is off by
+    some 20 to 40 percent.
 
     Cost: one product per probe. Memory: three vectors. On CPU, do not call it inside your own jit
     if the loss convolves (`sharpjax.loops`).
@@ -79,11 +87,11 @@ def trace(
     >>> bool(abs(found.value - 10_000) < 3 * found.standard_error), int(found.num_evaluations)
     (True, 4)
     """
+    check_operator("trace", operator)
     _check_error("relative_error", relative_error)
     _check_error("absolute_error", absolute_error)
     max_probes = _check_max_probes(max_probes)
     check_key("trace", key)
-    tree.check_floating("trace", operator.like)
     has_target = relative_error is not None or absolute_error is not None
     targets = [0.0 if e is None else e for e in (relative_error, absolute_error)]
     carry = _begin(key, operator.like, *targets)

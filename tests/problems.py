@@ -1,0 +1,75 @@
+"""Small problems of which the whole curvature is known, for the tests of geometry."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+
+def _scale(diagonal, vector):
+    return jax.tree.map(jnp.multiply, diagonal, vector)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagonal:
+    """An operator with a spectrum of one's own."""
+
+    values: Any
+
+    @property
+    def like(self):
+        return self.values
+
+    def linearize(self):
+        return Partial(_scale, self.values)
+
+
+def awkward_net(seed=0, dtype=np.float64):
+    """Parameters of every layout (34 numbers in all) and a batch of 12 examples."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) / 2, dtype)
+
+    params = {
+        "layers": [(draw(3, 4), draw(4)), (draw(4, 3), None)],
+        "gain": draw(),
+        "unused": draw(2),
+        "none": None,
+        "empty": draw(0, 4),
+        "shift": {"a/b": draw(3)},
+    }
+    batch = {"x": draw(12, 3), "y": draw(12, 3)}
+    return params, batch
+
+
+def awkward_loss(params, batch):
+    """Smooth and not convex; `unused` has no curvature at all."""
+    (kernel, bias), (head, _) = params["layers"]
+    hidden = jnp.tanh(batch["x"] @ kernel + jnp.expand_dims(bias, 0))
+    out = params["gain"] * (hidden @ head) + jnp.expand_dims(params["shift"]["a/b"], 0)
+    return jnp.mean(jnp.sum(jnp.square(out - batch["y"]), axis=1)) + jnp.sum(params["unused"])
+
+
+def flat(vector):
+    """One numpy vector, in the order of the leaves."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(vector)])
+
+
+def dense(loss, params, batch):
+    """The whole Hessian by `jax.hessian`, as a numpy matrix."""
+    vector, unravel = ravel_pytree(params)
+    return np.asarray(jax.hessian(lambda v: loss(unravel(v), batch))(vector))
+
+
+def columns(product, like):
+    """The whole matrix of a product, column by column."""
+    vector, unravel = ravel_pytree(like)
+    units = jax.vmap(unravel)(jnp.eye(len(vector), dtype=vector.dtype))
+    rows = jax.jit(jax.vmap(lambda v: ravel_pytree(product(v))[0]))(units)
+    return np.asarray(rows).T

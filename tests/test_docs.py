@@ -1,0 +1,37 @@
+"""What the documents say is so: the examples give what they show, the files and commands exist."""
+
+import doctest
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+
+
+def test_the_readme_example():
+    found = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert found.attempted >= 8 and found.failed == 0
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_named_files_and_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for config in re.findall(r"configs/\w+\.py", text):
+            assert (ROOT / config).exists(), f"{document.name}: {config}"
+        for target in re.findall(r"^ *make ([a-z-]+)", text, re.MULTILINE):
+            assert target in targets, f"{document.name}: make {target}"
+
+
+def test_every_room_is_in_the_design():
+    text = (ROOT / "docs" / "design.md").read_text()
+    rooms = {p.name for p in (ROOT / "sharpjax").iterdir() if p.is_dir() and p.name[0] != "_"}
+    modules = {p.stem for p in (ROOT / "sharpjax").glob("*.py")} - {"__init__"}
+    for name in rooms | modules:
+        assert f"`{name}/`" in text or f"`{name}`" in text, name
