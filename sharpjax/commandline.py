@@ -51,7 +51,7 @@ def config_of(flag: str) -> Any:
     """The config that a flag of `config_flags.DEFINE_config_file` holds, surely readable."""
     if not flags.FLAGS[flag].present:
         raise UserError(f"--{flag} is missing: name a file, such as configs/sam_cifar.py:quick.")
-    config = flags.FLAGS[flag].value
+    config: Any = flags.FLAGS[flag].value
     try:
         config.keys()  # a file that could not be read says so only now
     except OSError as error:
@@ -105,14 +105,15 @@ def _missing_field(argv: Sequence[str]) -> UserError | None:
     # Made anew: a flag whose parsing has failed holds nothing.
     path = _config_argument(argv).partition("=")[2]
     try:
-        config = flags.FLAGS["config"].parser.parse(path)
+        config: Any = flags.FLAGS["config"].parser.parse(path)
     except Exception:  # then it was the config file that failed
         return None
     for argument in argv[1:]:
+        node: Any = config
         name = argument.lstrip("-").split("=", 1)[0]
         if not (argument.startswith("-") and name.startswith("config.")):
             continue
-        node, path = config, "config"
+        path = "config"
         for field in name.split(".")[1:]:
             if not isinstance(node, Mapping) and not hasattr(node, "keys"):
                 return UserError(f"--{name}: {path} is a value and has no field '{field}'.")

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import jax
+from jax.typing import ArrayLike
 
 
 class Estimate(NamedTuple):
@@ -16,6 +16,6 @@ class Estimate(NamedTuple):
         num_evaluations: how many evaluations (products, examples) went into it.
     """
 
-    value: jax.Array
-    standard_error: jax.Array
-    num_evaluations: jax.Array
+    value: ArrayLike
+    standard_error: ArrayLike
+    num_evaluations: ArrayLike

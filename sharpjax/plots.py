@@ -6,7 +6,7 @@ matplotlib is imported when a picture is drawn, and draws to files alone.
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,7 +120,7 @@ def _figure(num_panels: int) -> tuple["Figure", list[Any]]:
     return figure, axes
 
 
-def _lines(axis: Any, rows: list[Row], metric: str) -> None:
+def _lines(axis: Any, rows: Sequence[Row], metric: str) -> None:
     for i, arm in enumerate(_arms(rows)):
         by_step = defaultdict(list)
         for row in rows:
@@ -135,7 +135,7 @@ def _lines(axis: Any, rows: list[Row], metric: str) -> None:
         axis.fill_between(steps, mean - error, mean + error, color=color, alpha=0.2, lw=0)
 
 
-def _arms(rows: list[Row]) -> list[str]:
+def _arms(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["arm"] for row in rows))
 
 

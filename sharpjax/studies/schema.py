@@ -14,6 +14,7 @@ from sharpjax import catalog
 from sharpjax.errors import UserError, nearest, unknown
 from sharpjax.optim import settings
 
+Config = Any  # an ml_collections.ConfigDict, whose fields have no static types
 BLOCKS = ("data", "model", "optim", "train", "evaluate")
 
 
@@ -82,7 +83,7 @@ FIELDS: Mapping[str, Rule] = {
 }
 
 
-def check(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+def check(config: Config, overrides: Mapping[str, Any]) -> None:
     """Refuse a config that cannot be run.
 
     Args:
@@ -119,7 +120,7 @@ def check(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
             raise UserError(f"arm '{name}': {error}" if own else str(error)) from error
 
 
-def resolve_arms(config: ConfigDict) -> dict[str, ConfigDict]:
+def resolve_arms(config: Config) -> dict[str, Config]:
     """The whole config of each arm, by name.
 
     Raises:
@@ -144,8 +145,8 @@ def resolve_arms(config: ConfigDict) -> dict[str, ConfigDict]:
     return resolved
 
 
-def _set(arm: ConfigDict, where: str, path: tuple[str, ...], value: Any) -> None:
-    node = arm
+def _set(arm: Config, where: str, path: tuple[str, ...], value: Any) -> None:
+    node: Any = arm
     for depth, field in enumerate(path):
         if not isinstance(node, ConfigDict) or field not in node:
             known = sorted(node.keys()) if isinstance(node, ConfigDict) else []
@@ -166,7 +167,7 @@ def _set(arm: ConfigDict, where: str, path: tuple[str, ...], value: Any) -> None
         ) from error
 
 
-def _check_arm(arm: ConfigDict) -> None:
+def _check_arm(arm: Config) -> None:
     expected = {*FIELDS, *(f"optim.{name}" for name in settings.FIELDS)}
     present = {".".join(path): value for path, value in _leaves(arm)}
     for path in sorted(expected - present.keys()):
@@ -200,7 +201,7 @@ def _check_arm(arm: ConfigDict) -> None:
     _check_measurement_sets(arm.evaluate.geometry, num_train)
 
 
-def _check_measurement_sets(geometry: ConfigDict, num_train: int) -> None:
+def _check_measurement_sets(geometry: Config, num_train: int) -> None:
     needed = geometry.num_sets * geometry.num_examples
     if needed > num_train:
         raise UserError(
@@ -225,7 +226,7 @@ def _check_measurement_sets(geometry: ConfigDict, num_train: int) -> None:
         )
 
 
-def _leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterable[tuple]:
+def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple]:
     for name, value in node.items():
         if isinstance(value, ConfigDict | Mapping):
             yield from _leaves(value, (*prefix, name))
@@ -233,6 +234,6 @@ def _leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterable[t
             yield (*prefix, name), value
 
 
-def _everywhere(arms: ConfigDict, path: str) -> bool:
+def _everywhere(arms: Config, path: str) -> bool:
     fields = tuple(path.split("."))
     return all(any(own == fields for own, _ in _leaves(arm)) for arm in arms.values())

@@ -16,19 +16,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from sharpjax import catalog, data, nn, optim, plots, tree, workdir
 from sharpjax.report.console import print_table
 from sharpjax.studies import schema
+from sharpjax.studies.schema import Config
 from sharpjax.train import interrupt, loop, population
 from sharpjax.train.evaluators import Data, Geometry, TestSet
 from sharpjax.train.progress import Progress, duration
 from sharpjax.train.step import SeedStep, Shared
 
 
-def run(config: ConfigDict, folder: workdir.Run) -> None:
+def run(config: Config, folder: workdir.Run) -> None:
     """Run the study in `folder`, or go on with it, and print its table."""
     console = Console(highlight=False, soft_wrap=True)
     if folder.is_done:
@@ -39,7 +39,7 @@ def run(config: ConfigDict, folder: workdir.Run) -> None:
     console.print(f"figures, rows and checkpoints: {folder.path}")
 
 
-def _run(config: ConfigDict, folder: workdir.Run, console: Console) -> None:
+def _run(config: Config, folder: workdir.Run, console: Console) -> None:
     started = time.time()
 
     def say(line: str) -> None:
@@ -93,7 +93,7 @@ def _run(config: ConfigDict, folder: workdir.Run, console: Console) -> None:
     say(f"done: {progress.shares()}")
 
 
-def make_arm(config: ConfigDict, name: str, arm: ConfigDict, dataset: data.Dataset) -> loop.Arm:
+def make_arm(config: Config, name: str, arm: Config, dataset: data.Dataset) -> loop.Arm:
     """The arm as the training loop takes it, from its resolved config."""
     known = catalog.DATA_SETS[dataset.name]
     num_train = len(dataset.train_label)
@@ -140,7 +140,7 @@ def make_arm(config: ConfigDict, name: str, arm: ConfigDict, dataset: data.Datas
     )
 
 
-def evaluators(arm: ConfigDict, model: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+def evaluators(arm: Config, model: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """The test set; the first measurement set at its period; the further disjoint ones at the
     end."""
     shapes = jax.eval_shape(
@@ -197,7 +197,7 @@ def environment() -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
-        "x64": jax.config.jax_enable_x64,
+        "x64": jax.config.values["jax_enable_x64"],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
     }

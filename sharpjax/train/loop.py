@@ -279,8 +279,8 @@ def row(arm: Arm, seed: int, step: int, metric: str, estimate: Estimate) -> dict
         "step": step,
         "of": {},
         "metric": metric,
-        "value": float(estimate.value),
-        "standard_error": float(estimate.standard_error),
+        "value": float(np.asarray(estimate.value)),
+        "standard_error": float(np.asarray(estimate.standard_error)),
     }
 
 

@@ -3,7 +3,7 @@ work."""
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
 KINDS = ("training", "evaluation", "geometry", "checkpoints")
@@ -33,9 +33,9 @@ class Progress:
     """
 
     def __init__(self, work: Mapping[str, float], say: Callable[[str], None], period: float = 10.0):
-        self.seconds = dict.fromkeys(KINDS, 0.0)
-        self._total, self._left = dict(work), Counter(work)
-        self._done: Counter[str] = Counter()
+        self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._total, self._left = dict(work), defaultdict(float, work)
+        self._done: defaultdict[str, float] = defaultdict(float)
         self._say, self._period = say, period
         self._last = time.monotonic()
 
@@ -52,7 +52,8 @@ class Progress:
 
     def skip(self, work: Mapping[str, float]) -> None:
         """Leave out work that an earlier run of the same command has done."""
-        self._left.subtract(work)
+        for kind, amount in work.items():
+            self._left[kind] -= amount
 
     def report(self, where: str) -> None:
         """Say a line that starts with `where`, if the last one was said a while ago."""
