@@ -6,7 +6,9 @@ a `ValueError`.
 """
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -32,3 +34,21 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     known = sorted(known)
     hint = nearest(name, known) or "."
     return UserError(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}.")
+
+
+def whole_number(caller: str, name: str, value: Any, *, least: int = 1) -> int:
+    """An integer argument as an `int`.
+
+    Raises:
+        UserError: `value` is no integer (floats are none, nor are booleans), or less than `least`.
+
+    >>> whole_number("trace", "max_probes", 8)
+    8
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise UserError(f"{caller}: {name} must be a whole number >= {least}, got {value!r}.")
+    return number

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import operator as operators_of_python
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError
+from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.operators import (
     Operator,
@@ -90,7 +89,7 @@ def trace(
     check_operator("trace", operator)
     _check_error("relative_error", relative_error)
     _check_error("absolute_error", absolute_error)
-    max_probes = _check_max_probes(max_probes)
+    max_probes = whole_number("trace", "max_probes", max_probes, least=_MIN_PROBES)
     check_key("trace", key)
     has_target = relative_error is not None or absolute_error is not None
     targets = [0.0 if e is None else e for e in (relative_error, absolute_error)]
@@ -192,16 +191,3 @@ def _check_error(name, error):
         return
     if jnp.ndim(error) != 0 or not 0 <= error < math.inf:
         raise UserError(f"trace: {name} must be a number >= 0 or None, got {error}.")
-
-
-def _check_max_probes(value) -> int:
-    try:
-        number = operators_of_python.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < _MIN_PROBES:
-        raise UserError(
-            f"trace: max_probes must be a whole number >= {_MIN_PROBES}, got {value!r}; fewer have "
-            f"no error to speak of."
-        )
-    return number

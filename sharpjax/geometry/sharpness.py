@@ -10,7 +10,6 @@ float32 about 1e-7 of `loss`.
 
 import functools
 import math
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from sharpjax import loops, perturbation, tree
-from sharpjax.errors import UserError
+from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import objective, operators, worst_case
 from sharpjax.geometry.status import if_finite
@@ -312,15 +311,15 @@ def _worst_case(
     operators.check_key(caller, key)
     search = worst_case.Search(
         scaling=scaling,
-        steps=_count(caller, "steps", steps),
-        restarts=_count(caller, "restarts", restarts),
+        steps=whole_number(caller, "steps", steps),
+        restarts=whole_number(caller, "restarts", restarts),
         microbatch_size=microbatch_size,
     )
     if m is None:
         loss = operators.check_problem(caller, loss, params, batch, microbatch_size)
         chunks = jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)
     else:
-        chunks = loops.split_chunks(caller, batch, _count(caller, "m", m))
+        chunks = loops.split_chunks(caller, batch, whole_number(caller, "m", m))
         loss = operators.check_problem(caller, loss, params, tree.index(chunks, 0), microbatch_size)
     params = jax.tree.map(jnp.asarray, operators.widen(params))
     radius = jnp.asarray(rho, objective.scalar_type(params))
@@ -372,13 +371,3 @@ def _check_scaling(caller, scaling):
             f"{caller}: scaling must be a hashable rule, such as `perturbation.none()` or "
             f"`perturbation.element()`."
         )
-
-
-def _count(caller, name, value) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1:
-        raise UserError(f"{caller}: {name} must be a whole number >= 1, got {value!r}.")
-    return number

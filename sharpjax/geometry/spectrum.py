@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import operator as operators_of_python
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError, unknown
+from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import krylov, lanes
 from sharpjax.geometry.operators import Operator, check_key, check_operator, linearize
@@ -129,14 +128,18 @@ def top_eigenpairs(
     """
     check_operator("top_eigenpairs", operator)
     size = tree.size(operator.like)
-    k, guards = _check_count("k", k, 1), _check_count("guards", guards, 0)
+    caller = "top_eigenpairs"
+    k = whole_number(caller, "k", k)
+    guards = whole_number(caller, "guards", guards, least=0)
     if k > size:
         raise UserError(f"top_eigenpairs: k={k} of an operator on {size} parameters; k <= {size}.")
     if which not in get_args(Which):
         raise unknown("which", which, get_args(Which))
     if not isinstance(tol, Tracer) and not (jnp.ndim(tol) == 0 and 0 <= tol < math.inf):
         raise UserError(f"top_eigenpairs: tol must be a number >= 0, got {tol}.")
-    limit = 64 + 8 * k if max_products is None else _check_count("max_products", max_products, 1)
+    limit = 64 + 8 * k
+    if max_products is not None:
+        limit = whole_number(caller, "max_products", max_products)
     if limit < k:
         raise UserError(
             f"top_eigenpairs: max_products={limit} cannot give k={k} values; each takes one "
@@ -362,13 +365,3 @@ def _finish(step, vectors, carry: _Carry) -> Eigenpairs:
         num_products=lanczos.num_products,
         status=status.astype(jnp.int32),
     )
-
-
-def _check_count(name, value, least) -> int:
-    try:
-        number = operators_of_python.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
-        raise UserError(f"top_eigenpairs: {name} must be a whole number >= {least}, got {value!r}.")
-    return number
