@@ -192,7 +192,8 @@ def test_numbers_do_not_depend_on_batches_or_order():
     for size, index in ((1_000, order), (125, slice(None)), (8, order)):
         other = metrics.compute(totals_of(logits[index], label[index], batch_size=size))
         for name in one:
-            assert other[name].value == one[name].value, name
+            # Compensated sums agree to one rounding of the result (jax 0.12 shows it; 0.10 none).
+            np.testing.assert_array_max_ulp(other[name].value, one[name].value, maxulp=1)
             np.testing.assert_allclose(
                 other[name].standard_error, one[name].standard_error, rtol=1e-6
             )
