@@ -75,8 +75,8 @@ def test_the_second_table_gives_the_spread_over_sets():
     text = printed(a_run(num_sets=4))
     assert "over 4 disjoint measurement sets" in text
     line = text.split("disjoint")[1].split("hessian/lambda_1")[1].splitlines()[0]
-    # Set means of sgd are 1, 5, 9, 13: mean 7, standard error sqrt(80/3) / 2.
-    assert "7 ± 2.6" in line and "8 ± 2.6" in line
+    # Set means of sgd are 1, 5, 9, 13: mean 7, standard deviation sqrt(80/3).
+    assert "7 ± 5.2" in line and "8 ± 5.2" in line
     assert "disjoint" not in printed(a_run(num_sets=1))
 
 

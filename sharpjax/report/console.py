@@ -2,13 +2,14 @@
 
 import math
 import re
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from sharpjax.protocol.summary import Summary, mean_and_standard_error, summarize_last
+from sharpjax.protocol.summary import Summary, summarize_last
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
 
@@ -17,8 +18,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], console: Console | None = Non
     """Print mean, standard error and n of every metric and arm at its last step.
 
     Metrics of further measurement sets are not listed one by one: a second table gives, for each
-    quantity, the spread of the arm's mean over the disjoint sets beside the standard error over
-    seeds.
+    quantity, the spread of the mean over seeds among the disjoint sets.
     """
     console = console or Console(width=None if Console().is_terminal else 120)
     summaries = summarize_last(rows)
@@ -46,14 +46,14 @@ def _print_spread(summaries: list[Summary], arms: list[str], console: Console) -
     if not sets:
         return
     count = max(map(len, sets.values()))
-    title = f"over {count} disjoint measurement sets: mean ± standard error of the seeds' means"
+    title = f"over {count} disjoint measurement sets: mean ± standard deviation of the seeds' means"
     table = Table(title=title, title_justify="left")
     table.add_column("quantity", no_wrap=True)
     for arm in arms:
         table.add_column(arm, justify="right", no_wrap=True)
     for quantity in dict.fromkeys(quantity for quantity, _ in sets):
         cells = [
-            _format(*mean_and_standard_error(sets[quantity, arm])[:2])
+            _format(statistics.mean(sets[quantity, arm]), statistics.stdev(sets[quantity, arm]))
             if (quantity, arm) in sets
             else ""
             for arm in arms
