@@ -21,7 +21,7 @@ class DataSet(NamedTuple):
         loader: `module:function`, called with the set's name.
         shape: height, width and channels of one image.
         pad, flip: its customary augmentation: random crops after padding by `pad` pixels, and
-        mirroring.
+            mirroring.
     """
 
     loader: str

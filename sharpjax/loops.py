@@ -131,7 +131,7 @@ def count_examples(caller: str, batch: Any) -> int:
 
     Raises:
         UserError: names `caller` and the leaf that has no axis 0 or another length, or there is no
-        leaf.
+            leaf.
 
     >>> count_examples("f", {"x": jnp.ones((6, 2)), "y": jnp.ones(6)})
     6

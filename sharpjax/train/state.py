@@ -21,7 +21,7 @@ class TrainState:
         variables: its other collections (`batch_stats`), or an empty dict.
         opt_state: the state of the optimiser.
         alive: False once loss or update was not finite; the state is then the last finite one, for
-        good.
+            good.
         stopped_at: the step at which that happened, or -1.
         loss_sum, correct_sum, num_steps: sums over the steps since they were last read.
     """
