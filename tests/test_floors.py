@@ -55,7 +55,7 @@ def violations(source, names):
         below = FLOORS[target] < FLOORS[source]
         if FLOORS[source] == FLOORS[target] == 0:
             below = GROUND.index(target) < GROUND.index(source)
-        # The catalog, the errors of a floor's own rooms: `catalog` is a table that floor 1 reads.
+        # The catalog is a table of names that every room of floor 1 may read.
         if not below and not (FLOORS[source] == 1 and target == "catalog"):
             yield f"{source} imports {name}"
 

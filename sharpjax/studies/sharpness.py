@@ -78,7 +78,7 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
     try:
         for name, png in plots.draw_all(folder.rows()):
             workdir.publish(folder.path / "figures" / f"{name}.png", png)
-    except Exception as error:  # a picture is made again at will; the run is not
+    except Exception as error:  # hours of training are worth more than a picture
         say(f"a figure could not be drawn: {type(error).__name__}: {error}")
     folder.seal(
         {
