@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Hessian, Operator, Restricted, hessian, hvp, operators
+from sharpjax.geometry import Hessian, Operator, Restricted, algebra, hessian, hvp, operators
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
 
 TRACES = collections.Counter()
@@ -61,14 +61,14 @@ def test_restrictions_equal_the_dense_block(x64, strict, where, microbatch_size)
         assert tree.path_names(operator.like) == [
             n for n, m in zip(tree.path_names(params), jax.tree.leaves(mask), strict=True) if m
         ]
-        found = columns(operators.linearize(operator), operator.like)
+        found = columns(algebra.linearize(operator), operator.like)
         np.testing.assert_allclose(found, truth, atol=1e-14)
 
 
 def test_a_restriction_of_any_operator():
     operator = Restricted(Diagonal({"a": jnp.arange(3.0), "b": jnp.ones(2)}), ["a"])
     assert operator == Restricted(operator.operator, ("a",))  # a list of globs is still hashable
-    found = operators.linearize(operator)({"a": jnp.ones(3), "b": None})
+    found = algebra.linearize(operator)({"a": jnp.ones(3), "b": None})
     assert found["b"] is None and found["a"].tolist() == [0, 1, 2]
 
 
@@ -85,7 +85,7 @@ def test_where_does_not_compute_the_rest():
 
     def flops(**kwargs):
         operator = hessian(deep_loss, params, batch, **kwargs)
-        product = operators.linearize(operator)
+        product = algebra.linearize(operator)
         v = tree.zeros_like(operator.like)
         return jax.jit(lambda p, v: p(v)).lower(product, v).compile().cost_analysis()["flops"]
 
@@ -177,7 +177,7 @@ def test_new_numbers_compile_nothing(name, make):
         params, batch = jnp.full(5, float(i)), jnp.full((6, 5), float(i))
         operator = hessian(make(i), params, batch, microbatch_size=3)
         for o in (operator, hessian(make(i), params, batch)):
-            jax.block_until_ready(apply(operators.linearize(o), params))
+            jax.block_until_ready(apply(algebra.linearize(o), params))
         return hvp(make(i), params, batch, params)
 
     first = products(1)
@@ -251,7 +251,7 @@ def test_convolutions_in_microbatches(x64, strict):
     v = tree.random_normal(jax.random.key(1), params)
     whole = hvp(conv_loss, params, batch, v)
     chunks = hvp(conv_loss, params, batch, v, microbatch_size=2)
-    linear = operators.linearize(hessian(conv_loss, params, batch))(v)
+    linear = algebra.linearize(hessian(conv_loss, params, batch))(v)
     # Reverse over reverse: another way to the same number.
     slope = jax.grad(lambda p: tree.vdot(jax.grad(conv_loss)(p, batch), v))
     truth = flat(jax.jit(slope)(params))
@@ -377,7 +377,7 @@ def test_wrong_globs():
     with pytest.raises(UserError, match="'kernel'.*nearest"):
         hessian(good_loss, *GOOD, where="kernel")
     with pytest.raises(UserError, match="'kernel'.*nearest"):
-        operators.linearize(Restricted(hessian(good_loss, *GOOD), "kernel"))
+        algebra.linearize(Restricted(hessian(good_loss, *GOOD), "kernel"))
 
 
 def test_an_error_of_the_loss_says_that_parameters_were_widened():

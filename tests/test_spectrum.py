@@ -460,7 +460,7 @@ def test_both_loop_forms_give_the_same_numbers(key, monkeypatch):
 
 def test_convolutions_choose_the_host_form():
     operator = conv_operator(jnp.float32)
-    product = geometry.operators.linearize(operator)
+    product = geometry.algebra.linearize(operator)
     state = krylov.start(jax.random.key(0), operator.like, 8)
     assert loops.choose_form(krylov.LanczosStep(), state, product) == "host"
 

@@ -4,8 +4,11 @@ Knows of pytrees, jax, numpy and optax alone: any model's parameters are a pytre
 arrays, and a loss is `loss(params, batch) -> scalar`.
 """
 
+from sharpjax.geometry.algebra import Damped as Damped
+from sharpjax.geometry.algebra import Operator as Operator
+from sharpjax.geometry.algebra import Scaled as Scaled
+from sharpjax.geometry.algebra import Sum as Sum
 from sharpjax.geometry.operators import Hessian as Hessian
-from sharpjax.geometry.operators import Operator as Operator
 from sharpjax.geometry.operators import Restricted as Restricted
 from sharpjax.geometry.operators import hessian as hessian
 from sharpjax.geometry.operators import hvp as hvp

@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from sharpjax import tree
 from sharpjax.geometry import lanes, orthogonal
-from sharpjax.geometry.operators import widen
+from sharpjax.geometry.algebra import widen
 
 Params = Any
 

@@ -12,13 +12,8 @@ from jax.core import Tracer
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry.operators import (
-    Operator,
-    check_key,
-    check_operator,
-    linearize,
-    widen,
-)
+from sharpjax.geometry.algebra import Operator, linearize, widen
+from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.status import Status
 
 _MIN_PROBES = 4

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from sharpjax import loops, perturbation, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import objective, operators, worst_case
+from sharpjax.geometry import algebra, checks, objective, operators, worst_case
 from sharpjax.geometry.status import if_finite
 
 Params = Any
@@ -236,7 +236,7 @@ def sam_sharpness(
     >>> print(f"{sam_sharpness(loss, jnp.array([0.6, 0.8]), jnp.ones(4), rho=0.5).value:.4f}")
     1.2500
     """
-    loss = operators.check_problem("sam_sharpness", loss, params, batch, microbatch_size)
+    loss = checks.check_problem("sam_sharpness", loss, params, batch, microbatch_size)
     _check_rho("sam_sharpness", rho)
     return _sam(loss, params, batch, rho, microbatch_size)
 
@@ -263,13 +263,13 @@ def directional_curvature(
     >>> print(found.value, found.gradient_norm, found.loss)
     6.0 6.0 3.0
     """
-    loss = operators.check_problem("directional_curvature", loss, params, batch, microbatch_size)
+    loss = checks.check_problem("directional_curvature", loss, params, batch, microbatch_size)
     return _directional_curvature(loss, params, batch, microbatch_size)
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
-    params = operators.widen(params)
+    params = algebra.widen(params)
     radius = jnp.asarray(rho, objective.scalar_type(params))
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     e = perturbation.ascent(gradient, params, rho=radius)
@@ -290,7 +290,7 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _directional_curvature(loss, params, batch, microbatch_size) -> DirectionalCurvature:
-    params = operators.widen(params)
+    params = algebra.widen(params)
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     unit = perturbation.ascent(gradient, params, rho=1.0)
     product = operators.hvp(loss, params, batch, unit, microbatch_size=microbatch_size)
@@ -308,7 +308,7 @@ def _worst_case(
 ) -> Sharpness:
     _check_rho(caller, rho)
     _check_scaling(caller, scaling)
-    operators.check_key(caller, key)
+    checks.check_key(caller, key)
     search = worst_case.Search(
         scaling=scaling,
         steps=whole_number(caller, "steps", steps),
@@ -316,12 +316,12 @@ def _worst_case(
         microbatch_size=microbatch_size,
     )
     if m is None:
-        loss = operators.check_problem(caller, loss, params, batch, microbatch_size)
+        loss = checks.check_problem(caller, loss, params, batch, microbatch_size)
         chunks = jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)
     else:
         chunks = loops.split_chunks(caller, batch, whole_number(caller, "m", m))
-        loss = operators.check_problem(caller, loss, params, tree.index(chunks, 0), microbatch_size)
-    params = jax.tree.map(jnp.asarray, operators.widen(params))
+        loss = checks.check_problem(caller, loss, params, tree.index(chunks, 0), microbatch_size)
+    params = jax.tree.map(jnp.asarray, algebra.widen(params))
     radius = jnp.asarray(rho, objective.scalar_type(params))
     found = worst_case.maximize(
         search,

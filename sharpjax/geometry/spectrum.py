@@ -13,7 +13,8 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import krylov, lanes
-from sharpjax.geometry.operators import Operator, check_key, check_operator, linearize
+from sharpjax.geometry.algebra import Operator, linearize
+from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.status import Status
 
 Which = Literal["LA", "SA", "LM", "BE"]
