@@ -22,6 +22,15 @@ Carry = Any
 Form = Literal["auto", "device", "host"]
 
 
+class HostCode:
+    """What does its work in a Python loop round jitted functions, such as a product over batches.
+
+    An operator or a product that is a subclass, or holds one anywhere, is called by `iterate` and
+    `call` as it is, and never from inside a jit of theirs. Where one is called inside a trace all
+    the same, it does its work there, or refuses with a `UserError`.
+    """
+
+
 def iterate(
     step: Any,
     carry: Carry,
@@ -41,7 +50,8 @@ def iterate(
         step: `step(carry, operands) -> carry`, a module-level function or a frozen dataclass, equal
             by value (a lambda would recompile at every call). Or a solver's step round a product: a
             frozen dataclass of `propose(carry) -> vector` and `absorb(carry, product) -> carry`;
-            then `operands` is the product, a callable pytree such as `jax.tree_util.Partial`.
+            then `operands` is the product, a callable pytree such as `jax.tree_util.Partial`. One
+            that holds `HostCode` runs between a jitted `propose` and a jitted `absorb`.
         carry: pytree of arrays. The caller's own is neither changed nor donated.
         operands: what the step reads beside its carry, never closed over.
         max_steps: not static.
@@ -59,7 +69,7 @@ def iterate(
     >>> iterate(operator.add, jnp.float32(1), jnp.float32(2), max_steps=3)
     (Array(7., dtype=float32), Array(3, dtype=int32))
     """
-    traced = _is_traced((carry, operands, max_steps))
+    traced = is_traced((carry, operands, max_steps))
     if form not in ("auto", "device", "host"):
         raise UserError(f"loops.iterate: unknown form '{form}'; known: auto, device, host.")
     if form == "host" and traced:
@@ -71,15 +81,53 @@ def iterate(
     if form == "device":
         return _device_loop(step, until, carry, operands, max_steps)
     carry = _copy(carry)
+    split = hasattr(step, "propose") and holds_host_code(operands)
     for i in range(int(max_steps)):
         if until is not None and _holds(until, carry):
             return carry, jnp.int32(i)
-        carry = _host_step(step, carry, operands)
+        if split:
+            carry = _absorb(step, carry, operands(_propose(step, carry)))
+        else:
+            carry = _host_step(step, carry, operands)
     return carry, jnp.int32(max_steps)
 
 
+def call(product: Callable[[Any], Any], vector: Any) -> Any:
+    """One product outside of a loop: `product(vector)`, compiled unless it holds `HostCode`.
+
+    >>> call(jax.tree_util.Partial(jnp.add, jnp.float32(1)), jnp.float32(2)).item()
+    3.0
+    """
+    return product(vector) if holds_host_code(product) else _call(product, vector)
+
+
+def holds_host_code(operands: Any) -> bool:
+    """Whether a pytree is `HostCode`, or has it inside.
+
+    >>> holds_host_code((HostCode(), 1.0)), holds_host_code((jnp.add, 1.0))
+    (True, False)
+    """
+    nodes = jax.tree.leaves(operands, is_leaf=lambda node: isinstance(node, HostCode))
+    return any(isinstance(node, HostCode) for node in nodes)
+
+
+def is_traced(args: Any) -> bool:
+    """Whether any leaf is a tracer: inside jit, vmap or grad."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+
+
+def inside_jit() -> bool:
+    """Whether what is computed here is recorded and not done, as in jit and in loops.
+
+    >>> inside_jit(), jax.eval_shape(lambda: jnp.full((), inside_jit())).shape
+    (False, ())
+    """
+    return isinstance(jnp.zeros(()), Tracer)
+
+
 def choose_form(step: Any, carry: Carry, operands: Any = ()) -> Literal["device", "host"]:
-    """The form that is fast: "host" on CPU where the step holds a convolution, else "device".
+    """The form that is fast: "host" for `HostCode`, and on CPU where the step holds a convolution;
+    else "device".
 
     Costs one trace of the step for each new structure (1.8 s for a ResNet-18 SAM step), and is then
     remembered.
@@ -87,6 +135,8 @@ def choose_form(step: Any, carry: Carry, operands: Any = ()) -> Literal["device"
     >>> choose_form(jnp.add, jnp.ones(3), jnp.ones(3))
     'device'
     """
+    if holds_host_code(operands):
+        return "host"
     if _platform((carry, operands)) != "cpu":
         return "device"
     leaves, treedef = jax.tree.flatten((carry, operands))
@@ -222,6 +272,21 @@ def _device_loop(step, until, carry, operands, max_steps):
 _host_step = jax.jit(_apply, static_argnums=0, donate_argnums=1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _propose(step, carry):
+    return step.propose(carry)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _absorb(step, carry, product):
+    return step.absorb(carry, product)
+
+
+@jax.jit
+def _call(product, vector):
+    return product(vector)
+
+
 @jax.jit
 def _copy(carry):
     return jax.tree.map(jnp.copy, carry)
@@ -230,10 +295,6 @@ def _copy(carry):
 @functools.partial(jax.jit, static_argnums=0)
 def _holds(until, carry):
     return until(carry)
-
-
-def _is_traced(args: Any) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
 
 
 def _platform(args: Any) -> str:

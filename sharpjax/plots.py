@@ -1,6 +1,7 @@
-"""Pictures of a run, from its rows. Each takes rows and returns a matplotlib figure.
+"""Pictures: of a run, from its rows, and of curvature, from the results of `sharpjax.geometry`.
 
-matplotlib is imported when a picture is drawn, and draws to files alone.
+Each returns a matplotlib figure. matplotlib is imported when a picture is drawn, and draws to files
+alone.
 """
 
 import io
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sharpjax.errors import UserError
+from sharpjax.geometry.density import Density
+from sharpjax.geometry.spectrum import Eigenpairs
 from sharpjax.protocol.summary import mean_and_standard_error
 
 if TYPE_CHECKING:
@@ -103,6 +107,172 @@ def sharpness_accuracy(rows: Iterable[Row]) -> "Figure | None":
         axis.set(xlabel=label, ylabel="test accuracy")
     axes[-1].legend(frameon=False)
     return figure
+
+
+def spectrum(pairs: Eigenpairs | Mapping[str, Eigenpairs]) -> "Figure":
+    """Eigenvalues in their order, with their error bounds; hollow where one has not converged.
+
+    The axis is logarithmic where all values are positive and more than tenfold apart.
+
+    Args:
+        pairs: from `top_eigenpairs`, of one model; or several by name, such as checkpoints.
+
+    Raises:
+        UserError: there is nothing to draw, or it is a population.
+    """
+    named = dict(pairs) if isinstance(pairs, Mapping) else {"": pairs}
+    for found in named.values():
+        if not isinstance(found, Eigenpairs) or np.ndim(found.values) != 1:
+            raise UserError(
+                "plots.spectrum: give the eigenpairs of one model, or several by name; got "
+                f"{_describe(found)}."
+            )
+    finite = [np.asarray(p.values)[np.isfinite(p.values)] for p in named.values()]
+    values = np.concatenate([*finite, []])
+    if not values.size:
+        raise UserError("plots.spectrum: there is no finite eigenvalue to draw.")
+    figure, (axis,) = _figure(1)
+    for i, (name, found) in enumerate(named.items()):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        # A little apart, so that none hides another.
+        ranks = np.arange(1, len(found.values) + 1) + 0.15 * (i - (len(named) - 1) / 2)
+        converged = np.asarray(found.converged)
+        errors = np.where(converged, found.value_errors, found.residuals)
+        for ok, fill in ((converged, color), (~converged, "white")):
+            if ok.any():
+                axis.errorbar(
+                    *(ranks[ok], np.asarray(found.values)[ok], errors[ok]),
+                    color=color,
+                    fmt=marker,
+                    markerfacecolor=fill,
+                    markersize=4,
+                    capsize=2,
+                    label=name + ("" if fill == color else " (not converged)"),
+                )
+    if values.min() > 0 and values.max() > 10 * values.min():
+        axis.set_yscale("log")
+    else:
+        axis.axhline(0, color="black", linewidth=0.5)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="rank", ylabel="eigenvalue")
+    _legend(axis)
+    return figure
+
+
+def density(found: Density, *, sigma: float | None = None, num_points: int = 1024) -> "Figure":
+    """The density of the eigenvalues on a logarithmic axis, with its band and its atoms.
+
+    The line is the density without the atoms, the band two standard errors of the probes to each
+    side. An atom is a stem as high as the peak of one eigenvalue is on this axis, and the axis ends
+    a little below that height: there is nothing between one eigenvalue and none. (Ghorbani,
+    Krishnan and Xiao, arXiv 1901.10159, draw it so, without band.)
+
+    Args:
+        found: from `spectral_density`, of one model.
+        sigma: width of the kernel, as in `Density.evaluate`.
+        num_points: of the grid.
+
+    Raises:
+        UserError: it is not the density of one model, or not finite.
+    """
+    if not isinstance(found, Density) or np.ndim(found.nodes) != 2:
+        raise UserError(
+            f"plots.density: give the spectral_density of one model; got {_describe(found)}."
+        )
+    if not np.isfinite(found.nodes).all():
+        raise UserError("plots.density: the density is not finite; look at its status.")
+    sigma = float(found.width() if sigma is None else sigma)
+    grid = found.grid(num_points, sigma=sigma)
+    curve = found.evaluate(grid, sigma, atoms=False)
+    value, error = np.asarray(curve.value), 2 * np.asarray(curve.standard_error)
+    single = 1 / (float(found.size) * sigma * np.sqrt(2 * np.pi))
+    floor = single / 3
+    figure, (axis,) = _figure(1)
+    low, high = np.maximum(value - error, floor), np.maximum(value + error, floor)
+    axis.fill_between(grid, low, high, color=COLORS[0], alpha=0.25, lw=0, label="± 2 s.e.")
+    axis.plot(grid, np.maximum(value, floor), color=COLORS[0], lw=1.2, label="density")
+    atoms = np.asarray(found.atoms)
+    atoms = atoms[np.isfinite(atoms)]
+    if atoms.size:
+        axis.vlines(atoms, floor, single, color=COLORS[1], lw=1)
+        axis.plot(atoms, np.full_like(atoms, single), "o", color=COLORS[1], ms=3, label="atoms")
+    axis.set_yscale("log")
+    axis.set_ylim(floor, 3 * max(value.max(), single))
+    axis.set(xlabel="eigenvalue", ylabel="density")
+    axis.legend(frameon=False)
+    return figure
+
+
+def curvature_along_training(
+    steps: Any,
+    eigenvalues: Any,
+    *,
+    learning_rate: Any,
+    errors: Any = None,
+    momentum: float = 0.0,
+) -> "Figure":
+    """The top eigenvalue along training beside 2 / learning rate (Cohen et al., arXiv 2103.00065).
+
+    Gradient descent that is stable has it below that line; with heavy-ball momentum beta, below
+    2 (1 + beta) / learning rate. Under small batches it stays below: a landmark, no law.
+
+    Args:
+        steps: (T,).
+        eigenvalues: (T,), or (T, k) for several, from the largest on.
+        learning_rate: one number, or (T,) for a schedule.
+        errors: as `eigenvalues`: half widths of a band. Default: none.
+        momentum: beta.
+
+    Raises:
+        UserError: lengths differ, or a learning rate is not positive.
+    """
+    caller = "plots.curvature_along_training"
+    steps, values = np.asarray(steps, float), np.asarray(eigenvalues, float)
+    if steps.ndim != 1 or not steps.size or values.ndim not in (1, 2) or len(values) != len(steps):
+        raise UserError(
+            f"{caller}: steps must be (T,) and eigenvalues (T,) or (T, k) with T >= 1; got "
+            f"{steps.shape} and {values.shape}."
+        )
+    bands = np.zeros_like(values) if errors is None else np.asarray(errors, float)
+    if bands.shape != values.shape:
+        raise UserError(f"{caller}: errors have shape {bands.shape}, eigenvalues {values.shape}.")
+    rates = np.asarray(learning_rate, float)
+    if rates.shape not in ((), steps.shape) or not (rates > 0).all():
+        raise UserError(
+            f"{caller}: learning_rate must be one number > 0, or one for each of the "
+            f"{len(steps)} steps; got shape {rates.shape}, least {rates.min(initial=np.inf):g}."
+        )
+    figure, (axis,) = _figure(1)
+    for i, (line, band) in enumerate(_columns(values, bands)):
+        color = COLORS[i % len(COLORS)]
+        marker = MARKERS[i % len(MARKERS)] if len(steps) <= 50 else None
+        axis.plot(steps, line, color=color, marker=marker, ms=3, lw=1.2, label=_lambda(i + 1))
+        if errors is not None:
+            axis.fill_between(steps, line - band, line + band, color=color, alpha=0.2, lw=0)
+    edge = np.broadcast_to(2 * (1 + momentum) / rates, steps.shape)
+    name = f"{2 * (1 + momentum):g} / learning rate"
+    axis.plot(steps, edge, color="black", linewidth=1, linestyle="--", label=name)
+    axis.set(xlabel="step", ylabel="eigenvalue of the Hessian")
+    axis.legend(frameon=False)
+    return figure
+
+
+def _columns(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    return zip(*(np.atleast_2d(x.T) for x in arrays), strict=True)
+
+
+def _lambda(rank: int) -> str:
+    return "λ" + str(rank).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def _describe(found: Any) -> str:
+    kind = type(found).__name__
+    return f"a population ({kind})" if isinstance(found, Eigenpairs | Density) else f"a {kind}"
+
+
+def _legend(axis: Any) -> None:
+    if any(axis.get_legend_handles_labels()[1]):
+        axis.legend(frameon=False)
 
 
 def _measured(rows: Iterable[Row]) -> list[Row]:

@@ -4,6 +4,8 @@ import doctest
 import pathlib
 import re
 
+from sharpjax import geometry
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
@@ -27,6 +29,21 @@ def test_named_files_and_targets_exist():
             assert (ROOT / config).exists(), f"{document.name}: {config}"
         for target in re.findall(r"^ *make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, f"{document.name}: make {target}"
+
+
+def test_named_tests_exist():
+    text = (ROOT / "docs" / "geometry.md").read_text()
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", text)
+    assert len(named) >= 25
+    for test, path in named:
+        assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_names_of_the_library_exist():
+    """Code in the page on geometry calls what there is."""
+    text = (ROOT / "docs" / "geometry.md").read_text()
+    for name in re.findall(r"geometry\.([a-z_]+)\(", text):
+        assert hasattr(geometry, name), name
 
 
 def test_every_room_is_in_the_design():

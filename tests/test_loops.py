@@ -143,6 +143,77 @@ def test_a_solver_step_runs_round_its_product(form):
     assert float(tree.norm(carry)) == pytest.approx(3.0, rel=1e-6)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PassOverRows(loops.HostCode):
+    """A product row by row, as over the batches of a data set."""
+
+    matrix: jax.Array
+
+    def __call__(self, v):
+        TRACES["host calls"] += 1
+        return {"v": jnp.stack([jnp.sum(row * v["v"]) for row in self.matrix])}
+
+
+def scaled(product, factor, v):
+    return tree.scale(factor, product(v))
+
+
+def small(carry):
+    return tree.norm(carry) < 1.5
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_host_code_runs_between_the_halves_of_a_step(composed):
+    """As itself, at each step; and what is jitted beside it is compiled once."""
+    halves = collections.Counter()
+
+    @dataclasses.dataclass(frozen=True)
+    class Counted(PowerStep):
+        def propose(self, carry):
+            halves["propose"] += 1
+            return super().propose(carry)
+
+        def absorb(self, carry, product):
+            halves["absorb"] += 1
+            return super().absorb(carry, product)
+
+    run, start = functools.partial(loops.iterate, max_steps=40), {"v": jnp.ones(3)}
+    for scale in (1.0, 2.0):
+        product = PassOverRows(scale * jnp.diag(jnp.array([3.0, 1.0, 0.5])))
+        if composed:
+            product = jax.tree_util.Partial(scaled, product, 0.5)
+        assert loops.choose_form(Counted(), start, product) == "host"
+        before = TRACES["host calls"]
+        carry, steps = run(Counted(), start, product)
+        assert TRACES["host calls"] - before == steps == 40
+        expected = 3.0 * scale * (0.5 if composed else 1)
+        assert float(tree.norm(carry)) == pytest.approx(expected, rel=1e-6)
+        assert start["v"].tolist() == [1, 1, 1]
+    assert halves == {"propose": 1, "absorb": 1}
+    # The device form traces it: the same numbers.
+    other, _ = run(PowerStep(), start, product, form="device")
+    np.testing.assert_allclose(other["v"], carry["v"], rtol=1e-6)
+
+
+def test_host_code_stops_when_the_condition_holds():
+    product = PassOverRows(jnp.eye(3))
+    carry, steps = loops.iterate(
+        PowerStep(), {"v": 2 * jnp.ones(3)}, product, max_steps=9, until=small
+    )
+    assert steps == 1 and float(tree.norm(carry)) == pytest.approx(1)
+
+
+def test_one_call_is_jitted_unless_it_is_host_code():
+    v, before = {"v": jnp.arange(3.0)}, TRACES["host calls"]
+    for product in (PassOverRows(jnp.eye(3)), jax.tree_util.Partial(multiply, jnp.eye(3))):
+        for _ in range(3):
+            assert loops.call(product, v)["v"].tolist() == [0, 1, 2]
+    assert TRACES["host calls"] - before == 3
+    assert loops.holds_host_code({"a": (PassOverRows(jnp.eye(3)), None)})
+    assert not loops.holds_host_code(jax.tree_util.Partial(multiply, jnp.eye(3)))
+
+
 def test_inside_a_trace_the_device_form_serves():
     @jax.jit
     def whole(x, limit):

@@ -11,7 +11,13 @@ import pytest
 
 from sharpjax import losses, nn, tree
 from sharpjax.errors import UserError
-from sharpjax.losses import Classification, TrainingClassification
+from sharpjax.losses import (
+    Classification,
+    CrossEntropy,
+    Logits,
+    SquaredError,
+    TrainingClassification,
+)
 from sharpjax.nn.resnet import ResNet
 
 
@@ -101,6 +107,58 @@ def test_the_gradient_with_smoothed_labels_equals_numpy(smoothing, x64, strict):
     np.testing.assert_allclose(grads["head"]["kernel"], x.T @ residual, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(grads["head"]["bias"], residual.sum(0), rtol=1e-10, atol=1e-14)
     assert aux["accuracy"] == np.mean(z.argmax(-1) == np.asarray(batch["label"]))
+
+
+def test_a_classification_has_two_parts(x64):
+    model, params = linear()
+    batch = example_batch(dtype=np.float64)
+    loss = Classification(model)
+    assert jax.tree.structure(loss.model_fn) == jax.tree.structure(Logits(model))
+    logits = loss.model_fn(params, batch)
+    np.testing.assert_array_equal(logits, loss.logits(params, batch))
+    np.testing.assert_allclose(loss.outer_loss(logits, batch), loss(params, batch), rtol=1e-15)
+
+
+@pytest.mark.parametrize("outer", [CrossEntropy(), SquaredError()])
+def test_likelihoods_draw_what_they_say(x64, key, outer):
+    """Of drawn labels the slope in the outputs has mean 0 and second moment the curvature."""
+    outputs = jnp.asarray([[0.3, -1.0, 0.5]])
+    like = {"label": jnp.zeros(1, jnp.int32), "target": outputs, "image": jnp.ones((1, 2))}
+
+    def slope(key):
+        batch = outer.sample(key, outputs, like)
+        assert jax.tree.structure(batch) == jax.tree.structure(like)
+        assert jax.tree.map(jnp.shape, batch) == jax.tree.map(jnp.shape, like)
+        return jax.grad(outer)(outputs, batch)[0]
+
+    slopes = np.asarray(jax.jit(jax.vmap(slope))(jax.random.split(key, 4000)))
+    curvature = jax.hessian(outer)(outputs, like)[0, :, 0]
+    error = slopes.std(0) / np.sqrt(len(slopes))
+    assert (np.abs(slopes.mean(0)) < 4 * error).all()
+    products = np.einsum("si,sj->sij", slopes, slopes)
+    error = products.std(0) / np.sqrt(len(slopes))
+    assert (np.abs(products.mean(0) - curvature) < 4 * error).all()
+    assert outer.canonical is True
+
+
+@pytest.mark.parametrize("outer", [CrossEntropy(), SquaredError()])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_square_roots_give_the_hessian(outer, rows, x64, strict):
+    outputs = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 4)))
+    batch = {"label": jnp.arange(rows), "target": jnp.zeros((rows, 4))}
+    roots = outer.square_root(outputs, batch).reshape(-1, rows * 4)
+    hessian = jax.hessian(outer)(outputs, batch).reshape(rows * 4, rows * 4)
+    np.testing.assert_allclose(roots.T @ roots, hessian, atol=1e-14)
+
+
+def test_labels_of_sequences():
+    batch = {"label": jnp.array([[0, 1, 2], [2, 1, 0]])}
+    logits = jnp.eye(6)[:, :3]
+    rows = CrossEntropy()(logits, {"label": batch["label"].reshape(-1)})
+    assert CrossEntropy()(logits, batch) == rows
+    assert CrossEntropy().sample(jax.random.key(0), logits, batch)["label"].shape == (2, 3)
+    with pytest.raises(UserError, match=r"logits must be \[N, K\], got \(2, 3, 3\).*reshape"):
+        CrossEntropy()(logits.reshape(2, 3, 3), batch)
 
 
 def test_smoothed_labels_have_a_floor():

@@ -18,14 +18,26 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Hessian, Operator, Restricted, algebra, hessian, hvp, operators
+from sharpjax.geometry import (
+    Hessian,
+    Operator,
+    algebra,
+    checks,
+    dependence,
+    hessian,
+    hvp,
+    operators,
+)
+from sharpjax.geometry.blocks import Restricted
+from sharpjax.geometry.checks import check_deterministic
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
 
 TRACES = collections.Counter()
 
 
 def test_examples():
-    assert doctest.testmod(operators).failed == 0
+    for module in (operators, checks, dependence):
+        assert doctest.testmod(module).failed == 0
 
 
 # The mathematics.
@@ -136,6 +148,33 @@ def test_every_matrix_product_runs_at_highest_precision(microbatch_size):
         text = str(program)
         highest = "precision=(Precision.HIGHEST, Precision.HIGHEST)"
         assert text.count("dot_general[") == text.count(highest) > 5
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 4])
+def test_bfloat16_on_request(microbatch_size):
+    """Parameters, batch and the loss's arrays are cast; products are in float32."""
+    seen = []
+
+    def loss(shift, params, batch):
+        seen.append({x.dtype.name for x in jax.tree.leaves((shift, params, batch))})
+        return awkward_loss(params, batch) + jnp.sum(params["gain"] * shift)
+
+    params, batch = awkward_net(dtype=np.float32)
+    partial = Partial(loss, jnp.ones(2))
+    size = {"microbatch_size": microbatch_size}
+    low = hessian(partial, params, batch, precision="bfloat16", **size)
+    part = hessian(partial, params, batch, precision="bfloat16", where="layers/*", **size)
+    exact = hessian(awkward_loss, params, batch)
+    v = tree.random_normal(jax.random.key(0), params)
+    found, expected = (apply(algebra.linearize(o), v) for o in (low, exact))
+    assert all(types == {"bfloat16"} for types in seen)
+    assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32"}
+    error = tree.norm(tree.add_scaled(found, -1.0, expected)) / tree.norm(expected)
+    assert 1e-4 < error < 3e-2
+    block = tree.partition(v, tree.select(params, "layers/*"))[0]
+    assert jax.tree.structure(apply(algebra.linearize(part), block)) == jax.tree.structure(block)
+    with pytest.raises(UserError, match="unknown precision 'half'"):
+        hessian(awkward_loss, params, batch, precision="half")
 
 
 # What is compiled when.
@@ -347,6 +386,13 @@ def unhashable():
         ({"loss": lambda p, b: (jnp.sum(p["w"]), b)}, "drop auxiliary outputs"),
         ({"loss": lambda p, b: jnp.int32(3)}, "returns int32"),
         ({"loss": lambda p, b: None}, "returns nothing"),
+        ({"loss": lambda p, b: jnp.sum(p["w"]) * 1j}, "returns complex64.*its real part"),
+        ({"params": {"w": jnp.ones(0)}}, "the arrays of params are empty"),
+        ({"params": {"w": None}}, "holds no array"),
+        ({"loss": lambda p, b: jnp.mean(b["x"])}, "does not depend on params"),
+        ({"loss": lambda p, b: jnp.mean(GOOD[0]["w"])}, "ones that it closes over"),
+        ({"loss": lambda p, b: jnp.sum(jax.lax.stop_gradient(p["w"]))}, "stop_gradient"),
+        ({"loss": lambda p, b: jnp.mean(jnp.argmax(p["w"]) == b["y"])}, "through integers"),
     ],
 )
 @pytest.mark.parametrize("caller", ["hvp", "hessian"])
@@ -357,6 +403,73 @@ def test_wrong_arguments(caller, arguments, message):
         given["vector"] = params
     with pytest.raises(UserError, match=f"^{caller}: .*{message}"):
         {"hvp": hvp, "hessian": hessian}[caller](**given)
+
+
+def test_a_loss_may_ignore_some_parameters_and_depend_through_loops():
+    def loss(params, batch):
+        return jax.lax.fori_loop(0, 3, lambda i, x: x * jnp.sum(params["w"]), 1.0)
+
+    operator = hessian(loss, {"w": jnp.ones(2), "unused": jnp.ones(3)}, None)
+    found = hvp(lambda p, b: jnp.sum(p["w"] ** 2), operator.params, None, operator.params)
+    assert found["unused"].tolist() == [0, 0, 0] and found["w"].tolist() == [2, 2]
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda: RNG.normal(),
+        lambda: jnp.asarray(RNG.normal(size=4))[0],
+        lambda: jax.random.normal(jax.random.key(RNG.integers(1000))),
+        lambda: jax.jit(lambda: RNG.normal() + jnp.ones(()))(),
+        lambda: jax.lax.cond(True, lambda: jnp.float32(RNG.normal()), lambda: jnp.float32(0)),
+    ],
+    ids=["a number", "an array", "a key", "inside jit", "inside cond"],
+)
+def test_a_loss_that_draws_without_a_key_is_refused(noise):
+    def loss(params, batch):
+        return jnp.sum(params["w"] ** 2) * (1 + noise())
+
+    with pytest.raises(UserError, match="^hessian: two traces .* different numbers.*Partial"):
+        hessian(loss, *GOOD)
+
+
+def test_what_only_looks_random_is_allowed(key):
+    def keyed(key, params, batch):
+        return jnp.sum(params["w"] ** 2) * jax.random.normal(key)
+
+    big = np.ones((3, 3))
+    big[0] = np.nan
+    hessian(Partial(keyed, key), *GOOD)
+    hessian(lambda p, b: jnp.nansum(jnp.asarray(big) @ p["w"]), *GOOD)
+    check_deterministic(Partial(keyed, key), *GOOD)
+    # Inside a trace, too, where a loss may close over what is traced.
+    outer = jax.jit(lambda a: hvp(lambda p, b: a * jnp.sum(p["w"] ** 2), *GOOD, GOOD[0]))
+    assert outer(3.0)["w"].tolist() == [6, 6, 6]
+
+
+def test_two_calls_are_compared_on_request():
+    def loss(params, batch):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return jnp.sum(params["w"]) + jax.pure_callback(lambda: np.float32(RNG.normal()), shape)
+
+    hessian(loss, *GOOD)  # what a callback does is not in the trace
+    with pytest.raises(UserError, match="^check_deterministic: two calls of the loss"):
+        check_deterministic(loss, *GOOD)
+    with pytest.raises(UserError, match="check_deterministic: call it outside of jit"):
+        jax.jit(lambda p: check_deterministic(good_loss, p, GOOD[1]))(GOOD[0])
+
+
+def test_a_check_is_made_once_for_each_structure():
+    def loss(scale, params, batch):
+        TRACES["checked"] += 1
+        return scale * jnp.sum(params["w"] ** 2)
+
+    for i in range(3):
+        hessian(Partial(loss, jnp.float32(i)), {"w": jnp.full(3, i, jnp.float32)}, GOOD[1])
+        assert 0 < TRACES["checked"] <= 3
 
 
 @pytest.mark.parametrize(

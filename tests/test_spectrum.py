@@ -134,70 +134,14 @@ def test_an_invariant_subspace_met_early_is_left(x64, key, which, expected):
     np.testing.assert_allclose(found.values, expected, atol=1e-14)
 
 
-# What a certificate is worth.
-
-
-def lanes(operator, count, **options):
-    """Many starts at once."""
-
-    def one(key):
-        return top(operator, key=key, vectors=False, **options)
-
-    return jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), count)))
-
-
-def wrong(found, values, tol=1e-3):
-    """Lanes with a certified value that is not near an eigenvalue, or not near the right one."""
-    threshold = np.maximum(tol * np.abs(found.values), 6e-6 * np.abs(values).max())
-    distance = np.abs(np.expand_dims(found.values, -1) - values).min(-1)
-    k = found.values.shape[-1]
-    skipped = np.abs(found.values - np.sort(values)[::-1][:k])
-    bad = [(found.converged & (x > threshold)).any(-1).sum() for x in (distance, skipped)]
-    return tuple(int(n) for n in bad)
-
-
-@pytest.mark.parametrize("gap", [0.01, 0.005])
-def test_a_close_pair_is_never_certified_wrong(gap):
-    values = np.r_[1.0, 1 - gap, bulk(398)].astype(np.float32)
-    found = lanes(Diagonal(jnp.asarray(values)), 64, max_products=40)
-    assert (found.status == Status.OK).all()
-    assert wrong(found, values) == (0, 0)
-    # The rule is what does it: without guards the second is mistaken for the first.
-    lax = lanes(Diagonal(jnp.asarray(values)), 64, max_products=40, guards=0)
-    assert wrong(lax, values)[1] > 10
-
-
-def test_a_dense_end_is_never_certified_wrong():
-    """Ritz gaps overstate gaps here, and `r^2 / gap` of a value alone fails in some lanes."""
-    values = np.linspace(-1, 1, 60).astype(np.float32)
-    found = lanes(Diagonal(jnp.asarray(values)), 64, k=3, tol=1e-2, max_products=60)
-    assert (found.status == Status.OK).all() and found.num_products.max() < 50
-    assert wrong(found, values, tol=1e-2)[0] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "k, values",
-    [
-        (1, np.r_[1.0, 0.99, bulk(3998)]),
-        (10, np.r_[10, 9, 8, 7, 6.5, 6, 5, 4, 3.5, 3, 2.5, 2, bulk(788)]),
-        (5, 0.9 ** np.arange(400)),
-        (5, 1 / np.arange(1, 401) ** 0.5),
-        (2, np.r_[1.0, 0.997, 0.994, bulk(397)]),
-    ],
-)
-def test_certificates(k, values):
-    values = values.astype(np.float32)
-    found = lanes(Diagonal(jnp.asarray(values)), 100, k=k, max_products=60)
-    assert (found.status == Status.OK).all()
-    assert wrong(found, values) == (0, 0)
+# What is said of what was found.
 
 
 def test_values_that_do_not_converge_are_marked(x64, key):
     """The first may have converged while the second has not."""
-    found = top(diagonal(outliers(9.0, 0.6)), key=key, k=2, max_products=14, guards=0)
+    found = top(diagonal(outliers(9.0, 0.6)), key=key, k=2, max_products=10, guards=0)
     assert found.converged.tolist() == [True, False]
-    assert found.status == Status.NOT_CONVERGED and found.num_products == 14
+    assert found.status == Status.NOT_CONVERGED and found.num_products == 10
     with pytest.raises(geometry.NotOk, match="Eigenpairs: it did not converge"):
         geometry.check(found)
     named = found.estimates()
@@ -386,6 +330,7 @@ def test_a_vector_inside_the_basis_is_replaced(x64, key):
             taken=jnp.zeros(()),
             scale=jnp.ones(()),
             tiny=1e-10,
+            seed=jnp.uint32(0),
             exhausted=jnp.bool_(False),
         )
 
@@ -510,7 +455,8 @@ def test_checkpoints_with_other_statistics_are_one_compilation(key, compilations
         statistics = jax.tree.map(lambda x: x + 0.1 * i, made["batch_stats"])
         params = tree.scale(1 + 0.1 * i, made["params"])
         loss = Classification(BatchNormNet(), {"batch_stats": statistics})
-        return float(top(hessian(loss, params, batch), key=key).values[0])
+        # Few enough that no basis grows: that compiles once more, for its new size.
+        return float(top(hessian(loss, params, batch), key=key, max_products=20).values[0])
 
     values = [solve(0), solve(1)]
     compiled = len(compilations)

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, hessian, probes, trace
+from sharpjax.geometry import Restricted, Status, accuracy, hessian, hutchinson, probes, trace
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
 
 TRACES = collections.Counter()
@@ -22,15 +22,16 @@ DOMINATED = np.r_[40, np.linspace(-0.5, 1, 199)]
 
 
 def test_examples():
-    assert doctest.testmod(probes).failed == 0
+    for module in (probes, hutchinson, accuracy):
+        assert doctest.testmod(module).failed == 0
 
 
 def test_it_equals_the_mean_over_its_own_probes(x64, strict, key):
     """By the formula: value = mean z'Az, error = sqrt(2 mean |A z|^2 / N)."""
     params, batch = awkward_net()
     operator = hessian(awkward_loss, params, batch)
-    found = trace(operator, key=key, max_probes=5)
-    product, carry, zs = operator.linearize(), key, []
+    found = trace(operator, key=key, method="hutchinson", max_probes=5)
+    product, carry, zs = operator.linearize(), jax.random.split(key)[0], []
     for _ in range(5):
         carry, subkey = jax.random.split(carry)
         zs.append(tree.random_normal(subkey, params))
@@ -46,12 +47,13 @@ def test_it_converges_to_the_dense_trace(x64, key):
     params, batch = awkward_net()
     truth = np.trace(dense(awkward_loss, params, batch))
     operator = hessian(awkward_loss, params, batch)
-    found = trace(operator, key=key, relative_error=0.02, max_probes=100_000)
+    solve = functools.partial(trace, operator, key=key, method="hutchinson")
+    found = solve(relative_error=0.02, max_probes=100_000)
     assert found.status == Status.OK and 4 < found.num_evaluations < 100_000
     assert found.standard_error <= 0.02 * abs(found.value)
     assert abs(found.value - truth) < 4 * found.standard_error
     # And no sooner than it may: one probe fewer would not have been enough.
-    fewer = trace(operator, key=key, max_probes=int(found.num_evaluations) - 1)
+    fewer = solve(max_probes=int(found.num_evaluations) - 1)
     assert fewer.standard_error > 0.02 * abs(fewer.value)
 
 
@@ -59,7 +61,8 @@ def coverage(spectrum, **options):
     """Share of 4,000 runs whose 1.96 standard errors cover the truth, and the mean count."""
     operator = Diagonal(jnp.asarray(spectrum, "float32"))
     keys = jax.random.split(jax.random.key(0), 4000)
-    found = jax.jit(jax.vmap(lambda k: trace(operator, key=k, **options)))(keys)
+    solve = functools.partial(trace, operator, method="hutchinson", **options)
+    found = jax.jit(jax.vmap(lambda k: solve(key=k)))(keys)
     off = np.abs(found.value - spectrum.sum())
     return np.mean(off < 1.96 * found.standard_error), np.mean(found.num_evaluations)
 
@@ -141,7 +144,8 @@ def test_lanes_equal_single_calls(x64, strict, key):
 def test_narrow_parameters_blocks_and_rows(key):
     params, batch = awkward_net(dtype=np.float32)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    found = trace(Restricted(hessian(awkward_loss, narrow, batch), "gain"), key=key)
+    operator = Restricted(hessian(awkward_loss, narrow, batch), "gain")
+    found = trace(operator, key=key, method="hutchinson")
     assert found.value.dtype == jnp.float32
     named = found.estimates()
     assert list(named) == ["trace"] and named["trace"].value == found.value

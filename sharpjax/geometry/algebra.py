@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from sharpjax import tree
+from sharpjax import loops, tree
+from sharpjax.errors import UserError
 
 Params = Any
 Matvec = Callable[[Params], Params]
@@ -44,21 +45,45 @@ class Operator(Protocol):
 
 class Composable:
     """What every operator of this library can do: `A + B`, `A - B`, `-A`, `2 * A`, and `A + 0.1`
-    for `A + 0.1 I`."""
+    for `A + 0.1 I`.
+
+    Numbers are Python's, numpy's or scalars of jax, also traced ones; they are leaves, so that
+    another number compiles nothing. Both operators of a sum must act on the same vectors.
+
+    Raises:
+        UserError: the operators of a sum act on different spaces.
+        TypeError: the other operand is neither an operator nor a real scalar.
+
+    >>> from sharpjax.geometry import hessian
+    >>> A = hessian(lambda w, batch: jnp.sum(w**2), jnp.ones(2), None)
+    >>> (3 * A - A + 0.5).linearize()(jnp.array([1.0, 2.0])).tolist()
+    [4.5, 9.0]
+    """
+
+    __array_ufunc__ = None  # so that numpy's scalars leave `2 * A` to this class
 
     def __add__(self, other):
-        return Damped(self, other) if _is_number(other) else Sum((self, other))
+        if _is_number(other):
+            return Damped(self, other)
+        if not isinstance(other, Operator):
+            return NotImplemented
+        check_same_space("A + B", self, other)
+        return Sum((*_terms(self), *_terms(other)))
 
-    __radd__ = __add__
+    def __radd__(self, other):
+        # The sum() of Python starts at 0.
+        return self if isinstance(other, int) and other == 0 else self + other
 
     def __sub__(self, other):
-        return self + -1 * other
+        if _is_number(other):
+            return Damped(self, -other)
+        return self + Scaled(other, -1.0) if isinstance(other, Operator) else NotImplemented
 
     def __rsub__(self, other):
-        return -1 * self + other
+        return -self + other
 
     def __mul__(self, factor):
-        return Scaled(self, factor)
+        return Scaled(self, factor) if _is_number(factor) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -69,7 +94,10 @@ class Composable:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sum(Composable):
-    """`A + B + ...`, all on the same space."""
+    """`A + B + ...`, all on the same space; made by `A + B`, which checks that.
+
+    A product costs one of each, and one vector of memory more.
+    """
 
     operators: tuple[Any, ...]
 
@@ -78,13 +106,13 @@ class Sum(Composable):
         return self.operators[0].like
 
     def linearize(self) -> Matvec:
-        return Partial(_sum, tuple(operator.linearize() for operator in self.operators))
+        return Partial(_sum, tuple(linearize(operator) for operator in self.operators))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scaled(Composable):
-    """`factor A`."""
+    """`factor A`; made by `factor * A`."""
 
     operator: Any
     factor: jax.typing.ArrayLike
@@ -100,7 +128,7 @@ class Scaled(Composable):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Damped(Composable):
-    """`A + damping I`."""
+    """`A + damping I`; made by `A + damping`."""
 
     operator: Any
     damping: jax.typing.ArrayLike
@@ -113,13 +141,18 @@ class Damped(Composable):
         return Partial(_damp, self.operator.linearize(), self.damping)
 
 
-@jax.jit
 def linearize(operator: Operator) -> Matvec:
     """`operator.linearize()`, compiled once per structure; what a solver calls first.
 
     The product that it returns keeps its identity as long as the compilation is cached, so loops
-    that take it as an operand are compiled once, too.
+    that take it as an operand are compiled once, too. An operator that holds host code, such as
+    one averaged over a data set, compiles its own parts.
     """
+    return operator.linearize() if loops.holds_host_code(operator) else _linearize(operator)
+
+
+@jax.jit
+def _linearize(operator: Operator) -> Matvec:
     return operator.linearize()
 
 
@@ -142,13 +175,52 @@ def is_narrow(x: Any) -> bool:
     return x.dtype.itemsize < 4
 
 
+def _terms(operator) -> tuple[Any, ...]:
+    return operator.operators if isinstance(operator, Sum) else (operator,)
+
+
+def check_same_space(caller: str, a: Any, b: Any) -> None:
+    """Refuses two operators that act on different vectors.
+
+    Raises:
+        UserError: names `caller` and the first leaf that differs.
+    """
+    a, b = (jax.eval_shape(widen, operator.like) for operator in (a, b))
+    if jax.tree.structure(a) == jax.tree.structure(b) and _shapes(a) == _shapes(b):
+        return
+    first, second = _shapes(a), _shapes(b)
+    names = [n for n in (*first, *second) if first.get(n) != second.get(n)]
+    what = "their containers differ"
+    if names:
+        here, there = (shapes.get(names[0], "missing") for shapes in (first, second))
+        what = f"'{names[0]}' is {here} in the first and {there} in the second"
+    raise UserError(
+        f"{caller}: the operators act on different vectors: {what}. Make both with the same params "
+        f"and the same where, or cut one down by Restricted(operator, where)."
+    )
+
+
+def _shapes(like) -> dict[str, str]:
+    shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in jax.tree.leaves(like)]
+    return dict(zip(tree.path_names(like), shapes, strict=True))
+
+
+def _is_number(x):
+    if isinstance(x, int | float):
+        return True
+    real = hasattr(x, "dtype") and any(
+        jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)
+    )
+    return real and jnp.shape(x) == ()
+
+
 # What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.
 
 
 def _sum(products, vector):
-    first, *others = (product(vector) for product in products)
+    first, *others = (loops.call(product, vector) for product in products)
     for other in others:
-        first = jax.tree.map(jnp.add, first, other)
+        first = jax.tree.map(lambda x, y: x + y.astype(x.dtype), first, other)
     return first
 
 
@@ -158,7 +230,3 @@ def _scale(product, factor, vector):
 
 def _damp(product, damping, vector):
     return tree.add_scaled(product(vector), damping, vector)
-
-
-def _is_number(x):
-    return isinstance(x, int | float) or hasattr(x, "dtype") and jnp.shape(x) == ()

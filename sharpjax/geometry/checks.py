@@ -1,14 +1,17 @@
 """What is refused before anything is compiled: losses, batches, operators, keys."""
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
+from sharpjax.geometry import dependence
 from sharpjax.geometry.algebra import Operator, is_narrow, widen
 
 Params = Any
@@ -23,38 +26,90 @@ def check_problem(
         UserError: names `caller`, the leaf and the remedy.
     """
     loss = as_loss(caller, loss)
-    tree.check_floating(caller, params)
-    _check_batch(caller, batch, microbatch_size)
+    _check_arrays(caller, params, batch, microbatch_size)
     _check_scalar(caller, loss, params, batch)
     return loss
 
 
-def as_loss(caller: str, loss: Any) -> Any:
+def check_model(
+    caller: str,
+    model_fn: Any,
+    outer_loss: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
+) -> tuple[Any, Any]:
+    """As `check_problem`, for a loss in two parts: `outer_loss(model_fn(params, batch), batch)`.
+
+    Raises:
+        UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
+    """
+    model_fn = as_loss(caller, model_fn, "model_fn")
+    outer_loss = as_loss(caller, outer_loss, "outer_loss")
+    _check_arrays(caller, params, batch, microbatch_size)
+    with _noting(caller, params):
+        outputs = _outputs.eval_shape(model_fn, params, batch)
+    _check_outputs(caller, outputs, batch)
+    _check_scalar(caller, Partial(_composed, model_fn, outer_loss), params, batch)
+    return model_fn, outer_loss
+
+
+def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
+    """Refuses a loss that draws other random numbers at each call, by calling it twice.
+
+    Solvers assume that a product is the same linear map each time. The constructors compare the
+    numbers in two traces of the loss, which finds Python's and numpy's generators; this finds
+    callbacks and generators inside data structures, too, at the cost of two forward passes outside
+    of jit. Best effort: a generator inside your own jit is frozen by its first trace.
+
+    Args:
+        loss, params, batch: as in `hessian`; concrete arrays.
+
+    Raises:
+        UserError: two values differ by more than rounding.
+
+    >>> check_deterministic(lambda w, batch: jnp.sum(w**2), jnp.ones(3), None)
+    """
+    caller = "check_deterministic"
+    loss = check_problem(caller, loss, params, batch, None)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((loss, params, batch))):
+        raise UserError(f"{caller}: call it outside of jit, grad and vmap; nothing runs in there.")
+    params = widen(params)
+    first, second = (np.asarray(loss(params, batch), np.float64) for _ in range(2))
+    if not np.allclose(first, second, rtol=1e-5, atol=0, equal_nan=True):
+        raise UserError(
+            f"{caller}: two calls of the loss on the same arguments gave {first:.9g} and "
+            f"{second:.9g}. {_KEY_REMEDY}"
+        )
+
+
+def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
     """The loss as a callable pytree: bare functions are wrapped in `jax.tree_util.Partial`.
 
     Raises:
-        UserError: names `caller`; the loss cannot be called, hashed, or traced.
+        UserError: names `caller` and `argument`; it cannot be called, hashed, or traced.
     """
     if not callable(loss):
         raise UserError(
-            f"{caller}: loss must be a function or a callable pytree, loss(params, batch) -> "
-            f"scalar; got {type(loss).__name__}."
+            f"{caller}: {argument} must be a function or a callable pytree, "
+            f"{_SIGNATURES[argument]}; got {type(loss).__name__}."
         )
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(loss)):
         try:
             hash(loss)
         except TypeError:
             raise UserError(
-                f"{caller}: loss is a {type(loss).__name__} that can be neither hashed nor traced. "
-                f"Register its class (`jax.tree_util.register_dataclass`), or put its arrays into "
-                f"a `jax.tree_util.Partial` of a module-level function."
+                f"{caller}: {argument} is a {type(loss).__name__} that can be neither hashed nor "
+                f"traced. Register its class (`jax.tree_util.register_dataclass`), or put its "
+                f"arrays into a `jax.tree_util.Partial` of a module-level function."
             ) from None
         return Partial(loss)
     for name, leaf in zip(tree.path_names(loss), jax.tree.leaves(loss), strict=True):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             raise UserError(
-                f"{caller}: leaf '{name}' of the loss is a {type(leaf).__name__}, not an array. "
-                f'Mark the field as static (`dataclasses.field(metadata={{"static": True}})`).'
+                f"{caller}: leaf '{name}' of the {argument} is a {type(leaf).__name__}, not an "
+                f"array. Mark the field as static "
+                f'(`dataclasses.field(metadata={{"static": True}})`).'
             )
     return loss
 
@@ -88,7 +143,25 @@ def check_key(caller: str, key: Any) -> None:
         )
 
 
-def _check_batch(caller, batch, microbatch_size):
+_SIGNATURES = {
+    "loss": "loss(params, batch) -> scalar",
+    "model_fn": "model_fn(params, batch) -> outputs",
+    "outer_loss": "outer_loss(outputs, batch) -> scalar",
+}
+_KEY_REMEDY = (
+    "Keep randomness out of the loss, or let it hold a key as an array "
+    "(`jax.tree_util.Partial(loss, key)`), so that every product is of the same matrix."
+)
+
+
+class _Refused(UserError):
+    """What is wrong with a loss, found at its trace, where the caller's name is not known."""
+
+
+def _check_arrays(caller, params, batch, microbatch_size):
+    tree.check_floating(caller, params)
+    if not tree.size(params):
+        raise UserError(f"{caller}: the arrays of params are empty; there is nothing to vary.")
     if microbatch_size is None:
         if jax.tree.leaves(batch):
             loops.count_examples(caller, batch)
@@ -101,26 +174,96 @@ def _check_batch(caller, batch, microbatch_size):
     jax.eval_shape(lambda batch: loops.split_chunks(caller, batch, int(microbatch_size)), batch)
 
 
+def _check_outputs(caller, outputs, batch):
+    count = loops.count_examples(caller, batch) if jax.tree.leaves(batch) else 1
+    names, leaves = tree.path_names(outputs), jax.tree.leaves(outputs)
+    rows = {leaf.shape[:1] for leaf in leaves}
+    right = len(rows) == 1 and all(
+        leaf.ndim and leaf.shape[0] and leaf.shape[0] % count == 0 for leaf in leaves
+    )
+    if right and all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        return
+    given = [
+        (f"'{name}' " if name else "") + _describe(leaf)
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    raise UserError(
+        f"{caller}: model_fn(params, batch) must return arrays of floats with a row for each of "
+        f"the {count} examples on axis 0 (or several); it returns {', '.join(given) or 'nothing'}. "
+        f"Drop auxiliary outputs."
+    )
+
+
 def _check_scalar(caller, loss, params, batch):
+    with _noting(caller, params):
+        try:
+            # Of a jitted function: its trace is remembered, seconds saved at every call on a
+            # ResNet.
+            _value.eval_shape(loss, params, batch)
+        except _Refused as error:
+            raise UserError(f"{caller}: {error}") from None
+
+
+@contextlib.contextmanager
+def _noting(caller, params):
     try:
-        # Of the jitted function: its trace is remembered, seconds saved at every call on a ResNet.
-        out = _value.eval_shape(loss, params, batch)
+        yield
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         if any(map(is_narrow, jax.tree.leaves(params))):
             error.add_note(f"{caller} calls the loss with parameters widened to float32.")
         raise
-    leaves = jax.tree.leaves(out)
-    if jax.tree.structure(out) == jax.tree.structure(0) and leaves[0].shape == ():
-        if jnp.issubdtype(leaves[0].dtype, jnp.floating):
-            return
-    given = ", ".join(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in leaves) or "nothing"
-    raise UserError(
-        f"{caller}: loss(params, batch) must return one floating scalar, the mean over the "
-        f"examples; it returns {given} ({jax.tree.structure(out)}). Take the mean of values per "
-        f"example, and drop auxiliary outputs."
-    )
 
 
 @jax.jit
 def _value(loss, params, batch):
+    """The value; what runs here runs once per structure."""
+    closed, shapes = _trace(loss, params, batch)
+    _refuse_unless_scalar(shapes)
+    start, count = len(jax.tree.leaves(loss)), len(jax.tree.leaves(params))
+    if not dependence.reaches(closed.jaxpr, range(start, start + count)):
+        raise _Refused(
+            "the loss does not depend on params, or through integers and stop_gradient alone, so "
+            "all its derivatives are zero. Compute it from the params that it is given, not from "
+            "ones that it closes over."
+        )
+    if dependence.differ(closed, _trace(loss, params, batch)[0]):
+        raise _Refused(
+            f"two traces of the loss hold different numbers: it draws from a generator of Python "
+            f"or numpy. {_KEY_REMEDY}"
+        )
     return loss(widen(params), batch)
+
+
+@jax.jit
+def _outputs(model_fn, params, batch):
+    return model_fn(widen(params), batch)
+
+
+def _composed(model_fn, outer_loss, params, batch):
+    return outer_loss(widen(model_fn(params, batch)), batch)
+
+
+def _trace(loss, params, batch):
+    def fresh(loss, params, batch):  # a new function each time, for traces are remembered by it
+        return loss(widen(params), batch)
+
+    return jax.make_jaxpr(fresh, return_shape=True)(loss, params, batch)
+
+
+def _refuse_unless_scalar(out):
+    leaves = jax.tree.leaves(out)
+    if jax.tree.structure(out) == jax.tree.structure(0) and leaves[0].shape == ():
+        if jnp.issubdtype(leaves[0].dtype, jnp.floating):
+            return
+    given = ", ".join(map(_describe, leaves)) or "nothing"
+    raise _Refused(
+        f"loss(params, batch) must return one floating scalar, the mean over the examples; it "
+        f"returns {given} ({jax.tree.structure(out)}). Take the mean of values per example (of a "
+        f"complex number its real part), and drop auxiliary outputs."
+    )
+
+
+def _describe(leaf):
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

@@ -5,6 +5,10 @@ After j products, `Q' A Q = T` is tridiagonal with `alpha` on and `beta` beside 
 chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)` that lies on the devices as the leaf
 does: nothing is ever flattened into one vector. Norms are plain sums of squares, so an operator may
 be neither smaller than 1e-16 nor larger than 1e16 in float32.
+
+A basis that may not grow is restarted when it is full: Ritz vectors `Y` replace it, and `A Y = Y
+Theta + q_{j+1} s'` is again of that form, with an arrow of couplings `s` in the column after them
+(Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 """
 
 import dataclasses
@@ -14,10 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from sharpjax import tree
-from sharpjax.geometry import lanes, orthogonal
+from sharpjax.geometry import lanes, orthogonal, recurrence
 from sharpjax.geometry.algebra import widen
 
 Params = Any
@@ -31,10 +34,16 @@ class Lanczos(NamedTuple):
         vector: the next basis vector, of norm 1; what the operator is applied to next.
         alpha, beta: (m,); `beta[j]` couples `q_j` and `q_{j+1}`, and is 0 where the space spanned
             so far is invariant.
-        scale: the largest `|A q_j|`; within a factor of sqrt(3) of `|T|` or above it.
+        arrow: (m,); couples the rows kept at a restart with the row `kept`; 0 elsewhere.
+        row: int32, the row that `vector` will take.
+        kept: int32, how many rows the last restart kept; 0 before the first.
+        locked: int32, how many rows at the front belong to no value of this process, which runs in
+            their orthogonal complement.
+        scale: the largest `|A q_j|`, which `|A|` is not below.
         leak: the largest part of a product that lay in the basis where the recurrence says there
             is none: what can be seen of the noise of products.
-        num_products: int32, the number of rows reached.
+        seed: uint32, for vectors that take the place of one that has vanished.
+        num_products: int32.
         finite: no product has held a NaN or an infinity.
         broken: the space was invariant, and no vector outside of it could be made.
     """
@@ -43,8 +52,13 @@ class Lanczos(NamedTuple):
     vector: Params
     alpha: jax.Array
     beta: jax.Array
+    arrow: jax.Array
+    row: jax.Array
+    kept: jax.Array
+    locked: jax.Array
     scale: jax.Array
     leak: jax.Array
+    seed: jax.Array
     num_products: jax.Array
     finite: jax.Array
     broken: jax.Array
@@ -63,24 +77,60 @@ def noise(dtype: Any) -> float:
     return 5 * float(jnp.finfo(dtype).eps)
 
 
-def start(key: jax.Array, like: Params, rows: int) -> Lanczos:
+def start(
+    key: jax.Array,
+    like: Params,
+    rows: int,
+    *,
+    vector: Params | None = None,
+    locked: Params | None = None,
+) -> Lanczos:
     """A process at a random vector, with room for `rows` products; compiled once per structure.
 
     Args:
         key: a key.
         like: tree of arrays; only shapes, types and places on the devices matter.
         rows: from `num_rows`.
+        vector: a tree like `like` to start from instead, of any length but zero, with a part
+            outside of `locked`.
+        locked: leaves (l, *shape), orthonormal: the process runs in their orthogonal complement,
+            as if on `P A P`. They take l of the rows.
     """
-    return _start(key, like, rows, tuple(_auto_sharding(leaf) for leaf in jax.tree.leaves(like)))
+    return _start(key, like, rows, vector, locked, recurrence.shardings(like))
 
 
 @functools.partial(jax.jit, static_argnames="rows")
-def grow(state: Lanczos, rows: int) -> Lanczos:
-    """The same process with room for `rows` products."""
+def grow(state: Any, rows: int) -> Any:
+    """The same process, with a basis or without, with room for `rows` products."""
+    state = state._replace(alpha=_pad(state.alpha, rows), beta=_pad(state.beta, rows))
+    if isinstance(state, recurrence.Recurrence):
+        return state
+    basis = jax.tree.map(lambda q: _pad(q, rows), state.basis)
+    return state._replace(basis=basis, arrow=_pad(state.arrow, rows))
+
+
+def restart(state: Lanczos, values: jax.Array, weights: jax.Array) -> Lanczos:
+    """The process with a full basis replaced by some of its Ritz vectors; for use inside a trace.
+
+    Memory: the vectors that are kept, beside the basis.
+
+    Args:
+        state: all rows of its basis are taken, none is locked.
+        values, weights: (l,) and (m, l), from `ritz`; those to be kept.
+    """
+    keep, rows = weights.shape[1], len(state.alpha)
+
+    def replace(q):
+        y = combine_rows(q, weights)
+        return jnp.concatenate([y, jnp.zeros_like(q[keep:])])
+
     return state._replace(
-        basis=jax.tree.map(lambda q: _pad(q, rows), state.basis),
-        alpha=_pad(state.alpha, rows),
-        beta=_pad(state.beta, rows),
+        basis=jax.tree.map(replace, state.basis),
+        alpha=_pad(values, rows),
+        beta=jnp.zeros_like(state.beta),
+        arrow=_pad(state.beta[-1] * weights[-1], rows),
+        row=jnp.full_like(state.row, keep),
+        kept=jnp.full_like(state.kept, keep),
     )
 
 
@@ -98,13 +148,13 @@ class LanczosStep:
         return state.vector
 
     def absorb(self, state: Lanczos, product: Params) -> Lanczos:
-        row = lanes.furthest(state.num_products)
+        row = lanes.of_furthest(state.num_products, state.row)
         q = state.vector
         product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, q)
         basis = jax.tree.map(lambda b, x: _set_row(b, x, row), state.basis, q)
         last = jnp.maximum(row - 1, 0)
         alpha = tree.vdot(q, product)
-        beta = _get_row(state.beta, last)  # 0 in the first step
+        beta = _get_row(state.beta, last)  # 0 in the first step, and the first after a restart
         w = tree.add_scaled(product, -alpha, q)
         w = tree.add_scaled(w, -beta, jax.tree.map(lambda b: _get_row(b, last), basis))
 
@@ -116,40 +166,61 @@ class LanczosStep:
             taken=jnp.hypot(alpha, beta),
             scale=state.scale,
             tiny=10 * noise(alpha.dtype),
+            seed=state.seed,
             exhausted=exhausted,
         )
         invariant = exhausted | found.fresh
         unit = tree.scale(jnp.where(found.norm == 0, 0, 1 / found.norm), found.vector)
-        return Lanczos(
+        unforeseen = found.overlaps - jnp.where(row == state.kept, state.arrow, 0)
+        own = jnp.arange(len(unforeseen), dtype=jnp.int32) >= state.locked
+        leak = jnp.sqrt(jnp.sum(jnp.where(own, jnp.square(unforeseen), 0)))
+        return state._replace(
             basis=basis,
             vector=unit,
             alpha=_set_row(state.alpha, alpha + _get_row(found.overlaps, row), row),
             beta=_set_row(state.beta, jnp.where(invariant, 0, found.norm), row),
+            row=state.row + 1,
             scale=found.scale,
-            leak=jnp.maximum(state.leak, jnp.sqrt(jnp.sum(jnp.square(found.overlaps)))),
+            leak=jnp.maximum(state.leak, leak),
             num_products=state.num_products + 1,
             finite=state.finite & jnp.isfinite(alpha) & jnp.isfinite(found.norm),
             broken=state.broken | found.broken,
         )
 
 
-def ritz(state: Lanczos) -> tuple[jax.Array, jax.Array]:
+def num_taken(state: Lanczos | recurrence.Recurrence) -> jax.Array:
+    """How many places of `alpha` and `beta` are taken, int32."""
+    return state.row if isinstance(state, Lanczos) else state.num_products
+
+
+def num_values(state: Lanczos | recurrence.Recurrence) -> jax.Array:
+    """How many Ritz values there are, int32."""
+    return state.row - state.locked if isinstance(state, Lanczos) else state.num_products
+
+
+def ritz(state: Lanczos | recurrence.Recurrence) -> tuple[jax.Array, jax.Array]:
     """Ritz values and the weights of their vectors, by a dense solver that every backend has.
 
     Returns:
-        Values (m,), ascending; those at `num_products` and beyond mean nothing, and lie above the
+        Values (m,), ascending; those at `num_values` and beyond mean nothing, and lie above the
         others. Weights (m, m): column i holds the coefficients of vector i in the basis.
     """
     index = jnp.arange(len(state.alpha), dtype=jnp.int32)
-    reached = index < state.num_products
-    joined = index + 1 < state.num_products
+    end = num_taken(state)
+    reached = (index >= end - num_values(state)) & (index < end)
+    joined = reached & (index + 1 < end)
     alpha = jnp.where(reached & state.finite, state.alpha, 0)
     beta = jnp.where(joined & state.finite, state.beta, 0)
-    # Rows not reached are decoupled and get a value above every Gershgorin disc, so they sort last.
-    before = jnp.concatenate([jnp.zeros_like(beta[:1]), beta[:-1]])
-    bound = jnp.max(jnp.abs(alpha) + beta + before)
-    alpha = jnp.where(reached, alpha, jnp.where(bound > 0, 2 * bound, 1))
     matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
+    if isinstance(state, Lanczos):
+        arrow = jnp.where(state.finite & (state.kept < end), state.arrow, 0)
+        is_column = jnp.expand_dims(index == state.kept, 0)
+        column = jnp.where(is_column, jnp.expand_dims(arrow, 1), 0)
+        matrix += column + column.T
+    # Rows not reached are decoupled and get a value above every Gershgorin disc, so they sort last.
+    bound = jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
+    beyond = jnp.where(bound > 0, 2 * bound, 1)
+    matrix += jnp.diag(jnp.where(reached, 0, beyond))
     values, weights = jnp.linalg.eigh(matrix, symmetrize_input=False)
     return values, weights
 
@@ -169,44 +240,52 @@ def combine_rows(basis: Params, weights: jax.Array) -> Params:
     return jax.tree.map(leaf, basis)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "shardings"))
-def _start(key, like, rows, shardings) -> Lanczos:
+@functools.partial(jax.jit, static_argnames=("rows", "lie"))
+def _start(key, like, rows, vector, locked, lie) -> Lanczos:
     # Sums with zeros of the leaf, not new zeros: they take the leaf's sharding on an Explicit mesh
     # and the axes it varies over inside shard_map.
     zeros = tree.zeros_like(widen(like))
     zero = tree.vdot(zeros, zeros)
-    vector = tree.add_scaled(zeros, 1.0, tree.random_normal(key, zeros))
-    vector = tree.scale(1 / tree.norm(vector), vector)
+    if vector is None:
+        vector = recurrence.random_unit(key, zeros)
+    vector = jax.tree.map(lambda z, x: z + x.astype(z.dtype), zeros, vector)
+    count = 0 if locked is None else jax.tree.leaves(locked)[0].shape[0]
 
-    def allocate(z, sharding):
+    def allocate(z, first, sharding):
         basis = jnp.zeros((rows, *z.shape), z.dtype) + jnp.expand_dims(z, 0)
+        if first is not None:
+            basis = jax.lax.dynamic_update_slice_in_dim(basis, first.astype(z.dtype), 0, 0)
         if sharding is None:
             return basis
         lies = jax.NamedSharding(sharding.mesh, jax.P(None, *sharding.spec))
         return jax.lax.with_sharding_constraint(basis, lies)
 
     leaves, treedef = jax.tree.flatten(zeros)
-    basis = [allocate(z, s) for z, s in zip(leaves, shardings, strict=True)]
+    firsts = [None] * len(leaves) if locked is None else jax.tree.leaves(locked)
+    basis = [allocate(*x) for x in zip(leaves, firsts, lie, strict=True)]
+    basis = jax.tree.unflatten(treedef, basis)
+    if count:
+        for _ in range(2):
+            vector, _ = orthogonal.sweep(basis, vector, jnp.full(rows, zero), count - 1)
+    vector = tree.scale(1 / tree.norm(vector), vector)
+    none = zero.astype(jnp.int32)
+    seed = zero.astype(jnp.uint32) + jnp.sum(jax.random.key_data(key), dtype=jnp.uint32)
     return Lanczos(
-        basis=jax.tree.unflatten(treedef, basis),
+        basis=basis,
         vector=vector,
         alpha=jnp.full(rows, zero),
         beta=jnp.full(rows, zero),
+        arrow=jnp.full(rows, zero),
+        row=none + count,
+        kept=none,
+        locked=none + count,
         scale=zero,
         leak=zero,
-        num_products=zero.astype(jnp.int32),
+        seed=seed,
+        num_products=none,
         finite=zero == 0,
         broken=zero != 0,
     )
-
-
-def _auto_sharding(leaf) -> jax.NamedSharding | None:
-    """Where a concrete array lies on a mesh with Auto axes, of which its type says nothing."""
-    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-    if isinstance(sharding, jax.NamedSharding) and any(sharding.spec):
-        if all(kind == jax.sharding.AxisType.Auto for kind in sharding.mesh.axis_types):
-            return sharding
-    return None
 
 
 def _get_row(x, row):

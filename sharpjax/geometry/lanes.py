@@ -22,11 +22,22 @@ def _(_axis_size, _in_batched, condition):
 
 
 @jax.custom_batching.custom_vmap
+def of_furthest(count: jax.Array, value: jax.Array) -> jax.Array:
+    """The value in the lane with the largest count: one for all of them."""
+    del count
+    return value
+
+
+@of_furthest.def_vmap
+def _(axis_size, in_batched, count, value):
+    def batched(x, is_batched):
+        return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+    count, value = (batched(x, b) for x, b in zip((count, value), in_batched, strict=True))
+    lane = jnp.argmax(count, axis=0)
+    return of_furthest(count[lane], value[lane]), False
+
+
 def furthest(index: jax.Array) -> jax.Array:
     """The largest index of any lane: one for all of them."""
-    return index
-
-
-@furthest.def_vmap
-def _(_axis_size, _in_batched, index):
-    return furthest(jnp.max(index, axis=0)), False
+    return of_furthest(index, index)

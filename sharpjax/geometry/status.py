@@ -17,6 +17,7 @@ class Status(enum.IntEnum):
     NOT_CONVERGED = 1
     NON_FINITE = 2
     BREAKDOWN = 3
+    NOT_POSITIVE = 4
 
 
 def if_finite(finite: jax.Array) -> jax.Array:
@@ -45,6 +46,8 @@ _MEANING = {
     Status.NON_FINITE: "it met a number that is not finite (NaN or infinity); look at the loss and "
     "its gradient at these parameters",
     Status.BREAKDOWN: "it broke down: no direction was left to search in",
+    Status.NOT_POSITIVE: "the operator is not positive, so its log-determinant is not a number; "
+    "add more damping than its smallest eigenvalue is negative",
 }
 
 

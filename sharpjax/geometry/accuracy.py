@@ -1,0 +1,64 @@
+"""The accuracy that an estimate is asked for, and how the attempt ended."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sharpjax.errors import UserError
+from sharpjax.geometry.status import Status
+
+Target = float | jax.Array | None
+
+
+class Accuracy(NamedTuple):
+    """Standard errors, relative to the estimate and absolute, of which one is to be met.
+
+    None was not asked for; `fill` makes it 0.
+    """
+
+    relative: Target
+    absolute: Target
+
+    @property
+    def is_asked(self) -> bool:
+        return self.relative is not None or self.absolute is not None
+
+    def fill(self, zero: jax.Array) -> "Accuracy":
+        """As arrays that lie as `zero` does; for use inside a trace."""
+
+        def array(error):
+            return zero + jnp.asarray(0.0 if error is None else error, zero.dtype)
+
+        return Accuracy(array(self.relative), array(self.absolute))
+
+    def allowed(self, size: jax.Array) -> jax.Array:
+        """The standard error allowed to an estimate of this size."""
+        assert self.relative is not None and self.absolute is not None
+        return jnp.maximum(self.relative * size, self.absolute)
+
+
+def ask(caller: str, relative_error: Target, absolute_error: Target) -> Accuracy:
+    """What was asked for, checked.
+
+    Raises:
+        UserError: names `caller` and the argument that is no number.
+    """
+    for name, error in (("relative_error", relative_error), ("absolute_error", absolute_error)):
+        if error is None or isinstance(error, Tracer):
+            continue
+        if jnp.ndim(error) != 0 or not 0 <= error < math.inf:
+            raise UserError(f"{caller}: {name} must be a number >= 0 or None, got {error}.")
+    return Accuracy(relative_error, absolute_error)
+
+
+def how_it_ended(met: jax.Array, finite: jax.Array) -> jax.Array:
+    """A `Status`, from whether what was asked for is met, and whether all was finite.
+
+    >>> how_it_ended(jnp.array([True, False, False]), jnp.array([True, True, False])).tolist()
+    [0, 1, 2]
+    """
+    status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
+    return jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)

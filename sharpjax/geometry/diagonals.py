@@ -1,0 +1,241 @@
+"""The diagonal of an operator, each entry with the standard error of its estimate."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry import deflation, hutchinson, xdiag
+from sharpjax.geometry.accuracy import Target, ask, how_it_ended
+from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.checks import check_key, check_operator
+from sharpjax.geometry.control_diagonal import ControlledDiagonal, controlled_diagonal
+from sharpjax.geometry.exact import ExactDiagonal, exact_diagonal
+from sharpjax.geometry.subspaces import Krylov, Sketch
+
+Method = Literal["deflated", "exact", "hutchinson", "hutchpp", "xdiag"]
+Params = Any
+
+_LEAST = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagonal:
+    """An estimate of a diagonal.
+
+    Attributes:
+        value: tree like the operator's vectors, `A_ii`.
+        standard_error: such a tree; the standard deviation of each entry over the probes.
+        norm: `|diag A|_2`, freed of what the errors add to it in the mean.
+        error: the root mean square of `|value - diag A|_2`, over the probes.
+        num_evaluations: int32, products that it took.
+        status: `Status`, int32.
+        method: how it was done; "control" where a control was given.
+    """
+
+    value: Params
+    standard_error: Params
+    norm: jax.Array
+    error: jax.Array
+    num_evaluations: jax.Array
+    status: jax.Array
+    method: str = dataclasses.field(metadata={"static": True})
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The norm, as `diagonal_norm`; its error is at most that of the whole diagonal."""
+        return {"diagonal_norm": Estimate(self.norm, self.error, self.num_evaluations)}
+
+
+def diagonal(
+    operator: Operator,
+    *,
+    key: jax.Array,
+    control: Operator | None = None,
+    method: Method = "deflated",
+    relative_error: Target = None,
+    absolute_error: Target = None,
+    max_probes: int = 100,
+    basis_size: int = 32,
+) -> Diagonal:
+    """The diagonal of a symmetric operator, by random probes (Bekas, Kokiopoulou and Saad, 2007).
+
+    `A_ii = E z_i (A z)_i` for signs `z`, and the variance of one probe is `sum_(j != i) A_ij^2`. A
+    part of the operator that is known on a small basis Q is exact, and probes are of the rest `P A
+    P`, `P = I - QQ'`, as in `trace`. The errors are those of a mean, from the spread of the values:
+    16 probes at least are taken, and one entry by itself is covered a little less often than
+    nominal by then.
+
+    Cost: one product per probe and, with "deflated", per vector of the basis; two for each of these
+    with the others. Memory: five vectors and the basis; with "xdiag" `1.5 max_probes` vectors.
+
+    Args:
+        operator: symmetric, such as `hessian(loss, params, batch)`.
+        key: for the probes; not used by "exact".
+        control: for a Hessian, `gauss_newton(...)` of the same model, loss, parameters and batch:
+            its exact diagonal, plus the difference by probes on one leaf at a time. Exact for
+            piecewise-linear nets, where all errors are 0 (`controlled_diagonal`).
+        method: "exact": no probe, for Gauss-Newton and Fisher matrices (`exact_diagonal`).
+            "deflated": a Krylov basis as far as it pays, and probes. "hutchpp" (Diag++): the
+            same with a sketch for a basis. "hutchinson": probes alone. "xdiag": all in a sketch,
+            each column a probe of what the others leave (Epperly, Tropp and Webber, arXiv
+            2301.07825); its errors are figures, from the spread of estimates that depend on each
+            other.
+        relative_error: stop where `error` is at most this share of `norm`.
+        absolute_error: or at most this. Without either, `max_probes` are used.
+        max_probes: products at the most, of every kind; with `control`, probes of each leaf. Where
+            they do not reach the error that is asked for, `status` is `NOT_CONVERGED`.
+        basis_size: vectors in the basis at the most.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> from sharpjax.geometry import hessian
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(jnp.arange(4.0) * w**2) / 2
+    >>> found = diagonal(hessian(loss, jnp.ones(4), jnp.ones(8)), key=jax.random.key(0))
+    >>> found.value.round(4).tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    check_operator("diagonal", operator)
+    accuracy = ask("diagonal", relative_error, absolute_error)
+    if method not in get_args(Method):
+        raise unknown("method", method, get_args(Method))
+    max_probes = whole_number("diagonal", "max_probes", max_probes, least=_LEAST)
+    basis_size = whole_number("diagonal", "basis_size", basis_size)
+    check_key("diagonal", key)
+    if control is not None and method != "deflated":
+        raise UserError(f"diagonal: control= has a method of its own; leave out method={method!r}.")
+    if control is not None:
+        probed = controlled_diagonal(
+            *(operator, control),
+            key=key,
+            relative_error=relative_error,
+            absolute_error=absolute_error,
+            max_probes=max_probes,
+        )
+        return _of_control(probed)
+    if method == "exact":
+        return _of_exact(exact_diagonal(operator))
+    if method == "xdiag":
+        found = xdiag.run(key, operator, accuracy=accuracy, max_products=max_probes)
+        return _finish_xdiag(accuracy.is_asked, found)
+    state, steps = deflation.run(
+        {"deflated": Krylov, "hutchpp": Sketch, "hutchinson": None}[method],
+        *(DiagonalStatistic(), key, operator),
+        accuracy=accuracy,
+        max_products=max_probes,
+        basis_size=basis_size,
+    )
+    return _finish(method, accuracy.is_asked, state, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagonalStatistic:
+    """`exact`, and sums of `z (Bz)` and its square, entry by entry: trees like a vector."""
+
+    least: int = _LEAST
+
+    def draw(self, key: jax.Array, like: Params) -> Params:
+        return tree.random_rademacher(key, like)
+
+    def begin(self, like: Params) -> tuple[Any, Any]:
+        return like, (like, like)
+
+    def add(self, sums: Any, probe: Params, product: Params) -> Any:
+        values = jax.tree.map(jnp.multiply, probe, product)
+        add = functools.partial(jax.tree.map, jnp.add)
+        return add(sums[0], values), add(sums[1], jax.tree.map(jnp.square, values))
+
+    def deflate(self, exact: Any, q: Params, b: Params) -> Any:
+        overlap = tree.vdot(q, b)
+        return jax.tree.map(
+            lambda d, q, b: d + 2 * q * b - overlap.astype(d.dtype) * jnp.square(q), exact, q, b
+        )
+
+    def estimate(self, exact: Any, sums: Any, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, variance = self.entries(exact, sums, count)
+        total = sum_of_entries(variance)
+        return jnp.sqrt(jnp.maximum(tree.vdot(value, value) - total, 0)), jnp.sqrt(total)
+
+    def entries(self, exact: Any, sums: Any, count: jax.Array) -> tuple[Params, Params]:
+        """The value of each entry and its variance."""
+
+        def value(d, s):
+            return d + s / count.astype(s.dtype)
+
+        def variance(s, square):
+            number = count.astype(s.dtype)
+            spread = jnp.maximum(square - jnp.square(s) / number, 0)
+            return spread / (number * jnp.maximum(number - 1, 1))
+
+        return jax.tree.map(value, exact, sums[0]), jax.tree.map(variance, *sums)
+
+
+def sum_of_entries(a: Params) -> jax.Array:
+    """The sum of all entries of all leaves, in float32 at least."""
+    return tree.vdot(a, jax.tree.map(jnp.ones_like, a))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "to_accuracy"))
+def _finish(method, to_accuracy, state: hutchinson.Probing, steps) -> Diagonal:
+    statistic = DiagonalStatistic()
+    value, variance = statistic.entries(state.exact, state.sums, state.count)
+    norm, error = statistic.estimate(state.exact, state.sums, state.count)
+    return Diagonal(
+        value=value,
+        standard_error=jax.tree.map(jnp.sqrt, variance),
+        norm=norm,
+        error=error,
+        num_evaluations=state.count + steps,
+        status=hutchinson.status(statistic, state, to_accuracy),
+        method=method,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="to_accuracy")
+def _finish_xdiag(to_accuracy, found: xdiag.Found) -> Diagonal:
+    met = xdiag.is_reached(found) if to_accuracy else found.columns.finite
+    return Diagonal(
+        value=found.value,
+        standard_error=jax.tree.map(jnp.sqrt, found.variance),
+        norm=found.norm,
+        error=found.error,
+        num_evaluations=found.columns.num_products,
+        status=how_it_ended(met, found.columns.finite),
+        method="xdiag",
+    )
+
+
+@jax.jit
+def _of_control(found: ControlledDiagonal) -> Diagonal:
+    error = tree.norm(found.standard_error)
+    square = tree.vdot(found.value, found.value)
+    return Diagonal(
+        value=found.value,
+        standard_error=found.standard_error,
+        norm=jnp.sqrt(jnp.maximum(square - jnp.square(error), 0)),
+        error=error,
+        num_evaluations=found.num_evaluations,
+        status=found.status,
+        method="control",
+    )
+
+
+@jax.jit
+def _of_exact(found: ExactDiagonal) -> Diagonal:
+    norm = tree.norm(found.value)
+    return Diagonal(
+        value=found.value,
+        standard_error=tree.zeros_like(found.value),
+        norm=norm,
+        error=jnp.zeros_like(norm),
+        num_evaluations=found.num_evaluations,
+        status=found.status,
+        method="exact",
+    )
