@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint bench
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,3 +30,13 @@ test-fast: .venv/.test-installed
 
 lint: .venv/.lint-installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+# Side by side with the peers, which need torch: an environment of its own, and half an hour.
+benchmarks/.venv/.installed: pyproject.toml benchmarks/requirements.txt
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/pip install --quiet --upgrade pip
+	benchmarks/.venv/bin/pip install --quiet -r benchmarks/requirements.txt -e .
+	touch $@
+
+bench: benchmarks/.venv/.installed
+	benchmarks/.venv/bin/python benchmarks/run.py
