@@ -55,9 +55,8 @@ def top_eigenpairs(
 
     **`verify=True`** searches again, from random vectors in the complement of what was found, until
     such a pass finds nothing that belongs among the k: multiple eigenvalues then come as often as
-    they are there. This takes some 10 to 20 products for each copy and for the last pass on
-    networks. `verification` says what was done, and at which distance beyond the k a value still
-    had a chance of 1e-3 to stay hidden.
+    they are there. Each pass is a search of its own, and takes its products. `verification` says what
+    was done, and at which distance beyond the k a value still had a chance of 1e-3 to stay hidden.
 
     **`start=`** takes an earlier result, of another checkpoint or from `subsample_start`. The
     search begins with its vectors, with two more that it carries, and with one random direction,
@@ -76,7 +75,7 @@ def top_eigenpairs(
     Memory, beside the linearisation and 3 vectors: a basis of 16 + 4 k vectors, doubled when it is
     full; inside a trace it cannot grow and has `max_products`. `basis_size` bounds it: a full
     basis is replaced by its outermost Ritz vectors (thick restart, with half as many more in
-    between), which costs 0 to 30 % more products. `basis_size=0` keeps no basis but two vectors,
+    between), which costs some more products. `basis_size=0` keeps no basis but two vectors,
     for values at the ends only. On CPU, do not call it inside your own jit if the loss convolves
     (`sharpjax.loops`).
 
