@@ -55,7 +55,7 @@ def top_eigenpairs(
 
     **`verify=True`** searches again, from random vectors in the complement of what was found, until
     such a pass finds nothing that belongs among the k: multiple eigenvalues then come as often as
-    they are there. Each pass is a search of its own, and takes its products. `verification` says what
+    they are there. Each pass takes the products of a search of its own. `verification` says what
     was done, and at which distance beyond the k a value still had a chance of 1e-3 to stay hidden.
 
     **`start=`** takes an earlier result, of another checkpoint or from `subsample_start`. The
