@@ -35,6 +35,20 @@ def key():
     return jax.random.key(0)
 
 
+@pytest.fixture
+def compilations():
+    """Names of what XLA compiles, as it does."""
+    names = []
+
+    def listen(event, _duration, **details):
+        if event.endswith("backend_compile_duration"):
+            names.append(details.get("fun_name", event))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
     """Forget compiled programs before the kernel's limit of 65,530 mappings, where XLA crashes."""

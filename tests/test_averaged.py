@@ -341,20 +341,6 @@ def test_microbatches_keep_nothing(x64, key):
     np.testing.assert_allclose(flat(product(v)), matrix() @ flat(v), atol=1e-12)
 
 
-@pytest.fixture
-def compilations():
-    """Names of what XLA compiles, as it does."""
-    names = []
-
-    def listen(event, _duration, **details):
-        if event.endswith("backend_compile_duration"):
-            names.append(details.get("fun_name", event))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize("kind", ["list", "function", "arrays"])
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
 def test_a_second_solve_compiles_nothing(compilations, key, kind, cache_bytes):

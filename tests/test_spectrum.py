@@ -22,20 +22,6 @@ from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 TRACES = collections.Counter()
 
 
-@pytest.fixture
-def compilations():
-    """Names of what XLA compiles, as it does."""
-    names = []
-
-    def listen(event, _duration, **details):
-        if event.endswith("backend_compile_duration"):
-            names.append(details.get("fun_name", event))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_examples():
     assert doctest.testmod(spectrum).failed == 0
 

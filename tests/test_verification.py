@@ -284,18 +284,3 @@ def test_a_second_call_compiles_nothing(x64, compilations):
         _, _, verified = solve(operator, key, 3)
         assert verified.num_passes == 2
     assert compilations == []
-
-
-@pytest.fixture
-def compilations():
-    """Names of what XLA compiles, as it does."""
-    names = []
-
-    def listen(event: str, duration_secs: float, **details: str | int):
-        del duration_secs
-        if event.endswith("backend_compile_duration"):
-            names.append(details.get("fun_name", event))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(listen)
