@@ -21,6 +21,8 @@ from sharpjax.errors import UserError
 Carry = Any
 Form = Literal["auto", "device", "host"]
 
+_SMALL_BYTES = 4096
+
 
 class HostCode:
     """What does its work in a Python loop round jitted functions, such as a product over batches.
@@ -39,6 +41,7 @@ def iterate(
     max_steps: int | jax.Array,
     until: Callable[[Carry], jax.Array] | None = None,
     form: Form = "auto",
+    donate: bool = False,
 ) -> tuple[Carry, jax.Array]:
     """Apply `step` until `until(carry)` holds, `max_steps` times at the most.
 
@@ -58,6 +61,8 @@ def iterate(
         until: a scalar condition, looked at before each step; equal by value as `step`.
         form: "device": one `while_loop`; "host": a Python loop round a jitted step that donates its
             carry; "auto": `choose_form`. Inside a trace always the device form.
+        donate: the caller gives its carry away. Large arrays are worked on in place, so that there
+            is no second copy of them, and are deleted for the caller.
 
     Returns:
         The last carry, and the number of steps taken (int32; one for each lane under vmap).
@@ -78,9 +83,13 @@ def iterate(
         raise UserError(f"loops.iterate: max_steps={max_steps}; give 0 or more.")
     if form == "auto":
         form = "device" if traced else choose_form(step, carry, operands)
+    if donate and not traced:
+        carry = _own(carry)
     if form == "device":
-        return _device_loop(step, until, carry, operands, max_steps)
-    carry = _copy(carry)
+        loop = _device_loop_in_place if donate and not traced else _device_loop
+        return loop(step, until, carry, operands, max_steps)
+    if not donate:
+        carry = _copy(carry)
     split = hasattr(step, "propose") and holds_host_code(operands)
     for i in range(int(max_steps)):
         if until is not None and _holds(until, carry):
@@ -252,8 +261,7 @@ def _apply(step: Any, carry: Carry, operands: Any) -> Carry:
     return step(carry, operands)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _device_loop(step, until, carry, operands, max_steps):
+def _loop(step, until, carry, operands, max_steps):
     def go_on(state):
         i, carry = state
         more = i < max_steps
@@ -266,6 +274,11 @@ def _device_loop(step, until, carry, operands, max_steps):
     i, carry = jax.lax.while_loop(go_on, body, (jnp.int32(0), carry))
     return carry, i
 
+
+_device_loop = jax.jit(_loop, static_argnums=(0, 1))
+
+
+_device_loop_in_place = jax.jit(_loop, static_argnums=(0, 1), donate_argnums=2)
 
 # Donated, so that a step needs no second copy of a large state; hence the caller's carry is copied
 # first.
@@ -285,6 +298,15 @@ def _absorb(step, carry, product):
 @jax.jit
 def _call(product, vector):
     return product(vector)
+
+
+def _own(carry: Carry) -> Carry:
+    """A carry that was given away, but for its small arrays: a tolerance that came through a jit
+    unchanged is still the very array of whoever gave it."""
+    leaves, treedef = jax.tree.flatten(carry)
+    copies = iter(_copy([x for x in leaves if x.nbytes <= _SMALL_BYTES]))
+    owned = [next(copies) if x.nbytes <= _SMALL_BYTES else x for x in leaves]
+    return jax.tree.unflatten(treedef, owned)
 
 
 @jax.jit

@@ -136,6 +136,17 @@ def test_the_callers_carry_is_not_donated(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_carry_that_is_given_away_is_worked_on_in_place(form):
+    small, large_array = jnp.float32(1), jnp.ones(5_000)
+    place = large_array.unsafe_buffer_pointer()
+    carry, steps = loops.iterate(
+        double, {"x": small, "n": large_array}, small, max_steps=3, form=form, donate=True
+    )
+    assert carry["n"].unsafe_buffer_pointer() == place and large_array.is_deleted()
+    assert int(steps) == 3 and float(small) == 1.0  # small arrays may be of others, too
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_solver_step_runs_round_its_product(form):
     matrix = jnp.diag(jnp.array([3.0, 1.0, 0.5]))
     product = jax.tree_util.Partial(multiply, matrix)

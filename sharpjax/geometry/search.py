@@ -32,13 +32,13 @@ def solve(
     Args:
         step: what is looked for, and when it has converged.
         product: from `algebra.linearize`.
-        state: from `krylov.start` or `recurrence.start`.
+        state: from `krylov.start` or `recurrence.start`; given away (`loops.iterate`).
         tol, vector_tol: as in `top_eigenpairs`.
         max_products: from here on.
         bounded: the basis may not grow.
     """
     search = _begin(step, state, tol, vector_tol)
-    rows = len(state.alpha)
+    state, rows = search.state, len(state.alpha)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((search, product))):
         first = min(max_products, rows)
         search, used = loops.iterate(step, search, product, max_steps=first, until=is_done)
@@ -53,7 +53,9 @@ def solve(
     left, room = max_products, rows - int(krylov.num_taken(state))
     while True:
         steps = min(room, left)
-        search, used = loops.iterate(step, search, product, max_steps=steps, until=is_done)
+        search, used = loops.iterate(
+            step, search, product, max_steps=steps, until=is_done, donate=True
+        )
         left -= int(used)
         if not left or search.done:
             return search
@@ -91,6 +93,6 @@ def _num_new(step, rows) -> int:
     return rows - sum(step.kept(rows))
 
 
-_begin = jax.jit(stopping.begin, static_argnames="step")
 # Donated: there may be no room for two bases.
+_begin = jax.jit(stopping.begin, static_argnames="step", donate_argnames="state")
 _restart = jax.jit(stopping.restart, static_argnames="step", donate_argnames="search")

@@ -82,7 +82,9 @@ def follow(
     carry = _begin(state, start, tol, vector_tol)
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((carry, due, product)))
     steps = jnp.where(due, 0, limit) if traced else 0 if due else limit
-    carry, _ = loops.iterate(_FollowStep(step), carry, product, max_steps=steps, until=_is_done)
+    carry, _ = loops.iterate(
+        _FollowStep(step), carry, product, max_steps=steps, until=_is_done, donate=True
+    )
     return _finish(step, carry, start, due)
 
 
@@ -164,7 +166,7 @@ def _combine(step: SearchStep, start: Start, key, like) -> tuple[Params, jax.Arr
     return tree.add_scaled(known, share, fresh), ~usable | (start.age + 1 >= PERIOD)
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnames="state")
 def _begin(state: krylov.Lanczos, start: Start, tol, vector_tol) -> _Follow:
     dtype = state.alpha.dtype
     return _Follow(

@@ -157,7 +157,7 @@ def _pass(step: SearchStep, carry: _Carry, product, like, limit: int) -> _Carry:
     pass_step, left = _PassStep(step), limit
     while True:
         search, used = loops.iterate(
-            pass_step, search, product, max_steps=min(room, left), until=_is_done
+            pass_step, search, product, max_steps=min(room, left), until=_is_done, donate=True
         )
         if traced:
             break
@@ -196,7 +196,7 @@ class _Pass(NamedTuple):
     done: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="step")
+@functools.partial(jax.jit, static_argnames="step", donate_argnames="state")
 def _start(step: SearchStep, state: krylov.Lanczos, carry: _Carry) -> _Pass:
     values = carry.pairs.values
     first, second = step.ends

@@ -77,6 +77,7 @@ def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_products:
         linearize(operator),
         max_steps=max_products // 2 * 2,
         until=is_over,
+        donate=True,
     )
     return state
 
