@@ -25,7 +25,7 @@ def load(name: str = "digits", *, data_dir: str = "", manual_dir: str = "") -> S
 
     value, label = load_digits(return_X_y=True)
     image = np.rint(value * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    label = label.astype(np.int32)
+    label = np.asarray(label, np.int32)
     order = np.random.RandomState(0).permutation(len(label))
     num_train = catalog.DATA_SETS[name].num_train
     train, test = order[:num_train], order[num_train:]

@@ -1,0 +1,102 @@
+"""Permutation p values of statistics that have to be computed for each order of the units.
+
+Where all orders are few they are all taken, and p is exact; otherwise 9,999 random ones and the
+observed one (Phipson and Smyth, Permutation p-values should never be zero, 2010).
+"""
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_ORDERS = 9_999
+_ALL = 8  # units up to which all n! orders (40,320) are taken
+_KEPT = 2**21
+
+
+class Orders(NamedTuple):
+    """Orders of n units, [orders, n], and whether these are all that there are."""
+
+    index: np.ndarray
+    exact: bool
+
+
+def orders(num_units: int, seed: int) -> Orders:
+    """All orders, or random ones: the same for the same seed.
+
+    >>> orders(3, 0).index.shape, orders(20, 0).index.shape
+    ((6, 3), (9999, 20))
+    """
+    if num_units <= _ALL:
+        return _all(num_units)
+    if NUM_ORDERS * num_units > _KEPT:
+        return _random(num_units, seed, NUM_ORDERS)
+    return _kept(num_units, seed, NUM_ORDERS)
+
+
+def tails(statistics: np.ndarray, observed: float, exact: bool) -> tuple[float, float]:
+    """The share of orders whose statistic is at least, and at most, the observed one.
+
+    Statistics that differ by rounding alone are equal.
+
+    >>> tails(np.array([1.0, 2.0, 3.0, 4.0]), 4.0, exact=True)
+    (0.25, 1.0)
+    >>> tails(np.array([1.0, 2.0, 3.0]), 4.0, exact=False)
+    (0.25, 1.0)
+    """
+    rounding = 1e-12 * max(abs(observed), float(np.abs(statistics).max(initial=0.0)))
+    own = 0 if exact else 1
+    total = statistics.size + own
+    above = int(np.count_nonzero(statistics >= observed - rounding)) + own
+    below = int(np.count_nonzero(statistics <= observed + rounding)) + own
+    return above / total, below / total
+
+
+def of_first(scores: np.ndarray, size: int, seed: int) -> tuple[float, float]:
+    """Tails of the sum of the first `size` scores when it is by chance which ones are first.
+
+    Exact where all choices are at most 40,320; by random orders otherwise.
+
+    >>> of_first(np.array([4.0, 3.0, 2.0, 1.0]), 2, 0)[0] * 6
+    1.0
+    """
+    observed = float(scores[:size].sum())
+    if math.comb(scores.size, size) <= math.factorial(_ALL):
+        index, exact = _choices(scores.size, size), True
+    else:
+        index, exact = orders(scores.size, seed)
+        index = index[:, :size]
+    return tails(scores[index].sum(1), observed, exact)
+
+
+def least(num_distinct: float) -> float:
+    """The smallest share that `tails` can give where the statistic has so many orders apart.
+
+    >>> least(120.0), least(1e9)
+    (0.008333333333333333, 0.0001)
+    """
+    return max(1 / num_distinct, 1 / (NUM_ORDERS + 1))
+
+
+@functools.lru_cache(maxsize=_ALL + 1)
+def _all(num_units: int) -> Orders:
+    index = np.array(list(itertools.permutations(range(num_units))), np.intp)
+    return Orders(index.reshape(math.factorial(num_units), num_units), True)
+
+
+@functools.lru_cache(maxsize=8)
+def _choices(num_units: int, size: int) -> np.ndarray:
+    chosen = list(itertools.combinations(range(num_units), size))
+    return np.array(chosen, np.intp).reshape(len(chosen), size)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(num_units: int, seed: int, number: int) -> Orders:
+    return _random(num_units, seed, number)
+
+
+def _random(num_units: int, seed: int, number: int) -> Orders:
+    index = np.tile(np.arange(num_units), (number, 1))
+    return Orders(np.random.default_rng(seed).permuted(index, axis=1), False)

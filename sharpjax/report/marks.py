@@ -1,0 +1,323 @@
+"""Drawings as inline SVG: an estimate with its interval, and the points that it is made from.
+
+They are 360 units wide, so that their text can be read on a phone. Colours come from the page's
+style by class, and every drawing has a title and a description for those who do not see it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sharpjax.report import words
+from sharpjax.report.axis import Axis, fit
+from sharpjax.report.elements import Markup, join, tag
+
+WIDTH = 360
+_LABELS = 92  # where the points begin, right of their group's name
+_ROW = 30
+MOST_POINTS = 200
+_MOST_LETTERS = 14
+
+
+class Interval(NamedTuple):
+    """What is drawn of a test's result; NaN where it is not known."""
+
+    effect: float
+    low: float
+    high: float
+    null: float
+    margin: float | None = None
+
+    @classmethod
+    def of(
+        cls, effect: float, interval: tuple[float, float], null: float, margin: float | None
+    ) -> "Interval":
+        return cls(effect, *interval, null, margin)
+
+    def ends(self) -> tuple[float, ...]:
+        band = () if not self.margin else (self.null - self.margin, self.null + self.margin)
+        return (self.effect, self.low, self.high, self.null, *band)
+
+    @property
+    def is_finite(self) -> bool:
+        return all(map(math.isfinite, (self.effect, self.low, self.high, self.null)))
+
+    def in_words(self) -> str:
+        """The same as a sentence."""
+        text = f"Estimate {words.estimate(self.effect, self.low, self.high)}"
+        text += f"; null {words.number(self.null)}"
+        if self.margin:
+            text += f"; smallest effect of interest {words.number(self.margin)}"
+        return text + "."
+
+
+def interval(drawn: Interval, *, title: str, ident: str) -> Markup:
+    """The estimate as a dot, its interval as a line, on an axis with the null and the margin."""
+    axis = fit(drawn.ends(), 14, WIDTH - 14)
+    base, middle = 58, 36
+    parts = [*_ground(drawn, axis, top=16, bottom=base), *_line_and_dot(drawn, axis, middle)]
+    at = axis.at(drawn.null)
+    anchor = "start" if at < 30 else "end" if at > WIDTH - 30 else "middle"
+    parts.append(_text("null", at, 11, anchor=anchor, class_="minor"))
+    return _figure(
+        [*parts, *_bottom_axis(axis, base)],
+        height=base + 22,
+        title=title,
+        description=drawn.in_words(),
+        ident=ident,
+    )
+
+
+def line(drawn: Interval, width: int = 60) -> str:
+    """The estimate, its interval and the null as characters; the margin is shaded.
+
+    >>> print(line(Interval(2.0, 1.0, 3.0, 0.0), 30))
+      ┊       ├────────●───────┤
+    """
+    axis = fit(drawn.ends(), 0, width - 1)
+    low, high, at, null = (
+        round(axis.at(x)) for x in (drawn.low, drawn.high, drawn.effect, drawn.null)
+    )
+    cells = [" "] * width
+    if drawn.margin:
+        left, right = (round(axis.at(drawn.null + s * drawn.margin)) for s in (-1, 1))
+        cells[left : right + 1] = "░" * (right + 1 - left)
+    cells[null] = "┊"
+    cells[low : high + 1] = "─" * (high + 1 - low)
+    if low <= null <= high:
+        cells[null] = "┼"
+    cells[low], cells[high], cells[at] = "├", "┤", "●"
+    return "".join(cells).rstrip()
+
+
+def small_interval(drawn: Interval, axis: Axis) -> Markup:
+    """For a cell of a table that gives the same in numbers; `axis` is that of the column."""
+    parts = [*_ground(drawn, axis, top=1, bottom=19), *_line_and_dot(drawn, axis, 10, radius=3.5)]
+    box = f"0 0 {axis.end + axis.start:g} 20"
+    return tag(
+        "svg", *parts, viewBox=box, width=f"{axis.end + axis.start:g}", height=20,
+        class_="small", aria_hidden="true",
+    )  # fmt: skip
+
+
+def points(
+    groups: Sequence[tuple[str, np.ndarray]],
+    *,
+    title: str,
+    ident: str,
+    paired: bool = False,
+    seen: Sequence[np.ndarray] | None = None,
+) -> Markup:
+    """Every unit of every group as a point, a row for each group, with a bar at the mean.
+
+    Args:
+        groups: name and values; what is not finite is left out, and said.
+        paired: join the points of one unit by lines.
+        seen: of times: False where the unit was censored, which makes the point hollow.
+    """
+    arrays = [np.asarray(values, np.float64) for _, values in groups]
+    finite = [x[np.isfinite(x)] for x in arrays]
+    everything = np.concatenate([*finite, np.zeros(0)])
+    shares = _are_truth_values(everything)
+    ends = [0.0, 1.0] if shares else everything.tolist()
+    axis = fit(ends, _LABELS, WIDTH - 14, log=True)
+    base = _ROW * len(groups) + 6
+    places = [_ROW * (i + 0.5) + 2 for i in range(len(groups))]
+    parts = []
+    if paired and not shares:
+        parts += _pair_lines(arrays, places, axis)
+    for i, ((name, _), x, y) in enumerate(zip(groups, finite, places, strict=True)):
+        parts.append(_text(_short(name), 0, y + 4))
+        if not x.size:
+            parts.append(_text("no values", _LABELS, y + 4, class_="minor"))
+        elif shares:
+            parts += _share(x, axis, y)
+        elif x.size > MOST_POINTS:
+            parts += _box(x, axis, y)
+        else:
+            hollow = np.zeros(x.size, bool) if seen is None else ~seen[i][np.isfinite(arrays[i])]
+            parts += _dots(x, hollow, axis, y, spread=not paired)
+    return _figure(
+        [*parts, *_bottom_axis(axis, base)],
+        height=base + 22,
+        title=title,
+        description=" ".join(
+            in_words(name, x) for (name, _), x in zip(groups, arrays, strict=True)
+        ),
+        ident=ident,
+    )
+
+
+def scatter(
+    first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], *, title: str, ident: str
+) -> Markup:
+    """Two quantities of the same units, the first along the bottom, the second upwards."""
+    x, y = (np.asarray(values, np.float64) for _, values in (first, second))
+    both = np.isfinite(x) & np.isfinite(y)
+    base = 200
+    across = fit(x[both].tolist(), 52, WIDTH - 14, log=True)
+    upwards = fit(y[both].tolist(), base, 26, log=True)
+    parts = [_text(_short(second[0], 44), 0, 12)]
+    for tick in upwards.ticks(5):
+        at = upwards.at(tick)
+        parts.append(tag("line", x1=48, x2=52, y1=at, y2=at, class_="axis"))
+        parts.append(_text(words.number(tick, 3), 45, at + 4, anchor="end", class_="tick"))
+    parts.append(tag("line", x1=52, x2=52, y1=20, y2=base, class_="axis"))
+    opacity = "point" if both.sum() <= 60 else "point faint"
+    for a, b in zip(x[both], y[both], strict=True):
+        parts.append(tag("circle", cx=across.at(a), cy=upwards.at(b), r=3.2, class_=opacity))
+    parts += _bottom_axis(across, base)
+    parts.append(_text(_short(first[0], 44), WIDTH - 14, base + 38, anchor="end"))
+    description = (
+        f"{words.many(int(both.sum()), 'point')}. {in_words(first[0], x)} {in_words(second[0], y)}"
+    )
+    return _figure(parts, height=base + 44, title=title, description=description, ident=ident)
+
+
+# Parts.
+
+
+def _ground(drawn: Interval, axis: Axis, *, top: float, bottom: float) -> list[Markup]:
+    parts = []
+    if drawn.margin:
+        left, right = axis.at(drawn.null - drawn.margin), axis.at(drawn.null + drawn.margin)
+        parts.append(
+            tag("rect", x=left, y=top, width=round(right - left, 2), height=bottom - top,
+                class_="band")
+        )  # fmt: skip
+    at = axis.at(drawn.null)
+    return [*parts, tag("line", x1=at, x2=at, y1=top, y2=bottom, class_="null")]
+
+
+def _line_and_dot(drawn: Interval, axis: Axis, y: float, radius: float = 4.5) -> list[Markup]:
+    parts = []
+    if not (math.isnan(drawn.low) or math.isnan(drawn.high)):
+        left, right = axis.at(drawn.low), axis.at(drawn.high)
+        parts.append(tag("line", x1=left, x2=right, y1=y, y2=y, class_="interval"))
+        for at, end, outwards in ((left, drawn.low, -1), (right, drawn.high, 1)):
+            if math.isinf(end):
+                d = f"M{at - 5 * outwards} {y - 5}L{at} {y}L{at - 5 * outwards} {y + 5}"
+            else:
+                d = f"M{at} {y - radius}V{y + radius}"
+            parts.append(tag("path", d=d, class_="interval"))
+    if math.isfinite(drawn.effect):
+        parts.append(tag("circle", cx=axis.at(drawn.effect), cy=y, r=radius, class_="estimate"))
+    return parts
+
+
+def _pair_lines(arrays: list[np.ndarray], places: list[float], axis: Axis) -> list[Markup]:
+    if len({x.size for x in arrays}) != 1 or arrays[0].size > MOST_POINTS:
+        return []
+    lines = []
+    for unit in zip(*arrays, strict=True):
+        at = [(axis.at(v), y) for v, y in zip(unit, places, strict=True) if math.isfinite(v)]
+        if len(at) > 1:
+            path = "L".join(f"{x:g} {y:g}" for x, y in at)
+            lines.append(tag("path", d=f"M{path}", class_="pair"))
+    return lines
+
+
+def _dots(x: np.ndarray, hollow: np.ndarray, axis: Axis, y: float, *, spread: bool) -> list[Markup]:
+    places = [axis.at(v) for v in x]
+    offsets = _beside(places) if spread else [0.0] * len(places)
+    dots = [
+        tag("circle", cx=at, cy=y + up, r=3.2, class_="point hollow" if open_ else "point")
+        for at, up, open_ in zip(places, offsets, hollow.tolist(), strict=True)
+    ]
+    return [*dots, _mean(x, axis, y)]
+
+
+def _beside(places: list[float]) -> list[float]:
+    """Heights at which points that would hide one another lie side by side."""
+    heights = [0.0] * len(places)
+    done: list[int] = []
+    for i in sorted(range(len(places)), key=places.__getitem__):
+        near = [heights[j] for j in done if places[i] - places[j] < 5]
+        free = (h for h in (0.0, 4.5, -4.5, 9.0, -9.0) if all(abs(h - k) > 4 for k in near))
+        heights[i] = next(free, 0.0)
+        done.append(i)
+    return heights
+
+
+def _box(x: np.ndarray, axis: Axis, y: float) -> list[Markup]:
+    """Range, quartiles and median of more values than can be told apart."""
+    low, first, median, third, high = (axis.at(q) for q in np.quantile(x, (0, 0.25, 0.5, 0.75, 1)))
+    return [
+        tag("line", x1=low, x2=high, y1=y, y2=y, class_="range"),
+        tag("rect", x=first, y=y - 6, width=round(max(third - first, 0.5), 2), height=12,
+            class_="box"),
+        tag("line", x1=median, x2=median, y1=y - 6, y2=y + 6, class_="range"),
+        _mean(x, axis, y),
+    ]  # fmt: skip
+
+
+def _share(x: np.ndarray, axis: Axis, y: float) -> list[Markup]:
+    start, end = axis.at(0), axis.at(float(x.mean()))
+    text = f"{int(x.sum()):,} of {x.size:,}"
+    inside = end > (start + axis.end) / 2
+    at, anchor = (end - 5, "end") if inside else (end + 5, "start")
+    return [
+        tag("rect", x=start, y=y - 8, width=round(end - start, 2), height=16, class_="share"),
+        _text(text, at, y + 4, anchor=anchor, class_="on-share" if inside else None),
+    ]
+
+
+def _mean(x: np.ndarray, axis: Axis, y: float) -> Markup:
+    at = axis.at(float(x.mean()))
+    return tag("line", x1=at, x2=at, y1=y - 10, y2=y + 10, class_="mean")
+
+
+def _bottom_axis(axis: Axis, y: float) -> list[Markup]:
+    parts = [tag("line", x1=axis.start, x2=axis.end, y1=y, y2=y, class_="axis")]
+    for tick in axis.ticks(5 if axis.end - axis.start > 280 else 4):
+        at = axis.at(tick)
+        parts.append(tag("line", x1=at, x2=at, y1=y, y2=y + 4, class_="axis"))
+        parts.append(_text(words.number(tick, 3), at, y + 16, anchor="middle", class_="tick"))
+    return parts
+
+
+def _text(
+    text: str, x: float, y: float, *, anchor: str | None = None, class_: str | None = None
+) -> Markup:
+    return tag("text", text, x=round(x, 2), y=y, text_anchor=anchor, class_=class_)
+
+
+def _figure(
+    parts: Sequence[Markup], *, height: float, title: str, description: str, ident: str
+) -> Markup:
+    names = (f"{ident}-title", f"{ident}-text")
+    return tag(
+        "svg",
+        tag("title", title, id=names[0]),
+        tag("desc", description, id=names[1]),
+        join(parts),
+        viewBox=f"0 0 {WIDTH} {height:g}",
+        role="img",
+        aria_labelledby=" ".join(names),
+    )
+
+
+def _short(name: str, most: int = _MOST_LETTERS) -> str:
+    name = words.clean(name)
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def in_words(name: str, values: np.ndarray) -> str:
+    """A group as a sentence.
+
+    >>> in_words("sam", np.array([1.0, 2.0, np.nan]))
+    'sam: 2 values from 1 to 2, mean 1.5, 1 not finite.'
+    """
+    x = values[np.isfinite(values)]
+    lost = values.size - x.size
+    text = f"{words.clean(name)}: {words.many(x.size, 'value')}"
+    if x.size:
+        low, high, mean = (words.number(float(v)) for v in (x.min(), x.max(), x.mean()))
+        text += f" from {low} to {high}, mean {mean}"
+    return text + (f", {lost} not finite." if lost else ".")
+
+
+def _are_truth_values(x: np.ndarray) -> bool:
+    return x.size > 1 and bool(np.isin(x, (0.0, 1.0)).all())

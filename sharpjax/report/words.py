@@ -1,0 +1,252 @@
+"""Numbers and contrasts in words, the same on every page."""
+
+import datetime
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from sharpjax.protocol import catalog
+from sharpjax.protocol.hypotheses import Composite, Contrast, Quantity, arms, quantities
+
+MISSING = "—"
+LONGEST = 300
+
+VERDICTS = ("supported", "refuted", "equivalent", "inconclusive", "not run")
+MEANINGS = {
+    "supported": "the effect lies in the direction of the claim, significantly",
+    "refuted": "the effect lies in the opposite direction, significantly",
+    "equivalent": "any effect is smaller than the smallest one of interest",
+    "inconclusive": "the data do not tell; the effect that could have been seen is given",
+    "not run": "no data; the reason is given",
+}
+# How firm the details of a claim are in its source.
+CERTAINTY = {
+    "firm": "set-up and test are known",
+    "partial": "part of the set-up, the test or the numbers is not known",
+    "weak": "rests on a summary, a remark or the names of figures",
+    "design": "put forward here, not by the source",
+}
+_DIRECTIONS = {"greater": "greater than", "less": "less than", "two-sided": "different from"}
+_TRENDS = {"greater": "rises", "less": "falls", "two-sided": "changes"}
+_ASSOCIATIONS = {"greater": "rises with", "less": "falls with", "two-sided": "goes with"}
+# A claim of non-inferiority is that the first group is not so much worse: "greater", not less.
+_WORSE = {"greater": "less", "less": "more", "two-sided": "apart"}
+# Characters that change how their neighbours are shown (embeddings, overrides, isolates, marks).
+_INVISIBLE = {"\u200e", "\u200f", "\u061c", "\ufeff", "\u2028", "\u2029", "\u00ad"}
+_INVISIBLE |= {chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def clean(value: object, longest: int = LONGEST) -> str:
+    r"""Text of anybody's as it can be shown: nothing invisible, nothing endless.
+
+    Control characters, lone surrogates and marks of writing direction are written as `\uXXXX`.
+
+    >>> print(clean("loss\u202e\x00"))
+    loss\u202e\u0000
+    """
+    text = str(value)
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
+    return "".join(c if _visible(c) else f"\\u{ord(c):04x}" for c in text)
+
+
+def _visible(c: str) -> bool:
+    if c in "\n\t":
+        return True
+    noncharacter = 0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE
+    return not (c in _INVISIBLE or noncharacter or unicodedata.category(c) in ("Cc", "Cs"))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """To so many significant digits, with a minus sign; a dash for what is not known.
+
+    >>> number(-0.00123456), number(1234567.0), number(float("nan")), number(24412.0, 3)
+    ('−0.001235', '1.235e6', '—', '24400')
+    """
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if 10**digits <= abs(value) < 1e6:
+        value = round(value, digits - 1 - math.floor(math.log10(abs(value))))
+        return f"{value:.0f}".replace("-", "−")
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    text = mantissa + (f"e{int(exponent)}" if exponent else "")
+    return text.replace("-", "−")
+
+
+def number_within(value: float, width: float) -> str:
+    """To two significant digits of its uncertainty `width`.
+
+    >>> number_within(0.0123456, 0.004), number_within(1234.5, 210.0), number_within(2.0, 0.0)
+    ('0.0123', '1230', '2')
+    """
+    if not (math.isfinite(value) and math.isfinite(width)) or width <= 0:
+        return number(value)
+    decimals = 1 - math.floor(math.log10(width))
+    if not 0 <= decimals <= 8 or abs(value) >= 1e7:
+        return number(value) if decimals > 0 else number(round(value, decimals), 7)
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """
+    >>> p_value(0.03125), p_value(0.00002), p_value(1.0), p_value(float("nan")), p_value(0.999)
+    ('0.031', '< 0.0001', '1', '—', '1')
+    """
+    if p is None or math.isnan(p):
+        return MISSING
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def interval(low: float, high: float) -> str:
+    """
+    >>> interval(-0.123, 0.456), interval(float("nan"), float("nan"))
+    ('[−0.12, 0.46]', '—')
+    """
+    if math.isnan(low) or math.isnan(high):
+        return MISSING
+    return f"[{number_within(low, high - low)}, {number_within(high, high - low)}]"
+
+
+def estimate(effect: float, low: float, high: float) -> str:
+    """
+    >>> estimate(0.1, -0.123, 0.456)
+    '0.10 [−0.12, 0.46]'
+    """
+    if math.isnan(effect):
+        return MISSING
+    if math.isnan(low) or math.isnan(high):
+        return number(effect)
+    return f"{number_within(effect, high - low)} {interval(low, high)}"
+
+
+def mean_and_error(mean: float, error: float) -> str:
+    """
+    >>> mean_and_error(0.97465, 0.00102), mean_and_error(2.0, float("nan"))
+    ('0.9747 ± 0.0010', '2')
+    """
+    if not error > 0 or not math.isfinite(error):
+        return number(mean)
+    return f"{number_within(mean, error)} ± {number_within(error, error)}"
+
+
+def many(count: int, noun: str) -> str:
+    """
+    >>> many(1, "hypothesis"), many(3, "seed"), many(2, "hypothesis")
+    ('1 hypothesis', '3 seeds', '2 hypotheses')
+    """
+    if count != 1:
+        noun = noun.removesuffix("is") + "es" if noun.endswith("is") else f"{noun}s"
+    return f"{count:,} {noun}"
+
+
+def counts(verdicts: Iterable[str]) -> str:
+    """
+    >>> counts(["supported", "not run", "supported"])
+    '2 supported, 1 not run'
+    """
+    verdicts = list(verdicts)
+    return ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
+
+
+def quantity(found: Quantity) -> str:
+    """
+    >>> quantity(Quantity("test/accuracy", of={"severity": 5}))
+    'test/accuracy (severity 5) at the last step'
+    """
+    of = ", ".join(f"{name} {value}" for name, value in found.of.items())
+    when = "at the last step" if found.at == "last" else f"at step {found.at}"
+    return clean(f"{found.metric}{f' ({of})' if of else ''} {when}")
+
+
+def group(name: str) -> str:
+    """An arm, or arms that are pooled.
+
+    >>> group("sgd|sam")
+    'sgd + sam'
+    """
+    return clean(" + ".join(arms(name)), 80)
+
+
+def comparison(contrast: Contrast) -> str:
+    """What is put beside what, and in which direction.
+
+    >>> loss, gap = Quantity("test/loss"), Quantity("test/gap")
+    >>> comparison(Contrast(loss, ("sam", "sgd"), "less", "wilcoxon"))
+    'sam less than sgd'
+    >>> comparison(Contrast(loss, ("sam", "sgd"), "two-sided", "tost", margin=0.1))
+    'sam equal to sgd within 0.1'
+    >>> comparison(Contrast(loss, ("sam",), "greater", "binomial", null=0.5))
+    'sam greater than 0.5'
+    >>> comparison(Contrast(loss, ("wd 0", "wd 1", "wd 2"), "greater", "page"))
+    'rises along wd 0, wd 1, wd 2'
+    >>> comparison(Contrast((loss, gap), ("sgd", "sgd"), "less", "spearman"))
+    'test/loss falls with test/gap, in sgd'
+    """
+    direction, names = contrast.direction, [group(name) for name in contrast.groups]
+    metrics = [clean(quantity.metric, 120) for quantity in quantities(contrast)]
+    test = catalog.TESTS.get(contrast.test)
+    kind = test.kind if test else ""
+    if kind == "correlation" and len(names) == 2:
+        where = ", in " + " and ".join(dict.fromkeys(names))
+        return f"{metrics[0]} {_ASSOCIATIONS[direction]} {metrics[1]}{where}"
+    if len(set(metrics)) > 1:
+        names = [f"{metric} of {name}" for metric, name in zip(metrics, names, strict=True)]
+    if contrast.test in ("jonckheere", "page"):
+        return f"{_TRENDS[direction]} along {_listed(names)}"
+    if contrast.test == "difference-of-ratios" and len(names) == 4:
+        names = [" / ".join(names[:2]), " / ".join(names[2:])]
+    if kind.startswith("many") and direction == "two-sided" and len(names) > 2:
+        return f"{_listed(names)} differ"
+    if len(names) > 1:
+        first, others = names[0], _listed(names[1:])
+    else:
+        null = contrast.null if contrast.null is not None else test.null if test else None
+        first, others = names[0], "the null" if null is None else number(null)
+    if contrast.margin and (contrast.within or (test is not None and test.equivalence)):
+        return f"{first} equal to {others} within {number(contrast.margin)}"
+    if contrast.margin and "non-inferiority" in contrast.test:
+        than = f"{number(contrast.margin)} {_WORSE[direction]}"
+        return f"{first} not over {than} than {others}"
+    return f"{first} {_DIRECTIONS[direction]} {others}"
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    """
+    >>> _listed([str(i) for i in range(11)])
+    '0, 1, 2, 3, …, 10'
+    """
+    shown = list(names) if len(names) <= most else [*names[: most - 2], "…", names[-1]]
+    return ", ".join(shown)
+
+
+def rule(composite: Composite) -> str:
+    """How many members must hold.
+
+    >>> rule(Composite((), "all", "majority"))
+    'supported if all are, refuted if more than half are'
+    """
+    words = {"all": "all are", "any": "any is", "majority": "more than half are", "never": "none"}
+
+    def needed(rule: str | int) -> str:
+        if rule == 1:
+            return "any is"
+        return words.get(str(rule), f"at least {rule} are")
+
+    return f"supported if {needed(composite.supported_by)}, refuted if " + needed(
+        composite.refuted_by
+    )
+
+
+def moment(text: object) -> str:
+    """
+    >>> moment("2026-11-24T20:15:00+00:00"), moment("yesterday")
+    ('2026-11-24 20:15:00 UTC', 'yesterday')
+    """
+    try:
+        time = datetime.datetime.fromisoformat(str(text))
+    except ValueError:
+        return clean(text, 60)
+    zone = "UTC" if time.utcoffset() == datetime.timedelta(0) else time.strftime("%z")
+    return f"{time:%Y-%m-%d %H:%M:%S} {zone}".rstrip()

@@ -1,0 +1,7 @@
+"""The seven papers: all 50 of their hypotheses, in order, each with its test and its certainty."""
+
+from sharpjax.protocol.hypotheses import Hypothesis
+from sharpjax.studies.papers import paper1, paper2, paper3, paper4, paper5, paper6, paper7
+
+PAPERS = (paper1, paper2, paper3, paper4, paper5, paper6, paper7)
+HYPOTHESES: tuple[Hypothesis, ...] = tuple(h for paper in PAPERS for h in paper.HYPOTHESES)

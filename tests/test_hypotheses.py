@@ -1,0 +1,244 @@
+"""Hypotheses that could not be decided are refused; those that can survive JSON to the bit."""
+
+import dataclasses
+import doctest
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharpjax.errors import UserError
+from sharpjax.protocol import canonical, hypotheses, wording
+from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
+from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity, check
+from tests.protocol_cases import LOSS, contrast, hypothesis
+
+
+def refused(*given, **options):
+    with pytest.raises(UserError) as error:
+        check(given, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_docstrings():
+    for module in (hypotheses, canonical, wording):
+        assert doctest.testmod(module).failed == 0
+
+
+def test_good_hypotheses_pass():
+    times = Quantity("grok/epoch", seen="grok/seen")
+    pairs = Quantity("test/jsd", over=("pair",))
+    check(
+        [
+            hypothesis(id="S.1", family="S", correction="holm"),
+            hypothesis(contrast(test="tost", direction="two-sided", margin=0.1), id="S.2"),
+            hypothesis(contrast(test="mean", direction="two-sided", margin=0.1, within=True,
+                                groups=("sam",)), id="S.3"),
+            hypothesis(contrast(test="log-rank", quantity=times), id="S.4"),
+            hypothesis(contrast(test="pairwise-difference", quantity=pairs), id="S.5"),
+            hypothesis(Composite((contrast(), contrast()), 1, "never"), id="S.6", combine="any"),
+            hypothesis(id="S.7", refuting=(contrast(direction="greater"),)),
+            Hypothesis("S.8", "Nobody can.", (), missing="There is no data."),
+        ],
+        arms=["sam", "sgd"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"alpha": 0.0}, "alpha=0.0; give a number between 0 and 1"),
+        ({"alpha": 1.0}, "alpha=1.0;"),
+        ({"alpha": float("nan")}, "alpha=nan;"),
+        ({"alpha": True}, "alpha=True;"),
+        ({"correction": "hol"}, "unknown correction 'hol'; did you mean 'holm'?"),
+        ({"status": "sure"}, "unknown status 'sure'"),
+        ({"contrasts": ()}, "it has no contrast"),
+        ({"combine": "most"}, "combine='most'; give 'all', 'any', 'majority' or a number 1 to 1"),
+        ({"combine": 2}, "combine=2;"),
+        ({"combine": True}, "combine=True;"),
+        ({"combine": "never"}, "combine='never';"),
+        ({"refuted_by": 0}, "refuted_by=0;"),
+        ({"contrasts": (Composite((), name="empty"),)}, "composite 'empty' has no members"),
+        ({"refuting": (Composite((contrast(),), supported_by=3),)}, "supported_by=3;"),
+    ],
+)
+def test_wrong_hypotheses(wrong, words):
+    message = refused(dataclasses.replace(hypothesis(), **wrong))
+    assert message.startswith("hypothesis S.1: ")
+    assert words in message
+
+
+def layers(*over: str):
+    return Quantity("test/loss", over=over)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (contrast(test="wilcoxn"), "unknown test 'wilcoxn'; did you mean 'wilcoxon'?"),
+        (contrast(direction="smaller"), "unknown direction 'smaller'"),
+        (contrast(groups=("a", "b", "c")), "test 'wilcoxon' takes 1 to 2 groups, not 3"),
+        (contrast(test="welch", groups=("a",)), "test 'welch' takes 2 groups, not 1"),
+        (contrast(quantity=(LOSS,)), "1 quantities for 2 groups"),
+        (contrast(test="tost", direction="two-sided"), "'tost' needs a margin"),
+        (contrast(test="non-inferiority"), "'non-inferiority' needs a margin"),
+        (contrast(direction="two-sided", within=True), "'wilcoxon' needs a margin"),
+        (contrast(test="tost", margin=0.1), "has no direction; give 'two-sided', not 'less'"),
+        (contrast(within=True, margin=0.1), "has no direction"),
+        (contrast(test="tost", direction="two-sided", margin=0.1, within=True), "is one of equiv"),
+        (contrast(margin=-0.1), "margin=-0.1; give a finite number above 0"),
+        (contrast(margin=0.0), "margin=0.0;"),
+        (contrast(margin=float("inf")), "margin=inf;"),
+        (contrast(null=float("nan")), "null=nan;"),
+        (contrast(groups=("a|b", "c")), "pool different numbers of arms"),
+        (contrast(quantity=Quantity("")), "has no metric"),
+        (
+            contrast(quantity=Quantity("x/y", at="first")),
+            "at='first' of x/y; give 'last' or a step",
+        ),
+        (contrast(quantity=Quantity("x/y", at=-1)), "at=-1"),
+        (contrast(quantity=layers("layer")), "'seed' must be among them"),
+        (contrast(quantity=layers("pair")), "go together"),
+        (contrast(test="pairwise-difference"), "go together"),
+        (
+            contrast(("a|b", "c|d"), test="pairwise-difference", quantity=layers("pair")),
+            "pools sev",
+        ),
+        (contrast(test="log-rank"), "`seen` and tests of times go together"),
+        (contrast(quantity=Quantity("x/y", seen="x/seen")), "`seen` and tests of times"),
+        (contrast(quantity=Quantity("x/y", of={"pair": (0, 1)})), "is not plain JSON"),
+        (contrast(quantity=Quantity("x/y", of={"a": float("nan")})), "is not plain JSON"),
+        (contrast(quantity=Quantity("x/y", of={"a": object()})), "is not plain JSON"),
+    ],
+)
+def test_wrong_contrasts(wrong, words):
+    assert words in refused(hypothesis(wrong))
+    assert words in refused(hypothesis(contrast(), refuting=(Composite((wrong,)),)))
+
+
+def test_names_are_checked_where_they_are_known():
+    assert "unknown arm 'sam'" in refused(hypothesis(), arms=["sgd", "sgd_2x"])
+    assert "unknown arm 'c'" in refused(hypothesis(contrast(("a|c", "b|a"))), arms=["a", "b"])
+    message = refused(hypothesis(), metrics=["test/los", "test/accuracy"])
+    assert "unknown metric 'test/loss'; did you mean 'test/los'?" in message
+    check([hypothesis()], arms=["sam", "sgd"], metrics=["test/loss"])
+
+
+def test_one_id_names_one_hypothesis():
+    assert "two hypotheses have the id S.1" in refused(hypothesis(), hypothesis())
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", 0.01), ("correction", "by")])
+def test_a_family_has_one_rule(name, value):
+    first = hypothesis(id="S.1", family="S", correction="holm")
+    second = dataclasses.replace(first, id="S.2", **{name: value})
+    message = refused(first, second)
+    assert message.startswith(f"family 'S' has two {name}s") and "S.1" in message
+    check([first, dataclasses.replace(second, family="T")])
+    # A contrast may name the family too.
+    other = hypothesis(contrast(family="S"), id="S.3", alpha=0.01)
+    assert "family 'S' has two" in refused(first, other)
+
+
+def test_families_of_refutations_are_apart():
+    both = hypothesis(refuting=(contrast(family="F"),), family="S")
+    assert [family for _, family in hypotheses.families(both)] == ["S", "F (refuting)"]
+
+
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+plain = st.dictionaries(names, st.integers() | names | st.lists(st.integers()), max_size=2)
+some_quantities = st.builds(
+    Quantity, names, st.just("last") | st.integers(0), plain, st.just(("seed", "layer")),
+    st.none() | names, st.booleans(),
+)  # fmt: skip
+groups = st.lists(names, min_size=1, max_size=3).map(tuple)
+some_contrasts = st.builds(
+    Contrast, some_quantities | st.lists(some_quantities, min_size=1, max_size=2).map(tuple),
+    groups, st.sampled_from(["less", "greater"]), names, numbers, numbers, st.none() | names,
+    st.booleans(),
+)  # fmt: skip
+members = st.recursive(
+    some_contrasts,
+    lambda inner: st.builds(
+        Composite, st.lists(inner, min_size=1, max_size=3).map(tuple), st.just("all") | st.just(2)
+    ),
+    max_leaves=4,
+)
+some_hypotheses = st.builds(
+    Hypothesis, names, names, st.lists(members, max_size=3).map(tuple),
+    refuting=st.lists(members, max_size=2).map(tuple), alpha=st.floats(0.001, 0.5),
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(some_hypotheses)
+def test_a_dict_and_back_is_the_same(one):
+    text = canonical_json(to_dict(one))
+    back = from_dict(json.loads(text))
+    assert back == one
+    assert canonical_json(to_dict(back)) == text
+
+
+def test_whole_numbers_and_reals_read_alike():
+    one, other = hypothesis(contrast(margin=1)), hypothesis(contrast(margin=1.0))
+    assert canonical_json(to_dict(one)) == canonical_json(to_dict(other))
+
+
+def test_every_field_is_in_the_digest():
+    base = hypothesis(contrast(margin=0.1))
+    digests = {canonical.digest(to_dict(base))}
+    for field in dataclasses.fields(Hypothesis):
+        value = getattr(base, field.name)
+        other = {str: "holm", float: 0.01, tuple: (contrast(), contrast())}[type(value)]
+        digests.add(canonical.digest(to_dict(dataclasses.replace(base, **{field.name: other}))))
+    for field, other in {
+        "quantity": Quantity("a/b"), "groups": ("x", "y"), "direction": "greater", "test": "welch",
+        "margin": 0.2, "null": 0.3, "family": "F", "within": True,
+    }.items():  # fmt: skip
+        changed = dataclasses.replace(base.contrasts[0], **{field: other})
+        digests.add(canonical.digest(to_dict(hypothesis(changed))))
+    for field, other in {
+        "metric": "x/y", "at": 3, "of": {"a": 1}, "over": ("seed", "layer"), "seen": "a/c",
+        "independent": True,
+    }.items():  # fmt: skip
+        changed = contrast(margin=0.1, quantity=dataclasses.replace(LOSS, **{field: other}))
+        digests.add(canonical.digest(to_dict(hypothesis(changed))))
+    assert len(digests) == 1 + len(dataclasses.fields(Hypothesis)) + 8 + 6
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("alpha",), "0.05", "field 'alpha' of a hypothesis is '0.05'"),
+        (("alpha",), True, "field 'alpha' of a hypothesis is True"),
+        (("claim",), 3, "field 'claim' of a hypothesis is 3"),
+        (("contrasts",), {}, "field 'contrasts' of a hypothesis is {}"),
+        (("contrasts", 0), "x", "a contrast is a table of fields, not 'x'"),
+        (("contrasts", 0, "groups"), "ab", "field 'groups' of a contrast"),
+        (("contrasts", 0, "groups"), [1], "field 'groups' of a contrast is 1"),
+        (("contrasts", 0, "quantity"), 7, "a quantity is a table of fields, not 7"),
+        (("contrasts", 0, "quantity", "at"), True, "field 'at' of a quantity is True"),
+        (("contrasts", 0, "within"), 1, "field 'within' of a contrast is 1"),
+        (("contrasts", 0, "marign"), 1, "a contrast has no field 'marign'; did you mean 'margin'?"),
+    ],
+)
+def test_damaged_dicts(path, value, words):
+    document = to_dict(hypothesis())
+    node = document
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
+        from_dict(document)
+    assert words in str(error.value)
+
+
+def test_a_missing_field_is_named():
+    document = to_dict(hypothesis())
+    del document["alpha"]
+    with pytest.raises(UserError, match="a hypothesis lacks the field 'alpha'"):
+        from_dict(document)

@@ -1,0 +1,605 @@
+"""The page: nothing left out, nothing added by what it shows, and readable by anybody."""
+
+import base64
+import dataclasses
+import doctest
+import hashlib
+import importlib
+import math
+import pathlib
+import re
+import shlex
+from html import parser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharpjax.errors import UserError
+from sharpjax.protocol.hypotheses import Contrast, Hypothesis
+from sharpjax.report import (
+    axis,
+    content,
+    elements,
+    html,
+    marks,
+    measured,
+    overview,
+    pages,
+    sections,
+    words,
+)
+from sharpjax.report.evidence import evidence
+from tests import reports
+
+MODULES = sorted(pathlib.Path(html.__file__).parent.glob("*.py"))
+
+
+class Document(parser.HTMLParser):
+    """The elements of a page: names, attributes and texts; tags must be balanced."""
+
+    VOID = {"meta", "img", "br", "wbr"}
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open = [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append([tag, dict(attributes), "", [x[0] for x in self.open]])
+        if tag not in self.VOID:
+            self.open.append(self.elements[-1])
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append([tag, dict(attributes), "", [x[0] for x in self.open]])
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1][0] == tag, (tag, [x[0] for x in self.open])
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def all(self, *names, **attributes):
+        return [
+            e for e in self.elements
+            if e[0] in names and all(e[1].get(k.rstrip("_")) == v for k, v in attributes.items())
+        ]  # fmt: skip
+
+    def texts(self, *names, **attributes):
+        return [e[2] for e in self.all(*names, **attributes)]
+
+
+def document(**fields):
+    return Document(html.render(reports.full(**fields)))
+
+
+@pytest.fixture(scope="module")
+def full():
+    return html.render(reports.full((*reports.five(), *reports.kinds())))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_examples(path):
+    assert doctest.testmod(importlib.import_module(f"sharpjax.report.{path.stem}")).failed == 0
+
+
+# What is shown.
+
+
+def test_order_of_the_page(full):
+    headings = Document(full).texts("h2")
+    assert headings == [
+        "Verdicts", "Hypotheses", "Funnel of runs", "Figures", "All metrics", "Exploratory",
+        "Amendments", "Power when it was registered", "How to run it again", "Environment",
+        "Config", "Digests",
+    ]  # fmt: skip
+    seal = reports.registered((*reports.five(), *reports.kinds())).seal
+    assert full.index("2026-11-24 20:15:00 UTC") < full.index(seal) < full.index(">Verdicts</h2>")
+
+
+def test_every_hypothesis_has_its_line_and_its_section():
+    page = document()
+    table = page.all("table")[0]
+    verdicts = [e[2] for e in page.all("span") if e[1].get("class", "").startswith("verdict")]
+    assert verdicts[:5] == ["supported", "refuted", "equivalent", "inconclusive", "not run"]
+    for judgement in reports.five():
+        assert judgement.hypothesis.claim in table[2]
+        title = f"{judgement.hypothesis.id} {judgement.hypothesis.claim}"
+        assert title in page.texts("h3")
+        assert any(judgement.reason in p for p in page.texts("p"))
+    assert "5 hypotheses: 1 supported, 1 refuted, 1 equivalent" in page.texts("caption")[0]
+
+
+def test_the_numbers_of_a_contrast():
+    page = document()
+    facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    text = page.all("main")[0][2]
+    for shown in ("−27 [−45, −9]", "0.0078", "0.031", "0.0039", "8 pairs"):
+        assert shown in text, shown
+    assert facts["In the source"].startswith("λ₁ 24.2 under SAM")
+    assert facts["Here"] == "sam less than sgd: −27 [−45, −9] (mean difference)"
+    sam, sgd = (np.asarray(g) for g in reports.five()[0].findings[0].samples.groups)
+    assert f"sam {sam.mean():.1f} ± {sam.std(ddof=1) / math.sqrt(8):.1f}" in text
+    assert f"{sgd[3]:.6g}" in text
+
+
+def test_a_p_that_could_not_be_small_is_said():
+    finding = reports.finding("inconclusive", least=0.0625)
+    page = document(judgements=(reports.judgement("S.1", "Too few.", finding),))
+    assert "0.062, above 0.05: could not be significant" in page.texts("dd")
+
+
+def test_funnel_amendments_power_environment_and_commands():
+    page = document()
+    text = page.all("main")[0][2]
+    for shown in (
+        "Runs, one seed of one arm each: 16 planned, 14 done, 1 failed, 1 excluded",
+        "seed 3 turned non-finite; seed 5 by hand",
+        "a sign was wrong",
+        "no p can be below 0.0625",
+        "packages.jax",
+        "optim.rho = 0.05",
+        "results.jsonl",
+        "python -m sharpjax.studies verify 'runs/a b'",
+    ):
+        assert shown in text, shown
+
+
+def test_commands_survive_a_shell():
+    lines = [
+        c.line
+        for c in content.commands_for(
+            "c.py:quick", {"a": "x y; rm", "seeds": (0, 1)}, folder="f 'g", is_registered=True,
+            commit="abc",
+        )
+    ]  # fmt: skip
+    assert lines[0] == "git checkout abc"
+    assert shlex.split(lines[2])[2:] == [
+        "--config=c.py:quick", "--config.a=x y; rm", "--config.seeds=(0, 1)",
+    ]  # fmt: skip
+    assert all(shlex.split(line)[-1] == "f 'g" for line in lines[3:])
+
+
+def test_pictures_are_in_the_page_byte_for_byte():
+    png = reports.png(64, 32)
+    page = document(
+        figures={"curves": png, "not a picture": b"GIF89a", "large": png + b"x" * 2**23}
+    )
+    (image,) = page.all("img")
+    assert base64.b64decode(image[1]["src"].removeprefix("data:image/png;base64,")) == png
+    assert (image[1]["width"], image[1]["height"]) == ("64", "32")
+    assert image[1]["alt"] == "Training loss and test accuracy against steps."
+    assert any("figures/large.png cannot be embedded" in p for p in page.texts("p"))
+
+
+def test_metrics_that_nobody_asked_for_are_exploratory():
+    page = document()
+    rows = [e[2] for e in page.all("tr") if "11.20 ± 0.58 (3)" in e[2]]
+    asked = {row.split("11.20")[0]: row.split("(3)")[-1] for row in rows}
+    assert asked == {"train/loss": "exploratory", "test/error": "S.2, S.5"}
+
+
+# What may not be left out.
+
+
+def test_a_registered_hypothesis_without_judgement_stops_the_report():
+    sealed = reports.registered(reports.five())
+    with pytest.raises(UserError, match=r"S\.2"):
+        reports.full((*reports.five()[:1], *reports.five()[2:]), registration=sealed)
+
+
+def test_a_hypothesis_that_was_changed_stops_the_report():
+    first, *others = reports.five()
+    sealed = reports.registered((first, *others))
+    changed = first._replace(hypothesis=dataclasses.replace(first.hypothesis, alpha=0.1))
+    with pytest.raises(UserError, match=r"S\.1 is not as it was registered"):
+        reports.full((changed, *others), registration=sealed)
+    with pytest.raises(UserError, match=r"S\.1 has 2 verdicts"):
+        reports.full((first, first, *others), registration=sealed)
+
+
+def test_what_was_not_registered_is_exploratory():
+    sealed = reports.registered(reports.five()[:2])
+    page = document(registration=sealed)
+    assert "3 unregistered hypotheses" in page.texts("caption")
+    text = page.all("main")[0][2]
+    exploratory = text[text.index("it may suggest") :]
+    assert "S.4 SAM beats SGD of equal compute." in exploratory
+    assert text.count("exploratory") > 6 and "S.4 SAM beats" not in text[: -len(exploratory)]
+
+
+def test_an_unregistered_run_says_so_at_every_verdict():
+    page = document(registration=None, warnings=["unregistered: everything is exploratory"])
+    assert html.UNREGISTERED in page.texts("p") and len(page.all("p", class_="notice")) == 1
+    badges = [e for e in page.all("span") if e[1].get("class", "").startswith("verdict")]
+    tags = page.all("span", class_="tag")
+    assert len(tags) >= 10 and {e[2] for e in tags} == {"exploratory"}
+    assert len(badges) == len(tags)
+    assert "Sealed" not in page.texts("dt")
+
+
+def test_warnings_stand_before_the_verdicts(full):
+    page = html.render(reports.full(warnings=["the analysis was changed"]))
+    assert page.index("the analysis was changed") < page.index(">Verdicts</h2>")
+    assert 'class="notice"' not in full
+
+
+def test_nothing_known_is_a_page_too():
+    empty = content.make(title="x", config={}, judgements=())
+    assert "No hypothesis was put forward" in html.render(empty)
+    bare = Hypothesis("H4.1", "AI output grows fastest.", (), missing="bibliographic data")
+    judged = reports.judgement("H4.1", "", verdict="not run", reason="bibliographic data")
+    page = document(judgements=(judged._replace(hypothesis=bare),))
+    assert "bibliographic data" in page.all("section", class_="hypothesis")[0][2]
+
+
+def test_what_is_not_a_number_is_a_dash():
+    nothing = reports.finding(
+        "inconclusive", effect=math.nan, interval=(math.nan, math.nan), p=math.nan,
+        adjusted=math.nan, least=0.0, detectable=math.nan,
+        arrays=(np.array([1.0, np.nan]), np.array([np.nan, np.nan])),
+    )  # fmt: skip
+    page = document(judgements=(reports.judgement("S.1", "Nothing.", nothing),))
+    assert not re.search(r"\bnan\b", page.all("main")[0][2])
+    assert any("1 not finite" in text for text in page.texts("desc"))
+
+
+def test_thirty_hypotheses():
+    judgements = tuple(
+        reports.judgement(f"H9.{i}", f"Claim {i}.", *(reports.finding() for _ in range(1 + i % 5)))
+        for i in range(30)
+    )
+    text = html.render(reports.full(judgements))
+    page = Document(text)
+    assert len(page.all("section", class_="hypothesis")) == 30
+    assert len(text) < 2_000_000
+
+
+# Anybody's text.
+
+
+def hostile():
+    bad = reports.HOSTILE
+    finding = reports.finding(
+        groups=(bad, "sgd"), quantity=dataclasses.replace(reports.LAMBDA, metric=bad)
+    )
+    asked = reports.judgement(
+        bad, bad, finding, finding, reason=bad, source=bad, reference=bad, refuted_if=bad,
+        uncertain=bad, missing=bad, family=bad, correction="holm",
+    )  # fmt: skip
+    return reports.full(
+        (asked,),
+        registration=None,
+        title=bad, question=bad, warnings=(bad,),
+        config={bad: {bad: bad}, "study": bad, "arms": {bad: {bad: bad}}, "seeds": bad},
+        rows=reports.rows(arms=(bad,), metrics=(bad,)), later_rows=(),
+        figures={bad: reports.png(8, 8), bad + "2": b""}, captions={bad: bad},
+        environment=({bad: bad},), processes=({bad: bad},),
+        manifest={bad: bad, "files": {bad: {"bytes": 1, "sha256": bad}}},
+        commands=(content.Command(bad, bad),),
+    )  # fmt: skip
+
+
+def test_hostile_texts_add_no_markup():
+    pages_ = pages.pages(hostile())
+    text = pages_["report.html"].decode()
+    page = Document(text)
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    known = {"html", "head", "meta", "title", "style", "body", "a", "header", "main", "nav", "ul",
+             "li", "p", "h1", "h2", "h3", "h4", "strong", "dl", "dt", "dd", "div", "table",
+             "caption", "span", "thead", "tbody", "tr", "th", "td", "svg", "path", "details",
+             "summary", "section", "figure", "figcaption", "desc", "line", "text", "circle",
+             "rect", "img", "pre", "code", "script", "wbr", "b"}  # fmt: skip
+    assert {e[0] for e in page.elements} <= known
+    for name, attributes, _, _ in page.elements:
+        assert not any(key.startswith("on") or key == "style" for key in attributes)
+        for key in ("href", "src"):
+            if key in attributes:
+                assert re.match(r"#|data:image/png;base64,", attributes[key]), (name, attributes)
+    assert not set("\u202e\x00\ud800") & set(text)
+    assert r"\u202e\u0000\ud800" in text and "&lt;/style&gt;&lt;script&gt;" in text
+
+
+@given(st.text())
+def test_every_text_survives(text):
+    page = Document(elements.tag("p", text, title=text))
+    shown = words.clean(text, 10_000)
+    name, attributes, inside, _ = page.elements[0]
+    assert name == "p" and len(page.elements) == 1
+    assert inside.replace("\r", "") == shown.replace("\r", "")
+    assert attributes["title"] == shown
+    inside.encode()
+
+
+def test_endless_names_are_cut():
+    assert len(words.clean("x" * 10_000)) == words.LONGEST
+    assert elements.tag("p", elements.Markup("<b>")) == "<p><b></p>"
+    assert elements.tag("p", "<b>") == "<p>&lt;b&gt;</p>"
+
+
+def test_the_policy_lets_nothing_else_run(full):
+    page = Document(full)
+    (policy,) = [
+        e[1]["content"]
+        for e in page.all("meta")
+        if "Content-Security" in e[1].get("http-equiv", "")
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    for name in ("style", "script"):
+        (inside,) = page.texts(name)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert rules[f"{name}-src"] == f"'sha256-{digest}'"
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", full)
+    assert "url(" not in full and "@import" not in full
+
+
+# Readable by anybody.
+
+
+def test_landmarks_headings_and_names(full):
+    page = Document(full)
+    assert [len(page.all(name)) for name in ("main", "header", "nav", "h1")] == [1, 1, 1, 1]
+    assert page.all("html")[0][1]["lang"] == "en"
+    assert page.all("a")[0][1]["href"] == "#main"
+    levels = [int(e[0][1]) for e in page.all("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    ids = [e[1]["id"] for e in page.elements if "id" in e[1]]
+    assert len(ids) == len(set(ids))
+    for element in page.elements:
+        for name in element[1].get("aria-labelledby", "").split():
+            assert name in ids
+        if element[1].get("href", "").startswith("#"):
+            assert element[1]["href"][1:] in ids
+
+
+def test_tables_and_drawings_have_names(full):
+    page = Document(full)
+    assert len(page.all("table")) == len(page.all("caption")) > 10
+    assert all(page.texts("caption"))
+    assert all(e[1].get("scope") in ("col", "row") for e in page.all("th"))
+    drawings = page.all("svg")
+    assert len(drawings) > 30
+    for i, e in enumerate(page.elements):
+        if e[0] == "svg" and e[1].get("aria-hidden") != "true":
+            assert e[1]["role"] == "img"
+            assert [x[0] for x in page.elements[i + 1 : i + 3]] == ["title", "desc"]
+            assert page.elements[i + 1][2] and page.elements[i + 2][2]
+    for box in page.all("div", class_="scroll"):
+        assert box[1]["tabindex"] == "0" and box[1]["role"] == "region"
+
+
+def test_a_verdict_is_a_word_and_a_sign_too(full):
+    page = Document(full)
+    for word in words.VERDICTS:
+        assert word in page.texts("span", class_=f"verdict {word.replace(' ', '-')}")
+    assert len(set(sections._SIGNS.values())) == len(words.VERDICTS) == len(words.MEANINGS)
+
+
+def luminance(color):
+    """Relative luminance (WCAG 2.2)."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    style = html.resource("page.css")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    )
+    assert light.keys() == dark.keys()
+    for colors in (light, dark):
+        for ground in ("paper", "raised"):
+            for name in ("ink", "soft", "link", *(w.replace(" ", "-") for w in words.VERDICTS)):
+                assert contrast(colors[name], colors[ground]) >= 4.5, (name, ground)
+            assert contrast(colors["accent"], colors["band"]) >= 3
+        assert contrast(colors["ink"], colors["band"]) >= 4.5
+
+
+# Drawings.
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=6), st.booleans())
+def test_an_axis_holds_its_values(values, log):
+    found = axis.fit(values, 10, 110, log=log)
+    places = [found.at(v) for v in sorted(v for v in values if math.isfinite(v))]
+    assert all(10 <= place <= 110 for place in places) and places == sorted(places)
+    ticks = found.ticks()
+    assert len(ticks) <= 5 and all(found.low <= t <= found.high for t in ticks)
+
+
+def test_an_axis_is_linear_or_logarithmic():
+    linear = axis.fit([0.0, 10.0], 0, 100)
+    assert linear.at(5.0) == 50 and linear.ticks() == [0, 5, 10]
+    log = axis.fit([1.0, 10_000.0], 0, 100, log=True)
+    assert log.log and log.at(100.0) == 50
+    assert log.ticks() == [1, 10, 100, 1000, 10_000]
+    assert not axis.fit([0.0, 10_000.0], 0, 100, log=True).log
+
+
+def numbers_of(svg, name, attribute, **attributes):
+    return [float(e[1][attribute]) for e in Document(svg).all(name, **attributes)]
+
+
+def test_the_interval_lies_where_it_should():
+    drawn = marks.Interval(2.0, 1.0, 3.0, 0.0, 0.5)
+    svg = marks.interval(drawn, title="t", ident="x")
+    scale = axis.fit([-0.5, 3.0], 14, marks.WIDTH - 14)
+    (line,) = Document(svg).all("line", class_="interval")
+    assert float(line[1]["x1"]) == scale.at(1.0) and float(line[1]["x2"]) == scale.at(3.0)
+    assert numbers_of(svg, "circle", "cx", class_="estimate") == [scale.at(2.0)]
+    assert numbers_of(svg, "line", "x1", class_="null") == [scale.at(0.0)]
+    (band,) = Document(svg).all("rect")
+    assert float(band[1]["x"]) == scale.at(-0.5)
+    assert float(band[1]["width"]) == pytest.approx(scale.at(0.5) - scale.at(-0.5))
+    assert Document(svg).texts("desc") == [drawn.in_words()]
+
+
+def test_an_interval_without_end_has_an_arrow():
+    svg = marks.interval(marks.Interval(2.0, -math.inf, 3.0, 0.0), title="t", ident="x")
+    ends = [e[1]["d"] for e in Document(svg).all("path")]
+    assert sum("L" in d for d in ends) == 1 and sum("V" in d for d in ends) == 1
+
+
+def test_no_interval_is_drawn_where_none_is_known():
+    svg = marks.interval(marks.Interval(0.3, math.nan, math.nan, 0.0), title="t", ident="x")
+    assert not Document(svg).all("line", class_="interval")
+    assert len(Document(svg).all("circle")) == 1
+    assert "Estimate 0.3; null 0." in svg
+
+
+def test_every_finite_value_is_a_point_and_every_pair_a_line():
+    x, y = np.array([1.0, 2.0, np.nan, 4.0]), np.array([2.0, 3.0, 4.0, 5.0])
+    svg = marks.points([("a", x), ("b", y)], title="t", ident="x", paired=True)
+    scale = axis.fit([1.0, 5.0], marks._LABELS, marks.WIDTH - 14)
+    places = numbers_of(svg, "circle", "cx")
+    assert places == [scale.at(v) for v in (1, 2, 4, 2, 3, 4, 5)]
+    assert len(Document(svg).all("path", class_="pair")) == 3
+    assert numbers_of(svg, "line", "x1", class_="mean") == [scale.at(7 / 3), scale.at(3.5)]
+    assert "a: 3 values from 1 to 4, mean 2.333, 1 not finite." in Document(svg).texts("desc")[0]
+
+
+def test_equal_points_lie_side_by_side():
+    svg = marks.points([("a", np.array([1.0, 1.0, 1.0, 2.5]))], title="t", ident="x")
+    points = Document(svg).all("circle")
+    assert len({(e[1]["cx"], e[1]["cy"]) for e in points}) == 4
+
+
+def test_shares_boxes_and_times():
+    svg = marks.points([("a", np.repeat([1.0, 0.0], [3, 9]))], title="t", ident="x")
+    (bar,) = Document(svg).all("rect")
+    scale = axis.fit([0.0, 1.0], marks._LABELS, marks.WIDTH - 14)
+    assert float(bar[1]["width"]) == pytest.approx(scale.at(0.25) - scale.at(0))
+    assert "3 of 12" in Document(svg).texts("text")
+    svg = marks.points([("a", np.arange(1001.0))], title="t", ident="x")
+    (box,) = Document(svg).all("rect")
+    scale = axis.fit([0.0, 1000.0], marks._LABELS, marks.WIDTH - 14)
+    assert float(box[1]["x"]) == scale.at(250) and not Document(svg).all("circle")
+    seen = [np.array([True, False])]
+    svg = marks.points([("a", np.array([1.0, 2.0]))], title="t", ident="x", seen=seen)
+    assert [e[1]["class"] for e in Document(svg).all("circle")] == ["point", "point hollow"]
+
+
+def test_pairs_of_models_are_drawn_once_and_correlations_as_a_cloud():
+    by_id = {j.hypothesis.id: evidence(j.findings[0]) for j in reports.kinds()}
+    pairs = by_id["H1.5"]
+    assert [len(x) for _, x in pairs.groups] == [15, 15] and pairs.units == "6 models each"
+    # (0, 1) and (1, 0) are 0.12 and 0.11.
+    assert pairs.groups[0][1][0] == pytest.approx(0.115)
+    cloud = by_id["H1.8"]
+    assert [name for name, _ in cloud.groups] == ["train[:512]/hessian/lambda_1", "test/gap"]
+    svg = marks.scatter(*cloud.groups, title="t", ident="x")
+    assert len(Document(svg).all("circle")) == 60
+
+
+# Words and means.
+
+
+def test_contrasts_in_words():
+    def said(test, groups, direction="two-sided", **fields):
+        return words.comparison(Contrast(reports.ERROR, groups, direction, test, **fields))
+
+    assert said("kruskal-wallis", ("a", "b", "c")) == "a, b, c differ"
+    assert said("difference-of-ratios", ("a", "b", "c", "d"), "less") == "a / b less than c / d"
+    assert said("non-inferiority", ("a", "b"), "less", margin=0.1) == "a not over 0.1 more than b"
+    assert said("welch", ("a|c", "b"), margin=0.1, within=True) == "a + c equal to b within 0.1"
+    assert said("not a test", ("a", "b")) == "a different from b"
+
+
+def test_measured_keeps_coordinates_apart():
+    rows = reports.rows(arms=("sgd",), metrics=("m",))
+    rows += [{**row, "of": {"layer": "a"}, "value": 5.0} for row in rows if row["step"] == 1]
+    plain, layer = measured.measured(rows)
+    assert (plain.step, plain.at_end, plain.n) == (2, True, 3)
+    values = [row["value"] for row in rows if row["step"] == 2]
+    assert plain.mean == pytest.approx(np.mean(values))
+    assert plain.standard_error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
+    assert (layer.of, layer.step, layer.at_end) == ('{"layer":"a"}', 1, False)
+    assert layer.in_words() == "5 (3) at step 1"
+
+
+def test_pairs_of_models_have_no_naive_standard_error():
+    """Pairs share their models: the naive error is several times too small."""
+    base = {"study": "s", "arm": "sgd", "step": 1, "metric": "m", "standard_error": 0.0}
+    pairs = [(i, j) for i in range(4) for j in range(4) if i < j]
+    rows = [
+        base | {"seed": i, "of": {"pair": [i, j]}, "value": None if i == 2 else float(i + j)}
+        for i, j in pairs
+    ]
+    (found,) = measured.measured(rows)
+    assert found.n == 4 and math.isnan(found.standard_error) and found.missing == 1
+    assert found.mean == pytest.approx(np.mean([1, 2, 3, 3, 4]))
+    assert found.in_words() == "2.6 (4) 1 not finite"
+
+
+# Several runs.
+
+
+def runs():
+    first, *others = reports.five()
+    sealed = reports.full((first, *others))
+    changed = first._replace(verdict="inconclusive")
+    return (
+        overview.Run("one", sealed, "one/report.html"),
+        overview.Run("<b>two", reports.full((changed,), registration=None), "javascript:alert(1)"),
+    )
+
+
+def registry():
+    waiting = Hypothesis("H7.6", "Methods are ordered.", (), missing="pruning")
+    return (reports.kinds()[0].hypothesis, waiting)
+
+
+def test_the_overview_has_every_hypothesis_and_says_what_was_not_run():
+    page = Document(overview.render_html(registry(), runs()))
+    assert page.texts("h2") == ["Runs", "Paper 1", "Paper 7", "Of the studies"]
+    text = page.all("main")[0][2]
+    assert "7 hypotheses: 1 supported, 1 refuted, 1 equivalent, 1 inconclusive, 1 not run" in text
+    assert "2 not yet run" in text and "still missing: pruning" in text
+    assert "unregistered: exploratory" in text
+    links = {e[2]: e[1]["href"] for e in page.all("a")}
+    assert links["one"] == "one/report.html"
+    assert links["<b>two"] == "javascript%3Aalert%281%29"
+
+
+def test_registered_answers_count_before_exploratory_ones():
+    one, two = runs()
+    found = {e.hypothesis.id: e for e in overview.entries(registry(), (one, two))}
+    assert overview.word(found["S.1"]) == "supported" and len(found["S.1"].answers) == 2
+    assert overview.word(found["H7.6"]) == "not yet run"
+    third = reports.full((reports.five()[0]._replace(verdict="refuted"),))
+    entries = overview.entries((), (one, two, overview.Run("three", third)))
+    assert overview.word(entries[0]) == "the runs differ"
+    assert overview.word(overview.entries((), (two,))[0]) == "inconclusive"
+
+
+def test_the_overview_refuses_two_of_one_name():
+    with pytest.raises(UserError, match="two hypotheses are named 'H7.6'"):
+        overview.entries((*registry(), registry()[1]), ())
+    with pytest.raises(UserError, match="two runs are named 'one'"):
+        overview.entries((), (runs()[0], runs()[0]))
+
+
+def test_the_overview_of_nothing():
+    page = Document(overview.render_html(registry(), ()))
+    assert "2 hypotheses: 2 not yet run" in page.texts("p")
+
+
+def test_pages_are_bytes_by_name():
+    made = pages.pages(reports.full()) | pages.overview_pages(registry(), runs())
+    assert set(made) == {"report.html", "report.md", "overview.html", "overview.md"}
+    assert made["report.html"].decode() == html.render(reports.full())
+    assert made["overview.html"].startswith(b"<!DOCTYPE html>")

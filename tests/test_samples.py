@@ -1,0 +1,239 @@
+"""The numbers that a contrast compares: aligned, complete, or said to be neither."""
+
+import doctest
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sharpjax.errors import UserError
+from sharpjax.protocol import samples
+from sharpjax.protocol.hypotheses import Quantity
+from sharpjax.protocol.samples import Incomplete, gather
+from tests.protocol_cases import LOSS, contrast, rows
+
+A, B = [0.1, 0.2, 0.3], [1.1, 1.2, 1.3]
+BOTH = rows("sam", A) + rows("sgd", B)
+
+
+def incomplete(table, one, **options) -> tuple[str, Any]:
+    with pytest.raises(Incomplete) as error:
+        gather(table, one, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value), error.value.samples
+
+
+def lists(found):
+    return [group.tolist() for group in found.groups]
+
+
+def test_docstrings():
+    assert doctest.testmod(samples).failed == 0
+
+
+def test_pairs_are_aligned_by_seed_whatever_the_order_of_rows():
+    found = gather(rows("sam", A[::-1], seeds=[2, 1, 0]) + rows("sgd", B), contrast())
+    assert lists(found) == [A, B]
+    assert found.clusters is None and found.seen is None
+    assert all(group.dtype == np.float64 for group in found.groups)
+
+
+def test_each_arm_ends_at_its_own_last_step():
+    early = rows("sgd", [9, 9, 9], step=9) + rows("sgd", B, step=18)
+    assert lists(gather(rows("sam", A) + early, contrast())) == [A, B]
+    at = contrast(quantity=Quantity("test/loss", at=9))
+    assert lists(gather(rows("sam", A) + early, at)) == [A, [9, 9, 9]]
+
+
+def test_a_metric_that_was_not_taken_at_the_end():
+    later = BOTH + rows("sgd", B, "train/loss", step=20)
+    reason, there = incomplete(later, contrast())
+    assert reason == "arm 'sgd' has no test/loss at step 20, its last; it has some at 9."
+    assert there is None
+
+
+def test_independent_groups_may_differ_in_size():
+    found = gather(rows("sam", A) + rows("sgd", B[:2]), contrast(test="welch"))
+    assert lists(found) == [A, B[:2]]
+
+
+def test_missing_seeds_are_named_and_the_rest_is_kept():
+    table = rows("sam", A) + rows("sgd", B[:2])
+    reason, there = incomplete(table, contrast())
+    assert reason == "test/loss is missing in arm 'sgd' seed 2."
+    assert lists(there) == [A[:2], B[:2]]
+    reason, there = incomplete(BOTH, contrast(test="welch"), seeds=range(8))
+    assert "test/loss is missing in arm 'sam' seed 3, arm 'sam' seed 4, arm 'sam' seed 5" in reason
+    assert "and 2 more" in reason
+    assert lists(there) == [A, B]
+
+
+def test_seeds_that_died_are_said_to_have():
+    table = rows("sam", A) + rows("sgd", B[:2]) + rows("sgd", [1, 1, 0], "train/alive")
+    reason, _ = incomplete(table, contrast())
+    assert reason.endswith("arm 'sgd' seed 2 (1 of them turned non-finite in training).")
+
+
+def test_seeds_that_were_not_registered_do_not_count():
+    assert lists(gather(BOTH, contrast(), seeds=[0, 2])) == [[0.1, 0.3], [1.1, 1.3]]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(value):
+    table = rows("sam", [0.1, value, 0.3]) + rows("sgd", B)
+    reason, there = incomplete(table, contrast())
+    assert reason == "test/loss is not finite in arm 'sam' seed 1."
+    assert lists(there) == [[0.1, 0.3], [1.1, 1.3]]  # the pair is gone
+    _, there = incomplete(table, contrast(test="welch"))
+    assert lists(there) == [[0.1, 0.3], B]
+
+
+def test_nothing_left():
+    reason, there = incomplete(rows("sam", [None]) + rows("sgd", [1.0]), contrast())
+    assert "not finite" in reason and there is None
+    reason, there = incomplete(BOTH, contrast(), seeds=[7])
+    assert "seed 7" in reason and there is None
+
+
+def test_duplicated_rows_are_refused():
+    again = BOTH + rows("sam", [0.2], seeds=[1])
+    with pytest.raises(UserError, match="duplicated rows: arm 'sam' has test/loss of seed 1 at st"):
+        gather(again, contrast())
+    apart = BOTH + rows("sam", A, of={"severity": 1})
+    assert gather(apart[:6], contrast())
+    with pytest.raises(UserError, match="severity"):
+        gather(apart + apart[-1:], contrast())
+
+
+def test_unknown_names_say_what_there_is():
+    reason, _ = incomplete(BOTH, contrast(quantity=Quantity("test/los")))
+    assert reason == "arm 'sam' has no metric 'test/los'; did you mean 'test/loss'?"
+    reason, _ = incomplete(BOTH, contrast(quantity=Quantity("calibration")))
+    assert reason == "arm 'sam' has no metric 'calibration'; it has test/loss."
+    reason, _ = incomplete(BOTH, contrast(groups=("sma", "sgd")))
+    assert reason == "there are no rows of arm 'sma'; did you mean 'sam'?"
+
+
+def severities(arm, values):
+    return [r for s, v in values.items() for r in rows(arm, v, of={"severity": s})]
+
+
+def test_coordinates_choose_rows():
+    table = severities("sam", {1: A, 5: B}) + severities("sgd", {1: B, 5: A})
+    five = contrast(quantity=Quantity("test/loss", of={"severity": 5}))
+    assert lists(gather(table, five)) == [B, A]
+    reason, there = incomplete(table, contrast())
+    assert "several values for one unit; its coordinates (severity)" in reason and there is None
+    six = contrast(quantity=Quantity("test/loss", of={"severity": 6}))
+    assert incomplete(table, six)[0] == "arm 'sam' has no test/loss of {\"severity\":6}."
+    other = contrast(quantity=Quantity("test/loss", over=("seed", "layer")))
+    assert "has no coordinate 'layer'" in incomplete(table, other)[0]
+
+
+LAYERS = Quantity("test/loss", over=("seed", "layer"))
+
+
+def of_layers(arm, values, **options):
+    return [r for name, v in values.items() for r in rows(arm, v, of={"layer": name}, **options)]
+
+
+def test_layers_of_a_seed_are_a_cluster():
+    table = of_layers("sam", {"a": A, "b": B}) + of_layers("sgd", {"b": [3, 4, 5], "a": [6, 7, 8]})
+    found = gather(table, contrast(quantity=LAYERS))
+    assert lists(found) == [[0.1, 1.1, 0.2, 1.2, 0.3, 1.3], [6, 3, 7, 4, 8, 5]]
+    assert found.clusters is not None and found.clusters.tolist() == [0, 0, 1, 1, 2, 2]
+    # Independent groups: labels of one group's units after the other's.
+    found = gather(table, contrast(quantity=LAYERS, test="auc"))
+    assert found.clusters is not None and len(found.clusters) == 12
+    few = of_layers("sam", {"a": A, "b": B}) + of_layers("sgd", {"a": A})
+    found = gather(few, contrast(quantity=LAYERS, test="auc"))
+    assert found.clusters is not None and found.clusters.tolist() == [0, 0, 1, 1, 2, 2, 0, 1, 2]
+    drawn = Quantity("test/loss", over=("seed", "layer"), independent=True)
+    assert gather(table, contrast(quantity=drawn)).clusters is None
+
+
+def test_a_layer_without_its_pair_is_named():
+    table = of_layers("sam", {"a": A, "b": B}) + of_layers("sgd", {"a": A})
+    reason, there = incomplete(table, contrast(quantity=LAYERS))
+    assert reason.startswith("test/loss is missing in arm 'sgd' seed 0 \"b\"")
+    assert reason.endswith("and the pairs need it.")
+    assert lists(there) == [A, A]
+
+
+def test_arms_are_pooled():
+    gap = rows("sam", [5, 6, 7], "test/gap") + rows("sgd", [8, 9, 10], "test/gap")
+    sides = (LOSS, Quantity("test/gap"))
+    pooled = contrast(("sam|sgd", "sam|sgd"), test="spearman", quantity=sides)
+    found = gather(BOTH + gap, pooled)
+    assert lists(found) == [A + B, [5, 6, 7, 8, 9, 10]]
+    assert found.clusters is not None and found.clusters.tolist() == [0, 1, 2, 0, 1, 2]
+    reason, there = incomplete(BOTH + gap[:-1], pooled)
+    assert reason == "test/gap is missing in arm 'sgd' seed 2." and len(there.groups[0]) == 5
+
+
+def test_two_quantities_of_one_arm_are_paired():
+    sides = (Quantity("test/scaled"), LOSS)
+    table = BOTH + rows("sam", [3, 2, 1], "test/scaled")
+    assert lists(gather(table, contrast(("sam", "sam"), quantity=sides))) == [[3, 2, 1], A]
+
+
+TIMES = Quantity("test/loss", seen="test/seen")
+
+
+def test_censoring():
+    table = BOTH + rows("sam", [1, 0, 1], "test/seen") + rows("sgd", [0, 0, 0], "test/seen")
+    found = gather(table, contrast(test="log-rank", quantity=TIMES))
+    assert found.seen is not None
+    assert [flags.tolist() for flags in found.seen] == [[True, False, True], [False] * 3]
+    reason, there = incomplete(table[:-1], contrast(test="log-rank", quantity=TIMES))
+    assert reason == "test/seen is missing in arm 'sgd' seed 2."
+    assert [len(g) for g in there.groups] == [len(s) for s in there.seen] == [3, 2]
+    odd = BOTH + rows("sam", [1, 2, 1], "test/seen") + rows("sgd", [0, 0, 0], "test/seen")
+    assert "0 or 1, not 2" in incomplete(odd, contrast(test="log-rank", quantity=TIMES))[0]
+
+
+PAIRS = Quantity("test/jsd", over=("pair",))
+
+
+def pairs(arm, models, value, *, both=False, skip=()):
+    return [
+        row
+        for i in models
+        for j in models
+        if (i < j or (both and i != j)) and (i, j) not in skip
+        for row in rows(arm, [value(i, j)], "test/jsd", of={"pair": [i, j]}, seeds=[i])
+    ]
+
+
+def test_square_arrays():
+    one = contrast(test="pairwise-difference", quantity=PAIRS)
+    table = pairs("sam", range(4), lambda i, j: 10 * i + j)
+    table += pairs("sgd", range(4), lambda i, j: i - j, both=True)
+    first, second = gather(table, one, seeds=range(4)).groups
+    assert first[1, 3] == first[3, 1] == 13  # given one way
+    assert second[1, 3] == -second[3, 1] == -2  # given both ways
+    assert np.isnan(np.diag(first)).all() and np.isfinite(first).sum() == 12
+
+
+def test_missing_pairs_leave_out_the_model_they_lack():
+    one = contrast(test="pairwise-difference", quantity=PAIRS)
+    table = pairs("sam", range(5), lambda i, j: i + j)
+    table += pairs("sgd", range(5), lambda i, j: i + j, skip={(1, 3), (0, 3)})
+    reason, there = incomplete(table, one, seeds=range(5))
+    assert "test/jsd is missing in pair [0, 3] of arm 'sgd'" in reason
+    assert [g.shape for g in there.groups] == [(4, 4), (4, 4)]
+    assert there.groups[0][2, 3] == 2 + 4  # models 0, 1, 2, 4 are left
+    reason, there = incomplete(table, one, seeds=range(6))
+    assert "[0, 5]" in reason and there is not None
+
+
+def test_rows_that_are_no_pairs():
+    one = contrast(test="pairwise-difference", quantity=PAIRS)
+    bad = rows("sam", [1.0], "test/jsd") + rows("sgd", [1.0], "test/jsd")
+    assert "has no pair of models" in incomplete(bad, one)[0]
+    twice = pairs("sam", range(3), lambda i, j: 1.0)
+    twice += rows("sam", [1.0], "test/jsd", of={"pair": [0, 1]}, seeds=[1])
+    assert "has pair [0, 1] twice" in incomplete(twice, one)[0]
+    few = [r for arm in ("sam", "sgd") for r in pairs(arm, range(2), lambda i, j: 1.0)]
+    reason, there = incomplete(few, one)
+    assert "too few" in reason and there is None
