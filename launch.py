@@ -2,9 +2,11 @@ r"""Run a study: train, measure, report.
 
     python launch.py --config=configs/sam_cifar.py:quick
     python launch.py --config=configs/sam_cifar.py --config.optim.rho=0.1 --workdir=runs/rho-0.1
+    python launch.py --config=configs/sam_cifar.py:quick --register
 
-The same command resumes a run that was stopped. This file is intentionally short: it checks what
-can be checked before anything heavy is imported, and calls the study.
+The same command resumes a run that was stopped. With --register it seals what will be asked, and
+stops; without it then, it runs under that registration. This file is intentionally short: it checks
+what can be checked before anything heavy is imported, and calls the study.
 """
 
 import os
@@ -26,6 +28,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder of the run; default: runs/<config>-<form>-<hash of the config>"
 )
+_REGISTER = flags.DEFINE_bool(
+    "register", False, "seal arms, seeds and hypotheses before the run, and stop"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,16 +42,25 @@ def main(argv: list[str]) -> None:
         path = _WORKDIR.value or default_workdir(config)
         with workdir.open_run(path, config=config.to_dict(), overrides=overrides) as run:
             from sharpjax import runtime
+            from sharpjax.studies import registering
 
             runtime.start()
+            if _REGISTER.value:
+                registering.register(config, run, name=config_name())
+                return
+            registering.begin(config, run, name=config_name())
             catalog.resolve(catalog.STUDIES[config.study])(config, run)
 
 
 def default_workdir(config) -> str:
     """The same config gives the same folder, so that the same command resumes."""
+    return os.path.join("runs", f"{config_name()}-{workdir.config_digest(config.to_dict())[:8]}")
+
+
+def config_name() -> str:
+    """File and form, as `sam_cifar-quick`."""
     file, _, form = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    name = pathlib.Path(file).stem + (f"-{form}" if form else "")
-    return os.path.join("runs", f"{name}-{workdir.config_digest(config.to_dict())[:8]}")
+    return pathlib.Path(file).stem + (f"-{form}" if form else "")
 
 
 def parse(argv: list[str]) -> list[str]:

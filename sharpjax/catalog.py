@@ -65,6 +65,7 @@ SCALINGS: Mapping[str, str] = {
 
 STUDIES: Mapping[str, str] = {
     "sharpness": "sharpjax.studies.sharpness:run",
+    "reproducibility": "sharpjax.studies.reproducibility:run",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
-from sharpjax.errors import RunFailed, UserError, nearest
+from sharpjax.errors import RunFailed, UserError, nearest, printable
 
 
 @contextlib.contextmanager
@@ -128,5 +128,5 @@ def _missing_field(argv: Sequence[str]) -> UserError | None:
 
 
 def _leave(error: BaseException | str, code: int) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     sys.exit(code)

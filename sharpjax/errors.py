@@ -36,6 +36,15 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}.")
 
 
+def printable(text: str) -> str:
+    r"""`text` with everything that a terminal would obey, or cannot show, written out.
+
+    >>> print(printable("a\x1b[2J\nb"))
+    a\x1b[2J\nb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def whole_number(caller: str, name: str, value: Any, *, least: int = 1) -> int:
     """An integer argument as an `int`.
 

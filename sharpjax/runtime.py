@@ -37,10 +37,21 @@ def start() -> None:
 
 def _cache_folder() -> pathlib.Path:
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return base / "sharpjax" / f"xla-{hashlib.sha256(_processor().encode()).hexdigest()[:12]}"
+    return base / "sharpjax" / f"xla-{_digest(_features())}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its model, and a digest of the features that XLA's code may use."""
+    features = _features()
+    model = next((x for x in features.splitlines() if x.startswith("model name")), features)
+    return f"{model.partition(':')[2].strip() or model} ({_digest(features)})"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _features() -> str:
     """The model and features of the processor, as far as the system tells."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()

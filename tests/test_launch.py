@@ -28,7 +28,10 @@ MISTAKES = {
     "type_block": ([SMOKE, "--config.optim=3"], ["config.optim", "3"]),
     "seeds_text": ([SMOKE, "--config.seeds=a"], ["config.seeds", "'a'"]),
     "seeds_twice": ([SMOKE, "--config.seeds=(1,1)"], ["config.seeds", "twice"]),
-    "study": ([SMOKE, "--config.study=flatness"], ["study 'flatness'", "Known: sharpness"]),
+    "study": (
+        [SMOKE, "--config.study=flatness"],
+        ["study 'flatness'", "Known: reproducibility, sharpness"],
+    ),
     "data": ([SMOKE, "--config.data.name=cifar"], ["'cifar'", "did you mean 'cifar10'", "digits"]),
     "model": ([SMOKE, "--config.model.name=resnet"], ["model 'resnet'", "resnet18", "lenet"]),
     "model_image": ([SMOKE, "--config.model.name=lenet"], ["lenet", "digits", "8"]),

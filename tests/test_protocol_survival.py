@@ -3,10 +3,11 @@
 import doctest
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy.stats
 
 from sharpjax.errors import UserError
 from sharpjax.protocol import survival
@@ -21,6 +22,8 @@ from sharpjax.protocol.survival import (
 )
 from tests.simulated import rates
 
+stats: Any = scipy.stats  # whose annotations do not know its results' fields
+
 TESTS = [log_rank, restricted_mean, restricted_mean_ratio]
 
 
@@ -34,8 +37,8 @@ def exponential(n=10, budget=1.2, scales=(1.0, 1.0), digits=1):
     """Rounded times, so that there are ties; about 30 % of them censored."""
 
     def draw(generator):
-        times = [s * generator.exponential(size=n) + 0.1 for s in scales]
-        return censored(*(np.round(t, digits) for t in times), budget)
+        first, second = (np.round(s * generator.exponential(size=n) + 0.1, digits) for s in scales)
+        return censored(first, second, budget)
 
     return draw
 
@@ -46,10 +49,20 @@ def test_examples():
 
 
 def as_scipy(samples):
+    """The groups as scipy's censored data."""
     return [
         stats.CensoredData(uncensored=time[seen], right=time[~seen])
         for time, seen in zip(samples.groups, samples.seen, strict=True)
     ]
+
+
+def first_of(samples):
+    assert samples.seen is not None
+    return samples.groups[0], samples.seen[0]
+
+
+def pooled(samples):
+    return np.concatenate(samples.groups), np.concatenate(samples.seen)
 
 
 # The curve.
@@ -59,7 +72,7 @@ def as_scipy(samples):
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_curve_is_scipys(seed, confidence):
     samples = exponential(12)(np.random.default_rng(seed))
-    ours = kaplan_meier(samples.groups[0], samples.seen[0], confidence=confidence)
+    ours = kaplan_meier(*first_of(samples), confidence=confidence)
     theirs = stats.ecdf(as_scipy(samples)[0]).sf
     at = np.searchsorted(ours.time, theirs.quantiles)
     np.testing.assert_allclose(ours.survival[at], theirs.probabilities, atol=1e-14)
@@ -72,7 +85,7 @@ def test_curve_is_scipys(seed, confidence):
 def test_curve_is_statsmodels():
     duration = pytest.importorskip("statsmodels.duration.api")
     samples = exponential(15)(np.random.default_rng(9))
-    time, seen = samples.groups[0], samples.seen[0]
+    time, seen = first_of(samples)
     ours, theirs = kaplan_meier(time, seen), duration.SurvfuncRight(time, seen.astype(int))
     at = np.searchsorted(ours.time, theirs.surv_times)
     np.testing.assert_allclose(ours.survival[at], theirs.surv_prob, rtol=1e-12)
@@ -100,7 +113,7 @@ def test_curve_where_nothing_was_seen():
 @pytest.mark.parametrize("seed", range(3))
 def test_curve_bounds(seed):
     samples = exponential(9)(np.random.default_rng(seed))
-    curve = kaplan_meier(samples.groups[0], samples.seen[0])
+    curve = kaplan_meier(*first_of(samples))
     assert (curve.low <= curve.survival).all() and (curve.survival <= curve.high).all()
     assert curve.low.min() >= 0 and curve.high.max() <= 1
     assert (np.diff(curve.survival) <= 0).all()
@@ -111,7 +124,7 @@ def test_curve_covers():
     generator, held = np.random.default_rng(0), []
     for _ in range(1000):
         samples = exponential(10, digits=9)(generator)
-        curve = kaplan_meier(samples.groups[0], samples.seen[0])
+        curve = kaplan_meier(*first_of(samples))
         at = np.searchsorted(curve.time, 0.7, side="right") - 1
         held.append(at >= 0 and curve.low[at] <= math.exp(-0.6) <= curve.high[at])
     assert 0.92 <= np.mean(held) <= 0.98
@@ -139,7 +152,7 @@ def test_log_rank_effect_is_scipys_statistic(seed):
 def test_log_rank_is_statsmodels():
     duration = pytest.importorskip("statsmodels.duration.survfunc")
     samples = exponential(20, scales=(1.0, 2.0))(np.random.default_rng(3))
-    time, seen = np.concatenate(samples.groups), np.concatenate(samples.seen)
+    time, seen = pooled(samples)
     squared, p = duration.survdiff(time, seen.astype(int), np.repeat([0, 1], 20))
     result = log_rank(samples, alternative="two-sided")
     log, low, high = np.log([result.effect, *result.interval])
@@ -150,7 +163,7 @@ def test_log_rank_is_statsmodels():
 def test_log_rank_p_is_exact():
     """Over all choices of the first group: the share whose excess of events is as large."""
     samples = censored([1, 2, 2, 5], [2, 4, 6, 9], 6)
-    time, seen = np.concatenate(samples.groups), np.concatenate(samples.seen)
+    time, seen = pooled(samples)
 
     def excess(second):
         total = 0.0
@@ -207,10 +220,9 @@ def test_log_rank_level_at_another_null():
 
 def test_restricted_mean_is_the_area():
     """By hand: 1 to time 2, 3/4 to 4, and one is censored at 3, so that 3/8 are left from 4 on."""
-    samples = censored([2, 4, 9, 9], [8, 8, 8, 8], 8)
     samples = Samples(
-        (np.array([2.0, 3, 4, 8]), samples.groups[1]),
-        (np.array([True, False, True, False]), samples.seen[1]),
+        (np.array([2.0, 3, 4, 8]), np.full(4, 8.0)),
+        (np.array([True, False, True, False]), np.full(4, True)),
     )
     area = 2 + 0.75 * 2 + 0.375 * 4
     result = restricted_mean(samples, alternative="less")
@@ -222,7 +234,8 @@ def test_restricted_mean_is_the_area():
 def test_restricted_mean_of_a_common_budget_is_that_of_times():
     """All censored at the budget: the mean of min(T, budget), and the same resamples."""
     generator = np.random.default_rng(0)
-    samples = censored(*generator.exponential(size=(2, 10)), 1.0)
+    first, second = generator.exponential(size=(2, 10))
+    samples = censored(first, second, 1.0)
     ours = restricted_mean(samples, alternative="greater")
     plain = mean_difference(Samples(samples.groups), alternative="greater")
     assert ours.effect == pytest.approx(plain.effect)

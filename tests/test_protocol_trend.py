@@ -3,10 +3,11 @@
 import doctest
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy.stats
 
 from sharpjax.errors import UserError
 from sharpjax.protocol import omnibus, shuffle, trend
@@ -14,6 +15,8 @@ from sharpjax.protocol.omnibus import friedman, kruskal_wallis
 from sharpjax.protocol.result import Samples
 from sharpjax.protocol.trend import jonckheere, page
 from tests.simulated import level, rates
+
+stats: Any = scipy.stats  # whose annotations do not know its results' fields
 
 
 def normal(*sizes):

@@ -136,6 +136,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(name, tiny, whole, tmp_path):
     assert done.returncode == 0, done.stderr
     assert outcome(folder) == outcome(whole[model])
     assert workdir.verify(folder) == []
+    for step in ("4", "24"):  # digests of parameters, by whichever process reached the step
+        name = f"arrays/sam/{step}/params_sha256.npz"
+        assert (folder / name).read_bytes() == (whole[model] / name).read_bytes()
+    processes = json.loads((folder / "processes.json").read_text())
+    assert processes[-1]["outcome"] == "finished" and len(processes) <= 2
+    assert all(process["outcome"] == "killed" for process in processes[:-1])
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -151,6 +157,9 @@ def test_a_stopped_run_says_so_and_goes_on(signum, tiny, whole, tmp_path):
     done = launch(f"{tiny}:mlp", f"--workdir={folder}")
     assert done.returncode == 0 and "going on from step" in done.stdout
     assert outcome(folder) == outcome(whole["mlp"])
+    processes = json.loads((folder / "processes.json").read_text())
+    assert [process["outcome"] for process in processes] == ["stopped", "finished"]
+    assert all(process["seconds"]["total"] > 0 for process in processes)
 
 
 def damage_flip(path):

@@ -24,8 +24,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sharpjax import workdir
 from sharpjax.errors import RunFailed, UserError
+from sharpjax.workdir import arrays, files, lease, rows, seal, untrusted
 from sharpjax.workdir import config as config_module
-from sharpjax.workdir import files, lease
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = {"study": "sharpness", "seeds": (0, 1), "optim": {"rho": 0.05, "name": "sgd"}, "arms": {}}
@@ -88,7 +88,7 @@ def object_store(monkeypatch):
     return store
 
 
-@pytest.mark.parametrize("module", [files, config_module])
+@pytest.mark.parametrize("module", [files, config_module, untrusted, rows, arrays])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 
@@ -558,6 +558,7 @@ def test_every_flipped_byte_is_found(path):
     found = 0
     for name, content in listing(path).items():
         if not isinstance(content, bytes) or name == "lease":
+            assert not content  # empty, now that nobody holds it
             continue
         for position in {0, len(content) // 2, len(content) - 1}:
             flipped = bytearray(content)
@@ -789,3 +790,97 @@ def test_a_lease_that_cannot_be_renewed_expires(object_store, monkeypatch):
                 break
             time.sleep(0.01)
         assert lost(run)
+
+
+# What is added to a finished run.
+
+
+def test_later_measures_are_added_and_never_replaced(path):
+    folder = files.epath.Path(sealed(path))
+    before = listing(path)
+    workdir.add(folder, {"more/rows.jsonl": b"", "more/x.json": b"{}"})
+    after = listing(path)
+    assert {n for n in after if after[n] != before.get(n)} - {
+        "exploratory",
+        "exploratory/more",
+    } == {
+        "exploratory/more/rows.jsonl",
+        "exploratory/more/x.json",
+        "derived.json",
+    }
+    assert workdir.verify(path) == []
+    with pytest.raises(UserError, match=r"more/x.json is there; give another --name"):
+        workdir.add(folder, {"more/y.json": b"", "more/x.json": b"[]"})
+    assert listing(path) == after
+    (path / "exploratory" / "more" / "x.json").write_bytes(b"[]")
+    assert workdir.verify(path) == ["exploratory/more/x.json differs from its SHA-256"]
+    (path / "exploratory" / "more" / "x.json").unlink()
+    assert workdir.verify(path) == ["exploratory/more/x.json is missing"]
+
+
+def test_new_reports_do_not_seal_damage_elsewhere(path):
+    folder = files.epath.Path(sealed(path))
+    (path / "figures" / "curves.png").write_bytes(b"forged")
+    workdir.replace_reports(folder, {"report.md": b"new", "report.html": b"page"})
+    assert (path / "report.md").read_bytes() == b"new"
+    assert workdir.verify(path) == ["figures/curves.png differs from its SHA-256"]
+    workdir.write_derived(folder)  # that is what who makes the figures again calls
+    assert workdir.verify(path) == []
+    with pytest.raises(ValueError, match="no reports"):
+        workdir.replace_reports(folder, {"config.json": b""})
+
+
+def test_amendments_grow_beside_the_seal(path):
+    folder = files.epath.Path(sealed(path))
+    for line in (b"one\n", b"two\n"):
+        workdir.append_amendment(folder, lambda there, line=line: there + line)
+        assert workdir.verify(path) == []
+    assert (path / "amendments.jsonl").read_bytes() == b"one\ntwo\n"
+    (path / "amendments.jsonl").write_bytes(b"one\n")
+    assert workdir.verify(path) == ["amendments.jsonl differs from its SHA-256"]
+
+    def refuse(there):
+        raise UserError("a broken chain")
+
+    before = listing(path)
+    with pytest.raises(UserError, match="a broken chain"):
+        workdir.append_amendment(folder, refuse)
+    assert listing(path) == before
+
+
+def test_nothing_is_added_while_a_run_is_under_way(path):
+    with opened(path) as run:
+        before = listing(path)
+        with pytest.raises(UserError, match="is in use by process"):
+            workdir.add(run.path, {"more/rows.jsonl": b""})
+        assert listing(path) == before
+
+
+def test_a_registration_is_sealed(path):
+    with opened(path) as run:
+        workdir.publish(run.path / "registration.json", b"{}")
+        run.seal({})
+    assert "registration.json" in json.loads((path / "manifest.json").read_text())["files"]
+    assert workdir.verify(path) == []
+    (path / "registration.json").write_bytes(b"[]")
+    assert workdir.verify(path) == ["registration.json differs from its SHA-256"]
+    assert set(seal.SEALED) & set(seal.LATER) == set()
+
+
+def test_rows_of_other_types_are_not_written(path):
+    with opened(path) as run:
+        for wrong in ({"seed": "0"}, {"step": 1.0}, {"value": "1"}, {"value": True}, {"metric": 3}):
+            with pytest.raises((ValueError, TypeError)):
+                run.append("sam", [row("sam", 1) | wrong])
+        assert run.rows() == []
+
+
+def test_a_manifest_is_read_by_its_sum(path):
+    folder = files.epath.Path(sealed(path))
+    assert workdir.read_manifest(folder)["seconds"] == {"training": 1.5}
+    (path / "manifest.json").write_bytes((path / "manifest.json").read_bytes() + b" ")
+    with pytest.raises(UserError, match="manifest.json differs from the SHA-256 in DONE"):
+        workdir.read_manifest(folder)
+    (path / "DONE").unlink()
+    with pytest.raises(UserError, match="the run was not finished"):
+        workdir.read_manifest(folder)

@@ -129,7 +129,7 @@ TESTS: Mapping[str, Test] = {
     ),
     "page": Test(trend.page, "many-paired", "mean rank correlation of a unit", 0.0, (2, _MANY)),
     "kruskal-wallis": Test(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, (2, _MANY)),
-    "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, (3, _MANY)),
+    "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, (2, _MANY)),
     "pairwise-difference": Test(
         pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0, (2, 2)
     ),

@@ -125,8 +125,8 @@ def num_seeds(
         groups: how many there are; None: the fewest that the test takes, or two.
 
     Raises:
-        UserError: `effect` is not above 0, `power` not in (alpha, 1), or even 100,000 units (4,096
-            where it is simulated) are too few.
+        UserError: `effect` is not above 0, `power` not in (alpha, 1), or even a million units (512
+            where power is simulated) are too few.
 
     >>> num_seeds(1.0), num_seeds(0.5, test="paired-t"), num_seeds(1.0, test="wilcoxon") <= 12
     (17, 34, True)
@@ -141,7 +141,7 @@ def num_seeds(
     def reached(n: int) -> bool:
         return power_of(test, effect, Plan((n,) * groups, alternative, alpha)) >= power
 
-    low, high, most = 1, 2, MOST_SEEDS if test in FORMULAS else 4096
+    low, high, most = 1, 2, MOST_SEEDS if test in FORMULAS else 512
     while not reached(high):
         low, high = high, 2 * high
         if high > most:

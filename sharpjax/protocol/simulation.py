@@ -101,7 +101,7 @@ def _outcomes(
         num_studies=num_studies,
         seed=seed,
         null=entry.null if null is None else null,
-        shift=_shift(test),
+        shift=shift_of(test),
         pilot=pilot,
     )
     if test in AT_ONCE and null in (None, entry.null):
@@ -115,7 +115,8 @@ def _outcomes(
     return Outcomes(np.array([r.p for r in results]), np.array([r.effect for r in results]))
 
 
-def _shift(test: str) -> generative.Shift:
+def shift_of(test: str) -> generative.Shift:
+    """Which groups an effect shifts."""
     if test == "interquartile-mean":
         return "all"
     return "first" if "ratio" in test else "steps"

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.verdicts import Judgement
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
 
@@ -35,6 +37,18 @@ def print_table(rows: Iterable[Mapping[str, Any]], console: Console | None = Non
         table.add_row(metric, *(_cell(cells.get((metric, arm))) for arm in arms))
     console.print(table)
     _print_spread(summaries, arms, console)
+
+
+def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
+    """One line for each hypothesis: what was claimed, and what it came to."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("hypothesis", no_wrap=True)
+    table.add_column("claim", ratio=2)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("reason", ratio=3)
+    for j in judgements:
+        table.add_row(*map(escape, (j.hypothesis.id, j.hypothesis.claim, j.verdict, j.reason)))
+    return table
 
 
 def _print_spread(summaries: list[Summary], arms: list[str], console: Console) -> None:

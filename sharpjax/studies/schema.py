@@ -1,7 +1,8 @@
 """What a config must hold, checked before anything heavy is imported.
 
-Every study has the same blocks: `study, seeds, arms, data, model, optim, train, evaluate`. `arms`
-are nested overrides of the others, `{'sgd': {'optim': {'rho': 0.0}}, 'sam': {}}`.
+Every config has `study, seeds, arms` and the blocks of its study: `data, model, optim, train,
+evaluate` where something is trained; a study of another kind has `Rules` of its own. `arms` are
+nested overrides of the blocks, `{'sgd': {'optim': {'rho': 0.0}}, 'sam': {}}`.
 """
 
 import math
@@ -15,7 +16,6 @@ from sharpjax.errors import UserError, nearest, unknown
 from sharpjax.optim import settings
 
 Config = Any  # an ml_collections.ConfigDict, whose fields have no static types
-BLOCKS = ("data", "model", "optim", "train", "evaluate")
 
 
 class Rule(NamedTuple):
@@ -23,6 +23,24 @@ class Rule(NamedTuple):
 
     holds: Callable[[Any], bool]
     words: str
+
+
+class Rules(NamedTuple):
+    """What is particular to the configs of one study.
+
+    Attributes:
+        blocks: the tables that its arms override.
+        is_shared: whether a field, by its path, is the same in all arms.
+        check_arm: refuses the resolved config of an arm; raises `UserError`.
+    """
+
+    blocks: tuple[str, ...]
+    is_shared: Callable[[tuple[str, ...]], bool]
+    check_arm: Callable[[Config], None]
+
+
+# Of studies that do not train; the others have `TRAINING`.
+RULES: Mapping[str, str] = {"reproducibility": "sharpjax.studies.reproducibility_schema:RULES"}
 
 
 def _is_int(value: Any) -> bool:
@@ -37,11 +55,12 @@ COUNT = Rule(lambda v: _is_int(v) and v >= 1, "an integer of 1 or more")
 COUNT_OR_0 = Rule(lambda v: _is_int(v) and v >= 0, "an integer of 0 or more")
 POSITIVE = Rule(lambda v: _is_real(v) and v > 0, "a number above 0")
 FRACTION = Rule(lambda v: _is_real(v) and 0 <= v < 1, "a number in [0, 1)")
+AT_LEAST_0 = Rule(lambda v: _is_real(v) and v >= 0, "a number of 0 or more")
 FLAG = Rule(lambda v: isinstance(v, bool), "True or False")
 TEXT = Rule(lambda v: isinstance(v, str), "a string")
 
 
-def _one_of(*names: str) -> Rule:
+def one_of(*names: str) -> Rule:
     return Rule(lambda v: v in names, f"one of {', '.join(names)}")
 
 
@@ -54,13 +73,13 @@ FIELDS: Mapping[str, Rule] = {
     "data.manual_dir": TEXT,
     "model.name": TEXT,
     "model.width": COUNT_OR_0,
-    "model.dtype": _one_of("float32", "bfloat16"),
+    "model.dtype": one_of("float32", "bfloat16"),
     "train.epochs": COUNT,
     "train.epoch_factor": COUNT,
     "train.batch_size": COUNT,
     "train.label_smoothing": FRACTION,
     "train.checkpoint_epochs": COUNT,
-    "train.population": _one_of("auto", "vmap", "loop"),
+    "train.population": one_of("auto", "vmap", "loop"),
     "evaluate.test.every_epochs": COUNT_OR_0,
     "evaluate.test.batch_size": COUNT,
     "evaluate.test.num_bins": COUNT,
@@ -93,10 +112,10 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the field, its value, what is allowed.
     """
-    missing = [name for name in ("study", "seeds", "arms", *BLOCKS) if name not in config]
-    if missing:
-        raise UserError(f"config has no '{missing[0]}'; every study needs it.")
+    _require(config, "study", "seeds", "arms")
     catalog.lookup("study", catalog.STUDIES, config.study)
+    rules = rules_of(config)
+    _require(config, *rules.blocks)
     seeds = config.seeds
     if not (
         isinstance(seeds, tuple) and seeds and all(_is_int(s) and 0 <= s < 2**32 for s in seeds)
@@ -114,10 +133,21 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
     # Arms that set least come first: what is wrong in the base is then not laid at an arm's door.
     for name in sorted(arms, key=lambda name: len(list(_leaves(config.arms[name])))):
         try:
-            _check_arm(arms[name])
+            rules.check_arm(arms[name])
         except UserError as error:
             own = any(True for _ in _leaves(config.arms[name]))
             raise UserError(f"arm '{name}': {error}" if own else str(error)) from error
+
+
+def _require(config: Config, *names: str) -> None:
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise UserError(f"config has no '{missing[0]}'; every such study needs it.")
+
+
+def rules_of(config: Config) -> Rules:
+    """The rules of a config's study."""
+    return catalog.resolve(RULES[config.study]) if config.study in RULES else TRAINING
 
 
 def resolve_arms(config: Config) -> dict[str, Config]:
@@ -128,16 +158,17 @@ def resolve_arms(config: Config) -> dict[str, Config]:
     """
     if not config.arms:
         raise UserError("config.arms is empty: name at least one arm, as {'sgd': {}}.")
-    base = ConfigDict({block: config[block].to_dict() for block in BLOCKS})
+    rules = rules_of(config)
+    base = ConfigDict({block: config[block].to_dict() for block in rules.blocks})
     resolved = {}
     for name, own in config.arms.items():
         if not name.replace("_", "").replace("-", "").isalnum():
             raise UserError(f"config.arms: '{name}' names a folder; use letters, digits, _ and -.")
         arm = base.copy_and_resolve_references()
         for path, value in _leaves(own):
-            if path[0] == "data" and path != ("data", "augment"):
+            if rules.is_shared(path):
                 raise UserError(
-                    f"config.arms.{name}.{'.'.join(path)}: all arms read the same data; set "
+                    f"config.arms.{name}.{'.'.join(path)}: all arms have the same {path[0]}; set "
                     f"config.{'.'.join(path)} instead."
                 )
             _set(arm, f"config.arms.{name}", path, value)
@@ -167,16 +198,25 @@ def _set(arm: Config, where: str, path: tuple[str, ...], value: Any) -> None:
         ) from error
 
 
-def _check_arm(arm: Config) -> None:
-    expected = {*FIELDS, *(f"optim.{name}" for name in settings.FIELDS)}
+def check_fields(arm: Config, fields: Mapping[str, Rule], others: Iterable[str] = ()) -> None:
+    """Refuse an arm that lacks a field, has one too many, or one that its rule forbids.
+
+    Args:
+        others: fields that are checked elsewhere.
+    """
+    expected = {*fields, *others}
     present = {".".join(path): value for path, value in _leaves(arm)}
     for path in sorted(expected - present.keys()):
         raise UserError(f"config.{path} is missing.")
     for path in sorted(present.keys() - expected):
         raise unknown("field in config", path, expected)
-    for path, rule in FIELDS.items():
+    for path, rule in fields.items():
         if not rule.holds(present[path]):
             raise UserError(f"config.{path}={present[path]!r}: give {rule.words}.")
+
+
+def _check_arm(arm: Config) -> None:
+    check_fields(arm, FIELDS, [f"optim.{name}" for name in settings.FIELDS])
     known = catalog.lookup("data set", catalog.DATA_SETS, arm.data.name)
     catalog.lookup("model", catalog.MODELS, arm.model.name)
     smallest = catalog.SMALLEST_IMAGE.get(arm.model.name, 1)
@@ -237,3 +277,10 @@ def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple]:
 def _everywhere(arms: Config, path: str) -> bool:
     fields = tuple(path.split("."))
     return all(any(own == fields for own, _ in _leaves(arm)) for arm in arms.values())
+
+
+TRAINING = Rules(
+    blocks=("data", "model", "optim", "train", "evaluate"),
+    is_shared=lambda path: path[0] == "data" and path != ("data", "augment"),
+    check_arm=_check_arm,
+)

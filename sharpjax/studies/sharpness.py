@@ -5,13 +5,8 @@ table.
 """
 
 import functools
-import json
-import os
-import platform
 import time
 from collections import Counter
-from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -20,12 +15,14 @@ from rich.console import Console
 
 from sharpjax import catalog, data, nn, optim, plots, tree, workdir
 from sharpjax.report.console import print_table
-from sharpjax.studies import schema
+from sharpjax.studies import concluding, record, sam, schema
 from sharpjax.studies.schema import Config
 from sharpjax.train import interrupt, loop, population
 from sharpjax.train.evaluators import Data, Geometry, TestSet
 from sharpjax.train.progress import Progress, duration
 from sharpjax.train.step import SeedStep, Shared
+
+hypotheses = sam.hypotheses
 
 
 def run(config: Config, folder: workdir.Run) -> None:
@@ -36,6 +33,7 @@ def run(config: Config, folder: workdir.Run) -> None:
     else:
         _run(config, folder, console)
     print_table(folder.rows())
+    concluding.print_verdicts(config, folder)
     console.print(f"figures, rows and checkpoints: {folder.path}")
 
 
@@ -68,8 +66,10 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
         )
     say("compiling; the first step of each arm takes longest")
     progress = Progress(sum((arm.work() for arm in arms), Counter()), say)
-    record_environment(folder, say)
-    with interrupt.handled() as signals:
+    with (
+        record.recorded(folder, config.study, progress.seconds, say),
+        interrupt.handled() as signals,
+    ):
         outcomes = {
             arm.name: loop.train(arm, split, folder, interrupt=signals, progress=progress, say=say)
             | {"population": arm.layout.mode, "mesh": dict(arm.layout.mesh.shape)}
@@ -81,12 +81,14 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
     except Exception as error:  # hours of training are worth more than a picture
         say(f"a figure could not be drawn: {type(error).__name__}: {error}")
     folder.seal(
-        {
+        record.manifest(config.to_dict(), folder)
+        | {
             "data": {"name": dataset.name, "digests": dataset.digests},
             "arms": outcomes,
             "seconds_of_last_process": progress.seconds | {"total": time.time() - started},
         }
     )
+    concluding.write_report(folder.path, leased=True)
     for name, outcome in outcomes.items():
         for seed, step in outcome["stopped"].items():
             say(f"arm {name}: seed {seed} turned non-finite at step {step} and was frozen there")
@@ -168,36 +170,3 @@ def on_device(dataset: data.Dataset) -> Data:
         train=Shared(jnp.asarray(dataset.train_image), jnp.asarray(dataset.train_label), mean, std),
         test=Shared(jnp.asarray(dataset.test_image), jnp.asarray(dataset.test_label), mean, std),
     )
-
-
-def record_environment(folder: workdir.Run, say: Callable[[str], None]) -> None:
-    """Add this process's `environment` to `environment.json`, unless it is as the last one was.
-
-    A run that goes on elsewhere goes on, and says that its bits need not be those of one process.
-    """
-    path = folder.path / workdir.ENVIRONMENT
-    earlier = json.loads(path.read_bytes()) if path.exists() else []
-    now = environment()
-    if earlier and earlier[-1] != now:
-        differs = workdir.difference(earlier[-1], now)
-        say(
-            f"this run was started elsewhere ({differs}); bits may differ from those of one process"
-        )
-    if not earlier or earlier[-1] != now:
-        workdir.publish(path, workdir.json_file([*earlier, now]).encode())
-
-
-def environment() -> dict[str, Any]:
-    """What bits depend on, beside code and config."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "platform": jax.default_backend(),
-        "device_kind": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
-        "process_count": jax.process_count(),
-        "x64": jax.config.values["jax_enable_x64"],
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
-    }

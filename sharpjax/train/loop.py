@@ -32,6 +32,9 @@ from sharpjax.train.streams import stream
 # looked at.
 SEGMENT_SECONDS = 1.0
 
+# The array of each checkpoint's step, and of the first epoch's last, that names every seed.
+PARAMS_DIGESTS = "params_sha256"
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -145,14 +148,14 @@ def _train(
                 with interrupt.abortable():
                     settled, rows = _evaluate(arm, split, run, step, saved, progress)
                 run.append(arm.name, rows)
+                if step == arm.steps_per_epoch or _is_saved(arm, step):
+                    _publish_digests(arm, run, step, settled.population)
                 saved = settled
                 say(_headline(arm, rows, step))
                 saved_at = None
-            if step % (arm.checkpoint_epochs * arm.steps_per_epoch) == 0 and saved_at != step:
+            if _is_saved(arm, step) and saved_at != step:
                 save()
             if step == arm.total_steps:
-                if saved_at != step:
-                    save()
                 return saved
             interrupt.check()
             epoch, offset = divmod(step, arm.steps_per_epoch)
@@ -241,6 +244,18 @@ def _due(evaluator: Evaluator, arm: Arm, step: int) -> bool:
         return True
     period = evaluator.every_epochs * arm.steps_per_epoch
     return period > 0 and step % period == 0
+
+
+def _is_saved(arm: Arm, step: int) -> bool:
+    period = arm.checkpoint_epochs * arm.steps_per_epoch
+    return step % period == 0 or step == arm.total_steps
+
+
+def _publish_digests(arm: Arm, run: workdir.Run, step: int, seeds: Any) -> None:
+    """SHA-256 of each seed's parameters, for who trains them again to compare."""
+    bytes_of = {seed: bytes.fromhex(digest) for seed, digest in digests(arm, seeds).items()}
+    arrays = {seed: np.frombuffer(digest, np.uint8) for seed, digest in bytes_of.items()}
+    run.publish_arrays(arm.name, step, PARAMS_DIGESTS, arrays)
 
 
 def _publish(

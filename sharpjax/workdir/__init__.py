@@ -1,39 +1,94 @@
 """A run's folder: who may write in it, what lies where, and how it is sealed.
 
     config.json  overrides.json         what was asked for, written before anything else
-    environment.json                    versions and devices of each process that worked on it
+    registration.json                   what was promised before the first row, with its seal
+    environment.json  processes.json    machines; each process with its code, times and memory
     metrics/<arm>/<step>.jsonl          rows, a segment for each checkpoint interval of an arm
-    arrays/<arm>/<step>/<name>.npz      spectra, densities and the like
+    arrays/<arm>/<step>/<name>.npz      spectra, densities and the like; digests of parameters
     checkpoints/<arm>/<step>/           each with its own SHA256SUMS
     results.jsonl                       all rows, sorted by their columns
     manifest.json                       times, and every sealed file with size and SHA-256
     DONE                                the SHA-256 of the manifest
-    figures/  report.*  derived.json    what is made from sealed files, again at will; its sums
-    lease                               held by the run under way
+    figures/  report.*                  what is made from sealed files, again at will
+    amendments.jsonl  exploratory/      what was added to the registration; later measures
+    derived.json                        sums of the last two lines, rewritten with them
+    lease                               held by the run under way; empty otherwise
 
 Rows, arrays and checkpoints have one folder for each arm, because arms train one after another and
 each resumes by itself. Every file but the growing segment is published whole, so that a kill at any
 moment leaves a folder to go on from. It lies on a disk or, by `gs://...`, on an object store.
-Nothing here imports jax.
+What is read of a folder that somebody sent goes through `untrusted`. Nothing here imports jax.
 """
 
-from sharpjax.workdir.config import config_digest
-from sharpjax.workdir.files import canonical_json, difference, json_file, publish
+from sharpjax.workdir.arrays import check_arrays, load_arrays
+from sharpjax.workdir.config import config_digest, flat, plain
+from sharpjax.workdir.files import canonical_json, difference, json_file, publish, walk
+from sharpjax.workdir.later import add, append_amendment, replace_reports
 from sharpjax.workdir.opening import open_run
-from sharpjax.workdir.run import COLUMNS, Run
-from sharpjax.workdir.seal import ENVIRONMENT, damage, verify, write_sums
+from sharpjax.workdir.rows import COLUMNS, Row, lines_of, rows_in
+from sharpjax.workdir.run import Run
+from sharpjax.workdir.seal import (
+    AMENDMENTS,
+    ARRAYS,
+    CHECKPOINTS,
+    CONFIG,
+    DONE,
+    ENVIRONMENT,
+    EXPLORATORY,
+    FIGURES,
+    METRICS,
+    OVERRIDES,
+    PROCESSES,
+    REGISTRATION,
+    RESULTS,
+    broken,
+    damage,
+    read_manifest,
+    verify,
+    write_derived,
+    write_sums,
+)
+from sharpjax.workdir.untrusted import read_bytes, read_json
 
 __all__ = [
+    "AMENDMENTS",
+    "ARRAYS",
+    "CHECKPOINTS",
     "COLUMNS",
+    "CONFIG",
+    "DONE",
     "ENVIRONMENT",
+    "EXPLORATORY",
+    "FIGURES",
+    "METRICS",
+    "OVERRIDES",
+    "PROCESSES",
+    "REGISTRATION",
+    "RESULTS",
+    "Row",
     "Run",
+    "add",
+    "append_amendment",
+    "broken",
     "canonical_json",
+    "check_arrays",
     "config_digest",
     "damage",
     "difference",
+    "flat",
     "json_file",
+    "lines_of",
+    "load_arrays",
     "open_run",
+    "plain",
     "publish",
+    "read_bytes",
+    "read_json",
+    "read_manifest",
+    "replace_reports",
+    "rows_in",
     "verify",
+    "walk",
+    "write_derived",
     "write_sums",
 ]

@@ -30,7 +30,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `config_digest`.
     """
-    for name, value in _flat(config).items():
+    for name, value in flat(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config field {name} is {value}; give a finite number.")
         try:
@@ -49,7 +49,7 @@ def check_same_config(folder: epath.Path, file: epath.Path, config: Mapping[str,
     if not file.exists():
         return
     try:
-        there = _flat(json.loads(file.read_bytes()))
+        there = flat(json.loads(file.read_bytes()))
     except (ValueError, AttributeError):
         raise UserError(
             f"{file} is damaged, so nobody knows what was run there; bring it back from a copy, or "
@@ -57,19 +57,19 @@ def check_same_config(folder: epath.Path, file: epath.Path, config: Mapping[str,
         ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
-    if differs := difference(there, _flat(config)):
+    if differs := difference(there, flat(config)):
         raise UserError(
             f"workdir '{folder}' holds a run of another config: {differs}. Give another --workdir, "
             f"or the values it was started with."
         )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{'optim.rho': 0.05, ...}`: the fields as the command line names them."""
     fields = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            fields |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
             fields[f"{prefix}{name}"] = value
     return fields

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
+from sharpjax.errors import UserError
+
 TEMPORARY = ".tmp"
+# Of folders in folders: Orbax makes five at the most.
+MAX_FOLDERS_DEEP = 32
 
 
 def is_remote(path: epath.Path) -> bool:
@@ -28,7 +33,7 @@ def publish(path: epath.Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=no_link) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -38,13 +43,43 @@ def publish(path: epath.Path, data: bytes) -> None:
         raise
 
 
-def walk(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file below `folder`, in order. Links are given as they are and never followed."""
+def is_regular(path: epath.Path) -> bool:
+    """Whether `path` is a file with bytes in it: no link, folder, pipe, socket or device."""
+    return is_remote(path) or stat.S_ISREG(os.lstat(path).st_mode)
+
+
+def open_regular(path: epath.Path) -> IO[bytes]:
+    """Open a file for reading; whatever else lies there, a pipe too, is refused without waiting.
+
+    Raises:
+        UserError: it is no regular file, or a link.
+        OSError: it cannot be read.
+    """
+    if is_remote(path):
+        return path.open("rb")
+    if not is_regular(path):
+        raise UserError(f"{path} is {'a link' if is_link(path) else 'no regular file'}.")
+    return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
+def no_link(path: str, flags: int) -> int:
+    """Opens as `open` does, but never through a link that somebody laid there."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def walk(folder: epath.Path, deep: int = MAX_FOLDERS_DEEP) -> Iterator[epath.Path]:
+    """Every file below `folder`, in order. Links are given as they are and never followed.
+
+    Raises:
+        UserError: folders lie in each other more than `deep` times.
+    """
     if not folder.exists():
         return
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not is_link(path):
-            yield from walk(path)
+            if not deep:
+                raise UserError(f"{path} lies more than {MAX_FOLDERS_DEEP} folders deep.")
+            yield from walk(path, deep - 1)
         else:
             yield path
 
@@ -54,11 +89,19 @@ def name_in(folder: epath.Path, path: epath.Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
+def size_of(path: epath.Path) -> int:
+    """Bytes of a file, without reading it."""
+    if is_remote(path):
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END)
+    return os.lstat(path).st_size
+
+
 def size_and_digest(path: epath.Path) -> tuple[int, str]:
     """Bytes and SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-        return file.tell(), digest
+        return file.seek(0, os.SEEK_END), digest
 
 
 def canonical_json(value: Any) -> str:

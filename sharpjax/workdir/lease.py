@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from sharpjax.errors import RunFailed, UserError
-from sharpjax.workdir.files import is_remote
+from sharpjax.workdir.files import is_remote, no_link
 
 NAME = "lease"
 
@@ -51,7 +51,7 @@ def held(folder: epath.Path) -> Iterator[Callable[[], None]]:
 @contextlib.contextmanager
 def _locked_file(path: epath.Path) -> Iterator[Callable[[], None]]:
     # The file stays: were it removed, one that has it open could lock it beside a new one.
-    with open(path, "a+") as file:
+    with open(path, "a+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -65,7 +65,10 @@ def _locked_file(path: epath.Path) -> Iterator[Callable[[], None]]:
         file.truncate(0)
         file.write(f"{_holder()}\n")
         file.flush()
-        yield _still_ours
+        try:
+            yield _still_ours
+        finally:
+            file.truncate(0)  # so that no byte of a finished run is outside every sum
 
 
 def _still_ours() -> None:

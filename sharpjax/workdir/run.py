@@ -1,10 +1,8 @@
 """What a run writes, in an order that survives a kill at any moment."""
 
-import io
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +10,14 @@ from etils import epath
 
 from sharpjax.errors import UserError
 from sharpjax.workdir import seal
+from sharpjax.workdir.arrays import npz
 from sharpjax.workdir.files import TEMPORARY, canonical_json, is_remote, publish, walk
+from sharpjax.workdir.rows import Row, lines_of, rows_in
 
 if TYPE_CHECKING:
     import numpy as np
 
-COLUMNS = ("study", "arm", "seed", "step", "of", "metric", "value", "standard_error")
 GROWING = "growing.jsonl"
-
-Row = dict[str, Any]
 
 
 class Run:
@@ -57,7 +54,7 @@ class Run:
     def append(self, arm: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to the growing segment of `arm`: on a disk at once, by whole lines."""
         self._check()
-        lines = _lines(rows)
+        lines = lines_of(rows)
         if is_remote(self.path):
             self._waiting.setdefault(_part(arm), []).extend(map(json.loads, lines.splitlines()))
         elif lines:
@@ -79,7 +76,7 @@ class Run:
         if target.exists():
             raise ValueError(f"{target} is published; its rows would be lost")
         if is_remote(self.path):
-            publish(target, _lines(rows).encode())
+            publish(target, lines_of(rows).encode())
             self._waiting[arm] = []
         else:
             growing = self._growing_file(arm)
@@ -96,19 +93,10 @@ class Run:
             ValueError: an array is of a type that the file cannot hold (Python objects, bfloat16),
                 or `name`, which may have slashes, is unsafe.
         """
-        from numpy.lib import format as npy
-
         self._check()
         parts = [_part(part) for part in name.split("/")]
-        data = io.BytesIO()
-        with zipfile.ZipFile(data, "w") as archive:
-            for key in sorted(arrays):
-                if arrays[key].dtype.kind == "V":  # it would be read back as bare bytes
-                    raise ValueError(f"array '{key}' is {arrays[key].dtype}; give it as float32")
-                with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                    npy.write_array(file, arrays[key], allow_pickle=False)
         folder = self._folder(seal.ARRAYS, arm) / str(step)
-        publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), data.getvalue())
+        publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), npz(arrays))
 
     def discard_after(self, arm: str, step: int | None) -> None:
         """Drop what `arm` wrote for steps after `step`, where it goes on; None: all it wrote."""
@@ -125,7 +113,7 @@ class Run:
         if is_remote(self.path):
             self._waiting[arm] = kept
         elif kept:
-            publish(self._growing_file(arm), _lines(kept).encode())
+            publish(self._growing_file(arm), lines_of(kept).encode())
         elif growing:
             self._growing_file(arm).unlink()
 
@@ -138,7 +126,7 @@ class Run:
         for arm in self._arms():
             if rows := self._growing(arm):
                 self.publish_segment(arm, max(row["step"] for row in rows))
-        publish(self.path / seal.RESULTS, _lines(self.rows()).encode())
+        publish(self.path / seal.RESULTS, lines_of(self.rows()).encode())
         seal.seal(self.path, extra)
         self._check, self._done = sealed, True
 
@@ -171,7 +159,7 @@ def mend(folder: epath.Path) -> None:
     """Drop what a kill has left half-written: files not yet renamed, a torn last line."""
     if is_remote(folder):
         return
-    for name in (seal.CONFIG, seal.OVERRIDES, seal.RESULTS, *seal.SEAL):
+    for name in (*seal.SEALED, seal.AMENDMENTS, *seal.SEAL):
         (folder / (name + TEMPORARY)).unlink(missing_ok=True)
     for path in [*walk(folder / seal.METRICS), *walk(folder / seal.ARRAYS)]:
         if path.name.endswith(TEMPORARY):
@@ -193,24 +181,6 @@ def _part(name: str) -> str:
     return name
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(_line(row) + "\n" for row in rows)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    if row.keys() != set(COLUMNS):
-        raise ValueError(f"a row has the columns {', '.join(COLUMNS)}; not {', '.join(row)}")
-    columns = {name: row[name] for name in COLUMNS}
-    columns["of"] = json.loads(canonical_json(row["of"]))
-    columns["value"] = _finite(row["value"])
-    columns["standard_error"] = _finite(row["standard_error"])
-    return json.dumps(columns, separators=(",", ":"), allow_nan=False)
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
-
-
 def _sort_key(row: Row) -> tuple:
     of = [(name, canonical_json(value)) for name, value in sorted(row["of"].items())]
     return row["study"], row["arm"], row["seed"], row["step"], of, row["metric"]
@@ -218,8 +188,9 @@ def _sort_key(row: Row) -> tuple:
 
 def _read(path: epath.Path) -> list[Row]:
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
-    except ValueError:
+        return list(rows_in(path, most=math.inf))
+    except UserError as error:
         raise UserError(
-            f"{path} is damaged: a line of it is not JSON. Delete the folder to run anew."
+            f"{path} is damaged: {str(error).removeprefix(f'{path}: ')} Delete the folder to run "
+            f"anew."
         ) from None

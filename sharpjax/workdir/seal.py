@@ -2,39 +2,65 @@
 
 `DONE` holds the sum of `manifest.json`, and that the sum of every sealed file. A checkpoint, which
 may be large and has its own `SHA256SUMS`, is sealed by that file. `derived.json` holds the sums of
-what is made from sealed files (figures, reports), and is rewritten with them.
+what is added or made again later (figures, reports, amendments, further measures), and is rewritten
+with them. To write DONE anew for another manifest is easy; who needs proof keeps its sum elsewhere.
 """
 
 import datetime
-import hashlib
-import json
 import os
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
+from sharpjax.errors import UserError, printable
 from sharpjax.workdir import lease
 from sharpjax.workdir.files import (
     is_link,
+    is_regular,
     is_remote,
     json_file,
     name_in,
     publish,
     size_and_digest,
+    size_of,
     walk,
+)
+from sharpjax.workdir.untrusted import (
+    MAX_FILES,
+    MAX_JSON_BYTES,
+    is_safe,
+    parse_json,
+    read_bytes,
+    read_json,
 )
 
 CONFIG, OVERRIDES, RESULTS = "config.json", "overrides.json", "results.jsonl"
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, PROCESSES = "environment.json", "processes.json"
+REGISTRATION, AMENDMENTS = "registration.json", "amendments.jsonl"
 METRICS, ARRAYS, CHECKPOINTS = "metrics", "arrays", "checkpoints"
 MANIFEST, DERIVED, DONE, SUMS = "manifest.json", "derived.json", "DONE", "SHA256SUMS"
+FIGURES, REPORTS, EXPLORATORY = "figures", ("report.html", "report.md"), "exploratory"
 
 SEAL = (MANIFEST, DERIVED, DONE)
-SEALED = (CONFIG, OVERRIDES, ENVIRONMENT, RESULTS, METRICS, ARRAYS, CHECKPOINTS)
-MADE_AGAIN = ("figures", "report.html", "report.md")
-# What may change, or be added, afterwards.
-OUTSIDE = (lease.NAME, "amendments.jsonl", "exploratory")
+SEALED = (
+    *(CONFIG, OVERRIDES, REGISTRATION, ENVIRONMENT, PROCESSES),
+    *(RESULTS, METRICS, ARRAYS, CHECKPOINTS),
+)
+# What may be made again, or be added, afterwards.
+MADE_AGAIN = (FIGURES, *REPORTS)
+LATER = (*MADE_AGAIN, AMENDMENTS, EXPLORATORY)
+KNOWN = (*SEALED, *SEAL, *LATER, lease.NAME)
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class Entry(NamedTuple):
+    """What is known of a file: bytes (None: not written down) and SHA-256."""
+
+    size: int | None
+    digest: str
 
 
 # One folder: the sums of a checkpoint.
@@ -61,31 +87,38 @@ def _summed(folder: epath.Path) -> dict[str, epath.Path]:
     return {name_in(folder, path): path for path in walk(folder) if path != folder / SUMS}
 
 
-def _read_sums(folder: epath.Path) -> dict[str, tuple[None, str]] | None:
+def _read_sums(folder: epath.Path) -> dict[str, Entry] | None:
     try:
-        lines = (folder / SUMS).read_bytes().decode().splitlines()
-        return {name: (None, digest) for digest, name in (line.split("  ", 1) for line in lines)}
+        lines = read_bytes(folder / SUMS, most=MAX_JSON_BYTES).decode().splitlines()
+        sums = {name: Entry(None, digest) for digest, name in (x.split("  ", 1) for x in lines)}
     except ValueError:
         return None
+    return sums if len(sums) == len(lines) and all(map(_is_entry, sums.items())) else None
 
 
-def _differences(
-    expected: Mapping[str, tuple[int | None, str]], found: Mapping[str, epath.Path]
-) -> Iterator[str]:
+def _is_entry(item: tuple[str, Entry]) -> bool:
+    name, (size, digest) = item
+    sized = size is None or (type(size) is int and size >= 0)
+    return sized and isinstance(digest, str) and bool(_SHA256.fullmatch(digest)) and is_safe(name)
+
+
+def _differences(expected: Mapping[str, Entry], found: Mapping[str, epath.Path]) -> Iterator[str]:
     for name in sorted(expected.keys() | found.keys()):
+        shown = printable(name)
         if name not in found:
-            yield f"{name} is missing"
+            yield f"{shown} is missing"
         elif is_link(found[name]):
-            yield f"{name} is a link"
+            yield f"{shown} is a link"
+        elif not is_regular(found[name]):
+            yield f"{shown} is no regular file"
         elif name not in expected:
-            yield f"{name} is listed nowhere"
+            yield f"{shown} is listed nowhere"
         else:
             size, digest = expected[name]
-            found_size, found_digest = size_and_digest(found[name])
-            if size is not None and found_size != size:
-                yield f"{name} has {found_size} bytes instead of {size}"
-            elif found_digest != digest:
-                yield f"{name} differs from its SHA-256"
+            if size is not None and (there := size_of(found[name])) != size:
+                yield f"{shown} has {there} bytes instead of {size}"
+            elif size_and_digest(found[name])[1] != digest:
+                yield f"{shown} differs from its SHA-256"
 
 
 # A whole run.
@@ -94,7 +127,7 @@ def _differences(
 def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:
     """Write `manifest.json` with `extra` in it, `derived.json`, and at last `DONE`."""
     files = {}
-    for name, path in _below(folder, SEALED).items():
+    for name, path in _below(folder, SEALED, most=None).items():
         if name.startswith(f"{CHECKPOINTS}/") and path.name != SUMS:
             continue
         size, digest = size_and_digest(path)
@@ -108,27 +141,56 @@ def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:
     publish(folder / DONE, _done(folder))
 
 
-def write_derived(folder: epath.Path) -> None:
-    """Record the sums of figures and reports in `derived.json`, after they were made again."""
-    derived = {name: size_and_digest(p)[1] for name, p in _below(folder, MADE_AGAIN).items()}
-    publish(folder / DERIVED, json_file({"files": derived}).encode())
+def write_derived(folder: epath.Path, changed: tuple[str, ...] = LATER) -> None:
+    """Record in `derived.json` the sums of what is below the entries `changed` now.
+
+    The sums of all else stay as they were, so that no damage elsewhere is sealed with a new report.
+    """
+    kept = {}
+    if set(changed) != set(LATER) and (folder / DERIVED).exists():
+        listed = _derived(folder) or {}
+        kept = {n: e.digest for n, e in listed.items() if n.split("/", 1)[0] not in changed}
+    sums = {name: size_and_digest(path)[1] for name, path in _below(folder, changed).items()}
+    publish(folder / DERIVED, json_file({"files": kept | sums}).encode())
+
+
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
+    """The manifest of a finished run, after its sum was compared with `DONE`.
+
+    Raises:
+        UserError: the run is not finished, or the manifest is damaged or no list of safe names.
+    """
+    if (reason := _broken_root(folder)) is not None:
+        raise UserError(f"'{folder}' is not a sound run: {reason}.")
+    return read_json(folder / MANIFEST)
 
 
 def broken(folder: epath.Path) -> str | None:
     """Why a finished run is not to be believed (its manifest, its results), or None."""
     if (reason := _broken_root(folder)) is not None:
         return reason
-    results = {name: sum for name, sum in _listed(folder).items() if name == RESULTS}
+    results = {name: entry for name, entry in _listed(folder).items() if name == RESULTS}
     return next(_differences(results, _below(folder, (RESULTS,))), None)
 
 
 def _broken_root(folder: epath.Path) -> str | None:
     if not (folder / DONE).exists():
         return f"{DONE} is missing: the run was not finished"
+    for name in (MANIFEST, DONE):
+        if is_link(folder / name):
+            return f"{name} is a link"
     if not (folder / MANIFEST).exists():
         return f"{MANIFEST} is missing"
-    if (folder / DONE).read_bytes() != _done(folder):
+    if not is_regular(folder / MANIFEST) or not is_regular(folder / DONE):
+        return f"{MANIFEST} or {DONE} is no regular file"
+    if size_of(folder / MANIFEST) > MAX_JSON_BYTES:
+        return f"{MANIFEST} is longer than {MAX_JSON_BYTES:,} bytes, the most it may be"
+    if read_bytes(folder / DONE, most=1000) != _done(folder):
         return f"{MANIFEST} differs from the SHA-256 in {DONE}"
+    try:
+        _listed(folder)
+    except UserError as error:
+        return str(error).removeprefix(f"{folder}/").removesuffix(".")
     return None
 
 
@@ -136,15 +198,17 @@ def verify(path: os.PathLike | str) -> list[str]:
     """Check a sealed run, from `DONE` to every byte.
 
     Returns:
-        A line for each file that is missing, changed, a link, or listed nowhere. What is outside
-        the seal (`OUTSIDE`) is not looked at. Empty: every file is the one that was sealed.
+        A line for each file that is missing, changed, a link, or listed nowhere. The lease is not
+        looked into: it is empty when no run holds it. Empty: every file is the one that was sealed.
+
+    Raises:
+        UserError: there are more files or folders than any run makes.
     """
     folder = epath.Path(path)
     if (reason := _broken_root(folder)) is not None:
         return [reason]
     expected = _listed(folder)
-    known = SEALED + SEAL + MADE_AGAIN + OUTSIDE
-    others = [path.name for path in folder.iterdir() if path.name not in known]
+    others = [path.name for path in folder.iterdir() if path.name not in KNOWN]
     found = _below(folder, (*SEALED, *others))
     inside = []
     for sums in [name for name in expected if name.endswith(f"/{SUMS}") and name in found]:
@@ -152,38 +216,66 @@ def verify(path: os.PathLike | str) -> list[str]:
         if (reason := damage(folder / checkpoint)) is not None:
             inside.append(f"{checkpoint}: {reason}")
         found = {n: p for n, p in found.items() if n == sums or not n.startswith(f"{checkpoint}/")}
+    # Of no use to a reader, and as large as somebody likes.
+    held = folder / lease.NAME
+    if (held.exists() or is_link(held)) and (not is_regular(held) or size_of(held) > 1000):
+        inside.append(f"{lease.NAME} is not what a run leaves")
     return [*_differences(expected, found), *inside, *_derived_differences(folder)]
 
 
 def _derived_differences(folder: epath.Path) -> list[str]:
+    listed = _derived(folder)
+    if listed is None:
+        return [f"{DERIVED} is missing or damaged"]
+    return list(_differences(listed, _below(folder, LATER)))
+
+
+def _derived(folder: epath.Path) -> dict[str, Entry] | None:
+    """What `derived.json` lists; None where it is not as we write it, to the byte."""
     try:
-        text = (folder / DERIVED).read_bytes().decode()
-        listed = json.loads(text)
-        expected = {name: (None, digest) for name, digest in listed["files"].items()}
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
-        return [f"{DERIVED} is missing or damaged"]
-    if text != json_file(listed):  # a byte that changes no value
-        return [f"{DERIVED} is missing or damaged"]
-    return list(_differences(expected, _below(folder, MADE_AGAIN)))
+        text = read_bytes(folder / DERIVED, most=MAX_JSON_BYTES)
+        value = parse_json(text, DERIVED)
+        listed = {name: Entry(None, digest) for name, digest in value["files"].items()}
+    except (UserError, LookupError, TypeError, AttributeError):
+        return None
+    sound = text == json_file(value).encode() and all(map(_is_entry, listed.items()))
+    return listed if sound else None
 
 
-def _listed(folder: epath.Path) -> dict[str, tuple[int, str]]:
-    files = json.loads((folder / MANIFEST).read_text())["files"]
-    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+def _listed(folder: epath.Path) -> dict[str, Entry]:
+    manifest = read_json(folder / MANIFEST)
+    try:
+        entries = manifest["files"].items()
+        files = {name: Entry(entry["bytes"], entry["sha256"]) for name, entry in entries}
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{MANIFEST} lists no files.") from None
+    if len(files) > MAX_FILES:
+        raise UserError(f"{MANIFEST} lists more than {MAX_FILES:,} files, the most it may.")
+    for item in files.items():
+        if item[1].size is None or not _is_entry(item):
+            shown = printable(item[0])[:80]
+            raise UserError(f"{MANIFEST} lists '{shown}', which is no file of a run.")
+    return files
 
 
-def _below(folder: epath.Path, names: tuple[str, ...]) -> dict[str, epath.Path]:
+def _below(
+    folder: epath.Path, names: tuple[str, ...], most: int | None = MAX_FILES
+) -> dict[str, epath.Path]:
     """Every file at or below the entries `names` of `folder`, by its name in it."""
     files = {}
     for name in names:
         path = folder / name
         below = walk(path) if path.is_dir() and not is_link(path) else [path]
-        files |= {name_in(folder, p): p for p in below if p.exists() or is_link(p)}
+        for p in below:
+            if p.exists() or is_link(p):
+                files[name_in(folder, p)] = p
+            if most is not None and len(files) > most:
+                raise UserError(f"'{folder}' holds more than {most:,} files, the most it may.")
     return files
 
 
 def _done(folder: epath.Path) -> bytes:
-    return f"{hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}\n".encode()
+    return f"{size_and_digest(folder / MANIFEST)[1]}\n".encode()
 
 
 def _started(folder: epath.Path) -> str | None:

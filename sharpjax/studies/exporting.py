@@ -1,0 +1,120 @@
+"""The results of a run for other tools: the long table, or means over seeds for a paper."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from sharpjax import workdir
+from sharpjax.errors import UserError
+from sharpjax.protocol.summary import Summary, summarize_last
+
+Rows = Iterable[workdir.Row]
+# A spreadsheet takes a text that starts so for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_TEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+}
+
+
+def as_csv(rows: Rows) -> bytes:
+    """The long table; `of` as JSON, what is missing as an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(workdir.COLUMNS)
+    writer.writerows([_cell(row[name]) for name in workdir.COLUMNS] for row in rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return workdir.canonical_json(value)
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
+    return value
+
+
+def as_parquet(rows: Rows) -> bytes:
+    """The long table with typed columns; `of` as JSON.
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(
+            "export: --format=parquet needs pyarrow: pip install 'sharpjax[parquet]', or take csv."
+        ) from None
+    types = {"seed": pa.int64(), "step": pa.int64()}
+    types |= dict.fromkeys(("value", "standard_error"), pa.float64())
+    table = pa.Table.from_pylist(
+        [row | {"of": workdir.canonical_json(row["of"])} for row in rows],
+        schema=pa.schema([(name, types.get(name, pa.string())) for name in workdir.COLUMNS]),
+    )
+    data = io.BytesIO()
+    parquet.write_table(table, data)
+    return data.getvalue()
+
+
+def as_markdown(rows: Rows) -> bytes:
+    """Mean ± standard error (n) over seeds at the last step of each arm: metrics by arms."""
+    head, *body = _table(rows, _escape_markdown)
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, rule, *body]).encode()
+
+
+def as_tex(rows: Rows) -> bytes:
+    """The same as a `tabular` with the rules of booktabs."""
+    head, *body = (" & ".join(line) + r" \\" for line in _table(rows, _escape_tex))
+    columns = "l" + "r" * head.count(" & ")
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""]).encode()
+
+
+FORMATS: Mapping[str, Callable[[Rows], bytes]] = {
+    "csv": as_csv,
+    "parquet": as_parquet,
+    "md": as_markdown,
+    "tex": as_tex,
+}
+
+
+def _table(rows: Rows, escape: Callable[[str], str]) -> Iterator[list[str]]:
+    # A quantity of one layer is another line than that of the next.
+    named = (
+        row | {"metric": f"{row['metric']} {workdir.canonical_json(row['of'])}"}
+        if row["of"]
+        else row
+        for row in rows
+    )
+    summaries = summarize_last(named)
+    arms = list(dict.fromkeys(s.arm for s in summaries))
+    cells = {(s.metric, s.arm): _mean(s) for s in summaries}
+    yield ["metric", *map(escape, arms)]
+    for metric in dict.fromkeys(s.metric for s in summaries):
+        yield [escape(metric), *(escape(cells.get((metric, arm), "")) for arm in arms)]
+
+
+def _mean(summary: Summary) -> str:
+    spread = "" if summary.n == 1 else f" ± {summary.standard_error:.2g}"
+    return f"{summary.mean:.4g}{spread} ({summary.n})"
+
+
+def _escape_markdown(text: str) -> str:
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!&" else c for c in _one_line(text))
+
+
+def _escape_tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,59 @@
+"""What there is: studies, configs, and the runs in a folder."""
+
+import ast
+import os
+import pathlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from sharpjax import catalog, workdir
+from sharpjax.errors import UserError, printable
+from sharpjax.studies import reading, sources
+
+MAX_RUNS = 1_000
+
+
+def studies() -> Iterator[str]:
+    """A line for each study: its name, and what its module says of itself."""
+    for name in catalog.STUDIES:
+        docstring = ast.get_docstring(ast.parse(sources.module_file(name).read_text())) or ""
+        yield f"{name:<18} {docstring.splitlines()[0] if docstring else ''}"
+
+
+def configs(folder: pathlib.Path = sources.ROOT / "configs") -> Iterator[str]:
+    """A line for each config file: its path, and what its docstring starts with."""
+    for path in sorted(folder.glob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        name = path.relative_to(folder.parent).as_posix()
+        yield f"{name:<30} {docstring.splitlines()[0] if docstring else ''}"
+
+
+def runs(folder: os.PathLike | str) -> Iterator[str]:
+    """A line for each run below `folder`: how far it is, and under which registration."""
+    base = epath.Path(folder)
+    if not base.is_dir():
+        return
+    for path in sorted(base.iterdir())[:MAX_RUNS]:
+        if (path / workdir.CONFIG).exists():
+            yield printable(f"{path.name:<40} {state(path)}")
+
+
+def state(path: epath.Path) -> str:
+    """How a run stands, in words; of a damaged one, why."""
+    try:
+        run = reading.read(path)
+    except UserError as error:
+        return f"damaged: {error}"
+    seeds = run.config.get("seeds")
+    count = len(seeds) if isinstance(seeds, list) else 0
+    if run.manifest is not None:
+        times = run.manifest.get("times")
+        how = f"sealed {times.get('sealed') if isinstance(times, dict) else 'some time'}"
+    elif next(iter(reading.segments(run.path)), None) is not None:
+        how = "not finished; the same command goes on"
+    else:
+        how = "not begun"
+    seal = (run.registration or {}).get("seal")
+    under = f"registered ({str(seal)[:12]})" if seal else "unregistered: everything is exploratory"
+    return f"{run.study}, {count} seeds; {how}; {under}"

@@ -1,0 +1,172 @@
+"""Whether a run's folder is what was sealed, follows its registration, and holds what it may."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from sharpjax import catalog, workdir
+from sharpjax.errors import UserError
+from sharpjax.studies import reading, registering, sources
+from sharpjax.studies.reading import Folder
+
+
+class Verification(NamedTuple):
+    """What was found.
+
+    Attributes:
+        problems: a line for each thing that is not as it was sealed, or should not be there.
+        notes: what a reader should know beside; nothing is wrong with the folder.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def verify(path: os.PathLike | str) -> Verification:
+    """Follow the chain from `DONE` to every byte, then the registration, then look into the files.
+
+    Cost: all of the folder is read once.
+
+    Raises:
+        UserError: `path` is the folder of no run.
+    """
+    folder = reading.folder_at(path)
+    problems = _refusals(lambda: workdir.verify(folder))
+    try:
+        run = reading.read(folder)
+    except UserError as error:
+        return Verification(_ordered(problems or [str(error)], folder), ())
+    checks = (_check_config, _check_registration, _check_rows, _check_arrays, _check_later)
+    for check in checks:
+        problems += _refusals(lambda check=check: check(run))
+    return Verification(_ordered(problems, folder), tuple(_notes(run)) if not problems else ())
+
+
+def _refusals(check: Callable[[], list[str]]) -> list[str]:
+    try:
+        return check()
+    except UserError as error:
+        return [str(error)]
+
+
+def _ordered(problems: list[str], folder: epath.Path) -> tuple[str, ...]:
+    """Each once, with names as they are in the folder."""
+    short = (line.replace(f"{folder}/", "").removesuffix(".") for line in problems)
+    return tuple(dict.fromkeys(short))
+
+
+def _check_config(run: Folder) -> list[str]:
+    recorded = (run.manifest or {}).get("config_digest")
+    if recorded not in (None, workdir.config_digest(run.config)):
+        return [f"{workdir.CONFIG} is not the config that the manifest names"]
+    return []
+
+
+def _check_registration(run: Folder) -> list[str]:
+    there = registering.read(run.path)
+    recorded = (run.manifest or {}).get("registration")
+    if there is None:
+        if recorded is not None:
+            return [f"{workdir.REGISTRATION} is missing, and the manifest names a seal"]
+        if (run.path / workdir.AMENDMENTS).exists():
+            return [f"{workdir.AMENDMENTS} amends no registration"]
+        return []
+    problems = []
+    if run.manifest is not None and recorded != there.seal:
+        problems.append(f"{workdir.REGISTRATION} has another seal than the manifest names")
+    if there.study != run.study or not _is_config_of(run, there.config_digest, there.seeds):
+        problems.append(f"{workdir.CONFIG} is not the config that was registered")
+    registering.amended(run.path)
+    return problems
+
+
+def _is_config_of(run: Folder, digest: str, seeds: tuple[int, ...]) -> bool:
+    """Whether the config is the registered one, up to seeds that were left out."""
+    own = run.config.get("seeds")
+    subset = isinstance(own, list) and all(seed in seeds for seed in own)
+    return subset and digest == workdir.config_digest(run.config | {"seeds": list(seeds)})
+
+
+def _check_rows(run: Folder) -> list[str]:
+    """Every row is one and there once, and the results are what the segments hold."""
+    if run.manifest is None:
+        return []
+    results = _Fingerprint()
+    seen = set()
+    problems = []
+    for row in reading.rows(run.path):
+        results.add(row)
+        key = workdir.canonical_json([row[name] for name in workdir.COLUMNS[:-2]])
+        if key in seen and not problems:
+            problems.append(f"{workdir.RESULTS} holds a row twice: {key}")
+        seen.add(key)
+    measured = _Fingerprint()
+    for segment in reading.segments(run.path):
+        for row in workdir.rows_in(segment):
+            measured.add(row)
+    if measured != results:
+        problems.append(f"{workdir.RESULTS} is not what {workdir.METRICS}/ holds")
+    return problems
+
+
+class _Fingerprint:
+    """Of rows in any order: how many, and the sum of their hashes."""
+
+    def __init__(self) -> None:
+        self.count, self.total = 0, 0
+
+    def add(self, row: workdir.Row) -> None:
+        text = workdir.canonical_json(row).encode()
+        self.count += 1
+        self.total += int.from_bytes(hashlib.sha256(text).digest())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Fingerprint):
+            return NotImplemented
+        return (self.count, self.total) == (other.count, other.total)
+
+
+def _check_arrays(run: Folder) -> list[str]:
+    return _check_each_array(run.path / workdir.ARRAYS)
+
+
+def _check_later(run: Folder) -> list[str]:
+    problems = _check_each_array(run.path / workdir.EXPLORATORY)
+    for path in reading.exploratory(run.path):
+        problems += _refusals(lambda path=path: [] if list(workdir.rows_in(path)) else [])
+    return problems
+
+
+def _check_each_array(folder: epath.Path) -> list[str]:
+    problems = []
+    for path in workdir.walk(folder):
+        if path.name.endswith(".npz"):
+            problems += _refusals(lambda path=path: workdir.check_arrays(path) or [])
+    return problems
+
+
+def _notes(run: Folder) -> Iterator[str]:
+    if run.registration is None:
+        yield registering.UNREGISTERED
+    else:
+        standing = registering.standing(run.path)
+        there = standing.registered
+        if there is not None:
+            yield f"registered {there.time}, seal {there.seal}"
+            seeds = run.config["seeds"]
+            if len(seeds) < len(there.seeds):
+                yield f"{len(seeds)} of {len(there.seeds)} registered seeds were run"
+        yield from standing.warnings
+        for amendment in standing.amendments:
+            yield f"amended {amendment.time}: {amendment.reason}"
+    code = (run.manifest or {}).get("code")
+    there = code.get("sources") if isinstance(code, dict) else None
+    if run.study not in catalog.STUDIES:
+        yield f"study '{run.study}' is none of this version"
+    if there != sources.code_digest():
+        yield "the code that ran is not the code here; that changes no byte of the folder"
+    if any(workdir.walk(run.path / workdir.EXPLORATORY)):
+        yield f"{workdir.EXPLORATORY}/ holds measures that were taken later"

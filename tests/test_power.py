@@ -1,0 +1,494 @@
+"""Power, numbers of seeds and detectable effects: against closed forms, statsmodels, simulation."""
+
+import doctest
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sharpjax.errors import UserError
+from sharpjax.protocol import (
+    generative,
+    noncentral_t,
+    power,
+    power_formulas,
+    rank_statistics,
+    sensitivity,
+    simulation,
+)
+from sharpjax.protocol.catalog import TESTS
+from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.power_formulas import Plan
+from sharpjax.protocol.result import Samples
+
+ALTERNATIVES = ("two-sided", "greater", "less")
+LOSS = Quantity("test/loss")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(generative, noncentral_t, power, power_formulas),
+        *(rank_statistics, sensitivity, simulation),
+    ],
+    ids=lambda m: m.__name__,
+)
+def test_docstrings(module):
+    done = doctest.testmod(module)
+    assert done.failed == 0 and done.attempted > 0
+
+
+# t tests.
+
+
+def test_known_powers():
+    """The numbers of functional.md section 6.2."""
+    powers = noncentral_t.t_power(1.0, np.array([3, 5, 10]))
+    np.testing.assert_allclose(powers, [0.159, 0.286, 0.562], atol=5e-4)
+    assert [noncentral_t.t_num_seeds(d) for d in (0.5, 0.8, 1.0)] == [64, 26, 17]
+    assert noncentral_t.t_num_seeds(0.5, paired=True) == 34
+
+
+def test_power_at_no_effect_is_alpha():
+    for alpha in (0.05, 0.005):
+        for alternative in ALTERNATIVES:
+            power_ = noncentral_t.t_power(0.0, 7, alternative=alternative, alpha=alpha)
+            np.testing.assert_allclose(power_, alpha, rtol=1e-9)
+
+
+def test_against_the_noncentral_t():
+    """In both tails and for unequal groups, where statsmodels need not be there."""
+    for n, other, d in [(2, 2, 1.0), (3, 9, 0.7), (40, 12, 0.1), (10, 10, 8.0)]:
+        freedom, shift = n + other - 2, d * math.sqrt(n * other / (n + other))
+        critical = stats.t.isf(0.025, freedom)
+        wanted = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+        np.testing.assert_allclose(noncentral_t.t_power(d, n, other), wanted, rtol=1e-9)
+
+
+def test_against_statsmodels():
+    models = pytest.importorskip("statsmodels.stats.power")
+    two, pairs = models.TTestIndPower(), models.TTestPower()
+    names = {"two-sided": "two-sided", "greater": "larger"}
+    compared = 0
+    for d, n, alternative, alpha in itertools.product(
+        (0.2, 0.5, 1.0, 2.0), (3, 5, 10, 50), names, (0.05, 0.01)
+    ):
+        options = {"alternative": alternative, "alpha": alpha}
+        for paired, model in ((False, two), (True, pairs)):
+            wanted = model.power(d, n, alpha, alternative=names[alternative])
+            if not math.isnan(wanted):  # its lower tail is NaN for large effects
+                found = noncentral_t.t_power(d, n, paired=paired, **options)
+                np.testing.assert_allclose(found, wanted, atol=1e-6)
+                compared += 1
+    assert compared > 115
+    for n in (4, 17):
+        wanted = two.solve_power(nobs1=n, alpha=0.05, power=0.8)
+        # Its search for the root ends within some 2e-6.
+        np.testing.assert_allclose(noncentral_t.t_detectable(n), wanted, atol=1e-5)
+
+
+def test_power_rises_with_the_effect_to_one():
+    """Also where scipy's lower tail is NaN."""
+    for n in (2, 5, 17, 1000):
+        powers = noncentral_t.t_power(np.geomspace(0.01, 100, 300), n)
+        assert (np.diff(powers) >= -1e-12).all()
+        assert powers[-1] > 1 - 1e-6 or n == 2
+
+
+def test_detectable_and_seeds_invert_power():
+    for n in (2, 3, 10, 100):
+        d = noncentral_t.t_detectable(n, paired=True)
+        np.testing.assert_allclose(noncentral_t.t_power(d, n, paired=True), 0.8, atol=1e-9)
+    for d in (0.13, 0.7, 3.0):
+        n = noncentral_t.t_num_seeds(d, 0.9)
+        assert noncentral_t.t_power(d, n) >= 0.9 > noncentral_t.t_power(d, n - 1) or n == 2
+    assert math.isnan(noncentral_t.t_detectable(1, paired=True))
+    assert np.isnan(noncentral_t.t_power(1.0, 1, paired=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: noncentral_t.t_power(1.0, 5, alpha=1.0), ["alpha", "(0, 1)", "1.0"]),
+        (lambda: noncentral_t.t_num_seeds(0.0), ["effect must be above 0", "0.0"]),
+        (lambda: noncentral_t.t_num_seeds(math.nan), ["effect must be above 0", "nan"]),
+        (lambda: noncentral_t.t_num_seeds(1.0, 0.05), ["power must be in (alpha, 1)", "0.05"]),
+        (lambda: noncentral_t.t_num_seeds(1e-4), ["more than 1,000,000"]),
+        (lambda: power.num_seeds(1.0, test="welsh"), ["test 'welsh'", "did you mean 'welch'"]),
+        (lambda: power.num_seeds(-1.0), ["effect must be above 0"]),
+        (lambda: power.num_seeds(1.0, 1.0), ["power must be in (alpha, 1)"]),
+        (lambda: power.power_of("welch", 1.0, Plan((5, 5), alpha=0.0)), ["alpha", "0.0"]),
+        (lambda: power.num_seeds(0.001, test="wilcoxon"), ["wilcoxon cannot see", "512"]),
+    ],
+)
+def test_refusals(call, words):
+    with pytest.raises(UserError) as error:
+        call()
+    for word in words:
+        assert word in str(error.value)
+
+
+# Other formulas.
+
+
+def test_binomial_p_is_scipys():
+    for n, null in [(1, 0.5), (10, 0.3), (25, 0.06)]:
+        counts = np.arange(n + 1)
+        for alternative in ALTERNATIVES:
+            wanted = [stats.binomtest(k, n, null, alternative).pvalue for k in counts]
+            found = power_formulas.binomial_p(counts, n, null, alternative)
+            np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_binomial_power_sums_outcomes():
+    """By hand: 5 of 5 alone rejects p = 1/2 one-sided at .05 (1/32)."""
+    truth = generative.proportion(1.0, 0.5)
+    found = power.power_of("binomial", 1.0, Plan((5,), "greater"))
+    np.testing.assert_allclose(found, truth**5, rtol=1e-12)
+    assert power.power_of("binomial", 1.0, Plan((4,), "greater")) == 0  # 1/16 is too much
+
+
+def test_tost_power_against_simulation():
+    rng = np.random.default_rng(0)
+    n, margin = 8, 1.2
+    x, y = rng.standard_normal((2, 40_000, n))
+    error = np.sqrt((x.var(1, ddof=1) + y.var(1, ddof=1)) / n)
+    upper = np.abs(x.mean(1) - y.mean(1)) + stats.t.isf(0.05, 2 * n - 2) * error
+    share = (upper < margin).mean()
+    found = power.power_of("tost", margin, Plan((n, n)))
+    assert abs(found - share) < 4 * math.sqrt(share * (1 - share) / 40_000)
+    assert power.power_of("tost", 0.01, Plan((n, n))) < 1e-6
+    np.testing.assert_allclose(power.power_of("tost", 30.0, Plan((n, n))), 1, atol=1e-9)
+
+
+def simulated(test, effect, sizes, num_studies, **options):
+    """Power by calling the test itself, whatever formula or short cut there is."""
+    entry = TESTS[test]
+    batch = generative.draw(
+        entry.kind, effect, sizes, num_studies=num_studies, seed=7, null=entry.null
+    )
+    options = {"alternative": "two-sided"} | options
+    p = [entry.function(s, seed=i, **options).p for i, s in enumerate(batch.samples())]
+    return float(np.mean(np.array(p) <= 0.05))
+
+
+@pytest.mark.parametrize(
+    ("test", "effect", "sizes", "within"),
+    [
+        ("spearman", 1.5, (20, 20), 0.09),
+        ("kendall", 1.5, (20, 20), 0.09),
+        ("pearson", 1.5, (20, 20), 0.09),
+        ("paired-permutation", 1.0, (9, 9), 0.09),
+        ("mean", 1.0, (9,), 0.09),
+        ("mean-difference", 1.2, (9, 9), 0.09),
+        ("ratio-of-means", 1.2, (9, 9), 0.12),  # the denominator has a spread too
+    ],
+)
+def test_formulas_against_their_tests(test, effect, sizes, within):
+    """Three standard errors of 300 studies, .087, and what an approximation may cost."""
+    found = power.power_of(test, effect, Plan(sizes))
+    assert abs(found - simulated(test, effect, sizes, 300)) < within
+    assert 0.3 < found < 0.95  # where it can differ
+
+
+# Simulation.
+
+
+@pytest.mark.parametrize("alternative", ALTERNATIVES)
+@pytest.mark.parametrize("test", ["welch", "paired-t", "wilcoxon", "mann-whitney", "auc"])
+def test_at_once_is_the_registered_test(test, alternative):
+    entry = TESTS[test]
+    batch = generative.draw(entry.kind, 0.6, (6, 6), num_studies=25)
+    at_once = simulation.AT_ONCE[test](batch.groups, alternative)
+    one_by_one = [entry.function(s, alternative=alternative).p for s in batch.samples()]
+    np.testing.assert_allclose(at_once, one_by_one, rtol=1e-9)
+
+
+@pytest.mark.parametrize("test", ["jonckheere", "page", "kruskal-wallis", "friedman"])
+def test_rank_statistics_are_near_the_registered_test(test):
+    entry = TESTS[test]
+    alternatives = ALTERNATIVES if test in ("jonckheere", "page") else ("two-sided",)
+    batch = generative.draw(entry.kind, 1.0, (6, 6, 6), num_studies=12)
+    for alternative in alternatives:
+        at_once = simulation.AT_ONCE[test](batch.groups, alternative)
+        one_by_one = [entry.function(s, alternative=alternative).p for s in batch.samples()]
+        exact = np.array(one_by_one)
+        sides = 2 if alternative == "two-sided" else 1
+        error = 4 * np.sqrt(sides * exact * (1 - exact / sides) / 4000) + 2 / 4000
+        # The registered omnibus tests draw arrangements too, 9,999 of them.
+        assert (np.abs(at_once - exact) <= 1.5 * error).all()
+
+
+def test_rank_statistics_by_scipy():
+    """Each is linear in the statistic of the textbook."""
+    rng = np.random.default_rng(3)
+    groups = tuple(rng.standard_normal((9, 5)) for _ in range(4))
+    cells = [[g[i] for g in groups] for i in range(9)]
+    h = [stats.kruskal(*cell).statistic for cell in cells]
+    q = [stats.friedmanchisquare(*cell).statistic for cell in cells]
+    falling = [stats.page_trend_test(np.array(cell).T[:, ::-1]).statistic for cell in cells]
+    u = [stats.mannwhitneyu(cell[0], cell[1]).statistic for cell in cells]
+    np.testing.assert_allclose(12 / (20 * 21) * rank_statistics.kruskal_wallis(groups) - 63, h)
+    np.testing.assert_allclose(12 / (5 * 4 * 5) * rank_statistics.friedman(groups) - 75, q)
+    np.testing.assert_allclose(rank_statistics.page(groups), falling)
+    np.testing.assert_allclose((rank_statistics.jonckheere(groups[:2]) + 25) / 2, u)
+
+
+@pytest.mark.parametrize("test", sorted(simulation.AT_ONCE))
+def test_type_one_error(test):
+    sizes = (10, 10) if TESTS[test].groups[1] == 2 else (10, 10, 10)
+    p = simulation.outcomes(test, 0.0, sizes).p
+    assert 0.035 < (p <= 0.05).mean() < 0.06
+
+
+def test_every_test_can_be_simulated():
+    """Any registered one, in the direction of the alternative."""
+    for test in ("log-rank", "restricted-mean", "pairwise-difference", "interquartile-mean"):
+        sizes = (8,) if test == "interquartile-mean" else (8, 8)
+        options = {"num_studies": 25}
+        for alternative in ("greater", "less"):
+            large = simulation.outcomes(test, 3.0, sizes, alternative=alternative, **options)
+            assert np.mean(large.p <= 0.05) > 0.8, (test, alternative)
+        wrong = simulation.outcomes(test, -3.0, sizes, alternative="greater", **options)
+        assert np.mean(wrong.p <= 0.05) == 0
+
+
+def test_same_seed_same_studies():
+    first = generative.draw("paired", 1.0, (5, 5), num_studies=3, seed=4).groups
+    again = generative.draw("paired", 0.0, (5, 5), num_studies=3, seed=4).groups
+    other = generative.draw("paired", 0.0, (5, 5), num_studies=3, seed=5).groups
+    np.testing.assert_allclose(first[0] - 1, again[0])
+    assert not np.allclose(again[0], other[0])
+
+
+def test_models_have_the_effect_they_promise():
+    n = 60_000
+    first, second = generative.draw("paired", 0.4, (n, n), num_studies=1).groups
+    difference = (first - second)[0]
+    assert abs(difference.mean() - 0.4) < 0.02 and abs(difference.std() - 1) < 0.02
+    x, y = generative.draw("correlation", 2.0, (n, n), num_studies=1).groups
+    assert abs(np.corrcoef(x[0], y[0])[0, 1] - math.sqrt(0.5)) < 0.01
+    rho = stats.spearmanr(x[0], y[0]).statistic
+    assert abs(rho - power_formulas.spearman_rho(2.0)) < 0.01
+    tau = stats.kendalltau(x[0, :4000], y[0, :4000]).statistic
+    assert abs(tau - power_formulas.kendall_tau(2.0)) < 0.02
+    groups = generative.draw("many", 1.0, (n, n, n), num_studies=1).groups
+    np.testing.assert_allclose([g.mean() - 5 for g in groups], [1, 0.5, 0], atol=0.02)
+    one = generative.draw("one", 0.5, (n,), num_studies=1, null=0.2).groups[0]
+    assert abs(one.mean() - generative.proportion(0.5, 0.2)) < 0.01
+    square = generative.draw("pairwise", 0.0, (4,), num_studies=1, null=0.0).groups[0][0]
+    assert np.isnan(np.diag(square)).all() and np.allclose(square, square.T, equal_nan=True)
+
+
+def test_pilot_data_take_the_place_of_noise():
+    rng = np.random.default_rng(0)
+    normal = Samples((rng.standard_normal(400), rng.standard_normal(400)))
+    plan = Plan((10, 10))
+    by_formula, from_pilot = (
+        power.power_of("mann-whitney", 1.2, plan),
+        power.power_of("mann-whitney", 1.2, plan, pilot=normal),
+    )
+    assert abs(by_formula - from_pilot) < 0.06
+    skewed = Samples((rng.exponential(size=400), rng.exponential(size=400)))
+    assert power.power_of("mann-whitney", 1.2, plan, pilot=skewed) > by_formula + 0.1
+    # In units of the pilot: nothing changes where it is scaled and moved.
+    moved = Samples(tuple(3 * g + 40 for g in skewed.groups))
+    np.testing.assert_allclose(
+        power.power_of("mann-whitney", 1.2, plan, pilot=moved),
+        power.power_of("mann-whitney", 1.2, plan, pilot=skewed),
+        atol=0.002,
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "groups", "words"),
+    [
+        ("log-rank", ([1.0, 2.0], [1.0, 2.0]), ["kind 'times'", "leave the pilot out"]),
+        ("welch", ([1.0, 2.0],), ["2 groups", "[2]"]),
+        ("welch", ([1.0], [1.0, 2.0]), ["2 or more units", "[1, 2]"]),
+        ("paired-t", ([1.0, 2.0], [2.0, 3.0]), ["all alike"]),
+    ],
+)
+def test_a_pilot_of_no_use(test, groups, words):
+    pilot = Samples(tuple(np.array(g) for g in groups))
+    with pytest.raises(UserError) as error:
+        power.power_of(test, 1.0, Plan((8, 8)), pilot=pilot)
+    assert all(word in str(error.value) for word in words)
+
+
+# The smallest p.
+
+
+def test_smallest_p():
+    """functional.md section 6.2 and the table of papers.md."""
+    assert power.smallest_p("wilcoxon", Plan((5, 5))) == 0.0625
+    assert power.smallest_p("wilcoxon", Plan((6, 6))) == 0.03125
+    assert [power.smallest_p("mann-whitney", Plan((n, n))) for n in (3, 4)] == [
+        pytest.approx(0.1),
+        pytest.approx(2 / 70),
+    ]
+    assert power.smallest_p("binomial", Plan((10_000,), "less", null=0.05)) < 1e-200
+
+
+def by_family(n, members, correction):
+    contrasts = tuple(Contrast(LOSS, ("a", "b"), "greater", "wilcoxon") for _ in range(members))
+    hypothesis = Hypothesis("H.1", "More.", contrasts, correction=correction)
+    return power.table([hypothesis], range(n))[0]
+
+
+def test_families_as_in_the_table_of_papers():
+    """BY over three: 5 pairs never reject, 6 only together, 7 alone."""
+    assert [by_family(n, 3, "by").rejects for n in (5, 6, 7)] == ["never", "together", "alone"]
+    assert [by_family(5, m, "holm").rejects for m in (1, 2)] == ["alone", "never"]
+    assert [by_family(5, m, "bh").rejects for m in (1, 2)] == ["alone", "together"]
+    assert by_family(5, 40, "none").rejects == "alone"
+    np.testing.assert_allclose(by_family(9, 3, "by").alpha, 0.05 / 3 / (1 + 1 / 2 + 1 / 3))
+
+
+# Contrasts.
+
+
+def test_rows_of_a_registration():
+    contrasts = (
+        Contrast(LOSS, ("sam", "sgd"), "less", "welch"),
+        Contrast(LOSS, ("sam", "sgd"), "two-sided", "mann-whitney", margin=0.52),
+        Contrast(LOSS, ("sam", "sgd"), "two-sided", "tost", margin=0.1),
+        Contrast(LOSS, ("sam", "sgd"), "two-sided", "paired-t", margin=0.1, within=True),
+    )
+    hypotheses = [
+        Hypothesis("S.1", "Lower.", contrasts),
+        Hypothesis("S.2", "Later.", contrasts, missing="no such arms"),
+    ]
+    rows = power.table(hypotheses, range(10))
+    assert [row.hypothesis for row in rows] == ["S.1"] * 4
+    welch, ranks, tost, within = rows
+    for name, value in welch.power.items():
+        wanted = noncentral_t.t_power(float(name), 10, alternative="greater")
+        np.testing.assert_allclose(value, wanted)
+    np.testing.assert_allclose(
+        welch.detectable, noncentral_t.t_detectable(10, alternative="greater"), atol=1e-9
+    )
+    assert math.isnan(welch.power_at_margin)
+    # Cliff's delta of .52 is an effect of one standard deviation.
+    assert abs(ranks.power_at_margin - ranks.power["1.0"]) < 0.02
+    np.testing.assert_allclose(tost.power["1.5"], power.power_of("tost", 1.5, Plan((10, 10))))
+    assert within.power["1.0"] == power.power_of("paired-tost", 1.0, Plan((10, 10)))
+    assert not power.warnings(rows)
+    plain = welch.as_json()
+    assert plain["n"] == [10, 10] and plain["power_at_margin"] is None
+
+
+def test_units_of_a_row():
+    def sizes(contrast, **units):
+        return power.table([Hypothesis("S.1", "x", (contrast,))], range(6), units=units)[0].n
+
+    layers = Quantity("layer/alpha", over=("seed", "layer"))
+    draws = Quantity("draw/hit", over=("seed", "draw"), independent=True)
+    assert sizes(Contrast(layers, ("a", "b"), "less", "wilcoxon"), layer=5) == (6, 6)
+    assert sizes(Contrast(draws, ("a",), "less", "binomial"), draw=100) == (600,)
+    assert sizes(Contrast(LOSS, ("a|b", "c"), "less", "mann-whitney")) == (12, 6)
+    sides = (LOSS, Quantity("test/gap"))
+    assert sizes(Contrast(sides, ("a|b", "a|b"), "less", "spearman")) == (6, 6)
+
+
+def test_within_a_margin_of_the_test():
+    """Proportions and correlations have a margin without a unit."""
+    rate = Quantity("study/rejected", over=("seed", "study"), independent=True)
+    contrast = Contrast(
+        rate, ("planned",), "two-sided", "binomial", margin=0.02, null=0.8, within=True
+    )
+    row = power.table([Hypothesis("H4.4", "x", (contrast,))], range(20), units={"study": 500})[0]
+    # z = (.02 - 1.645 s) / s with s = .004
+    assert abs(row.power_at_margin - (2 * stats.norm.cdf(5 - 1.645) - 1)) < 0.003
+    assert math.isnan(row.power["1.0"])
+    wide, narrow = (power_formulas.within("spearman", Plan((30, 30)), margin=m) for m in (0.6, 0.1))
+    assert wide > 0.9 > narrow == 0
+    assert math.isnan(power_formulas.within("wilcoxon", Plan((9, 9)), margin=0.3))
+
+
+def test_a_warning_names_the_remedy():
+    row = by_family(5, 2, "holm")
+    (line,) = power.warnings([row])
+    assert line.startswith("H.1: test/loss: a greater than b")
+    assert "below 0.0312" in line and "0.025 is asked for; 6 units would do" in line
+    assert "\n" not in line
+    together = by_family(6, 3, "by").warning
+    assert "only together with others" in together and "7 units would do alone" in together
+
+
+def test_detectable_effects_have_the_tests_unit():
+    rng = np.random.default_rng(0)
+    x, y = 0.2 * rng.standard_normal((2, 9)) + 2
+    samples = Samples((x, y))
+    spread = math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
+
+    def seen(test, direction="greater", **options):
+        return power.detectable(Contrast(LOSS, ("a", "b"), direction, test, **options), samples)
+
+    d = noncentral_t.t_detectable(9, alternative="greater")
+    np.testing.assert_allclose(seen("welch"), d * spread)
+    np.testing.assert_allclose(seen("welch", "less"), -d * spread)
+    np.testing.assert_allclose(seen("welch", null=0.3), 0.3 + d * spread)
+    np.testing.assert_allclose(seen("ratio-of-means"), 1 + d * spread / y.mean())
+    d = noncentral_t.t_detectable(9, paired=True, alternative="greater")
+    np.testing.assert_allclose(seen("paired-t"), d * (x - y).std(ddof=1))
+    np.testing.assert_allclose(seen("paired-non-inferiority", margin=0.1), d * (x - y).std(ddof=1))
+    assert 0.6 < seen("wilcoxon") < 0.9 and -0.9 < seen("mann-whitney", "less") < -0.5
+    assert 0.8 < seen("auc") < 0.95
+
+
+def test_rank_effects_of_a_shift():
+    """The mean of the test's own effect over simulated studies is the closed form."""
+    for test in ("wilcoxon", "mann-whitney", "auc"):
+        batch = generative.draw(TESTS[test].kind, 0.8, (7, 7), num_studies=400)
+        function = TESTS[test].function
+        effects = [function(s, alternative="greater").effect for s in batch.samples()]
+        wanted = sensitivity.in_units_of(test, 0.8, Plan((7, 7)))
+        assert abs(np.mean(effects) - wanted) < 4 * np.std(effects) / 20
+
+
+def test_detectable_by_standard_error():
+    """Where no formula is at hand: (z_alpha + z_beta) times the interval's own standard error."""
+    rng = np.random.default_rng(1)
+    samples = Samples(tuple(rng.standard_normal((3, 8))))
+    contrast = Contrast(LOSS, ("a", "b", "c"), "greater", "jonckheere")
+    low, high = TESTS["jonckheere"].function(samples, alternative="greater").interval
+    wanted = (1.6449 + 0.8416) * (high - low) / (2 * 1.95996)
+    np.testing.assert_allclose(power.detectable(contrast, samples), wanted, rtol=1e-4)
+    times = Samples(tuple(rng.exponential(size=(2, 12))), (np.ones(12, bool),) * 2)
+    ratio = power.detectable(Contrast(LOSS, ("a", "b"), "greater", "log-rank"), times)
+    inverse = power.detectable(Contrast(LOSS, ("a", "b"), "less", "log-rank"), times)
+    assert ratio > 1
+    np.testing.assert_allclose(ratio * inverse, 1)
+
+
+def test_nothing_can_be_detected():
+    x = np.array([1.0, 2.0, 3.0, 4.0])
+    few = Samples((x, x[::-1]))
+    assert math.isnan(power.detectable(Contrast(LOSS, ("a", "b"), "greater", "wilcoxon"), few))
+    one = Samples((x[:1], x[:1]))
+    assert math.isnan(power.detectable(Contrast(LOSS, ("a", "b"), "greater", "welch"), one))
+    many = Samples((x, x + 1, x + 2))
+    omnibus = Contrast(LOSS, ("a", "b", "c"), "two-sided", "kruskal-wallis")
+    assert math.isnan(power.detectable(omnibus, many))
+
+
+def test_clusters_are_the_units():
+    """Ten layers of three seeds see what three units see."""
+    rng = np.random.default_rng(2)
+    clusters = np.repeat(np.arange(3), 10)
+    samples = Samples(tuple(rng.standard_normal((2, 30))), clusters=clusters)
+    contrast = Contrast(LOSS, ("a", "b"), "greater", "paired-t")
+    spread = (samples.groups[0] - samples.groups[1]).std(ddof=1)
+    d = noncentral_t.t_detectable(3, paired=True, alternative="greater")
+    np.testing.assert_allclose(power.detectable(contrast, samples), d * spread)
+
+
+def test_seeds_for_any_test():
+    n = power.num_seeds(1.0, test="mann-whitney")
+    assert 16 <= n <= 20  # 17 by t, and the relative efficiency .955
+    assert power.power_of("mann-whitney", 1.0, Plan((n, n))) >= 0.8
+    assert power.num_seeds(1.0, test="tost") == power.num_seeds(1.0, test="tost", groups=2)
+    assert power.num_seeds(0.5, test="binomial", alternative="greater") > 20

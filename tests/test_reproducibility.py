@@ -1,0 +1,324 @@
+"""Paper 4 as a study: simulated studies, analysed by the code that analyses real ones."""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from sharpjax import workdir
+from sharpjax.errors import UserError
+from sharpjax.protocol.catalog import TESTS
+from sharpjax.protocol.result import Samples
+from sharpjax.protocol.verdicts import decide
+from sharpjax.studies import reproducibility, schema, simulated_studies
+from sharpjax.studies.reproducibility_schema import PAIRED_TESTS
+from sharpjax.studies.reproducibility_schema import TESTS as UNPAIRED_TESTS
+from sharpjax.studies.simulated_studies import Setting
+from tests.commands import assert_one_line, launch, launch_probed, read_rows
+
+CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "reproducibility.py"
+SMOKE = "--config=configs/reproducibility.py:smoke"
+SETTING = Setting(
+    studies=20,
+    registry=10,
+    effect=0.0,
+    n=10,
+    metrics=1,
+    correlation=0.5,
+    test="welch",
+    alpha=0.05,
+    first_look=10,
+    publish="all",
+    each_study=True,
+)
+
+
+def config(form="smoke", **changes):
+    spec = importlib.util.spec_from_file_location("reproducibility_config", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.get_config(form)
+    for path, value in changes.items():
+        made.update_from_flattened_dict({path.replace("__", "."): value})
+    return made
+
+
+def values(rows, metric, arm):
+    return [r["value"] for r in rows if r["metric"] == metric and r["arm"] == arm]
+
+
+# The whole of it, through the door.
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    registered = launch(SMOKE, f"--workdir={folder}", "--register")
+    done = launch(SMOKE, f"--workdir={folder}")
+    assert registered.returncode == done.returncode == 0, registered.stderr + done.stderr
+    return folder, registered.stdout, done.stdout
+
+
+def test_runs_registered(finished):
+    folder, registered, done = finished
+    assert "H4.1 will not be run" in " ".join(registered.split())
+    assert "rejected" in done and "significant_only" in done
+    assert workdir.verify(folder) == []
+    sealed = json.loads((folder / "registration.json").read_text())
+    assert json.loads((folder / "manifest.json").read_text())["registration"] == sealed["seal"]
+    assert [h["id"] for h in sealed["hypotheses"]] == ["H4.1", "H4.2", "H4.3", "H4.4", "H4.5"]
+
+
+def test_rows_are_those_of_the_docstring(finished):
+    rows = read_rows(finished[0])
+    assert {r["metric"] for r in rows} == {
+        *("study/rejected", "seed/rejection_rate", "seed/exaggeration"),
+        *("registry/estimate", "registry/truth", "registry/bias"),
+    }
+    for metric in {r["metric"] for r in rows}:
+        assert metric in reproducibility.__doc__
+    assert {r["arm"] for r in rows if r["metric"] == "study/rejected"} == {
+        *("registered", "flexible", "planned", "small")
+    }
+    assert len(values(rows, "study/rejected", "planned")) == 40
+    assert "seed/exaggeration" not in {r["metric"] for r in rows if r["arm"] == "registered"}
+    for arm in ("registered", "small"):
+        for seed in (0, 1):
+            chosen = [r for r in rows if r["arm"] == arm and r["seed"] == seed]
+            assert np.mean(values(chosen, "study/rejected", arm)) == pytest.approx(
+                values(chosen, "seed/rejection_rate", arm)[0]
+            )
+
+
+def test_every_hypothesis_is_answered(finished):
+    rows = read_rows(finished[0])
+    asked = reproducibility.hypotheses(config())
+    judgements = decide(asked, rows, seeds=(0, 1))
+    verdicts = {j.hypothesis.id: j.verdict for j in judgements}
+    assert verdicts["H4.1"] == verdicts["H4.2"] == "not run"
+    assert set(verdicts) == {f"H4.{i}" for i in range(1, 6)}
+    assert all(j.reason for j in judgements)
+    assert "bibliographic" in judgements[0].reason
+    # Nothing that they compare is missing from the rows but what was not significant.
+    for finding in (f for j in judgements for f in j.findings):
+        assert "no metric" not in finding.reason and "no rows" not in finding.reason
+
+
+@pytest.mark.slow
+def test_ten_thousand_studies_answer_the_paper(tmp_path):
+    """The trial before the registration, less the two arms that no hypothesis asks of: 40 s."""
+    rows, seeds = [], range(20)
+    for name, arm in schema.resolve_arms(config("")).items():
+        now = simulated_studies.setting(arm)
+        if name not in ("metrics_only", "looks_only"):
+            for seed in seeds:
+                rows += simulated_studies.study_rows("reproducibility", name, now, seed)
+    judgements = decide(reproducibility.hypotheses(config("")), rows, seeds=seeds)
+    assert [j.verdict for j in judgements] == ["not run"] * 2 + ["supported"] * 3
+
+
+# The simulation.
+
+
+def test_registered_keeps_alpha_and_flexible_does_not():
+    now = SETTING._replace(studies=1000)
+    registered = simulated_studies.simulate(now, 0).rejected.mean()
+    flexible = simulated_studies.simulate(now._replace(metrics=5, first_look=5), 0).rejected.mean()
+    assert abs(registered - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 1000)
+    assert flexible > 0.25
+
+
+def test_n_is_planned():
+    arm = schema.resolve_arms(config())["planned"]
+    assert simulated_studies.setting(arm).n == 64  # d = .5, power .8
+    arm = schema.resolve_arms(config(design__power=0.5))["planned"]
+    assert simulated_studies.setting(arm).n < 40
+
+
+def test_significant_estimates_exaggerate():
+    now = SETTING._replace(studies=400, effect=0.5, registry=100)
+    every = simulated_studies.study_rows("s", "a", now, 0)
+    some = simulated_studies.study_rows("s", "a", now._replace(publish="significant"), 0)
+    assert values(every, "seed/exaggeration", "a")[0] > 1.5
+    assert abs(np.mean(values(every, "registry/bias", "a"))) < 4 * np.sqrt(2 / 10 / 400)
+    assert min(values(some, "registry/bias", "a")) > 0.3
+    assert values(some, "registry/truth", "a") == [0.5] * 4
+    # The same studies, whatever is published of them.
+    assert values(every, "study/rejected", "a") == values(some, "study/rejected", "a")
+
+
+def test_nothing_published_is_missing():
+    rows = simulated_studies.study_rows(
+        "s", "a", SETTING._replace(studies=2, registry=1, n=2, first_look=2, publish="significant"),
+        3,
+    )  # fmt: skip
+    rejected = values(rows, "study/rejected", "a")
+    assert rejected == [0.0, 0.0]
+    assert np.isnan(values(rows, "registry/bias", "a")).all()
+
+
+@pytest.mark.parametrize("test", [*UNPAIRED_TESTS, *PAIRED_TESTS])
+def test_decides_as_the_test_does(test):
+    """The registered path, through rows and verdicts, against the test on the numbers."""
+    now = SETTING._replace(studies=6, test=test, effect=1.0)
+    assert (TESTS[test].kind == "paired") == (test in PAIRED_TESTS)
+    outcome = simulated_studies.simulate(now, 0)
+    for i, study in enumerate(simulated_studies.draw(now, 0)):
+        result = TESTS[test].function(Samples(tuple(study[0])), alternative="two-sided")
+        assert outcome.rejected[i] == (result.p <= 0.05)
+        assert outcome.estimate[i] == pytest.approx(result.effect)
+    assert 0 < outcome.rejected.sum()
+
+
+def test_draws_what_was_designed():
+    now = SETTING._replace(studies=4000, metrics=2, effect=0.3, correlation=0.7)
+    drawn = simulated_studies.draw(now, 1)
+    assert drawn.shape == (4000, 2, 2, 10)
+    assert abs(drawn[:, :, 0].mean() - 0.3) < 0.01 and abs(drawn[:, :, 1].mean()) < 0.01
+    assert abs(np.corrcoef(drawn[:, 0, 1].ravel(), drawn[:, 1, 1].ravel())[0, 1] - 0.7) < 0.02
+    assert abs(np.corrcoef(drawn[:, 0, 0].ravel(), drawn[:, 0, 1].ravel())[0, 1]) < 0.02
+    pairs = simulated_studies.draw(now._replace(test="wilcoxon"), 1)[:, 0]
+    assert abs((pairs[:, 0] - pairs[:, 1]).std() - 1) < 0.02
+
+
+def test_flexible_takes_the_first_that_is_significant():
+    now = SETTING._replace(n=8, metrics=3, first_look=5)
+    noise = np.random.default_rng(0).standard_normal((3, 2, 8))
+    quiet = np.zeros_like(noise) + noise * 1e-3
+    quiet[:, 0] = quiet[:, 1][:, ::-1]  # equal means in both groups at the end
+    rejected, effect = simulated_studies.flexible(quiet, now._replace(first_look=8))
+    assert not rejected and effect == pytest.approx(0.0, abs=1e-12)
+    shifted = quiet.copy()
+    shifted[2, 0, :6] += 5.0  # the last metric, seen at the first look
+    rejected, effect = simulated_studies.flexible(shifted, now)
+    assert rejected
+    assert effect == pytest.approx((shifted[2, 0, :5] - shifted[2, 1, :5]).mean())
+
+
+def test_seeds_are_streams():
+    first, again = (simulated_studies.draw(SETTING, 0) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.isclose(first, simulated_studies.draw(SETTING, 1)).any()
+    other = simulated_studies.draw(SETTING._replace(effect=0.5), 0)
+    assert not np.isclose(first[:, :, 1], other[:, :, 1]).any()
+
+
+def test_number_of_rows_is_known():
+    for now in (SETTING, SETTING._replace(effect=1.0, each_study=False, registry=5)):
+        assert len(simulated_studies.study_rows("s", "a", now, 0)) == simulated_studies.num_rows(
+            now
+        )
+
+
+# The run.
+
+
+def rows_of(folder, made, monkeypatch=None, stop_at=None):
+    """Run in this process; `stop_at`: the arm at which it fails."""
+    with workdir.open_run(folder, config=made.to_dict(), overrides={}) as run:
+        if stop_at is not None:
+            simulate = reproducibility.study_rows
+
+            def stopping(study, arm, now, seed):
+                if arm == stop_at and seed == made.seeds[-1]:
+                    raise KeyboardInterrupt
+                return simulate(study, arm, now, seed)
+
+            monkeypatch.setattr(reproducibility, "study_rows", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                reproducibility.run(made, run)
+            monkeypatch.undo()
+            return None
+        reproducibility.run(made, run)
+    return (folder / "results.jsonl").read_bytes()
+
+
+def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    whole = rows_of(tmp_path / "whole", config())
+    rows_of(tmp_path / "part", config(), monkeypatch, stop_at="planned")
+    capsys.readouterr()
+    assert rows_of(tmp_path / "part", config()) == whole
+    said = capsys.readouterr().out
+    assert "arm flexible: done before" in said and "arm planned: done before" not in said
+    assert rows_of(tmp_path / "part", config()) == whole
+    assert "nothing to run" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(tmp_path, monkeypatch):
+    alone = rows_of(tmp_path / "alone", config())
+    monkeypatch.setattr(reproducibility, "processes", lambda studies, tasks: 2)
+    assert rows_of(tmp_path / "two", config()) == alone
+
+
+def test_few_studies_start_no_processes():
+    assert reproducibility.processes(100, 20) == 1
+    assert 1 <= reproducibility.processes(10**6, 20) <= 20
+    assert reproducibility.processes(10**6, 1) == 1
+
+
+def test_units_for_the_power_table():
+    assert reproducibility.units(config("")) == {"study": 500, "registry": 5}
+
+
+# Configs.
+
+
+@pytest.mark.parametrize("form", ["", "quick", "smoke"])
+def test_forms_are_valid(form):
+    made = config(form)
+    schema.check(made, {})
+    names = {arm for h in reproducibility.hypotheses(made) for c in h.contrasts for arm in c.groups}
+    assert names <= set(made.arms)
+    if form == "":
+        assert made.simulate.studies * len(made.seeds) >= 10_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"simulate__registry": 7}, ["simulate.registry=7", "does not divide", "studies=20"]),
+        ({"simulate__studies": 0}, ["simulate.studies=0", "1 or more"]),
+        ({"design__n": 0}, ["design.n=0", "design.effect=0.0"]),
+        ({"design__n": 1}, ["design.n=1", "2 or more"]),
+        ({"design__effect": -0.5}, ["design.effect=-0.5", "0 or more"]),
+        ({"design__correlation": 1.0}, ["design.correlation=1.0", "[0, 1)"]),
+        ({"design__power": 0.01}, ["arm 'planned'", "design.power=0.01", "analysis.alpha=0.05"]),
+        ({"analysis__alpha": 1.0}, ["analysis.alpha=1.0", "(0, 1)"]),
+        ({"analysis__test": "welsh"}, ["analysis.test='welsh'", "welch, mann-whitney"]),
+        ({"analysis__first_look": 11}, ["analysis.first_look=11", "2 to 10"]),
+        ({"analysis__publish": "none"}, ["analysis.publish='none'", "all, significant"]),
+    ],
+)
+def test_bad_configs_are_one_line(changes, words):
+    with pytest.raises(UserError) as error:
+        schema.check(config(**changes), {})
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_bad_structure():
+    made = config()
+    with made.unlocked():
+        made.arms.small.simulate = {"studies": 10}
+    with pytest.raises(UserError, match="all arms have the same simulate"):
+        schema.check(made, {})
+    made = config()
+    with made.unlocked():
+        made.design.effet = 0.5
+    with pytest.raises(UserError, match=r"'design.effet'; did you mean 'design.effect'"):
+        schema.check(made, {})
+    made = config()
+    with made.unlocked():
+        del made.analysis
+    with pytest.raises(UserError, match="config has no 'analysis'"):
+        schema.check(made, {})
+
+
+def test_a_mistake_costs_no_import():
+    done = launch_probed(SMOKE, "--config.design.n=1")
+    assert_one_line(done, 2, "config.design.n=1")
+    assert done.stdout.strip().splitlines()[-1] == "imported:"
