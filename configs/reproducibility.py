@@ -17,9 +17,9 @@ on two shared cores on 2026-11-25 (28 s of processor time). A registered analysi
 null in .0502 +- .0021, the best of five metrics with a look after every seed from the fifth on in
 .386; power planned as .8 was .804 +- .005; significant estimates of a true .5 were 1.12 times it
 with 64 seeds a group and 2.97 times with 3; the pooled estimate was off by .000 +- .004 with all
-studies in, by .607 +- .006 with the significant ones alone. The planned effect (.5, after 1.0, whose planned power is .807) and the size of a registry
-(100, after 20, of which 6 in 500 published nothing) were chosen in that trial; hence the other
-seeds here. `:quick` takes 10 s.
+studies in, by .607 +- .006 with the significant ones alone. The planned effect (.5, after 1.0,
+whose planned power is .807) and the size of a registry (100, after 20, of which 6 in 500 published
+nothing) were chosen in that trial; hence the other seeds here. `:quick` takes 10 s.
 """
 
 from ml_collections import ConfigDict
