@@ -333,7 +333,8 @@ def test_smallest_p():
 
 
 def by_family(n, members, correction):
-    contrasts = tuple(Contrast(LOSS, ("a", "b"), "greater", "wilcoxon") for _ in range(members))
+    quantities = [LOSS, *(Quantity(f"test/loss_{i}") for i in range(1, members))]
+    contrasts = tuple(Contrast(q, ("a", "b"), "greater", "wilcoxon") for q in quantities)
     hypothesis = Hypothesis("H.1", "More.", contrasts, correction=correction)
     return power.table([hypothesis], range(n))[0]
 
@@ -406,6 +407,12 @@ def test_within_a_margin_of_the_test():
     wide, narrow = (power_formulas.within("spearman", Plan((30, 30)), margin=m) for m in (0.6, 0.1))
     assert wide > 0.9 > narrow == 0
     assert math.isnan(power_formulas.within("wilcoxon", Plan((9, 9)), margin=0.3))
+
+
+def test_a_contrast_that_two_hypotheses_share_is_one_member():
+    shared = Contrast(Quantity("test/loss"), ("a", "b"), "greater", "welch")
+    pair = [Hypothesis(i, "x", (shared,), family="f", correction="holm") for i in ("H.1", "H.2")]
+    assert [row.alpha for row in power.table(pair, range(8))] == [0.05, 0.05]
 
 
 def test_a_warning_names_the_remedy():

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import aggregate, bootstrap, units
+from sharpjax.protocol import aggregate, bootstrap, result
 from sharpjax.protocol.bootstrap import bca, interval, mean, mean_difference, tails, weighted_mean
 from sharpjax.protocol.result import Samples
 from tests.simulated import level, rates
@@ -29,7 +29,7 @@ def in_clusters(generator, clusters=10, members=4):
     return Samples(((shared + own).ravel(),), clusters=np.repeat(np.arange(clusters), members))
 
 
-@pytest.mark.parametrize("module", [bootstrap, units, aggregate], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [bootstrap, result, aggregate], ids=lambda m: m.__name__)
 def test_examples(module):
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert result.attempted and not result.failed

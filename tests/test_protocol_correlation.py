@@ -345,6 +345,9 @@ def test_fit_error_at_another_null():
 
 def test_fit_error_level():
     assert 0.03 <= level(fit_error, normal(0.0), alternative="less") <= 0.07
+    # Either sign of r may lie beyond a null near 1, and both count.
+    near = math.sqrt(1 - 0.1**2)
+    assert level(fit_error, normal(0.1), alternative="less", null=near) <= 0.07
 
 
 # Differences of correlations.

@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharpjax.errors import UserError
+from sharpjax.protocol.catalog import TESTS
 from sharpjax.protocol.hypotheses import Contrast, Hypothesis
+from sharpjax.protocol.result import Samples
 from sharpjax.report import (
     axis,
     content,
@@ -28,6 +30,7 @@ from sharpjax.report import (
     overview,
     pages,
     sections,
+    statements,
     words,
 )
 from sharpjax.report.evidence import evidence
@@ -505,6 +508,12 @@ def test_pairs_of_models_are_drawn_once_and_correlations_as_a_cloud():
     assert len(Document(svg).all("circle")) == 60
 
 
+def test_a_cloud_of_very_many_points_is_thinned():
+    x = np.arange(10_000.0)
+    svg = Document(marks.scatter(("a", x), ("b", x), title="t", ident="x"))
+    assert len(svg.all("circle")) == 1_000 and "10,000 points" in svg.texts("desc")[0]
+
+
 # Words and means.
 
 
@@ -517,6 +526,29 @@ def test_contrasts_in_words():
     assert said("non-inferiority", ("a", "b"), "less", margin=0.1) == "a not over 0.1 more than b"
     assert said("welch", ("a|c", "b"), margin=0.1, within=True) == "a + c equal to b within 0.1"
     assert said("not a test", ("a", "b")) == "a different from b"
+
+
+@pytest.mark.parametrize("test", ["jonckheere", "page"])
+def test_a_trend_is_said_as_it_is_tested(test):
+    """'greater': the first group is the largest."""
+    falling = Samples(tuple(np.arange(4.0) + 10 * (3 - i) for i in range(3)))
+    assert TESTS[test].function(falling, alternative="greater").p < 0.01
+    contrast = Contrast(reports.ERROR, ("a", "b", "c"), "greater", test)
+    assert words.comparison(contrast) == "falls along a, b, c"
+    assert words.comparison(dataclasses.replace(contrast, direction="less")).startswith("rises")
+
+
+def test_what_lies_within_a_margin_is_not_decided_by_p():
+    found = reports.finding("supported", margin=0.02)
+    inside = dataclasses.replace(found.contrast, direction="two-sided", within=True)
+    hypothesis = reports.judgement("H.1", "Equal.", found).hypothesis
+
+    def names(found):
+        return [name for name, _ in statements.numbers(evidence(found), hypothesis)]
+
+    assert "p" in names(found) and "Smallest p possible" in names(found)
+    assert not any(name.startswith(("p", "Smallest p")) for name in names(
+        found._replace(contrast=inside)))  # fmt: skip
 
 
 def test_measured_keeps_coordinates_apart():
@@ -584,6 +616,23 @@ def test_registered_answers_count_before_exploratory_ones():
     entries = overview.entries((), (one, two, overview.Run("three", third)))
     assert overview.word(entries[0]) == "the runs differ"
     assert overview.word(overview.entries((), (two,))[0]) == "inconclusive"
+
+
+def test_the_overview_labels_a_word_that_nothing_registered_stands_for():
+    one, two = runs()
+    for of, expected in (((one, two), False), ((two,), True)):
+        found = {e.hypothesis.id: e for e in overview.entries(registry(), of)}
+        assert overview.is_exploratory(found["S.1"]) == expected
+        assert not overview.is_exploratory(found["H7.6"])
+    page = Document(overview.render_html(registry(), (two,)))
+    assert any("inconclusive" in t and "exploratory" in t for t in page.texts("td"))
+    assert "**inconclusive** (exploratory)" in overview.render_markdown(registry(), (two,))
+
+
+def test_the_overview_says_what_to_know_of_a_run():
+    warned = dataclasses.replace(reports.full(), warnings=("the analysis has changed",))
+    page = Document(overview.render_html((), (overview.Run("one", warned),)))
+    assert "the analysis has changed" in page.texts("td") and warned.title in page.texts("td")
 
 
 def test_the_overview_refuses_two_of_one_name():

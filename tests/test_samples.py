@@ -74,6 +74,18 @@ def test_seeds_that_died_are_said_to_have():
     assert reason.endswith("arm 'sgd' seed 2 (1 of them turned non-finite in training).")
 
 
+def test_what_a_seed_gives_after_it_died_is_no_measurement():
+    table = BOTH + rows("sgd", [1, 1, 0], "train/alive")
+    reason, there = incomplete(table, contrast())
+    assert "missing in arm 'sgd' seed 2 (1 of them turned non-finite" in reason
+    assert lists(there) == [A[:2], B[:2]]
+    later = BOTH + rows("sgd", [1, 1, 0], "train/alive", step=99)
+    at_9 = Quantity("test/loss", at=9)
+    assert lists(gather(later, contrast(quantity=at_9))) == [A, B]
+    alive = Quantity("train/alive")
+    assert lists(gather(table, contrast(("sgd",), quantity=alive, test="binomial"))) == [[1, 1, 0]]
+
+
 def test_seeds_that_were_not_registered_do_not_count():
     assert lists(gather(BOTH, contrast(), seeds=[0, 2])) == [[0.1, 0.3], [1.1, 1.3]]
 

@@ -113,12 +113,23 @@ def test_what_could_have_been_seen():
     assert stats.nct.sf(stats.t.isf(0.05, 14), 14, 1.3080 * 2) == pytest.approx(0.8, abs=1e-4)
     spread = math.sqrt((NOISE[0].var(ddof=1) + NOISE[1].var(ddof=1)) / 2) / 100
     assert found.detectable == pytest.approx(-1.3080 * spread, rel=1e-3)
-    assert f"An effect of {found.detectable:.3g} could have been seen" in judgement.reason
+    assert f"An effect of {-found.detectable:.3g} could have been seen" in judgement.reason
     assert math.isnan(decide([hypothesis()], FAR, seeds=SEEDS)[0].findings[0].detectable)
     calls = []
     judged(telling(0.5), hypothesis(one(), alpha=0.01),
            detectable=lambda *given, **options: calls.append(options) or 7.0)  # fmt: skip
     assert calls == [{"alpha": 0.01}]
+
+
+@pytest.mark.parametrize(("correction", "share"), [("none", 1), ("holm", 2), ("bh", 2), ("by", 3)])
+def test_what_could_have_been_seen_in_a_family(correction, share):
+    """As the registration says it: at the level of a contrast that alone rejects."""
+    calls = []
+    members = (one(), one(quantity=Quantity("test/accuracy")))
+    judged(telling(0.5) + telling(0.6, metric="test/accuracy"),
+           hypothesis(*members, correction=correction),
+           detectable=lambda *given, **options: calls.append(options["alpha"]) or 7.0)  # fmt: skip
+    assert calls == pytest.approx([0.05 / share] * 2)
 
 
 def test_alpha_itself_is_enough():
@@ -318,7 +329,42 @@ def test_a_floor_of_p_is_said():
         seeds=range(5),
     )
     assert judgement.verdict == "inconclusive"
-    assert "No numbers of 5 units could have given p below 0.062" in judgement.reason
+    assert "No numbers of 5 units could have given p below 0.062." in judgement.reason
+
+
+def test_a_floor_of_p_in_a_family_is_said():
+    table = rows("sam", np.arange(5) + 1.0) + rows("sgd", np.arange(5) + [3.0, 0, 3, 0, 3])
+    members = (contrast(), contrast(direction="greater"))
+    (judgement,) = decide([hypothesis(*members, correction="holm")], table, seeds=range(5))
+    assert "below 0.031; alone in its family it needs 0.025." in judgement.findings[0].reason
+
+
+SAME = np.array([0.3, 0.5, 0.4, 0.7, 0.6, 0.2, 0.9, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("sam", "sgd", "test", "expected"),
+    [
+        (SAME, SAME, "paired-t", "the very same numbers"),
+        (np.full(8, 0.9), SAME, "wilcoxon", "All 8 units of sam are 0.9"),
+        (SAME + 1, SAME, "welch", ""),
+        (np.ones(8), SAME, "welch", ""),  # a saturated accuracy
+        (np.full(8, 0.9), np.full(8, 0.8), "identical", ""),
+    ],
+)
+def test_numbers_that_look_as_if_nothing_varied(sam, sgd, test, expected):
+    member = contrast(test=test)
+    (judgement,) = decide([hypothesis(member)], rows("sam", sam) + rows("sgd", sgd), seeds=SEEDS)
+    assert ("check that" in judgement.reason) == bool(expected)
+    assert expected in judgement.reason
+
+
+def test_the_confidence_of_a_deciding_interval_is_said():
+    members = (one(margin=9.0), one(margin=9.0, quantity=Quantity("test/accuracy")))
+    table = telling(0.5) + telling(0.6, metric="test/accuracy")
+    (judgement,) = judged(table, hypothesis(*members, correction="holm"))
+    assert judgement.verdict == "equivalent"
+    assert judgement.findings[0].reason.startswith("The 95 % interval lies within 9 of 0.")
 
 
 VOTES = {"s": "supported", "r": "refuted", "e": "equivalent", "i": "inconclusive", "n": "not run"}

@@ -8,10 +8,10 @@ Intervals and p by `protocol.bootstrap`.
 
 import numpy as np
 
-from sharpjax.protocol import bootstrap, units
-from sharpjax.protocol.arguments import check_options, read_groups
+from sharpjax.protocol import bootstrap
+from sharpjax.protocol.arguments import MANY, check_options, read_aligned, read_groups
 from sharpjax.protocol.bootstrap import Statistic
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol.result import Alternative, Samples, TestResult, nothing_known
 
 
 def interquartile_mean(
@@ -38,14 +38,14 @@ def interquartile_mean(
     name, null = "interquartile_mean", 0.0 if null is None else null
     check_options(name, alternative, confidence, null=null)
     if len(samples.groups) == 1:
-        groups, clusters, independent = units.aligned(name, samples, 1, 1)
+        groups, clusters, independent = read_aligned(name, samples, 1, 1)
     else:
-        groups, clusters = read_groups(name, samples, 1, units.MANY), None
+        groups, clusters = read_groups(name, samples, 1, MANY), None
         independent = sum(group.size for group in groups)
     sizes = tuple(group.size for group in groups)
     middle = weighted_middle(np.concatenate(groups))
     if min(independent, *sizes) < 2:
-        return units.nothing_known(float(middle(np.ones(sum(sizes)))), sizes)
+        return nothing_known(float(middle(np.ones(sum(sizes)))), sizes)
     return bootstrap.infer(
         bootstrap.bca(
             lambda *counts: middle(bootstrap.joined(counts)), sizes, clusters=clusters, seed=seed
@@ -84,7 +84,7 @@ def interquartile_mean_difference(
     first, second = (weighted_middle(group) for group in groups)
     if min(sizes) < 2:
         effect = first(np.ones(sizes[0])) - second(np.ones(sizes[1]))
-        return units.nothing_known(float(effect), sizes)
+        return nothing_known(float(effect), sizes)
     return bootstrap.infer(
         bootstrap.bca(lambda a, b: first(a) - second(b), sizes, seed=seed),
         sizes,

@@ -10,6 +10,7 @@ from sharpjax.protocol.result import Alternative, Samples
 
 _EPS = float(np.finfo(np.float64).eps)
 _LARGEST = 1e150  # squares of larger numbers overflow
+MANY = 1_000  # more groups than anybody has
 
 
 class Pairs(NamedTuple):
@@ -137,6 +138,26 @@ def read_pairs(test: str, samples: Samples) -> Pairs:
     num_clusters = first.size if codes is None else int(codes.max()) + 1
     n = (first.size,) * len(groups)
     return Pairs(differences, codes, num_clusters, 8 * _EPS * float(scale), n)
+
+
+def read_aligned(
+    test: str, samples: Samples, least: int, most: int
+) -> tuple[tuple[np.ndarray, ...], np.ndarray | None, int]:
+    """Groups in which unit i is the same, the number of each unit's cluster, and of how many.
+
+    Raises:
+        UserError: as `read_groups`; groups, or labels of clusters, of other lengths.
+
+    >>> clusters = np.array([5, 5, 8])
+    >>> read_aligned("spearman", Samples((np.ones(3), np.ones(3)), clusters=clusters), 2, 2)[1:]
+    (array([0, 0, 1]), 2)
+    """
+    groups = read_groups(test, samples, least, most, clusters=True)
+    sizes = [group.size for group in groups]
+    if len(set(sizes)) > 1:
+        raise UserError(f"{test}: groups of {sizes} units; unit i must be the same in all of them.")
+    codes = cluster_codes(test, samples.clusters, sizes[0])
+    return groups, codes, sizes[0] if codes is None else int(codes.max()) + 1
 
 
 def cluster_codes(test: str, labels: np.ndarray | None, size: int) -> np.ndarray | None:

@@ -6,9 +6,9 @@ twice is a tie with itself, as in the resample written out.
 
 import numpy as np
 
-from sharpjax.protocol import bootstrap, units
+from sharpjax.protocol import bootstrap
 from sharpjax.protocol.bootstrap import Statistic
-from sharpjax.protocol.result import Alternative, TestResult
+from sharpjax.protocol.result import Alternative, TestResult, nothing_known
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
@@ -90,7 +90,7 @@ def resampled(
     """Interval and p of a statistic within bounds, by drawing units, or clusters of them.
 
     Where every resample is at a bound, as with a perfect rank correlation in each seed, units
-    astray may have gone unseen (`units.unseen`), each of which takes off as much as there is.
+    astray may have gone unseen (`_unseen`), each of which takes off as much as there is.
 
     Args:
         sizes: of the strata, as in `bootstrap.bca`.
@@ -98,7 +98,7 @@ def resampled(
     """
     distribution = bootstrap.bca(statistic, sizes, clusters=clusters, seed=seed)
     if distribution.undefined == 1:
-        return units.nothing_known(distribution.estimate, sizes)
+        return nothing_known(distribution.estimate, sizes)
     result = bootstrap.infer(
         distribution,
         sizes,
@@ -110,9 +110,21 @@ def resampled(
     )
     low, high = result.interval
     independent = min(sizes) if clusters is None else int(clusters.max()) + 1
-    reach = (bounds[1] - bounds[0]) * units.unseen(independent, confidence)
+    reach = (bounds[1] - bounds[0]) * _unseen(independent, confidence)
     if low == high == bounds[1]:
         low = high - reach
     elif low == high == bounds[0]:
         high = low + reach
     return result._replace(interval=(low, high))
+
+
+def _unseen(num_units: int, confidence: float) -> float:
+    """The largest share of stray units that is compatible with none among `num_units`.
+
+    Clopper and Pearson's 1 - (alpha / 2)^(1 / n). Where groups are wholly apart all resamples say
+    so, and a bootstrap interval has no width.
+
+    >>> round(_unseen(10, 0.95), 3)
+    0.308
+    """
+    return 1 - ((1 - confidence) / 2) ** (1 / num_units)

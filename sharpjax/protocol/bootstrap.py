@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from sharpjax.protocol import units
-from sharpjax.protocol.arguments import check_options, directed, read_groups
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol import exact
+from sharpjax.protocol.arguments import check_options, directed, read_aligned, read_groups
+from sharpjax.protocol.result import UNKNOWN, Alternative, Samples, TestResult, nothing_known
 
 RESAMPLES = 9_999
 _TAIL = 10  # replicates at either end beyond which the distribution goes on as a normal one
@@ -124,7 +124,7 @@ def bca(
 def interval(bootstrap: Bootstrap, confidence: float) -> tuple[float, float]:
     """The two-sided BCa interval; NaN where too few resamples have a value."""
     if bootstrap.undefined > _MOST_UNDEFINED:
-        return units.UNKNOWN
+        return UNKNOWN
     level = 0.5 + confidence / 2
     z = float(special.ndtri(level))
     if bootstrap.expansion:
@@ -232,11 +232,11 @@ def mean(
     """
     null = 0.0 if null is None else null
     check_options("mean", alternative, confidence, null=null)
-    groups, clusters, independent = units.aligned("mean", samples, 1, 2)
+    groups, clusters, independent = read_aligned("mean", samples, 1, 2)
     x = groups[0] if len(groups) == 1 else groups[0] - groups[1]
     sizes = (x.size,) * len(groups)
     if independent < 2:
-        return units.nothing_known(float(x.mean()), sizes)
+        return nothing_known(float(x.mean()), sizes)
     return infer(
         bca(weighted_mean(x), (x.size,), clusters=clusters, seed=seed),
         sizes,
@@ -271,7 +271,7 @@ def mean_difference(
     a, b = read_groups("mean_difference", samples, 2, 2)
     sizes = (a.size, b.size)
     if min(sizes) < 2:
-        return units.nothing_known(float(a.mean() - b.mean()), sizes)
+        return nothing_known(float(a.mean() - b.mean()), sizes)
     first, second = weighted_mean(a), weighted_mean(b)
     return infer(
         bca(lambda u, v: first(u) - second(v), sizes, seed=seed),
@@ -290,7 +290,7 @@ def units_floor(num_units: int) -> float:
 
 def strata_floor(sizes: Sequence[int]) -> float:
     """The smallest one-sided p of an exact permutation test of the first group and the others."""
-    return 1 / units.arrangements((sizes[0], sum(sizes[1:])))
+    return exact.share_of_one_choice(sizes[0], sum(sizes[1:]))
 
 
 def _evaluate(statistic, counts: Sequence[np.ndarray], members: np.ndarray | None) -> np.ndarray:

@@ -23,9 +23,9 @@ import numpy as np
 from scipy import special
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import association, bootstrap, independence, shuffle, units
-from sharpjax.protocol.arguments import check_options, directed
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol import association, bootstrap, independence, shuffle
+from sharpjax.protocol.arguments import MANY, check_options, directed, read_aligned
+from sharpjax.protocol.result import Alternative, Samples, TestResult, nothing_known
 
 _RANGE = (-1.0, 1.0)
 
@@ -152,12 +152,14 @@ def fit_error(
         below, above, least = either.p, 1.0, either.min_attainable_p
     else:
         up, down = of_r("greater", r0), of_r("less", -r0)
-        below, above = min(up.p, down.p), max(up.opposite_p, down.opposite_p)
+        # |r| this large under r = +-r0: the near tail, and the far one of the other sign.
+        below = min(1.0, up.p + down.opposite_p, down.p + up.opposite_p)
+        above = max(up.opposite_p, down.opposite_p)
         either, least = up, up.min_attainable_p
     effect = _left_over(either.effect)
     low, high = either.interval
     if math.isnan(low):
-        return units.nothing_known(effect, either.n)
+        return nothing_known(effect, either.n)
     p, opposite = directed(alternative, above, below)
     nearest = 0.0 if low < 0 < high else min(abs(low), abs(high))
     interval = _left_over(max(abs(low), abs(high))), _left_over(nearest)
@@ -192,7 +194,7 @@ def kendall_difference(
     """
     name, null = "kendall_difference", 0.0 if null is None else null
     check_options(name, alternative, confidence, null=null, within=(-1.0, 1.0))
-    (a, b, y), clusters, independent = units.aligned(name, samples, 3, 3)
+    (a, b, y), clusters, independent = read_aligned(name, samples, 3, 3)
     first, second = association.kendall(a, y), association.kendall(b, y)
     return association.resampled(
         lambda counts: np.abs(first(counts)) - np.abs(second(counts)),
@@ -231,7 +233,7 @@ def spearman_pooled(
     """
     name, null = "spearman_pooled", 0.0 if null is None else null
     check_options(name, alternative, confidence, null=null, within=(-2.0, 2.0))
-    groups, clusters, independent = units.aligned(name, samples, 4, units.MANY)
+    groups, clusters, independent = read_aligned(name, samples, 4, MANY)
     if len(groups) % 2:
         raise UserError(f"{name}: {len(groups)} groups; it takes pairs of them: x1, y1, x2, y2.")
     conditions = len(groups) // 2
@@ -261,7 +263,7 @@ def _test(
 ) -> TestResult:
     name, null = name or coefficient.name, 0.0 if null is None else null
     check_options(name, alternative, confidence, null=null, within=_RANGE)
-    (x, y), clusters, independent = units.aligned(name, samples, 2, 2)
+    (x, y), clusters, independent = read_aligned(name, samples, 2, 2)
     statistic = coefficient.of(x, y)
     sizes = (x.size, y.size)
     if clusters is not None:
@@ -278,7 +280,7 @@ def _test(
     with np.errstate(invalid="ignore", divide="ignore"):
         effect = float(statistic(np.ones(x.size)))
     if math.isnan(effect):
-        return units.nothing_known(effect, sizes)
+        return nothing_known(effect, sizes)
     floor = 1 / math.factorial(min(x.size, 100))
     spread = _deviation(coefficient, effect, x, y)
     if null == 0:

@@ -7,6 +7,7 @@ whatever the numbers are. scipy tabulates the case without ties only.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +85,18 @@ def share_of_one_choice(n1: int, n2: int) -> float:
         return 1 / math.comb(n1 + n2, n1)
     logs = special.gammaln(n1 + n2 + 1) - special.gammaln(n1 + 1) - special.gammaln(n2 + 1)
     return float(np.exp(-logs))
+
+
+def arrangements(sizes: Sequence[int]) -> float:
+    """In how many ways N units fall into groups of these sizes: N! / prod n_i!
+
+    >>> arrangements([3, 3]), arrangements([3, 3, 3]), arrangements([5000, 5000])
+    (20.0, 1680.0, inf)
+    """
+    log = math.lgamma(sum(sizes) + 1) - sum(math.lgamma(size + 1) for size in sizes)
+    if log < 30:
+        return float(round(math.exp(log)))
+    return math.exp(log) if log < 700 else math.inf
 
 
 def _rank_sum(ranks: np.ndarray, size: int, statistic: int, step: int) -> Tails:

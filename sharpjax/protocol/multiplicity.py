@@ -48,6 +48,21 @@ def adjust(p: Sequence[float] | np.ndarray, method: Correction) -> np.ndarray:
     return adjusted
 
 
+def levels(alpha: float, members: int, correction: Correction) -> tuple[float, float]:
+    """What p must not exceed: where no other member rejects, and where all do with this p.
+
+    >>> levels(0.05, 2, "none"), levels(0.05, 2, "bh")
+    ((0.05, 0.05), (0.025, 0.05))
+    """
+    harmonic = sum(1 / i for i in range(1, members + 1))
+    return {
+        "none": (alpha, alpha),
+        "holm": (alpha / members, alpha / members),
+        "bh": (alpha / members, alpha),
+        "by": (alpha / members / harmonic, alpha / harmonic),
+    }[correction]
+
+
 def _step(ordered: np.ndarray, method: Correction) -> np.ndarray:
     m = ordered.size
     place = np.arange(1, m + 1)

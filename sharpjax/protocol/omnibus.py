@@ -15,9 +15,9 @@ import numpy as np
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import shuffle, units
-from sharpjax.protocol.arguments import check_options, read_groups
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol import exact, shuffle
+from sharpjax.protocol.arguments import MANY, check_options, read_aligned, read_groups
+from sharpjax.protocol.result import UNKNOWN, Alternative, Samples, TestResult
 
 _SHUFFLED = 500  # units up to which ranks are shuffled; chi squared is good far below that
 
@@ -45,14 +45,14 @@ def kruskal_wallis(
     (0.9, 0.003571)
     """
     _check("kruskal_wallis", alternative, null, confidence)
-    groups = read_groups("kruskal_wallis", samples, 2, units.MANY)
+    groups = read_groups("kruskal_wallis", samples, 2, MANY)
     sizes = tuple(group.size for group in groups)
     ranks = stats.rankdata(np.concatenate(groups))
     ranks -= ranks.mean()
     total = float((ranks**2).sum())
-    least = shuffle.least(units.arrangements(sizes) / _ways_apart(sizes))
+    least = shuffle.least(exact.arrangements(sizes) / _ways_apart(sizes))
     if total == 0:
-        return TestResult(0.0, units.UNKNOWN, 1.0, 1.0, least, sizes)
+        return TestResult(0.0, UNKNOWN, 1.0, 1.0, least, sizes)
     starts = np.cumsum((0, *sizes[:-1]))
 
     def between(ordered: np.ndarray) -> np.ndarray:
@@ -62,9 +62,9 @@ def kruskal_wallis(
     if ranks.size > _SHUFFLED:
         p = float(stats.chi2.sf((ranks.size - 1) * observed / total, len(groups) - 1))
     else:
-        index, exact = shuffle.orders(ranks.size, seed)
-        p = max(least, shuffle.tails(between(ranks[index]), observed, exact)[0])
-    return TestResult(observed / total, units.UNKNOWN, p, p, least, sizes)
+        index, are_all = shuffle.orders(ranks.size, seed)
+        p = max(least, shuffle.tails(between(ranks[index]), observed, are_all)[0])
+    return TestResult(observed / total, UNKNOWN, p, p, least, sizes)
 
 
 def friedman(
@@ -91,15 +91,15 @@ def friedman(
     (1.0, 1)
     """
     _check("friedman", alternative, null, confidence)
-    read_groups("friedman", samples, 2, units.MANY)  # which refuses clusters
-    groups, _, num_units = units.aligned("friedman", samples, 2, units.MANY)
+    read_groups("friedman", samples, 2, MANY)  # which refuses clusters
+    groups, _, num_units = read_aligned("friedman", samples, 2, MANY)
     k, sizes = len(groups), tuple(group.size for group in groups)
     ranks = 2 * stats.rankdata(np.stack(groups, axis=1), axis=1) - (k + 1)
     # One unit's order may be any: all others must agree with it.
     least = shuffle.least(math.exp(min((num_units - 1) * math.lgamma(k + 1), 600.0)))
     most = num_units * float((ranks**2).sum())
     if most == 0:
-        return TestResult(0.0, units.UNKNOWN, 1.0, 1.0, least, sizes)
+        return TestResult(0.0, UNKNOWN, 1.0, 1.0, least, sizes)
 
     def agreement(shuffled: np.ndarray) -> np.ndarray:
         return (shuffled.sum(-2) ** 2).sum(-1)
@@ -112,12 +112,16 @@ def friedman(
         index = _within(num_units, k, seed, shuffle.NUM_ORDERS)
         shuffled = np.take_along_axis(ranks[None], index, axis=-1)
         p = max(least, shuffle.tails(agreement(shuffled), observed, exact=False)[0])
-    return TestResult(effect, units.UNKNOWN, p, p, least, sizes)
+    return TestResult(effect, UNKNOWN, p, p, least, sizes)
 
 
 def _check(test: str, alternative: Alternative, null: float | None, confidence: float) -> None:
     check_options(test, alternative, confidence)
-    units.undirected(test, alternative)
+    if alternative != "two-sided":
+        raise UserError(
+            f"{test}: alternative={alternative!r}; that groups differ has no direction: give "
+            "'two-sided', or take jonckheere or page for an order of groups."
+        )
     if null:
         raise UserError(f"{test}: null={null}; that all groups are alike is its only null, 0.")
 

@@ -9,7 +9,6 @@ where others reject too is not counted.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,14 +16,9 @@ import numpy as np
 from scipy import special
 
 from sharpjax.protocol import simulation
-from sharpjax.protocol.hypotheses import (
-    Contrast,
-    Correction,
-    Hypothesis,
-    arms,
-    families,
-    quantities,
-)
+from sharpjax.protocol.canonical import canonical_json, to_dict
+from sharpjax.protocol.hypotheses import Contrast, Hypothesis, arms, families, quantities
+from sharpjax.protocol.multiplicity import levels
 from sharpjax.protocol.noncentral_t import t_detectable, t_num_seeds, t_power
 from sharpjax.protocol.power_formulas import Plan, within
 from sharpjax.protocol.result import Samples
@@ -128,9 +122,14 @@ def table(
     """
     hypotheses = tuple(hypotheses)
     members = [(h, c, f) for h in hypotheses for c, f in families(h)]
-    sizes = Counter(family for _, _, family in members)
+    # A contrast that two hypotheses of a family share is one member, as in `verdicts`.
+    inside: dict[str, set[str]] = {}
+    for _, contrast, family in members:
+        inside.setdefault(family, set()).add(canonical_json(to_dict(contrast)))
     return tuple(
-        _planned(h, contrast, _sizes(contrast, seeds, units or {}), sizes[family], pilot(contrast))
+        _planned(
+            h, contrast, _sizes(contrast, seeds, units or {}), len(inside[family]), pilot(contrast)
+        )
         for h, contrast, family in members
         if not h.missing
     )
@@ -197,7 +196,7 @@ def _planned(
     members: int,
     pilot: Samples | None,
 ) -> Planned:
-    alone, together = _levels(hypothesis.alpha, members, hypothesis.correction)
+    alone, together = levels(hypothesis.alpha, members, hypothesis.correction)
     plan = Plan(sizes, contrast.direction, alone, contrast.null)
     floor = smallest_p(contrast.test, plan)
     rejects = "alone" if floor <= alone else "together" if floor <= together else "never"
@@ -241,17 +240,6 @@ def _units(samples: Samples) -> tuple[int, ...]:
     if samples.clusters is not None:
         return (len(np.unique(samples.clusters)),) * len(samples.groups)
     return tuple(len(group) for group in samples.groups)
-
-
-def _levels(alpha: float, members: int, correction: Correction) -> tuple[float, float]:
-    """What p must not exceed: where no other member rejects, and where all do with this p."""
-    harmonic = sum(1 / i for i in range(1, members + 1))
-    return {
-        "none": (alpha, alpha),
-        "holm": (alpha / members, alpha / members),
-        "bh": (alpha / members, alpha),
-        "by": (alpha / members / harmonic, alpha / harmonic),
-    }[correction]
 
 
 def _at_margin(contrast: Contrast, plan: Plan, pilot: Samples | None) -> float:

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sharpjax.protocol import bootstrap, units
-from sharpjax.protocol.arguments import check_options, read_groups
+from sharpjax.protocol import bootstrap
+from sharpjax.protocol.arguments import check_options, read_aligned, read_groups
 from sharpjax.protocol.bootstrap import weighted_mean
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol.result import Alternative, Samples, TestResult, nothing_known
 
 
 class _Form(NamedTuple):
@@ -195,7 +195,7 @@ def _test(
     allowed = (0.0, math.inf) if form.log else (-math.inf, math.inf)
     check_options(form.name, alternative, confidence, null=null, within=allowed)
     if form.paired:
-        groups, clusters, independent = units.aligned(form.name, samples, form.groups, form.groups)
+        groups, clusters, independent = read_aligned(form.name, samples, form.groups, form.groups)
         strata = (independent,)
         floor = bootstrap.units_floor(independent)
     else:
@@ -211,12 +211,12 @@ def _test(
     sizes = tuple(group.size for group in groups)
     positive = [bool(group.mean() > 0) for group in groups]
     if not all(positive[1::2]) or (form.of_means is _log_difference and not all(positive)):
-        return units.nothing_known(math.nan, sizes)
+        return nothing_known(math.nan, sizes)
     if form.log and not positive[0]:
         form = form._replace(of_means=_quotient, log=False)
     if min(strata) < 2:
         effect = float(form.of_means(*(group.mean() for group in groups)))
-        return units.nothing_known(math.exp(effect) if form.log else effect, sizes)
+        return nothing_known(math.exp(effect) if form.log else effect, sizes)
     return bootstrap.infer(
         bootstrap.bca(statistic, strata, clusters=clusters, seed=seed),
         sizes,

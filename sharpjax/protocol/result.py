@@ -11,12 +11,15 @@ equivalence and non-inferiority use it. `seed` feeds resampling, so that the sam
 same numbers. `protocol.catalog` names every test.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 Alternative = Literal["two-sided", "greater", "less"]
+UNKNOWN = (math.nan, math.nan)  # an interval
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,12 @@ class TestResult(NamedTuple):
     opposite_p: float
     min_attainable_p: float
     n: tuple[int, ...]
+
+
+def nothing_known(effect: float, sizes: Sequence[int]) -> TestResult:
+    """The result where units are too few, or too alike, to say anything: p is 1.
+
+    >>> nothing_known(0.5, [1, 1])[:5]
+    (0.5, (nan, nan), 1.0, 1.0, 1.0)
+    """
+    return TestResult(effect, UNKNOWN, 1.0, 1.0, 1.0, tuple(sizes))

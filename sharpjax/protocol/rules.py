@@ -19,23 +19,30 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from sharpjax.protocol import multiplicity
 from sharpjax.protocol.catalog import Test
-from sharpjax.protocol.hypotheses import Contrast
+from sharpjax.protocol.hypotheses import Contrast, Correction
 from sharpjax.protocol.result import TestResult
 
 Verdict = Literal["supported", "refuted", "equivalent", "inconclusive", "not run"]
 
 
 class Rule(NamedTuple):
-    """Alpha, and what it is for one interval of a family in which `size` members are corrected."""
+    """Alpha, in a family in which `size` members are corrected together (1: not corrected)."""
 
     alpha: float
-    correction: str
+    correction: Correction
     size: int
 
     @property
     def each(self) -> float:
+        """Of one interval."""
         return self.alpha / self.size
+
+    @property
+    def alone(self) -> float:
+        """What p must not exceed where no other member rejects."""
+        return multiplicity.levels(self.alpha, self.size, self.correction)[0]
 
 
 def word(
@@ -50,31 +57,39 @@ def word(
     alpha, (p, opposite_p) = rule.alpha, adjusted
     null = test.null if contrast.null is None else contrast.null
     margin = contrast.margin
+    narrow, wide = 1 - 2 * rule.each, 1 - rule.each
     if contrast.within and margin is not None:
-        if _inside(interval(1 - 2 * rule.each), null, margin):
-            return "supported", f"The effect lies within {margin:g} of {null:g}."
-        if _beyond(interval(1 - rule.each), null, margin, "two-sided"):
-            return "refuted", f"The effect lies more than {margin:g} from {null:g}."
-        return "inconclusive", f"The interval crosses {margin:g} from {null:g}."
+        if _inside(interval(narrow), null, margin):
+            return "supported", f"{_named(narrow)} lies within {margin:g} of {null:g}."
+        if _beyond(interval(wide), null, margin, "two-sided"):
+            return "refuted", f"{_named(wide)} lies more than {margin:g} from {null:g}."
+        return "inconclusive", f"{_named(narrow)} does not lie within {margin:g} of {null:g}."
     if math.isnan(result.p):
         return "inconclusive", "The test gives no p for these numbers."
     if p <= alpha:
         return "supported", f"{_p_words(result.p, p, rule)} <= {alpha:g}."
     if margin is not None and (test.margin or test.equivalence):
-        if _beyond(interval(1 - rule.each), null, margin, contrast.direction):
-            return "refuted", f"The interval lies wholly beyond the margin {margin:g}."
+        if _beyond(interval(wide), null, margin, contrast.direction):
+            return "refuted", f"{_named(wide)} lies wholly beyond the margin {margin:g}."
     elif opposite_p <= alpha and (
         contrast.direction != "two-sided" or result.opposite_p != result.p
     ):
         words = _p_words(result.opposite_p, opposite_p, rule)
         return "refuted", f"In the opposite direction, {words} <= {alpha:g}."
-    elif margin is not None and _inside(interval(1 - 2 * rule.each), null, margin):
-        return "equivalent", f"The effect lies within {margin:g} of {null:g}."
+    elif margin is not None and _inside(interval(narrow), null, margin):
+        return "equivalent", f"{_named(narrow)} lies within {margin:g} of {null:g}."
     why = f"{_p_words(result.p, p, rule)} > {alpha:g}."
-    if result.min_attainable_p > alpha:
+    if result.min_attainable_p > rule.alone:
         floor = f"{result.min_attainable_p:.2g}"
-        why += f" No numbers of {units(result)} units could have given p below {floor}."
+        why += f" No numbers of {units(result)} units could have given p below {floor}"
+        # Beside others of the family that reject it might have been enough.
+        asked = f"; alone in its family it needs {rule.alone:.2g}"
+        why += "." if result.min_attainable_p > alpha else f"{asked}."
     return "inconclusive", why
+
+
+def _named(confidence: float) -> str:
+    return f"The {100 * confidence:.4g} % interval"
 
 
 def _inside(interval: tuple[float, float], null: float, margin: float) -> bool:

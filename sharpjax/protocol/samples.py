@@ -145,7 +145,10 @@ def _clusters(groups: Sequence[Sequence[Unit]]) -> np.ndarray | None:
 
 
 def _rows_of(index: Table, arm: str, quantity: Quantity, metric: str) -> list[Row]:
-    """The rows of one arm that a quantity means."""
+    """The rows of one arm that a quantity means.
+
+    Those of a seed that has turned non-finite by then are of its last finite state: no measurement.
+    """
     if arm not in index.last:
         known = sorted(index.last)
         raise Incomplete(f"there are no rows of arm '{arm}'{nearest(arm, known) or '.'}")
@@ -165,7 +168,10 @@ def _rows_of(index: Table, arm: str, quantity: Quantity, metric: str) -> list[Ro
     chosen = [row for row in there if all(row["of"].get(name) == v for name, v in wanted)]
     if not chosen:
         raise Incomplete(f"arm '{arm}' has no {metric} of {canonical_json(quantity.of)}.")
-    return chosen
+    if metric == ALIVE:
+        return chosen
+    dead = {row["seed"] for row in _deaths(index, arm) if row["step"] <= step}
+    return [row for row in chosen if row["seed"] not in dead]
 
 
 def _known(name: str, known: Sequence[str]) -> str:
@@ -219,16 +225,18 @@ def _missing_seeds(
     lacking = [(place, seed) for place in places for seed in seeds if (place, seed) not in there]
     if not lacking:
         return ""
-    dead = [unit for unit in lacking if _died(index, arms(group)[unit[0]], unit[1])]
+    died = {
+        (place, row["seed"]) for place, arm in enumerate(arms(group)) for row in _deaths(index, arm)
+    }
+    dead = [unit for unit in lacking if unit in died]
     words = f"{quantity.metric} is missing in {_some([_model(group, unit) for unit in lacking])}"
     if dead:
         words += f" ({len(dead)} of them turned non-finite in training)"
     return words
 
 
-def _died(index: Table, arm: str, seed: int) -> bool:
-    rows = index.rows.get((arm, ALIVE), ())
-    return any(row["seed"] == seed and row["value"] == 0 for row in rows)
+def _deaths(index: Table, arm: str) -> list[Row]:
+    return [row for row in index.rows.get((arm, ALIVE), ()) if row["value"] == 0]
 
 
 def _unpaired(sides: Sequence[tuple[str, Quantity]], groups: Sequence[Values]) -> str:

@@ -13,11 +13,11 @@ import numpy as np
 from scipy import special
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import bootstrap, shuffle, units
+from sharpjax.protocol import bootstrap, exact, shuffle
 from sharpjax.protocol.arguments import check_options, directed, read_groups
 from sharpjax.protocol.bootstrap import Statistic
 from sharpjax.protocol.ratios import log_ratio
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol.result import Alternative, Samples, TestResult, nothing_known
 
 
 class Curve(NamedTuple):
@@ -123,9 +123,9 @@ def log_rank(
     # Score of a unit: 1 if its event was seen, less the hazard it lived through.
     scores = event - (at_risk * (events / risk)).sum(1)
     excess = float(scores[first.size :].sum())
-    floor = shuffle.least(units.arrangements(sizes))
+    floor = shuffle.least(exact.arrangements(sizes))
     if not variance > 0:
-        return units.nothing_known(math.nan, sizes)
+        return nothing_known(math.nan, sizes)
     log, spread = excess / variance, 1 / math.sqrt(variance)
     reach = float(special.ndtri(0.5 + confidence / 2)) * spread
     if null == 1:
@@ -210,7 +210,7 @@ def _restricted(name, samples, alternative, null, confidence, seed, log=False) -
 
     if min(sizes) < 2:
         effect = float(statistic(*(np.ones((1, size)) for size in sizes))[0])
-        return units.nothing_known(math.exp(effect) if log else effect, sizes)
+        return nothing_known(math.exp(effect) if log else effect, sizes)
     return bootstrap.infer(
         bootstrap.bca(statistic, sizes, seed=seed),
         sizes,

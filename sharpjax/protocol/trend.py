@@ -11,9 +11,9 @@ import math
 import numpy as np
 from scipy import special, stats
 
-from sharpjax.protocol import association, bootstrap, independence, shuffle, units
-from sharpjax.protocol.arguments import check_options, directed, read_groups
-from sharpjax.protocol.result import Alternative, Samples, TestResult
+from sharpjax.protocol import association, bootstrap, exact, independence, shuffle
+from sharpjax.protocol.arguments import MANY, check_options, directed, read_aligned, read_groups
+from sharpjax.protocol.result import UNKNOWN, Alternative, Samples, TestResult
 
 _EXACT_PAIRS = 3_000  # pairs of units of different groups up to which orders are counted
 _EXACT_GROUPS = 8  # up to which all orders within a unit are listed
@@ -49,7 +49,7 @@ def jonckheere(
     """
     null = 0.0 if null is None else null
     check_options("jonckheere", alternative, confidence, null=null, within=(-1.0, 1.0))
-    groups = read_groups("jonckheere", samples, 2, units.MANY)
+    groups = read_groups("jonckheere", samples, 2, MANY)
     sizes = tuple(group.size for group in groups)
     values = np.concatenate(groups)
     label = np.repeat(np.arange(len(groups)), sizes)
@@ -57,8 +57,8 @@ def jonckheere(
     order = np.sign(values[:, None] - values[None, :]) * (label[:, None] < label[None, :])
     pairs = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     excess = float(order.sum())
-    floor = 1 / units.arrangements(sizes)
-    interval, other = units.UNKNOWN, (1.0, 1.0)
+    floor = 1 / exact.arrangements(sizes)
+    interval, other = UNKNOWN, (1.0, 1.0)
     if min(sizes) > 1:
         result = association.resampled(
             _delta(order),
@@ -109,7 +109,7 @@ def page(
     """
     null = 0.0 if null is None else null
     check_options("page", alternative, confidence, null=null, within=(-1.0, 1.0))
-    groups, clusters, independent = units.aligned("page", samples, 2, units.MANY)
+    groups, clusters, independent = read_aligned("page", samples, 2, MANY)
     k = len(groups)
     sizes = tuple(group.size for group in groups)
     # Twice the mid-ranks, centred: whole numbers.
@@ -120,7 +120,7 @@ def page(
     floor = max(math.exp(-independent * math.lgamma(k + 1)), 1e-300)
     if clusters is not None or null != 0:
         floor = bootstrap.units_floor(independent)
-    interval, other = units.UNKNOWN, (1.0, 1.0)
+    interval, other = UNKNOWN, (1.0, 1.0)
     if independent > 1:
         result = association.resampled(
             bootstrap.weighted_mean(correlations),

@@ -26,7 +26,7 @@ from sharpjax.protocol.hypotheses import (
 from sharpjax.protocol.result import Samples, TestResult
 from sharpjax.protocol.rules import Verdict
 from sharpjax.protocol.samples import Incomplete, Row, Table, gather, table
-from sharpjax.protocol.wording import describe
+from sharpjax.protocol.wording import describe, size
 
 Detectable = Callable[..., float]
 _Key = tuple[str, float]  # a contrast as canonical JSON, and the alpha of its hypothesis
@@ -37,8 +37,9 @@ class Finding(NamedTuple):
 
     Attributes:
         adjusted_p, adjusted_opposite_p: corrected within the family; NaN where not run.
-        detectable: the effect that these numbers of units could have seen with power 0.8, in units
-            of the test's effect; NaN where no formula or simulation gives one.
+        detectable: the effect that these numbers of units could have seen with power 0.8 if no
+            other member of the family rejects, in units of the test's effect; NaN where no formula
+            or simulation gives one.
         reason: one line for a person, always there.
         refuting: whether it is one of those which, where supported, refute the hypothesis.
     """
@@ -126,8 +127,8 @@ def decide(
             if hypothesis.id in reasons:
                 finding = _nothing(contrast, reasons[hypothesis.id])
             else:
-                size = len(sizes[family]) if hypothesis.correction != "none" else 1
-                rule = rules.Rule(hypothesis.alpha, hypothesis.correction, size)
+                members = len(sizes[family]) if hypothesis.correction != "none" else 1
+                rule = rules.Rule(hypothesis.alpha, hypothesis.correction, members)
                 finding = _find(measured[key], adjusted[family][key], rule, tests, detectable, seed)
             findings.append(finding._replace(refuting=i >= number))
         judgements.append(_judge(hypothesis, tuple(findings), reasons.get(hypothesis.id, "")))
@@ -263,10 +264,11 @@ def _find(
             adjusted = (math.nan, math.nan)
     effect = math.nan
     if verdict == "inconclusive" and detectable is not None and not contrast.within:
-        effect = detectable(contrast, samples, alpha=rule.alpha)
+        effect = detectable(contrast, samples, alpha=rule.alone)
         if not math.isnan(effect):
-            why += f" An effect of {effect:.3g} could have been seen with power 0.8."
-    reason = f"{why} {_said(test, result)}"
+            null = test.null if contrast.null is None else contrast.null
+            why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
+    reason = f"{why} {_said(test, result)}{_doubt(contrast, test, samples)}"
     return Finding(contrast, verdict, reason, samples, result, *adjusted, effect)
 
 
@@ -275,6 +277,23 @@ def _said(test: Test, result: TestResult) -> str:
     interval = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
     effect = test.effect[:1].upper() + test.effect[1:]
     return f"{effect} {result.effect:.4g}{interval}, n = {rules.units(result)}."
+
+
+def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:
+    """A sentence where the numbers look as if an arm or the seeds had done nothing.
+
+    No verdict changes: a saturated metric looks the same. Truth values, and times that all end with
+    the budget, are alike by their nature.
+    """
+    if test.kind in ("one", "times", "pairwise") or contrast.test == "identical":
+        return ""
+    first, *others = samples.groups
+    if first.size > 1 and any(np.array_equal(first, other) for other in others):
+        return " Two groups hold the very same numbers: check that their arms differ."
+    for name, group in zip(contrast.groups, samples.groups, strict=True):
+        if group.size > 1 and group[0] not in (0.0, 1.0) and (group == group[0]).all():
+            return f" All {group.size} units of {name} are {group[0]:.4g}: check that they differ."
+    return ""
 
 
 def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...], not_run: str) -> Judgement:

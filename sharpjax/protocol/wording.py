@@ -36,6 +36,15 @@ def describe(contrast: Contrast) -> str:
     return f"{words} ({', '.join(details)})"
 
 
+def size(effect: float, null: float) -> float:
+    """An effect as it is spoken of: where the null is 0 without its sign.
+
+    >>> size(-0.3, 0.0), size(0.8, 1.0)
+    (0.3, 0.8)
+    """
+    return abs(effect) if null == 0 else effect
+
+
 def _name(quantity: Quantity) -> str:
     coordinates = ", ".join(f"{key} {value}" for key, value in quantity.of.items())
     return f"{quantity.metric} ({coordinates})" if coordinates else quantity.metric

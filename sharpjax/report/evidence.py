@@ -92,12 +92,14 @@ def _units(n: tuple[int, ...], kind: str) -> str:
     ('8 pairs', '8, 7', '60 points')
     >>> _units((10,) * 11, "many"), _units((6, 6), "pairwise")
     ('11 × 10', '6 models each')
+    >>> _units((20,), "paired")
+    '20'
     """
     if not n:
         return words.MISSING
     same = len(set(n)) == 1
     if same and kind == "paired":
-        return words.many(n[0], "pair")
+        return words.many(n[0], "pair") if n[1:] else f"{n[0]:,}"
     if same and kind == "correlation":
         return words.many(n[0], "point")
     if same and kind == "pairwise":

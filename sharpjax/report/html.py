@@ -120,7 +120,12 @@ def _verdicts(content: Content) -> list[Child]:
         sections.verdict_table(
             judgements, caption, prefix="h", exploratory=not content.is_registered
         ),
-        tag("details", tag("summary", "What the words mean"), meanings),
+        tag(
+            "details",
+            tag("summary", "What the words mean"),
+            meanings,
+            tag("p", words.INTERVALS, class_="note"),
+        ),
     ]
 
 

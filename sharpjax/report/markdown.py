@@ -62,6 +62,7 @@ def _blocks(content: Content) -> Iterator[str]:
     yield "## Verdicts"
     yield _verdicts(content.judgements) or "No hypothesis was put forward for this run."
     if content.judgements:
+        yield words.INTERVALS
         yield "## Hypotheses"
     for judgement in content.judgements:
         yield from _hypothesis(judgement, exploratory=exploratory)

@@ -18,6 +18,7 @@ WIDTH = 360
 _LABELS = 92  # where the points begin, right of their group's name
 _ROW = 30
 MOST_POINTS = 200
+_MOST_SCATTERED = 1_000
 _MOST_LETTERS = 14
 
 
@@ -153,7 +154,10 @@ def points(
 def scatter(
     first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], *, title: str, ident: str
 ) -> Markup:
-    """Two quantities of the same units, the first along the bottom, the second upwards."""
+    """Two quantities of the same units, the first along the bottom, the second upwards.
+
+    Of very many points one in `one_in` is drawn; the axes are those of all.
+    """
     x, y = (np.asarray(values, np.float64) for _, values in (first, second))
     both = np.isfinite(x) & np.isfinite(y)
     base = 200
@@ -166,7 +170,8 @@ def scatter(
         parts.append(_text(words.number(tick, 3), 45, at + 4, anchor="end", class_="tick"))
     parts.append(tag("line", x1=52, x2=52, y1=20, y2=base, class_="axis"))
     opacity = "point" if both.sum() <= 60 else "point faint"
-    for a, b in zip(x[both], y[both], strict=True):
+    every = one_in(int(both.sum()))
+    for a, b in zip(x[both][::every], y[both][::every], strict=True):
         parts.append(tag("circle", cx=across.at(a), cy=upwards.at(b), r=3.2, class_=opacity))
     parts += _bottom_axis(across, base)
     parts.append(_text(_short(first[0], 44), WIDTH - 14, base + 38, anchor="end"))
@@ -174,6 +179,14 @@ def scatter(
         f"{words.many(int(both.sum()), 'point')}. {in_words(first[0], x)} {in_words(second[0], y)}"
     )
     return _figure(parts, height=base + 44, title=title, description=description, ident=ident)
+
+
+def one_in(count: int) -> int:
+    """
+    >>> one_in(1_000), one_in(10_000)
+    (1, 10)
+    """
+    return max(1, -(-count // _MOST_SCATTERED))
 
 
 # Parts.

@@ -72,19 +72,23 @@ def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entr
 
 
 def word(entry: Entry) -> str:
-    """The verdict where the runs agree on one.
+    """The verdict where the runs agree on one."""
+    verdicts = {answer.judgement.verdict for answer in _counted(entry)}
+    if not verdicts:
+        return NOT_YET
+    return verdicts.pop() if len(verdicts) == 1 else "the runs differ"
 
-    Registered answers count before exploratory ones, and answers before 'not run'.
-    """
-    for answers in (
-        [a for a in entry.answers if a.registered and a.judgement.verdict != "not run"],
-        [a for a in entry.answers if a.judgement.verdict != "not run"],
-        list(entry.answers),
-    ):
-        if answers:
-            verdicts = {a.judgement.verdict for a in answers}
-            return verdicts.pop() if len(verdicts) == 1 else "the runs differ"
-    return NOT_YET
+
+def is_exploratory(entry: Entry) -> bool:
+    """Whether the word rests on nothing that was registered."""
+    counted = _counted(entry)
+    return bool(counted) and not any(answer.registered for answer in counted)
+
+
+def _counted(entry: Entry) -> tuple[Answer, ...]:
+    """Registered answers count before exploratory ones, and answers before 'not run'."""
+    given = tuple(a for a in entry.answers if a.judgement.verdict != "not run")
+    return tuple(a for a in given if a.registered) or given or entry.answers
 
 
 def totals(found: Iterable[Entry]) -> str:
@@ -117,7 +121,8 @@ def render_markdown(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> st
         rows = []
         for entry in group:
             asked = entry.hypothesis
-            cells = [text(asked.id, 40), f"**{word(entry)}**", text(asked.claim), asked.status]
+            kind = f"**{word(entry)}**{' (exploratory)' if is_exploratory(entry) else ''}"
+            cells = [text(asked.id, 40), kind, text(asked.claim), asked.status]
             answers = [
                 f"{_markdown_link(a.run)}: {a.judgement.verdict}"
                 f"{'' if a.registered else ' (exploratory)'} {text(_number(a.judgement))}".strip()
@@ -130,17 +135,18 @@ def render_markdown(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> st
     return "\n\n".join(blocks) + "\n"
 
 
-_RUN = ("Study", "Sealed", "Seal", "Verdicts")
+_RUN = ("Config", "Sealed", "Seal", "Verdicts", "Warnings")
 
 
 def _run_line(run: Run) -> list[str]:
     sealed = run.content.registration
     when = "unregistered: exploratory" if sealed is None else words.moment(sealed.time)
     return [
-        str(run.content.config.get("study") or ""),
+        run.content.title,
         when,
         "" if sealed is None else sealed.seal[:12],
         words.counts(j.verdict for j in run.content.judgements),
+        "; ".join(run.content.warnings),
     ]
 
 
@@ -169,7 +175,7 @@ def _entries_table(group: Sequence[Entry], ident: str) -> Markup:
     for entry in group:
         asked, kind = entry.hypothesis, word(entry)
         badge = (
-            sections.verdict(kind)
+            sections.verdict(kind, exploratory=is_exploratory(entry))
             if kind in words.VERDICTS
             else tag("span", kind, class_="pending")
         )

@@ -104,7 +104,8 @@ def _contrast_table(found: Sequence[Evidence], asked: Hypothesis, ident: str) ->
     for e, name in zip(found, statements.names(asked, len(found)), strict=True):
         size = "nan" if e.drawn is None else e.drawn.effect
         small = None if e.drawn is None else marks.small_interval(e.drawn, axes[e.effect])
-        p = Cell(words.MISSING, "nan") if e.finding.result is None else _p(e.finding.result.p)
+        result, decides = e.finding.result, not e.finding.contrast.within
+        p = _p(result.p) if result is not None and decides else Cell(words.MISSING, "nan")
         rows.append(
             [
                 f"{name}: {e.comparison}" if name else e.comparison,
@@ -156,7 +157,7 @@ def _drawings(e: Evidence, asked: Hypothesis, title: str, ident: str) -> Iterato
     if e.drawn is not None:
         caption = e.effect[:1].upper() + e.effect[1:]
         if not math.isnan(e.drawn.low):
-            caption += f" with its {100 * (1 - asked.alpha):g} % interval"
+            caption += f" with its {statements.confidence(asked)} interval"
         if e.drawn.margin:
             caption += "; shaded: smaller than the smallest effect of interest"
         drawing = marks.interval(e.drawn, title=f"{e.effect}: {title}", ident=f"{ident}-i")
@@ -165,6 +166,8 @@ def _drawings(e: Evidence, asked: Hypothesis, title: str, ident: str) -> Iterato
         return
     if e.kind == "correlation" and len(e.groups) == 2:
         caption = f"Each {statements.unit(e)} a point"
+        if (every := marks.one_in(len(e.groups[0][1]))) > 1:
+            caption += f"; one in {every} is drawn"
         drawing = marks.scatter(*e.groups, title=f"Points: {title}", ident=f"{ident}-p")
     else:
         paired = e.kind in ("paired", "many-paired")

@@ -9,7 +9,8 @@ import numpy as np
 from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, quantities
 from sharpjax.protocol.registration import Registration
 from sharpjax.protocol.summary import mean_and_standard_error
-from sharpjax.protocol.verdicts import Judgement
+from sharpjax.protocol.verdicts import Finding, Judgement
+from sharpjax.protocol.wording import size
 from sharpjax.report import marks, words
 from sharpjax.report.evidence import Evidence, evidence, least_p_too_large
 
@@ -115,10 +116,29 @@ def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
     result, finding = e.finding.result, e.finding
     if result is None:
         return
-    yield e.effect[:1].upper() + e.effect[1:], e.estimate
+    known = e.drawn is not None and not math.isnan(e.drawn.low)
+    interval = f" [{confidence(hypothesis)} interval]" if known else ""
+    yield e.effect[:1].upper() + e.effect[1:] + interval, e.estimate
     if 1 < len(e.groups) <= 4 and e.kind not in ("correlation", "pairwise"):
         yield "Means ± standard errors", "; ".join(_mean(name, x) for name, x in e.groups)
     yield "n", e.units
+    if not finding.contrast.within:  # which is decided by an interval
+        yield from _p_values(finding, hypothesis)
+    if not math.isnan(finding.detectable):
+        null = 0.0 if e.drawn is None else e.drawn.null
+        yield "Detectable with power 0.8", words.number(size(finding.detectable, null), 3)
+    if finding.contrast.margin:
+        yield "Smallest effect of interest", words.number(finding.contrast.margin)
+
+
+def confidence(hypothesis: Hypothesis) -> str:
+    """Of the intervals that are shown; those that decide in a corrected family are wider."""
+    return f"{100 * (1 - hypothesis.alpha):g} %"
+
+
+def _p_values(finding: Finding, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
+    result = finding.result
+    assert result is not None
     yield "p", words.p_value(result.p)
     if hypothesis.correction != "none":
         yield (
@@ -129,10 +149,6 @@ def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
     if least_p_too_large(finding, hypothesis.alpha):
         least += f", above {hypothesis.alpha:g}: could not be significant"
     yield "Smallest p possible", least
-    if not math.isnan(finding.detectable):
-        yield "Detectable with power 0.8", words.number(finding.detectable, 3)
-    if finding.contrast.margin:
-        yield "Smallest effect of interest", words.number(finding.contrast.margin)
 
 
 def _mean(name: str, values: np.ndarray) -> str:

@@ -19,6 +19,10 @@ MEANINGS = {
     "inconclusive": "the data do not tell; the effect that could have been seen is given",
     "not run": "no data; the reason is given",
 }
+INTERVALS = (
+    "Claims with a direction are tested on one side; intervals are two-sided and not corrected, so "
+    "that one may reach the null where p does not, and the other way round in a family."
+)
 # How firm the details of a claim are in its source.
 CERTAINTY = {
     "firm": "set-up and test are known",
@@ -27,7 +31,8 @@ CERTAINTY = {
     "design": "put forward here, not by the source",
 }
 _DIRECTIONS = {"greater": "greater than", "less": "less than", "two-sided": "different from"}
-_TRENDS = {"greater": "rises", "less": "falls", "two-sided": "changes"}
+# Of a trend, "greater" says that the first group is the largest.
+_TRENDS = {"greater": "falls", "less": "rises", "two-sided": "changes"}
 _ASSOCIATIONS = {"greater": "rises with", "less": "falls with", "two-sided": "goes with"}
 # A claim of non-inferiority is that the first group is not so much worse: "greater", not less.
 _WORSE = {"greater": "less", "less": "more", "two-sided": "apart"}
@@ -180,7 +185,7 @@ def comparison(contrast: Contrast) -> str:
     >>> comparison(Contrast(loss, ("sam",), "greater", "binomial", null=0.5))
     'sam greater than 0.5'
     >>> comparison(Contrast(loss, ("wd 0", "wd 1", "wd 2"), "greater", "page"))
-    'rises along wd 0, wd 1, wd 2'
+    'falls along wd 0, wd 1, wd 2'
     >>> comparison(Contrast((loss, gap), ("sgd", "sgd"), "less", "spearman"))
     'test/loss falls with test/gap, in sgd'
     """
@@ -226,17 +231,20 @@ def rule(composite: Composite) -> str:
 
     >>> rule(Composite((), "all", "majority"))
     'supported if all are, refuted if more than half are'
+    >>> rule(Composite((), "any", "never"))
+    'supported if any is, never refuted by them'
     """
-    words = {"all": "all are", "any": "any is", "majority": "more than half are", "never": "none"}
+    words = {"all": "all are", "any": "any is", "majority": "more than half are"}
 
     def needed(rule: str | int) -> str:
         if rule == 1:
             return "any is"
         return words.get(str(rule), f"at least {rule} are")
 
-    return f"supported if {needed(composite.supported_by)}, refuted if " + needed(
-        composite.refuted_by
-    )
+    text = f"supported if {needed(composite.supported_by)}, "
+    if composite.refuted_by == "never":
+        return text + "never refuted by them"
+    return text + f"refuted if {needed(composite.refuted_by)}"
 
 
 def moment(text: object) -> str:
