@@ -1,5 +1,6 @@
 """What a run's rows say of its hypotheses, and the report of it."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -85,14 +86,14 @@ def print_verdicts(config: ConfigDict, run: workdir.Run) -> None:
         console.print(verdict_table(found.judgements, title))
     for warning in found.standing.warnings if there else ():
         console.print(f"warning: {warning}", markup=False)
-    console.print(f"report: {run.path / 'report.html'}", markup=False)
+    console.print(f"report: {_from_here(run.path / 'report.html')}", markup=False)
 
 
 def content_of(folder: Folder, *, where: str = "") -> Content:
     """All that the report of a run shows.
 
     Args:
-        where: how a person calls the folder; default: its path.
+        where: how a person calls the folder; default: its path from here.
     """
     rows = list(reading.rows(folder.path))
     conclusion = conclude(folder.path, folder.config, rows)
@@ -116,18 +117,23 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         commands=commands_for(
             _config_file(processes) or "CONFIG",
             _table(folder.path / workdir.OVERRIDES),
-            folder=where or str(folder.path),
+            folder=where or _from_here(folder.path),
             is_registered=standing.registered is not None,
             commit=_commit(processes),
         ),
     )
 
 
+def _from_here(path: epath.Path) -> str:
+    """A path as one would type it: relative where it lies below the working directory."""
+    return os.fspath(path).removeprefix(f"{os.getcwd()}{os.sep}")
+
+
 def write_report(folder: epath.Path, *, where: str = "", leased: bool = False) -> None:
     """Make `report.html` and `report.md` of a finished run, from what is sealed in it.
 
     Args:
-        where: how a person calls the folder; default: its path.
+        where: how a person calls the folder; default: its path from here.
         leased: whether the caller holds the folder's lease, as the run does that has just ended.
 
     Raises:
