@@ -18,7 +18,7 @@ from sharpjax import catalog, workdir
 from sharpjax.errors import UserError, printable
 from sharpjax.protocol import amendments, registration
 from sharpjax.protocol.amendments import Amendment
-from sharpjax.protocol.hypotheses import Hypothesis
+from sharpjax.protocol.hypotheses import Hypothesis, check
 from sharpjax.protocol.registration import MOST_BYTES, Registration
 from sharpjax.studies import schema, sources
 from sharpjax.studies.schema import Config
@@ -47,6 +47,12 @@ def _module(config: Config) -> Any:
     return importlib.import_module(catalog.STUDIES[config.study].partition(":")[0])
 
 
+def _metrics_of(config: Config) -> tuple[str, ...] | None:
+    """The names of what a study measures: its `metrics(config)`; None where it does not say."""
+    module = importlib.import_module(catalog.STUDIES[config.study].partition(":")[0])
+    return tuple(module.metrics(config)) if hasattr(module, "metrics") else None
+
+
 def describe(
     config: Config,
     *,
@@ -64,6 +70,11 @@ def describe(
             f"study '{config.study}' has no hypotheses, so there is nothing to register; run it "
             f"without --register."
         )
+    check(
+        [h for h in hypotheses if not h.missing],
+        arms=tuple(config.arms),
+        metrics=_metrics_of(config),
+    )
     code = sources.commit()
     whole = config.to_dict()
     return registration.register(

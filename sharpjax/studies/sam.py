@@ -8,6 +8,7 @@ all arms. One family, corrected by Holm.
 from collections.abc import Collection
 from typing import Any
 
+from sharpjax.optim.sharpness_aware import SamStatistics
 from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
 
@@ -46,6 +47,31 @@ def hypotheses(config: Any) -> tuple[Hypothesis, ...]:
         ),
     )
     return tuple(h for h in asked if _has(config.arms, h))
+
+
+def metrics(config: Any) -> tuple[str, ...]:
+    """What a run with these evaluators measures of every arm, so that a hypothesis that asks for
+    something else is refused before the run."""
+    geometry = config.evaluate.geometry
+    size = geometry.num_examples
+    names = [f"train/{name}" for name in ("loss", "accuracy", "learning_rate", "alive")]
+    names += [f"train/sam/{name}" for name in SamStatistics._fields]
+    names += [f"test/{name}" for name in ("accuracy", "ece", "nll")]
+    for i in range(geometry.num_sets):
+        where = f"train[{i * size or ''}:{(i + 1) * size}]"
+        names += [f"{where}/{name}" for name in _OF_A_SET]
+        names += [
+            f"{where}/hessian/lambda_{j + 1}{what}"
+            for j in range(geometry.num_eigenvalues)
+            for what in ("", "_residual")
+        ]
+    return tuple(names)
+
+
+_OF_A_SET = (
+    *("adaptive_sharpness", "directional_curvature", "gradient_norm", "loss", "sam_sharpness"),
+    *("hessian/converged", "hessian/num_products", "hessian/trace"),
+)
 
 
 def _hypothesis(

@@ -22,7 +22,7 @@ from sharpjax.train.evaluators import Data, Geometry, TestSet
 from sharpjax.train.progress import Progress, duration
 from sharpjax.train.step import SeedStep, Shared
 
-hypotheses = sam.hypotheses
+hypotheses, metrics = sam.hypotheses, sam.metrics
 
 
 def run(config: Config, folder: workdir.Run) -> None:

@@ -1,0 +1,54 @@
+"""S.1 to S.4, and the names that a hypothesis of the sharpness study may ask for."""
+
+import doctest
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from sharpjax.errors import UserError
+from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
+from sharpjax.studies import registering, sam, sharpness
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "docs" / "results" / "2026-11-25-sam_cifar-quick"
+
+
+def config(form):
+    return runpy.run_path(str(ROOT / "configs" / "sam_cifar.py"))["get_config"](form)
+
+
+def test_each_is_asked_where_its_arms_are():
+    whole = config("quick")
+    assert [h.id for h in sam.hypotheses(whole)] == ["S.1", "S.2", "S.3", "S.4"]
+    assert {h.correction for h in sam.hypotheses(whole)} == {"holm"}
+    assert {h.family for h in sam.hypotheses(whole)} == {"sam"}
+    with whole.unlocked():
+        del whole.arms["sgd_2x"]
+    assert [h.id for h in sam.hypotheses(whole)] == ["S.1", "S.2", "S.3"]
+
+
+def test_metrics_are_those_of_a_published_run():
+    lines = (PUBLISHED / "results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["metric"] for line in lines} == set(sam.metrics(config("quick")))
+
+
+def test_the_published_registration_is_what_is_asked_now():
+    sealed = json.loads((PUBLISHED / "registration.json").read_text())
+    official = ROOT / "docs" / "registrations" / "sam_cifar-quick.json"
+    assert sealed == json.loads(official.read_text())
+    now = registering.describe(config("quick"))
+    assert now.digests.registration == sealed["digests"]["registration"]
+
+
+def test_an_unknown_metric_is_refused_at_registration(monkeypatch):
+    contrast = Contrast(Quantity("test/acuracy"), ("sam", "sgd"), "greater", "wilcoxon")
+    asked = Hypothesis("T.1", "Better.", (contrast,))
+    monkeypatch.setattr(sharpness, "hypotheses", lambda config: (asked,))
+    with pytest.raises(UserError, match="T.1.*'test/acuracy'.*did you mean 'test/accuracy'"):
+        registering.describe(config("quick"))
+
+
+def test_examples():
+    assert doctest.testmod(sam).failed == 0
