@@ -188,14 +188,12 @@ def full(judgements=None, **fields):
     later = rows(metrics=("train/hessian/trace",))
     given = {
         "title": "SAM against SGD on handwritten digits",
-        "question": "Does SAM find flatter minima than SGD, and are they better ones?",
         "config": CONFIG,
         "judgements": judgements,
         "registration": registered(judgements),
         "rows": rows(),
         "later_rows": later,
         "figures": {"curves": png(640, 240)},
-        "captions": {"curves": "Training loss and test accuracy against steps."},
         "funnel": (
             Funnel("sgd", 8, 8, 0, 0),
             Funnel("sam", 8, 6, 1, 1, ("seed 3 turned non-finite", "seed 5 by hand")),

@@ -176,7 +176,7 @@ def test_pictures_are_in_the_page_byte_for_byte():
     (image,) = page.all("img")
     assert base64.b64decode(image[1]["src"].removeprefix("data:image/png;base64,")) == png
     assert (image[1]["width"], image[1]["height"]) == ("64", "32")
-    assert image[1]["alt"] == "Training loss and test accuracy against steps."
+    assert image[1]["alt"] == content.CAPTIONS["curves"]
     assert any("figures/large.png cannot be embedded" in p for p in page.texts("p"))
 
 
@@ -278,10 +278,10 @@ def hostile():
     return reports.full(
         (asked,),
         registration=None,
-        title=bad, question=bad, warnings=(bad,),
+        title=bad, warnings=(bad,),
         config={bad: {bad: bad}, "study": bad, "arms": {bad: {bad: bad}}, "seeds": bad},
         rows=reports.rows(arms=(bad,), metrics=(bad,)), later_rows=(),
-        figures={bad: reports.png(8, 8), bad + "2": b""}, captions={bad: bad},
+        figures={bad: reports.png(8, 8), bad + "2": b""},
         environment=({bad: bad},), processes=({bad: bad},),
         manifest={bad: bad, "files": {bad: {"bytes": 1, "sha256": bad}}},
         commands=(content.Command(bad, bad),),

@@ -9,7 +9,7 @@ import pytest
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
-from sharpjax.studies import registering, sam, sharpness
+from sharpjax.studies import registering, sam
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "docs" / "results" / "2026-11-25-sam_cifar-quick"
@@ -45,7 +45,7 @@ def test_the_published_registration_is_what_is_asked_now():
 def test_an_unknown_metric_is_refused_at_registration(monkeypatch):
     contrast = Contrast(Quantity("test/acuracy"), ("sam", "sgd"), "greater", "wilcoxon")
     asked = Hypothesis("T.1", "Better.", (contrast,))
-    monkeypatch.setattr(sharpness, "hypotheses", lambda config: (asked,))
+    monkeypatch.setattr(registering, "hypotheses_of", lambda config: (asked,))
     with pytest.raises(UserError, match="T.1.*'test/acuracy'.*did you mean 'test/accuracy'"):
         registering.describe(config("quick"))
 

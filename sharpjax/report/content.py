@@ -58,7 +58,6 @@ class Content:
 
     Attributes:
         title: names the run.
-        question: what was asked, in a sentence or two; '' where nobody wrote it down.
         config: all of it.
         registration: what was sealed; None: nothing was registered, so that everything is
             exploratory.
@@ -76,7 +75,6 @@ class Content:
     title: str
     config: Mapping[str, Any]
     judgements: tuple[Judgement, ...]
-    question: str = ""
     registration: Registration | None = None
     warnings: tuple[str, ...] = ()
     exploratory: tuple[Judgement, ...] = ()
@@ -135,8 +133,6 @@ def make(
     registration: Registration | None = None,
     later_rows: Iterable[Mapping[str, Any]] = (),
     figures: Mapping[str, bytes] | None = None,
-    captions: Mapping[str, str] | None = None,
-    question: str = "",
     warnings: Sequence[str] = (),
     funnel: Sequence[Funnel] = (),
     amendments: Sequence[Amendment] = (),
@@ -154,9 +150,7 @@ def make(
         rows: of the results, as `workdir.Run.rows` gives them.
         registration: what was sealed; None: an unregistered run.
         later_rows: of measures that were taken of the finished run.
-        figures: bytes of PNG files by name.
-        captions: of figures, by name; known ones have one.
-        question: what was asked, in words.
+        figures: bytes of PNG files by name; `CAPTIONS` says what is on them.
         warnings: lines that stand above the verdicts.
         funnel: what became of the planned runs, as `protocol.funnel` counts them.
         amendments: as `protocol.amendments` reads them.
@@ -175,12 +169,10 @@ def make(
         first = tuple(j for h in asked for j in judgements if j.hypothesis.id == h.id)
         require_all(asked, first)
         others = tuple(j for j in judgements if j.hypothesis.id not in {h.id for h in asked})
-    captions = CAPTIONS | dict(captions or {})
     return Content(
         title=title,
         config=config,
         judgements=first,
-        question=question,
         registration=registration,
         # The page says so itself of a run that is not registered.
         warnings=tuple(w for w in warnings if not w.lower().startswith("unregistered")),
@@ -190,7 +182,7 @@ def make(
         registered_metrics={} if registration is None else metrics_of(j.hypothesis for j in first),
         later=measured(later_rows),
         pictures=tuple(
-            _picture(name, captions.get(name, ""), png) for name, png in (figures or {}).items()
+            _picture(name, CAPTIONS.get(name, ""), png) for name, png in (figures or {}).items()
         ),
         amendments=tuple(amendments),
         environment=tuple(environment),

@@ -25,9 +25,6 @@ def render(content: Content) -> str:
         "header",
         tag("p", kind, class_="kind"),
         tag("h1", words.clean(content.title)),
-        tag("p", words.clean(content.question, 2_000), class_="question")
-        if content.question
-        else None,
     )
     contents = tag("nav", tag("ul", *links), aria_label="Contents")
     return page(

@@ -56,7 +56,6 @@ def render(content: Content) -> str:
 
 def _blocks(content: Content) -> Iterator[str]:
     yield f"# {text(content.title)}"
-    yield text(content.question, 2_000)
     yield from _asked(content)
     exploratory = not content.is_registered
     yield "## Verdicts"

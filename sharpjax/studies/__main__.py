@@ -47,16 +47,6 @@ def _say(line: str) -> None:
     print("\n".join(map(printable, line.split("\n"))), flush=True)
 
 
-def _sound(name: str) -> reading.Folder:
-    """A run of which every byte is as it was sealed."""
-    from sharpjax.studies import verifying
-
-    folder = reading.read(name)
-    if problems := verifying.verify(folder.path).problems:
-        raise UserError(f"'{name}' is not as it was sealed: {problems[0]}.")
-    return folder
-
-
 def _start() -> None:
     from sharpjax import runtime
 
@@ -98,7 +88,9 @@ def _verify(arguments: Any) -> int:
 
 
 def _replay(arguments: Any) -> int:
-    folder = _sound(arguments.folder)
+    from sharpjax.studies import verifying
+
+    folder = verifying.sound(arguments.folder)
     _start()
     from sharpjax.studies import replaying
 
@@ -127,7 +119,9 @@ def _measure(arguments: Any) -> int:
         overrides[field] = value
     if arguments.name and not arguments.name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--name={arguments.name} names a folder; use letters, digits, _ and -.")
-    folder = _sound(arguments.folder)
+    from sharpjax.studies import verifying
+
+    folder = verifying.sound(arguments.folder)
     if not arguments.trust_checkpoints:
         raise UserError(
             "measure loads checkpoints, and those of somebody else may be made to harm; if this "

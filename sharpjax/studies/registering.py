@@ -48,8 +48,13 @@ def _module(config: Config) -> Any:
 
 
 def _metrics_of(config: Config) -> tuple[str, ...] | None:
-    """The names of what a study measures: its `metrics(config)`; None where it does not say."""
-    module = importlib.import_module(catalog.STUDIES[config.study].partition(":")[0])
+    """What a study measures, from `metrics(config)` beside its `hypotheses`; None: it does not say.
+
+    Not from the study's own module, whose source is part of the analysis that was sealed.
+    """
+    study = importlib.import_module(catalog.STUDIES[config.study].partition(":")[0])
+    asks = getattr(study, "hypotheses", None)
+    module = importlib.import_module(asks.__module__) if asks else study
     return tuple(module.metrics(config)) if hasattr(module, "metrics") else None
 
 

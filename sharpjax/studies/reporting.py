@@ -10,9 +10,8 @@ from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.report.overview import Run
 from sharpjax.report.pages import overview_pages
-from sharpjax.studies import concluding, reading, verifying
+from sharpjax.studies import concluding, verifying
 from sharpjax.studies.papers import HYPOTHESES
-from sharpjax.studies.reading import Folder
 
 Say = Callable[[str], None]
 
@@ -27,7 +26,7 @@ def report(folders: Sequence[str], output: str | None, say: Say) -> None:
     Raises:
         UserError: a run is not as it was sealed, or is named twice; nothing can be written.
     """
-    runs = [_sound(folder) for folder in folders]
+    runs = [verifying.sound(folder) for folder in folders]
     paths = [run.path for run in runs]
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise UserError(f"report: '{twice}' is named twice; name each run once.")
@@ -49,13 +48,6 @@ def report(folders: Sequence[str], output: str | None, say: Say) -> None:
     except OSError as error:
         raise UserError(f"'{target}' cannot be written: {error.strerror}.") from error
     say(f"{target / 'overview.html'}")
-
-
-def _sound(name: str) -> Folder:
-    run = reading.read(name)
-    if problems := verifying.verify(run.path).problems:
-        raise UserError(f"'{name}' is not as it was sealed: {problems[0]}.")
-    return run
 
 
 def _link(path: epath.Path, target: epath.Path) -> str:

@@ -22,7 +22,7 @@ from sharpjax.train.evaluators import Data, Geometry, TestSet
 from sharpjax.train.progress import Progress, duration
 from sharpjax.train.step import SeedStep, Shared
 
-hypotheses, metrics = sam.hypotheses, sam.metrics
+hypotheses = sam.hypotheses
 
 
 def run(config: Config, folder: workdir.Run) -> None:

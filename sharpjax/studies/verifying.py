@@ -45,6 +45,18 @@ def verify(path: os.PathLike | str) -> Verification:
     return Verification(_ordered(problems, folder), tuple(_notes(run)) if not problems else ())
 
 
+def sound(path: os.PathLike | str) -> Folder:
+    """A run of which every byte is as it was sealed.
+
+    Raises:
+        UserError: it is not, or `path` is the folder of no run.
+    """
+    run = reading.read(path)
+    if problems := verify(run.path).problems:
+        raise UserError(f"'{path}' is not as it was sealed: {problems[0]}.")
+    return run
+
+
 def _refusals(check: Callable[[], list[str]]) -> list[str]:
     try:
         return check()
