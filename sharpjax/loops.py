@@ -62,7 +62,8 @@ def iterate(
         form: "device": one `while_loop`; "host": a Python loop round a jitted step that donates its
             carry; "auto": `choose_form`. Inside a trace always the device form.
         donate: the caller gives its carry away. Large arrays are worked on in place, so that there
-            is no second copy of them, and are deleted for the caller.
+            is no second copy of them, and are deleted for the caller. Inside a trace, where the
+            compiler sees to that, it changes nothing.
 
     Returns:
         The last carry, and the number of steps taken (int32; one for each lane under vmap).
@@ -276,8 +277,6 @@ def _loop(step, until, carry, operands, max_steps):
 
 
 _device_loop = jax.jit(_loop, static_argnums=(0, 1))
-
-
 _device_loop_in_place = jax.jit(_loop, static_argnums=(0, 1), donate_argnums=2)
 
 # Donated, so that a step needs no second copy of a large state; hence the caller's carry is copied

@@ -1,13 +1,18 @@
-"""Image classifiers in Flax Linen.
+"""Classifiers in Flax Linen, of images and of sequences of tokens.
 
 Every model is a frozen dataclass, equal and hashable by value, and takes float32 images
-[B, H, W, C] to logits [B, num_classes]: `model.apply(variables, image, train=...)`. `dtype` is the
-type it computes in; parameters, BatchNorm statistics and the last layer are float32 all the same.
+[B, H, W, C], or integer tokens [B, L] (`TokenMLP`, `Transformer`, `QuadraticMLP`), to logits
+[B, num_classes]: `model.apply(variables, inputs, train=...)`. `dtype` is the type it computes in;
+parameters, BatchNorm statistics and the last layer of an image model are float32 all the same.
 """
 
 from sharpjax.nn.conv import LeNet as LeNet
 from sharpjax.nn.conv import SmallConv as SmallConv
 from sharpjax.nn.factory import build as build
 from sharpjax.nn.mlp import MLP as MLP
+from sharpjax.nn.quadratic import QuadraticMLP as QuadraticMLP
 from sharpjax.nn.resnet import ResNet18 as ResNet18
 from sharpjax.nn.resnet import ResNet20 as ResNet20
+from sharpjax.nn.svd import Decomposition as Decomposition
+from sharpjax.nn.tokens import TokenMLP as TokenMLP
+from sharpjax.nn.transformer import Transformer as Transformer
