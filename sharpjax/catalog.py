@@ -50,6 +50,13 @@ MODELS: Mapping[str, str] = {
     "resnet20": "sharpjax.nn.resnet:ResNet20",
 }
 
+# Of sequences of tokens, for modular arithmetic.
+TOKEN_MODELS: Mapping[str, str] = {
+    "token_mlp": "sharpjax.nn.tokens:TokenMLP",
+    "transformer": "sharpjax.nn.transformer:Transformer",
+    "quadratic_mlp": "sharpjax.nn.quadratic:QuadraticMLP",
+}
+
 # Height and width in pixels; a model that is not named takes images of any size.
 SMALLEST_IMAGE: Mapping[str, int] = {"lenet": 10}
 
@@ -66,6 +73,7 @@ SCALINGS: Mapping[str, str] = {
 STUDIES: Mapping[str, str] = {
     "sharpness": "sharpjax.studies.sharpness:run",
     "reproducibility": "sharpjax.studies.reproducibility:run",
+    "grokking": "sharpjax.studies.grokking:run",
 }
 
 

@@ -26,6 +26,8 @@ Row = Mapping[str, Any]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+_ENDS = "grok/epochs"  # of a seed that stopped before its arm's last step
+
 
 def draw_all(rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
     """Every picture that the rows allow: its name, and the bytes of a PNG."""
@@ -33,9 +35,14 @@ def draw_all(rows: Iterable[Row]) -> Iterator[tuple[str, bytes]]:
     for draw in (curves, stability, sharpness_accuracy):
         figure = draw(rows)
         if figure is not None:
-            png = io.BytesIO()
-            figure.savefig(png, format="png")
-            yield draw.__name__, png.getvalue()
+            yield draw.__name__, png(figure)
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def curves(rows: Iterable[Row]) -> "Figure | None":
@@ -105,6 +112,77 @@ def sharpness_accuracy(rows: Iterable[Row]) -> "Figure | None":
                 label=arm,
             )
         axis.set(xlabel=label, ylabel="test accuracy")
+    axes[-1].legend(frameon=False)
+    return figure
+
+
+def accuracy_by_epoch(curves: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> "Figure":
+    """Training accuracy, dashed, and test accuracy against epochs on a logarithmic axis, as the
+    paper on decomposed learning draws them (OpenReview LVuzwpMovE).
+
+    A thin line for each seed, to its own end, and a thick one for their mean, in which a seed that
+    is done counts as it ended.
+
+    Args:
+        curves: by arm, for each seed `train_accuracy` and `test_accuracy`, [its epochs].
+
+    Raises:
+        UserError: there is no epoch to draw.
+    """
+    longest = max((len(c["test_accuracy"]) for seeds in curves.values() for c in seeds), default=0)
+    if not longest:
+        raise UserError("plots.accuracy_by_epoch: there is no epoch to draw.")
+    # Some hundreds are as many as a picture can show.
+    shown = np.unique(np.geomspace(1, longest, 400).round().astype(int))
+    figure, (axis,) = _figure(1)
+    for i, (arm, seeds) in enumerate(curves.items()):
+        color = COLORS[i % len(COLORS)]
+        for name, style, label in (("train_accuracy", "--", None), ("test_accuracy", "-", arm)):
+            lines = [np.asarray(one[name], float) for one in seeds if len(one[name])]
+            for line in lines:
+                own = np.append(shown[shown < len(line)], len(line))
+                axis.plot(own, line[own - 1], style, color=color, lw=0.5, alpha=0.4)
+            if lines:
+                ends = shown[shown <= max(map(len, lines))]
+                mean = np.mean([line[np.minimum(ends, len(line)) - 1] for line in lines], axis=0)
+                axis.plot(ends, mean, style, color=color, lw=1.8, label=label)
+    axis.set(xscale="log", xlabel="epoch", ylabel="accuracy (dashed: training)", ylim=(0, 1.02))
+    axis.legend(frameon=False)
+    return figure
+
+
+def measure_by_epoch(rows: Iterable[Row], metrics: Mapping[str, str]) -> "Figure | None":
+    """Measures along training against epochs, both axes logarithmic: a thin line for each seed,
+    and their mean where all are there.
+
+    The last point of a seed lies at its own end, `grok/epochs`, where its arm has that. Epoch 0,
+    before the first, is drawn at 1/2.
+
+    Args:
+        rows: of the arms to be compared; their steps are epochs.
+        metrics: name and label of each panel; those that no row has are left out.
+    """
+    rows = [row for row in _measured(rows) if not row["of"]]
+    metrics = {m: label for m, label in metrics.items() if any(r["metric"] == m for r in rows)}
+    if not metrics:
+        return None
+    ends = {(r["arm"], r["seed"], r["step"]): r["value"] for r in rows if r["metric"] == _ENDS}
+    figure, axes = _figure(len(metrics))
+    for axis, (metric, label) in zip(axes, metrics.items(), strict=True):
+        for i, arm in enumerate(_arms(rows)):
+            lines: dict[int, dict[float, float]] = defaultdict(dict)
+            for row in sorted(rows, key=lambda row: row["step"]):
+                if row["arm"] == arm and row["metric"] == metric:
+                    epoch = ends.get((arm, row["seed"], row["step"]), row["step"])
+                    lines[row["seed"]][max(epoch, 0.5)] = row["value"]
+            color = COLORS[i % len(COLORS)]
+            for line in lines.values():
+                axis.plot(*zip(*line.items(), strict=True), color=color, lw=0.5, alpha=0.5)
+            common = sorted(set.intersection(*map(set, lines.values()))) if lines else []
+            mean = [np.mean([line[epoch] for line in lines.values()]) for epoch in common]
+            marker = MARKERS[i % len(MARKERS)]
+            axis.plot(common, mean, color=color, lw=1.8, marker=marker, ms=3, label=arm)
+        axis.set(xscale="log", yscale="log", xlabel="epoch", ylabel=label)
     axes[-1].legend(frameon=False)
     return figure
 

@@ -24,6 +24,7 @@ class OptimizerSpec:
         name: a key of `catalog.OPTIMIZERS`.
         learning_rate: its peak.
         momentum: of `sgd` (heavy ball); `b1` of `adamw`.
+        b2: of `adamw`.
         weight_decay: see above.
         schedule: after the warm-up: `constant`; `cosine` or `linear`, down to 0 at `total_steps`.
         warmup_steps: steps in which the learning rate rises linearly from 0.
@@ -44,6 +45,7 @@ class OptimizerSpec:
     scaling: str = "none"
     eta: float = 0.0
     m: int = 0
+    b2: float = 0.999
 
     @property
     def uses_sam(self) -> bool:
@@ -86,7 +88,7 @@ class OptimizerSpec:
         make = catalog.resolve(catalog.lookup("optimiser", catalog.OPTIMIZERS, self.name))
         rate = self.learning_rate_schedule()
         if self.name == "adamw":
-            return make(rate, b1=self.momentum, weight_decay=self.weight_decay)
+            return make(rate, b1=self.momentum, b2=self.b2, weight_decay=self.weight_decay)
         decay = optax.add_decayed_weights(self.weight_decay)
         return optax.chain(decay, make(rate, momentum=self.momentum or None))
 

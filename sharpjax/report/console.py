@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sharpjax.protocol.summary import Summary, summarize_last
 from sharpjax.protocol.verdicts import Judgement
+from sharpjax.report import content
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
 
@@ -37,6 +38,16 @@ def print_table(rows: Iterable[Mapping[str, Any]], console: Console | None = Non
         table.add_row(metric, *(_cell(cells.get((metric, arm))) for arm in arms))
     console.print(table)
     _print_spread(summaries, arms, console)
+
+
+def study_table(shown: content.Table) -> Table:
+    """A study's own table for a terminal."""
+    table = Table(title=shown.caption, title_justify="left")
+    for number, column in enumerate(shown.columns):
+        table.add_column(column, no_wrap=True, justify="right" if number else "left")
+    for row in shown.rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:

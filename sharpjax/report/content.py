@@ -26,8 +26,14 @@ UNREGISTERED = (
 )
 
 
-# What the pictures of `sharpjax.plots.draw_all` show, for those who do not see them too.
+# What the pictures of a run show, for those who do not see them too; by name, or by what stands
+# before the first hyphen of it, as `accuracy-add97-80`.
 CAPTIONS = {
+    "accuracy": (
+        "Training accuracy (dashed) and test accuracy against epochs: a line for each seed, to its "
+        "own end, and their mean."
+    ),
+    "sharpness": "Curvature and sharpness against epochs: a line for each seed, and their mean.",
     "curves": "Training loss and test accuracy against steps: mean and standard error over seeds.",
     "stability": "Learning rate times the largest eigenvalue of the Hessian against steps, and 2.",
     "sharpness_accuracy": (
@@ -43,6 +49,14 @@ class Picture(NamedTuple):
     name: str
     caption: str
     png: bytes | None
+
+
+class Table(NamedTuple):
+    """What a study shows beside its metrics, as texts; the first column names the rows."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 class Command(NamedTuple):
@@ -69,6 +83,7 @@ class Content:
         registered_metrics: metric -> ids of the registered hypotheses that rest on it.
         later: metrics of measures that were taken of the finished run.
         environment, processes: of each process that worked on the run.
+        tables: the study's own.
         pictures, amendments, manifest, commands: as they are.
     """
 
@@ -82,6 +97,7 @@ class Content:
     metrics: tuple[Measured, ...] = ()
     registered_metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     later: tuple[Measured, ...] = ()
+    tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     amendments: tuple[Amendment, ...] = ()
     environment: tuple[Mapping[str, Any], ...] = ()
@@ -132,6 +148,7 @@ def make(
     rows: Iterable[Mapping[str, Any]] = (),
     registration: Registration | None = None,
     later_rows: Iterable[Mapping[str, Any]] = (),
+    tables: Sequence[Table] = (),
     figures: Mapping[str, bytes] | None = None,
     warnings: Sequence[str] = (),
     funnel: Sequence[Funnel] = (),
@@ -150,6 +167,7 @@ def make(
         rows: of the results, as `workdir.Run.rows` gives them.
         registration: what was sealed; None: an unregistered run.
         later_rows: of measures that were taken of the finished run.
+        tables: the study's own.
         figures: bytes of PNG files by name; `CAPTIONS` says what is on them.
         warnings: lines that stand above the verdicts.
         funnel: what became of the planned runs, as `protocol.funnel` counts them.
@@ -181,9 +199,8 @@ def make(
         metrics=measured(rows),
         registered_metrics={} if registration is None else metrics_of(j.hypothesis for j in first),
         later=measured(later_rows),
-        pictures=tuple(
-            _picture(name, CAPTIONS.get(name, ""), png) for name, png in (figures or {}).items()
-        ),
+        tables=tuple(tables),
+        pictures=tuple(_picture(name, png) for name, png in (figures or {}).items()),
         amendments=tuple(amendments),
         environment=tuple(environment),
         processes=tuple(processes),
@@ -250,6 +267,10 @@ def _arms(arms: Any) -> str:
     return "; ".join(parts)
 
 
-def _picture(name: str, caption: str, png: bytes) -> Picture:
+def _picture(name: str, png: bytes) -> Picture:
+    kind, _, group = name.partition("-")
+    caption = CAPTIONS.get(name, "")
+    if not caption and group and kind in CAPTIONS:
+        caption = f"{group}. {CAPTIONS[kind]}"
     fits = png.startswith(_PNG) and len(png) <= _LARGEST_PICTURE
     return Picture(name, caption or name.replace("_", " "), png if fits else None)

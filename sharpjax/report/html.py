@@ -83,6 +83,7 @@ def _parts(content: Content) -> Iterator[tuple[str, str, Sequence[Child]]]:
             for i, j in enumerate(content.judgements)
         ],
     )
+    yield "Tables", "tables", record.study_tables(content)
     yield "Funnel of runs", "funnel", record.funnel(content)
     yield (
         "Figures",

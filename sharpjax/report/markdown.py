@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sharpjax.protocol.verdicts import Judgement
 from sharpjax.report import marks, statements, words
-from sharpjax.report.content import UNREGISTERED, Content
+from sharpjax.report.content import UNREGISTERED, Content, Table
 from sharpjax.report.evidence import Evidence, evidence
 from sharpjax.report.fields import flatten, is_digest, title
 from sharpjax.report.measured import Measured
@@ -65,6 +65,7 @@ def _blocks(content: Content) -> Iterator[str]:
         yield "## Hypotheses"
     for judgement in content.judgements:
         yield from _hypothesis(judgement, exploratory=exploratory)
+    yield from _section("Tables", "\n\n".join(map(_study_table, content.tables)))
     yield from _section("Funnel of runs", _funnel(content))
     yield from _section(
         "Figures",
@@ -155,6 +156,12 @@ def _points(e: Evidence) -> Iterator[tuple[str, str]]:
         else:
             listed = marks.in_words(name, values)
         yield f"Points of {name}", listed
+
+
+def _study_table(shown: Table) -> str:
+    rows = [[text(cell) for cell in row] for row in shown.rows]
+    numeric = " " + "r" * (len(shown.columns) - 1)
+    return f"{text(shown.caption, 600)}\n\n{table([*map(text, shown.columns)], rows, numeric)}"
 
 
 def _funnel(content: Content) -> str:

@@ -35,6 +35,23 @@ def funnel(content: Content) -> list[Child]:
     return [table(caption, columns, rows, ident="funnel-table")]
 
 
+def study_tables(content: Content) -> list[Child]:
+    """The study's own; every column but the first is set as numbers, and not sorted."""
+    return [
+        table(
+            words.clean(shown.caption, 600),
+            [
+                Column(words.clean(name), "number" if i else "name")
+                for i, name in enumerate(shown.columns)
+            ],
+            [[*map(words.clean, row)] for row in shown.rows],
+            ident=f"study-table-{number}",
+            sortable=False,
+        )
+        for number, shown in enumerate(content.tables, 1)
+    ]
+
+
 def _lines(lines: Sequence[str]) -> Child:
     return words.clean("; ".join(lines[:20]) + ("; …" if len(lines) > 20 else ""), 2_000)
 

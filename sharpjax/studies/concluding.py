@@ -1,5 +1,6 @@
 """What a run's rows say of its hypotheses, and the report of it."""
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from sharpjax.protocol.funnel import Funnel, funnel
 from sharpjax.protocol.samples import table
 from sharpjax.protocol.verdicts import Judgement, decide
 from sharpjax.report.console import verdict_table
-from sharpjax.report.content import Content, commands_for, make
+from sharpjax.report.content import Content, Table, commands_for, make
 from sharpjax.report.pages import pages
 from sharpjax.studies import reading, registering
 from sharpjax.studies.reading import Folder
@@ -74,6 +75,14 @@ def _hypotheses_of(config: Mapping[str, Any]) -> tuple:
         return ()
 
 
+def _tables_of(config: Mapping[str, Any], rows: list[workdir.Row]) -> tuple[Table, ...]:
+    """The `tables(rows)` of the study, where it has any."""
+    if config["study"] not in catalog.STUDIES:
+        return ()
+    module = importlib.import_module(catalog.STUDIES[config["study"]].partition(":")[0])
+    return tuple(module.tables(rows)) if hasattr(module, "tables") else ()
+
+
 def print_verdicts(config: ConfigDict, run: workdir.Run) -> None:
     """The verdict table of a finished run, and under which registration it stands."""
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
@@ -107,6 +116,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         rows=rows,
         registration=standing.registered,
         later_rows=later,
+        tables=_tables_of(folder.config, rows),
         figures=_figures(folder.path),
         warnings=standing.warnings if standing.registered else (),
         funnel=conclusion.funnel,

@@ -39,8 +39,11 @@ class Rules(NamedTuple):
     check_arm: Callable[[Config], None]
 
 
-# Of studies that do not train; the others have `TRAINING`.
-RULES: Mapping[str, str] = {"reproducibility": "sharpjax.studies.reproducibility_schema:RULES"}
+# Of studies with configs of their own; the others have `TRAINING`.
+RULES: Mapping[str, str] = {
+    "reproducibility": "sharpjax.studies.reproducibility_schema:RULES",
+    "grokking": "sharpjax.studies.grokking_schema:RULES",
+}
 
 
 def _is_int(value: Any) -> bool:

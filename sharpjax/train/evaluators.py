@@ -3,6 +3,7 @@ in turn."""
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,10 +26,14 @@ class Data(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Estimates by metric name, which become rows, and arrays by name, which become files."""
+    """Estimates by metric name, which become rows, and arrays by name, which become files.
+
+    `by_layer`: estimates by metric name and layer, which become rows of `{"layer": name}`.
+    """
 
     estimates: Mapping[str, Estimate]
     arrays: Mapping[str, np.ndarray]
+    by_layer: Mapping[tuple[str, str], Estimate] = MappingProxyType({})
 
 
 class Evaluator(Protocol):

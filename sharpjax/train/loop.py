@@ -1,15 +1,12 @@
-"""Train the seeds of one arm, measure them on the way, and be able to stop and go on at any moment.
+"""Train the seeds of one arm step by step, and measure them at the ends of epochs.
 
-The order is fixed. At each step that is due: evaluators on the state as it is, their rows
-published, the checkpoint; then the next steps. Resuming restores the newest sound checkpoint and
-drops every row after it, so a run that was killed ends with the bits of one that was not.
+How it is stopped and goes on is `driver`'s.
 """
 
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +15,16 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharpjax import data, tree, workdir
-from sharpjax.errors import RunFailed
 from sharpjax.estimate import Estimate
-from sharpjax.train import checkpoint, population
+from sharpjax.train import population
+from sharpjax.train.driver import Saved, drive
 from sharpjax.train.evaluators import Data, Evaluator, Results
-from sharpjax.train.interrupt import Interrupt, Interrupted
+from sharpjax.train.interrupt import Interrupt
 from sharpjax.train.progress import Progress
+from sharpjax.train.rows import exact, row, rows_of
 from sharpjax.train.state import TrainState, reset_sums
 from sharpjax.train.step import Own, SeedStep
 from sharpjax.train.streams import stream
-
-# Steps run in segments of about this many seconds, after each of which the clock and Ctrl-C are
-# looked at.
-SEGMENT_SECONDS = 1.0
 
 # The array of each checkpoint's step, and of the first epoch's last, that names every seed.
 PARAMS_DIGESTS = "params_sha256"
@@ -67,14 +61,6 @@ class Arm:
         return work
 
 
-class Saved(NamedTuple):
-    """What a checkpoint holds. `settled`: the evaluators of its step have run."""
-
-    population: Any
-    carries: dict[str, list[Any]]
-    settled: jax.Array
-
-
 def train(
     arm: Arm,
     split: Data,
@@ -103,16 +89,8 @@ def train(
     }
     saved = Saved(seeds, carries, jnp.ones((), bool))
     del seeds  # so that only one population lies on the device
-    with checkpoint.opened(run.path / "checkpoints" / arm.name, say) as checkpoints:
-        step, restored = checkpoints.restore(saved) or (0, None)
-        if restored is None:
-            run.discard_after(arm.name, None)
-        else:
-            saved = restored
-            run.discard_after(arm.name, step if bool(saved.settled) else step - 1)
-            say(f"{arm.name}: going on from step {step} of {arm.total_steps}")
-        progress.skip(arm.work(range(1, step + 1)))
-        saved = _train(arm, split, run, checkpoints, step, saved, interrupt, progress, say)
+    task = _Training(arm, split, run, progress)
+    saved = drive(task, saved, run, interrupt=interrupt, progress=progress, say=say)
     return {
         "params_at_start": start_digests,
         "params_at_end": digests(arm, saved.population),
@@ -120,77 +98,60 @@ def train(
     }
 
 
-def _train(
-    arm: Arm,
-    split: Data,
-    run: workdir.Run,
-    checkpoints: checkpoint.Checkpoints,
-    step: int,
-    saved: Saved,
-    interrupt: Interrupt,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> Saved:
-    """The loop itself, from `step` on."""
-    segment_steps, own_epoch, own = 1, -1, None
-    saved_at = step  # the state at step 0 is a function of the seeds
+class _Training:
+    """An arm as `drive` takes it."""
 
-    def save() -> None:
-        nonlocal saved_at
-        with progress.timed("checkpoints"):
-            run.publish_segment(arm.name, step if bool(saved.settled) else step - 1)
-            checkpoints.save(step, saved)
-        saved_at = step
+    def __init__(self, arm: Arm, split: Data, run: workdir.Run, progress: Progress):
+        self._arm, self._split, self._run, self._progress = arm, split, run, progress
+        self._own_of: tuple[int, Any] = (-1, None)  # the epoch, and what belongs to it
 
-    try:
-        while True:
-            if not saved.settled:
-                with interrupt.abortable():
-                    settled, rows = _evaluate(arm, split, run, step, saved, progress)
-                run.append(arm.name, rows)
-                if step == arm.steps_per_epoch or _is_saved(arm, step):
-                    _publish_digests(arm, run, step, settled.population)
-                saved = settled
-                say(_headline(arm, rows, step))
-                saved_at = None
-            if _is_saved(arm, step) and saved_at != step:
-                save()
-            if step == arm.total_steps:
-                return saved
-            interrupt.check()
-            epoch, offset = divmod(step, arm.steps_per_epoch)
-            if epoch != own_epoch:
-                own_epoch, own = epoch, _own(arm, epoch, len(split.train.label))
-            num_steps = min(segment_steps, arm.steps_per_epoch - offset)
-            started = time.monotonic()
-            with progress.timed("training", num_steps * arm.gradients_per_step):
-                seeds = population.advance(
-                    arm.step,
-                    saved.population,
-                    split.train,
-                    own,
-                    start=step,
-                    offset=offset,
-                    num_steps=num_steps,
-                    layout=arm.layout,
-                )
-                alive = population.alive(seeds, arm.layout)  # waits, so that the time is right
-            if not alive.any():
-                raise RunFailed(
-                    f"arm '{arm.name}': every seed turned non-finite, the last between steps "
-                    f"{step} and {step + num_steps}; try a smaller --config.optim.learning_rate."
-                )
-            seconds = (time.monotonic() - started) / num_steps
-            wanted = int(SEGMENT_SECONDS / max(seconds, 1e-9))
-            segment_steps = max(1, min(4 * segment_steps, wanted))
-            step += num_steps
-            saved = Saved(seeds, saved.carries, jnp.asarray(step % arm.steps_per_epoch != 0))
-            progress.report(f"{arm.name}  step {step}/{arm.total_steps}")
-    except Interrupted:
-        if saved_at != step:
-            save()
-        say(f"{arm.name}: stopped and saved at step {step}; the same command goes on from there")
-        raise
+    @property
+    def name(self) -> str:
+        return self._arm.name
+
+    @property
+    def total_steps(self) -> int:
+        return self._arm.total_steps
+
+    def is_saved(self, step: int) -> bool:
+        return _is_saved(self._arm, step)
+
+    def room(self, step: int) -> int:
+        return self._arm.steps_per_epoch - step % self._arm.steps_per_epoch
+
+    def work(self, steps: range) -> Counter[str]:
+        return self._arm.work(steps)
+
+    def evaluate(self, step: int, saved: Saved) -> tuple[Saved, list[dict[str, Any]]]:
+        return _evaluate(self._arm, self._split, self._run, step, saved, self._progress)
+
+    def publish(self, step: int, saved: Saved) -> None:
+        if step == self._arm.steps_per_epoch or self.is_saved(step):
+            _publish_digests(self._arm, self._run, step, saved.population)
+
+    def advance(self, step: int, num_steps: int, saved: Saved) -> tuple[int, Saved]:
+        epoch, offset = divmod(step, self._arm.steps_per_epoch)
+        if self._own_of[0] != epoch:
+            self._own_of = epoch, _own(self._arm, epoch, len(self._split.train.label))
+        seeds = population.advance(
+            self._arm.step,
+            saved.population,
+            self._split.train,
+            self._own_of[1],
+            start=step,
+            offset=offset,
+            num_steps=num_steps,
+            layout=self._arm.layout,
+        )
+        step += num_steps
+        is_due = step % self._arm.steps_per_epoch == 0
+        return step, Saved(seeds, saved.carries, jnp.asarray(not is_due))
+
+    def alive(self, saved: Saved) -> np.ndarray:
+        return population.alive(saved.population, self._arm.layout)
+
+    def headline(self, step: int, saved: Saved, rows: list[dict[str, Any]]) -> str:
+        return _headline(self._arm, rows, step)
 
 
 def _own(arm: Arm, epoch: int, num_examples: int) -> Any:
@@ -219,9 +180,9 @@ def _evaluate(
     rate = arm.step.optimizer.learning_rate_schedule()(step - 1)
     rows = []
     for seed, state, is_alive in zip(arm.seeds, states, alive, strict=True):
-        estimates = {"train/alive": _exact(is_alive)}
+        estimates = {"train/alive": exact(is_alive)}
         if is_alive:
-            estimates |= training_estimates(state) | {"train/learning_rate": _exact(rate)}
+            estimates |= training_estimates(state) | {"train/learning_rate": exact(rate)}
         rows += [row(arm, seed, step, name, estimate) for name, estimate in estimates.items()]
     carries = dict(saved.carries)
     for evaluator in arm.evaluators:
@@ -263,7 +224,7 @@ def _publish(
 ) -> list[dict[str, Any]]:
     for name, array in results.arrays.items():
         run.publish_arrays(arm.name, step, f"{name}-{seed}", {"value": np.asarray(array)})
-    return [row(arm, seed, step, name, estimate) for name, estimate in results.estimates.items()]
+    return rows_of(arm, seed, step, results)
 
 
 def training_estimates(state: TrainState) -> dict[str, Estimate]:
@@ -278,24 +239,6 @@ def training_estimates(state: TrainState) -> dict[str, Estimate]:
     } | {
         f"train/sam/{name}": Estimate(np.asarray(value), nan, np.int32(1))
         for name, value in (sam._asdict() if sam else {}).items()
-    }
-
-
-def _exact(value: Any) -> Estimate:
-    return Estimate(np.asarray(value), np.float32(0), np.int32(1))
-
-
-def row(arm: Arm, seed: int, step: int, metric: str, estimate: Estimate) -> dict[str, Any]:
-    """One line of the results table."""
-    return {
-        "study": arm.study,
-        "arm": arm.name,
-        "seed": seed,
-        "step": step,
-        "of": {},
-        "metric": metric,
-        "value": float(np.asarray(estimate.value)),
-        "standard_error": float(np.asarray(estimate.standard_error)),
     }
 
 

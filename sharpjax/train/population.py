@@ -64,12 +64,17 @@ def choose_layout(
         on_cpu = jax.default_backend() == "cpu"
         convolves = on_cpu and loops.holds_convolution(forward, jax.random.key(0), image)
         mode = "loop" if convolves else "vmap"
+    return lay_out(cast(Mode, mode), num_seeds=num_seeds, batch_size=batch_size)
+
+
+def lay_out(mode: Mode, *, num_seeds: int, batch_size: int = 1) -> Layout:
+    """The devices that so many seeds use in a mode that has been chosen."""
     devices = np.array(jax.devices())
     lanes = int(np.gcd(num_seeds, devices.size)) if mode == "vmap" else 1
     share = int(np.gcd(batch_size, devices.size // lanes))
     used = devices[: lanes * share].reshape(lanes, share)
     mesh = Mesh(used, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return Layout(cast(Mode, mode), mesh)
+    return Layout(mode, mesh)
 
 
 def initial(seeds: Sequence[int], step: SeedStep, shape: tuple[int, ...], layout: Layout) -> Any:
@@ -85,7 +90,7 @@ def initial(seeds: Sequence[int], step: SeedStep, shape: tuple[int, ...], layout
     return tuple(one(key) for key in keys)
 
 
-def members(population: Any, layout: Layout) -> list[TrainState]:
+def members(population: Any, layout: Layout) -> list[Any]:
     """The states one by one."""
     if layout.mode == "loop":
         return list(population)

@@ -1,0 +1,225 @@
+"""What a run of the grokking study is asked, by its arms.
+
+H3.1 to H3.7 are the paper's, each over all of its cells. A form with fewer arms cannot answer them;
+it says which arms are lacking, and is asked the same of the cells that it has, under an id of their
+own, as `H3.1 add97-80`. Beside them, of every form with dense and decomposed arms:
+
+    Q.1 to Q.4  (ranks of 12.5, 25, 50 and 100 per cent) the time to generalise is shorter than the
+                dense model's, by the log-rank test: seeds that have not generalised by the end of
+                the budget, the same in both arms, are censored there
+    C.1, C.2    the curvature differs before the accuracy does: see `curvature_first`
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity, arms, contrasts
+from sharpjax.protocol.result import Alternative
+from sharpjax.studies.papers import paper3
+from sharpjax.studies.papers.paper3 import DENSE, MODELS, SOURCE
+
+TIME = Quantity("grok/epochs", seen="grok/reached_full_test_accuracy")
+RANKS = {"svd_100": "100", "svd_50": "50", "svd_25": "25", "svd_12": "12.5"}
+# When the curvature is looked at: before any model of the paper, or of the trial, generalises.
+EARLY_EPOCH = 10
+ACCURACY_MARGIN = 0.1
+
+
+def asked_of(budgets: Mapping[str, int], measured: str) -> tuple[Hypothesis, ...]:
+    """All hypotheses of a config.
+
+    Args:
+        budgets: epochs by arm; arms are named as `papers.paper3` names them.
+        measured: the measurement set, as `train[:512]`.
+    """
+    names = list(budgets)
+    published = {name for name in names if _published(name) in (None, budgets[name])}
+    whole = [_said(hypothesis, budgets, published) for hypothesis in paper3.HYPOTHESES]
+    parts = (_part(h, published) for h in paper3.HYPOTHESES if not _has_all(h, published))
+    return (
+        *whole,
+        *(part for part in parts if part is not None),
+        *survival(budgets),
+        *curvature_first(names, measured),
+    )
+
+
+def _published(name: str) -> int | None:
+    """The paper's budget of an arm; None for an arm that is not in the paper."""
+    task, _, fraction = _split(name)
+    return paper3.BUDGETS.get(task, {}).get(int(fraction)) if fraction.isdecimal() else None
+
+
+def _arms(part: Contrast | Composite | Hypothesis) -> tuple[str, ...]:
+    groups = (group for contrast in contrasts(part) for group in contrast.groups)
+    return tuple(dict.fromkeys(name for group in groups for name in arms(group)))
+
+
+def _has_all(part: Contrast | Composite | Hypothesis, there: Collection[str]) -> bool:
+    return all(name in there for name in _arms(part))
+
+
+def _said(
+    hypothesis: Hypothesis, budgets: Mapping[str, int], published: Collection[str]
+) -> Hypothesis:
+    """The hypothesis, with what keeps it from being asked."""
+    lacking = [name for name in _arms(hypothesis) if name not in budgets]
+    if lacking:
+        more = f" and {len(lacking) - 1} more of its arms" if len(lacking) > 1 else ""
+        why = f"this config has no {lacking[0]}{more}; other forms of it have."
+        return dataclasses.replace(hypothesis, missing=why.capitalize())
+    for name in _arms(hypothesis):
+        if name not in published:
+            why = f"{name} has {budgets[name]:,} epochs and not the paper's {_published(name):,}."
+            return dataclasses.replace(hypothesis, missing=why)
+    return hypothesis
+
+
+def _part(hypothesis: Hypothesis, there: Collection[str]) -> Hypothesis | None:
+    """The same of those of its cells that are there; None where there are none.
+
+    Families are corrected within the part.
+    """
+    members = _those_of(hypothesis.contrasts, there)
+    if not members:
+        return None
+    left, total = (
+        sum(len(list(contrasts(member))) for member in every)
+        for every in (members, hypothesis.contrasts)
+    )
+    where: dict[str, dict[str, None]] = {}
+    for task, _, fraction in (_split(name) for m in members for name in _arms(m)):
+        where.setdefault(task, {})[fraction] = None
+    cells = " ".join(f"{task}-{'/'.join(sorted(of))}" for task, of in where.items())
+    return dataclasses.replace(
+        hypothesis,
+        id=f"{hypothesis.id} {cells}",
+        claim=f"{hypothesis.claim[:-1]} ({left} of {total} comparisons).",
+        contrasts=members,
+        refuting=_those_of(hypothesis.refuting, there),
+        refuted_if=f"{hypothesis.refuted_if}; of the comparisons that there are",
+    )
+
+
+def _those_of(members: Iterable[Contrast | Composite], there: Collection[str]) -> tuple:
+    kept = []
+    for member in members:
+        if isinstance(member, Composite):
+            inside = _those_of(member.members, there)
+            kept += [dataclasses.replace(member, members=inside)] if inside else []
+        elif _has_all(member, there):
+            family = f"{member.family} (part)" if member.family else None
+            kept.append(dataclasses.replace(member, family=family))
+    return tuple(kept)
+
+
+def survival(budgets: Mapping[str, int]) -> tuple[Hypothesis, ...]:
+    """Q.1 to Q.4: time to generalise, with censoring.
+
+    The log-rank test wants both arms to be watched equally long; others are not compared.
+    """
+    asked = []
+    for number, model in enumerate(reversed(MODELS), 1):
+        pairs = [(a, b) for a, b in _pairs(list(budgets), model) if budgets[a] == budgets[b]]
+        if pairs:
+            asked.append(
+                Hypothesis(
+                    f"Q.{number}",
+                    f"At a rank of {RANKS[model]} per cent seeds generalise earlier than dense.",
+                    tuple(Contrast(TIME, pair, "less", "log-rank") for pair in pairs),
+                    family="survival",
+                    correction="holm",
+                    source=f"{SOURCE}; table 1, read as times that may be censored",
+                    status="design",
+                    refuted_if="at some task and fraction they do so significantly later",
+                )
+            )
+    return tuple(asked)
+
+
+def curvature_first(names: Sequence[str], measured: str) -> tuple[Hypothesis, ...]:
+    """C.1 and C.2: after `EARLY_EPOCH` epochs the lowest rank and the dense model have the same
+    test accuracy within a tenth, and not the same curvature in W.
+
+    C.1 is of the top Hessian eigenvalue, and claims no direction; C.2 of adaptive sharpness, lower
+    at the lowest rank, as in a trial with other seeds.
+    """
+    pairs = _pairs(names, "svd_12")
+    accuracy = Quantity("test/accuracy", at=EARLY_EPOCH)
+    asked = []
+    questions: tuple[tuple[str, str, str, Alternative], ...] = (
+        ("C.1", "hessian/lambda_1", "top Hessian eigenvalue differs from", "two-sided"),
+        ("C.2", "adaptive_sharpness", "adaptive sharpness is lower than", "less"),
+    )
+    for id, measure, words, direction in questions:
+        sharp = Quantity(f"{measured}/{measure}", at=EARLY_EPOCH)
+        cells = tuple(
+            Composite(
+                (
+                    Contrast(sharp, pair, direction, "mann-whitney", family="curvature"),
+                    Contrast(
+                        accuracy, pair, "two-sided", "tost", margin=ACCURACY_MARGIN, family="early"
+                    ),
+                ),
+                name=pair[0],
+            )
+            for pair in pairs
+        )
+        slower = ", or the sharpness is significantly higher" if direction == "less" else ""
+        asked.append(
+            Hypothesis(
+                id,
+                f"After {EARLY_EPOCH} epochs the {words} the dense model's at a rank of 12.5 per "
+                "cent, and the test accuracy does not differ yet.",
+                cells,
+                correction="holm",
+                source=f"{SOURCE} measures no curvature; a question that it leaves open",
+                status="design",
+                refuted_if="at some task and fraction the test accuracies already differ by more "
+                f"than a tenth{slower}",
+            )
+        )
+    return tuple(asked) if pairs else ()
+
+
+def metrics(measured: str, *, in_factors: bool) -> tuple[str, ...]:
+    """What a run measures of its arms, so that a hypothesis that asks for something else is refused
+    before the run."""
+    sets = (measured, f"{measured}/factors") if in_factors else (measured,)
+    return (
+        *(f"grok/{name}" for name in _OUTCOMES),
+        *("model/num_params", "train/alive"),
+        *(f"{split}/{name}" for split in ("train", "test") for name in ("loss", "accuracy")),
+        *(f"{where}/{name}" for where in sets for name in _OF_A_SET),
+        *(f"weights/{name}" for name in _OF_WEIGHTS),
+    )
+
+
+_OUTCOMES = (
+    *("epoch_of_best_test_accuracy", "reached_full_test_accuracy", "best_test_accuracy"),
+    *("epoch_of_full_train_accuracy", "delay", "epochs"),
+)
+_OF_A_SET = (
+    *("adaptive_sharpness", "hessian/lambda_1", "hessian/lambda_1_residual"),
+    *("hessian/num_products", "hessian/trace"),
+)
+_OF_WEIGHTS = (
+    *("norm", "parameter_norm", "effective_rank", "stable_rank", "orthogonality_error"),
+    *("fourier/concentration", "fourier/gini"),
+)
+
+
+def _pairs(names: Sequence[str], model: str) -> list[tuple[str, str]]:
+    """Each arm of a model with the dense one of its task and fraction."""
+    pairs = []
+    for name in names:
+        task, own, fraction = _split(name)
+        dense = f"{task}-{DENSE}-{fraction}"
+        if own == model and dense in names:
+            pairs.append((name, dense))
+    return pairs
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    parts = name.split("-")
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (name, "", "")

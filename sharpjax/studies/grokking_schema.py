@@ -1,0 +1,116 @@
+"""What a config of the grokking study must hold; nothing heavy is imported here."""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+from sharpjax import catalog
+from sharpjax.errors import UserError
+from sharpjax.studies import schema
+from sharpjax.studies.schema import (
+    AT_LEAST_0,
+    COUNT,
+    COUNT_OR_0,
+    FLAG,
+    POSITIVE,
+    TEXT,
+    Config,
+    Rule,
+)
+
+# Of `data.modular`, which imports numpy: by operation whether it divides, and the only size there
+# is, 0: any.
+OPERATIONS: Mapping[str, tuple[bool, int]] = {
+    **dict.fromkeys(("+", "-", "*"), (False, 0)),
+    "/": (True, 0),
+    **dict.fromkeys(("x^2+y", "x^3+y", "x^2+y^2", "x^2+xy+y^2", "x^2+xy+y^2+x"), (False, 0)),
+    **dict.fromkeys(("x^3+xy", "x^3+xy^2+y", "+*", "+-"), (False, 0)),
+    "-/": (True, 0),
+    **dict.fromkeys(("s5", "s5 xyx", "s5 xyx^-1"), (False, 120)),
+}
+MAX_MODULUS = 4096
+
+_PROPER = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a number in (0, 1), as 0.5")
+_RANK = Rule(
+    lambda v: isinstance(v, float) and 0 <= v <= 1, "a number in (0, 1], as 0.125, or 0.0: dense"
+)
+_MODULUS = Rule(
+    lambda v: COUNT.holds(v) and 2 <= v <= MAX_MODULUS, f"an integer from 2 to {MAX_MODULUS}"
+)
+_PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
+
+FIELDS: Mapping[str, Rule] = {
+    "data.operation": TEXT,
+    "data.modulus": _MODULUS,
+    "data.train_fraction": _PROPER,
+    "model.name": TEXT,
+    "model.width": COUNT_OR_0,
+    "model.rank_fraction": _RANK,
+    "model.layers": TEXT,
+    "optim.learning_rate": POSITIVE,
+    "optim.b1": schema.FRACTION,
+    "optim.b2": schema.FRACTION,
+    "optim.weight_decay": AT_LEAST_0,
+    "train.epochs": COUNT,
+    "train.batch_size": COUNT,
+    "train.loss_dtype": schema.one_of("float32", "float64"),
+    "train.checkpoint_epochs": COUNT,
+    "train.population": schema.one_of("auto", "vmap", "loop"),
+    "evaluate.trajectory.per_decade": COUNT_OR_0,
+    "evaluate.trajectory.in_factors": FLAG,
+    "evaluate.trajectory.num_examples": COUNT,
+    "evaluate.trajectory.num_frequencies": COUNT,
+    "evaluate.trajectory.tol": POSITIVE,
+    "evaluate.trajectory.max_products": COUNT,
+    "evaluate.trajectory.trace_error": POSITIVE,
+    "evaluate.trajectory.max_probes": _PROBES,
+    "evaluate.trajectory.adaptive_rho": POSITIVE,
+    "evaluate.trajectory.adaptive_steps": COUNT,
+}
+
+
+def _check_arm(arm: Config) -> None:
+    schema.check_fields(arm, FIELDS)
+    catalog.lookup("operation", OPERATIONS, arm.data.operation)
+    catalog.lookup("model", catalog.TOKEN_MODELS, arm.model.name)
+    operation, p = arm.data.operation, arm.data.modulus
+    divides, size = OPERATIONS[operation]
+    if size not in (0, p):
+        raise UserError(
+            f"config.data.modulus={p}: '{operation}' is on the {size} permutations of five things; "
+            f"give {size}."
+        )
+    factor = next((i for i in range(2, math.isqrt(p) + 1) if p % i == 0), p)
+    if divides and factor < p:
+        raise UserError(
+            f"config.data.modulus={p}: '{operation}' divides, and modulo {p} = {factor} x "
+            f"{p // factor} not every number has an inverse; give a prime."
+        )
+    pairs = p * (p - 1) if operation == "/" else p * p
+    # The fraction as the decimal number it is written as, as `data.modular.split` takes it.
+    num_train = math.ceil(Fraction(repr(arm.data.train_fraction)) * pairs)
+    if num_train >= pairs:
+        raise UserError(
+            f"config.data.train_fraction={arm.data.train_fraction} of the {pairs} pairs modulo {p} "
+            f"leaves none to test; give a smaller fraction, or a larger config.data.modulus."
+        )
+    measured = arm.evaluate.trajectory.num_examples
+    for field, value in (
+        ("train.batch_size", arm.train.batch_size),
+        ("evaluate.trajectory.num_examples", measured),
+    ):
+        if value > num_train:
+            raise UserError(f"config.{field}={value}: there are {num_train:,} training examples.")
+    frequencies = arm.evaluate.trajectory.num_frequencies
+    if size == 0 and frequencies > p // 2:
+        raise UserError(
+            f"config.evaluate.trajectory.num_frequencies={frequencies}: modulo {p} there are "
+            f"{p // 2}."
+        )
+
+
+RULES = schema.Rules(
+    blocks=("data", "model", "optim", "train", "evaluate"),
+    is_shared=lambda path: False,
+    check_arm=_check_arm,
+)

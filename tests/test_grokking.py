@@ -1,0 +1,343 @@
+"""Paper 3 as a study: its config, its arms, what it asks, and a run through the door."""
+
+import importlib.util
+import io
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sharpjax import plots, tree, workdir
+from sharpjax.data import modular
+from sharpjax.errors import UserError
+from sharpjax.protocol.hypotheses import check, contrasts
+from sharpjax.protocol.verdicts import decide
+from sharpjax.report.console import study_table
+from sharpjax.studies import (
+    grokking,
+    grokking_hypotheses,
+    grokking_schema,
+    schema,
+)
+from sharpjax.studies.papers import paper3
+from tests.commands import assert_one_line, launch, launch_probed, read_rows
+
+CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "grokking.py"
+SMOKE = "--config=configs/grokking.py:smoke"
+FORMS = (
+    "",
+    "table1",
+    "table1_80",
+    "mod67",
+    "mod67_80",
+    "subtraction",
+    "subtraction_50",
+    "quick",
+    "smoke",
+)
+
+
+def module():
+    spec = importlib.util.spec_from_file_location("grokking_config", CONFIG)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def config(form="smoke", **changes):
+    made = module().get_config(form)
+    for path, value in changes.items():
+        made.update_from_flattened_dict({path.replace("__", "."): value})
+    return made
+
+
+# The whole of it, through the door.
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    done = launch(SMOKE, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run(finished):
+    folder, said = finished
+    assert "epoch, paper" in said and "add7-svd_50-80" in said and "Q.3" in said
+    assert workdir.verify(folder) == []
+    manifest = json.loads((folder / "manifest.json").read_text())
+    arm = manifest["arms"]["add7-svd_50-80"]
+    assert set(arm["epochs"]) == {"0", "1"} and arm["population"] == "loop"
+    data = manifest["data"]
+    assert data["add7-svd_50-80"] == data["add7-dense-80"], "one split for all models"
+    assert data["add7-dense-80"]["0"] != data["add7-dense-80"]["1"]
+    figures = {p.name for p in (folder / "figures").iterdir()}
+    assert figures == {"accuracy-add7-80.png", "sharpness-add7-80.png"}
+    html, markdown = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "epoch, paper" in html and "| generalised |" in markdown
+    assert "add7-80. Training accuracy (dashed)" in html
+
+
+def test_rows_are_those_of_the_docstrings(finished):
+    rows = read_rows(finished[0])
+    last = {r["metric"] for r in rows if r["step"] == 12}
+    for metric in (m for m in last if m.startswith(("grok/", "model/"))):
+        assert metric in paper3.__doc__ or metric in grokking.__doc__
+    assert {q.metric for q in (paper3.EPOCH, paper3.ACCURACY, paper3.NUM_PARAMS)} <= last
+    assert {r["step"] for r in rows} == {0, 1, 10, 12}
+    assert {r["metric"] for r in rows} == set(grokking.metrics(config())), (
+        "it says what it measures"
+    )
+    early = {r["metric"] for r in rows if r["step"] == 10}
+    assert early == {m for m in last if not m.startswith(("grok/", "model/", "train/alive"))}
+
+
+def test_the_door_refuses_before_anything_heavy_is_imported():
+    done = launch_probed(SMOKE, "--config.data.operation=/", "--config.data.modulus=9")
+    assert done.stdout.strip().endswith("imported:")
+    done.stdout = ""
+    assert_one_line(done, 2, "config.data.modulus=9", "9 = 3 x 3", "prime")
+
+
+# Configs.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data__operation": "/", "data__modulus": 15}, ("modulus=15", "15 = 3 x 5", "prime")),
+        ({"data__train_fraction": 1.0}, ("train_fraction=1.0", "(0, 1)")),
+        ({"data__train_fraction": 0.0}, ("train_fraction=0.0", "(0, 1)")),
+        ({"data__train_fraction": 0.999}, ("leaves none to test",)),
+        ({"data__modulus": 1}, ("modulus=1", "from 2")),
+        ({"data__operation": "plus"}, ("unknown operation 'plus'", "x^2+y")),
+        ({"data__operation": "s5"}, ("modulus=7", "120")),
+        ({"model__rank_fraction": 1.5}, ("rank_fraction=1.5", "(0, 1]")),
+        ({"model__name": "resnet18"}, ("unknown model 'resnet18'", "token_mlp")),
+        ({"train__batch_size": 41}, ("batch_size=41", "40 training examples")),
+        ({"evaluate__trajectory__num_examples": 41}, ("num_examples=41", "40 training")),
+        ({"evaluate__trajectory__num_frequencies": 4}, ("num_frequencies=4", "there are 3")),
+        ({"train__loss_dtype": "float16"}, ("loss_dtype='float16'", "float64")),
+    ],
+)
+def test_bad_input_is_one_line(changes, words):
+    with pytest.raises(UserError) as error:
+        schema.check(config(**changes).lock(), {})
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_rank_of_0_is_refused_before_training():
+    made = config()
+    made.arms["add7-svd_50-80"].model.rank_fraction = 0.05
+    schema.check(made.lock(), {})
+    arm = schema.resolve_arms(made)["add7-svd_50-80"]
+    with pytest.raises(UserError, match="leaves rank 0 of embed/embedding"):
+        grokking.make_condition(made, "add7-svd_50-80", arm)
+
+
+def test_the_schema_knows_the_operations():
+    there = {name: (o.divides, o.size) for name, o in modular.OPERATIONS.items()}
+    assert there == grokking_schema.OPERATIONS
+    assert grokking_schema.MAX_MODULUS == modular.MAX_MODULUS
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form):
+    made = config(form).lock()
+    schema.check(made, {})
+    asked = grokking.hypotheses(made)
+    check(asked)
+    runnable = [h for h in asked if not h.missing]
+    check(runnable, arms=tuple(made.arms), metrics=grokking.metrics(made))
+    with pytest.raises(ValueError, match="known: "):
+        module().get_config("none")
+
+
+def test_arms_are_those_of_the_paper():
+    made = module()
+    assert {t: dict(b) for t, b in paper3.BUDGETS.items()} == made.BUDGETS
+    assert set(made.MODELS) == {paper3.DENSE, *paper3.MODELS}
+    published = {"dense": 91_107, "svd_100": 127_419, "svd_50": 63_595, "svd_25": 31_683,
+                 "svd_12": 15_955}  # fmt: skip
+    table = config("")
+    sizes = {}
+    for name, arm in schema.resolve_arms(table).items():
+        one = grokking.make_condition(table, name, arm)
+        task, model, fraction = name.split("-")
+        assert one.budget == paper3.BUDGETS[task][int(fraction)]
+        assert arm.data.train_fraction == int(fraction) / 100
+        assert 10 in one.measured
+        tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+        params = jax.eval_shape(one.step.model.init, jax.random.key(0), tokens)["params"]
+        sizes.setdefault(model, set()).add(tree.size(params))
+    assert sizes == {model: {size} for model, size in published.items()}
+    adam = one.step.optimizer
+    assert (adam.learning_rate, adam.momentum, adam.b2) == (1e-3, 0.9, 0.98)
+    assert adam.weight_decay == 0.01 and one.step.batch_size == 512
+
+
+def test_decomposed_models_start_as_the_dense_one():
+    """Of the same seed: at full rank the same function, to rounding."""
+    table = config("table1_80", seeds=(100,))
+    arms = schema.resolve_arms(table)
+    models = [grokking.make_condition(table, f"add97-{m}-80", arms[f"add97-{m}-80"]).step.model
+              for m in ("dense", "svd_100")]  # fmt: skip
+    tokens = jnp.array([[3, 97, 5, 98], [9, 97, 0, 98]], jnp.int32)
+    logits = [jax.jit(m.init_with_output)(jax.random.key(0), tokens)[0] for m in models]
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-5)
+
+
+# What is asked.
+
+
+def row(arm, seed, step, metric, value):
+    names = ("study", "arm", "seed", "step", "of", "metric", "value", "standard_error")
+    return dict(zip(names, ("grokking", arm, seed, step, {}, metric, value, 0.0), strict=True))
+
+
+def made_rows(times, budgets, seeds=range(5), sharp=None):
+    """An arm's seeds with times around a mean; None: none has generalised by the budget."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for arm, mean in times.items():
+        for seed in seeds:
+            seen = mean is not None
+            time = round(mean * rng.uniform(0.8, 1.2)) if seen else budgets[arm]
+            last = {
+                "grok/epochs": time,
+                "grok/epoch_of_best_test_accuracy": time if seen else round(0.9 * time),
+                "grok/reached_full_test_accuracy": seen,
+                "grok/best_test_accuracy": 1.0 if seen else 0.97,
+                "model/num_params": 91_107 if "dense" in arm else 15_955,
+                "train/alive": 1,
+            }
+            rows += [row(arm, seed, budgets[arm], m, float(v)) for m, v in last.items()]
+            value = rng.uniform(1, 2) * (sharp or {}).get(arm, 1)
+            rows.append(row(arm, seed, 10, "train[:512]/hessian/lambda_1", value))
+            rows.append(row(arm, seed, 10, "train[:512]/adaptive_sharpness", value))
+            rows.append(row(arm, seed, 10, "test/accuracy", rng.uniform(0.01, 0.03)))
+    return rows
+
+
+def verdicts(form, times, **more):
+    made = config(form)
+    budgets = {name: arm.train.epochs for name, arm in schema.resolve_arms(made).items()}
+    rows = made_rows(times, budgets, **more)
+    found = decide(grokking.hypotheses(made), rows, seeds=range(5), detectable=None)
+    return {j.hypothesis.id: j.verdict for j in found}
+
+
+QUICK = {"add97-dense-80": None, "add97-svd_25-80": 240, "add97-svd_12-80": 180}
+
+
+def test_quick_compares_times_that_are_censored():
+    found = verdicts("quick", QUICK, sharp={"add97-svd_12-80": 10})
+    assert {h for h, v in found.items() if v != "not run"} == {"Q.1", "Q.2", "C.1", "C.2"}
+    assert found["Q.1"] == found["Q.2"] == found["C.1"] == "supported"
+    assert found["C.2"] == "refuted"
+    later = verdicts("quick", {"add97-dense-80": 100, "add97-svd_25-80": None,
+                               "add97-svd_12-80": None})  # fmt: skip
+    assert later["Q.1"] == later["Q.2"] == "refuted"
+    assert later["C.1"] == later["C.2"] == "inconclusive"
+    flat = verdicts("quick", QUICK, sharp={"add97-svd_12-80": 0.1})
+    assert flat["C.1"] == flat["C.2"] == "supported"
+
+
+def test_a_column_is_asked_its_part():
+    """Of the whole it says what is lacking."""
+    times = {f"add97-{m}-80": t for m, t in zip(
+        ("dense", "svd_100", "svd_50", "svd_25", "svd_12"), (8050, 495, 720, 234, 182), strict=True
+    )}  # fmt: skip
+    found = verdicts("table1_80", times)
+    assert {h for h, v in found.items() if h.startswith("H3") and v != "not run"} == {
+        f"H3.{i} add97-80" for i in (1, 2, 5, 6)
+    }
+    assert found["H3.1 add97-80"] == "supported"
+    asked = {h.id: h for h in grokking.hypotheses(config("table1_80"))}
+    assert "no add97-svd_100-50 and 9 more" in asked["H3.1"].missing
+    assert len(list(contrasts(asked["H3.1 add97-80"]))) == 4
+
+
+def test_each_form_asks_what_its_arms_allow():
+    runnable = {
+        form: [h.id for h in grokking.hypotheses(config(form)) if not h.missing] for form in FORMS
+    }
+    survival = [f"Q.{i}" for i in (1, 2, 3, 4)]
+    assert runnable[""] == [*(f"H3.{i}" for i in range(1, 7)), *survival, "C.1", "C.2"]
+    assert runnable["mod67"] == ["H3.7 add67-50/65/80", *survival, "C.1", "C.2"]
+    assert runnable["subtraction"][0] == "H3.7 sub97-50/65/80"
+    assert runnable["smoke"] == ["Q.3"]
+
+
+def test_another_budget_than_the_papers_is_said():
+    made = config("table1_80")
+    made.arms["add97-dense-80"].train.epochs = 500
+    budgets = {name: arm.train.epochs for name, arm in schema.resolve_arms(made).items()}
+    asked = {h.id: h for h in grokking_hypotheses.asked_of(budgets, "train[:512]")}
+    assert not any(name.endswith("add97-80") for name in asked), "all need the dense model"
+    assert not any(name.startswith("Q.") for name in asked), "nothing is watched equally long"
+    full = {n: a.train.epochs for n, a in schema.resolve_arms(config("")).items()}
+    asked = {
+        h.id: h for h in grokking_hypotheses.asked_of(full | {"add97-dense-80": 500}, "train[:512]")
+    }
+    assert "add97-dense-80 has 500 epochs and not the paper's 10,000" in asked["H3.1"].missing
+    assert not asked["H3.3"].missing
+    assert len(list(contrasts(asked["H3.1 add97-50/65"]))) == 8
+
+
+# What is shown.
+
+
+def test_the_table_stands_beside_the_papers():
+    rows = made_rows(QUICK, dict.fromkeys(QUICK, 600))
+    text = io.StringIO()
+    (table,) = grokking.tables(rows)
+    Console(file=text, width=160).print(study_table(table))
+    lines = {line.split()[1]: line for line in text.getvalue().splitlines() if "add97" in line}
+    assert "8049.8 ± 436.1" in lines["add97-dense-80"] and "540.0 ± 0.0" in lines["add97-dense-80"]
+    assert "0 of 5" in lines["add97-dense-80"] and "99.973 ± 0.015" in lines["add97-dense-80"]
+    assert "182.2 ± 42.3" in lines["add97-svd_12-80"] and "5 of 5" in lines["add97-svd_12-80"]
+    assert "15,955" in lines["add97-svd_12-80"]
+
+
+def curves_of(length):
+    train = np.minimum(1, np.arange(1, length + 1) / 20).astype(np.float32)
+    return {"train_accuracy": train, "test_accuracy": (train**8).astype(np.float32)}
+
+
+def test_accuracy_by_epoch():
+    figure = plots.accuracy_by_epoch({"a": [curves_of(30), curves_of(500)], "b": [curves_of(9)]})
+    (axis,) = figure.axes
+    assert axis.get_xscale() == "log"
+    thick = [line for line in axis.lines if line.get_linewidth() > 1]
+    assert [line.get_linestyle() for line in thick] == ["--", "-", "--", "-"]
+    # The seed that ended at epoch 30 counts as it ended: at 1.
+    assert thick[1].get_xdata()[-1] == 500 and thick[1].get_ydata()[-1] == 1
+    assert thick[3].get_xdata()[-1] == 9
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["a", "b"]
+    assert plots.png(figure)[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="no epoch"):
+        plots.accuracy_by_epoch({"a": []})
+
+
+def test_measure_by_epoch():
+    rows = []
+    for seed, end in ((0, 40), (1, 300)):
+        for step in (0, 10, 100, 1000):
+            if step < end or step == 1000:
+                rows.append(row("a", seed, step, "sharp", 1.0 + seed))
+        rows.append(row("a", seed, 1000, "grok/epochs", end))
+    figure = plots.measure_by_epoch(rows, {"sharp": "sharpness", "other": "nothing"})
+    (axis,) = figure.axes
+    first, second, mean = axis.lines
+    assert first.get_xdata().tolist() == [0.5, 10, 40]
+    assert second.get_xdata().tolist() == [0.5, 10, 100, 300]
+    assert mean.get_xdata().tolist() == [0.5, 10] and mean.get_ydata().tolist() == [1.5, 1.5]
+    assert plots.measure_by_epoch(rows, {"other": "nothing"}) is None
