@@ -189,6 +189,28 @@ def test_segments_add_up_and_compile_once(compilations):
         advance(step, learner, data, epochs.MOST_EPOCHS + 1)
 
 
+# Training and test examples of the paper's tasks, and 41: 1/n rounds so that n (1/n) < 1 of some.
+COUNTS = (4705, 6116, 7528, 4704, 3293, 1881, 2245, 2918, 3592, 2244, 1571, 897, 41)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_all_right_is_exactly_1_and_one_wrong_is_not(count):
+    right = jnp.ones(count, bool)
+    accuracy = jax.jit(epochs._accuracy, static_argnums=1)
+    assert accuracy(right, count) == 1
+    assert accuracy(right.at[3].set(False), count) < 1
+
+
+def test_a_seed_stops_with_any_number_of_test_examples():
+    """41 of them, where the quotient alone would be 0.99999994 for good."""
+    data = memory()
+    more = (jnp.concatenate([x, x[:1]]) for x in (data.test_input, data.test_label))
+    data = Examples(data.train_input, data.train_label, *more)
+    step = an_epoch(FAST)
+    learner, _ = advance(step, start(step, data), data, 200)
+    assert len(data.test_label) == 41 and learner.best == 1 and learner.epoch < 200
+
+
 def test_a_seed_ends_at_its_first_full_test_accuracy():
     step, data = an_epoch(FAST), memory()
     learner, curves = advance(step, start(step, data), data, 200)

@@ -122,6 +122,7 @@ def test_the_door_refuses_before_anything_heavy_is_imported():
         ({"train__batch_size": 41}, ("batch_size=41", "40 training examples")),
         ({"evaluate__trajectory__num_examples": 41}, ("num_examples=41", "40 training")),
         ({"evaluate__trajectory__num_frequencies": 4}, ("num_frequencies=4", "there are 3")),
+        ({"arms": {"baseline": {}}}, ("config.arms.baseline", "as add97-dense-80")),
         ({"train__loss_dtype": "float16"}, ("loss_dtype='float16'", "float64")),
     ],
 )
@@ -270,9 +271,12 @@ def test_each_form_asks_what_its_arms_allow():
         form: [h.id for h in grokking.hypotheses(config(form)) if not h.missing] for form in FORMS
     }
     survival = [f"Q.{i}" for i in (1, 2, 3, 4)]
-    assert runnable[""] == [*(f"H3.{i}" for i in range(1, 7)), *survival, "C.1", "C.2"]
-    assert runnable["mod67"] == ["H3.7 add67-50/65/80", *survival, "C.1", "C.2"]
-    assert runnable["subtraction"][0] == "H3.7 sub97-50/65/80"
+    curvature = [f"C.{i}" for i in (1, 2, 3, 4)]
+    assert runnable[""] == [*(f"H3.{i}" for i in range(1, 7)), *survival, *curvature]
+    assert runnable["mod67"] == ["H3.7 add67-50/65/80", *survival, *curvature]
+    assert runnable["subtraction"] == ["H3.7 sub97-50/65/80", "D.1", *survival, *curvature]
+    assert not any(h.startswith(("C.3", "C.4")) for h in runnable["table1_80"])
+    assert runnable["quick"] == ["Q.1", "Q.2", "C.1", "C.2"]
     assert runnable["smoke"] == ["Q.3"]
 
 

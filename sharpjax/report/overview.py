@@ -158,10 +158,10 @@ def _runs_section(runs: Sequence[Run]) -> Markup:
 
 
 def _groups(found: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    """Those of each paper, `H1.2` being of the first; then all others."""
+    """Those of each paper, `H1.2` being of the first, and so `H1.2 some-cells`; then all others."""
     groups: dict[str, list[Entry]] = {}
     for entry in found:
-        match = re.fullmatch(r"H(\d+)\.\d+", entry.hypothesis.id)
+        match = re.fullmatch(r"H(\d+)\.\d+( .+)?", entry.hypothesis.id)
         groups.setdefault(f"Paper {match[1]}" if match else "Of the studies", []).append(entry)
     yield from groups.items()
 

@@ -109,8 +109,17 @@ def _check_arm(arm: Config) -> None:
         )
 
 
+def _check_name(name: str) -> None:
+    if len(name.split("-")) != 3:
+        raise UserError(
+            f"config.arms.{name}: figures and hypotheses go by an arm's name; name it "
+            f"<task>-<model>-<per cent>, as add97-dense-80."
+        )
+
+
 RULES = schema.Rules(
     blocks=("data", "model", "optim", "train", "evaluate"),
     is_shared=lambda path: False,
     check_arm=_check_arm,
+    check_name=_check_name,
 )

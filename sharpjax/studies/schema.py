@@ -32,11 +32,13 @@ class Rules(NamedTuple):
         blocks: the tables that its arms override.
         is_shared: whether a field, by its path, is the same in all arms.
         check_arm: refuses the resolved config of an arm; raises `UserError`.
+        check_name: likewise, of an arm's name.
     """
 
     blocks: tuple[str, ...]
     is_shared: Callable[[tuple[str, ...]], bool]
     check_arm: Callable[[Config], None]
+    check_name: Callable[[str], None] = lambda name: None
 
 
 # Of studies with configs of their own; the others have `TRAINING`.
@@ -136,6 +138,7 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
     # Arms that set least come first: what is wrong in the base is then not laid at an arm's door.
     for name in sorted(arms, key=lambda name: len(list(_leaves(config.arms[name])))):
         try:
+            rules.check_name(name)
             rules.check_arm(arms[name])
         except UserError as error:
             own = any(True for _ in _leaves(config.arms[name]))

@@ -225,7 +225,7 @@ def outcome(learner: Learner) -> dict[str, Estimate]:
         "grok/reached_full_test_accuracy": learner.best == 1,
         "grok/best_test_accuracy": learner.best,
         "grok/epoch_of_full_train_accuracy": fitted,
-        "grok/delay": generalised - fitted,
+        "grok/delay": generalised - fitted if learner.best == 1 else math.nan,
         "grok/epochs": learner.epoch,
         "model/num_params": tree.size(learner.params),
     }

@@ -14,10 +14,12 @@ Metrics, all at the last step of an arm:
                                         and the epoch is bounded by the budget (its `seen`)
     grok/best_test_accuracy             0 to 1
     grok/epoch_of_full_train_accuracy   the first epoch with a training accuracy of 100 per cent
-    grok/delay                          epoch_of_best_test_accuracy - epoch_of_full_train_accuracy
+    grok/delay                          epoch_of_best_test_accuracy - epoch_of_full_train_accuracy,
+                                        of seeds that reached 100 per cent in both
     model/num_params
 
-Training accuracy is that of an epoch's batches as they came.
+Training accuracy is that of an epoch's batches as they came, so that a seed may reach 100 per cent
+of the test examples first; it has no delay then.
 """
 
 import itertools
