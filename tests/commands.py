@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+from tests.xla import added
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Runs launch.py and says on the last line whether anything heavy was imported.
@@ -21,6 +23,7 @@ finally:
 
 def environment(**extra):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env["XLA_FLAGS"] = added("")
     env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "xla")
     env["JAX_PLATFORMS"] = "cpu"
     return env | {"PYTHONPATH": str(ROOT)} | extra

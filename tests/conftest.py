@@ -3,10 +3,12 @@
 import os
 import pathlib
 
+from tests.xla import FLAGS, added
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-_FLAG = "--xla_force_host_platform_device_count=4"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+os.environ["XLA_FLAGS"] = added(
+    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -14,6 +16,14 @@ import pytest  # noqa: E402
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave what depends on the last bit to `test_xla.py`, unless XLA's usual flags were asked."""
+    left = [item for item in items if FLAGS and item.get_closest_marker("usual_flags")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
     python tests/sharded.py KIND:DATA:MODEL,... [PROCESS COORDINATOR]
 
 The batch is sharded over `data`, the parameters over `model`. With a PROCESS (0 or 1 of two) half
-of the devices are those of the other. Prints one line of JSON with the numbers for each mesh.
+of the devices are those of the other. Prints one line of JSON with the numbers for each mesh, and
+what a compiled solve gathers, where one process can see it all and there is something to gather.
 """
 
 import functools
@@ -67,7 +68,7 @@ def place(array, sharding):
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def measure(kind, num_data, num_model):
+def measure(kind, num_data, num_model, compiled):
     mesh = jax.make_mesh(
         (num_data, num_model), AXES, axis_types=(getattr(jax.sharding.AxisType, kind),) * 2
     )
@@ -85,7 +86,7 @@ def measure(kind, num_data, num_model):
             "converged": bool(np.asarray(pairs.converged).all()),
             "vectors": str(pairs.vectors["in"]["kernel"].sharding.spec),
             "trace": float(trace.value),
-            "gathered": gathered(operator, key),
+            "gathered": gathered(operator, key) if compiled else None,
         }
 
 
@@ -102,8 +103,10 @@ def main(meshes, process=None, coordinator=None):
     if process is not None:
         jax.distributed.initialize(coordinator, num_processes=2, process_id=int(process))
     for mesh in meshes.split(","):
-        kind, num_data, num_model = mesh.split(":")
-        print(json.dumps({"mesh": mesh} | measure(kind, int(num_data), int(num_model))))
+        kind, *shape = mesh.split(":")
+        num_data, num_model = map(int, shape)
+        compiled = process is None and num_data * num_model > 1
+        print(json.dumps({"mesh": mesh} | measure(kind, num_data, num_model, compiled)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def forgotten():
     arithmetic.check_arithmetic.cache_clear()
 
 
+@pytest.mark.usual_flags
 def test_the_reproducer_is_right_here():
     assert arithmetic._last_square() == 1073741824.0
     arithmetic.check_arithmetic()

@@ -147,6 +147,7 @@ def assert_close(result, expected, rtol):
         np.testing.assert_allclose(result[name].standard_error, error, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.usual_flags
 @pytest.mark.parametrize("batch_size", [20_011, 500, 37])
 def test_twenty_thousand_examples_equal_numpy_in_float64(batch_size):
     logits, label = draw(0, 20_011)
@@ -155,6 +156,7 @@ def test_twenty_thousand_examples_equal_numpy_in_float64(batch_size):
     assert all(estimate.num_evaluations == 20_011 for estimate in result.values())
 
 
+@pytest.mark.usual_flags
 def test_small_examples_after_a_huge_one_are_not_lost():
     # One loss of 1e7 and 9,999 of log 2: float32 beside 1e7 has a spacing of 1.
     logits = np.zeros((10_000, 2), np.float32)
@@ -185,6 +187,7 @@ def test_float64_and_strict_types(x64, strict):
 # Streaming.
 
 
+@pytest.mark.usual_flags
 def test_numbers_do_not_depend_on_batches_or_order():
     logits, label = draw(2, 1_000)
     order = np.random.default_rng(3).permutation(1_000)

@@ -83,6 +83,7 @@ def test_few_more_products_than_a_basis_that_grows(key):
     assert 16 < bounded.num_products <= 1.4 * grown.num_products
 
 
+@pytest.mark.usual_flags
 def test_the_arrowhead_is_the_projection_in_float32(key):
     """After six restarts: `Q'Q = I`, `A Q = Q T + beta q e'`, and no copies."""
     operator = Diagonal({"a": jnp.asarray(np.r_[100.0, 90.0, 0.98 ** np.arange(2998)], "float32")})

@@ -255,6 +255,7 @@ def test_growing_the_basis_changes_nothing(x64, key):
     np.testing.assert_allclose(flat(grown.vectors), flat(at_once.vectors), atol=1e-6)
 
 
+@pytest.mark.usual_flags
 def test_members_of_a_population_equal_single_calls(x64, strict, key):
     """One starts in an invariant subspace, one takes long: lanes do not disturb each other."""
     spectra = jnp.stack(
