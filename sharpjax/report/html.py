@@ -75,6 +75,7 @@ def _parts(content: Content) -> Iterator[tuple[str, str, Sequence[Child]]]:
     """Name, id and body of each section, in order; those without body are left out."""
     exploratory = not content.is_registered
     yield "Verdicts", "verdicts", _verdicts(content)
+    yield "Tables", "tables", record.study_tables(content)
     yield (
         "Hypotheses",
         "hypotheses",
@@ -83,7 +84,6 @@ def _parts(content: Content) -> Iterator[tuple[str, str, Sequence[Child]]]:
             for i, j in enumerate(content.judgements)
         ],
     )
-    yield "Tables", "tables", record.study_tables(content)
     yield "Funnel of runs", "funnel", record.funnel(content)
     yield (
         "Figures",

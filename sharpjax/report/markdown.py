@@ -62,10 +62,11 @@ def _blocks(content: Content) -> Iterator[str]:
     yield _verdicts(content.judgements) or "No hypothesis was put forward for this run."
     if content.judgements:
         yield words.INTERVALS
+    yield from _section("Tables", "\n\n".join(map(_study_table, content.tables)))
+    if content.judgements:
         yield "## Hypotheses"
     for judgement in content.judgements:
         yield from _hypothesis(judgement, exploratory=exploratory)
-    yield from _section("Tables", "\n\n".join(map(_study_table, content.tables)))
     yield from _section("Funnel of runs", _funnel(content))
     yield from _section(
         "Figures",
