@@ -18,10 +18,9 @@ and, of decomposed models, in (U, s, V): some .2 s a seed and epoch on two cores
 
 An epoch takes 4.4, 4.6 and 5.6 ms a seed of the dense model at 50, 65 and 80 % of the data on two
 quiet cores, and 2.3, 2.4 and 2.6 ms at a rank of 12.5 %, so that the paper's epochs of all 150
-models of table 1 would take an hour and a half.
-`:quick` took 74 s on two cores on 2026-11-25 in a trial with seeds 100 to 104: of five seeds none
-of the dense model had generalised after 1,000 epochs, 3 at a rank of 12.5 % (after 105, 138 and 768
-epochs) and 5 at 25 % (54 to 401). C.2 was written after that trial.
+models of table 1 would take an hour and a half. `:quick` took 64 s, `:table1_80` 27 minutes
+(2026-11-25, two cores; docs/grokking.md has what came of it).
+C.2 was written after a trial of `:quick` with seeds 100 to 104.
 """
 
 from ml_collections import ConfigDict
