@@ -437,7 +437,33 @@ def test_done_seeds_end_a_condition_before_its_budget(tmp_path):
     assert reached == [1, 1, 1]
 
 
+def test_a_run_whose_seeds_are_done_is_stopped_and_goes_on_alike(tmp_path):
+    """At every third look at the clock, so that it is stopped between seeds that are done."""
+    one = a_condition(budget=3000, measured=(0, 10), seeds=(3, 4, 5), checkpoint_epochs=1000)
+    lines = []
+    outcome = train(one, tmp_path / "whole", data_of=memory)
+    again = None
+    while again is None:
+        try:
+            again = train(one, tmp_path / "run", Nervous(3), data_of=memory, say=lines.append)
+        except interrupt.Interrupted:
+            assert "stopped and saved" in lines[-1]
+    assert sum("going on from step" in line for line in lines) >= 2
+    assert again == outcome
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
 def test_all_seeds_non_finite_is_an_error_and_one_is_not(tmp_path):
+    def poisoned(seed):  # a label that is no class has no cross-entropy
+        data = a_split(seed)
+        return data._replace(train_label=data.train_label + (100 if seed == 4 else 0))
+
+    outcome = train(a_condition(measured=(10,)), tmp_path / "one", data_of=poisoned)
+    assert outcome["stopped"] == {"4": 0} and outcome["epochs"]["3"] > 0
+    table = [json.loads(x) for x in (tmp_path / "one" / "results.jsonl").read_text().splitlines()]
+    own = {(row["metric"], row["value"]) for row in table if row["seed"] == 4}
+    assert own == {("train/alive", 0)}
+    assert ("train/alive", 1) in {(r["metric"], r["value"]) for r in table if r["seed"] == 3}
     wild = dataclasses.replace(FAST, learning_rate=1e30)
     with pytest.raises(RunFailed, match="every seed turned non-finite"):
         train(a_condition(optimizer=wild, measured=()), tmp_path / "run")
