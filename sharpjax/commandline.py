@@ -6,6 +6,7 @@ the config file inside the message. Here they all become a `UserError`.
 
 import contextlib
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -83,6 +84,12 @@ def _explain(argv: Sequence[str], error: Exception) -> UserError:
         # A config file's own error comes as its whole traceback; the last line says what it is.
         lines = [lines[-1].removeprefix("ValueError: ").removeprefix(_USER_ERROR)]
     text = " ".join(lines)
+    if match := re.match(r"Could not parse 'arms\.([^'.]+)\.([^']+)':", text):
+        arm, path = match.groups()
+        return UserError(
+            f"--config.arms.{arm}.{path}: an arm's name with a hyphen is quoted; write "
+            f"\"--config.arms['{arm}'].{path}=...\""
+        )
     if isinstance(error, flags.Error):
         return UserError(text)
     return UserError(f"{_config_argument(argv)}: {type(error).__name__}: {text}")

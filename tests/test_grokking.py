@@ -117,6 +117,7 @@ def test_the_door_refuses_before_anything_heavy_is_imported():
         ({"data__modulus": 1}, ("modulus=1", "from 2")),
         ({"data__operation": "plus"}, ("unknown operation 'plus'", "x^2+y")),
         ({"data__operation": "s5"}, ("modulus=7", "120")),
+        ({"model__rank_fraction": 0.1}, ("leaves rank 0 of a matrix with 8", "0.125 or more")),
         ({"model__rank_fraction": 1.5}, ("rank_fraction=1.5", "(0, 1]")),
         ({"model__name": "resnet18"}, ("unknown model 'resnet18'", "token_mlp")),
         ({"train__batch_size": 41}, ("batch_size=41", "40 training examples")),
@@ -136,7 +137,7 @@ def test_bad_input_is_one_line(changes, words):
 
 def test_a_rank_of_0_is_refused_before_training():
     made = config()
-    made.arms["add7-svd_50-80"].model.rank_fraction = 0.05
+    made.arms["add7-svd_50-80"].model = {"rank_fraction": 0.05, "layers": "embed/*"}
     schema.check(made.lock(), {})
     arm = schema.resolve_arms(made)["add7-svd_50-80"]
     with pytest.raises(UserError, match="leaves rank 0 of embed/embedding"):

@@ -22,6 +22,10 @@ MISTAKES = {
     "below_a_value": ([SMOKE, "--config.optim.rho.x=1"], ["config.optim.rho is a value", "'x'"]),
     "arm_field": ([SMOKE, "--config.arms.sam.optim.rho=.1"], ["config.arms.sam", "'optim'"]),
     "arm": ([SMOKE, "--config.arms.smm.optim.rho=.1"], ["'smm'", "Its fields: sam, sgd, sgd_2x"]),
+    "arm_with_a_hyphen": (
+        ["--config=configs/grokking.py:smoke", "--config.arms.add7-svd_50-80.train.epochs=3"],
+        ["is quoted", "\"--config.arms['add7-svd_50-80'].train.epochs=...\""],
+    ),
     "type_float": ([SMOKE, "--config.optim.rho=big"], ["config.optim.rho", "'big'"]),
     "type_int": ([SMOKE, "--config.train.epochs=1.5"], ["config.train.epochs", "1.5"]),
     "type_flag": ([SMOKE, "--config.data.augment=maybe"], ["config.data.augment", "maybe"]),

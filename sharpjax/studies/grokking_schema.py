@@ -94,6 +94,7 @@ def _check_arm(arm: Config) -> None:
             f"config.data.train_fraction={arm.data.train_fraction} of the {pairs} pairs modulo {p} "
             f"leaves none to test; give a smaller fraction, or a larger config.data.modulus."
         )
+    _check_rank(arm)
     measured = arm.evaluate.trajectory.num_examples
     for field, value in (
         ("train.batch_size", arm.train.batch_size),
@@ -106,6 +107,18 @@ def _check_arm(arm: Config) -> None:
         raise UserError(
             f"config.evaluate.trajectory.num_frequencies={frequencies}: modulo {p} there are "
             f"{p // 2}."
+        )
+
+
+def _check_rank(arm: Config) -> None:
+    """Every matrix of a model reads or writes tokens or units; a glob may leave the small ones out,
+    which the model itself checks."""
+    fraction, tokens = arm.model.rank_fraction, arm.data.modulus + 2
+    smallest = min(tokens, arm.model.width or tokens)
+    if fraction and arm.model.layers == "*" and Fraction(repr(fraction)) * smallest < 1:
+        raise UserError(
+            f"config.model.rank_fraction={fraction} leaves rank 0 of a matrix with {smallest} rows "
+            f"or columns; give {1 / smallest:.4g} or more, or name others in config.model.layers."
         )
 
 

@@ -133,7 +133,7 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
         if not path.startswith("arms") and _everywhere(config.arms, path):
             raise UserError(
                 f"--config.{path} would change nothing: every arm sets {path} itself. Set it for "
-                f"one arm, as --config.arms.{next(iter(arms))}.{path}=..."
+                f"one arm, as {_flag(next(iter(arms)), path)}"
             )
     # Arms that set least come first: what is wrong in the base is then not laid at an arm's door.
     for name in sorted(arms, key=lambda name: len(list(_leaves(config.arms[name])))):
@@ -143,6 +143,13 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
         except UserError as error:
             own = any(True for _ in _leaves(config.arms[name]))
             raise UserError(f"arm '{name}': {error}" if own else str(error)) from error
+
+
+def _flag(arm: str, path: str) -> str:
+    """How a field of one arm is set: a name that is no identifier is quoted."""
+    if arm.isidentifier():
+        return f"--config.arms.{arm}.{path}=..."
+    return f"\"--config.arms['{arm}'].{path}=...\""
 
 
 def _require(config: Config, *names: str) -> None:
