@@ -13,7 +13,7 @@ from html import parser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sharpjax.errors import UserError
@@ -416,6 +416,7 @@ def test_contrast():
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=6), st.booleans())
+@example([1e-9], False)
 def test_an_axis_holds_its_values(values, log):
     found = axis.fit(values, 10, 110, log=log)
     places = [found.at(v) for v in sorted(v for v in values if math.isfinite(v))]

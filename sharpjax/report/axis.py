@@ -27,8 +27,11 @@ class Axis(NamedTuple):
         """At most so many round values within the axis."""
         if self.log:
             exponents = _round_values(math.log10(self.low), math.log10(self.high), most, least=1)
-            return [10.0**exponent for exponent in exponents]
-        return _round_values(self.low, self.high, most)
+            ticks = [10.0**exponent for exponent in exponents]
+        else:
+            ticks = _round_values(self.low, self.high, most)
+        # A multiple at an end may lie beyond it by its last digit.
+        return [min(max(tick, self.low), self.high) for tick in ticks]
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.log else value
