@@ -51,7 +51,8 @@ def arms(
 
 def get_config(form: str = "") -> ConfigDict:
     if form not in FORMS:
-        raise ValueError(f"unknown form '{form}' of configs/grokking.py; known: {', '.join(FORMS)}")
+        known = ", ".join(filter(None, FORMS))
+        raise ValueError(f"unknown form '{form}' of configs/grokking.py; known: {known}")
     config = ConfigDict()
     config.study = "grokking"
     config.seeds = tuple(range(30, 40))  # trials have looked at 0 to 2, 100 to 111, 200 to 219

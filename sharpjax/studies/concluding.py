@@ -1,6 +1,5 @@
 """What a run's rows say of its hypotheses, and the report of it."""
 
-import importlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -79,7 +78,7 @@ def _tables_of(config: Mapping[str, Any], rows: list[workdir.Row]) -> tuple[Tabl
     """The `tables(rows)` of the study, where it has any."""
     if config["study"] not in catalog.STUDIES:
         return ()
-    module = importlib.import_module(catalog.STUDIES[config["study"]].partition(":")[0])
+    module = registering.module_of(config["study"])
     return tuple(module.tables(rows)) if hasattr(module, "tables") else ()
 
 

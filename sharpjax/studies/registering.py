@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 def hypotheses_of(config: Config) -> tuple[Hypothesis, ...]:
     """What the study of a config sets out to decide: its `hypotheses(config)` or `HYPOTHESES`."""
-    module = _module(config)
+    module = module_of(config.study)
     if hasattr(module, "hypotheses"):
         return tuple(module.hypotheses(config))
     return tuple(getattr(module, "HYPOTHESES", ()))
@@ -39,12 +39,13 @@ def hypotheses_of(config: Config) -> tuple[Hypothesis, ...]:
 
 def _units_of(config: Config) -> Mapping[str, int] | None:
     """How many values of a further coordinate a seed has, where the study says it."""
-    module = _module(config)
+    module = module_of(config.study)
     return module.units(config) if hasattr(module, "units") else None
 
 
-def _module(config: Config) -> Any:
-    return importlib.import_module(catalog.STUDIES[config.study].partition(":")[0])
+def module_of(study: str) -> Any:
+    """The module of a study, by its name in a config."""
+    return importlib.import_module(catalog.STUDIES[study].partition(":")[0])
 
 
 def _metrics_of(config: Config) -> tuple[str, ...] | None:
@@ -52,7 +53,7 @@ def _metrics_of(config: Config) -> tuple[str, ...] | None:
 
     Not from the study's own module, whose source is part of the analysis that was sealed.
     """
-    study = importlib.import_module(catalog.STUDIES[config.study].partition(":")[0])
+    study = module_of(config.study)
     asks = getattr(study, "hypotheses", None)
     module = importlib.import_module(asks.__module__) if asks else study
     return tuple(module.metrics(config)) if hasattr(module, "metrics") else None
