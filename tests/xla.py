@@ -8,10 +8,9 @@ compiles them; so is a whole run, in its `:smoke` form. To test all so: XLA_FLAG
 with the flags of `USUAL`.
 """
 
-import importlib.util
-import mmap
 import os
-import pathlib
+import subprocess
+import sys
 
 # Each flag with its value here and its usual one.
 _VALUES = {
@@ -21,17 +20,27 @@ _VALUES = {
 }
 
 
-def _is_known(name):
-    """Whether this XLA has the flag: it ends the process at one that it does not know."""
-    folder = pathlib.Path(importlib.util.find_spec("jaxlib").origin).parent
-    for library in folder.glob("*.so"):
-        with library.open() as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data.find(name.encode()) >= 0:
-                return True
-    return False
+# Where the answer is kept for the workers and commands that the first process starts.
+_ANSWER = "SHARPJAX_TESTS_XLA_FLAGS"
 
 
-_KNOWN = [name for name in _VALUES if _is_known(name)]
+def _starts(*names):
+    """Whether XLA starts with these flags: it ends the process at one that it does not know."""
+    flags = " ".join(f"--{name}={_VALUES[name][0]}" for name in names)
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env=env, capture_output=True).returncode == 0
+
+
+def _known():
+    """The flags that this XLA knows, asked in processes of their own: a second, or three."""
+    if _ANSWER not in os.environ:
+        known = _VALUES if _starts(*_VALUES) else filter(_starts, _VALUES)
+        os.environ[_ANSWER] = " ".join(known)
+    return os.environ[_ANSWER].split()
+
+
+_KNOWN = _known()
 USUAL = tuple(f"--{name}={_VALUES[name][1]}" for name in _KNOWN)
 # Where the caller asks for the usual ones, they are left.
 _asked = [flag in os.environ.get("XLA_FLAGS", "") for flag in USUAL]
