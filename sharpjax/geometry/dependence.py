@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage] (in jax 0.12 the old name of Jaxpr)
+    Jaxpr,
+    Literal,
+)
 
 
 def reaches(jaxpr: Jaxpr, inputs: Iterable[int]) -> bool:

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage] (in jax 0.12 the old name of Jaxpr)
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    jaxpr_as_fun,
+)
 
 Path = tuple[int, ...]
 

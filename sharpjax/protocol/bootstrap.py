@@ -335,7 +335,7 @@ def _counts(strata, resamples: int, generator: np.random.Generator) -> Sequence[
 def _influences(statistic, strata, place: int, members: np.ndarray | None) -> np.ndarray:
     """(m - 1)(mean of theta_(-j) - theta_(-i)) for each unit i of one stratum."""
     size = strata[place]
-    counts = [np.ones((1, other)) for other in strata]
+    counts: list[np.ndarray] = [np.ones((1, other)) for other in strata]
     rows = max(1, _CHUNK // (size if members is None else members.size))
     left_out = []
     for start in range(0, size, rows):
