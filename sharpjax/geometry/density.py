@@ -87,7 +87,7 @@ class Density(NamedTuple):
             The density and its standard error, which is that of the probes alone. It leaves out the
             bias of the kernel (it widens what is narrower than sigma) and that of the quadrature (m
             products give m nodes: with a sigma below their distance the density is a row of
-            spikes).
+            spikes, and once values have converged rounding decides where these lie).
         """
         sigma = self.width() if sigma is None else sigma
         return _evaluate(_normal_density, atoms, self, grid, sigma)
