@@ -102,7 +102,8 @@ def sam(
     Args:
         base: the optimiser that takes the descent step. Its state is touched once a step.
         rho: radius of the perturbation, in units of `T`; a number, or a schedule of SAM's own step
-            count. At 0 the step is that of `base`, bit by bit.
+            count. At 0 no bit of the weights is changed, and the step is that of `base`, as far as
+            XLA rounds the gradient alike in both programs.
         scaling: rule for `T`.
         m: examples of a chunk, a divisor of the batch; None: the whole batch.
         ascent: `ascent(grads, params)` gives the gradient to ascend, such as one with weight decay:
