@@ -85,16 +85,22 @@ def test_few_more_products_than_a_basis_that_grows(key):
 
 @pytest.mark.usual_flags
 def test_the_arrowhead_is_the_projection_in_float32(key):
-    """After six restarts: `Q'Q = I`, `A Q = Q T + beta q e'`, and no copies."""
+    """After eight restarts: `Q'Q = I`, `A Q = Q T + beta q e'`, and no copies.
+
+    The bound, in the spectral norm: 24 rows are orthonormal within 24 eps, and each restart adds
+    the error of 24 orthonormal vectors of weights, another 24 eps. Both sides of `Q'A Q = T` err by
+    that share of `|A| = 100`.
+    """
     operator = Diagonal({"a": jnp.asarray(np.r_[100.0, 90.0, 0.98 ** np.arange(2998)], "float32")})
     found, step = run(operator, key, rows=24, products=100)
     state = found.state
     assert state.num_products == 100 and state.kept == sum(step.kept(24)) and state.row > 14
     rows = np.asarray(state.basis["a"], np.float64)[: state.row]
-    assert np.abs(rows @ rows.T - np.eye(len(rows))).max() < 2e-6
+    bound = (1 + 8) * 24 * np.finfo(np.float32).eps
+    assert np.linalg.norm(rows @ rows.T - np.eye(len(rows)), 2) < bound
     projected = rows * np.asarray(operator.values["a"], np.float64) @ rows.T
     values, _ = krylov.ritz(state)
-    np.testing.assert_allclose(np.linalg.eigvalsh(projected), values[: state.row], atol=1e-4)
+    np.testing.assert_allclose(np.linalg.eigvalsh(projected), values[: state.row], atol=100 * bound)
     assert state.leak < 1e-5 * 100
     np.testing.assert_allclose(values[: state.row][-3:], [0.99996, 90, 100], rtol=1e-3)
 
