@@ -162,7 +162,10 @@ class Noisy(Diagonal):
 
 
 def test_noisy_products_certify_nothing_finer_than_their_noise(key):
-    """The recurrence itself would report residuals of 1e-7 here."""
+    """The recurrence itself would report residuals of 1e-7 here.
+
+    A residual is known as well as one product in float32 is: within `noise |A|`, `|A| = 3`.
+    """
     values = jnp.asarray(outliers(3.0, 2.5, 2.0, 1.7), jnp.float32)
     product = Diagonal(values).linearize()
     exact, noisy = Diagonal(values), Noisy(values)
@@ -176,7 +179,7 @@ def test_noisy_products_certify_nothing_finer_than_their_noise(key):
         for i in range(2):
             y = tree.index(found.vectors, i)
             true = tree.norm(tree.add_scaled(product(y), -found.values[i], y))
-            assert true <= found.residuals[i]
+            assert true <= found.residuals[i] + 3 * krylov.noise("float32")
 
 
 # Failures.
@@ -303,25 +306,25 @@ def test_the_basis_stays_orthonormal_in_float32(key):
 
 
 def test_a_vector_inside_the_basis_is_replaced(x64, key):
-    """And the one that stands in for it is orthogonal to the basis, and another for each row."""
+    """And the one that stands in for it is orthogonal to the basis, and another for each seed."""
     basis = jnp.concatenate(
         [jnp.linalg.qr(jax.random.normal(key, (50, 6)))[0].T, jnp.zeros((2, 50))]
     )
     basis = {"a": basis[:, :20], "b": basis[:, 20:]}
     inside = tree.index(basis, 1)
 
-    def free(row):
+    def free(seed):
         return orthogonal.orthogonalize(
             *(basis, inside),
-            row=jnp.int32(row),
+            row=jnp.int32(5),
             taken=jnp.zeros(()),
             scale=jnp.ones(()),
             tiny=1e-10,
-            seed=jnp.uint32(0),
+            seed=jnp.uint32(seed),
             exhausted=jnp.bool_(False),
         )
 
-    one, other = free(5), free(6)
+    one, other = free(0), free(1)
     assert one.fresh and not one.broken
     np.testing.assert_allclose(one.overlaps, np.eye(8)[1], atol=1e-14)
     for found in (one, other):

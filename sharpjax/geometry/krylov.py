@@ -159,6 +159,8 @@ class LanczosStep:
         w = tree.add_scaled(w, -beta, jax.tree.map(lambda b: _get_row(b, last), basis))
 
         exhausted = row + 1 >= tree.size(q)
+        # Not by the row: a restart comes back to it, and may have kept what stood in there before.
+        turn = (state.locked + state.num_products).astype(jnp.uint32)
         found = orthogonal.orthogonalize(
             basis,
             w,
@@ -166,7 +168,7 @@ class LanczosStep:
             taken=jnp.hypot(alpha, beta),
             scale=state.scale,
             tiny=10 * noise(alpha.dtype),
-            seed=state.seed,
+            seed=state.seed + turn * jnp.uint32(0x9E3779B9),
             exhausted=exhausted,
         )
         invariant = exhausted | found.fresh

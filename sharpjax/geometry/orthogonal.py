@@ -64,7 +64,7 @@ def orthogonalize(
         taken: norm of what was taken out of the vector before.
         scale: the largest norm so far of a vector before anything was taken out.
         tiny: below this share of `scale` nothing is left of the vector.
-        seed: uint32, of the vector that may have to stand in.
+        seed: uint32, of the vector that may have to stand in; another one in each call.
         exhausted: the basis spans all of space, and nothing can stand in for a vector.
     """
     dtype = taken.dtype
@@ -82,7 +82,7 @@ def orthogonalize(
         replace = vanished & ~now.fresh
         vector = jax.lax.cond(
             any_lane(replace),
-            lambda: _select(replace, _unrelated(vector, seed, row), vector),
+            lambda: _select(replace, _unrelated(vector, seed), vector),
             lambda: vector,
         )
         return Orthogonal(
@@ -110,14 +110,13 @@ def orthogonalize(
     return jax.lax.while_loop(lambda now: any_lane(now.more), step, start)
 
 
-def _unrelated(like, seed, row):
-    """A unit vector that owes nothing to the operator and is another for each seed and row.
+def _unrelated(like, seed):
+    """A unit vector that owes nothing to the operator and is another for each seed.
 
     Entries `cos(2 pi h)` of a hash h of their places: as good as random here, and far less to
     compile than a generator for each leaf.
     """
     leaves, treedef = jax.tree.flatten(like)
-    seed = seed + row.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
     found = []
     for i, leaf in enumerate(leaves):
         place = jnp.broadcast_to(seed + jnp.uint32(i * 0x85EBCA6B % 2**32), leaf.shape)
