@@ -382,7 +382,7 @@ def test_chunks_normalise_by_themselves_and_running_statistics_are_of_the_clean_
     whole = loss(params, batch)
     assert abs(float(value - whole[0])) > 1e-3
     variance = aux["BatchNorm_0"]["var"], whole[1]["BatchNorm_0"]["var"]
-    assert float(jnp.min(jnp.abs(variance[0] - variance[1]))) > 1e-2
+    assert float(jnp.max(jnp.abs(variance[0] - variance[1]))) > 1e-2
     tx = sam(optax.sgd(1.0), rho=0.1, m=4)
     updates = step(tx, loss, params, tx.init(params), batch, m=4)[2]
     want = jax.tree.map(
