@@ -264,7 +264,7 @@ def test_members_of_a_population_equal_single_calls(x64, strict, key):
     spectra = jnp.stack(
         [
             jnp.asarray(np.r_[9.0, 5.0, 1.0, 0.5, bulk(36)]),
-            jnp.asarray(np.r_[2.0, -3.0, np.zeros(38)]),
+            jnp.asarray(np.r_[3.0, 2.0, np.zeros(38)]),  # of a multiple value no vector is known
             jnp.asarray(np.linspace(-1, 1, 40)),
         ]
     )
@@ -275,7 +275,10 @@ def test_members_of_a_population_equal_single_calls(x64, strict, key):
         member = tree.index(together, i)
         assert member.num_products == alone.num_products and member.status == alone.status
         np.testing.assert_allclose(member.values, alone.values, atol=1e-12)
-        np.testing.assert_allclose(np.abs(member.vectors), np.abs(alone.vectors), atol=1e-7)
+        known = jnp.max(member.vector_errors + alone.vector_errors)
+        np.testing.assert_allclose(
+            np.abs(member.vectors), np.abs(alone.vectors), atol=known + 1e-12
+        )
     named = together.estimates()
     assert named["lambda_2"].value.shape == named["lambda_2"].standard_error.shape == (3,)
 
