@@ -20,7 +20,7 @@ from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from sharpjax import catalog, commandline, workdir  # noqa: E402
-from sharpjax.studies import schema  # noqa: E402
+from sharpjax.runs import schema  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "path of a config file, with its form: configs/sam_cifar.py:quick"
@@ -42,13 +42,13 @@ def main(argv: list[str]) -> None:
         path = _WORKDIR.value or default_workdir(config)
         with workdir.open_run(path, config=config.to_dict(), overrides=overrides) as run:
             from sharpjax import runtime
-            from sharpjax.studies import registering
+            from sharpjax.runs import register
 
             runtime.start()
             if _REGISTER.value:
-                registering.register(config, run, name=config_name())
+                register.register(config, run, name=config_name())
                 return
-            registering.begin(config, run, name=config_name())
+            register.begin(config, run, name=config_name())
             catalog.resolve(catalog.STUDIES[config.study])(config, run)
 
 

@@ -33,7 +33,8 @@ from ml_collections import config_flags
 
 from benchmarks import measure
 from sharpjax import runtime
-from sharpjax.studies import grokking, schema
+from sharpjax.runs import schema
+from sharpjax.studies.grokking import plan as grokking
 from sharpjax.train import epoch_population, population
 from sharpjax.train.streams import stream
 

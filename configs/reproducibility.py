@@ -10,7 +10,7 @@ keeps its false-positive rate where a flexible one does not (H4.3), whether plan
 and small studies exaggerate (H4.4), and how biased a literature is that publishes only what is
 significant (H4.5). H4.1 and H4.2 are about publications and are not run here.
 
-`sharpjax.studies.reproducibility` says what the arms are and which rows they write.
+`sharpjax.studies.reproducibility.plan` says what the arms are and which rows they write.
 
 A trial with seeds 0 to 19, before the registration: 10,000 studies in each of eight arms took 45 s
 on two shared cores on 2026-11-25 (28 s of processor time). A registered analysis rejected a true

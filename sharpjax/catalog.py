@@ -71,9 +71,9 @@ SCALINGS: Mapping[str, str] = {
 }
 
 STUDIES: Mapping[str, str] = {
-    "sharpness": "sharpjax.studies.sharpness:run",
-    "reproducibility": "sharpjax.studies.reproducibility:run",
-    "grokking": "sharpjax.studies.grokking:run",
+    "sharpness": "sharpjax.studies.sharpness.plan:run",
+    "reproducibility": "sharpjax.studies.reproducibility.plan:run",
+    "grokking": "sharpjax.studies.grokking.plan:run",
 }
 
 

@@ -17,12 +17,10 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.hypotheses import check, contrasts
 from sharpjax.protocol.verdicts import decide
 from sharpjax.report.console import study_table
-from sharpjax.studies import (
-    grokking,
-    grokking_hypotheses,
-    grokking_schema,
-    schema,
-)
+from sharpjax.runs import schema
+from sharpjax.studies.grokking import asks as grokking_hypotheses
+from sharpjax.studies.grokking import plan as grokking
+from sharpjax.studies.grokking import schema as grokking_schema
 from sharpjax.studies.papers import paper3
 from tests.commands import assert_one_line, launch, launch_probed, read_rows
 

@@ -16,8 +16,8 @@ from etils import epath
 
 from sharpjax import workdir
 from sharpjax.errors import UserError, printable
+from sharpjax.runs import read, register, verify
 from sharpjax.studies import __main__ as command
-from sharpjax.studies import reading, registering, verifying
 from sharpjax.workdir import arrays, rows, seal, untrusted
 from tests.runs import listing, redo, reseal, row, sealed
 
@@ -44,7 +44,7 @@ def bounded(megabytes=150):
 
 
 def problems(path):
-    found = verifying.verify(path).problems
+    found = verify.verify(path).problems
     assert found and all("\n" not in line and printable(line) == line for line in found)
     return found
 
@@ -63,9 +63,9 @@ def file_of(path, content):
 
 
 def test_a_sound_folder_has_no_problems(path):
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     reseal(path)
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
 
 
 # JSON.
@@ -134,7 +134,7 @@ def test_links_pipes_and_folders_in_place_of_files(path, what):
         file.unlink(missing_ok=True)
         SWAPS[what](file)
         try:
-            found = verifying.verify(path).problems
+            found = verify.verify(path).problems
         except UserError as error:
             found = (str(error),)
         assert found or (what == "folder" and name in ABSENT), name
@@ -142,7 +142,7 @@ def test_links_pipes_and_folders_in_place_of_files(path, what):
         file.rmdir() if what == "folder" else file.unlink()
         if content is not None:
             file.write_bytes(content)
-    assert len(names) > 15 and verifying.verify(path).problems == ()
+    assert len(names) > 15 and verify.verify(path).problems == ()
 
 
 def test_a_folder_that_is_a_link(path):
@@ -426,7 +426,7 @@ def test_a_damaged_run_is_neither_replayed_measured_nor_reported(path):
 def test_a_study_of_another_version_is_verified_but_not_run(tmp_path):
     config = {"study": "alchemy", "seeds": (0, 1), "arms": {"sam": {}, "sgd": {}}}
     path = sealed(tmp_path / "run", config)
-    found = verifying.verify(path)
+    found = verify.verify(path)
     assert found.problems == () and "study 'alchemy' is none of this version" in found.notes
     message = refused(command.main, ["replay", str(path)])
     assert "none that this version runs" in message and "alchemy" in message
@@ -449,10 +449,10 @@ def test_registrations_that_are_none(path):
         (path / "registration.json").write_bytes(content)
         reseal(path)
         assert any("registration.json" in line for line in problems(path))
-        assert "registration.json" in refused(registering.read, epath.Path(path))
+        assert "registration.json" in refused(register.read, epath.Path(path))
 
 
 def test_reading_says_what_the_files_say(path):
-    folder = reading.read(path)
+    folder = read.read(path)
     assert folder.study == "sharpness" and folder.registration is None
-    assert folder.manifest is not None and len(list(reading.rows(folder.path))) == 4
+    assert folder.manifest is not None and len(list(read.rows(folder.path))) == 4

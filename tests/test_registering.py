@@ -12,7 +12,8 @@ from configs import sam_cifar
 from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.protocol import registration
-from sharpjax.studies import registering, sources, verifying
+from sharpjax.runs import register as registering
+from sharpjax.runs import sources, verify
 from tests.commands import assert_one_line, launch
 from tests.runs import hypothesis, listing, reseal, row
 
@@ -114,7 +115,7 @@ def test_a_run_goes_on_under_its_registration(tmp_path):
     register(path, config())
     lines = begin(path, config(), finish=True)
     assert "registered 2" in lines and "unregistered" not in lines
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     standing = registering.standing(epath.Path(path))
     assert standing.registered is not None and not standing.analysis_differs
     assert begin(path, config()) == []  # done: nothing is begun
@@ -123,7 +124,7 @@ def test_a_run_goes_on_under_its_registration(tmp_path):
 def test_an_unregistered_run_says_so(tmp_path, study):
     lines = begin(tmp_path / "run", config(), finish=True)
     assert lines == ["unregistered: everything is exploratory"]
-    assert "unregistered: everything is exploratory" in verifying.verify(tmp_path / "run").notes
+    assert "unregistered: everything is exploratory" in verify.verify(tmp_path / "run").notes
     assert "results" in refused(register, tmp_path / "run", config())
     study.clear()
     assert "has no hypotheses; unregistered" in begin(tmp_path / "other", config())
@@ -200,7 +201,7 @@ def test_a_fresh_run_takes_over_the_official_registration(tmp_path):
     lines = begin(tmp_path / "run", config(), finish=True)
     assert "takes over" in lines and "official/sam_cifar-smoke.json" in lines
     assert (tmp_path / "run" / "registration.json").read_bytes() == content
-    assert verifying.verify(tmp_path / "run").problems == ()
+    assert verify.verify(tmp_path / "run").problems == ()
     lines = register(tmp_path / "second", config())
     assert "takes over" in lines and "official once committed" not in lines
     assert (tmp_path / "second" / "registration.json").read_bytes() == content
@@ -226,7 +227,7 @@ def test_fewer_seeds_run_under_it(tmp_path):
     fewer = config(seeds=(0, 2))
     lines = begin(tmp_path / "run", fewer, finish=True)
     assert "2 of 4 registered seeds are not run" in lines and "inconclusive" in lines
-    found = verifying.verify(tmp_path / "run")
+    found = verify.verify(tmp_path / "run")
     assert found.problems == () and "2 of 4 registered seeds were run" in found.notes
     assert "unregistered" in begin(tmp_path / "other", config(seeds=(0, 9)))
 
@@ -257,7 +258,7 @@ def test_other_code_is_recorded_and_another_analysis_marks_verdicts(tmp_path, mo
     assert amendment.reason == "a bug in the ranks" and amendment.analysis == "a" * 64
     standing = registering.standing(folder)
     assert not standing.analysis_differs and standing.amendments == (amendment,)
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     monkeypatch.setattr(sources, "analysis_digest", lambda study: "b" * 64)
     assert registering.standing(folder).analysis_differs  # amended to another state than this
 
@@ -273,7 +274,7 @@ def test_amendments_are_a_chain(tmp_path):
     previous = [seal, *(hashlib.sha256(line).hexdigest() for line in lines)]
     assert [json.loads(line)["previous"] for line in lines] == previous[:3]
     begin(path, config(), finish=True)
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     for changed in (
         [lines[1], lines[2]],
         [lines[0], lines[2]],
@@ -281,7 +282,7 @@ def test_amendments_are_a_chain(tmp_path):
         [lines[1], lines[0], lines[2]],
     ):
         (path / "amendments.jsonl").write_bytes(b"\n".join(changed) + b"\n")
-        problems = verifying.verify(path).problems
+        problems = verify.verify(path).problems
         assert any("does not follow" in line for line in problems), problems
         assert "does not follow" in refused(registering.amend, folder, "four")
 
@@ -305,20 +306,20 @@ def test_verify_holds_the_folder_to_its_registration(tmp_path):
         begin(folder, made, finish=True)
     mine = (path / "registration.json").read_bytes()
     (path / "registration.json").write_bytes((other / "registration.json").read_bytes())
-    assert verifying.verify(path).problems[0].startswith("registration.json ")
+    assert verify.verify(path).problems[0].startswith("registration.json ")
     reseal(path)
-    assert verifying.verify(path).problems == (
+    assert verify.verify(path).problems == (
         "registration.json has another seal than the manifest names",
         "config.json is not the config that was registered",
     )
     (path / "registration.json").unlink()
     reseal(path)
-    problems = verifying.verify(path).problems
+    problems = verify.verify(path).problems
     assert "registration.json is missing" in problems
     assert "registration.json is missing, and the manifest names a seal" in problems
     (path / "registration.json").write_bytes(mine)
     reseal(path)
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
 
 
 # Sources.
@@ -340,7 +341,7 @@ def test_the_digest_of_sources_is_of_names_and_bytes(tmp_path):
 def test_the_digests_cover_what_they_say():
     protocol = sorted((sources.PACKAGE / "protocol").rglob("*.py"))
     assert sources.analysis_digest.__wrapped__("sharpness") == sources.digest(
-        [*protocol, sources.PACKAGE / "studies" / "sharpness.py"], sources.PACKAGE
+        [*protocol, sources.PACKAGE / "studies" / "sharpness" / "plan.py"], sources.PACKAGE
     )
     assert sources.code_digest.__wrapped__() == sources.digest(
         sources.PACKAGE.rglob("*.py"), sources.PACKAGE
@@ -394,5 +395,5 @@ def test_the_command_registers_then_runs_under_it(tmp_path, monkeypatch):
     done = launch(*command)
     assert done.returncode == 0, done.stderr
     assert f"registered {sealed['time']}, seal {sealed['seal'][:12]}" in done.stdout
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     assert json.loads((path / "manifest.json").read_text())["registration"] == sealed["seal"]

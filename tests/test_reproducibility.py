@@ -12,10 +12,12 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.catalog import TESTS
 from sharpjax.protocol.result import Samples
 from sharpjax.protocol.verdicts import decide
-from sharpjax.studies import reproducibility, schema, simulated_studies
-from sharpjax.studies.reproducibility_schema import PAIRED_TESTS
-from sharpjax.studies.reproducibility_schema import TESTS as UNPAIRED_TESTS
-from sharpjax.studies.simulated_studies import Setting
+from sharpjax.runs import schema
+from sharpjax.studies.reproducibility import plan as reproducibility
+from sharpjax.studies.reproducibility import simulate as simulated_studies
+from sharpjax.studies.reproducibility.schema import PAIRED_TESTS
+from sharpjax.studies.reproducibility.schema import TESTS as UNPAIRED_TESTS
+from sharpjax.studies.reproducibility.simulate import Setting
 from tests.commands import assert_one_line, launch, launch_probed, read_rows
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "reproducibility.py"

@@ -9,7 +9,8 @@ import pytest
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
-from sharpjax.studies import registering, sam
+from sharpjax.runs import register
+from sharpjax.studies.sharpness import asks as sam
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "docs" / "results" / "2026-11-25-sam_cifar-quick"
@@ -38,16 +39,16 @@ def test_the_published_registration_is_what_is_asked_now():
     sealed = json.loads((PUBLISHED / "registration.json").read_text())
     official = ROOT / "docs" / "registrations" / "sam_cifar-quick.json"
     assert sealed == json.loads(official.read_text())
-    now = registering.describe(config("quick"))
+    now = register.describe(config("quick"))
     assert now.digests.registration == sealed["digests"]["registration"]
 
 
 def test_an_unknown_metric_is_refused_at_registration(monkeypatch):
     contrast = Contrast(Quantity("test/acuracy"), ("sam", "sgd"), "greater", "wilcoxon")
     asked = Hypothesis("T.1", "Better.", (contrast,))
-    monkeypatch.setattr(registering, "hypotheses_of", lambda config: (asked,))
+    monkeypatch.setattr(register, "hypotheses_of", lambda config: (asked,))
     with pytest.raises(UserError, match="T.1.*'test/acuracy'.*did you mean 'test/accuracy'"):
-        registering.describe(config("quick"))
+        register.describe(config("quick"))
 
 
 def test_examples():

@@ -14,8 +14,9 @@ import pytest
 from configs import sam_cifar
 from sharpjax import workdir
 from sharpjax.errors import UserError, printable
+from sharpjax.runs import conclude, export, register, verify
 from sharpjax.studies import __main__ as command
-from sharpjax.studies import concluding, exporting, registering, sharpness, verifying
+from sharpjax.studies.sharpness import plan as sharpness
 from tests.commands import ROOT, assert_one_line, environment
 from tests.runs import flips, hypothesis, listing, reseal
 
@@ -37,15 +38,15 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run"
     made = config()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registering, "hypotheses_of", lambda config: (hypothesis(),))
-        patch.setattr(registering, "OFFICIAL", pathlib.Path("/nonexistent"))
+        patch.setattr(register, "hypotheses_of", lambda config: (hypothesis(),))
+        patch.setattr(register, "OFFICIAL", pathlib.Path("/nonexistent"))
         patch.setattr(sys, "argv", ["launch.py", "--config=configs/sam_cifar.py:smoke"])
         with workdir.open_run(path, config=made.to_dict(), overrides={}) as run:
-            registering.register(made, run, name="tiny", say=lambda line: None)
+            register.register(made, run, name="tiny", say=lambda line: None)
         with workdir.open_run(path, config=made.to_dict(), overrides={}) as run:
-            registering.begin(made, run, name="tiny", say=lambda line: None)
+            register.begin(made, run, name="tiny", say=lambda line: None)
             sharpness.run(made, run)
-            concluding.write_report(run.path, leased=True)
+            conclude.write_report(run.path, leased=True)
     assert command.main(["amend", str(path), "--reason=a typo in a docstring"]) == 0
     return path
 
@@ -86,7 +87,7 @@ def test_a_whole_run_is_as_it_was_sealed(whole, capsys):
 def test_one_flipped_byte_anywhere_is_found(path):
     names = set()
     for name, position in flips(path):
-        problems = verifying.verify(path).problems
+        problems = verify.verify(path).problems
         assert problems, (name, position)
         names.add(name)
     kinds = {"DONE", "manifest.json", "derived.json", "config.json", "overrides.json"}
@@ -97,7 +98,7 @@ def test_one_flipped_byte_anywhere_is_found(path):
     assert names >= kinds and names == {
         n for n, c in listing(path).items() if c not in (b"", False)
     }
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
 
 
 def test_verify_says_what_differs(path, capsys):
@@ -171,7 +172,7 @@ def test_a_replay_finds_numbers_that_were_never_computed(path, capsys):
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         (path / name).write_text(text)
     reseal(path)
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     code, out = run(capsys, "replay", path)
     assert code == 1 and "arm sgd, seed 1, step 2: test/nll is " in out
     assert "NOT the same: 1 of " in out
@@ -228,7 +229,7 @@ def test_the_measures_of_the_run_itself_are_measured_again(path, capsys):
     assert code == 0 and "measures that were taken later" in out
     rows = path / "exploratory/again/rows.jsonl"
     rows.write_bytes(rows.read_bytes().replace(b"0.", b"1.", 1))
-    assert verifying.verify(path).problems == (
+    assert verify.verify(path).problems == (
         "exploratory/again/rows.jsonl differs from its SHA-256",
     )
 
@@ -300,10 +301,10 @@ def test_means_for_a_paper(whole, capsys):
 def test_names_that_other_tools_would_obey():
     row = {"study": "s", "arm": "=cmd()", "seed": 0, "step": 1, "of": {"layer": "a|b"}}
     row |= {"metric": r"a_%\input{x}|", "value": 0.5, "standard_error": None}
-    assert "'=cmd()" in exporting.as_csv([row]).decode()
-    markdown = exporting.as_markdown([row]).decode()
+    assert "'=cmd()" in export.as_csv([row]).decode()
+    markdown = export.as_markdown([row]).decode()
     assert r"a\_%\\input\{x\}\|" in markdown and r'"a\|b"' in markdown
-    tex = exporting.as_tex([row]).decode()
+    tex = export.as_tex([row]).decode()
     assert r"a\_\%\textbackslash{}input\{x\}|" in tex
 
 
@@ -328,10 +329,10 @@ def test_an_amendment_is_added_and_nothing_else(path, capsys):
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {"amendments.jsonl", "derived.json"}
     assert after["amendments.jsonl"].startswith(before["amendments.jsonl"])
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     (path / "figures" / "curves.png").write_bytes(b"")
     run(capsys, "amend", path, "--reason=more")
-    assert verifying.verify(path).problems == ("figures/curves.png differs from its SHA-256",)
+    assert verify.verify(path).problems == ("figures/curves.png differs from its SHA-256",)
 
 
 def test_a_report_is_made_again(path, capsys):
@@ -340,7 +341,7 @@ def test_a_report_is_made_again(path, capsys):
     workdir.write_derived(workdir.files.epath.Path(path))
     code, out = run(capsys, "report", path)
     assert code == 0 and "report.html" in out
-    assert verifying.verify(path).problems == ()
+    assert verify.verify(path).problems == ()
     text = (path / "report.md").read_text()
     assert "T.1" in text and "test/nll is lower under SAM" in text
     assert "a typo in a docstring" in text

@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from sharpjax import commandline, workdir  # noqa: E402
 from sharpjax.errors import UserError, nearest, printable  # noqa: E402
-from sharpjax.studies import reading  # noqa: E402
+from sharpjax.runs import read  # noqa: E402
 
 # The work's own modules are imported where they are used: numpy and jax take their time.
 
@@ -54,7 +54,7 @@ def _start() -> None:
 
 
 def _list(arguments: Any) -> int:
-    from sharpjax.studies import listing
+    from sharpjax.runs import listing
 
     parts = {
         "studies": listing.studies(),
@@ -70,11 +70,11 @@ def _list(arguments: Any) -> int:
 
 
 def _verify(arguments: Any) -> int:
-    from sharpjax.studies import verifying
+    from sharpjax.runs import verify
 
     failed = 0
     for folder in arguments.folder:
-        problems, notes = verifying.verify(folder)
+        problems, notes = verify.verify(folder)
         for line in problems:
             _say(f"{folder}: {line}")
         if problems:
@@ -88,13 +88,13 @@ def _verify(arguments: Any) -> int:
 
 
 def _replay(arguments: Any) -> int:
-    from sharpjax.studies import verifying
+    from sharpjax.runs import verify
 
-    folder = verifying.sound(arguments.folder)
+    folder = verify.sound(arguments.folder)
     _start()
-    from sharpjax.studies import replaying
+    from sharpjax.runs import replay
 
-    compared, differences = replaying.replay(
+    compared, differences = replay.replay(
         folder,
         steps=arguments.steps,
         data_dir=arguments.data_dir,
@@ -119,18 +119,18 @@ def _measure(arguments: Any) -> int:
         overrides[field] = value
     if arguments.name and not arguments.name.replace("-", "").replace("_", "").isalnum():
         raise UserError(f"--name={arguments.name} names a folder; use letters, digits, _ and -.")
-    from sharpjax.studies import verifying
+    from sharpjax.runs import verify
 
-    folder = verifying.sound(arguments.folder)
+    folder = verify.sound(arguments.folder)
     if not arguments.trust_checkpoints:
         raise UserError(
             "measure loads checkpoints, and those of somebody else may be made to harm; if this "
             "run is yours, or you know who made it, say --trust-checkpoints."
         )
     _start()
-    from sharpjax.studies import measuring
+    from sharpjax.runs import measure
 
-    where = measuring.measure(
+    where = measure.measure(
         folder,
         overrides=overrides,
         name=arguments.name,
@@ -143,14 +143,14 @@ def _measure(arguments: Any) -> int:
 
 
 def _export(arguments: Any) -> int:
-    from sharpjax.studies import exporting
+    from sharpjax.runs import export
 
-    folder = reading.folder_at(arguments.folder)
+    folder = read.folder_at(arguments.folder)
     if not (folder / workdir.DONE).exists():
         print("the run is not finished: its published segments alone", file=sys.stderr)
     elif (reason := workdir.broken(folder)) is not None:
         raise UserError(f"'{arguments.folder}' is damaged: {reason}.")
-    content = exporting.FORMATS[arguments.format](reading.rows(folder))
+    content = export.FORMATS[arguments.format](read.rows(folder))
     if not arguments.output:
         if arguments.format == "parquet":
             raise UserError("--format=parquet is no text; name a file by --output.")
@@ -168,17 +168,17 @@ def _export(arguments: Any) -> int:
 
 
 def _amend(arguments: Any) -> int:
-    from sharpjax.studies import registering
+    from sharpjax.runs import register
 
-    amendment = registering.amend(reading.read(arguments.folder).path, arguments.reason)
+    amendment = register.amend(read.read(arguments.folder).path, arguments.reason)
     _say(f"amended {amendment.time}: {printable(amendment.reason)}")
     return 0
 
 
 def _report(arguments: Any) -> int:
-    from sharpjax.studies import reporting
+    from sharpjax.runs import report
 
-    reporting.report(arguments.folder, arguments.output, _say)
+    report.report(arguments.folder, arguments.output, _say)
     return 0
 
 

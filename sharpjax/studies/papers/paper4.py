@@ -1,8 +1,8 @@
 """Reproducibility: the new frontier in AI governance (arXiv 2510.11595): H4.1 to H4.5.
 
 H4.1 and H4.2 describe the literature, and no bibliographic data is here. H4.3 to H4.5 are the
-paper's advice made testable by simulation; `sharpjax.studies.reproducibility` runs them, and says
-what its arms and metrics are.
+paper's advice made testable by simulation; `sharpjax.studies.reproducibility` runs them, and
+`plan` there says what its arms and metrics are.
 """
 
 from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity

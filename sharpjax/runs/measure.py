@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from sharpjax import catalog, data, workdir
 from sharpjax.errors import UserError
-from sharpjax.studies import rebuilding, record, schema, sharpness, sources
-from sharpjax.studies.reading import Folder
-from sharpjax.studies.schema import Config
+from sharpjax.runs import rebuild, record, schema, sources
+from sharpjax.studies.sharpness import plan as sharpness
+from sharpjax.runs.read import Folder
+from sharpjax.runs.schema import Config
 from sharpjax.train import checkpoint, loop, population
 from sharpjax.train.evaluators import Data
 from sharpjax.train.streams import stream
@@ -51,7 +52,7 @@ def measure(
         UserError: a field is none of the evaluators; the name is taken; there is no checkpoint, or
             one of other parameters than were sealed.
     """
-    config = rebuilding.config_of(folder)
+    config = rebuild.config_of(folder)
     if catalog.STUDIES[config.study] != f"{sharpness.__name__}:run":
         raise UserError(f"study '{config.study}' has no checkpoints to measure.")
     changed = changed_config(config, overrides)
@@ -59,15 +60,15 @@ def measure(
     name = name or workdir.config_digest({"overrides": own})[:8]
     if (folder.path / workdir.EXPLORATORY / name).exists():
         raise UserError(f"'{folder.path}' has such measures already, exploratory/{name}.")
-    dataset = rebuilding.dataset_of(folder, config, data_dir, manual_dir)
+    dataset = rebuild.dataset_of(folder, config, data_dir, manual_dir)
     split = sharpness.on_device(dataset)
     rows, steps = [], {}
     for arm_name in schema.resolve_arms(config):
-        arm = rebuilding.arm_of(config, arm_name, dataset)
+        arm = rebuild.arm_of(config, arm_name, dataset)
         step, saved = _restored(folder, arm, dataset)
         steps[arm_name] = step
         say(f"arm {arm_name}: measuring {len(arm.seeds)} seeds at step {step}")
-        rows += _measured(rebuilding.arm_of(changed, arm_name, dataset), step, saved, split)
+        rows += _measured(rebuild.arm_of(changed, arm_name, dataset), step, saved, split)
     about = {
         "label": "exploratory: measured after the run was sealed",
         "overrides": own,

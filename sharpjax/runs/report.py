@@ -10,7 +10,7 @@ from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.report.overview import Run
 from sharpjax.report.pages import overview_pages
-from sharpjax.studies import concluding, verifying
+from sharpjax.runs import conclude, verify
 from sharpjax.studies.papers import HYPOTHESES
 
 Say = Callable[[str], None]
@@ -26,19 +26,19 @@ def report(folders: Sequence[str], output: str | None, say: Say) -> None:
     Raises:
         UserError: a run is not as it was sealed, or is named twice; nothing can be written.
     """
-    runs = [verifying.sound(folder) for folder in folders]
+    runs = [verify.sound(folder) for folder in folders]
     paths = [run.path for run in runs]
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise UserError(f"report: '{twice}' is named twice; name each run once.")
     if len(runs) == 1 and output is None:
-        concluding.write_report(paths[0], where=folders[0])
+        conclude.write_report(paths[0], where=folders[0])
         say(f"{paths[0] / 'report.html'}")
         return
     target = epath.Path(os.path.abspath(output) if output else paths[0].parent)
     if not output and any(path.parent != target for path in paths):
         raise UserError("report: the runs lie in several folders; name one by --output.")
     listed = [
-        Run(path.name, concluding.content_of(run, where=name), _link(path, target))
+        Run(path.name, conclude.content_of(run, where=name), _link(path, target))
         for name, run, path in zip(folders, runs, paths, strict=True)
     ]
     pages = overview_pages(HYPOTHESES, listed)

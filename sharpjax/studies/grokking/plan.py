@@ -35,8 +35,10 @@ from sharpjax.nn.svd import Decomposition
 from sharpjax.optim import OptimizerSpec
 from sharpjax.report.console import study_table
 from sharpjax.report.content import Table
-from sharpjax.studies import concluding, grokking_hypotheses, grokking_table, record, schema
-from sharpjax.studies.schema import Config
+from sharpjax.runs import conclude, record, schema
+from sharpjax.runs.schema import Config
+from sharpjax.studies.grokking import asks as grokking_hypotheses
+from sharpjax.studies.grokking import shows as grokking_table
 from sharpjax.train import condition, epoch_population, interrupt
 from sharpjax.train.condition import Condition
 from sharpjax.train.epochs import Epoch, Examples
@@ -78,7 +80,7 @@ def run(config: Config, folder: workdir.Run) -> None:
     wide = Console(width=None if console.is_terminal else 140, highlight=False)
     for table in tables(folder.rows()):
         wide.print(study_table(table))
-    concluding.print_verdicts(config, folder)
+    conclude.print_verdicts(config, folder)
     console.print(f"figures, rows, curves and checkpoints: {folder.path}")
 
 
@@ -129,7 +131,7 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
             "seconds_of_last_process": progress.seconds | {"total": time.time() - started},
         }
     )
-    concluding.write_report(folder.path, leased=True)
+    conclude.write_report(folder.path, leased=True)
     for name, outcome in outcomes.items():
         for seed, epoch in outcome["stopped"].items():
             say(f"arm {name}: seed {seed} turned non-finite after epoch {epoch} and was frozen")

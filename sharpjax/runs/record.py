@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from sharpjax import runtime, workdir
-from sharpjax.studies import sources
+from sharpjax.runs import sources
 from sharpjax.train.interrupt import Interrupted
 
 # What numbers, figures and files come from. Of accelerators, whatever is installed.

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from sharpjax import catalog, data, nn, optim, plots, tree, workdir
 from sharpjax.report.console import print_table
-from sharpjax.studies import concluding, record, sam, schema
-from sharpjax.studies.schema import Config
+from sharpjax.runs import conclude, record, schema
+from sharpjax.runs.schema import Config
+from sharpjax.studies.sharpness import asks as sam
 from sharpjax.train import interrupt, loop, population
 from sharpjax.train.evaluators import Data, Geometry, TestSet
 from sharpjax.train.progress import Progress, duration
@@ -33,7 +34,7 @@ def run(config: Config, folder: workdir.Run) -> None:
     else:
         _run(config, folder, console)
     print_table(folder.rows())
-    concluding.print_verdicts(config, folder)
+    conclude.print_verdicts(config, folder)
     console.print(f"figures, rows and checkpoints: {folder.path}")
 
 
@@ -88,7 +89,7 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
             "seconds_of_last_process": progress.seconds | {"total": time.time() - started},
         }
     )
-    concluding.write_report(folder.path, leased=True)
+    conclude.write_report(folder.path, leased=True)
     for name, outcome in outcomes.items():
         for seed, step in outcome["stopped"].items():
             say(f"arm {name}: seed {seed} turned non-finite at step {step} and was frozen there")

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 from sharpjax import catalog
 from sharpjax.errors import UserError
-from sharpjax.studies import schema
-from sharpjax.studies.schema import (
+from sharpjax.runs import schema
+from sharpjax.runs.schema import (
     AT_LEAST_0,
     COUNT,
     COUNT_OR_0,

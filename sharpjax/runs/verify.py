@@ -9,8 +9,8 @@ from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
-from sharpjax.studies import reading, registering, sources
-from sharpjax.studies.reading import Folder
+from sharpjax.runs import read, register, sources
+from sharpjax.runs.read import Folder
 
 
 class Verification(NamedTuple):
@@ -33,10 +33,10 @@ def verify(path: os.PathLike | str) -> Verification:
     Raises:
         UserError: `path` is the folder of no run.
     """
-    folder = reading.folder_at(path)
+    folder = read.folder_at(path)
     problems = _refusals(lambda: workdir.verify(folder))
     try:
-        run = reading.read(folder)
+        run = read.read(folder)
     except UserError as error:
         return Verification(_ordered(problems or [str(error)], folder), ())
     checks = (_check_config, _check_registration, _check_rows, _check_arrays, _check_later)
@@ -51,7 +51,7 @@ def sound(path: os.PathLike | str) -> Folder:
     Raises:
         UserError: it is not, or `path` is the folder of no run.
     """
-    run = reading.read(path)
+    run = read.read(path)
     if problems := verify(run.path).problems:
         raise UserError(f"'{path}' is not as it was sealed: {problems[0]}.")
     return run
@@ -78,7 +78,7 @@ def _check_config(run: Folder) -> list[str]:
 
 
 def _check_registration(run: Folder) -> list[str]:
-    there = registering.read(run.path)
+    there = register.read(run.path)
     recorded = (run.manifest or {}).get("registration")
     if there is None:
         if recorded is not None:
@@ -91,7 +91,7 @@ def _check_registration(run: Folder) -> list[str]:
         problems.append(f"{workdir.REGISTRATION} has another seal than the manifest names")
     if there.study != run.study or not _is_config_of(run, there.config_digest, there.seeds):
         problems.append(f"{workdir.CONFIG} is not the config that was registered")
-    registering.amended(run.path)
+    register.amended(run.path)
     return problems
 
 
@@ -109,14 +109,14 @@ def _check_rows(run: Folder) -> list[str]:
     results = _Fingerprint()
     seen = set()
     problems = []
-    for row in reading.rows(run.path):
+    for row in read.rows(run.path):
         results.add(row)
         key = workdir.canonical_json([row[name] for name in workdir.COLUMNS[:-2]])
         if key in seen and not problems:
             problems.append(f"{workdir.RESULTS} holds a row twice: {key}")
         seen.add(key)
     measured = _Fingerprint()
-    for segment in reading.segments(run.path):
+    for segment in read.segments(run.path):
         for row in workdir.rows_in(segment):
             measured.add(row)
     if measured != results:
@@ -147,7 +147,7 @@ def _check_arrays(run: Folder) -> list[str]:
 
 def _check_later(run: Folder) -> list[str]:
     problems = _check_each_array(run.path / workdir.EXPLORATORY)
-    for path in reading.exploratory(run.path):
+    for path in read.exploratory(run.path):
         problems += _refusals(lambda path=path: [] if list(workdir.rows_in(path)) else [])
     return problems
 
@@ -162,9 +162,9 @@ def _check_each_array(folder: epath.Path) -> list[str]:
 
 def _notes(run: Folder) -> Iterator[str]:
     if run.registration is None:
-        yield registering.UNREGISTERED
+        yield register.UNREGISTERED
     else:
-        standing = registering.standing(run.path)
+        standing = register.standing(run.path)
         there = standing.registered
         if there is not None:
             yield f"registered {there.time}, seal {there.seal}"

@@ -9,7 +9,7 @@ from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError, printable
-from sharpjax.studies import reading, sources
+from sharpjax.runs import read, sources
 
 MAX_RUNS = 1_000
 
@@ -42,7 +42,7 @@ def runs(folder: os.PathLike | str) -> Iterator[str]:
 def state(path: epath.Path) -> str:
     """How a run stands, in words; of a damaged one, why."""
     try:
-        run = reading.read(path)
+        run = read.read(path)
     except UserError as error:
         return f"damaged: {error}"
     seeds = run.config.get("seeds")
@@ -50,7 +50,7 @@ def state(path: epath.Path) -> str:
     if run.manifest is not None:
         times = run.manifest.get("times")
         how = f"sealed {times.get('sealed') if isinstance(times, dict) else 'some time'}"
-    elif next(iter(reading.segments(run.path)), None) is not None:
+    elif next(iter(read.segments(run.path)), None) is not None:
         how = "not finished; the same command goes on"
     else:
         how = "not begun"

@@ -52,10 +52,10 @@ from rich.table import Table
 from sharpjax import workdir
 from sharpjax.protocol.hypotheses import Hypothesis
 from sharpjax.protocol.summary import summarize_last
-from sharpjax.studies import concluding, record, schema
+from sharpjax.runs import conclude, record, schema
+from sharpjax.runs.schema import Config
 from sharpjax.studies.papers import paper4
-from sharpjax.studies.schema import Config
-from sharpjax.studies.simulated_studies import Setting, num_rows, setting, study_rows
+from sharpjax.studies.reproducibility.simulate import Setting, num_rows, setting, study_rows
 from sharpjax.train import interrupt
 from sharpjax.train.progress import duration
 
@@ -82,7 +82,7 @@ def run(config: Config, folder: workdir.Run) -> None:
     else:
         _run(config, folder, console)
     console.print(summary(folder.rows()))
-    concluding.print_verdicts(config, folder)
+    conclude.print_verdicts(config, folder)
     console.print(f"rows: {folder.path}")
 
 
@@ -117,7 +117,7 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
             say(f"arm {name}: {len(config.seeds) * now.studies:,} studies, {_words(now)}")
     settings = {name: now._asdict() for name, now in arms.items()}
     folder.seal(record.manifest(config.to_dict(), folder) | {"arms": settings})
-    concluding.write_report(folder.path, leased=True)
+    conclude.write_report(folder.path, leased=True)
     say("done")
 
 

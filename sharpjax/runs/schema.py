@@ -43,8 +43,8 @@ class Rules(NamedTuple):
 
 # Of studies with configs of their own; the others have `TRAINING`.
 RULES: Mapping[str, str] = {
-    "reproducibility": "sharpjax.studies.reproducibility_schema:RULES",
-    "grokking": "sharpjax.studies.grokking_schema:RULES",
+    "reproducibility": "sharpjax.studies.reproducibility.schema:RULES",
+    "grokking": "sharpjax.studies.grokking.schema:RULES",
 }
 
 

@@ -16,9 +16,9 @@ from sharpjax.protocol.verdicts import Judgement, decide
 from sharpjax.report.console import verdict_table
 from sharpjax.report.content import Content, Table, commands_for, make
 from sharpjax.report.pages import pages
-from sharpjax.studies import reading, registering
-from sharpjax.studies.reading import Folder
-from sharpjax.studies.registering import Standing
+from sharpjax.runs import read, register
+from sharpjax.runs.read import Folder
+from sharpjax.runs.register import Standing
 
 # What one page may embed; figures that are larger stay beside it.
 MAX_FIGURES, MAX_FIGURE_BYTES = 50, 2**24
@@ -49,7 +49,7 @@ def conclude(
     Raises:
         UserError: the registration was tampered with, or rows are duplicated.
     """
-    standing = registering.standing(folder)
+    standing = register.standing(folder)
     index, there = table(rows), standing.registered
     own = _hypotheses_of(config)
     arms, seeds = list(config["arms"]), list(config["seeds"])
@@ -69,7 +69,7 @@ def _hypotheses_of(config: Mapping[str, Any]) -> tuple:
     if config["study"] not in catalog.STUDIES:
         return ()
     try:
-        return registering.hypotheses_of(ConfigDict(reading.tuples(config)))
+        return register.hypotheses_of(ConfigDict(read.tuples(config)))
     except (AttributeError, KeyError, TypeError, ValueError):
         return ()
 
@@ -78,7 +78,7 @@ def _tables_of(config: Mapping[str, Any], rows: list[workdir.Row]) -> tuple[Tabl
     """The `tables(rows)` of the study, where it has any."""
     if config["study"] not in catalog.STUDIES:
         return ()
-    module = registering.module_of(config["study"])
+    module = register.module_of(config["study"])
     return tuple(module.tables(rows)) if hasattr(module, "tables") else ()
 
 
@@ -103,11 +103,11 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
     Args:
         where: how a person calls the folder; default: its path from here.
     """
-    rows = list(reading.rows(folder.path))
+    rows = list(read.rows(folder.path))
     conclusion = conclude(folder.path, folder.config, rows)
     standing = conclusion.standing
     processes = _list_of_tables(folder.path / workdir.PROCESSES)
-    later = (row for path in reading.exploratory(folder.path) for row in workdir.rows_in(path))
+    later = (row for path in read.exploratory(folder.path) for row in workdir.rows_in(path))
     return make(
         title=f"{_config_file(processes) or folder.study}",
         config=folder.config,
@@ -148,7 +148,7 @@ def write_report(folder: epath.Path, *, where: str = "", leased: bool = False) -
     Raises:
         UserError: the run is not finished or is damaged, or nothing can be written there.
     """
-    run = reading.read(folder)
+    run = read.read(folder)
     if run.manifest is None:
         raise UserError(f"'{folder}' is not finished; the same command goes on with it.")
     if (reason := workdir.broken(folder)) is not None:

@@ -7,9 +7,10 @@ from ml_collections import ConfigDict
 
 from sharpjax import data, workdir
 from sharpjax.errors import UserError
-from sharpjax.studies import reading, record, schema, sharpness
-from sharpjax.studies.reading import Folder
-from sharpjax.studies.schema import Config
+from sharpjax.runs import read, record, schema
+from sharpjax.studies.sharpness import plan as sharpness
+from sharpjax.runs.read import Folder
+from sharpjax.runs.schema import Config
 from sharpjax.train import loop, population
 
 # Of the states of all seeds of an arm together: a config may ask for a model of any width.
@@ -23,7 +24,7 @@ def config_of(folder: Folder) -> Config:
         UserError: it is none that this version can run.
     """
     try:
-        config = ConfigDict(reading.tuples(folder.config)).lock()
+        config = ConfigDict(read.tuples(folder.config)).lock()
         schema.check(config, {})
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(

@@ -20,8 +20,8 @@ from sharpjax.protocol import amendments, registration
 from sharpjax.protocol.amendments import Amendment
 from sharpjax.protocol.hypotheses import Hypothesis, check
 from sharpjax.protocol.registration import MOST_BYTES, Registration
-from sharpjax.studies import schema, sources
-from sharpjax.studies.schema import Config
+from sharpjax.runs import schema, sources
+from sharpjax.runs.schema import Config
 
 OFFICIAL = sources.ROOT / "docs" / "registrations"
 UNREGISTERED = "unregistered: everything is exploratory"
@@ -144,7 +144,7 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
         _show(run, _read(path), name, say)
         return
     from sharpjax.protocol import power
-    from sharpjax.studies import record
+    from sharpjax.runs import record
 
     planned = power.table(here.hypotheses, here.seeds, units=_units_of(config))
     rows = [row.as_json() for row in planned]

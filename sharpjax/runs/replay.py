@@ -18,9 +18,10 @@ from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
-from sharpjax.studies import reading, rebuilding, schema, sharpness, sources
-from sharpjax.studies.reading import Folder
-from sharpjax.studies.schema import Config
+from sharpjax.runs import read, rebuild, schema, sources
+from sharpjax.studies.sharpness import plan as sharpness
+from sharpjax.runs.read import Folder
+from sharpjax.runs.schema import Config
 from sharpjax.train import interrupt, loop
 from sharpjax.train.evaluators import Evaluator
 from sharpjax.train.progress import Progress
@@ -51,22 +52,22 @@ def replay(
     """
     if folder.manifest is None:
         raise UserError(f"'{folder.path}' is not finished; the same command goes on with it.")
-    config = rebuilding.config_of(folder)
+    config = rebuild.config_of(folder)
     differs = _why_not_bitwise(folder)
     if differs:
         say(f"not compared bit by bit, but within {TOLERANCE:.0%}: {differs}")
     code = folder.manifest.get("code")
     if not isinstance(code, dict) or code.get("sources") != sources.code_digest():
-        say(f"the code differs: there commit {rebuilding.commit_of(folder)}, here another state")
+        say(f"the code differs: there commit {rebuild.commit_of(folder)}, here another state")
     compare = _nearly if differs else _exactly
-    recorded = list(reading.rows(folder.path))
+    recorded = list(read.rows(folder.path))
     if catalog.STUDIES[config.study] != f"{sharpness.__name__}:run":
         return compare(_whole(config), recorded)
-    dataset = rebuilding.dataset_of(folder, config, data_dir, manual_dir)
+    dataset = rebuild.dataset_of(folder, config, data_dir, manual_dir)
     split = sharpness.on_device(dataset)
     compared, lines = 0, []
     for name in schema.resolve_arms(config):
-        arm = rebuilding.arm_of(config, name, dataset)
+        arm = rebuild.arm_of(config, name, dataset)
         short = _shortened(arm, steps)
         say(f"arm {name}: steps 1 to {short.total_steps} of {arm.total_steps}")
         with tempfile.TemporaryDirectory() as scratch, _run_in(scratch, config) as run:
@@ -113,7 +114,7 @@ def _shortened(arm: loop.Arm, steps: int) -> loop.Arm:
 
 
 def _why_not_bitwise(folder: Folder) -> str:
-    if machines := rebuilding.difference_of_machines(folder):
+    if machines := rebuild.difference_of_machines(folder):
         return f"the run was on another machine: {machines}"
     if jax.default_backend() == "gpu" and not _is_deterministic():
         return "this GPU computes with XLA_FLAGS=--xla_gpu_deterministic_ops=true alone the same"

@@ -1,0 +1,1 @@
+"""Paper 3: decomposed learning against grokking (OpenReview LVuzwpMovE)."""

@@ -1,0 +1,1 @@
+"""What SAM finds, and how sharp it is."""
