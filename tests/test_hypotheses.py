@@ -237,6 +237,36 @@ def test_damaged_dicts(path, value, words):
     assert words in str(error.value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Later(Hypothesis):
+    """With fields that the first registrations lack."""
+
+    note: str = ""
+    of: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterQuantity(Quantity):
+    unit: str = ""
+
+
+def test_a_later_field_is_written_where_it_is_used(monkeypatch):
+    monkeypatch.setattr(canonical, "Hypothesis", Later)
+    monkeypatch.setattr(canonical, "Quantity", LaterQuantity)
+    then, loss = to_dict(hypothesis()), LaterQuantity("test/loss")
+    now = Later("S.1", "A claim.", (contrast(quantity=loss),))
+    assert canonical_json(to_dict(now)) == canonical_json(then)
+    assert from_dict(then) == now  # a file of the first format
+    used = dataclasses.replace(
+        now, note="x", contrasts=(contrast(quantity=LaterQuantity("a", unit="m")),)
+    )
+    document = to_dict(used)
+    assert document["note"] == "x" and document["contrasts"][0]["quantity"]["unit"] == "m"
+    assert "of" not in document and from_dict(document) == used
+    with pytest.raises(UserError, match="field 'note' of a later is 3"):
+        from_dict(document | {"note": 3})
+
+
 def test_a_missing_field_is_named():
     document = to_dict(hypothesis())
     del document["alpha"]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from sharpjax.errors import UserError, nearest
@@ -12,6 +12,15 @@ from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quanti
 Part = Quantity | Contrast | Composite | Hypothesis
 _NUMBERS = {"alpha", "margin", "null"}
 _PARTS = {"contrasts", "members", "refuting"}
+# Fields of the first registrations, which are always written. A field that is added later is left
+# out where it has its default, so that what does not use it keeps its text, digest and seal.
+_FIRST: Mapping[type, str] = {
+    Quantity: "metric at of over seen independent",
+    Contrast: "quantity groups direction test margin null family within",
+    Composite: "members supported_by refuted_by name",
+    Hypothesis: "id claim contrasts combine refuted_by family correction alpha source status "
+    "reference refuted_if uncertain missing refuting",
+}
 
 
 def canonical_json(value: Any) -> str:
@@ -33,12 +42,26 @@ def digest(value: Any) -> str:
 
 
 def to_dict(part: Part) -> dict[str, Any]:
-    """A hypothesis, or a part of one, as plain JSON; every field by its name.
+    """A hypothesis, or a part of one, as plain JSON by the names of its fields.
 
     >>> list(to_dict(Quantity("test/loss")))
     ['metric', 'at', 'of', 'over', 'seen', 'independent']
     """
-    return {name: _plain(name, getattr(part, name)) for name in _names(type(part))}
+    first = _first(type(part))
+    values = ((field, getattr(part, field.name)) for field in fields(part))
+    return {
+        field.name: _plain(field.name, value)
+        for field, value in values
+        if field.name in first or value != _default(field)
+    }
+
+
+def _first(kind: type) -> list[str]:
+    return next(names.split() for known, names in _FIRST.items() if issubclass(kind, known))
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -64,13 +87,13 @@ def _read(kind: type, document: Any) -> Any:
     what = kind.__name__.lower()
     if not isinstance(document, Mapping):
         raise UserError(f"a {what} is a table of fields, not {_short(document)}.")
-    names = _names(kind)
+    names = tuple(field.name for field in fields(kind))
     for name in sorted(document.keys() - set(names)):
         raise UserError(f"a {what} has no field {_short(name)}{nearest(str(name), names) or '.'}")
-    for name in names:
+    for name in _first(kind):
         if name not in document:
             raise UserError(f"a {what} lacks the field '{name}'.")
-    return kind(**{name: _value(what, name, document[name]) for name in names})
+    return kind(**{name: _value(what, name, value) for name, value in document.items()})
 
 
 def _value(what: str, name: str, value: Any) -> Any:
@@ -115,10 +138,6 @@ def _expect(what: str, name: str, value: Any, *kinds: type) -> None:
 
 def _is_composite(document: Any) -> bool:
     return isinstance(document, Mapping) and "members" in document
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
 
 
 def _short(value: Any) -> str:
