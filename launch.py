@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
                 register.register(config, run, name=config_name())
                 return
             register.begin(config, run, name=config_name())
-            catalog.resolve(catalog.STUDIES[config.study])(config, run)
+            catalog.resolve(f"{catalog.STUDIES[config.study]}.plan:run")(config, run)
 
 
 def default_workdir(config) -> str:
@@ -65,7 +65,7 @@ def config_name() -> str:
 
 def parse(argv: list[str]) -> list[str]:
     with commandline.one_line():
-        argv = commandline.parse_flags(argv)
+        argv = commandline.parse_flags(argv, schema.name_fields)
     return argv
 
 

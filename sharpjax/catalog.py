@@ -70,10 +70,11 @@ SCALINGS: Mapping[str, str] = {
     "element": "sharpjax.perturbation:element",
 }
 
+# Packages, each with a `schema` and a `plan`.
 STUDIES: Mapping[str, str] = {
-    "sharpness": "sharpjax.studies.sharpness.plan:run",
-    "reproducibility": "sharpjax.studies.reproducibility.plan:run",
-    "grokking": "sharpjax.studies.grokking.plan:run",
+    "sharpness": "sharpjax.studies.sharpness",
+    "reproducibility": "sharpjax.studies.reproducibility",
+    "grokking": "sharpjax.studies.grokking",
 }
 
 

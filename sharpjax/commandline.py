@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -33,15 +33,29 @@ def one_line() -> Iterator[None]:
         _leave("interrupted", 130)
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+# Makes fields of a config that flags, by their dotted paths, are about to set; None: all there are.
+Prepare = Callable[[Any, Iterable[str] | None], None]
+
+
+def parse_flags(argv: Sequence[str], prepare: Prepare = lambda config, paths: None) -> list[str]:
     """`absl.flags.FLAGS(argv)`, with every mistake as a `UserError`."""
+    parser: Any = flags.FLAGS["config"].parser
+    parse = parser.parse
+
+    def prepared(path: str) -> Any:
+        config = parse(path)
+        prepare(config, [name for _, name in _overrides(argv)])
+        return config
+
+    parser.parse = prepared
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # config_flags warns of what becomes an error here
     try:
         rest = flags.FLAGS(argv)
     except Exception as error:  # a config file may raise anything
-        raise _explain(argv, error) from error
+        raise _explain(argv, error, prepare) from error
     finally:
+        parser.parse = parse
         logging.set_verbosity(verbosity)
     if len(rest) > 1:
         raise UserError(f"unexpected argument '{rest[1]}'; options start with --.")
@@ -74,9 +88,16 @@ def _unreadable(flag: str, argument: str) -> UserError:
     return UserError(f"--{flag}: there is no file {path}{nearest(path.name, there) or '.'}{known}")
 
 
-def _explain(argv: Sequence[str], error: Exception) -> UserError:
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each flag that sets a field of the config, as it was given, and the field's path."""
+    for argument in argv[1:]:
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            yield argument.partition("=")[0], match[1]
+
+
+def _explain(argv: Sequence[str], error: Exception, prepare: Prepare) -> UserError:
     if isinstance(error, KeyError | AttributeError):
-        missing = _missing_field(argv)
+        missing = _missing_field(argv, prepare)
         if missing:
             return missing
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -107,28 +128,25 @@ def _config_argument(argv: Sequence[str]) -> str:
     return "--config"
 
 
-def _missing_field(argv: Sequence[str]) -> UserError | None:
+def _missing_field(argv: Sequence[str], prepare: Prepare) -> UserError | None:
     """The first override on the command line that names a field which is not there."""
     # Made anew: a flag whose parsing has failed holds nothing.
     path = _config_argument(argv).partition("=")[2]
     try:
         config: Any = flags.FLAGS["config"].parser.parse(path)
+        prepare(config, None)
     except Exception:  # then it was the config file that failed
         return None
-    for argument in argv[1:]:
-        node: Any = config
-        name = argument.lstrip("-").split("=", 1)[0]
-        if not (argument.startswith("-") and name.startswith("config.")):
-            continue
-        path = "config"
-        for field in name.split(".")[1:]:
+    for flag, name in _overrides(argv):
+        node, path = config, "config"
+        for field in name.split("."):
             if not isinstance(node, Mapping) and not hasattr(node, "keys"):
-                return UserError(f"--{name}: {path} is a value and has no field '{field}'.")
+                return UserError(f"{flag}: {path} is a value and has no field '{field}'.")
             if field not in node:
                 hint = nearest(field, node.keys()) or "."
                 known = ", ".join(sorted(node.keys())) or "none"
                 return UserError(
-                    f"--{name}: {path} has no field '{field}'{hint} Its fields: {known}."
+                    f"{flag}: {path} has no field '{field}'{hint} Its fields: {known}."
                 )
             node, path = node[field], f"{path}.{field}"
     return None

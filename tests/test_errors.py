@@ -31,7 +31,9 @@ def test_nothing_is_near_to_nonsense():
 def test_every_name_in_the_catalog_is_there():
     for entry in catalog.DATA_SETS.values():
         assert callable(catalog.resolve(entry.loader))
-    for table in (catalog.MODELS, catalog.OPTIMIZERS, catalog.SCALINGS, catalog.STUDIES):
+    for table in (catalog.MODELS, catalog.OPTIMIZERS, catalog.SCALINGS):
         for reference in table.values():
             assert callable(catalog.resolve(reference)), reference
+    for package in catalog.STUDIES.values():
+        assert callable(catalog.resolve(f"{package}.plan:run"))
     assert set(catalog.SMALLEST_IMAGE) <= set(catalog.MODELS)

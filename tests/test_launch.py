@@ -20,7 +20,10 @@ MISTAKES = {
     "field": ([SMOKE, "--config.optim.rhoo=.1"], ["config.optim", "'rhoo'", "did you mean 'rho'"]),
     "block": ([SMOKE, "--config.optm.rho=.1"], ["'optm'", "did you mean 'optim'"]),
     "below_a_value": ([SMOKE, "--config.optim.rho.x=1"], ["config.optim.rho is a value", "'x'"]),
-    "arm_field": ([SMOKE, "--config.arms.sam.optim.rho=.1"], ["config.arms.sam", "'optim'"]),
+    "arm_field": (
+        [SMOKE, "--config.arms.sam.optm.rho=.1"],
+        ["config.arms.sam", "did you mean 'optim'"],
+    ),
     "arm": ([SMOKE, "--config.arms.smm.optim.rho=.1"], ["'smm'", "Its fields: sam, sgd, sgd_2x"]),
     "arm_with_a_hyphen": (
         ["--config=configs/grokking.py:smoke", "--config.arms.add7-svd_50-80.train.epochs=3"],

@@ -53,7 +53,7 @@ def measure(
             one of other parameters than were sealed.
     """
     config = rebuild.config_of(folder)
-    if catalog.STUDIES[config.study] != f"{sharpness.__name__}:run":
+    if f"{catalog.STUDIES[config.study]}.plan" != sharpness.__name__:
         raise UserError(f"study '{config.study}' has no checkpoints to measure.")
     changed = changed_config(config, overrides)
     own = dict(overrides)

@@ -45,7 +45,7 @@ def _units_of(config: Config) -> Mapping[str, int] | None:
 
 def module_of(study: str) -> Any:
     """The module of a study, by its name in a config."""
-    return importlib.import_module(catalog.STUDIES[study].partition(":")[0])
+    return importlib.import_module(f"{catalog.STUDIES[study]}.plan")
 
 
 def _metrics_of(config: Config) -> tuple[str, ...] | None:

@@ -61,7 +61,7 @@ def replay(
         say(f"the code differs: there commit {rebuild.commit_of(folder)}, here another state")
     compare = _nearly if differs else _exactly
     recorded = list(read.rows(folder.path))
-    if catalog.STUDIES[config.study] != f"{sharpness.__name__}:run":
+    if f"{catalog.STUDIES[config.study]}.plan" != sharpness.__name__:
         return compare(_whole(config), recorded)
     dataset = rebuild.dataset_of(folder, config, data_dir, manual_dir)
     split = sharpness.on_device(dataset)
@@ -95,7 +95,7 @@ def _run_in(scratch: str, config: Config) -> Any:
 
 def _whole(config: Config) -> list[workdir.Row]:
     with tempfile.TemporaryDirectory() as scratch, _run_in(scratch, config) as run:
-        catalog.resolve(catalog.STUDIES[config.study])(config, run)
+        catalog.resolve(f"{catalog.STUDIES[config.study]}.plan:run")(config, run)
         return run.rows()
 
 

@@ -1,51 +1,58 @@
 """What a config must hold, checked before anything heavy is imported.
 
-Every config has `study, seeds, arms` and the blocks of its study: `data, model, optim, train,
-evaluate` where something is trained; a study of another kind has `Rules` of its own. `arms` are
-nested overrides of the blocks, `{'sgd': {'optim': {'rho': 0.0}}, 'sam': {}}`.
+Every config has `study, seeds, arms` and the blocks of its study, whose fields are in the `RULES`
+of the study's `schema` module. `arms` are nested overrides of the blocks, `{'sgd': {'optim':
+{'rho': 0.0}}, 'sam': {}}`.
+
+A field with a default need not be named. What a config says (`resolve_arms`) is what digests and
+registrations hold; what is run (`complete_arms`) has the defaults filled in. So a study that gains
+a field with a default keeps its registrations.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from sharpjax import catalog
 from sharpjax.errors import UserError, nearest, unknown
-from sharpjax.optim import settings
 
 Config = Any  # an ml_collections.ConfigDict, whose fields have no static types
+REQUIRED = object()
+_ALWAYS = ("study", "seeds", "arms")
 
 
 class Rule(NamedTuple):
-    """What one field may be: a predicate, and its words for a person."""
+    """What one field may be: a predicate, its words for a person, and the default if it has one."""
 
     holds: Callable[[Any], bool]
     words: str
+    default: Any = REQUIRED
 
 
 class Rules(NamedTuple):
     """What is particular to the configs of one study.
 
     Attributes:
-        blocks: the tables that its arms override.
-        is_shared: whether a field, by its path, is the same in all arms.
-        check_arm: refuses the resolved config of an arm; raises `UserError`.
+        fields: by dotted path, as `optim.rho`.
+        check_arm: refuses the whole config of an arm, each of whose fields obeys its rule; raises
+            `UserError`.
         check_name: likewise, of an arm's name.
+        shared: the fields, or tables of fields, that are the same in all arms.
     """
 
-    blocks: tuple[str, ...]
-    is_shared: Callable[[tuple[str, ...]], bool]
+    fields: Mapping[str, Rule]
     check_arm: Callable[[Config], None]
     check_name: Callable[[str], None] = lambda name: None
+    shared: tuple[str, ...] = ()
 
-
-# Of studies with configs of their own; the others have `TRAINING`.
-RULES: Mapping[str, str] = {
-    "reproducibility": "sharpjax.studies.reproducibility.schema:RULES",
-    "grokking": "sharpjax.studies.grokking.schema:RULES",
-}
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The tables that arms override."""
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in self.fields))
 
 
 def _is_int(value: Any) -> bool:
@@ -69,42 +76,9 @@ def one_of(*names: str) -> Rule:
     return Rule(lambda v: v in names, f"one of {', '.join(names)}")
 
 
-# The optimiser's fields are checked by `optim.settings`, names by `catalog`.
-FIELDS: Mapping[str, Rule] = {
-    "data.name": TEXT,
-    "data.num_train": COUNT_OR_0,
-    "data.augment": FLAG,
-    "data.data_dir": TEXT,
-    "data.manual_dir": TEXT,
-    "model.name": TEXT,
-    "model.width": COUNT_OR_0,
-    "model.dtype": one_of("float32", "bfloat16"),
-    "train.epochs": COUNT,
-    "train.epoch_factor": COUNT,
-    "train.batch_size": COUNT,
-    "train.label_smoothing": FRACTION,
-    "train.checkpoint_epochs": COUNT,
-    "train.population": one_of("auto", "vmap", "loop"),
-    "evaluate.test.every_epochs": COUNT_OR_0,
-    "evaluate.test.batch_size": COUNT,
-    "evaluate.test.num_bins": COUNT,
-    "evaluate.geometry.every_epochs": COUNT_OR_0,
-    "evaluate.geometry.where": TEXT,
-    "evaluate.geometry.num_examples": COUNT,
-    "evaluate.geometry.num_sets": COUNT,
-    "evaluate.geometry.microbatch_size": COUNT,
-    "evaluate.geometry.num_eigenvalues": COUNT,
-    "evaluate.geometry.tol": POSITIVE,
-    "evaluate.geometry.max_products": COUNT,
-    "evaluate.geometry.trace_error": POSITIVE,
-    "evaluate.geometry.max_probes": Rule(
-        lambda v: _is_int(v) and v >= 4, "an integer of 4 or more"
-    ),
-    "evaluate.geometry.sam_rho": POSITIVE,
-    "evaluate.geometry.adaptive_rho": POSITIVE,
-    "evaluate.geometry.adaptive_m": COUNT,
-    "evaluate.geometry.adaptive_steps": COUNT,
-}
+def optional(rule: Rule, default: Any) -> Rule:
+    """The rule of a field that a config need not name."""
+    return rule._replace(default=default)
 
 
 def check(config: Config, overrides: Mapping[str, Any]) -> None:
@@ -117,10 +91,13 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the field, its value, what is allowed.
     """
-    _require(config, "study", "seeds", "arms")
+    _require(config, *_ALWAYS)
     catalog.lookup("study", catalog.STUDIES, config.study)
     rules = rules_of(config)
-    _require(config, *rules.blocks)
+    for name in sorted({*config.keys()} - {*_ALWAYS, *rules.blocks}):
+        raise unknown("field in config", name, (*_ALWAYS, *rules.blocks))
+    required = (path for path, rule in rules.fields.items() if rule.default is REQUIRED)
+    _require(config, *(path.partition(".")[0] for path in required))
     seeds = config.seeds
     if not (
         isinstance(seeds, tuple) and seeds and all(_is_int(s) and 0 <= s < 2**32 for s in seeds)
@@ -128,7 +105,7 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
         raise UserError(f"config.seeds={seeds}: give one or more integers in [0, 2^32), as (0,1).")
     if len(set(seeds)) != len(seeds):
         raise UserError(f"config.seeds={seeds}: a seed is named twice.")
-    arms = resolve_arms(config)
+    arms = complete_arms(config)
     for path in overrides:
         if not path.startswith("arms") and _everywhere(config.arms, path):
             raise UserError(
@@ -136,12 +113,13 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
                 f"one arm, as {_flag(next(iter(arms)), path)}"
             )
     # Arms that set least come first: what is wrong in the base is then not laid at an arm's door.
-    for name in sorted(arms, key=lambda name: len(list(_leaves(config.arms[name])))):
+    for name in sorted(arms, key=lambda name: len(_named(config.arms[name]))):
         try:
             rules.check_name(name)
+            _check_fields(arms[name], rules.fields)
             rules.check_arm(arms[name])
         except UserError as error:
-            own = any(True for _ in _leaves(config.arms[name]))
+            own = _named(config.arms[name])
             raise UserError(f"arm '{name}': {error}" if own else str(error)) from error
 
 
@@ -160,140 +138,141 @@ def _require(config: Config, *names: str) -> None:
 
 def rules_of(config: Config) -> Rules:
     """The rules of a config's study."""
-    return catalog.resolve(RULES[config.study]) if config.study in RULES else TRAINING
+    return catalog.resolve(f"{catalog.STUDIES[config.study]}.schema:RULES")
 
 
 def resolve_arms(config: Config) -> dict[str, Config]:
-    """The whole config of each arm, by name.
+    """The config of each arm by name: what the config says, without the defaults of other fields.
 
     Raises:
-        UserError: an arm sets a field that the base lacks, or one of another type.
+        UserError: an arm sets a field that there is not, or one of another type.
     """
     if not config.arms:
         raise UserError("config.arms is empty: name at least one arm, as {'sgd': {}}.")
     rules = rules_of(config)
-    base = ConfigDict({block: config[block].to_dict() for block in rules.blocks})
     resolved = {}
     for name, own in config.arms.items():
         if not name.replace("_", "").replace("-", "").isalnum():
             raise UserError(f"config.arms: '{name}' names a folder; use letters, digits, _ and -.")
-        arm = base.copy_and_resolve_references()
+        arm = _base(config, rules)
         for path, value in _leaves(own):
-            if rules.is_shared(path):
+            if any(f"{path}.".startswith(f"{shared}.") for shared in rules.shared):
                 raise UserError(
-                    f"config.arms.{name}.{'.'.join(path)}: all arms have the same {path[0]}; set "
-                    f"config.{'.'.join(path)} instead."
+                    f"config.arms.{name}.{path}: all arms have the same {path.partition('.')[0]}; "
+                    f"set config.{path} instead."
                 )
-            _set(arm, f"config.arms.{name}", path, value)
+            _set(arm, f"config.arms.{name}.{path}", path, value, rules.fields)
         resolved[name] = arm.lock()
     return resolved
 
 
-def _set(arm: Config, where: str, path: tuple[str, ...], value: Any) -> None:
+def complete_arms(config: Config) -> dict[str, Config]:
+    """The config of each arm as it is run: `resolve_arms`, and every default beside it."""
+    fields = rules_of(config).fields
+    return {name: complete(arm, fields) for name, arm in resolve_arms(config).items()}
+
+
+def complete(arm: Config, fields: Mapping[str, Rule]) -> Config:
+    """A copy with the defaults of those fields that it does not name."""
+    whole = ConfigDict(arm.to_dict())
+    for path in fields.keys() - _named(arm):
+        if fields[path].default is not REQUIRED:
+            _name(whole, path, fields[path].default)
+    return whole.lock()
+
+
+def name_fields(config: Any, paths: Iterable[str] | None = None) -> None:
+    """Write fields that a config could name into it, so that the command line can set them.
+
+    Each gets the value that it has: in the base its default, in an arm that of the base.
+
+    Args:
+        config: as its file made it; what is wrong with it is left to `check`.
+        paths: those of flags, as `optim.rho`, `arms.sam.optim.rho`, `arms['sam'].optim.rho`; None:
+            every field, in the base and in all arms.
+    """
+    if not isinstance(config, ConfigDict) or config.get("study") not in catalog.STUDIES:
+        return
+    rules = rules_of(config)
+    values = dict(_leaves(complete(_base(config, rules), rules.fields)))
+    wanted = None if paths is None else {".".join(map(str, parts)) for parts in _split(paths)}
+    arms = config.get("arms")
+    places = {"": config}
+    if isinstance(arms, ConfigDict):
+        places |= {f"arms.{n}.": a for n, a in arms.items() if isinstance(a, ConfigDict)}
+    with config.unlocked():
+        for prefix, place in places.items():
+            for path in values.keys() - _named(place):
+                if wanted is None or prefix + path in wanted:
+                    _name(place, path, values[path])
+
+
+def _split(paths: Iterable[str]) -> Iterable[tuple]:
+    for path in paths:
+        with contextlib.suppress(ValueError):  # which the parser of flags says better
+            yield config_path.split(path)
+
+
+def _base(config: Config, rules: Rules) -> Config:
+    """The blocks that a config has."""
+    blocks = ((name, config.get(name)) for name in rules.blocks)
+    return ConfigDict({name: b.to_dict() for name, b in blocks if isinstance(b, ConfigDict)})
+
+
+def _name(node: Config, path: str, value: Any) -> None:
+    for field in reversed(path.split(".")):
+        value = {field: value}
+    node.update(value)
+
+
+def _set(arm: Config, where: str, path: str, value: Any, fields: Mapping[str, Rule]) -> None:
+    if path in fields and fields[path].default is not REQUIRED and path not in _named(arm):
+        _name(arm, path, fields[path].default)
     node: Any = arm
-    for depth, field in enumerate(path):
+    *tables, last = path.split(".")
+    for depth, field in enumerate((*tables, last)):
         if not isinstance(node, ConfigDict) or field not in node:
-            known = sorted(node.keys()) if isinstance(node, ConfigDict) else []
-            parent = ".".join(("config", *path[:depth]))
+            above = "".join(f"{table}." for table in tables[:depth])
+            known = {p.removeprefix(above).partition(".")[0] for p in fields if p.startswith(above)}
+            parent = f"config.{above}"[:-1]
             raise UserError(
-                f"{where}.{'.'.join(path)}: {parent} has no field '{field}'"
-                f"{nearest(field, known) or '.'} Its fields: {', '.join(known) or 'none'}."
+                f"{where}: {parent} has no field '{field}'{nearest(field, sorted(known)) or '.'} "
+                f"Its fields: {', '.join(sorted(known)) or 'none'}."
             )
-        if depth < len(path) - 1:
+        if depth < len(tables):
             node = node[field]
     try:
-        node[path[-1]] = value
+        node[last] = value
     except TypeError as error:
-        wanted = type(node[path[-1]]).__name__
+        wanted = type(node[last]).__name__
         raise UserError(
-            f"{where}.{'.'.join(path)}={value!r}: a {wanted} is wanted, not a "
-            f"{type(value).__name__}."
+            f"{where}={value!r}: a {wanted} is wanted, not a {type(value).__name__}."
         ) from error
 
 
-def check_fields(arm: Config, fields: Mapping[str, Rule], others: Iterable[str] = ()) -> None:
-    """Refuse an arm that lacks a field, has one too many, or one that its rule forbids.
-
-    Args:
-        others: fields that are checked elsewhere.
-    """
-    expected = {*fields, *others}
-    present = {".".join(path): value for path, value in _leaves(arm)}
-    for path in sorted(expected - present.keys()):
+def _check_fields(arm: Config, fields: Mapping[str, Rule]) -> None:
+    """Refuse an arm that lacks a field, has one too many, or one that its rule forbids."""
+    present = dict(_leaves(arm))
+    for path in sorted(fields.keys() - present.keys()):
         raise UserError(f"config.{path} is missing.")
-    for path in sorted(present.keys() - expected):
-        raise unknown("field in config", path, expected)
+    for path in sorted(present.keys() - fields.keys()):
+        raise unknown("field in config", path, fields)
     for path, rule in fields.items():
         if not rule.holds(present[path]):
             raise UserError(f"config.{path}={present[path]!r}: give {rule.words}.")
 
 
-def _check_arm(arm: Config) -> None:
-    check_fields(arm, FIELDS, [f"optim.{name}" for name in settings.FIELDS])
-    known = catalog.lookup("data set", catalog.DATA_SETS, arm.data.name)
-    catalog.lookup("model", catalog.MODELS, arm.model.name)
-    smallest = catalog.SMALLEST_IMAGE.get(arm.model.name, 1)
-    if min(known.shape[:2]) < smallest:
-        raise UserError(
-            f"config.model.name={arm.model.name} needs images of {smallest} x {smallest} or more, "
-            f"and {arm.data.name} has {known.shape[0]} x {known.shape[1]}."
-        )
-    if arm.data.num_train > known.num_train:
-        raise UserError(
-            f"config.data.num_train={arm.data.num_train}: {arm.data.name} has {known.num_train:,} "
-            f"training examples; 0 takes all."
-        )
-    num_train = arm.data.num_train or known.num_train
-    if arm.train.batch_size > num_train:
-        raise UserError(
-            f"config.train.batch_size={arm.train.batch_size} is larger than the data: "
-            f"{num_train:,} training examples."
-        )
-    epochs = arm.train.epochs * arm.train.epoch_factor
-    settings.check(arm.optim, batch_size=arm.train.batch_size, epochs=epochs)
-    _check_measurement_sets(arm.evaluate.geometry, num_train)
-
-
-def _check_measurement_sets(geometry: Config, num_train: int) -> None:
-    needed = geometry.num_sets * geometry.num_examples
-    if needed > num_train:
-        raise UserError(
-            f"config.evaluate.geometry: num_sets={geometry.num_sets} disjoint sets of "
-            f"num_examples={geometry.num_examples} are {needed:,} examples, and there are "
-            f"{num_train:,}."
-        )
-    for field, whole in (
-        ("microbatch_size", "num_examples"),
-        ("adaptive_m", "num_examples"),
-        ("microbatch_size", "adaptive_m"),
-    ):
-        part, total = geometry[field], geometry[whole]
-        if total % min(part, total) or part > geometry.num_examples:
-            raise UserError(
-                f"config.evaluate.geometry.{field}={part} does not divide {whole}={total}."
-            )
-    if geometry.max_products < geometry.num_eigenvalues:
-        raise UserError(
-            f"config.evaluate.geometry.max_products={geometry.max_products} are too few for "
-            f"num_eigenvalues={geometry.num_eigenvalues}."
-        )
-
-
-def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterable[tuple]:
+def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in node.items():
         if isinstance(value, ConfigDict | Mapping):
-            yield from _leaves(value, (*prefix, name))
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield (*prefix, name), value
+            yield f"{prefix}{name}", value
+
+
+def _named(node: Config) -> set[str]:
+    return {path for path, _ in _leaves(node)}
 
 
 def _everywhere(arms: Config, path: str) -> bool:
-    fields = tuple(path.split("."))
-    return all(any(own == fields for own, _ in _leaves(arm)) for arm in arms.values())
-
-
-TRAINING = Rules(
-    blocks=("data", "model", "optim", "train", "evaluate"),
-    is_shared=lambda path: path[0] == "data" and path != ("data", "augment"),
-    check_arm=_check_arm,
-)
+    return all(path in _named(arm) for arm in arms.values())

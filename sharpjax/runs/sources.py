@@ -53,7 +53,7 @@ def analysis_digest(study: str) -> str:
 
 def module_file(study: str) -> pathlib.Path:
     """Where a study's module lies, without importing it."""
-    spec = importlib.util.find_spec(catalog.STUDIES[study].partition(":")[0])
+    spec = importlib.util.find_spec(f"{catalog.STUDIES[study]}.plan")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"the module of study '{study}' is missing")
     return pathlib.Path(spec.origin).resolve()

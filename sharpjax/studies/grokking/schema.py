@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from sharpjax import catalog
 from sharpjax.errors import UserError
-from sharpjax.runs import schema
+from sharpjax.runs import blocks, schema
 from sharpjax.runs.schema import (
     AT_LEAST_0,
     COUNT,
@@ -51,11 +51,8 @@ FIELDS: Mapping[str, Rule] = {
     "optim.b1": schema.FRACTION,
     "optim.b2": schema.FRACTION,
     "optim.weight_decay": AT_LEAST_0,
-    "train.epochs": COUNT,
-    "train.batch_size": COUNT,
+    **blocks.TRAIN,
     "train.loss_dtype": schema.one_of("float32", "float64"),
-    "train.checkpoint_epochs": COUNT,
-    "train.population": schema.one_of("auto", "vmap", "loop"),
     "evaluate.trajectory.per_decade": COUNT_OR_0,
     "evaluate.trajectory.in_factors": FLAG,
     "evaluate.trajectory.num_examples": COUNT,
@@ -70,7 +67,6 @@ FIELDS: Mapping[str, Rule] = {
 
 
 def _check_arm(arm: Config) -> None:
-    schema.check_fields(arm, FIELDS)
     catalog.lookup("operation", OPERATIONS, arm.data.operation)
     catalog.lookup("model", catalog.TOKEN_MODELS, arm.model.name)
     operation, p = arm.data.operation, arm.data.modulus
@@ -131,8 +127,7 @@ def _check_name(name: str) -> None:
 
 
 RULES = schema.Rules(
-    blocks=("data", "model", "optim", "train", "evaluate"),
-    is_shared=lambda path: False,
+    fields=FIELDS,
     check_arm=_check_arm,
     check_name=_check_name,
 )

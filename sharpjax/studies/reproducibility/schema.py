@@ -29,7 +29,6 @@ FIELDS: Mapping[str, Rule] = {
 
 
 def _check_arm(arm: Config) -> None:
-    schema.check_fields(arm, FIELDS)
     simulate, design, analysis = arm.simulate, arm.design, arm.analysis
     if simulate.studies % simulate.registry:
         raise UserError(
@@ -56,8 +55,4 @@ def _check_arm(arm: Config) -> None:
         )
 
 
-RULES = Rules(
-    blocks=("simulate", "design", "analysis", "evaluate"),
-    is_shared=lambda path: path[0] == "simulate",
-    check_arm=_check_arm,
-)
+RULES = Rules(fields=FIELDS, check_arm=_check_arm, shared=("simulate",))
