@@ -1,5 +1,6 @@
 """Parameter counts, layers against numpy, types, and what a model refuses."""
 
+import dataclasses
 import doctest
 import functools
 
@@ -255,6 +256,76 @@ def test_kernels_start_at_he_and_lecun_variance(model, shape, key):
     assert num_kernels >= 3
 
 
+# Dropout.
+
+# How many layers of it there are, at two blocks of a ResNet.
+DROPOUT = {"mlp": 2, "small_conv": 1, "lenet": 1, "resnet18": 2, "resnet20": 2}
+
+
+def with_dropout(name, rate, **options):
+    if name.startswith("resnet"):
+        options["blocks"] = (1, 1)
+    return nn.build(name, num_classes=3, width=2, dropout=rate, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(model, variables, image, key):
+    return model.apply(
+        variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+    )[0]
+
+
+@pytest.mark.parametrize("name", catalog.MODELS)
+def test_dropout_is_in_training_alone(name, key):
+    plain, model = with_dropout(name, 0.0), with_dropout(name, 0.5)
+    assert set(DROPOUT) == set(catalog.MODELS)
+    image = jax.random.normal(key, (4, 10, 10, 1))
+    variables = init(model, key, image)
+    assert tree.digest(variables) == tree.digest(init(plain, key, image))
+    # Evaluation: no key, and the same bits.
+    np.testing.assert_array_equal(
+        evaluate(model, variables, image), evaluate(plain, variables, image)
+    )
+    for net, layers_of_it in ((plain, 0), (model, DROPOUT[name])):
+        text = str(jax.make_jaxpr(train, static_argnums=0)(net, variables, image, key))
+        assert text.count("name=_bernoulli") == layers_of_it
+    one, again, other = (train(model, variables, image, jax.random.key(s)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert jnp.max(jnp.abs(one - other)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mlp", "small_conv", "lenet"])
+def test_dropout_before_a_linear_layer_has_the_mean_of_none(name, key):
+    """The last layer is linear, and a unit is 0 or x / (1 - p): its mean is x."""
+    options = {"depth": 1} if name == "mlp" else {}
+    model = with_dropout(name, 0.4, **options)
+    image = jax.random.normal(key, (2, 10, 10, 1))
+    variables = init(model, key, image)
+    keys = jax.random.split(jax.random.key(1), 2000)
+    logits = np.asarray(jax.vmap(train, (None, None, None, 0))(model, variables, image, keys))
+    error = logits.std(0, ddof=1) / np.sqrt(len(keys))
+    assert np.all(np.abs(logits.mean(0) - evaluate(model, variables, image)) < 5 * error + 1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropped_numbers_are_0_and_the_others_larger(rate, key):
+    class Layer(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return layers.dropout(x, rate, train=True)
+
+    out = Layer().apply({}, jnp.full(10_000, 3.0), rngs={"dropout": key})
+    kept = np.asarray(out) != 0
+    np.testing.assert_allclose(out[kept], 3 / (1 - rate), rtol=1e-6)
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / out.size)
+
+
+def test_a_model_refuses_an_impossible_rate():
+    for rate in (-0.1, 1.0, float("nan")):
+        with pytest.raises(UserError, match="dropout=.*give a rate"):
+            shapes_of(nn.MLP(num_classes=3, width=2, dropout=rate), (4, 4, 1))
+
+
 # What is refused.
 
 
@@ -280,6 +351,43 @@ def test_lenet_refuses_what_would_be_empty():
 def test_build_says_what_is_wrong(arguments, words):
     with pytest.raises(UserError, match=words):
         nn.build(**{"name": "mlp", "num_classes": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("mlp", {"depht": 6}, "mlp has no option 'depht'; did you mean 'depth'. It has depth"),
+        ("lenet", {"blocks": (1,)}, "lenet has no option 'blocks'. It has dropout, beside width"),
+        ("mlp", {"depth": -1}, "depth must be a whole number >= 0, got -1"),
+        ("mlp", {"depth": 1.5}, "depth must be a whole number >= 0, got 1.5"),
+        ("resnet20", {"blocks": 3}, "blocks=3; give a list"),
+        ("resnet20", {"blocks": [1, 0]}, "blocks must be a whole number >= 1, got 0"),
+        ("resnet20", {"dropout": 1.0}, r"dropout=1.0; give a rate in \[0, 1\)"),
+        ("mlp", {"dropout": "half"}, "dropout='half'"),
+        ("mlp", {"dropout": True}, "dropout=True"),
+    ],
+)
+def test_build_says_what_is_wrong_with_an_option(name, options, words):
+    with pytest.raises(UserError, match=words):
+        nn.build(name, num_classes=10, **options)
+
+
+def test_build_passes_options_on():
+    model = nn.build("mlp", num_classes=10, width=8, depth=6, dropout=0.5)
+    assert model == nn.MLP(num_classes=10, width=8, depth=6, dropout=0.5)
+    assert len(shapes_of(model, (4, 4, 1))["params"]) == 7
+    model = nn.build("resnet18", num_classes=10, blocks=[1, 1, 1])
+    assert model == nn.ResNet18(num_classes=10, blocks=(1, 1, 1)) and hash(model)
+    assert nn.build("mlp", num_classes=10, dropout=0) == nn.build("mlp", num_classes=10)
+
+
+def test_every_field_of_a_model_is_an_option():
+    general = {"num_classes", "width", "dtype", "parent", "name"}
+    for name, reference in catalog.MODELS.items():
+        fields = {field.name for field in dataclasses.fields(catalog.resolve(reference))}
+        with pytest.raises(UserError) as caught:
+            nn.build(name, num_classes=10, nonsense=1)
+        assert f"It has {', '.join(sorted(fields - general))}, beside" in str(caught.value)
 
 
 def test_build_takes_float64_where_it_is_on(x64):

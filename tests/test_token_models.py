@@ -299,6 +299,33 @@ def test_the_exact_solution_is_exact(modulus, width, strict):
     assert right == 1.0
 
 
+# Dropout.
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [(TokenMLP(9, width=8, features=4), 1), (Transformer(9, width=8), 3), (QuadraticMLP(9), 1)],
+)
+def test_dropout_is_in_training_alone(model, layers, key):
+    sequence = jnp.asarray(np.random.default_rng(0).integers(0, 9, (5, 4)), jnp.int32)
+    dropping = model.clone(dropout=0.5)
+    params = model.init(key, sequence)["params"]
+    assert tree.digest(dropping.init(key, sequence)["params"]) == tree.digest(params)
+    np.testing.assert_array_equal(
+        dropping.apply({"params": params}, sequence), model.apply({"params": params}, sequence)
+    )
+
+    def train(net, seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return net.apply({"params": params}, sequence, train=True, rngs=rngs)
+
+    for net, count in ((model, 0), (dropping, layers)):
+        text = str(jax.make_jaxpr(train, static_argnums=0)(net, 0))
+        assert text.count("name=_bernoulli") == count
+    np.testing.assert_array_equal(train(dropping, 1), train(dropping, 1))
+    assert jnp.max(jnp.abs(train(dropping, 1) - train(dropping, 2))) > 1e-3
+
+
 # Refusals.
 
 

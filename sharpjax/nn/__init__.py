@@ -4,6 +4,7 @@ Every model is a frozen dataclass, equal and hashable by value, and takes float3
 [B, H, W, C], or integer tokens [B, L] (`TokenMLP`, `Transformer`, `QuadraticMLP`), to logits
 [B, num_classes]: `model.apply(variables, inputs, train=...)`. `dtype` is the type it computes in;
 parameters, BatchNorm statistics and the last layer of an image model are float32 all the same.
+`dropout` is the rate of dropout in training, 0 by default; where depends on the model.
 """
 
 from sharpjax.nn.conv import LeNet as LeNet

@@ -1,4 +1,8 @@
-"""Convolutional nets without BatchNorm."""
+"""Convolutional nets without BatchNorm.
+
+`dropout` is the rate at which, in training, inputs of the last layer are dropped: see
+`layers.dropout`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +29,14 @@ class SmallConv(nn.Module):
     num_classes: int
     width: int = 16
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = nn.relu(layers.conv(self.width, 3, padding=1, dtype=self.dtype)(image))
         x = nn.relu(layers.conv(2 * self.width, 3, stride=2, padding=1, dtype=self.dtype)(x))
-        return layers.head(self.num_classes, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        x = layers.dropout(x.reshape(x.shape[0], -1), self.dropout, train=train)
+        return layers.head(self.num_classes, dtype=self.dtype)(x)
 
 
 class LeNet(nn.Module):
@@ -47,6 +53,7 @@ class LeNet(nn.Module):
     num_classes: int
     width: int = 32
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -63,4 +70,5 @@ class LeNet(nn.Module):
             x = layers.max_pool(nn.relu(layers.conv(features, 3, dtype=self.dtype)(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(layers.dense(4 * self.width, dtype=self.dtype)(x))
+        x = layers.dropout(x, self.dropout, train=train)
         return layers.head(self.num_classes, dtype=self.dtype)(x)

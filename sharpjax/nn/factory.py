@@ -1,18 +1,23 @@
 """From a model's name in a config to the model."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from sharpjax import catalog
-from sharpjax.errors import UserError
+from sharpjax.errors import UserError, nearest, whole_number
+from sharpjax.nn import layers
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def build(
-    name: str, *, num_classes: int, width: int = 0, dtype: DTypeLike = "float32"
+    name: str, *, num_classes: int, width: int = 0, dtype: DTypeLike = "float32", **options: Any
 ) -> nn.Module:
     """The model that `catalog.MODELS` knows as `name`.
 
@@ -29,13 +34,20 @@ def build(
         width: 0 takes the model's default.
         dtype: the type of the computation, a name or a numpy type. Parameters are float32 all the
             same.
+        options: further fields of the model, its own defaults where they are not given:
+
+            - `dropout`: its rate, of every model
+            - `depth`: hidden layers of `mlp`
+            - `blocks`: of `resnet18` and `resnet20`, basic blocks in each stage
 
     Raises:
-        UserError: unknown name or type; sizes that are not positive; float64 while JAX has it
-            switched off.
+        UserError: unknown name, type or option; a value that an option cannot have; sizes that are
+            not positive; float64 while JAX has it switched off.
 
     >>> build("mlp", num_classes=10, width=32).width, build("resnet20", num_classes=10).width
     (32, 16)
+    >>> build("mlp", num_classes=10, depth=6, dropout=0.5).depth
+    6
     """
     model = catalog.resolve(catalog.lookup("model", catalog.MODELS, name))
     if num_classes < 1:
@@ -44,7 +56,31 @@ def build(
         raise UserError(f"nn.build: width={width}; give 1 or more, or 0 for the default of {name}.")
     # The scalar types of jax.numpy, as users write them: equal to numpy's, but of another hash.
     kwargs = {"num_classes": num_classes, "dtype": getattr(jnp, _dtype_name(dtype))}
-    return model(**kwargs, width=width) if width else model(**kwargs)
+    if width:
+        kwargs["width"] = width
+    own = {field.name for field in dataclasses.fields(model)} & set(_OPTIONS)
+    for option, value in options.items():
+        if option not in own:
+            raise UserError(
+                f"nn.build: {name} has no option '{option}'{nearest(option, own) or '.'} It has "
+                f"{', '.join(sorted(own))}, beside width and dtype."
+            )
+        kwargs[option] = _OPTIONS[option](value)
+    return model(**kwargs)
+
+
+def _blocks(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"nn.build: blocks={value!r}; give a list, the blocks in each stage.")
+    return tuple(whole_number("nn.build", "blocks", number) for number in value)
+
+
+# What may be given beside the sizes that all models have, and how a value is read.
+_OPTIONS: Mapping[str, Callable[[Any], Any]] = {
+    "blocks": _blocks,
+    "depth": lambda value: whole_number("nn.build", "depth", value, least=0),
+    "dropout": lambda value: layers.check_rate("nn.build", value),
+}
 
 
 def _dtype_name(dtype: DTypeLike) -> str:

@@ -5,10 +5,15 @@ standard deviations. Those of the last layer are LeCun normal, variance 1 / fan_
 start of the size of the features. Biases start at 0.
 """
 
+import numbers
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
+
+from sharpjax.errors import UserError
 
 
 def conv(
@@ -46,6 +51,31 @@ def head(num_classes: int, *, dtype: DTypeLike) -> nn.Dense:
     """
     wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
     return nn.Dense(num_classes, dtype=wide, name="head")
+
+
+def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
+    """In training each number is 0 with probability `rate`, else divided by 1 - rate (arXiv
+    1207.0580).
+
+    The draw is from Flax's "dropout" stream: `model.apply(..., train=True, rngs={"dropout": key})`.
+    Evaluation needs no key. At rate 0 there is no such layer at all.
+
+    Raises:
+        UserError: a rate outside [0, 1).
+    """
+    rate = check_rate("nn", rate)
+    return nn.Dropout(rate, deterministic=not train)(x) if rate else x
+
+
+def check_rate(caller: str, rate: Any) -> float:
+    """A rate of dropout as a float.
+
+    Raises:
+        UserError: it is no number in [0, 1).
+    """
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < 1:
+        raise UserError(f"{caller}: dropout={rate!r}; give a rate in [0, 1), 0 for none.")
+    return float(rate)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from sharpjax.errors import UserError, whole_number
+from sharpjax.nn import layers
 from sharpjax.nn.factored import Dense, Embed
 from sharpjax.nn.svd import Decomposition, assigned
 from sharpjax.nn.tokens import check_tokens, head_dtype
@@ -24,6 +25,7 @@ class QuadraticMLP(nn.Module):
         num_classes: rows of both tables, and logits; p is enough.
         width: N.
         decompose: which of left/embedding, right/embedding and head/kernel are factors.
+        dropout: rate at which squared units are dropped in training; see `layers.dropout`.
 
     Raises:
         UserError: when called, where tokens are no integers [B, 3] or longer, or `decompose` does
@@ -34,6 +36,7 @@ class QuadraticMLP(nn.Module):
     width: int = 500
     decompose: Decomposition | None = None
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
@@ -62,7 +65,7 @@ class QuadraticMLP(nn.Module):
         )
         x = jnp.square(left(tokens[:, 0]) + right(tokens[:, 2]))
         self.sow("intermediates", "units", x)
-        return head(x)
+        return head(layers.dropout(x, self.dropout, train=train))
 
 
 def addition(modulus: int, width: int = 0, *, key: jax.Array | None = None) -> dict[str, dict]:

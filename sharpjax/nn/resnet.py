@@ -15,16 +15,21 @@ class BasicBlock(nn.Module):
     (option B). All scales start at 1, as in the networks whose results are repeated here. Starting
     a block's last one at 0 (arXiv 1706.02677) is meant for large batches, and a weight that is 0
     drops out of element-wise adaptive sharpness.
+
+    In training, what the second convolution reads is dropped at the rate `dropout` (arXiv
+    1605.07146; see `layers.dropout`).
     """
 
     features: int
     stride: int
     dtype: DTypeLike
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = conv(self.features, 3, self.stride, self.dtype)(x)
         y = nn.relu(batch_norm(train, self.dtype)(y))
+        y = layers.dropout(y, self.dropout, train=train)
         y = conv(self.features, 3, 1, self.dtype)(y)
         y = batch_norm(train, self.dtype)(y)
         if x.shape != y.shape:
@@ -41,12 +46,14 @@ class ResNet(nn.Module):
     Attributes:
         width: filters of the stem and the first stage.
         blocks: blocks in each stage.
+        dropout: rate of the dropout inside each block.
     """
 
     num_classes: int
     width: int = 64
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -55,7 +62,8 @@ class ResNet(nn.Module):
         for stage, num_blocks in enumerate(self.blocks):
             for block in range(num_blocks):
                 stride = 2 if stage and not block else 1
-                x = BasicBlock(self.width * 2**stage, stride, self.dtype)(x, train=train)
+                features = self.width * 2**stage
+                x = BasicBlock(features, stride, self.dtype, self.dropout)(x, train=train)
         head = layers.head(self.num_classes, dtype=self.dtype)
         return head(jnp.mean(x, axis=(1, 2), dtype=head.dtype))
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from sharpjax.errors import UserError
+from sharpjax.nn import layers
 from sharpjax.nn.factored import Dense, Embed
 from sharpjax.nn.svd import Decomposition, assigned
 
@@ -32,6 +33,7 @@ class TokenMLP(nn.Module):
         width: hidden units.
         features: numbers of one embedding.
         decompose: which of embed/embedding, hidden/kernel and head/kernel are factors.
+        dropout: rate at which hidden units are dropped in training; see `layers.dropout`.
 
     Raises:
         UserError: when called, where tokens are no integers [B, L], or `decompose` does not fit.
@@ -48,6 +50,7 @@ class TokenMLP(nn.Module):
     features: int = 128
     decompose: Decomposition | None = None
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
@@ -80,7 +83,7 @@ class TokenMLP(nn.Module):
         )
         x = nn.relu(hidden.of_lookup(tokens, embed.table()))
         self.sow("intermediates", "units", x)
-        return head(x)
+        return head(layers.dropout(x, self.dropout, train=train))
 
 
 def head_dtype(dtype: DTypeLike) -> DTypeLike:

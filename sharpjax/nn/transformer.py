@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from sharpjax.errors import UserError
+from sharpjax.nn import layers
 from sharpjax.nn.factored import Dense, Embed
 from sharpjax.nn.svd import Decomposition, assigned
 from sharpjax.nn.tokens import check_tokens, head_dtype
@@ -33,6 +34,8 @@ class Transformer(nn.Module):
         decompose: which of embed/embedding, position/embedding, query/kernel, key/kernel,
             value/kernel, out/kernel, up/kernel, down/kernel and head/kernel are factors. A kernel
             holds all heads.
+        dropout: rate at which, in training, embeddings and what the two halves of the block add to
+            them are dropped (arXiv 1706.03762, section 5.4; see `layers.dropout`).
 
     Raises:
         UserError: when called, where tokens are no integers [B, L], the heads do not divide the
@@ -44,6 +47,7 @@ class Transformer(nn.Module):
     num_heads: int = 4
     decompose: Decomposition | None = None
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
@@ -82,15 +86,18 @@ class Transformer(nn.Module):
             name="head",
         )
 
+        def drop(x: jax.Array) -> jax.Array:
+            return layers.dropout(x, self.dropout, train=train)
+
         positions = embed("position", length)(jnp.arange(length))
-        x = embed("embed", classes)(tokens) + jnp.expand_dims(positions, 0)
+        x = drop(embed("embed", classes)(tokens) + jnp.expand_dims(positions, 0))
         last = x[:, -1]
         heads = (self.num_heads, width // self.num_heads)
         q = query(last).reshape(batch, *heads)
         k, v = (layer(x).reshape(batch, length, *heads) for layer in (key, value))
         scores = jnp.einsum("bhd,blhd->bhl", q, k) / math.sqrt(heads[1])
         attended = jnp.einsum("bhl,blhd->bhd", jax.nn.softmax(scores), v)
-        last = last + out(attended.reshape(batch, width))
+        last = last + drop(out(attended.reshape(batch, width)))
         hidden = nn.relu(up(last))
         self.sow("intermediates", "units", hidden)
-        return head(last + down(hidden))
+        return head(last + drop(down(hidden)))
