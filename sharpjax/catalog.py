@@ -62,6 +62,8 @@ SMALLEST_IMAGE: Mapping[str, int] = {"lenet": 10}
 
 OPTIMIZERS: Mapping[str, str] = {
     "sgd": "optax:sgd",
+    "adam": "optax:adam",
+    "adamax": "optax:adamax",
     "adamw": "optax:adamw",
 }
 

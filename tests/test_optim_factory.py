@@ -98,7 +98,7 @@ def test_fields_are_those_of_the_config():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("name", "sdg", "did you mean 'sgd'. Known: adamw, sgd"),
+        ("name", "sdg", "did you mean 'sgd'. Known: adam, adamax, adamw, sgd"),
         ("schedule", "cosin", "did you mean 'cosine'"),
         ("scaling", "elements", "did you mean 'element'"),
         ("learning_rate", 0.0, "=0.0: give a number above 0"),
@@ -119,6 +119,9 @@ def test_fields_are_those_of_the_config():
         ("m", 2.0, "=2.0: give an integer"),
         ("m", 48, "=48 does not divide the batch of 128 examples .config.train.batch_size."),
         ("m", 256, "=256 does not divide the batch of 128"),
+        ("b2", 1.0, r"=1.0: give a number in \[0, 1\)"),
+        ("eps", 0.0, "=0.0: give a number above 0"),
+        ("b2", 0.98, "=0.98 is for adam, adamax and adamw, and config.optim.name is 'sgd'"),
     ],
 )
 def test_impossible_values_name_the_field(field, value, said):
@@ -134,6 +137,8 @@ def test_impossible_values_name_the_field(field, value, said):
         {"scaling": "element", "m": 128},
         {"momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 5.0},
         {"name": "adamw", "schedule": "linear"},
+        {"name": "adam", "b2": 0.98, "eps": 1e-7},
+        {"b2": 0.999},  # the default, whoever names it
         {"learning_rate": np.float32(0.1)},
     ],
 )
@@ -217,6 +222,37 @@ def test_sgd_couples_weight_decay_before_momentum(x64, strict):
     )
 
 
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_adam_and_adamax_couple_weight_decay(name, x64):
+    """Against the formulas of arXiv 1412.6980, of the gradient with the decay in it."""
+    w, batch = data()
+    values = OptimizerSpec(name, 0.01, momentum=0.8, weight_decay=0.3, b2=0.9, eps=1e-3)
+    path, _ = train(values.build(), w, batch)
+    x, want, m, v = np.asarray(batch), np.asarray(w), np.zeros(3), np.zeros(3)
+    for step, got in enumerate(path, 1):
+        g = 2 * x.T @ (x @ want - 1) / 8 + 0.3 * want
+        m = 0.8 * m + 0.2 * g
+        if name == "adam":
+            v = 0.9 * v + 0.1 * g**2
+            scale = np.sqrt(v / (1 - 0.9**step)) + 1e-3
+        else:
+            scale = v = np.maximum(0.9 * v, np.abs(g) + 1e-3)
+        want = want - 0.01 * m / (1 - 0.8**step) / scale
+        np.testing.assert_allclose(got, want, rtol=1e-6)  # optax corrects the bias in float32
+    as_is, _ = train(
+        dataclasses.replace(values, weight_decay=0.0, b2=0.999, eps=1e-8).build(), w, batch
+    )
+    make = getattr(optax, name)
+    np.testing.assert_array_equal(as_is, train(with_extra(make(0.01, b1=0.8)), w, batch)[0])
+
+
+def test_a_config_need_not_name_the_options_of_adam():
+    assert not set(settings.OPTIONAL) & set(settings.FIELDS)
+    assert spec(name="adam") == spec(name="adam", b2=0.999, eps=1e-8)
+    got = spec(name="adamax", b2=0.98, eps=1e-7)
+    assert (got.name, got.b2, got.eps) == ("adamax", 0.98, 1e-7)
+
+
 def with_extra(tx):
     return optax.with_extra_args_support(tx)
 
@@ -233,7 +269,8 @@ def test_adamw_decouples_weight_decay(x64):
 
 def test_every_name_of_the_catalog_can_be_built():
     w, batch = data(jnp.float32)
-    assert set(catalog.OPTIMIZERS) == {"sgd", "adamw"}  # a further one needs its own branch
+    # A further one may need a branch of its own, and its own line on weight decay.
+    assert set(catalog.OPTIMIZERS) == {"sgd", "adam", "adamax", "adamw"}
     for name in catalog.OPTIMIZERS:
         for scaling in catalog.SCALINGS:
             path, _ = train(spec(name=name, scaling=scaling).build(), w, batch, num_steps=2)

@@ -15,16 +15,24 @@ from sharpjax.optim.sharpness_aware import sam
 class OptimizerSpec:
     """An optimiser by its values: hashable, so that a training step that holds it compiles once.
 
-    Weight decay enters the descent step and never the ascent of SAM. For `sgd` it is coupled, as in
-    the recipes that SAM's CIFAR results stem from: `weight_decay * w` is added to the (perturbed)
-    gradient before momentum, for **all** parameters, biases and normalisation included. For `adamw`
-    it is decoupled, as its name says: `w` shrinks by `learning_rate * weight_decay * w`.
+    Weight decay is of **all** parameters, biases and normalisation included, and enters the descent
+    step, never the ascent of SAM:
+
+        name     step along, g the (perturbed) gradient        weight decay
+        sgd      momentum m + g                                coupled
+        adam     m / (sqrt(v) + eps), arXiv 1412.6980          coupled
+        adamax   m / u, the same paper's section 7.1           coupled
+        adamw    as adam, arXiv 1711.05101                     decoupled
+
+    Coupled, as in PyTorch and in the recipes that SAM's CIFAR results stem from: `weight_decay * w`
+    is added to g, so momentum and the adaptive scales see it. Decoupled: `w` shrinks by
+    `learning_rate * weight_decay * w`, and nothing else sees it.
 
     Attributes:
         name: a key of `catalog.OPTIMIZERS`.
         learning_rate: its peak.
-        momentum: of `sgd` (heavy ball); `b1` of `adamw`.
-        b2: of `adamw`.
+        momentum: of `sgd` (heavy ball); `b1` of the others.
+        b2, eps: of all but `sgd`. Of `adamax` too, u = max(b2 u, |g| + eps).
         weight_decay: see above.
         schedule: after the warm-up: `constant`; `cosine` or `linear`, down to 0 at `total_steps`.
         warmup_steps: steps in which the learning rate rises linearly from 0.
@@ -45,7 +53,8 @@ class OptimizerSpec:
     scaling: str = "none"
     eta: float = 0.0
     m: int = 0
-    b2: float = 0.999
+    b2: float = settings.OPTIONAL["b2"]
+    eps: float = settings.OPTIONAL["eps"]
 
     @property
     def uses_sam(self) -> bool:
@@ -87,10 +96,13 @@ class OptimizerSpec:
     def _base(self) -> optax.GradientTransformation:
         make = catalog.resolve(catalog.lookup("optimiser", catalog.OPTIMIZERS, self.name))
         rate = self.learning_rate_schedule()
+        if self.name == "sgd":
+            options = {"momentum": self.momentum or None}
+        else:
+            options = {"b1": self.momentum, "b2": self.b2, "eps": self.eps}
         if self.name == "adamw":
-            return make(rate, b1=self.momentum, b2=self.b2, weight_decay=self.weight_decay)
-        decay = optax.add_decayed_weights(self.weight_decay)
-        return optax.chain(decay, make(rate, momentum=self.momentum or None))
+            return make(rate, weight_decay=self.weight_decay, **options)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), make(rate, **options))
 
 
 def from_config(
@@ -119,6 +131,8 @@ def from_config(
         schedule=optim.schedule,
         warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
         total_steps=total_steps,
+        b2=float(settings.optional(optim, "b2")),
+        eps=float(settings.optional(optim, "eps")),
     )
     if optim.rho == 0:
         return spec

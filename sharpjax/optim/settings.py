@@ -42,15 +42,29 @@ _NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "m": (_is_count_or_0, "an integer of 0 (the whole batch) or more"),
 }
 
+_OPTIONAL: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "b2": (_real(lambda x: 0 <= x < 1), "a number in [0, 1)"),
+    "eps": (_real(lambda x: x > 0), "a number above 0"),
+}
+
 FIELDS = (*_NAMES, *_NUMBERS)
-"""The fields of `config.optim`."""
+"""The fields that `config.optim` must have."""
+
+OPTIONAL: Mapping[str, float] = {"b2": 0.999, "eps": 1e-8}
+"""Those that it may have, and what they are where it does not name them: of the Adam family."""
+
+
+def optional(optim: Any, field: str) -> Any:
+    """What the block holds of a field of `OPTIONAL`, or its default."""
+    return getattr(optim, field, OPTIONAL[field])
 
 
 def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
     """Refuses what no optimiser can be made of.
 
     Args:
-        optim: the block `config.optim`, an object with the attributes `FIELDS`.
+        optim: the block `config.optim`, an object with the attributes `FIELDS`, and `OPTIONAL`
+            ones.
         batch_size: examples of a training step.
         epochs: length of the training, which the warm-up must fit in, where it is known.
 
@@ -65,6 +79,15 @@ def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
         value = getattr(optim, field)
         if not holds(value):
             raise UserError(f"config.optim.{field}={value!r}: give {words}.")
+    for field, (holds, words) in _OPTIONAL.items():
+        value = optional(optim, field)
+        if not holds(value):
+            raise UserError(f"config.optim.{field}={value!r}: give {words}.")
+        if optim.name == "sgd" and value != OPTIONAL[field]:
+            raise UserError(
+                f"config.optim.{field}={value!r} is for adam, adamax and adamw, and "
+                f"config.optim.name is 'sgd'; leave it at {OPTIONAL[field]}."
+            )
     if optim.warmup_epochs > epochs:
         raise UserError(
             f"config.optim.warmup_epochs={optim.warmup_epochs} is longer than the training, "
