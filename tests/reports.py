@@ -194,6 +194,7 @@ def full(judgements=None, **fields):
         "rows": rows(),
         "later_rows": later,
         "figures": {"curves": png(640, 240)},
+        "captions": {"curves": "Training loss and test accuracy against steps; n = 3 seeds."},
         "funnel": (
             Funnel("sgd", 8, 8, 0, 0),
             Funnel("sam", 8, 6, 1, 1, ("seed 3 turned non-finite", "seed 5 by hand")),

@@ -26,7 +26,6 @@ from sharpjax.report import (
     elements,
     html,
     marks,
-    measured,
     overview,
     pages,
     sections,
@@ -171,12 +170,15 @@ def test_commands_survive_a_shell():
 def test_pictures_are_in_the_page_byte_for_byte():
     png = reports.png(64, 32)
     page = document(
-        figures={"curves": png, "not a picture": b"GIF89a", "large": png + b"x" * 2**23}
+        figures={"large": png + b"x" * 2**23, "not a picture": b"GIF89a", "curves": png},
+        captions={"curves": "Loss against steps; n = 3 seeds.", "nowhere": "What is not there."},
     )
     (image,) = page.all("img")
     assert base64.b64decode(image[1]["src"].removeprefix("data:image/png;base64,")) == png
     assert (image[1]["width"], image[1]["height"]) == ("64", "32")
-    assert image[1]["alt"] == content.CAPTIONS["curves"]
+    assert image[1]["alt"] == "Loss against steps; n = 3 seeds."
+    captions = page.texts("figcaption")[-3:]
+    assert captions == ["Loss against steps; n = 3 seeds.", "large", "not a picture"]
     assert any("figures/large.png cannot be embedded" in p for p in page.texts("p"))
 
 
@@ -552,30 +554,17 @@ def test_what_lies_within_a_margin_is_not_decided_by_p():
         found._replace(contrast=inside)))  # fmt: skip
 
 
-def test_measured_keeps_coordinates_apart():
-    rows = reports.rows(arms=("sgd",), metrics=("m",))
-    rows += [{**row, "of": {"layer": "a"}, "value": 5.0} for row in rows if row["step"] == 1]
-    plain, layer = measured.measured(rows)
-    assert (plain.step, plain.at_end, plain.n) == (2, True, 3)
-    values = [row["value"] for row in rows if row["step"] == 2]
-    assert plain.mean == pytest.approx(np.mean(values))
-    assert plain.standard_error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
-    assert (layer.of, layer.step, layer.at_end) == ('{"layer":"a"}', 1, False)
-    assert layer.in_words() == "5 (3) at step 1"
-
-
-def test_pairs_of_models_have_no_naive_standard_error():
-    """Pairs share their models: the naive error is several times too small."""
-    base = {"study": "s", "arm": "sgd", "step": 1, "metric": "m", "standard_error": 0.0}
-    pairs = [(i, j) for i in range(4) for j in range(4) if i < j]
-    rows = [
-        base | {"seed": i, "of": {"pair": [i, j]}, "value": None if i == 2 else float(i + j)}
-        for i, j in pairs
-    ]
-    (found,) = measured.measured(rows)
-    assert found.n == 4 and math.isnan(found.standard_error) and found.missing == 1
-    assert found.mean == pytest.approx(np.mean([1, 2, 3, 3, 4]))
-    assert found.in_words() == "2.6 (4) 1 not finite"
+def test_arms_keep_the_plans_order():
+    arms, config = ("sgd", "base", "sam"), {"arms": {"base": {}, "sam": {}, "sgd": {}}}
+    rows = reports.rows(arms=arms)
+    for fields in ({"rows": rows}, {"rows": reports.rows(arms=sorted(arms)), "arms": arms}):
+        page = document(config=config, later_rows=reports.rows(arms=sorted(arms)), **fields)
+        heads = [t for t in page.texts("th", scope="col") if t in arms][-6:]
+        assert heads == [*arms, *arms]  # the metrics, and those measured later
+        facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+        assert facts["Arms"] == "sgd; base; sam"
+        markdown_ = pages.pages(reports.full(config=config, **fields))["report.md"].decode()
+        assert "| Metric | sgd | base | sam | Asked by |" in markdown_
 
 
 # Several runs.

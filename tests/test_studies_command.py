@@ -14,6 +14,7 @@ import pytest
 from configs import sam_cifar
 from sharpjax import workdir
 from sharpjax.errors import UserError, printable
+from sharpjax.report import words
 from sharpjax.runs import conclude, export, register, verify
 from sharpjax.studies import __main__ as command
 from sharpjax.studies.sharpness import plan as sharpness
@@ -291,11 +292,24 @@ def test_means_for_a_paper(whole, capsys):
         if (r["arm"], r["step"], r["metric"]) == ("sam", 4, "test/nll")
     ]
     error = abs(values[0] - values[1]) / 2
-    assert line.split(" | ")[1] == f"{np.mean(values):.4g} ± {error:.2g} (2)"
+    assert line.split(" | ")[1] == f"{words.mean_and_error(np.mean(values), error)} (2)"
     assert any(r"train\[:64\]/hessian/lambda\_1 " in line for line in body)
     _, out = run(capsys, "export", whole, "--format=tex")
     assert out.startswith("\\begin{tabular}{lrr}\n\\toprule\nmetric & sam & sgd \\\\\n")
     assert r"train[:64]/hessian/lambda\_1 & " in out and r" $\pm$ " in out
+
+
+def test_a_table_for_a_paper_keeps_coordinates_and_arms_as_they_are():
+    row = {"study": "s", "metric": "m", "step": 1, "standard_error": None}
+    rows = [
+        row | {"arm": arm, "seed": seed, "of": {"layer": layer}, "value": -1.0 - seed - layer}
+        for arm in ("sgd", "base")
+        for seed in (0, 1)
+        for layer in range(3)
+    ]
+    text = export.as_tex(rows).decode()
+    assert "metric & sgd & base" in text and text.count(r"$-$1.50 $\pm$ 0.50 (2)") == 2
+    assert text.count("(2)") == 6 and "(6)" not in text
 
 
 def test_names_that_other_tools_would_obey():

@@ -6,5 +6,5 @@
     console     the table at the end of a run
 
 Below these: `words`, `statements`, `evidence` (texts and numbers), `marks` and `axis` (drawings as
-SVG), `elements`, `tables`, `sections`, `record` (HTML), `measured` and `fields` (tables of values).
+SVG), `elements`, `tables`, `sections`, `record` (HTML), `fields` (tables of values).
 """

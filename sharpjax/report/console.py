@@ -1,43 +1,63 @@
 """The table at the end of a run."""
 
-import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.summary import Summary, grid, summarize_last
 from sharpjax.protocol.verdicts import Judgement
-from sharpjax.report import content
+from sharpjax.report import content, words
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
+# Of a metric with more coordinates than this none is listed.
+_MOST_COORDINATES = 12
+_BETWEEN = 3  # characters between the texts of two columns
+
+Cells = Mapping[str, Mapping[str, str]]  # by line, by column
 
 
-def print_table(rows: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print mean, standard error and n of every metric and arm at its last step.
+def print_table(
+    rows: Iterable[Mapping[str, Any]],
+    console: Console | None = None,
+    *,
+    arms: Sequence[str] = (),
+) -> None:
+    """Print mean, standard error and n of every metric and arm, each at its last step.
 
-    Metrics of further measurement sets are not listed one by one: a second table gives, for each
-    quantity, the spread of the mean over seeds among the disjoint sets.
+    A line for each metric where the arms fit beside one another; else a line for each arm, and as
+    many tables as the metrics take. Metrics of further measurement sets are not listed one by one:
+    a second table gives, for each quantity, the spread of the mean over seeds among the disjoint
+    sets.
+
+    Args:
+        arms: their order; those that it does not name follow as they appear in the rows.
     """
-    console = console or Console(width=None if Console().is_terminal else 120)
-    summaries = summarize_last(rows)
-    arms = list(dict.fromkeys(s.arm for s in summaries))
-    first = [s for s in summaries if not (m := _SET.match(s.metric)) or not m[1]]
-    table = Table(
-        title="at the last step: mean ± standard error over seeds (n)", title_justify="left"
+    console = console or Console(width=None if Console().is_terminal else 120, highlight=False)
+    found = [s for s in summarize_last(rows, arms) if s.n or s.missing]
+    coordinates = defaultdict(set)
+    for s in found:
+        coordinates[s.metric].add(s.of)
+    many = [metric for metric, of in coordinates.items() if len(of) > _MOST_COORDINATES]
+    table = grid(
+        s
+        for s in found
+        if (s.of == "{}" or s.metric not in many) and not ((m := _SET.match(s.metric)) and m[1])
     )
-    table.add_column("metric", no_wrap=True)
-    for arm in arms:
-        table.add_column(arm, justify="right", no_wrap=True)
-    cells = {(s.metric, s.arm): s for s in first}
-    for metric in dict.fromkeys(s.metric for s in first):
-        table.add_row(metric, *(_cell(cells.get((metric, arm))) for arm in arms))
-    console.print(table)
-    _print_spread(summaries, arms, console)
+    cells = {
+        name: {arm: words.over_seeds(summary) for arm, summary in line.items()}
+        for name, line in table.lines.items()
+    }
+    _print("at the last step: mean ± standard error over seeds (n)", "metric", cells, console)
+    for metric in many:
+        left = f"{words.many(len(coordinates[metric] - {'{}'}), 'coordinate')}, in the report"
+        console.print(f"{metric}: {left}", markup=False)
+    _print_spread(found, console)
 
 
 def study_table(shown: content.Table) -> Table:
@@ -62,38 +82,72 @@ def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
     return table
 
 
-def _print_spread(summaries: list[Summary], arms: list[str], console: Console) -> None:
-    sets: dict[tuple[str, str], list[float]] = {}
+def _print_spread(summaries: Iterable[Summary], console: Console) -> None:
+    sets: dict[str, dict[str, list[float]]] = {}
     for s in summaries:
-        if match := _SET.match(s.metric):
-            sets.setdefault((match[3], s.arm), []).append(s.mean)
-    sets = {key: means for key, means in sets.items() if len(means) > 1}
-    if not sets:
-        return
-    count = max(map(len, sets.values()))
-    title = f"over {count} disjoint measurement sets: mean ± standard deviation of the seeds' means"
-    table = Table(title=title, title_justify="left")
-    table.add_column("quantity", no_wrap=True)
-    for arm in arms:
-        table.add_column(arm, justify="right", no_wrap=True)
-    for quantity in dict.fromkeys(quantity for quantity, _ in sets):
-        cells = [
-            _format(statistics.mean(sets[quantity, arm]), statistics.stdev(sets[quantity, arm]))
-            if (quantity, arm) in sets
-            else ""
-            for arm in arms
-        ]
-        table.add_row(quantity, *cells)
-    console.print(table)
+        if (match := _SET.match(s.metric)) and s.of == "{}":
+            sets.setdefault(match[3], {}).setdefault(s.arm, []).append(s.mean)
+    cells = {
+        quantity: {
+            arm: words.mean_and_error(statistics.mean(means), statistics.stdev(means))
+            for arm, means in by_arm.items()
+            if len(means) > 1
+        }
+        for quantity, by_arm in sets.items()
+    }
+    cells = {quantity: line for quantity, line in cells.items() if line}
+    if cells:
+        count = max(len(means) for by_arm in sets.values() for means in by_arm.values())
+        title = f"over {count} disjoint measurement sets: mean ± standard deviation of the seeds'"
+        _print(f"{title} means", "quantity", cells, console)
 
 
-def _cell(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    return f"{_format(summary.mean, summary.standard_error)} ({summary.n})"
+def _print(title: str, corner: str, cells: Cells, console: Console) -> None:
+    """Lines as they are where all columns fit; else turned over, a few to each table."""
+    columns = list(dict.fromkeys(arm for line in cells.values() for arm in line))
+    blocks = list(_blocks(cells, columns, {arm: arm for arm in columns}, console.width))
+    if len(blocks) > 1:
+        corner, turned = "arm", {arm: {} for arm in columns}
+        for name, line in cells.items():
+            for arm, text in line.items():
+                turned[arm][name] = text
+        heads = {name: _head(name, line.values()) for name, line in cells.items()}
+        cells, blocks = turned, list(_blocks(turned, list(heads), heads, console.width))
+    console.print(title, style="italic", markup=False)
+    for block in blocks:
+        table = Table()
+        table.add_column(corner, no_wrap=True)
+        for head in block.values():
+            table.add_column(escape(head), justify="right", no_wrap=True)
+        for name, line in cells.items():
+            table.add_row(*map(escape, (name, *(line.get(column, "") for column in block))))
+        console.print(table)
 
 
-def _format(mean: float, standard_error: float) -> str:
-    if math.isnan(standard_error):
-        return f"{mean:.4g}"
-    return f"{mean:.4g} ± {standard_error:.2g}"
+def _blocks(
+    cells: Cells, columns: Sequence[str], heads: Mapping[str, str], width: int
+) -> Iterator[dict[str, str]]:
+    """The columns and their heads, as many at a time as fit beside the names of the lines."""
+    left = max(map(len, cells), default=0) + _BETWEEN + 1
+    block, used = {}, left
+    for column in columns:
+        texts = (*heads[column].split("\n"), *(line.get(column, "") for line in cells.values()))
+        wide = max(map(len, texts)) + _BETWEEN
+        if block and used + wide > width:
+            yield block
+            block, used = {}, left
+        block[column] = heads[column]
+        used += wide
+    yield block
+
+
+def _head(name: str, texts: Iterable[str]) -> str:
+    """A name as `train[:64]/hessian/trace` on several lines, as wide as what stands below it."""
+    parts = re.split(r"(?<=/)| (?={)", name)
+    width = max(map(len, (*parts, *texts)))
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -9,9 +9,9 @@ from sharpjax.protocol.amendments import Amendment
 from sharpjax.protocol.funnel import Funnel
 from sharpjax.protocol.hypotheses import Hypothesis, contrasts, quantities
 from sharpjax.protocol.registration import Registration
+from sharpjax.protocol.summary import Summary, summarize_last
 from sharpjax.protocol.verdicts import Judgement, require_all
 from sharpjax.report import fields, words
-from sharpjax.report.measured import Measured, measured
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # A page that embeds more than this opens slowly; what is larger stays beside it.
@@ -24,23 +24,6 @@ UNREGISTERED = (
     "Unregistered: everything here is exploratory. What was asked was not sealed before the data "
     "were seen, so no verdict below confirms anything."
 )
-
-
-# What the pictures of a run show, for those who do not see them too; by name, or by what stands
-# before the first hyphen of it, as `accuracy-add97-80`.
-CAPTIONS = {
-    "accuracy": (
-        "Training accuracy (dashed) and test accuracy against epochs: a line for each seed, to its "
-        "own end, and their mean."
-    ),
-    "sharpness": "Curvature and sharpness against epochs: a line for each seed, and their mean.",
-    "curves": "Training loss and test accuracy against steps: mean and standard error over seeds.",
-    "stability": "Learning rate times the largest eigenvalue of the Hessian against steps, and 2.",
-    "sharpness_accuracy": (
-        "Adaptive sharpness and the largest eigenvalue of the Hessian against test accuracy: a "
-        "point for each seed."
-    ),
-}
 
 
 class Picture(NamedTuple):
@@ -73,6 +56,7 @@ class Content:
     Attributes:
         title: names the run.
         config: all of it.
+        arms: names of the arms, in the plan's order.
         registration: what was sealed; None: nothing was registered, so that everything is
             exploratory.
         warnings: what a reader must know before the verdicts, as that the analysis was changed.
@@ -90,13 +74,14 @@ class Content:
     title: str
     config: Mapping[str, Any]
     judgements: tuple[Judgement, ...]
+    arms: tuple[str, ...] = ()
     registration: Registration | None = None
     warnings: tuple[str, ...] = ()
     exploratory: tuple[Judgement, ...] = ()
     funnel: tuple[Funnel, ...] = ()
-    metrics: tuple[Measured, ...] = ()
+    metrics: tuple[Summary, ...] = ()
     registered_metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    later: tuple[Measured, ...] = ()
+    later: tuple[Summary, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     amendments: tuple[Amendment, ...] = ()
@@ -115,7 +100,7 @@ class Content:
         sealed = self.registration
         pairs = [
             ("Study", str(self.config.get("study") or "")),
-            ("Arms", _arms(self.config.get("arms"))),
+            ("Arms", _arms(self.config.get("arms"), self.arms)),
             ("Seeds", str(self.config.get("seeds", "")).strip("[()]")),
         ]
         if sealed is not None:
@@ -146,10 +131,12 @@ def make(
     config: Mapping[str, Any],
     judgements: Sequence[Judgement],
     rows: Iterable[Mapping[str, Any]] = (),
+    arms: Sequence[str] = (),
     registration: Registration | None = None,
     later_rows: Iterable[Mapping[str, Any]] = (),
     tables: Sequence[Table] = (),
     figures: Mapping[str, bytes] | None = None,
+    captions: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
     funnel: Sequence[Funnel] = (),
     amendments: Sequence[Amendment] = (),
@@ -165,10 +152,12 @@ def make(
         config: all of it.
         judgements: of every registered hypothesis, and of others, which are shown as exploratory.
         rows: of the results, as `workdir.Run.rows` gives them.
+        arms: the order of the arms; those that it does not name follow as they appear in `rows`.
         registration: what was sealed; None: an unregistered run.
         later_rows: of measures that were taken of the finished run.
         tables: the study's own.
-        figures: bytes of PNG files by name; `CAPTIONS` says what is on them.
+        figures: bytes of PNG files by name.
+        captions: what is on them, by name; its order is that of the pictures.
         warnings: lines that stand above the verdicts.
         funnel: what became of the planned runs, as `protocol.funnel` counts them.
         amendments: as `protocol.amendments` reads them.
@@ -187,20 +176,23 @@ def make(
         first = tuple(j for h in asked for j in judgements if j.hypothesis.id == h.id)
         require_all(asked, first)
         others = tuple(j for j in judgements if j.hypothesis.id not in {h.id for h in asked})
+    metrics = tuple(summarize_last(rows, arms))
+    order = tuple(dict.fromkeys((*arms, *(m.arm for m in metrics))))
     return Content(
         title=title,
         config=config,
         judgements=first,
+        arms=order,
         registration=registration,
         # The page says so itself of a run that is not registered.
         warnings=tuple(w for w in warnings if not w.lower().startswith("unregistered")),
         exploratory=others,
         funnel=tuple(funnel),
-        metrics=measured(rows),
+        metrics=metrics,
         registered_metrics={} if registration is None else metrics_of(j.hypothesis for j in first),
-        later=measured(later_rows),
+        later=tuple(summarize_last(later_rows, order)),
         tables=tuple(tables),
-        pictures=tuple(_picture(name, png) for name, png in (figures or {}).items()),
+        pictures=_pictures(figures or {}, captions or {}),
         amendments=tuple(amendments),
         environment=tuple(environment),
         processes=tuple(processes),
@@ -253,24 +245,26 @@ def commands_for(
     )
 
 
-def _arms(arms: Any) -> str:
+def _arms(arms: Any, order: Sequence[str]) -> str:
     """Each arm with what it changes.
 
-    >>> _arms({"sgd": {"optim": {"rho": 0.0}}, "sam": {}})
+    >>> _arms({"sam": {}, "sgd": {"optim": {"rho": 0.0}}}, order=("sgd",))
     'sgd (optim.rho = 0.0); sam'
     """
     parts = []
-    for name, changes in arms.items() if isinstance(arms, Mapping) else ():
+    known = arms if isinstance(arms, Mapping) else {}
+    for name in dict.fromkeys((*(name for name in order if name in known), *known)):
+        changes = known[name]
         flat = fields.flatten(changes) if isinstance(changes, Mapping) else {}
         inside = ", ".join(f"{k} = {v}" for k, v in flat.items())
         parts.append(f"{name} ({inside})" if inside else str(name))
     return "; ".join(parts)
 
 
-def _picture(name: str, png: bytes) -> Picture:
-    kind, _, group = name.partition("-")
-    caption = CAPTIONS.get(name, "")
-    if not caption and group and kind in CAPTIONS:
-        caption = f"{group}. {CAPTIONS[kind]}"
-    fits = png.startswith(_PNG) and len(png) <= _LARGEST_PICTURE
-    return Picture(name, caption or name.replace("_", " "), png if fits else None)
+def _pictures(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> tuple[Picture, ...]:
+    found = []
+    for name in dict.fromkeys((*(n for n in captions if n in figures), *figures)):
+        png, caption = figures[name], captions.get(name) or name.replace("_", " ")
+        fits = png.startswith(_PNG) and len(png) <= _LARGEST_PICTURE
+        found.append(Picture(name, caption, png if fits else None))
+    return tuple(found)

@@ -1,14 +1,15 @@
 """The same report as Markdown, for a repository or a terminal."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from sharpjax.protocol.summary import Summary, grid
 from sharpjax.protocol.verdicts import Judgement
 from sharpjax.report import marks, statements, words
 from sharpjax.report.content import UNREGISTERED, Content, Table
 from sharpjax.report.evidence import Evidence, evidence
 from sharpjax.report.fields import flatten, is_digest, title
-from sharpjax.report.measured import Measured
 
 _MOST_ROWS = 500
 _MOST_VALUES = 50
@@ -171,28 +172,22 @@ def _funnel(content: Content) -> str:
     return table(columns, rows, " rrrr") if rows else ""
 
 
-def _metrics(measured: Sequence[Measured], content: Content, *, asked: bool = True) -> str:
-    if not measured:
+def _metrics(found: Sequence[Summary], content: Content, *, asked: bool = True) -> str:
+    if not found:
         return ""
-    arms = tuple(dict.fromkeys(m.arm for m in measured))
-    cells = {(m.metric, m.of, m.arm): m for m in measured}
-    names = list(dict.fromkeys((m.metric, m.of) for m in measured))
+    arms, lines = grid(found)
     rows = []
-    for metric, of in names[:_MOST_ROWS]:
-        row = [code(metric if of == "{}" else f"{metric} {of}")]
-        row += [_cell(cells.get((metric, of, arm))) for arm in arms]
+    for name, cells in itertools.islice(lines.items(), _MOST_ROWS):
+        row = [code(name), *(text(words.over_seeds(cells.get(arm))) for arm in arms)]
         if asked:
+            metric = next(iter(cells.values())).metric
             row.append(text(", ".join(content.registered_metrics.get(metric, ("exploratory",)))))
         rows.append(row)
     head = "Mean ± standard error over seeds (n), at the last step of each arm"
-    if len(names) > _MOST_ROWS:
-        head += f"; the first {_MOST_ROWS} of {len(names):,}, all are in results.jsonl"
+    if len(lines) > _MOST_ROWS:
+        head += f"; the first {_MOST_ROWS} of {len(lines):,}, all are in results.jsonl"
     columns = ["Metric", *map(text, arms), *(["Asked by"] if asked else [])]
     return f"{head}.\n\n{table(columns, rows, ' ' + 'r' * len(arms))}"
-
-
-def _cell(m: Measured | None) -> str:
-    return "" if m is None else text(m.in_words())
 
 
 def _exploratory(content: Content) -> Iterator[str]:

@@ -1,17 +1,18 @@
 """What a run leaves on record: runs, metrics, power, machine, config, digests; as HTML."""
 
 import base64
+import itertools
 import json
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sharpjax.protocol.amendments import Amendment
+from sharpjax.protocol.summary import Summary, grid
 from sharpjax.report import statements, words
 from sharpjax.report.content import Content, Picture
 from sharpjax.report.elements import Child, Markup, breakable, escape, join, tag
 from sharpjax.report.fields import flatten, is_digest, title
-from sharpjax.report.measured import Measured
 from sharpjax.report.tables import Cell, Column, facts, table
 
 _MOST_ROWS = 2_000
@@ -80,32 +81,31 @@ def metrics(content: Content) -> list[Child]:
 
 
 def metric_table(
-    measured: Sequence[Measured], content: Content, caption: str, ident: str, *, rests: bool
+    found: Sequence[Summary], content: Content, caption: str, ident: str, *, rests: bool
 ) -> Markup:
-    arms = tuple(dict.fromkeys(m.arm for m in measured))
-    cells = {(m.metric, m.of, m.arm): m for m in measured}
-    names = list(dict.fromkeys((m.metric, m.of) for m in measured))
-    if len(names) > _MOST_ROWS:
-        caption += f"; the first {_MOST_ROWS:,} of {len(names):,}, all are in results.jsonl"
+    arms, lines = grid(found)
+    if len(lines) > _MOST_ROWS:
+        caption += f"; the first {_MOST_ROWS:,} of {len(lines):,}, all are in results.jsonl"
     columns = [Column("Metric", "name"), *(Column(words.clean(a, 60), "number") for a in arms)]
     if rests:
         columns.append(Column("Asked by", "words"))
     rows = []
-    for metric, of in names[:_MOST_ROWS]:
-        name = words.clean(metric) + ("" if of == "{}" else f" {words.clean(of)}")
+    for name, cells in itertools.islice(lines.items(), _MOST_ROWS):
+        shown = words.clean(name)
         row: list[Cell | Child] = [
-            Cell(breakable(name), name),
-            *(_metric_cell(cells.get((metric, of, arm))) for arm in arms),
+            Cell(breakable(shown), shown),
+            *(_metric_cell(cells.get(arm)) for arm in arms),
         ]
         if rests:
+            metric = next(iter(cells.values())).metric
             ids = content.registered_metrics.get(metric)
             row.append(words.clean(", ".join(ids)) if ids else tag("span", "exploratory"))
         rows.append(row)
     return table(caption, columns, rows, ident=ident)
 
 
-def _metric_cell(m: Measured | None) -> Cell:
-    return Cell("", "nan") if m is None else Cell(m.in_words(), m.mean)
+def _metric_cell(found: Summary | None) -> Cell:
+    return Cell(words.over_seeds(found), "nan" if found is None else found.mean)
 
 
 def amendment(amendment: Amendment) -> Child:

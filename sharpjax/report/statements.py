@@ -152,8 +152,7 @@ def _p_values(finding: Finding, hypothesis: Hypothesis) -> Iterator[tuple[str, s
 
 
 def _mean(name: str, values: np.ndarray) -> str:
-    finite = values[np.isfinite(values)]
-    mean, error, _ = mean_and_standard_error(finite) if finite.size else (math.nan, math.nan, 0)
+    mean, error, _ = mean_and_standard_error(values[np.isfinite(values)])
     return f"{words.clean(name, 60)} {words.mean_and_error(mean, error)}"
 
 

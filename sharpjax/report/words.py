@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from sharpjax.protocol import catalog
 from sharpjax.protocol.hypotheses import Composite, Contrast, Quantity, arms, quantities
+from sharpjax.protocol.summary import Summary
 
 MISSING = "—"
 LONGEST = 300
@@ -134,6 +135,20 @@ def mean_and_error(mean: float, error: float) -> str:
     if not error > 0 or not math.isfinite(error):
         return number(mean)
     return f"{number_within(mean, error)} ± {number_within(error, error)}"
+
+
+def over_seeds(found: Summary | None) -> str:
+    """Mean, standard error and n, and what a reader of the mean must know.
+
+    >>> over_seeds(Summary("sam", "test/nll", "{}", 5, 0.5, 0.02, 3, 1, at_end=False))
+    '0.500 ± 0.020 (3) at step 5; 1 not finite'
+    """
+    if found is None:
+        return ""
+    notes = [] if found.at_end else [f"at step {found.step}"]
+    notes += [f"{found.missing} not finite"] if found.missing else []
+    mean = mean_and_error(found.mean, found.standard_error)
+    return f"{mean} ({found.n:,})" + (f" {'; '.join(notes)}" if notes else "")
 
 
 def many(count: int, noun: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sharpjax import workdir
 from sharpjax.errors import UserError
-from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.summary import grid, summarize_last
+from sharpjax.report import words
 
 Rows = Iterable[workdir.Row]
 # A spreadsheet takes a text that starts so for a formula.
@@ -20,6 +21,8 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
+    "−": "$-$",
+    "—": "---",
 }
 
 
@@ -88,24 +91,10 @@ FORMATS: Mapping[str, Callable[[Rows], bytes]] = {
 
 
 def _table(rows: Rows, escape: Callable[[str], str]) -> Iterator[list[str]]:
-    # A quantity of one layer is another line than that of the next.
-    named = (
-        row | {"metric": f"{row['metric']} {workdir.canonical_json(row['of'])}"}
-        if row["of"]
-        else row
-        for row in rows
-    )
-    summaries = summarize_last(named)
-    arms = list(dict.fromkeys(s.arm for s in summaries))
-    cells = {(s.metric, s.arm): _mean(s) for s in summaries}
+    arms, lines = grid(summarize_last(rows))
     yield ["metric", *map(escape, arms)]
-    for metric in dict.fromkeys(s.metric for s in summaries):
-        yield [escape(metric), *(escape(cells.get((metric, arm), "")) for arm in arms)]
-
-
-def _mean(summary: Summary) -> str:
-    spread = "" if summary.n == 1 else f" ± {summary.standard_error:.2g}"
-    return f"{summary.mean:.4g}{spread} ({summary.n})"
+    for name, cells in lines.items():
+        yield [escape(name), *(escape(words.over_seeds(cells.get(arm))) for arm in arms)]
 
 
 def _escape_markdown(text: str) -> str:

@@ -25,7 +25,7 @@ def beside_the_paper(rows: Iterable[Row]) -> Table:
     are of ten models each, and of addition modulo 97 alone.
     """
     rows = list(rows)
-    found = {(s.arm, s.metric): s for s in summarize_last(rows)}
+    found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         accuracy = found.get((arm, paper3.ACCURACY.metric))

@@ -123,7 +123,9 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line for each arm: mean and standard error over seeds, or over registries."""
-    cells = {(s.arm, s.metric): s for s in summarize_last(rows)}
+    # Registries are independent, within a seed as between seeds: their mean is over all of them.
+    pooled = ({**row, "of": {}} for row in rows)
+    cells = {(s.arm, s.metric): s for s in summarize_last(pooled) if s.n}
     table = Table(title="mean ± standard error", title_justify="left")
     table.add_column("arm")
     for _, heading in _SHOWN:
