@@ -249,12 +249,12 @@ def _images(kind: str, data_dir: str) -> tuple[str, np.ndarray, np.ndarray]:
     if data_dir and kind != "small":
         name = "fashion_mnist" if kind == "grey" else "cifar10"
         splits = tfds.load(name, data_dir=data_dir)
-        image, label = splits.train_image[:8192], splits.train_label[:8192]
+        image, label = splits.train.input[:8192], splits.train.label[:8192]
     else:
         name = "digits"
         splits = digits.load()
-        image = np.concatenate([splits.train_image, splits.test_image])
-        label = np.concatenate([splits.train_label, splits.test_label])
+        image = np.concatenate([splits.train.input, splits.test.input])
+        label = np.concatenate([splits.train.label, splits.test.label])
         if kind != "small":
             name = "enlarged digits"
             image, label = _enlarge(image[..., 0], label, 28 if kind == "grey" else 32)

@@ -22,6 +22,8 @@ class DataSet(NamedTuple):
         shape: height, width and channels of one image.
         pad, flip: its customary augmentation: random crops after padding by `pad` pixels, and
             mirroring.
+        mean, std: of each channel over the pixels / 255 of the training split, as they are
+            published: to four digits.
     """
 
     loader: str
@@ -31,16 +33,31 @@ class DataSet(NamedTuple):
     shape: tuple[int, int, int]
     pad: int
     flip: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 _TFDS = "sharpjax.data.tfds:load"
 DATA_SETS: Mapping[str, DataSet] = {
-    "cifar10": DataSet(_TFDS, 50_000, 10_000, 10, (32, 32, 3), pad=4, flip=True),
-    "cifar100": DataSet(_TFDS, 50_000, 10_000, 100, (32, 32, 3), pad=4, flip=True),
-    "fashion_mnist": DataSet(_TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=True),
-    "mnist": DataSet(_TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=False),
-    "digits": DataSet("sharpjax.data.digits:load", 1_437, 360, 10, (8, 8, 1), pad=1, flip=False),
-}
+    "cifar10": DataSet(
+        _TFDS, 50_000, 10_000, 10, (32, 32, 3), pad=4, flip=True,
+        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": DataSet(
+        _TFDS, 50_000, 10_000, 100, (32, 32, 3), pad=4, flip=True,
+        mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
+    ),
+    "fashion_mnist": DataSet(
+        _TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=True, mean=(0.2860,), std=(0.3530,)
+    ),
+    "mnist": DataSet(
+        _TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=False, mean=(0.1307,), std=(0.3081,)
+    ),
+    "digits": DataSet(  # its mean and deviation are of our split
+        "sharpjax.data.digits:load", 1_437, 360, 10, (8, 8, 1), pad=1, flip=False,
+        mean=(0.3054,), std=(0.3757,),
+    ),
+}  # fmt: skip
 
 MODELS: Mapping[str, str] = {
     "mlp": "sharpjax.nn.mlp:MLP",

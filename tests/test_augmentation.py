@@ -20,8 +20,8 @@ def test_doctests():
         assert doctest.testmod(module).failed == 0
 
 
-def in_numpy(key, image, *, pad, flip):
-    """The same draws, and then the recipe in words: pad with black, crop, mirror."""
+def in_numpy(key, image, *, pad, flip, fill=0):
+    """The same draws, and then the recipe in words: pad, crop, mirror."""
     offset_key, flip_key = jax.random.split(key)
     offset = np.asarray(
         jax.random.randint(offset_key, (len(image), 2), 0, 2 * pad + 1, dtype=jnp.int32)
@@ -30,7 +30,8 @@ def in_numpy(key, image, *, pad, flip):
     height, width = image.shape[1:3]
     out = []
     for one, (top, left), mirrored in zip(image, offset, coin, strict=True):
-        canvas = np.zeros((height + 2 * pad, width + 2 * pad, one.shape[-1]), np.uint8)
+        canvas = np.empty((height + 2 * pad, width + 2 * pad, one.shape[-1]), np.uint8)
+        canvas[:] = fill
         canvas[pad : pad + height, pad : pad + width] = one
         crop = canvas[top : top + height, left : left + width]
         out.append(crop[:, ::-1] if flip and mirrored else crop)
@@ -46,6 +47,27 @@ def test_equals_numpy(key, strict, pad, flip, jitted):
     result = function(key, jnp.asarray(image), pad=pad, flip=flip)
     assert result.dtype == jnp.uint8
     np.testing.assert_array_equal(result, in_numpy(key, image, pad=pad, flip=flip))
+
+
+@pytest.mark.parametrize("fill", [0, 128, np.uint8(255), np.array([1, 128, 255], np.uint8)])
+def test_what_is_padded_with(key, strict, fill):
+    image = images(50)
+    expected = in_numpy(key, image, pad=3, flip=True, fill=fill)
+    result = augment(key, jnp.asarray(image), pad=3, flip=True, fill=fill)
+    np.testing.assert_array_equal(result, expected)
+    traced = jax.jit(augment, static_argnames=("pad", "flip"))
+    pixel = jnp.asarray(fill, jnp.uint8)
+    np.testing.assert_array_equal(
+        traced(key, jnp.asarray(image), pad=3, flip=True, fill=pixel), expected
+    )
+
+
+@pytest.mark.parametrize(
+    "fill", [-1, 256, 0.5, np.zeros(2, np.uint8), np.zeros(3, np.int32), np.zeros((1, 3), np.uint8)]
+)
+def test_augment_refuses_what_is_no_pixel(key, fill):
+    with pytest.raises(UserError, match=r"data.augment: fill .*whole number from 0 to 255"):
+        augment(key, jnp.asarray(images(2)), pad=1, flip=False, fill=fill)
 
 
 def test_nothing_to_do_is_the_image_itself(key):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from sharpjax.data import modular
+from sharpjax.data import Modular, modular
 from sharpjax.errors import UserError
 
 # Modulo 5, a down and b across.
@@ -110,8 +110,8 @@ def test_a_fraction_is_the_decimal_number_it_is_written_as(key):
 
 def test_the_split_is_a_function_of_the_key_alone(key):
     def parts(operation, key):
-        data = modular.load(operation, modulus=11, train_fraction=0.5, key=key)
-        return data.train.tokens[:, [0, 2]], data.digests
+        data = Modular(operation, modulus=11, train_fraction=0.5).load(key)
+        return data.splits.train.input[:, [0, 2]], data.digests
 
     pairs, digests = parts("+", key)
     again, same = parts("+", key)
@@ -124,9 +124,9 @@ def test_the_split_is_a_function_of_the_key_alone(key):
 
 
 def test_float64_does_not_move_the_split(key, x64):
-    wide = modular.load("+", modulus=23, train_fraction=0.8, key=key)
+    wide = Modular("+", modulus=23, train_fraction=0.8).load(key)
     with jax.enable_x64(False):
-        narrow = modular.load("+", modulus=23, train_fraction=0.8, key=key)
+        narrow = Modular("+", modulus=23, train_fraction=0.8).load(key)
     assert wide.digests == narrow.digests
 
 
@@ -141,17 +141,44 @@ def test_the_split_is_random_and_known(key):
 
 
 def test_load_puts_the_parts_together(key):
-    data = modular.load("/", modulus=7, train_fraction=0.5, key=key)
+    said = Modular("/", modulus=7, train_fraction=0.5)
+    data = said.load(key)
+    train, test, validation = data.splits
     whole = modular.table("/", modulus=7)
     rows = {(*tokens, c) for tokens, c in zip(whole.tokens.tolist(), whole.label, strict=True)}
     parts = [
         (*tokens, c)
-        for part in (data.train, data.test)
-        for tokens, c in zip(part.tokens.tolist(), part.label, strict=True)
+        for part in (train, test)
+        for tokens, c in zip(part.input.tolist(), part.label, strict=True)
     ]
     assert set(parts) == rows and len(parts) == len(rows) == 42
-    assert data.num_classes == 9 and data.train.label.max() < 7 and data.train.tokens.max() == 8
-    assert (data.operation, data.modulus, data.train_fraction) == ("/", 7, 0.5)
+    assert data.num_classes == said.num_classes == 9
+    assert train.label.max() < 7 and train.input.max() == 8
+    assert len(train.label) == said.num_train == 21
+    assert train.input.dtype == train.label.dtype == np.int32
+    assert validation is None and train.mean is None
+
+
+def test_the_numbers_are_those_of_earlier_runs(key):
+    # A golden value: a change of it changes every result on these data.
+    assert Modular("+", modulus=7, train_fraction=0.5).load(key).digests == {
+        "train": "8d6fb95a76845c55e97a3293d1c7f40d28f279a94ced6e5b0365796ddf04bdbe",
+        "test": "362aed5d33696cbd28a230d1801a1610a05791fd817e0738452f19f33c46c4b3",
+    }
+
+
+@pytest.mark.parametrize("operation", modular.OPERATIONS)
+def test_sizes_are_known_without_the_table(operation):
+    modulus = modular.OPERATIONS[operation].size or 11
+    said = Modular(operation, modulus, 0.3)
+    num = len(modular.table(operation, modulus=modulus).label)
+    assert modular.num_pairs(operation, modulus=modulus) == num
+    assert said.num_train == len(modular.split(jax.random.key(0), num, 0.3)[0])
+
+
+def test_a_split_needs_a_key():
+    with pytest.raises(UserError, match="each seed has its own split; give the key"):
+        Modular("+", modulus=7, train_fraction=0.5).load()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +200,7 @@ def test_load_puts_the_parts_together(key):
         ("+", {"modulus": 5000}, "25,000,000 pairs; give 4096 or less"),
     ],
 )
-def test_bad_input_is_one_line(operation, changes, message, key):
+def test_bad_input_is_one_line(operation, changes, message):
     with pytest.raises(UserError) as caught:
-        modular.load(operation, **{"modulus": 97, "train_fraction": 0.5, "key": key} | changes)
+        Modular(operation, **{"modulus": 97, "train_fraction": 0.5} | changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -55,14 +55,18 @@ def test_the_order_is_the_one_published_for_cifar10():
 
 def test_prepares_and_reads_back_in_stock_order(name, tiny, tmp_path):
     source = tiny(name)
-    dataset = data.load(name, data_dir=str(tmp_path / "data"), manual_dir=str(source.folder))
-    assert_holds(dataset, source)
-    assert dataset.train_image.dtype == np.uint8 and dataset.train_label.dtype == np.int32
-    assert dataset.num_classes == catalog.DATA_SETS[name].num_classes
+    where = str(tmp_path / "data")
+    spec = data.Images(name, data_dir=where, manual_dir=str(source.folder))
+    loaded = spec.load()
+    assert_holds(loaded.splits, source)
+    train = loaded.splits.train
+    assert train.input.dtype == np.uint8 and train.label.dtype == np.int32
+    assert loaded.num_classes == catalog.DATA_SETS[name].num_classes == spec.num_classes
+    assert train.input.shape == (spec.num_train, *spec.input_shape)
     # The second time nothing but the prepared folder is needed.
     shutil.rmtree(source.folder)
-    again = data.load(name, data_dir=str(tmp_path / "data"))
-    assert again.digests == dataset.digests
+    again = data.Images(name, data_dir=where)
+    assert again == spec and again.load().digests == loaded.digests
 
 
 def test_the_stock_reader_reads_it(name, tiny, tmp_path):

@@ -92,7 +92,7 @@ def tiny_builder(name, source, address="http://127.0.0.1:9"):
 
 
 def install(name, source, **kwargs):
-    """Make `name` mean the tiny set, for `data.load` and all below it."""
+    """Make `name` mean the tiny set, for `data.Images` and all below it."""
     known = catalog.DATA_SETS[name]._replace(num_train=NUM_TRAIN, num_test=NUM_TEST)
     catalog.DATA_SETS = {**catalog.DATA_SETS, name: known}
     builders.BUILDERS = {**builders.BUILDERS, name: tiny_builder(name, source, **kwargs)}
@@ -139,10 +139,10 @@ def everything(folder):
 def assert_holds(splits, source):
     """`splits` is `source` in the stock order."""
     train, test = record_order(NUM_TRAIN, "train"), record_order(NUM_TEST, "test")
-    np.testing.assert_array_equal(splits.train_image, source.train_image[train])
-    np.testing.assert_array_equal(splits.train_label, source.train_label[train])
-    np.testing.assert_array_equal(splits.test_image, source.test_image[test])
-    np.testing.assert_array_equal(splits.test_label, source.test_label[test])
+    np.testing.assert_array_equal(splits.train.input, source.train_image[train])
+    np.testing.assert_array_equal(splits.train.label, source.train_label[train])
+    np.testing.assert_array_equal(splits.test.input, source.test_image[test])
+    np.testing.assert_array_equal(splits.test.label, source.test_label[test])
 
 
 def paragraph(info):

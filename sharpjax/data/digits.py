@@ -3,7 +3,7 @@
 import numpy as np
 
 from sharpjax import catalog
-from sharpjax.data.dataset import Splits
+from sharpjax.data.examples import Examples, Splits
 
 
 def load(name: str = "digits", *, data_dir: str = "", manual_dir: str = "") -> Splits:
@@ -17,7 +17,7 @@ def load(name: str = "digits", *, data_dir: str = "", manual_dir: str = "") -> S
         name: the set's key in `catalog.DATA_SETS`.
         data_dir, manual_dir: not used; every loader takes them.
 
-    >>> load().train_image.shape, load().test_label.shape
+    >>> load().train.input.shape, load().test.label.shape
     ((1437, 8, 8, 1), (360,))
     """
     del data_dir, manual_dir
@@ -29,4 +29,4 @@ def load(name: str = "digits", *, data_dir: str = "", manual_dir: str = "") -> S
     order = np.random.RandomState(0).permutation(len(label))
     num_train = catalog.DATA_SETS[name].num_train
     train, test = order[:num_train], order[num_train:]
-    return Splits(image[train], label[train], image[test], label[test])
+    return Splits(*(Examples(image[part], label[part]) for part in (train, test)))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax.data.dataset import digest
+from sharpjax.data.examples import digest
 from sharpjax.errors import UserError, unknown, whole_number
 
 MAX_MODULUS = 4096  # 16.8 million pairs, 0.3 GB
@@ -157,6 +157,29 @@ def table(operation: str, *, modulus: int) -> Table:
     >>> tokens[-1].tolist(), int(label[-1])  # 4 / 4 = 1
     ([4, 5, 4, 6], 1)
     """
+    rule, p = _checked(operation, modulus)
+    x, y = np.indices((p, p), np.int64).reshape(2, -1)
+    if rule.nonzero:
+        x, y = x[y != 0], y[y != 0]
+    tokens = np.stack([x, np.full_like(x, p), y, np.full_like(x, p + 1)], axis=1)
+    answer = rule.apply(x, y, p) % p
+    return Table(tokens.astype(np.int32), answer.astype(np.int32))
+
+
+def num_pairs(operation: str, *, modulus: int) -> int:
+    """The number of equations in `table`, without making it.
+
+    Raises:
+        UserError: as `table` does.
+
+    >>> num_pairs("/", modulus=97) == 97 * 96
+    True
+    """
+    rule, p = _checked(operation, modulus)
+    return p * (p - rule.nonzero)
+
+
+def _checked(operation: str, modulus: int) -> tuple[Operation, int]:
     if operation not in OPERATIONS:
         raise unknown("operation", operation, OPERATIONS)
     rule = OPERATIONS[operation]
@@ -175,12 +198,7 @@ def table(operation: str, *, modulus: int) -> Table:
             f"modular.table: '{operation}' divides, and modulo {p} = {factor} x {p // factor} not "
             "every number has an inverse; give a prime modulus."
         )
-    x, y = np.indices((p, p), np.int64).reshape(2, -1)
-    if rule.nonzero:
-        x, y = x[y != 0], y[y != 0]
-    tokens = np.stack([x, np.full_like(x, p), y, np.full_like(x, p + 1)], axis=1)
-    answer = rule.apply(x, y, p) % p
-    return Table(tokens.astype(np.int32), answer.astype(np.int32))
+    return rule, p
 
 
 def split(key: jax.Array, num_examples: int, train_fraction: float) -> tuple[jax.Array, jax.Array]:
@@ -206,19 +224,29 @@ def split(key: jax.Array, num_examples: int, train_fraction: float) -> tuple[jax
     >>> train.shape, test.shape, sorted([*train.tolist(), *test.tolist()]) == list(range(10))
     ((7,), (3,), True)
     """
+    first = num_train(num_examples, train_fraction)
+    order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
+    return order[:first], order[first:]
+
+
+def num_train(num_examples: int, train_fraction: float) -> int:
+    """ceil(f N): how many of N examples train.
+
+    Raises:
+        UserError: as `split` does.
+    """
     if not 0 < train_fraction < 1:
         raise UserError(
             f"modular.split: train_fraction={train_fraction}; give a number above 0 and below 1, "
             "such as 0.5."
         )
-    num_train = math.ceil(Fraction(repr(float(train_fraction))) * num_examples)
-    if num_train >= num_examples:
+    number = math.ceil(Fraction(repr(float(train_fraction))) * num_examples)
+    if number >= num_examples:
         raise UserError(
             f"modular.split: a train fraction of {train_fraction} of {num_examples} pairs leaves "
             "none to test; give a smaller fraction, or a larger modulus."
         )
-    order = jax.random.permutation(key, jnp.arange(num_examples, dtype=jnp.int32))
-    return order[:num_train], order[num_train:]
+    return number
 
 
 def _factor(p: int) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sharpjax import catalog
 from sharpjax.data import builders, upstream
-from sharpjax.data.dataset import Splits
+from sharpjax.data.examples import Examples, Splits
 from sharpjax.errors import UserError
 
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
@@ -130,12 +130,10 @@ def read(builder: Any, root: epath.Path, known: catalog.DataSet) -> Splits:
             )
         train = _read_split(this, "train", known.num_train, known)
         test = _read_split(this, "test", known.num_test, known)
-    return Splits(*train, *test)
+    return Splits(train, test)
 
 
-def _read_split(
-    this: Any, split: str, num: int, known: catalog.DataSet
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(this: Any, split: str, num: int, known: catalog.DataSet) -> Examples:
     found = this.info.splits[split].num_examples
     if found != num:
         raise ValueError(f"its split '{split}' has {found:,} examples, which should be {num:,}")
@@ -150,7 +148,7 @@ def _read_split(
             image[i], label[i] = decode(record["image"], known.shape), record["label"]
     if label.min() < 0 or label.max() >= known.num_classes:
         raise ValueError(f"its split '{split}' has labels outside 0 to {known.num_classes - 1}")
-    return image, label
+    return Examples(image, label)
 
 
 def decode(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:

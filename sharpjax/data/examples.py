@@ -1,0 +1,102 @@
+"""Examples in memory, in splits: pytrees of numpy in host memory or of jax on the device."""
+
+import dataclasses
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax.data.augmentation import normalize
+
+
+class Examples(NamedTuple):
+    """One split.
+
+    Attributes:
+        input: uint8 [N, H, W, C] images, int32 [N, T] tokens, or float32 [N, ...].
+        label: int32 [N] classes, or float32 [N, ...] targets of a regression.
+        true_label: int32 [N], where `label` is noisy.
+        mean, std: float32 [C], by which `data.normalize` scales uint8 images; None: the input is
+            taken as it is.
+    """
+
+    input: Any
+    label: Any
+    true_label: Any = None
+    mean: Any = None
+    std: Any = None
+
+
+class Splits(NamedTuple):
+    """What is trained on, what is tested on, and what decides in between."""
+
+    train: Examples
+    test: Examples
+    validation: Examples | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A data set in host memory.
+
+    Attributes:
+        splits: of numpy arrays.
+        num_classes: 0 for a regression.
+        digests: `digest` of each split by its name: 'train', 'test', and 'validation' where there
+            is one. Equal digests are equal numbers, whichever way the data came.
+    """
+
+    splits: Splits
+    num_classes: int
+    digests: dict[str, str]
+
+
+def loaded(splits: Splits, num_classes: int) -> Loaded:
+    """`splits` with their digests: of inputs, labels and, where there are any, true labels."""
+    named = {name: split for name, split in splits._asdict().items() if split is not None}
+    arrays = {name: split[:2] if split[2] is None else split[:3] for name, split in named.items()}
+    return Loaded(splits, num_classes, {name: digest(*arrays[name]) for name in named})
+
+
+def on_device(loaded: Loaded) -> Splits:
+    """The splits as jax arrays on the default device."""
+    return jax.tree.map(jnp.asarray, loaded.splits)
+
+
+def batch(examples: Examples, index: Any) -> dict[str, jax.Array]:
+    """The examples at `index`, normalised and not augmented: what losses and models take.
+
+    Args:
+        examples: of numpy or jax; under `jax.vmap`, those of one lane.
+        index: integers, of any shape.
+
+    Returns:
+        'image': the inputs, float32 where they were normalised; 'label': the classes, or 'target':
+        the targets of a regression, as `losses.SquaredError` takes them; and 'true_label', where
+        there are any.
+
+    >>> images = np.full((2, 1, 1, 1), 255, np.uint8)
+    >>> examples = Examples(images, np.int32([3, 4]), mean=np.float32([0.5]), std=np.float32([0.5]))
+    >>> {name: value.tolist() for name, value in batch(examples, np.array([1])).items()}
+    {'image': [[[[1.0]]]], 'label': [4]}
+    """
+    examples = jax.tree.map(jnp.asarray, examples)
+    value, label = examples.input[index], examples.label[index]
+    if examples.mean is not None:
+        value = normalize(value, examples.mean, examples.std)
+    kind = "target" if jnp.issubdtype(label.dtype, jnp.floating) else "label"
+    found = {"image": value, kind: label}
+    if examples.true_label is not None:
+        found["true_label"] = examples.true_label[index]
+    return found
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256, in hex, over the types, shapes and bytes of arrays."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
