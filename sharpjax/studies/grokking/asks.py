@@ -12,11 +12,11 @@ own, as `H3.1 add97-80`. Beside them, of every form with dense and decomposed ar
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity, arms, contrasts
+from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
-from sharpjax.studies.papers import paper3
+from sharpjax.studies.papers import cells, paper3
 from sharpjax.studies.papers.paper3 import DENSE, MODELS, SOURCE
 
 TIME = Quantity("grok/epochs", seen="grok/reached_full_test_accuracy")
@@ -35,16 +35,17 @@ def asked_of(budgets: Mapping[str, int], measured: str) -> tuple[Hypothesis, ...
         budgets: epochs by arm; arms are named as `papers.paper3` names them.
         measured: the measurement set, as `train[:512]`.
     """
-    names = list(budgets)
-    published = {name for name in names if _published(name) in (None, budgets[name])}
-    whole = [_said(hypothesis, budgets, published) for hypothesis in paper3.HYPOTHESES]
-    parts = (_part(h, published) for h in paper3.HYPOTHESES if not _has_all(h, published))
+    published = {name: _published(name) for name in budgets}
+    differs = {
+        name: f"{name} has {budgets[name]:,} epochs and not the paper's {epochs:,}."
+        for name, epochs in published.items()
+        if epochs not in (None, budgets[name])
+    }
     return (
-        *whole,
-        *(part for part in parts if part is not None),
-        *more_data(names),
+        *cells.asked_of(budgets, paper3.HYPOTHESES, cell=_cell, differs=differs),
+        *more_data(list(budgets)),
         *survival(budgets),
-        *curvature_first(names, measured),
+        *curvature_first(list(budgets), measured),
     )
 
 
@@ -52,71 +53,6 @@ def _published(name: str) -> int | None:
     """The paper's budget of an arm; None for an arm that is not in the paper."""
     task, _, fraction = _split(name)
     return paper3.BUDGETS.get(task, {}).get(int(fraction)) if fraction.isdecimal() else None
-
-
-def _arms(part: Contrast | Composite | Hypothesis) -> tuple[str, ...]:
-    groups = (group for contrast in contrasts(part) for group in contrast.groups)
-    return tuple(dict.fromkeys(name for group in groups for name in arms(group)))
-
-
-def _has_all(part: Contrast | Composite | Hypothesis, there: Collection[str]) -> bool:
-    return all(name in there for name in _arms(part))
-
-
-def _said(
-    hypothesis: Hypothesis, budgets: Mapping[str, int], published: Collection[str]
-) -> Hypothesis:
-    """The hypothesis, with what keeps it from being asked."""
-    lacking = [name for name in _arms(hypothesis) if name not in budgets]
-    if lacking:
-        more = f" and {len(lacking) - 1} more of its arms" if len(lacking) > 1 else ""
-        why = f"this config has no {lacking[0]}{more}; other forms of it have."
-        return dataclasses.replace(hypothesis, missing=why.capitalize())
-    for name in _arms(hypothesis):
-        if name not in published:
-            why = f"{name} has {budgets[name]:,} epochs and not the paper's {_published(name):,}."
-            return dataclasses.replace(hypothesis, missing=why)
-    return hypothesis
-
-
-def _part(hypothesis: Hypothesis, there: Collection[str]) -> Hypothesis | None:
-    """The same of those of its cells that are there; None where there are none.
-
-    Families are corrected within the part.
-    """
-    members = _those_of(hypothesis.contrasts, there)
-    if not members:
-        return None
-    left, total = (
-        sum(len(list(contrasts(member))) for member in every)
-        for every in (members, hypothesis.contrasts)
-    )
-    where: dict[str, dict[str, None]] = {}
-    for task, _, fraction in (_split(name) for m in members for name in _arms(m)):
-        where.setdefault(task, {})[fraction] = None
-    cells = " ".join(f"{task}-{'/'.join(sorted(of))}" for task, of in where.items())
-    tasks = {_split(name)[0] for name in _arms(hypothesis)}
-    alone = f": {' and '.join(where)} alone" if len(where) < len(tasks) else ""
-    return dataclasses.replace(
-        hypothesis,
-        id=f"{hypothesis.id} {cells}",
-        claim=f"{hypothesis.claim[:-1]}{alone} ({left} of {total} comparisons).",
-        contrasts=members,
-        refuting=_those_of(hypothesis.refuting, there),
-        refuted_if=f"{hypothesis.refuted_if}; of the comparisons that there are",
-    )
-
-
-def _those_of(members: Iterable[Contrast | Composite], there: Collection[str]) -> tuple:
-    kept = []
-    for member in members:
-        if isinstance(member, Composite):
-            inside = _those_of(member.members, there)
-            kept += [dataclasses.replace(member, members=inside)] if inside else []
-        elif _has_all(member, there):
-            family = f"{member.family} (part)" if member.family else None
-            kept.append(dataclasses.replace(member, family=family))
-    return tuple(kept)
 
 
 def more_data(names: Sequence[str]) -> tuple[Hypothesis, ...]:
@@ -184,11 +120,11 @@ def curvature_first(names: Sequence[str], measured: str) -> tuple[Hypothesis, ..
     for id, model, measure, words, direction in questions:
         pairs = _pairs(names, model)
         if model == "svd_100":
-            pairs = [pair for pair in pairs if not _is_cell(pair[0], *SEALED_WITHOUT)]
+            pairs = [pair for pair in pairs if _cell(pair[0]) != SEALED_WITHOUT]
         if not pairs:
             continue
         sharp = Quantity(f"{measured}/{measure}", at=EARLY_EPOCH)
-        cells = tuple(
+        compared = tuple(
             Composite(
                 (
                     Contrast(sharp, pair, direction, "mann-whitney", family="curvature"),
@@ -206,7 +142,7 @@ def curvature_first(names: Sequence[str], measured: str) -> tuple[Hypothesis, ..
                 id,
                 f"After {EARLY_EPOCH} epochs the {words} the dense model's at a rank of "
                 f"{RANKS[model]} per cent, and the test accuracy does not differ yet.",
-                cells,
+                compared,
                 correction="holm",
                 source=f"{SOURCE} measures no curvature; a question that it leaves open",
                 status="design",
@@ -255,8 +191,9 @@ def _pairs(names: Sequence[str], model: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _is_cell(name: str, task: str, fraction: str) -> bool:
-    return _split(name)[::2] == (task, fraction)
+def _cell(name: str) -> tuple[str, ...]:
+    """Task and fraction."""
+    return _split(name)[::2]
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -5,12 +5,12 @@ flatter minima and lower error). Paired by seed: the same initialisation, order 
 all arms. One family, corrected by Holm.
 """
 
-from collections.abc import Collection
 from typing import Any
 
 from sharpjax.optim.sharpness_aware import SamStatistics
 from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
+from sharpjax.studies.papers.cells import arms_of
 
 FAMILY = "sam"
 # Of the matched-pairs rank-biserial correlation; nothing smaller is of interest.
@@ -46,7 +46,7 @@ def hypotheses(config: Any) -> tuple[Hypothesis, ...]:
             source="arXiv 2010.01412, section 3.1: runs without SAM get twice the epochs",
         ),
     )
-    return tuple(h for h in asked if _has(config.arms, h))
+    return tuple(h for h in asked if all(name in config.arms for name in arms_of(h)))
 
 
 def metrics(config: Any) -> tuple[str, ...]:
@@ -87,8 +87,3 @@ def _hypothesis(
         status="design",
         refuted_if="significant in the other direction, by the same test and correction",
     )
-
-
-def _has(arms: Collection[str], hypothesis: Hypothesis) -> bool:
-    contrasts = (c for c in hypothesis.contrasts if isinstance(c, Contrast))
-    return all(name in arms for contrast in contrasts for name in contrast.groups)
