@@ -3,8 +3,10 @@
 import dataclasses
 import doctest
 
-from sharpjax.protocol.hypotheses import Composite, check
-from sharpjax.studies.papers import cells, paper7
+import pytest
+
+from sharpjax.protocol.hypotheses import Composite, check, contrasts
+from sharpjax.studies.papers import cells, paper1, paper2, paper5, paper6, paper7
 from tests.protocol_cases import contrast, hypothesis
 
 
@@ -69,3 +71,57 @@ def test_asked_of_other_nets_the_papers_own_stay_open():
     assert [h.id for h in asked if h.missing] == [f"H7.{i}" for i in range(1, 7)]
     assert [h.id for h in asked if not h.missing] == [f"H7.{i} narrow" for i in range(1, 7)]
     assert asked[6].claim == "Quantised models are functionally the base model (narrow nets)."
+
+
+ASKED = {
+    1: lambda nets, data: paper1.hypotheses(
+        architectures=nets, data_sets=data, memorised=[f"{data[0]}-{nets[0]}"]
+    ),
+    2: lambda nets, data: paper2.hypotheses(
+        [f"{d}-{n}" for d in data for n in nets],
+        layers={f"{d}-{n}": ("a", "b") for d in data for n in nets},
+    ),
+    5: lambda nets, data: paper5.hypotheses(nets, data, reordered=nets[-1]),
+    6: lambda nets, data: paper6.hypotheses(nets, data, nets),
+    7: lambda nets, data: paper7.hypotheses(nets, data),
+}
+
+
+@pytest.mark.parametrize("paper", ASKED)
+@pytest.mark.parametrize("num_data", [1, 2, 3])
+@pytest.mark.parametrize("num_nets", [1, 2, 3])
+def test_any_subset_can_be_asked(paper, num_nets, num_data):
+    nets = ("resnet_narrow", "vgg_narrow", "vit_narrow")[:num_nets]
+    data = ("cifar10", "cifar100", "mnist")[:num_data]
+    found = ASKED[paper](nets, data)
+    whole = {1: paper1, 2: paper2, 5: paper5, 6: paper6, 7: paper7}[paper].HYPOTHESES
+    assert [h.id for h in found] == [h.id for h in whole]
+    check(found)
+    empty = {h.id for h in found if not h.contrasts}
+    assert empty == ({"H5.4", "H6.5"} & {h.id for h in whole} if num_data == 1 else set())
+    there = {arm for h in found for arm in cells.arms_of(h)}
+    assert {arm.split("-")[1] for arm in there} == set(nets), "no net but these"
+    assert {arm.split("-")[0] for arm in there} <= set(data)
+    # Beside the paper's own, and again of the first data set and net alone.
+    few = {arm for arm in there if cells.place(arm) == (data[0], nets[0])}
+    own = cells.of_others([h if not h.contrasts else built([h])[0] for h in found], "narrow", "x")
+    for arms in (there, few):
+        asked = (*cells.asked_of(arms, built(whole)), *cells.asked_of(arms, own))
+        check(asked)
+        check([h for h in asked if not h.missing], arms=arms)
+        assert any(" narrow" in h.id and not h.missing for h in asked)
+        assert all(h.missing for h in asked[: len(whole)])
+
+
+def test_each_papers_claims_cover_what_they_are_asked_of():
+    (memory,) = (h for h in ASKED[1](("a", "b"), ("x", "y")) if h.id == "H1.11")
+    assert {cells.place(arm) for arm in cells.arms_of(memory)} == {("x", "a")}
+    (order,) = (h for h in ASKED[5](("a", "b"), ("x",)) if h.id == "H5.6")
+    assert cells.arms_of(order) == ("x-b-siddo", "x-b-disdo")
+    layers = {"n": ("one",), "m": ("one", "two")}
+    (chance,) = (h for h in paper2.hypotheses(("n", "m"), layers=layers) if h.id == "H2.5")
+    assert [(c.groups, c.quantity.of["layer"]) for c in contrasts(chance)] == [
+        (("n-init",), "one"), (("m-init",), "one"), (("m-init",), "two")
+    ]  # fmt: skip
+    steady = [h for h in paper7.hypotheses(("a", "b"), ("x", "y"), ("b",)) if h.id == "H7.6"]
+    assert {cells.place(arm) for arm in cells.arms_of(steady[0])} == {("x", "a"), ("y", "a")}

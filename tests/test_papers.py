@@ -109,7 +109,7 @@ def test_cells_are_arguments():
     for other in (
         paper5.hypotheses(("lenet",), ("mnist", "digits")),
         paper6.hypotheses(("lenet",), ("mnist", "digits"), ("lenet",)),
-        paper7.hypotheses(("lenet",), "mnist"),
+        paper7.hypotheses(("lenet",), ("mnist",)),
     ):
         check(other)
 
@@ -320,7 +320,7 @@ def paper_7_means(initial=0.3, **changes):
     ],
 )
 def test_directions_of_paper_7(changes, refuted):
-    found = words(paper7.hypotheses(("lenet",), "digits"), made(paper_7_means(**changes)))
+    found = words(paper7.hypotheses(("lenet",), ("digits",)), made(paper_7_means(**changes)))
     assert {name for name, verdict in found.items() if verdict == "refuted"} == refuted
     if not refuted:
         assert set(found.values()) == {"supported"}

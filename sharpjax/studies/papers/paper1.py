@@ -26,6 +26,7 @@ from sharpjax.protocol.result import Alternative
 CONDITIONS = ("base_sam", "aug", "aug_sam", "wd", "wd_sam")
 ARCHITECTURES = ("resnet18", "vgg19", "vit")
 DATA_SETS = ("cifar10",)
+MEMORISED = ("cifar10-resnet18",)
 SHARPNESS = ("noise_sharpness", "fisher_rao_norm", "relative_flatness")
 LEVELS = tuple(range(0, 101, 10))
 
@@ -93,8 +94,12 @@ def hypotheses(
     conditions: Sequence[str] = CONDITIONS,
     architectures: Sequence[str] = ARCHITECTURES,
     data_sets: Sequence[str] = DATA_SETS,
+    memorised: Sequence[str] = MEMORISED,
 ) -> tuple[Hypothesis, ...]:
-    """H1.1 to H1.11 over these cells. A claim over many cells holds where most of them say so."""
+    """H1.1 to H1.10 over these cells, and H1.11 over the places `memorised`, `<data set>-<net>`.
+
+    A claim over many cells holds where most of them say so.
+    """
     every = tuple(cells(conditions, architectures, data_sets))
 
     def each(metric: str, direction: Alternative, family: str | None = "safety"):
@@ -225,6 +230,7 @@ def hypotheses(
             ),
         ),
         *_correlations(conditions, architectures, data_sets),
+        _memorisation(memorised),
     )
 
 
@@ -329,12 +335,11 @@ def _correlations(
             uncertain="rests on a summary",
             missing=MISSING,
         ),
-        _memorisation(),
     )
 
 
-def _memorisation(place: str = "cifar10-resnet18") -> Hypothesis:
-    group = "|".join(f"{place}-random_{level}" for level in LEVELS)
+def _memorisation(places: Sequence[str]) -> Hypothesis:
+    groups = ["|".join(f"{place}-random_{level}" for level in LEVELS) for place in places]
     return Hypothesis(
         "H1.11",
         "Under memorisation, sharpness and training loss are negatively related.",
@@ -345,6 +350,7 @@ def _memorisation(place: str = "cifar10-resnet18") -> Hypothesis:
                 "less",
                 "spearman",
             )
+            for group in groups
             for name in ("fisher_rao_norm", "relative_flatness")
         ),
         correction="holm",

@@ -20,14 +20,16 @@ Metrics, all at the last step, for every layer (`of` = {"layer": name}), m being
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
 
 NETS = ("mlp",)
 ARMS = ("reinit", "rerandom")
-LAYERS = ("dense_0", "dense_1", "dense_2", "dense_3", "dense_4", "dense_5")
+LAYERS: Mapping[str, Sequence[str]] = {
+    "mlp": ("dense_0", "dense_1", "dense_2", "dense_3", "dense_4", "dense_5"),
+}
 # Names and formulas of WeightWatcher.
 DATA_FREE = (
     "alpha", "alpha_weighted", "log_alpha_norm", "log_norm", "log_spectral_norm", "stable_rank",
@@ -47,9 +49,9 @@ def of_layers(metric: str) -> Quantity:
 def hypotheses(
     nets: Sequence[str] = NETS,
     metrics: Sequence[str] = DATA_FREE,
-    layers: Sequence[str] = LAYERS,
+    layers: Mapping[str, Sequence[str]] = LAYERS,
 ) -> tuple[Hypothesis, ...]:
-    """H2.1 to H2.6 for these nets and data-free metrics."""
+    """H2.1 to H2.6 for these nets, data-free metrics and, in H2.5, layers of each net."""
     arms = [f"{net}-{arm}" for net, arm in itertools.product(nets, ARMS)]
     return (
         Hypothesis(
@@ -185,7 +187,8 @@ def hypotheses(
                     "binomial",
                     null=0.001,
                 )
-                for net, layer in itertools.product(nets, layers)
+                for net in nets
+                for layer in layers[net]
             ),
             "any",
             "all",

@@ -19,7 +19,9 @@ from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quanti
 from sharpjax.protocol.result import Alternative
 
 NETS = ("lenet", "resnet50", "mobilenet")
-DATA_SET = "cifar10"
+DATA_SETS = ("cifar10",)
+# Collapses in the paper because the authors prune its normalisation too.
+COLLAPSING = ("mobilenet",)
 DISTANCES = ("disagreement", "activation_distance", "cosine_distance", "jsd", "l1")
 PRIMARY = Quantity("base/activation_distance")
 QUANTISED = ("float16", "int8")
@@ -47,11 +49,15 @@ def ratio(
     )  # fmt: skip
 
 
-def hypotheses(nets: Sequence[str] = NETS, data_set: str = DATA_SET) -> tuple[Hypothesis, ...]:
-    """H7.1 to H7.6 for these nets."""
-    places = [f"{data_set}-{net}" for net in nets]
-    # MobileNet collapses in the paper because the authors prune its normalisation too.
-    steady = [place for place in places if not place.endswith("mobilenet")] or places
+def hypotheses(
+    nets: Sequence[str] = NETS,
+    data_sets: Sequence[str] = DATA_SETS,
+    collapsing: Sequence[str] = COLLAPSING,
+) -> tuple[Hypothesis, ...]:
+    """H7.1 to H7.6 for these nets; H7.2 and H7.6 leave out those that are `collapsing`."""
+    pairs = tuple(itertools.product(data_sets, nets))
+    places = [f"{data}-{net}" for data, net in pairs]
+    steady = [f"{data}-{net}" for data, net in pairs if net not in collapsing] or places
     return (
         Hypothesis(
             "H7.1",
