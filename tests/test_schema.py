@@ -88,6 +88,12 @@ def test_what_is_run_has_the_defaults(later):
     assert "outputs" not in said["sgd"].evaluate
 
 
+def test_optimisers_have_fields_that_few_configs_name():
+    arms = schema.complete_arms(config(sam={"optim": {"name": "adam", "b2": 0.9}}))
+    assert (arms["sam"].optim.b2, arms["sgd"].optim.b2, arms["sam"].optim.eps) == (0.9, 0.999, 1e-8)
+    refused(config(sam={"optim": {"b2": 1.0}}), "config.optim.b2=1.0: give a number in")
+
+
 def test_a_named_field_is_checked_as_any_other(later):
     schema.check(config(sam={"teacher": {"temperature": 2}}).lock(), {})
     assert (

@@ -5,7 +5,19 @@ from collections.abc import Mapping
 from sharpjax import catalog
 from sharpjax.errors import UserError
 from sharpjax.optim import settings
-from sharpjax.runs.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, TEXT, Config, Rule, one_of
+from sharpjax.runs.schema import (
+    COUNT,
+    COUNT_OR_0,
+    FLAG,
+    FRACTION,
+    TEXT,
+    Config,
+    Rule,
+    one_of,
+    optional,
+)
+
+ANYTHING = Rule(lambda v: True, "anything")
 
 IMAGES: Mapping[str, Rule] = {
     "data.name": TEXT,
@@ -20,7 +32,10 @@ MODEL: Mapping[str, Rule] = {
     "model.dtype": one_of("float32", "bfloat16"),
 }
 # Their values are checked by `settings.check`.
-OPTIM: Mapping[str, Rule] = {f"optim.{name}": Rule(lambda v: True, "") for name in settings.FIELDS}
+OPTIM: Mapping[str, Rule] = {
+    **{f"optim.{name}": ANYTHING for name in settings.FIELDS},
+    **{f"optim.{name}": optional(ANYTHING, value) for name, value in settings.OPTIONAL.items()},
+}
 TRAIN: Mapping[str, Rule] = {
     "train.epochs": COUNT,
     "train.batch_size": COUNT,
