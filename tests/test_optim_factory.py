@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import functools
 import importlib
 import math
 import pathlib
@@ -347,3 +348,122 @@ def test_an_equal_spec_compiles_nothing_again():
     assert len(TRACES) == traced > 0
     path, _ = train(spec(rho=0.1, warmup_epochs=0.0).build(), w, batch, num_steps=5)
     np.testing.assert_allclose(first, path[-1], rtol=1e-5)
+
+
+# Hyperparameters as leaves.
+
+SPECS = {
+    "sgd": {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "warmup_steps": 2},
+    "constant": {},
+    "linear": {"schedule": "linear", "weight_decay": 0.01},
+    "adamw": {"name": "adamw", "momentum": 0.9, "weight_decay": 0.01, "warmup_steps": 1},
+    "adam": {"name": "adam", "momentum": 0.9, "weight_decay": 0.01, "schedule": "cosine"},
+    "sam": {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "rho": 0.05},
+    "asam": {"momentum": 0.9, "rho": 0.5, "scaling": "element", "eta": 0.01, "warmup_steps": 2},
+    "m-sam": {"momentum": 0.9, "weight_decay": 5e-4, "rho": 0.05, "m": 2},
+}
+
+
+def spec_of(name, **values):
+    return OptimizerSpec(
+        **{"name": "sgd", "learning_rate": 0.1, "total_steps": 6} | SPECS[name] | values
+    )
+
+
+def net(params, batch):
+    """A loss whose gradients are products, sums and multiples by a constant."""
+    hidden = jnp.maximum(batch @ params["w"] + params["b"], 0)
+    return jnp.mean((hidden - 1.0) ** 2) + 0.37 * jnp.mean(params["w"] ** 3), None
+
+
+def net_step(tx, m, params, state, batch):
+    grad_fn, chunk_grads = jax.value_and_grad(net, has_aux=True), None
+    if m:
+        (value, _), grads, chunk_grads = optim.sam_value_and_grad(net, m=m)(params, batch)
+    else:
+        (value, _), grads = grad_fn(params, batch)
+    updates, state = tx.update(
+        grads, state, params, value=value, grad_fn=grad_fn, batch=batch, chunk_grads=chunk_grads
+    )
+    return tree.add_scaled(params, 1.0, updates), state, updates
+
+
+def assert_leaves_are_values(name, compiled):
+    values = spec_of(name)
+
+    def static(params, state, batch):
+        return net_step(values.build(), values.m, params, state, batch)
+
+    def leaves(numbers, params, state, batch):
+        tx = values.structure().build(numbers)
+        return net_step(tx, values.m, params, state, batch)
+
+    if compiled:
+        static, leaves = jax.jit(static), jax.jit(leaves)
+    rng = np.random.default_rng(0)
+    batch = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
+    # Most of the units are dead: their gradients are zeros of either sign.
+    params = {"w": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), "b": -jnp.arange(4.0) * 5}
+    state = values.structure().build().init(params)
+    assert tree.digest(state) == tree.digest(values.build().init(params))
+    one = two = (params, state)
+    for _ in range(5):
+        one, two = static(*one[:2], batch), leaves(values.hyperparameters(), *two[:2], batch)
+        assert tree.digest(one) == tree.digest(two)
+    assert tree.digest(one[0]) != tree.digest(params)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_leaves_are_the_values_bit_by_bit(name):
+    assert_leaves_are_values(name, compiled=False)
+
+
+@pytest.mark.usual_flags
+@pytest.mark.parametrize("name", SPECS)
+def test_compiled_leaves_are_the_values_bit_by_bit(name):
+    assert_leaves_are_values(name, compiled=True)
+
+
+def test_arms_that_differ_in_hyperparameters_compile_once():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def update(structure, numbers, grads):
+        traces.append(structure)
+        tx = structure.build(numbers)
+        return tx.update(grads, tx.init(grads), grads)[0]
+
+    arms = [spec_of("sgd"), spec_of("sgd", learning_rate=0.5, weight_decay=0.1)]
+    assert arms[0] != arms[1] and arms[0].structure() == arms[1].structure()
+    grads = jnp.ones(3)
+    for arm in arms:
+        update(arm.structure(), arm.hyperparameters(), grads)
+    assert len(traces) == 1
+    # In lanes too, each with its own.
+    lanes = tree.stack([arm.hyperparameters() for arm in arms])
+    states = [arm.build().init(grads) for arm in arms]
+    later = dataclasses.replace(arms[0], warmup_steps=0).structure()
+    together = jax.vmap(lambda v: later.build(v).update(grads, states[0], grads)[0])(lanes)
+    rates = np.array([[0.1 * (1 + 5e-4)], [0.5 * (1 + 0.1)]])
+    np.testing.assert_allclose(together, -rates * np.ones(3), rtol=1e-6)
+
+
+def test_what_is_left_out_is_structure():
+    plain = spec_of("constant")
+    assert spec_of("constant", weight_decay=0.1).structure() != plain.structure()
+    assert spec_of("constant", rho=0.1).structure() != plain.structure()
+    assert spec_of("sam", rho=0.1).structure() == spec_of("sam", rho=0.5).structure()
+    structure = spec_of("sam").structure()
+    assert structure.structure() == structure and hash(structure) is not None
+    assert structure.uses_sam and not plain.structure().uses_sam
+    leaves = spec_of("sam").hyperparameters()
+    assert [float(x) for x in leaves] == pytest.approx([0.1, 5e-4, 0.05])
+    assert {x.dtype for x in leaves} == {jnp.dtype("float32")}
+
+
+def test_a_structure_alone_takes_no_step():
+    w = jnp.ones(3)
+    for name in ("sgd", "sam"):
+        tx = spec_of(name).structure().build()
+        with pytest.raises(UserError, match="without its learning rate; give values"):
+            tx.update(w, tx.init(w), w, value=1.0, grad_fn=None, batch=None)

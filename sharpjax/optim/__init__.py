@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharpjax.optim.factory import OptimizerSpec, from_config
+    from sharpjax.optim.factory import Hyperparameters, OptimizerSpec, from_config
     from sharpjax.optim.sharpness_aware import (
         SAM_STATIC_ARGS,
         SamState,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAM_STATIC_ARGS",
+    "Hyperparameters",
     "OptimizerSpec",
     "SamState",
     "SamStatistics",
@@ -29,11 +30,11 @@ __all__ = [
 
 # The module of `sam` is not called sam.py: importing a submodule of that name would put it in the
 # place of the function.
-_MODULES = {"OptimizerSpec": "factory", "from_config": "factory"}
+_FACTORY = ("Hyperparameters", "OptimizerSpec", "from_config")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'sharpness_aware')}")
-    return getattr(module, name)
+    module = "factory" if name in _FACTORY else "sharpness_aware"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -1,19 +1,43 @@
 """The optimiser of a run: values that can be compared and hashed, and what is built of them."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from sharpjax import catalog
-from sharpjax.errors import unknown
+from sharpjax.errors import UserError, unknown
 from sharpjax.optim import settings
 from sharpjax.optim.sharpness_aware import sam
+
+
+class Hyperparameters(NamedTuple):
+    """The numbers of an optimiser that may be leaves: float32 scalars, or traced.
+
+    Attributes:
+        learning_rate, weight_decay, rho: as in `OptimizerSpec`.
+    """
+
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    rho: jax.Array
+
+
+# In the place of a hyperparameter that is a leaf. No optimiser can have it, and it equals itself.
+_LEAF = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
     """An optimiser by its values: hashable, so that a training step that holds it compiles once.
+
+    Specs that differ in their `hyperparameters()` have one `structure()`, so a step that holds the
+    structure, and takes the hyperparameters as an argument, compiles once for all of them:
+
+        tx = spec.structure().build(spec.hyperparameters())
 
     Weight decay is of **all** parameters, biases and normalisation included, and enters the descent
     step, never the ascent of SAM:
@@ -61,6 +85,26 @@ class OptimizerSpec:
         """Whether a step costs a second gradient."""
         return self.rho > 0
 
+    def hyperparameters(self) -> Hyperparameters:
+        """The values that `structure` leaves out."""
+        values = (getattr(self, name) for name in Hyperparameters._fields)
+        return Hyperparameters(*(jnp.asarray(value, jnp.float32) for value in values))
+
+    def structure(self) -> "OptimizerSpec":
+        """The spec without its hyperparameters, which `build` then needs. That there is no weight
+        decay, or no SAM, is structure: of those the value stays 0.
+
+        >>> a, b = OptimizerSpec("sgd", 0.1, rho=0.05), OptimizerSpec("sgd", 0.5, rho=0.2)
+        >>> a.structure() == b.structure(), a.structure() == OptimizerSpec("sgd", 0.1).structure()
+        (True, False)
+        """
+        return dataclasses.replace(
+            self,
+            learning_rate=_LEAF,
+            weight_decay=_LEAF if self.weight_decay else 0.0,
+            rho=_LEAF if self.uses_sam else 0.0,
+        )
+
     def learning_rate_schedule(self) -> optax.Schedule:
         """The learning rate as a function of the step, which counts from 0.
 
@@ -83,15 +127,35 @@ class OptimizerSpec:
         warmup = optax.linear_schedule(0.0, peak, self.warmup_steps)
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
-    def build(self) -> optax.GradientTransformationExtraArgs:
+    def build(self, values: Hyperparameters | None = None) -> optax.GradientTransformationExtraArgs:
         """The transform. Its `update` takes the keywords of `sam` in any case, and without SAM
-        ignores them."""
-        base = self._base()
+        ignores them.
+
+        Args:
+            values: taken in the place of the spec's own, wherever those are not 0. An update is the
+                same, bit by bit, unless something is computed in float64: wider parameters, or with
+                JAX_ENABLE_X64 a cosine, see values that were rounded to float32. None: the spec's
+                own; the transform of a `structure` then has a state, and no update.
+
+        Raises:
+            UserError: an unknown name; an update of a structure without values.
+        """
+        if values is None and self.learning_rate == _LEAF:
+            nothing = Hyperparameters(*(jnp.float32(jnp.nan) for _ in Hyperparameters._fields))
+            return optax.GradientTransformationExtraArgs(self.build(nothing).init, _refuse)
+        spec = self if values is None else self._with(values)
+        base = spec._base()
         if not self.uses_sam:
             return optax.with_extra_args_support(base)
         rule = catalog.resolve(catalog.lookup("scaling", catalog.SCALINGS, self.scaling))
         scaling = rule(eta=self.eta) if self.scaling == "element" else rule()
-        return sam(base, rho=self.rho, scaling=scaling, m=self.m or None)
+        return sam(base, rho=spec.rho, scaling=scaling, m=self.m or None)
+
+    def _with(self, values: Hyperparameters) -> "OptimizerSpec":
+        # A value of 0 is structure: without decay nothing is added, not even 0 times the weights.
+        fields = values._asdict().items()
+        own = {k: v for k, v in fields if k == "learning_rate" or getattr(self, k) != 0}
+        return dataclasses.replace(self, **own)
 
     def _base(self) -> optax.GradientTransformation:
         make = catalog.resolve(catalog.lookup("optimiser", catalog.OPTIMIZERS, self.name))
@@ -103,6 +167,13 @@ class OptimizerSpec:
         if self.name == "adamw":
             return make(rate, weight_decay=self.weight_decay, **options)
         return optax.chain(optax.add_decayed_weights(self.weight_decay), make(rate, **options))
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise UserError(
+        "OptimizerSpec.build: this is the structure of an optimiser, without its learning rate; "
+        "give values, the `hyperparameters()` of the spec."
+    )
 
 
 def from_config(
