@@ -2,6 +2,7 @@
 
 import doctest
 import functools
+import importlib
 from typing import Any
 
 import jax
@@ -9,20 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharpjax import losses, nn, tree
+from sharpjax import nn, tree
 from sharpjax.errors import UserError
 from sharpjax.losses import (
     Classification,
     CrossEntropy,
     Logits,
+    Objective,
     SquaredError,
-    TrainingClassification,
 )
 from sharpjax.nn.resnet import ResNet
 
 
-def test_examples():
-    assert doctest.testmod(losses).failed == 0
+@pytest.mark.parametrize("name", ["classification", "likelihood"])
+def test_examples(name):
+    module = importlib.import_module(f"sharpjax.losses.{name}")
+    result = doctest.testmod(module)
+    assert result.failed == 0 and result.attempted > 1
 
 
 def residual_net(dtype=jnp.float32):
@@ -99,7 +103,7 @@ def test_the_gradient_with_smoothed_labels_equals_numpy(smoothing, x64, strict):
     x = np.asarray(batch["image"]).reshape(6, 64)
     z = x @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
     target = (1 - smoothing) * np.eye(5)[batch["label"]] + smoothing / 5
-    loss = TrainingClassification(model, {}, smoothing)
+    loss = Objective(model, {}, smoothing)
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
     log_p = log_softmax(z)
     np.testing.assert_allclose(value, -(target * log_p).sum(-1).mean(), rtol=1e-13)
@@ -163,7 +167,7 @@ def test_labels_of_sequences():
 
 def test_smoothed_labels_have_a_floor():
     # At p = the smoothed label the loss is its entropy, not 0.
-    loss = TrainingClassification(nn.MLP(num_classes=5, depth=0), {}, 0.5)
+    loss = Objective(nn.MLP(num_classes=5, depth=0), {}, 0.5)
     target = np.full(5, 0.1)
     target[2] += 0.5
     params = {"head": {"kernel": jnp.zeros((64, 5)), "bias": jnp.log(jnp.asarray(target))}}
@@ -200,7 +204,7 @@ def test_a_bfloat16_model_has_a_float32_loss(make):
     value, grads = value_and_grad(False, loss, params, batch)
     exact = call(Classification(model.clone(dtype=jnp.float32), variables), params, batch)
     assert value.dtype == jnp.float32 and 0 < abs(value - exact) < 0.05
-    trained = value_and_grad(True, TrainingClassification(model, variables), params, batch)
+    trained = value_and_grad(True, Objective(model, variables), params, batch)
     for leaf in jax.tree.leaves((value, grads, trained)):
         assert leaf.dtype == jnp.float32 and jnp.all(jnp.isfinite(leaf))
 
@@ -211,7 +215,7 @@ def test_a_bfloat16_model_has_a_float32_loss(make):
 def test_training_hands_new_statistics_on_and_eval_uses_the_old():
     model, batch = residual_net(), example_batch()
     params, variables = initial(model)
-    _, aux = call(TrainingClassification(model, variables), params, batch)
+    _, aux = call(Objective(model, variables), params, batch)
     new = aux["variables"]
     tree.check_same_structure("test", "new", new, variables)
     assert jax.tree.structure(new) == jax.tree.structure(variables)
@@ -246,7 +250,7 @@ def test_the_eval_loss_can_be_cut_into_microbatches():
 def test_a_model_without_statistics_hands_on_none():
     model, batch = nn.MLP(num_classes=5, width=3), example_batch()
     params, _ = initial(model)
-    value, aux = call(TrainingClassification(model), params, batch)
+    value, aux = call(Objective(model), params, batch)
     assert aux["variables"] == {}
     assert value == call(Classification(model), params, batch)
 
@@ -280,7 +284,7 @@ def test_statistics_alone_change_the_result_of_a_compiled_loss():
     assert tree.norm(tree.add_scaled(two, -1.0, expected)) < 1e-5 * tree.norm(two)
 
 
-@pytest.mark.parametrize("kind", [Classification, TrainingClassification])
+@pytest.mark.parametrize("kind", [Classification, Objective])
 def test_vmap_over_three_seeds_equals_three_calls(kind):
     model, batch = residual_net(), example_batch()
     members = [initial(model, seed) for seed in range(3)]
@@ -294,18 +298,18 @@ def test_vmap_over_three_seeds_equals_three_calls(kind):
 
 def test_smoothing_and_model_are_structure():
     variables = {"batch_stats": {"mean": jnp.ones(2)}}
-    loss = TrainingClassification(residual_net(), variables, 0.1)
+    loss = Objective(residual_net(), variables, 0.1)
     assert len(jax.tree.leaves(loss)) == 1
-    again = TrainingClassification(residual_net(), variables, 0.1)
+    again = Objective(residual_net(), variables, 0.1)
     assert jax.tree.structure(loss) == jax.tree.structure(again)
-    other = TrainingClassification(residual_net(), variables, 0.2)
+    other = Objective(residual_net(), variables, 0.2)
     assert jax.tree.structure(loss) != jax.tree.structure(other)
 
 
 # What is refused.
 
 
-@pytest.mark.parametrize("kind", [Classification, TrainingClassification])
+@pytest.mark.parametrize("kind", [Classification, Objective])
 def test_missing_statistics_are_named(kind):
     model = residual_net()
     params, _ = initial(model)
@@ -316,4 +320,4 @@ def test_missing_statistics_are_named(kind):
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
 def test_impossible_smoothing_is_refused(smoothing):
     with pytest.raises(UserError, match="label_smoothing=.*less than 1"):
-        TrainingClassification(nn.MLP(num_classes=5), {}, smoothing)
+        Objective(nn.MLP(num_classes=5), {}, smoothing)

@@ -1,0 +1,23 @@
+"""Losses as callable pytrees: frozen statistics are leaves, the model is structure.
+
+A loss is `loss(params, batch) -> scalar`, the mean over the batch. Pass it to a jitted function as
+an argument: checkpoints with different statistics then share one compilation, and a population is a
+`vmap` over a loss whose leaves have a leading axis. Closing over it, as `jax.jit(loss)` does, works
+too, but compiles again for every loss and keeps its arrays alive.
+
+Gauss-Newton and Fisher matrices need a loss in two parts, `outer_loss(model_fn(params, batch),
+batch)`: `Classification` has both as properties; `CrossEntropy` and `SquaredError` are likelihoods
+for any model. `Objective` is what training minimises, with all that a study may add to it.
+"""
+
+from sharpjax.losses.classification import Classification as Classification
+from sharpjax.losses.classification import Logits as Logits
+from sharpjax.losses.likelihood import Batch as Batch
+from sharpjax.losses.likelihood import CrossEntropy as CrossEntropy
+from sharpjax.losses.likelihood import SquaredError as SquaredError
+from sharpjax.losses.objective import Objective as Objective
+from sharpjax.losses.teacher import Teacher as Teacher
+from sharpjax.losses.teacher import check_teacher as check_teacher
+from sharpjax.losses.teacher import distillation as distillation
+
+TrainingClassification = Objective

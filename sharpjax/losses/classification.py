@@ -1,0 +1,115 @@
+"""The loss that geometry measures, in eval mode, and how a loss calls its model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.errors import InvalidRngError, ScopeCollectionNotFound
+
+from sharpjax.errors import UserError
+from sharpjax.losses.likelihood import Batch, CrossEntropy
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classification:
+    """Mean cross-entropy in eval mode, with frozen statistics: the loss that geometry measures.
+
+    L(w) = -1/B sum_i log softmax(f(w, image_i))[label_i]. Examples do not see each other, so it may
+    be cut into microbatches. Logits and loss are float32 at least, whatever the model computes in.
+    A label of K or more makes the loss NaN.
+
+    Attributes:
+        model: a Flax Linen module, equal by value to every other one made alike.
+        variables: its collections beside the parameters, such as `{"batch_stats": ...}`.
+
+    Raises:
+        UserError: when called, where the model reads a collection that `variables` lacks.
+
+    >>> from sharpjax.nn import MLP
+    >>> model = MLP(num_classes=10, width=4)
+    >>> batch = {"image": jnp.zeros((2, 8, 8, 1)), "label": jnp.array([3, 7])}
+    >>> params = model.init(jax.random.key(0), batch["image"])["params"]
+    >>> loss = Classification(model)
+    >>> print(loss(params, batch))  # log 10
+    2.3025851
+    """
+
+    model: nn.Module = dataclasses.field(metadata={"static": True})
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, params: Any, batch: Batch) -> jax.Array:
+        logits = self.logits(params, batch)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
+
+    def logits(self, params: Any, batch: Batch) -> jax.Array:
+        """The model's outputs, [B, K]."""
+        return apply(self, params, batch, train=False, mutable=False)
+
+    @property
+    def model_fn(self) -> "Logits":
+        """The model as `model_fn(params, batch)`, for `geometry.gauss_newton` and `fisher`."""
+        return Logits(self.model, self.variables)
+
+    @property
+    def outer_loss(self) -> CrossEntropy:
+        """The rest of this loss, as `outer_loss(outputs, batch)`."""
+        return CrossEntropy()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Logits:
+    """A classifier in eval mode, as `model_fn(params, batch)`: its logits, [B, K], in float32 at
+    least.
+
+    Attributes:
+        model, variables: as in `Classification`.
+    """
+
+    model: nn.Module = dataclasses.field(metadata={"static": True})
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, params: Any, batch: Batch) -> jax.Array:
+        return apply(self, params, batch, train=False, mutable=False)
+
+
+def apply(
+    loss: Any, params: Any, batch: Batch, *, train: bool, mutable: Any, rngs: Any = None
+) -> Any:
+    """The outputs of `loss.model` on batch["image"], in float32 at least, with `loss.variables`
+    beside the parameters; where collections are mutable, a pair with their updates.
+
+    Raises:
+        UserError: names the loss, where the model reads a collection, or draws from a stream of
+            random numbers, that the loss does not hold.
+    """
+    name, model = f"losses.{type(loss).__name__}", type(loss.model).__name__
+    variables = {"params": params, **loss.variables}
+    try:
+        result = loss.model.apply(
+            variables, batch["image"], train=train, mutable=mutable, rngs=rngs
+        )
+    except ScopeCollectionNotFound as error:
+        raise UserError(
+            f"{name}: {model} reads a collection that is not in variables, which holds "
+            f"{sorted(loss.variables) or 'none'}; give all that `model.init` returns beside "
+            "'params', such as variables={'batch_stats': ...}."
+        ) from error
+    except InvalidRngError as error:
+        raise UserError(
+            f"{name}: {model} draws random numbers in training; give dropout_key, a key for each "
+            "step."
+        ) from error
+    if mutable is False:
+        return _float32_at_least(result)
+    outputs, updated = result
+    return _float32_at_least(outputs), updated
+
+
+def _float32_at_least(outputs: jax.Array) -> jax.Array:
+    return outputs if outputs.dtype.itemsize >= 4 else outputs.astype(jnp.float32)

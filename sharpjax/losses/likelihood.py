@@ -1,0 +1,91 @@
+"""Losses of a model's outputs: likelihoods, which draw labels and know their curvature."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sharpjax.errors import UserError
+
+Batch = Mapping[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """Mean cross-entropy of logits, [N, K], against batch["label"], int32 of N numbers: the mean of
+    -log p of a categorical distribution in its natural parameter.
+
+    Labels may have any shape of N numbers: models of sequences return [B * S, K] for labels [B, S].
+
+    Raises:
+        UserError: when called, where the logits have another rank than 2.
+
+    >>> batch = {"label": jnp.array([0, 1])}
+    >>> print(CrossEntropy()(jnp.zeros((2, 4)), batch))  # log 4
+    1.3862944
+    """
+
+    canonical: ClassVar[bool] = True  # the Fisher matrix is the Gauss-Newton matrix
+
+    def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        if logits.ndim != 2:
+            raise UserError(
+                f"losses.CrossEntropy: logits must be [N, K], got {logits.shape}. Models of "
+                f"sequences reshape them: `logits.reshape(-1, logits.shape[-1])`."
+            )
+        labels = batch["label"].reshape(-1)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    def sample(self, key: jax.Array, logits: jax.Array, batch: Batch) -> Batch:
+        """The batch with labels drawn from the model: p = softmax(logits)."""
+        labels = jax.random.categorical(key, logits, axis=-1)
+        like = batch["label"]
+        return {**batch, "label": labels.astype(like.dtype).reshape(like.shape)}
+
+    def square_root(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """Vectors [N (K - 1), N, K] whose outer products add up to the Hessian in the logits.
+
+        `diag(p) - p p'` of each row has rank K - 1 and a Cholesky factor in closed form (Tanabe and
+        Sagae, 1992).
+        """
+        p = jax.nn.softmax(logits)
+        rows, classes = p.shape
+        rest = jnp.expand_dims(jnp.flip(jnp.cumsum(jnp.flip(p, 1), 1), 1), 2)
+        head, here, after = jnp.expand_dims(p, 2)[:, :-1], rest[:, :-1], rest[:, 1:]
+        below = -jnp.sqrt(head / jnp.where(after > 0, here * after, 1)) * jnp.expand_dims(p, 1)
+        diagonal = jnp.sqrt(head * after / jnp.where(here > 0, here, 1))
+        unit = jnp.expand_dims(jnp.eye(classes - 1, classes, dtype=p.dtype), 0)
+        columns = (jnp.triu(below, 1) + diagonal * unit) / rows**0.5
+        apart = jnp.expand_dims(jnp.eye(rows, dtype=p.dtype), (1, 3))
+        return (apart * jnp.expand_dims(columns, 2)).reshape(-1, rows, classes)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SquaredError:
+    """Half the squared error against batch["target"], mean over axis 0, summed over the others: the
+    mean of -log p of a normal distribution of unit variance round the outputs, less a constant.
+
+    >>> batch = {"target": jnp.zeros((2, 3))}
+    >>> print(SquaredError()(jnp.ones((2, 3)), batch))
+    1.5
+    """
+
+    canonical: ClassVar[bool] = True  # the Fisher matrix is the Gauss-Newton matrix
+
+    def __call__(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        return jnp.sum(jnp.square(outputs - batch["target"])) / (2 * len(outputs))
+
+    def sample(self, key: jax.Array, outputs: jax.Array, batch: Batch) -> Batch:
+        """The batch with targets drawn from the model: the outputs and normal noise."""
+        noise = jax.random.normal(key, outputs.shape, outputs.dtype)
+        return {**batch, "target": (outputs + noise).astype(batch["target"].dtype)}
+
+    def square_root(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        """Vectors whose outer products add up to the Hessian in the outputs: an identity matrix."""
+        units = jnp.eye(outputs.size, dtype=outputs.dtype) / len(outputs) ** 0.5
+        return units.reshape(-1, *outputs.shape)

@@ -1,0 +1,241 @@
+"""Teachers: what a student's outputs are drawn to, a model's outputs or a control's.
+
+Distillation (Hinton et al., arXiv 1503.02531) explains little of what it does to accuracy unless it
+is compared with teachers that know less: one kind for each thing that is taken away.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import ArrayLike
+
+from sharpjax import tree
+from sharpjax.errors import UserError, unknown
+from sharpjax.losses.classification import apply
+from sharpjax.losses.likelihood import Batch
+
+KINDS: Mapping[str, str] = {
+    "model": "a model's outputs",
+    "ensemble": "the mean of several models' probabilities",
+    "shuffled": "a model's outputs for another example of the batch",
+    "permuted": "a model's outputs, those of all classes but its first choice in random order",
+    "entropy-matched": "a model's outputs in random order",
+    "constant": "the same distribution for every example",
+    "uniform": "random outputs, uniform in [0, 1)",
+    "gaussian": "random outputs, standard normal",
+}
+"""The kinds of teachers."""
+
+_WITH_MODEL = ("model", "ensemble", "shuffled", "permuted", "entropy-matched")
+_RANDOM = ("shuffled", "permuted", "entropy-matched", "uniform", "gaussian")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Teacher:
+    """Where a student's targets come from, in eval mode and without a gradient.
+
+    With t_i the teacher's outputs for example i and z_i the student's, a student minimises
+
+        weight T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)) + (1 - weight) cross-entropy
+
+    (`distillation`, and what `Objective` adds to it). A weight of 1 is the teacher alone. Other
+    texts and codes give the weight of the labels; it is never meant here.
+
+        kind              t_i                                       keeps of the model
+        model             f(x_i)                                    all
+        ensemble          log 1/M sum_m softmax f_m(x_i)            all (arXiv 2106.05945)
+        permuted          f(x_i), without the order of the classes  choice, confidence, entropy
+                          that are not its first (arXiv 1805.04770)
+        entropy-matched   f(x_i) in random order of classes         entropy, at every temperature
+        shuffled          f(x_j), j another example of the batch    its outputs as a set
+        constant          log prior: of all classes alike, labels   nothing
+                          are smoothed by `weight` (if T = 1)
+        uniform           U[0, 1) for each class                    nothing
+        gaussian          N(0, 1) for each class                    nothing
+
+    An untrained teacher, or one of an earlier epoch, is a `model` with those parameters. Noise is
+    drawn before the softmax; the papers that have such teachers do not give the law of theirs.
+
+    Random kinds draw for each example by its place in the batch, or by batch["index"] where there
+    is one. `at(step)` gives them another key at every step; with `fresh=False` an example has the
+    same draw at every step. Both gradients of SAM see the same teacher. In m-SAM each chunk is a
+    batch: it is shuffled within itself, and without an index all chunks have the same draws.
+
+    Cost: a forward pass of each of its models.
+
+    Attributes:
+        kind: a key of `KINDS`. Static.
+        weight: in [0, 1].
+        temperature: T, above 0.
+        model: of the kinds that have one; its outputs are [B, K]. Static.
+        params, variables: its parameters, and its collections beside them; of an `ensemble` each
+            leaf has a leading axis of its M members.
+        prior: [K] probabilities of a `constant`; None: all classes alike.
+        key: of random kinds.
+        fresh: whether draws differ from step to step. Static.
+
+    Raises:
+        UserError: an unknown kind; a weight or temperature that is impossible, where it is a float;
+            a model that is missing, or that the kind does not have; `shuffled` with `fresh=False`,
+            whose partners are those of a batch. When called: params, a key or an index that is
+            missing; members that are not stacked; another number of classes than the student's.
+
+    >>> teacher = Teacher(kind="constant", weight=0.1, temperature=1.0)
+    >>> print(teacher(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), {}))  # log(32 / 27) / 3
+    0.056632996
+    """
+
+    kind: str = dataclasses.field(metadata={"static": True})
+    weight: ArrayLike
+    temperature: ArrayLike
+    model: nn.Module | None = dataclasses.field(default=None, metadata={"static": True})
+    params: Any = None
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prior: jax.Array | None = None
+    key: jax.Array | None = None
+    fresh: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        # Of what is traced the value is not known; and where a tree of axes for `vmap` is made of a
+        # teacher, its leaves are integers.
+        weight, temperature = (
+            value if isinstance(value, float) else 1.0 for value in (self.weight, self.temperature)
+        )
+        check_teacher(self.kind, weight=weight, temperature=temperature, fresh=self.fresh)
+        if (self.model is not None) != (self.kind in _WITH_MODEL):
+            has = "has no model" if self.kind not in _WITH_MODEL else "needs model and params"
+            raise UserError(f"losses.Teacher: one of kind '{self.kind}' {has}.")
+
+    def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """`distillation` of a student's outputs, [B, K]: without the weight."""
+        return distillation(logits, self.logits(batch, logits), self.temperature)
+
+    def at(self, step: ArrayLike) -> "Teacher":
+        """The teacher of one step of training, which may be traced."""
+        if self.key is None or not self.fresh:
+            return self
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, step))
+
+    def logits(self, batch: Batch, like: jax.Array) -> jax.Array:
+        """Its outputs for a batch, of the shape and type of a student's, [B, K]."""
+        if self.kind in _WITH_MODEL and self.params is None:
+            raise UserError(f"losses.Teacher: one of kind '{self.kind}' needs params.")
+        if self.kind in _RANDOM and self.key is None:
+            raise UserError(f"losses.Teacher: one of kind '{self.kind}' needs a key.")
+        match self.kind:
+            case "constant":
+                outputs = jnp.zeros(like.shape[1]) if self.prior is None else jnp.log(self.prior)
+                outputs = jnp.broadcast_to(outputs, (len(like), outputs.size))
+            case "uniform" | "gaussian":
+                draw = jax.random.uniform if self.kind == "uniform" else jax.random.normal
+                outputs = jax.vmap(lambda key: draw(key, like.shape[1:], like.dtype))(
+                    self._keys(batch, len(like))
+                )
+            case "ensemble":
+                outputs = self._ensemble(batch)
+            case _:
+                outputs = apply(self, self.params, batch, train=False, mutable=False)
+        if outputs.shape != like.shape:
+            raise UserError(
+                f"losses.Teacher: its outputs are {list(outputs.shape)} and the student's "
+                f"{list(like.shape)}; give a teacher of the same classes."
+            )
+        match self.kind:
+            case "shuffled":
+                outputs = outputs[_partners(self.key, len(outputs))]
+            case "permuted":
+                outputs = jax.vmap(_permute_others)(self._keys(batch, len(like)), outputs)
+            case "entropy-matched":
+                outputs = jax.vmap(jax.random.permutation)(self._keys(batch, len(like)), outputs)
+        return jax.lax.stop_gradient(outputs.astype(like.dtype))
+
+    def _ensemble(self, batch: Batch) -> jax.Array:
+        # One after the other: on CPU a convolution with an axis of members is many times slower.
+        members = (self.params, self.variables)
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(members)}
+        if len(lengths) != 1 or () in lengths:
+            raise UserError(
+                "losses.Teacher: params and variables of an ensemble need one leading axis of its "
+                "members; give `tree.stack([...])` of theirs."
+            )
+        count = lengths.pop()[0]
+        logs = [
+            jax.nn.log_softmax(apply(one, one.params, batch, train=False, mutable=False))
+            for one in (
+                dataclasses.replace(self, params=params, variables=variables)
+                for params, variables in (tree.index(members, i) for i in range(count))
+            )
+        ]
+        return jax.nn.logsumexp(jnp.stack(logs), axis=0) - math.log(count)
+
+    def _keys(self, batch: Batch, count: int) -> jax.Array:
+        """A key for each example."""
+        if not self.fresh and "index" not in batch:
+            raise UserError(
+                "losses.Teacher: fresh=False needs batch['index'], a number of its own for each "
+                "example, so that it has the same draw at every step."
+            )
+        key: Any = self.key
+        index = batch["index"] if "index" in batch else jnp.arange(count)
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+
+
+def check_teacher(kind: str, *, weight: float, temperature: float, fresh: bool = True) -> None:
+    """Refuses what no teacher can be made of, before there is one.
+
+    Raises:
+        UserError: an unknown kind; a weight outside [0, 1]; a temperature that is not above 0;
+            `shuffled` with `fresh=False`.
+    """
+    if kind not in KINDS:
+        raise unknown("teacher", kind, KINDS)
+    if not 0 <= weight <= 1:
+        raise UserError(
+            f"losses.Teacher: weight={weight}; give a number in [0, 1], 1 for the teacher alone."
+        )
+    if not 0 < temperature < math.inf:
+        raise UserError(f"losses.Teacher: temperature={temperature}; give a number above 0.")
+    if kind == "shuffled" and not fresh:
+        raise UserError(
+            "losses.Teacher: one of kind 'shuffled' is shuffled within each batch; give "
+            "fresh=True, or take 'entropy-matched', whose draws can be fixed."
+        )
+
+
+def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> jax.Array:
+    """T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)), of outputs z and targets t [B, K].
+
+    Sums are over classes, means over examples. The slope in z is T (softmax(z/T) - softmax(t/T))/B,
+    so with the factor T^2 the teacher's share stays the same whatever the temperature (arXiv
+    1503.02531, section 2); for T to infinity the loss is half the mean of squares of z - t, each
+    less its mean over classes, in sum over classes by K.
+
+    >>> z = jnp.array([[0.0, 0.0]])
+    >>> print(distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0))  # log 2 less the entropy
+    0.13081208
+    """
+    T = jnp.asarray(temperature, logits.dtype)
+    log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
+    p = jnp.exp(log_p)
+    terms = jnp.where(p > 0, p * (log_p - log_q), 0)  # 0 log 0 = 0
+    return T**2 * jnp.sum(terms) / len(logits)
+
+
+def _partners(key: Any, count: int) -> jax.Array:
+    """Another example for each, and each for another one: one random cycle through all."""
+    order = jax.random.permutation(key, count)
+    return jnp.zeros_like(order).at[order].set(jnp.roll(order, 1))
+
+
+def _permute_others(key: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Outputs [K] in random order, but for the largest, which stays where it is."""
+    mixed = jax.random.permutation(key, outputs)
+    first, place = jnp.argmax(outputs), jnp.argmax(mixed)
+    return mixed.at[place].set(mixed[first]).at[first].set(outputs[first])
