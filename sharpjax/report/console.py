@@ -30,10 +30,10 @@ def print_table(
 ) -> None:
     """Print mean, standard error and n of every metric and arm, each at its last step.
 
-    A line for each metric where the arms fit beside one another; else a line for each arm, and as
-    many tables as the metrics take. Metrics of further measurement sets are not listed one by one:
-    a second table gives, for each quantity, the spread of the mean over seeds among the disjoint
-    sets.
+    A line for each metric where two tables are enough for the arms; else a line for each arm, and
+    as many tables as the metrics take. Metrics of further measurement sets are not listed one by
+    one: a second table gives, for each quantity, the spread of the mean over seeds among the
+    disjoint sets.
 
     Args:
         arms: their order; those that it does not name follow as they appear in the rows.
@@ -103,10 +103,10 @@ def _print_spread(summaries: Iterable[Summary], console: Console) -> None:
 
 
 def _print(title: str, corner: str, cells: Cells, console: Console) -> None:
-    """Lines as they are where all columns fit; else turned over, a few to each table."""
+    """Lines as they are where two tables are enough; else turned over, a few to each table."""
     columns = list(dict.fromkeys(arm for line in cells.values() for arm in line))
     blocks = list(_blocks(cells, columns, {arm: arm for arm in columns}, console.width))
-    if len(blocks) > 1:
+    if len(blocks) > 2:
         corner, turned = "arm", {arm: {} for arm in columns}
         for name, line in cells.items():
             for arm, text in line.items():

@@ -131,9 +131,19 @@ def mean_and_error(mean: float, error: float) -> str:
     """
     >>> mean_and_error(0.97465, 0.00102), mean_and_error(2.0, float("nan"))
     ('0.9747 ± 0.0010', '2')
+    >>> mean_and_error(2.373e-5, 3.9e-7)
+    '(2.373 ± 0.039)e−5'
     """
     if not error > 0 or not math.isfinite(error):
         return number(mean)
+    largest = max(abs(mean), error)
+    if not 1e-3 <= largest < 1e6 and math.isfinite(largest):
+        power = math.floor(math.log10(largest))
+        # Dividing twice keeps the power finite for the smallest numbers.
+        half = power // 2
+        mean, error = (x / 10.0**half / 10.0 ** (power - half) for x in (mean, error))
+        inside = f"{number_within(mean, error)} ± {number_within(error, error)}"
+        return f"({inside})e{power}".replace("-", "−")
     return f"{number_within(mean, error)} ± {number_within(error, error)}"
 
 
