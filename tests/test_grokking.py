@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sharpjax import plots, tree, workdir
+from sharpjax import tree, workdir
 from sharpjax.data import modular
 from sharpjax.errors import UserError
 from sharpjax.protocol.hypotheses import check, contrasts
 from sharpjax.protocol.verdicts import decide
 from sharpjax.report.console import study_table
+from sharpjax.report.markdown import text as escaped
 from sharpjax.runs import schema
 from sharpjax.studies.grokking import asks as grokking_hypotheses
 from sharpjax.studies.grokking import plan as grokking
@@ -75,7 +76,10 @@ def test_a_run(finished):
     assert data["add7-svd_50-80"] == data["add7-dense-80"], "one split for all models"
     assert data["add7-dense-80"]["0"] != data["add7-dense-80"]["1"]
     figures = {p.name for p in (folder / "figures").iterdir()}
-    assert figures == {"accuracy-add7-80.png", "sharpness-add7-80.png"}
+    assert figures == {"accuracy-add7-80.png", "sharpness-add7-80.png", "captions.json"}
+    captions = json.loads((folder / "figures" / "captions.json").read_text())
+    report = (folder / "report.md").read_text()
+    assert all(f"![{escaped(caption)}]" in report for caption in captions.values())
     html, markdown = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert "epoch, paper" in html and "| generalised |" in markdown
     assert "add7-80. Training accuracy (dashed)" in html
@@ -308,39 +312,3 @@ def test_the_table_stands_beside_the_papers():
     assert "0 of 5" in lines["add97-dense-80"] and "99.973 ± 0.015" in lines["add97-dense-80"]
     assert "182.2 ± 42.3" in lines["add97-svd_12-80"] and "5 of 5" in lines["add97-svd_12-80"]
     assert "15,955" in lines["add97-svd_12-80"]
-
-
-def curves_of(length):
-    train = np.minimum(1, np.arange(1, length + 1) / 20).astype(np.float32)
-    return {"train_accuracy": train, "test_accuracy": (train**8).astype(np.float32)}
-
-
-def test_accuracy_by_epoch():
-    figure = plots.accuracy_by_epoch({"a": [curves_of(30), curves_of(500)], "b": [curves_of(9)]})
-    (axis,) = figure.axes
-    assert axis.get_xscale() == "log"
-    thick = [line for line in axis.lines if line.get_linewidth() > 1]
-    assert [line.get_linestyle() for line in thick] == ["--", "-", "--", "-"]
-    # The seed that ended at epoch 30 counts as it ended: at 1.
-    assert thick[1].get_xdata()[-1] == 500 and thick[1].get_ydata()[-1] == 1
-    assert thick[3].get_xdata()[-1] == 9
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["a", "b"]
-    assert plots.png(figure)[:4] == b"\x89PNG"
-    with pytest.raises(UserError, match="no epoch"):
-        plots.accuracy_by_epoch({"a": []})
-
-
-def test_measure_by_epoch():
-    rows = []
-    for seed, end in ((0, 40), (1, 300)):
-        for step in (0, 10, 100, 1000):
-            if step < end or step == 1000:
-                rows.append(row("a", seed, step, "sharp", 1.0 + seed))
-        rows.append(row("a", seed, 1000, "grok/epochs", end))
-    figure = plots.measure_by_epoch(rows, {"sharp": "sharpness", "other": "nothing"})
-    (axis,) = figure.axes
-    first, second, mean = axis.lines
-    assert first.get_xdata().tolist() == [0.5, 10, 40]
-    assert second.get_xdata().tolist() == [0.5, 10, 100, 300]
-    assert mean.get_xdata().tolist() == [0.5, 10] and mean.get_ydata().tolist() == [1.5, 1.5]
-    assert plots.measure_by_epoch(rows, {"other": "nothing"}) is None

@@ -1,4 +1,4 @@
-"""The summary over seeds, the table on the console, the figures."""
+"""The summary over seeds, and the table on the console."""
 
 import doctest
 import io
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sharpjax import plots
 from sharpjax.protocol import summary
 from sharpjax.protocol.canonical import canonical_json
 from sharpjax.report import words
@@ -172,37 +171,3 @@ def test_metrics_of_very_many_coordinates_are_counted():
     text = printed([*rows, row("sgd", 0, 1, "norm", 2.0)])
     assert "norm: 20 coordinates, in the report" in text and "2 (1)" in text
     assert '"layer"' not in text
-
-
-def test_every_figure_shows_every_arm():
-    for draw in (plots.curves, plots.stability, plots.sharpness_accuracy):
-        labels = draw(a_run()).axes[-1].get_legend_handles_labels()[1]
-        assert {"sgd", "sam"} <= set(labels)
-
-
-def test_pictures_are_png():
-    pictures = dict(plots.draw_all(a_run()))
-    assert set(pictures) == {"curves", "stability", "sharpness_accuracy"}
-    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
-
-
-def test_stability_is_learning_rate_times_lambda_beside_2():
-    axis = plots.stability(a_run()).axes[0]
-    lines = {line.get_label(): line for line in axis.get_lines()}
-    np.testing.assert_allclose(lines["sam"].get_ydata(), 0.5 * 2.0)
-    assert lines["sam"].get_xdata().tolist() == [10, 20]
-    assert set(lines["2"].get_ydata()) == {2}
-
-
-def test_points_are_the_seeds_at_the_end():
-    axis = plots.sharpness_accuracy(a_run()).axes[0]
-    sgd = axis.collections[0].get_offsets()
-    np.testing.assert_allclose(sgd, [[0, 0.8], [2, 0.81], [4, 0.82]])
-
-
-def test_figures_leave_out_what_was_not_measured():
-    rows = [r for r in a_run() if not r["metric"].startswith("train[")]
-    assert set(dict(plots.draw_all(rows))) == {"curves"}
-    rows = [r if r["seed"] else {**r, "value": None} for r in a_run()]
-    points = plots.sharpness_accuracy(rows).axes[0].collections[0].get_offsets()
-    assert len(points) == 2

@@ -78,6 +78,7 @@ def test_the_smoke_form_end_to_end(tmp_path):
         "curves.png",
         "stability.png",
         "sharpness_accuracy.png",
+        "captions.json",
     }
     rows = read_rows(folder)
     metrics = {row["metric"] for row in rows if row["arm"] == "sam"}

@@ -117,6 +117,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         later_rows=later,
         tables=_tables_of(folder.config, rows),
         figures=_figures(folder.path),
+        captions=_captions(folder.path),
         warnings=standing.warnings if standing.registered else (),
         funnel=conclusion.funnel,
         amendments=standing.amendments,
@@ -162,6 +163,11 @@ def _figures(folder: epath.Path) -> dict[str, bytes]:
         path.name.removesuffix(".png"): workdir.read_bytes(path, most=MAX_FIGURE_BYTES)
         for path in paths[:MAX_FIGURES]
     }
+
+
+def _captions(folder: epath.Path) -> dict[str, str]:
+    captions = _table(folder / workdir.FIGURES / read.CAPTIONS)
+    return {name: text for name, text in captions.items() if isinstance(text, str)}
 
 
 def _table(path: epath.Path) -> dict[str, Any]:

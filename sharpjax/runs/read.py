@@ -9,6 +9,8 @@ from etils import epath
 from sharpjax import workdir
 from sharpjax.errors import UserError
 
+CAPTIONS = "captions.json"  # in the folder of figures: what is on each
+
 
 class Folder(NamedTuple):
     """What the files of a run say of it; nothing here has been verified.

@@ -21,7 +21,7 @@ are still learning.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -29,13 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from sharpjax import catalog, plots, workdir
+from sharpjax import catalog, workdir
 from sharpjax.data import modular
 from sharpjax.nn.svd import Decomposition
 from sharpjax.optim import OptimizerSpec
 from sharpjax.report.console import study_table
 from sharpjax.report.content import Table
-from sharpjax.runs import conclude, record, schema
+from sharpjax.runs import conclude, draw, record, schema
 from sharpjax.runs.schema import Config
 from sharpjax.studies.grokking import asks as grokking_hypotheses
 from sharpjax.studies.grokking import shows as grokking_table
@@ -119,7 +119,11 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
             | {"population": one.layout.mode, "mesh": dict(one.layout.mesh.shape)}
             for one in conditions
         }
-    draw(folder, conditions, say)
+    arms_by_name = {one.name: one for one in conditions}
+    figures = grokking_table.figures(
+        folder.rows(), lambda arm, name: curves_of(folder, arms_by_name[arm], name)
+    )
+    draw.draw(folder, figures, say)
     folder.seal(
         record.manifest(config.to_dict(), folder)
         | {
@@ -138,38 +142,10 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
     say(f"done: {progress.shares()}")
 
 
-def draw(folder: workdir.Run, conditions: list[Condition], say: Callable[[str], None]) -> None:
-    """For each task and fraction accuracy by epoch, and what was measured along the way."""
-    groups: dict[str, list[Condition]] = {}
-    for one in conditions:
-        task, *_, fraction = one.name.split("-")
-        groups.setdefault(f"{task}-{fraction}", []).append(one)
-    try:
-        for group, members in groups.items():
-            curves = {one.name: curves_of(folder, one) for one in members}
-            rows = [row for one in members for row in folder.rows(one.name)]
-            where = members[0].trajectory.set_name
-            labels = {
-                f"{where}/hessian/lambda_1": "λ₁ of the Hessian in W",
-                f"{where}/hessian/trace": "trace of the Hessian in W",
-                f"{where}/adaptive_sharpness": "adaptive sharpness in W",
-            }
-            figures = {
-                "accuracy": plots.accuracy_by_epoch(curves),
-                "sharpness": plots.measure_by_epoch(rows, labels),
-            }
-            for name, figure in figures.items():
-                if figure is not None:
-                    target = folder.path / workdir.FIGURES / f"{name}-{group}.png"
-                    workdir.publish(target, plots.png(figure))
-    except Exception as error:  # hours of training are worth more than a picture
-        say(f"a figure could not be drawn: {type(error).__name__}: {error}")
-
-
-def curves_of(folder: workdir.Run, one: Condition) -> list[dict[str, np.ndarray]]:
-    """The curves of each seed of a finished arm."""
+def curves_of(folder: workdir.Run, one: Condition, name: str) -> dict[int, dict[str, np.ndarray]]:
+    """The arrays of a name at the end of a finished arm, by seed."""
     base = folder.path / workdir.ARRAYS / one.name / str(one.budget)
-    return [workdir.load_arrays(base / f"curves-{seed}.npz") for seed in one.seeds]
+    return {seed: workdir.load_arrays(base / f"{name}-{seed}.npz") for seed in one.seeds}
 
 
 def split_of(arms: dict[str, Config], seeds: tuple[int, ...]) -> dict[str, Data]:

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from sharpjax import catalog, data, nn, optim, plots, tree, workdir
+from sharpjax import catalog, data, nn, optim, tree, workdir
 from sharpjax.report.console import print_table
-from sharpjax.runs import conclude, record, schema
+from sharpjax.runs import conclude, draw, record, schema
 from sharpjax.runs.schema import Config
 from sharpjax.studies.sharpness import asks as sam
+from sharpjax.studies.sharpness import shows
 from sharpjax.train import interrupt, loop, population
 from sharpjax.train.evaluators import Data, Geometry, TestSet
 from sharpjax.train.progress import Progress, duration
@@ -76,11 +77,7 @@ def _run(config: Config, folder: workdir.Run, console: Console) -> None:
             | {"population": arm.layout.mode, "mesh": dict(arm.layout.mesh.shape)}
             for arm in arms
         }
-    try:
-        for name, png in plots.draw_all(folder.rows()):
-            workdir.publish(folder.path / "figures" / f"{name}.png", png)
-    except Exception as error:  # hours of training are worth more than a picture
-        say(f"a figure could not be drawn: {type(error).__name__}: {error}")
+    draw.draw(folder, shows.figures(folder.rows(), lambda arm, name: {}), say)
     folder.seal(
         record.manifest(config.to_dict(), folder)
         | {

@@ -1,0 +1,44 @@
+"""Pictures as matplotlib figures, drawn to files alone; matplotlib is imported when one is drawn.
+
+    Figure, png         what a study yields: name, caption, how to draw it; the bytes of a file
+    lines               curves along training: a thin line for each seed, and their mean
+    points              values of each arm: its seeds, their mean and its interval
+    scatter             one quantity against another: a point for each seed
+    matrix              a table of numbers as a heat map
+    landscape, profiles loss along two directions, and along one
+    series_of, last_of  what these draw, from the rows of a run; `n_of` states n
+    spectrum, density, curvature_along_training     of the results of `sharpjax.geometry`
+
+Arms are drawn in the order in which they are given, in styles (`style.styles`) that can be told
+apart without colours too.
+"""
+
+from sharpjax.plots.contour import Surface, landscape, profiles
+from sharpjax.plots.curvature import curvature_along_training, density, spectrum
+from sharpjax.plots.figure import Figure, png
+from sharpjax.plots.heat_map import matrix
+from sharpjax.plots.line import Panel, lines
+from sharpjax.plots.point import points, scatter
+from sharpjax.plots.series import Curves, Values, first_set, last_of, n_of, series_of
+
+__all__ = [
+    "Curves",
+    "Figure",
+    "Panel",
+    "Surface",
+    "Values",
+    "curvature_along_training",
+    "density",
+    "first_set",
+    "landscape",
+    "last_of",
+    "lines",
+    "matrix",
+    "n_of",
+    "png",
+    "points",
+    "profiles",
+    "scatter",
+    "series_of",
+    "spectrum",
+]

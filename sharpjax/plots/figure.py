@@ -1,0 +1,82 @@
+"""What a figure is, its axes, and its legend."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib import figure
+
+_ROWS_OF_LEGEND = 20
+
+
+class Figure(NamedTuple):
+    """A picture that can be drawn.
+
+    Attributes:
+        name: of its file, without suffix, as `accuracy-add97-80`.
+        caption: what is on it, for those who do not see it; states n.
+        draw: makes it.
+    """
+
+    name: str
+    caption: str
+    draw: "Callable[[], figure.Figure]"
+
+
+def png(drawn: "figure.Figure") -> bytes:
+    """A matplotlib figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    drawn.savefig(file, format="png")
+    return file.getvalue()
+
+
+def axes(
+    count: int = 1,
+    *,
+    size: tuple[float, float] = (4.5, 3.4),
+    most: int = 3,
+    names: Sequence[str] = (),
+) -> "tuple[figure.Figure, list[Any]]":
+    """An empty figure and so many axes, at most `most` beside one another.
+
+    Args:
+        size: of each, in inches.
+        names: what will stand in the legend, right of the axes.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(count, most)
+    rows = -(-count // columns)
+    letters = max(map(len, names), default=0)
+    beside = _columns_of_legend(names) * (0.6 + 0.065 * letters) * bool(names)
+    high = max(size[1] * rows, 0.5 + 0.19 * min(len(names), _ROWS_OF_LEGEND))
+    figure = Figure(figsize=(size[0] * columns + beside, high), layout="constrained", dpi=150)
+    every = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axis in every[count:]:
+        axis.remove()
+    for axis in every[:count]:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, every[:count]
+
+
+def legend(figure: "figure.Figure", handles: Mapping[str, Any], title: str) -> None:
+    """Names right of all axes, so that they hide nothing."""
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside right upper",
+        ncols=_columns_of_legend(handles),
+        title=title,
+        alignment="left",
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        handlelength=2.6,
+    )
+
+
+def _columns_of_legend(entries: Sized) -> int:
+    return max(1, -(-len(entries) // _ROWS_OF_LEGEND))

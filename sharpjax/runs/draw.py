@@ -1,0 +1,31 @@
+"""The figures of a run, drawn beside its rows."""
+
+import json
+from collections.abc import Callable, Iterable
+
+from sharpjax import workdir
+from sharpjax.plots import Figure, png
+from sharpjax.runs import read
+
+
+def draw(folder: workdir.Run, figures: Iterable[Figure], say: Callable[[str], None]) -> None:
+    """Publish every figure as a PNG, and in `captions.json` what is on them, in their order.
+
+    One that cannot be drawn is said and left out: hours of training are worth more than a picture.
+    """
+    captions = {}
+    target = folder.path / workdir.FIGURES
+    try:
+        for figure in figures:
+            try:
+                workdir.publish(target / f"{figure.name}.png", png(figure.draw()))
+                captions[figure.name] = figure.caption
+            except Exception as error:
+                _say(say, figure.name, error)
+    except Exception as error:
+        _say(say, "a figure", error)
+    workdir.publish(target / read.CAPTIONS, (json.dumps(captions, indent=1) + "\n").encode())
+
+
+def _say(say: Callable[[str], None], name: str, error: Exception) -> None:
+    say(f"{name} could not be drawn: {type(error).__name__}: {error}")
