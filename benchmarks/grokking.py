@@ -33,10 +33,10 @@ from ml_collections import config_flags
 
 from benchmarks import measure
 from sharpjax import runtime
-from sharpjax.runs import schema
-from sharpjax.studies.grokking import plan as grokking
-from sharpjax.train import epoch_population, population
-from sharpjax.train.streams import stream
+from sharpjax.runs import run as runner
+from sharpjax.runs import study
+from sharpjax.train import planning, population
+from sharpjax.train.library import example_of
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/grokking.py:table1_80")
 EPOCHS = flags.DEFINE_integer("epochs", 25, "Epochs that are timed in one go.", lower_bound=1)
@@ -90,31 +90,29 @@ def matrix_rate(m, k, n, programs):
     return (together if programs > 1 else run), programs * times * 4 * m * k * n
 
 
-def condition(config, name, seeds):
+def arm(config, name, seeds):
     """What trains these seeds for some epochs from their start, and the operations of one epoch."""
     config = config.copy_and_resolve_references()
     config.seeds = seeds
-    arm = schema.resolve_arms(config)[name]
-    made = grokking.make_condition(config, name, arm)
-    split = grokking.split_of({name: arm}, seeds)[name]
-    examples = [grokking.examples(split[seed]) for seed in seeds]
-    data = population.gather(examples, made.layout)
-    keys = {
-        use: population.gather([stream(seed, use) for seed in seeds], made.layout)
-        for use in ("init", "order")
-    }
-    start = epoch_population.initial(made.step, keys["init"], data, made.layout)
+    plan = study.plan_of(config)
+    stage = planning.arms(plan)[name]
+    split = runner.on_device(runner.load(plan))[stage.data]
+    example = example_of(plan, stage)
+    layout = stage.step.layout(stage.population, example, len(seeds))
+    keys = [member.stream("init") for member in stage.members]
+    start = population.initial(lambda key: stage.step.init(example, key), keys, layout)
+    loop = stage.step.loop(stage.members, None, [split[seed] for seed in seeds], layout)
+    nothing = loop.record(EPOCHS.value)
 
     def run():
-        _, curves = epoch_population.advance(
-            made.step, start, data, keys["order"], num_epochs=EPOCHS.value, layout=made.layout
-        )
+        _, states, curves = loop.advance(0, EPOCHS.value, start, nothing)
+        jax.block_until_ready(states)
         # A seed that has generalised stops, and epochs that were not run would be counted.
         if np.isfinite(curves.test_accuracy).sum() != EPOCHS.value * len(seeds):
             raise ValueError(f"{name}: a seed stopped before epoch {EPOCHS.value}; give fewer")
 
-    one = population.members(start, made.layout)[0]
-    return run, products(made.step, one, examples[0], stream(seeds[0], "order"))
+    one, order = population.members(start, layout)[0], stage.members[0].stream("order")
+    return run, products(stage.step, one, split[seeds[0]], order)
 
 
 def seconds(runs):
@@ -134,8 +132,8 @@ def page():
     names = list(CONFIG.value.arms)
     on_cpu = jax.default_backend() == "cpu"
     cores = len(os.sched_getaffinity(0)) if on_cpu else 1
-    ones = [condition(CONFIG.value, name, SEEDS[:1]) for name in names]
-    tens = [condition(CONFIG.value, name, SEEDS) for name in names]
+    ones = [arm(CONFIG.value, name, SEEDS[:1]) for name in names]
+    tens = [arm(CONFIG.value, name, SEEDS) for name in names]
     rated = [matrix_rate(*LARGE, 1), *(matrix_rate(*shape, cores) for shape in OWN)]
     found = seconds([run for run, _ in (*ones, *tens, *rated)])
     alone, together = np.split(found[:, : 2 * len(names)] / EPOCHS.value, 2, axis=1)

@@ -59,6 +59,15 @@ DATA_SETS: Mapping[str, DataSet] = {
     ),
 }  # fmt: skip
 
+# Of modular arithmetic: whether an operation divides, and the only modulus there is, 0: any.
+OPERATIONS: Mapping[str, tuple[bool, int]] = {
+    **dict.fromkeys(("+", "-", "*", "+*", "+-", "x^2+y", "x^3+y", "x^2+y^2"), (False, 0)),
+    **dict.fromkeys(("x^2+xy+y^2", "x^2+xy+y^2+x", "x^3+xy", "x^3+xy^2+y"), (False, 0)),
+    **dict.fromkeys(("/", "-/"), (True, 0)),
+    **dict.fromkeys(("s5", "s5 xyx", "s5 xyx^-1"), (False, 120)),
+}
+MAX_MODULUS = 4096  # 16.8 million pairs, 0.3 GB
+
 MODELS: Mapping[str, str] = {
     "mlp": "sharpjax.nn.mlp:MLP",
     "small_conv": "sharpjax.nn.conv:SmallConv",
@@ -90,11 +99,14 @@ SCALINGS: Mapping[str, str] = {
 }
 
 # Packages, each with a `schema` and a `plan`.
-STUDIES: Mapping[str, str] = {
+STUDIES: dict[str, str] = {
     "sharpness": "sharpjax.studies.sharpness",
     "reproducibility": "sharpjax.studies.reproducibility",
     "grokking": "sharpjax.studies.grokking",
 }
+
+# What the papers claim: every hypothesis of a report over several runs.
+PAPERS = "sharpjax.studies.papers:HYPOTHESES"
 
 
 def lookup(what: str, table: Mapping[str, T], name: str) -> T:

@@ -40,6 +40,13 @@ def _cache_folder() -> pathlib.Path:
     return base / "sharpjax" / f"xla-{_digest(_features())}"
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def processor() -> str:
     """Its model, and a digest of the features that XLA's code may use."""
     features = _features()

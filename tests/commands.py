@@ -37,6 +37,14 @@ def launch(*arguments, cwd=ROOT, timeout=300, **extra):
     )
 
 
+def studies(*arguments, timeout=300):
+    """Run `python -m sharpjax.studies ARGUMENTS`, likewise."""
+    command = [sys.executable, "-m", "sharpjax.studies", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
 def launch_probed(*arguments, cwd=ROOT):
     """The same, with the heavy modules that were imported on the last line of stdout."""
     command = [sys.executable, "-c", _PROBE, str(ROOT / "launch.py"), *map(str, arguments)]

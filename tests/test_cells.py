@@ -5,8 +5,9 @@ import doctest
 
 import pytest
 
+from sharpjax.protocol import cells
 from sharpjax.protocol.hypotheses import Composite, check, contrasts
-from sharpjax.studies.papers import cells, paper1, paper2, paper5, paper6, paper7
+from sharpjax.studies.papers import paper1, paper2, paper5, paper6, paper7
 from tests.protocol_cases import contrast, hypothesis
 
 

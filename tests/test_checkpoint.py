@@ -18,8 +18,8 @@ import pytest
 from etils import epath
 
 from sharpjax import tree
+from sharpjax.driver import checkpoint
 from sharpjax.errors import UserError
-from sharpjax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -241,7 +241,7 @@ KILLED = """
     import conftest, test_checkpoint
     from etils import epath
     from sharpjax import workdir
-    from sharpjax.train import checkpoint
+    from sharpjax.driver import checkpoint
 
     def kill(*arguments, **options):
         os.kill(os.getpid(), signal.SIGKILL)

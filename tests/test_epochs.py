@@ -2,7 +2,6 @@
 
 import dataclasses
 import doctest
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +9,25 @@ import numpy as np
 import optax
 import pytest
 
+from sharpjax import data as sets
 from sharpjax import tree, workdir
-from sharpjax.data import modular
+from sharpjax.data import Examples
+from sharpjax.driver import interrupt
 from sharpjax.errors import RunFailed
-from sharpjax.nn.svd import Decomposition, merge
+from sharpjax.nn.svd import Decomposition
 from sharpjax.nn.tokens import TokenMLP
 from sharpjax.optim import OptimizerSpec
-from sharpjax.train import condition, epoch_population, epochs, interrupt, rows, trajectory
-from sharpjax.train.condition import Condition
-from sharpjax.train.epochs import Epoch, Examples
-from sharpjax.train.evaluators import Results
-from sharpjax.train.progress import Progress
-from sharpjax.train.trajectory import Trajectory
+from sharpjax.train import epochs, planning, population
+from sharpjax.train.epochs import Epochs
+from sharpjax.train.plan import Member, Plan, Ref, Snapshots, Train, When
+from sharpjax.train.results import Results, exact, of
+from sharpjax.train.streams import stream
+from tests import plans
+from tests.plans import Nervous, files, rows
 
 OPTIMIZER = OptimizerSpec("adamw", 1e-3, momentum=0.9, b2=0.98, weight_decay=0.01)
 FAST = dataclasses.replace(OPTIMIZER, learning_rate=0.03)
+TOKENS = jnp.zeros((1, 4), jnp.int32)
 
 
 def a_model(decompose=None, dtype=jnp.float32):
@@ -32,20 +35,38 @@ def a_model(decompose=None, dtype=jnp.float32):
 
 
 def an_epoch(optimizer=OPTIMIZER, batch_size=16, **changes):
-    return Epoch(a_model(), optimizer, batch_size, **changes)
+    return Epochs(a_model(), optimizer, batch_size, **changes)
 
 
-def a_split(seed=0, fraction=0.8):
-    """40 of the 49 pairs modulo 7: two whole batches of 16, and one of 8."""
-    key = jax.random.key(seed)
-    data = modular.load("+", modulus=7, train_fraction=fraction, key=key)
-    return Examples(*map(jnp.asarray, (*data.train, *data.test)))
+@dataclasses.dataclass(frozen=True)
+class Modular(sets.Modular):
+    """40 of the 49 pairs modulo 7: two whole batches of 16, and one of 8.
+
+    `tested` on the same, a seed generalises soon. A label that is no class has no cross-entropy:
+    those of `poisoned` are none.
+    """
+
+    operation: str = "+"
+    modulus: int = 7
+    train_fraction: float = 0.8
+    tested: bool = False
+    poisoned: int = -1
+
+    def load(self, key=None):
+        found = super().load(key)
+        train, test = found.splits.train, found.splits.test
+        if self.poisoned >= 0 and (key == stream(self.poisoned, "split")).all():
+            train = train._replace(label=train.label + 100)
+        return dataclasses.replace(found, splits=sets.Splits(train, train if self.tested else test))
+
+
+def a_split(seed=0, fraction=0.8, **changes):
+    spec = Modular(train_fraction=fraction, **changes)
+    return sets.on_device(spec.load(jax.random.key(seed)))
 
 
 def memory(seed=0):
-    """Tested on what it is trained on, so that it generalises soon."""
-    data = a_split(seed)
-    return data._replace(test_input=data.train_input, test_label=data.train_label)
+    return a_split(seed, tested=True)
 
 
 def advance(step, learner, data, num_epochs, key=0, lanes=False, **options):
@@ -53,20 +74,22 @@ def advance(step, learner, data, num_epochs, key=0, lanes=False, **options):
     return epochs.advance(step, learner, data, key, num_epochs=num_epochs, lanes=lanes, **options)
 
 
-_initial = jax.jit(epochs.initial, static_argnums=1)
+@jax.jit
+def _draw(key):
+    return a_model().init(key, TOKENS)["params"]
 
 
 def start(step, data, seed=1):
-    return _initial(jax.random.key(seed), step, data.train_input)
+    """Of float32 weights, whatever the model computes in."""
+    return step.begin(_draw(jax.random.key(seed)), {})
 
 
 def same(a, b):
     return tree.digest(a) == tree.digest(b)
 
 
-@pytest.mark.parametrize("module", [epochs, rows, trajectory])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
+def test_examples():
+    assert doctest.testmod(epochs).failed == 0
 
 
 # One epoch.
@@ -75,7 +98,7 @@ def test_examples(module):
 def test_a_plain_loop_finds_the_same(x64):
     """Batch by batch, each example once, the last batch as short as it comes."""
     model, data = a_model(dtype=jnp.float64), a_split()
-    step = Epoch(model, OPTIMIZER, 16, "float64")
+    step = Epochs(model, OPTIMIZER, 16, "float64")
     learner = start(step, data)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), learner.params)
     transform = OPTIMIZER.build()
@@ -99,11 +122,11 @@ def test_a_plain_loop_finds_the_same(x64):
         bits = np.asarray(jax.random.bits(jax.random.fold_in(key, epoch), (40,), jnp.uint32))
         order, losses, right = np.argsort(bits >> 6, stable=True), [], []
         for index in (order[:16], order[16:32], order[32:]):
-            batch = data.train_input[index], data.train_label[index]
+            batch = data.train.input[index], data.train.label[index]
             params, opt_state, (loss, accuracy) = update(params, opt_state, *batch)
             losses.append(loss * len(index))
             right.append(accuracy * len(index))
-        test_loss, test_accuracy = loss_fn(params, data.test_input, data.test_label)
+        test_loss, test_accuracy = loss_fn(params, *data.test[:2])
         expected = (sum(losses) / 40, sum(right) / 40, test_loss, test_accuracy)
         found = [curve[epoch] for curve in curves]
         np.testing.assert_allclose(found, np.array(expected), rtol=1e-6)
@@ -204,18 +227,18 @@ def test_all_right_is_exactly_1_and_one_wrong_is_not(count):
 def test_a_seed_stops_with_any_number_of_test_examples():
     """41 of them, where the quotient alone would be 0.99999994 for good."""
     data = memory()
-    more = (jnp.concatenate([x, x[:1]]) for x in (data.test_input, data.test_label))
-    data = Examples(data.train_input, data.train_label, *more)
+    more = Examples(*(jnp.concatenate([x, x[:1]]) for x in data.test[:2]))
+    data = data._replace(test=more)
     step = an_epoch(FAST)
     learner, _ = advance(step, start(step, data), data, 200)
-    assert len(data.test_label) == 41 and learner.best == 1 and learner.epoch < 200
+    assert len(more.label) == 41 and learner.tally.best == 1 and learner.tally.epoch < 200
 
 
 def test_a_seed_ends_at_its_first_full_test_accuracy():
     step, data = an_epoch(FAST), memory()
     learner, curves = advance(step, start(step, data), data, 200)
-    last = int(learner.epoch)
-    assert 1 < last < 200 and learner.best == 1 and learner.best_epoch == last
+    last, tally = int(learner.tally.epoch), learner.tally
+    assert 1 < last < 200 and tally.best == 1 and tally.best_epoch == last
     accuracy = np.asarray(curves.test_accuracy)
     assert accuracy[last - 1] == 1 and (accuracy[: last - 1] < 1).all()
     assert np.isnan(accuracy[last:]).all()
@@ -228,22 +251,22 @@ def test_what_is_remembered_of_an_unfinished_seed():
     step, data = an_epoch(FAST), a_split(fraction=0.5)
     learner, curves = advance(step, start(step, data), data, 120)
     test, train = np.asarray(curves.test_accuracy)[:120], np.asarray(curves.train_accuracy)[:120]
-    assert learner.epoch == 120 and learner.best == test.max() < 1
-    assert learner.best_epoch == 1 + np.argmax(test)
-    assert learner.fitted_epoch == 1 + np.argmax(train == 1) and train.max() == 1
-    fresh = start(step, data)
-    assert (fresh.best, fresh.best_epoch, fresh.fitted_epoch) == (-1, 0, 0)
+    tally = learner.tally
+    assert tally.epoch == 120 and tally.best == test.max() < 1
+    assert tally.best_epoch == 1 + np.argmax(test)
+    assert tally.fitted_epoch == 1 + np.argmax(train == 1) and train.max() == 1
+    assert tuple(start(step, data).tally) == (0, -1, 0, 0)
 
 
-def population(step, seeds, data_of=a_split):
+def several(step, seeds, data_of=a_split):
     data = [data_of(seed) for seed in seeds]
-    learners = [start(step, own, seed) for seed, own in zip(seeds, data, strict=True)]
-    return learners, data, [jax.random.key(seed) for seed in seeds]
+    return [start(step, own, seed) for seed, own in zip(seeds, data, strict=True)], data
 
 
 def test_lanes_are_the_seeds_one_by_one():
     step = an_epoch(FAST)
-    learners, data, keys = population(step, (0, 1, 2), memory)
+    learners, data = several(step, (0, 1, 2), memory)
+    keys = [jax.random.key(seed) for seed in (0, 1, 2)]
     together, curves = advance(
         step, *map(tree.stack, (learners, data)), 40, key=jnp.stack(keys), lanes=True
     )
@@ -251,8 +274,9 @@ def test_lanes_are_the_seeds_one_by_one():
     for i, (learner, own, key) in enumerate(zip(learners, data, keys, strict=True)):
         alone, one = advance(step, learner, own, 40, key=key)
         lane = tree.index(together, i)
-        ends.add(int(alone.epoch))
-        assert lane.epoch == alone.epoch and lane.best_epoch == alone.best_epoch
+        ends.add(int(alone.tally.epoch))
+        for name in ("epoch", "best_epoch"):
+            assert getattr(lane.tally, name) == getattr(alone.tally, name)
         np.testing.assert_allclose(curves.test_loss[i], one.test_loss, rtol=2e-3)
         for a, b in zip(jax.tree.leaves(lane.params), jax.tree.leaves(alone.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -262,124 +286,100 @@ def test_lanes_are_the_seeds_one_by_one():
 @pytest.mark.parametrize("mode", ["vmap", "loop"])
 def test_a_seed_that_blows_up_is_frozen_and_one_that_is_done_waits(mode):
     step = an_epoch()
-    learners, data, keys = population(step, (0, 1, 2))
+    learners, data = several(step, (0, 1, 2))
     huge = jax.tree.map(lambda x: x * 1e30, learners[1].params)
     learners[1] = dataclasses.replace(learners[1], params=huge)
     # What is done is not looked at any more: not even its weights.
-    learners[2] = dataclasses.replace(learners[2], params=huge, best=jnp.float32(1))
-    layout = epoch_population.choose_layout(mode, num_seeds=3)
-    gathered = [tree.stack(x) if mode == "vmap" else tuple(x) for x in (learners, data, keys)]
-    after, curves = epoch_population.advance(step, *gathered, num_epochs=3, layout=layout)
-    ended = [tree.index(after, i) for i in range(3)] if mode == "vmap" else after
+    done = learners[2].tally._replace(best=jnp.float32(1))
+    learners[2] = dataclasses.replace(learners[2], params=huge, tally=done)
+    layout = step.layout(mode, None, 3)
+    loop = step.loop(tuple(map(Member, (0, 1, 2))), (), data, layout)
+    states = population.gather(learners, layout)
+    step_after, after, curves = loop.advance(0, 3, states, loop.record(5))
+    ended = population.members(after, layout)
+    assert step_after == 3
     assert [bool(x.alive) for x in ended] == [True, False, True]
-    assert [int(x.epoch) for x in ended] == [3, 0, 0]
+    assert [int(x.stopped_at) for x in ended] == [-1, 0, -1]
+    assert [int(x.tally.epoch) for x in ended] == [3, 0, 0]
     assert same(ended[1].params, huge) and same(ended[1].opt_state, learners[1].opt_state)
     assert np.isnan(curves.test_loss[1:]).all() and np.isfinite(curves.test_loss[0, :3]).all()
 
 
-# A condition, with its files.
+# An arm, with its files.
 
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """Stands for `Trajectory`: the norm of all parameters, and how often it was asked."""
+    """The norm of all parameters, how often it was asked, and a draw."""
 
-    def init(self, params, data):
+    when: When = When(epochs=(0, 4, 10))
+    name: str = "norm"
+    kind: str = "geometry"
+    metrics: tuple[str, ...] = ("weights/norm", "norm/count", "norm/draw")
+
+    def init(self, subject, data):
         return {"count": jnp.zeros((), jnp.int32)}
 
-    def __call__(self, carry, params, data, key):
-        carry = {"count": carry["count"] + 1}
+    def __call__(self, carry, subject, data, key):
+        params, carry = subject.state.params, {"count": carry["count"] + 1}
         found = {"weights/norm": tree.norm(params), "norm/count": carry["count"],
                  "norm/draw": jax.random.uniform(key)}  # fmt: skip
         bias = params["head"]["bias"]
-        layers = {("weights/norm", "head/bias"): rows.exact(tree.norm(bias))}
-        return carry, Results({n: rows.exact(x) for n, x in found.items()}, {"bias": bias}, layers)
+        estimates = {(n, ()): exact(x) for n, x in found.items()}
+        estimates["weights/norm", of(layer="head/bias")] = exact(tree.norm(bias))
+        return carry, Results(estimates, {"bias": np.asarray(bias)})
 
 
-def a_condition(mode="loop", seeds=(3, 4), budget=30, optimizer=FAST, **changes):
+def an_arm(mode="loop", seeds=(3, 4), epochs=30, optimizer=FAST, measured=(0, 4, 10), **changes):
     model = a_model(Decomposition(0.5))
-    return dataclasses.replace(
-        Condition(
-            study="grokking",
-            name="arm",
-            seeds=seeds,
-            step=Epoch(model, optimizer, 16),
-            budget=budget,
-            checkpoint_epochs=7,
-            measured=(0, 4, 10),
-            trajectory=Norm(),
-            layout=epoch_population.choose_layout(mode, num_seeds=len(seeds)),
-        ),
-        **changes,
+    arm = Train(
+        arm="arm",
+        members=tuple(map(Member, seeds)),
+        data="numbers",
+        step=Epochs(model, optimizer, 16),
+        epochs=epochs,
+        checkpoint_epochs=7,
+        evaluators=(Norm(When(epochs=measured)),),
+        rows=When(epochs=measured),
+        population=mode,
     )
+    return dataclasses.replace(arm, **changes)
 
 
-class Nervous(interrupt.Interrupt):
-    """Asked to stop at its n-th check, or at the n-th work that may be dropped."""
-
-    def __init__(self, checks=None):
-        super().__init__()
-        self._left = checks
-
-    def check(self):
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 0:
-                raise interrupt.Interrupted(2)
-
-
-def train(one, folder, signals=None, data_of=a_split, say=lambda line: None):
+def train(arm, folder, signals=None, say=lambda line: None, spec=Modular(), further=()):  # noqa: B008
     """What it returns; the folder is sealed if it came to the end."""
-    with workdir.open_run(folder, config={"study": "grokking", "arms": {}}, overrides={}) as run:
-        outcome = condition.train(
-            one,
-            [data_of(seed) for seed in one.seeds],
-            run,
-            interrupt=signals or Nervous(),
-            progress=Progress({}, say),
-            say=say,
-        )
-        run.seal({})
-    return outcome
-
-
-def files(folder):
-    """Rows and arrays, to the bit."""
-    found = {p.relative_to(folder): p.read_bytes() for p in sorted(folder.glob("arrays/**/*.npz"))}
-    return found | {"rows": (folder / "results.jsonl").read_bytes()}
+    plan = Plan({"numbers": spec}, (arm, *further))
+    return plans.run(plan, folder, signals, say)[arm.arm]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return train(a_condition(), folder), folder
+    return train(an_arm(), folder), folder
 
 
-def test_rows_of_a_condition(whole):
+def test_rows_of_an_arm(whole):
     outcome, folder = whole
-    table = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    table = rows(folder)
     assert {row["step"] for row in table} == {0, 4, 10, 30}
     value = {(r["seed"], r["step"], r["metric"], *r["of"].values()): r["value"] for r in table}
+    with np.load(folder / "arrays" / "arm" / "30" / "curves.npz") as found:
+        curves = dict(found)
     for seed in (3, 4):
-        with np.load(folder / "arrays" / "arm" / "30" / f"curves-{seed}.npz") as curves:
-            test, train = curves["test_accuracy"], curves["train_accuracy"]
-        assert len(test) == outcome["epochs"][str(seed)] == value[seed, 30, "grok/epochs"]
-        best = int(np.argmax(test))
-        assert value[seed, 30, "grok/epoch_of_best_test_accuracy"] == best + 1
-        assert value[seed, 30, "grok/best_test_accuracy"] == test[best]
-        assert value[seed, 30, "grok/reached_full_test_accuracy"] == (test[best] == 1)
-        fitted = value[seed, 30, "grok/epoch_of_full_train_accuracy"]
-        assert fitted == 1 + np.argmax(train == 1) if (train == 1).any() else fitted is None
+        test, train = (curves[f"{seed}.{split}_accuracy"] for split in ("test", "train"))
+        assert len(test) == len(train) == outcome["epochs"][str(seed)]
         assert value[seed, 4, "test/accuracy"] == test[3]
         assert value[seed, 30, "test/accuracy"] == test[-1]
+        assert value[seed, 30, "train/accuracy"] == train[-1]
+        assert value[seed, 10, "train/loss"] == curves[f"{seed}.train_loss"][9]
         assert value[seed, 30, "train/alive"] == 1
-        sizes = (9 * 4 + 4 + 4 * 12, 48 * 12 + 12 + 12 * 24, 24 * 4 + 4 + 4 * 9, 24 + 9)
-        assert value[seed, 30, "model/num_params"] == sum(sizes)
         assert [value[seed, e, "norm/count"] for e in (0, 4, 10, 30)] == [1, 2, 3, 4]
         assert 0 == value[seed, 0, "weights/norm", "head/bias"] < value[seed, 0, "weights/norm"]
         assert len({value[seed, e, "norm/draw"] for e in (0, 4, 10)}) == 3
     assert (0, "test/accuracy") not in {(r["step"], r["metric"]) for r in table}
-    with np.load(folder / "arrays" / "arm" / "4" / "spectra.npz") as arrays:
+    plan = Plan({"numbers": Modular()}, (an_arm(),))
+    assert {r["metric"] for r in table} == set(planning.metrics(plan, "arm"))
+    with np.load(folder / "arrays" / "arm" / "4" / "norm.npz") as arrays:
         assert arrays["3.bias"].shape == arrays["4.bias"].shape == (9,)
     assert workdir.verify(folder) == []
 
@@ -387,12 +387,12 @@ def test_rows_of_a_condition(whole):
 @pytest.mark.parametrize("checks", [0, 2, 5])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(whole, checks, tmp_path, monkeypatch):
     """Wherever it is stopped, and however long its segments are."""
-    monkeypatch.setattr("sharpjax.train.driver.SEGMENT_SECONDS", 0.003)
+    monkeypatch.setattr("sharpjax.driver.drive.SEGMENT_SECONDS", 0.003)
     lines = []
     with pytest.raises(interrupt.Interrupted):
-        train(a_condition(), tmp_path / "run", Nervous(checks), say=lines.append)
+        train(an_arm(), tmp_path / "run", Nervous(checks), say=lines.append)
     assert "stopped and saved" in lines[-1]
-    outcome = train(a_condition(), tmp_path / "run", say=lines.append)
+    outcome = train(an_arm(), tmp_path / "run", say=lines.append)
     assert outcome == whole[0]
     assert files(tmp_path / "run") == files(whole[1])
 
@@ -405,47 +405,60 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(a_condition(), tmp_path / "run", say=kill)
-    assert train(a_condition(), tmp_path / "run") == whole[0]
+        train(an_arm(), tmp_path / "run", say=kill)
+    assert train(an_arm(), tmp_path / "run") == whole[0]
     assert files(tmp_path / "run") == files(whole[1])
 
 
 def test_lanes_on_two_devices_are_stopped_and_go_on_alike(whole, tmp_path):
-    one = a_condition("vmap")
-    assert one.layout.mesh.shape["seed"] == 2
-    outcome = train(one, tmp_path / "whole")
+    outcome = train(an_arm("vmap"), tmp_path / "whole")
+    assert outcome["mesh"]["seed"] == 2 and outcome["population"] == "vmap"
     with pytest.raises(interrupt.Interrupted):
-        train(one, tmp_path / "run", Nervous(4))
-    assert train(one, tmp_path / "run") == outcome
+        train(an_arm("vmap"), tmp_path / "run", Nervous(4))
+    assert train(an_arm("vmap"), tmp_path / "run") == outcome
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     # Rounding apart they are the seeds one by one.
-    assert outcome["params_at_start"].keys() == whole[0]["params_at_start"].keys()
-    tables = [[json.loads(x) for x in (folder / "results.jsonl").read_text().splitlines()]
-              for folder in (tmp_path / "whole", whole[1])]  # fmt: skip
-    early = [{(r["seed"], r["step"], r["metric"]): r["value"] for r in table if r["step"] <= 4}
-             for table in tables]  # fmt: skip
+    assert outcome["params_at_start"] == whole[0]["params_at_start"]
+    early = [{(r["seed"], r["step"], r["metric"], str(r["of"])): r["value"]
+              for r in rows(folder) if r["step"] <= 4}
+             for folder in (tmp_path / "whole", whole[1])]  # fmt: skip
     assert early[0] == pytest.approx(early[1], rel=1e-3, abs=1e-4)
 
 
-def test_done_seeds_end_a_condition_before_its_budget(tmp_path):
-    one = a_condition(budget=3000, measured=(), seeds=(3, 4, 5), checkpoint_epochs=1000)
-    outcome = train(one, tmp_path / "run", data_of=memory)
+DONE = {"epochs": 3000, "seeds": (3, 4, 5), "checkpoint_epochs": 1000}
+
+
+def test_done_seeds_end_an_arm_before_its_budget(tmp_path):
+    outcome = train(an_arm(measured=(), **DONE), tmp_path / "run", spec=Modular(tested=True))
     assert max(outcome["epochs"].values()) < 500
-    table = [json.loads(x) for x in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    table = rows(tmp_path / "run")
     assert {row["step"] for row in table} == {3000}
-    reached = [r["value"] for r in table if r["metric"] == "grok/reached_full_test_accuracy"]
-    assert reached == [1, 1, 1]
+    assert [r["value"] for r in table if r["metric"] == "test/accuracy"] == [1, 1, 1]
+
+
+def test_snapshots_of_seeds_that_are_done_are_kept(tmp_path):
+    """Theirs after the end is the last state, for who asks for it."""
+    at = 2000
+    arm = an_arm(measured=(), snapshots=Snapshots(When(epochs=(at,))), **DONE)
+    step = dataclasses.replace(arm.step, batch_size=20)
+    members = tuple(Member(seed, start=Ref("arm", seed, at=at)) for seed in (3, 4, 5))
+    further = Train("more", members, "numbers", step, 1, 1)
+    outcome = train(arm, tmp_path / "run", spec=Modular(tested=True), further=(further,))
+    folder = tmp_path / "run" / "arrays" / "arm"
+    for seed, epoch in outcome["epochs"].items():
+        with np.load(folder / str(at) / f"state-{seed}.npz") as found:
+            assert found["step"] == epoch < 500
+    assert {r["step"] for r in rows(tmp_path / "run", arm="arm")} == {3000}
 
 
 def test_a_run_whose_seeds_are_done_is_stopped_and_goes_on_alike(tmp_path):
     """At every third look at the clock, so that it is stopped between seeds that are done."""
-    one = a_condition(budget=3000, measured=(0, 10), seeds=(3, 4, 5), checkpoint_epochs=1000)
-    lines = []
-    outcome = train(one, tmp_path / "whole", data_of=memory)
+    arm, spec, lines = an_arm(measured=(0, 10), **DONE), Modular(tested=True), []
+    outcome = train(arm, tmp_path / "whole", spec=spec)
     again = None
     while again is None:
         try:
-            again = train(one, tmp_path / "run", Nervous(3), data_of=memory, say=lines.append)
+            again = train(arm, tmp_path / "run", Nervous(3), spec=spec, say=lines.append)
         except interrupt.Interrupted:
             assert "stopped and saved" in lines[-1]
     assert sum("going on from step" in line for line in lines) >= 2
@@ -454,107 +467,30 @@ def test_a_run_whose_seeds_are_done_is_stopped_and_goes_on_alike(tmp_path):
 
 
 def test_all_seeds_non_finite_is_an_error_and_one_is_not(tmp_path):
-    def poisoned(seed):  # a label that is no class has no cross-entropy
-        data = a_split(seed)
-        return data._replace(train_label=data.train_label + (100 if seed == 4 else 0))
-
-    outcome = train(a_condition(measured=(10,)), tmp_path / "one", data_of=poisoned)
+    outcome = train(an_arm(measured=(10,)), tmp_path / "one", spec=Modular(poisoned=4))
     assert outcome["stopped"] == {"4": 0} and outcome["epochs"]["3"] > 0
-    table = [json.loads(x) for x in (tmp_path / "one" / "results.jsonl").read_text().splitlines()]
+    table = rows(tmp_path / "one")
     own = {(row["metric"], row["value"]) for row in table if row["seed"] == 4}
     assert own == {("train/alive", 0)}
     assert ("train/alive", 1) in {(r["metric"], r["value"]) for r in table if r["seed"] == 3}
     wild = dataclasses.replace(FAST, learning_rate=1e30)
     with pytest.raises(RunFailed, match="every seed turned non-finite"):
-        train(a_condition(optimizer=wild, measured=()), tmp_path / "run")
+        train(an_arm(optimizer=wild, measured=()), tmp_path / "run")
 
 
-# What is measured along the way.
+def test_data_that_seeds_share_are_the_same_numbers(tmp_path):
+    """Every one of them sees the same set, in an order of its own."""
+    model = plans.a_step().model
+    step = dataclasses.replace(an_epoch(), model=model, batch_size=8)
+    shared = plans.an_arm("epochs", step=step, evaluators=(), epochs=3)
+    ran = plans.run(plans.a_plan(shared), tmp_path / "run")
+    assert ran["epochs"]["epochs"] == {"0": 3, "1": 3}
+    assert {r["seed"] for r in rows(tmp_path / "run", metric="test/loss")} == {0, 1}
 
 
-def a_trajectory(model):
-    return Trajectory(
-        model,
-        in_factors=True,
-        num_examples=24,
-        modulus=7,
-        num_frequencies=1,
-        tol=1e-4,
-        max_products=80,
-        trace_error=0.3,
-        max_probes=8,
-        adaptive_rho=0.1,
-        adaptive_steps=2,
-    )
-
-
-@pytest.mark.parametrize("rank", [None, pytest.param(0.5, marks=pytest.mark.slow)])
-def test_curvature_is_that_of_the_coordinates(key, rank):
-    """In W and in (U, s, V), against the whole Hessian; the second search starts from the first."""
-    dense = TokenMLP(num_classes=9, width=6, features=4)
-    model = dense.clone(decompose=rank and Decomposition(rank))
-    measure, data = a_trajectory(model), a_split()
-    params = jax.jit(model.init)(key, data.train_input)["params"]
-    carry, found = measure(measure.init(params, data), params, data, key)
-    again = measure(carry, params, data, key)[1]
-    tokens, label = data.train_input[:24], data.train_label[:24]
-    coordinates = {"train[:24]": (dense, merge(params))}
-    if rank:
-        coordinates["train[:24]/factors"] = (model, params)
-    for where, (net, point) in coordinates.items():
-        flat, undo = jax.flatten_util.ravel_pytree(point)
-
-        def loss(w, net=net, undo=undo):
-            logits = net.apply({"params": undo(w)}, tokens)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-        hessian = np.asarray(jax.jit(jax.hessian(loss))(flat), np.float64)
-        top = np.linalg.eigvalsh(hessian)[-1]
-        for one in (found, again):
-            assert one.estimates[f"{where}/hessian/lambda_1"].value == pytest.approx(top, rel=1e-3)
-        trace = found.estimates[f"{where}/hessian/trace"]
-        assert abs(trace.value - np.trace(hessian)) < 4 * trace.standard_error + 1e-3 * top
-        products = f"{where}/hessian/num_products"
-        assert again.estimates[products].value < found.estimates[products].value
-        assert found.estimates[f"{where}/adaptive_sharpness"].value > 0
-    measured = {name.split("]/")[1] for name in found.estimates if name.startswith("train[")}
-    assert any(name.startswith("factors/") for name in measured) == bool(rank)
-
-
-def test_what_weights_tell():
-    model, data = a_model(Decomposition(0.5)), a_split()
-    params = start(an_epoch(), data).params
-    factors = jax.jit(model.init)(jax.random.key(1), data.train_input)["params"]
-    for point, rank in ((params, 24), (factors, 12)):
-        whole, by_layer, values = trajectory._weights(point, 7, 1)
-        layers = {name: row["hidden/kernel"] for name, row in by_layer.items()
-                  if "hidden/kernel" in row}  # fmt: skip
-        assert 1 < layers["weights/stable_rank"] < layers["weights/effective_rank"] <= rank
-        assert values["hidden/kernel"].shape == (rank,)
-        assert ("weights/orthogonality_error" in layers) == (rank == 12)
-        assert whole["weights/norm"] == pytest.approx(float(tree.norm(merge(point))), rel=1e-5)
-        assert whole["weights/parameter_norm"] == tree.norm(point)
-    assert layers["weights/orthogonality_error"] < 1e-5
-
-
-def test_fourier_of_a_circle_and_norms_of_a_dense_model():
-    model, data = a_model(), a_split()
-    params = model.init(jax.random.key(0), data.train_input)["params"]
-    angle = 2 * np.pi * 2 / 7 * np.arange(9)
-    table = np.stack([np.cos(angle), np.sin(angle), *np.zeros((4, 9))], axis=1)
-    params["embed"]["embedding"] = jnp.asarray(table, jnp.float32)
-    whole, by_layer, values = trajectory._weights(params, 7, 1)
-    assert by_layer["weights/fourier/concentration"]["embed/embedding"] == pytest.approx(1)
-    assert by_layer["weights/fourier/gini"]["embed/embedding"] == pytest.approx(1 - 1 / 3)
-    assert whole["weights/norm"] == pytest.approx(whole["weights/parameter_norm"])
-    assert "weights/orthogonality_error" not in by_layer
-    assert set(values) == {"embed/embedding", "hidden/kernel", "head/kernel"}
-    none = trajectory._weights(params, 0, 1)[1]
-    assert not any(name.startswith("weights/fourier") for name in none)
-
-
-def test_epochs_measured():
-    assert trajectory.epochs_measured(10_000, 1) == (0, 1, 10, 100, 1000)
-    assert trajectory.epochs_measured(10, 0) == ()
-    spaced = trajectory.epochs_measured(40_000, 4)
-    assert spaced[:6] == (0, 1, 2, 3, 6, 10) and spaced[-1] == 31623 and len(set(spaced)) == 20
+@pytest.mark.parametrize("mode", ["loop", "vmap"])
+def test_an_arm_of_no_epochs_is_measured_as_drawn(mode, tmp_path):
+    outcome = train(an_arm(mode, epochs=0, measured=()), tmp_path / "run")
+    assert outcome["params_at_start"] == outcome["params_at_end"]
+    found = {(r["metric"], r["step"]) for r in rows(tmp_path / "run")}
+    assert ("norm/count", 0) in found and ("train/loss", 0) not in found

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sharpjax import tree, workdir
+from sharpjax import catalog, schema, tree, workdir
 from sharpjax.data import modular
 from sharpjax.errors import UserError
 from sharpjax.protocol.hypotheses import check, contrasts
 from sharpjax.protocol.verdicts import decide
 from sharpjax.report.console import study_table
 from sharpjax.report.markdown import text as escaped
-from sharpjax.runs import schema
-from sharpjax.studies.grokking import asks as grokking_hypotheses
+from sharpjax.runs import study, verify
+from sharpjax.studies import __main__ as command
+from sharpjax.studies.grokking import asks, shows
 from sharpjax.studies.grokking import plan as grokking
-from sharpjax.studies.grokking import schema as grokking_schema
 from sharpjax.studies.papers import paper3
-from tests.commands import assert_one_line, launch, launch_probed, read_rows
+from sharpjax.train import epochs, planning
+from tests.commands import assert_one_line, launch, launch_probed, read_rows, studies
+from tests.runs import listing
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "grokking.py"
 SMOKE = "--config=configs/grokking.py:smoke"
@@ -45,6 +48,16 @@ def module():
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
+
+
+def stages(made):
+    """The trained arms by name."""
+    return planning.arms(study.plan_of(made))
+
+
+def metrics_of(made):
+    plan = study.plan_of(made)
+    return {metric for arm in planning.arms(plan) for metric in planning.metrics(plan, arm)}
 
 
 def config(form="smoke", **changes):
@@ -72,9 +85,12 @@ def test_a_run(finished):
     manifest = json.loads((folder / "manifest.json").read_text())
     arm = manifest["arms"]["add7-svd_50-80"]
     assert set(arm["epochs"]) == {"0", "1"} and arm["population"] == "loop"
-    data = manifest["data"]
-    assert data["add7-svd_50-80"] == data["add7-dense-80"], "one split for all models"
-    assert data["add7-dense-80"]["0"] != data["add7-dense-80"]["1"]
+    assert list(manifest["data"]) == ["+ mod 7, 0.8"], "one split for all models"
+    data = manifest["data"]["+ mod 7, 0.8"]
+    assert data["spec"]["operation"] == "+" and data["spec"]["train_fraction"] == 0.8
+    assert data["digests"]["0"].keys() == {"train", "test"}
+    assert data["digests"]["0"] != data["digests"]["1"], "each seed has its own"
+    assert manifest["arm_order"] == ["add7-dense-80", "add7-svd_50-80"]
     figures = {p.name for p in (folder / "figures").iterdir()}
     assert figures == {"accuracy-add7-80.png", "sharpness-add7-80.png", "captions.json"}
     captions = json.loads((folder / "figures" / "captions.json").read_text())
@@ -85,6 +101,21 @@ def test_a_run(finished):
     assert "add7-80. Training accuracy (dashed)" in html
 
 
+def test_curves_are_those_of_each_seed(finished):
+    folder, _ = finished
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rows = {(r["arm"], r["seed"], r["metric"]): r["value"]
+            for r in read_rows(folder) if r["step"] == 12}  # fmt: skip
+    for arm, recorded in manifest["arms"].items():
+        curves = np.load(folder / "arrays" / arm / "12" / "curves.npz")
+        kinds = {f"{part}_{what}" for part in ("train", "test") for what in ("loss", "accuracy")}
+        assert set(curves) == {f"{seed}.{kind}" for seed in (0, 1) for kind in kinds}
+        for name, curve in curves.items():
+            seed, kind = name.split(".")
+            assert len(curve) == recorded["epochs"][seed] and np.isfinite(curve).all()
+            assert curve[-1] == np.float32(rows[arm, int(seed), kind.replace("_", "/")])
+
+
 def test_rows_are_those_of_the_docstrings(finished):
     rows = read_rows(finished[0])
     last = {r["metric"] for r in rows if r["step"] == 12}
@@ -92,9 +123,7 @@ def test_rows_are_those_of_the_docstrings(finished):
         assert metric in paper3.__doc__ or metric in grokking.__doc__
     assert {q.metric for q in (paper3.EPOCH, paper3.ACCURACY, paper3.NUM_PARAMS)} <= last
     assert {r["step"] for r in rows} == {0, 1, 10, 12}
-    assert {r["metric"] for r in rows} == set(grokking.metrics(config())), (
-        "it says what it measures"
-    )
+    assert {r["metric"] for r in rows} == metrics_of(config()), "it says what it measures"
     early = {r["metric"] for r in rows if r["step"] == 10}
     assert early == {m for m in last if not m.startswith(("grok/", "model/", "train/alive"))}
 
@@ -104,6 +133,69 @@ def test_the_door_refuses_before_anything_heavy_is_imported():
     assert done.stdout.strip().endswith("imported:")
     done.stdout = ""
     assert_one_line(done, 2, "config.data.modulus=9", "9 = 3 x 3", "prime")
+
+
+# What can be done with it.
+
+
+def test_a_replay_is_the_same_to_the_bit(finished):
+    folder, _ = finished
+    done = studies("replay", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "arm add7-dense-80: epochs 1 to 1 of 12" in done.stdout
+    assert "not compared" not in done.stdout
+    rows = sum(r["step"] <= 1 for r in read_rows(folder))
+    compared = rows + 2 * 2  # digests at the start and after the first epoch, of two arms
+    assert 0 < rows and f"the same: {compared} rows and digests agree" in done.stdout
+
+
+def test_a_replay_trains_one_epoch_of_each_seed(finished, monkeypatch, capsys):
+    trained, advance = [], epochs.advance
+
+    def counting(*operands, num_epochs, lanes):
+        trained.append(num_epochs)
+        return advance(*operands, num_epochs=num_epochs, lanes=lanes)
+
+    monkeypatch.setattr(epochs, "advance", counting)
+    before = listing(finished[0])
+    assert command.main(["replay", str(finished[0]), "--steps=1"]) == 0
+    assert trained == [1] * 4
+    assert "the same: " in capsys.readouterr().out and listing(finished[0]) == before
+
+
+def test_measures_are_taken_again(finished, tmp_path):
+    path = shutil.copytree(finished[0], tmp_path / "run")
+    trusted = ("measure", str(path), "--trust-checkpoints", "--name=again")
+    assert command.main([*trusted, "--set", "trajectory.num_examples=16"]) == 0
+    lines = (path / "exploratory" / "again" / "rows.jsonl").read_text().splitlines()
+    again = {(r["arm"], r["seed"], r["metric"]): r for r in map(json.loads, lines)}
+    recorded = {(r["arm"], r["seed"], r["metric"]): r["value"]
+                for r in read_rows(path) if r["step"] == 12}  # fmt: skip
+    measured = {m for _, _, m in again}
+    assert {r["step"] for r in again.values()} == {12}
+    assert {m for m in measured if m.startswith("train[")} == {
+        m.replace(":32]", ":16]") for _, _, m in recorded if m.startswith("train[")
+    }
+    unchanged = {key for key in again if not key[2].startswith("train[")}
+    assert {m for _, _, m in unchanged} > {"grok/epochs", "grok/delay", "model/num_params"}
+    for key in unchanged:
+        here, there = again[key]["value"], recorded[key]
+        assert here is there is None or here == pytest.approx(there, rel=1e-5)
+    assert verify.verify(path).problems == ()
+
+
+def test_other_commands(finished, tmp_path, capsys):
+    path = shutil.copytree(finished[0], tmp_path / "run")
+    report = (path / "report.html").read_bytes()
+    assert command.main(["list", str(tmp_path)]) == 0
+    assert "grokking, 2 seeds; sealed 2" in capsys.readouterr().out
+    assert command.main(["report", str(path)]) == command.main(["verify", str(path)]) == 0
+    assert len((path / "report.html").read_bytes()) == pytest.approx(len(report), rel=0.01)
+    assert "every byte is as it was sealed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="there is nothing to amend"):
+        command.main(["amend", str(path), "--reason=none"])
+    assert command.main(["export", str(path), "--format=md"]) == 0
+    assert "| metric | add7-dense-80 | add7-svd\\_50-80 |" in capsys.readouterr().out
 
 
 # Configs.
@@ -141,15 +233,13 @@ def test_a_rank_of_0_is_refused_before_training():
     made = config()
     made.arms["add7-svd_50-80"].model = {"rank_fraction": 0.05, "layers": "embed/*"}
     schema.check(made.lock(), {})
-    arm = schema.resolve_arms(made)["add7-svd_50-80"]
     with pytest.raises(UserError, match="leaves rank 0 of embed/embedding"):
-        grokking.make_condition(made, "add7-svd_50-80", arm)
+        study.plan_of(made)
 
 
 def test_the_schema_knows_the_operations():
     there = {name: (o.divides, o.size) for name, o in modular.OPERATIONS.items()}
-    assert there == grokking_schema.OPERATIONS
-    assert grokking_schema.MAX_MODULUS == modular.MAX_MODULUS
+    assert there == catalog.OPERATIONS
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,7 +249,7 @@ def test_forms(form):
     asked = grokking.hypotheses(made)
     check(asked)
     runnable = [h for h in asked if not h.missing]
-    check(runnable, arms=tuple(made.arms), metrics=grokking.metrics(made))
+    check(runnable, arms=tuple(made.arms), metrics=metrics_of(made))
     with pytest.raises(ValueError, match="known: "):
         module().get_config("none")
 
@@ -172,12 +262,13 @@ def test_arms_are_those_of_the_paper():
                  "svd_12": 15_955}  # fmt: skip
     table = config("")
     sizes = {}
-    for name, arm in schema.resolve_arms(table).items():
-        one = grokking.make_condition(table, name, arm)
+    plan = study.plan_of(table)
+    for name, one in planning.arms(plan).items():
         task, model, fraction = name.split("-")
-        assert one.budget == paper3.BUDGETS[task][int(fraction)]
-        assert arm.data.train_fraction == int(fraction) / 100
-        assert 10 in one.measured
+        assert one.epochs == paper3.BUDGETS[task][int(fraction)]
+        assert plan.data[one.data].train_fraction == int(fraction) / 100
+        assert all(10 in e.when.steps(one.epochs, 1) for e in one.evaluators[:-1])
+        assert 10 in one.rows.steps(one.epochs, 1)
         tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
         params = jax.eval_shape(one.step.model.init, jax.random.key(0), tokens)["params"]
         sizes.setdefault(model, set()).add(tree.size(params))
@@ -190,9 +281,7 @@ def test_arms_are_those_of_the_paper():
 def test_decomposed_models_start_as_the_dense_one():
     """Of the same seed: at full rank the same function, to rounding."""
     table = config("table1_80", seeds=(100,))
-    arms = schema.resolve_arms(table)
-    models = [grokking.make_condition(table, f"add97-{m}-80", arms[f"add97-{m}-80"]).step.model
-              for m in ("dense", "svd_100")]  # fmt: skip
+    models = [stages(table)[f"add97-{m}-80"].step.model for m in ("dense", "svd_100")]
     tokens = jnp.array([[3, 97, 5, 98], [9, 97, 0, 98]], jnp.int32)
     logits = [jax.jit(m.init_with_output)(jax.random.key(0), tokens)[0] for m in models]
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-5)
@@ -287,13 +376,11 @@ def test_another_budget_than_the_papers_is_said():
     made = config("table1_80")
     made.arms["add97-dense-80"].train.epochs = 500
     budgets = {name: arm.train.epochs for name, arm in schema.resolve_arms(made).items()}
-    asked = {h.id: h for h in grokking_hypotheses.asked_of(budgets, "train[:512]")}
+    asked = {h.id: h for h in asks.asked_of(budgets, "train[:512]")}
     assert not any(name.endswith("add97-80") for name in asked), "all need the dense model"
     assert not any(name.startswith("Q.") for name in asked), "nothing is watched equally long"
     full = {n: a.train.epochs for n, a in schema.resolve_arms(config("")).items()}
-    asked = {
-        h.id: h for h in grokking_hypotheses.asked_of(full | {"add97-dense-80": 500}, "train[:512]")
-    }
+    asked = {h.id: h for h in asks.asked_of(full | {"add97-dense-80": 500}, "train[:512]")}
     assert "add97-dense-80 has 500 epochs and not the paper's 10,000" in asked["H3.1"].missing
     assert not asked["H3.3"].missing
     assert len(list(contrasts(asked["H3.1 add97-50/65"]))) == 8
@@ -305,7 +392,7 @@ def test_another_budget_than_the_papers_is_said():
 def test_the_table_stands_beside_the_papers():
     rows = made_rows(QUICK, dict.fromkeys(QUICK, 600))
     text = io.StringIO()
-    (table,) = grokking.tables(rows)
+    (table,) = shows.tables(rows)
     Console(file=text, width=160).print(study_table(table))
     lines = {line.split()[1]: line for line in text.getvalue().splitlines() if "add97" in line}
     assert "8049.8 ± 436.1" in lines["add97-dense-80"] and "540.0 ± 0.0" in lines["add97-dense-80"]

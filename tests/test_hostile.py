@@ -16,7 +16,7 @@ from etils import epath
 
 from sharpjax import workdir
 from sharpjax.errors import UserError, printable
-from sharpjax.runs import read, register, verify
+from sharpjax.runs import read, standing, verify
 from sharpjax.studies import __main__ as command
 from sharpjax.workdir import arrays, rows, seal, untrusted
 from tests.runs import listing, redo, reseal, row, sealed
@@ -449,7 +449,7 @@ def test_registrations_that_are_none(path):
         (path / "registration.json").write_bytes(content)
         reseal(path)
         assert any("registration.json" in line for line in problems(path))
-        assert "registration.json" in refused(register.read, epath.Path(path))
+        assert "registration.json" in refused(standing.read, epath.Path(path))
 
 
 def test_reading_says_what_the_files_say(path):

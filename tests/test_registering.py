@@ -12,8 +12,9 @@ from configs import sam_cifar
 from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.protocol import registration
+from sharpjax.provenance import sources
 from sharpjax.runs import register as registering
-from sharpjax.runs import sources, verify
+from sharpjax.runs import standing, study, verify
 from tests.commands import assert_one_line, launch
 from tests.runs import hypothesis, listing, reseal, row
 
@@ -26,10 +27,10 @@ def config(seeds=(0, 1, 2, 3), rho=0.05):
 
 
 @pytest.fixture(autouse=True)
-def study(monkeypatch, tmp_path):
+def asked(monkeypatch, tmp_path):
     """A study with one hypothesis, and no official registrations."""
     asked = [hypothesis()]
-    monkeypatch.setattr(registering, "hypotheses_of", lambda config: tuple(asked))
+    monkeypatch.setattr(study, "hypotheses_of", lambda config: tuple(asked))
     (tmp_path / "official").mkdir()
     monkeypatch.setattr(registering, "OFFICIAL", tmp_path / "official")
     return asked
@@ -61,7 +62,7 @@ def begin(path, config, finish=False):
         if finish:
             run.append("sam", [row("sam", seed, 8) for seed in config.seeds])
             run.append("sgd", [row("sgd", seed, 8, value=0.6 + seed / 9) for seed in config.seeds])
-            there = registering.read(run.path)
+            there = standing.read(run.path)
             run.seal({"registration": there.seal if there else None})
     return lines
 
@@ -94,9 +95,9 @@ def test_what_is_sealed(tmp_path):
     assert not (tmp_path / "run" / "metrics").exists()
 
 
-def test_a_test_that_cannot_reject_is_said(tmp_path, study):
-    weak = dataclasses.replace(study[0].contrasts[0], test="wilcoxon", direction="two-sided")
-    study[0] = dataclasses.replace(study[0], contrasts=(weak,))
+def test_a_test_that_cannot_reject_is_said(tmp_path, asked):
+    weak = dataclasses.replace(asked[0].contrasts[0], test="wilcoxon", direction="two-sided")
+    asked[0] = dataclasses.replace(asked[0], contrasts=(weak,))
     lines = register(tmp_path / "run", config())
     assert "warning: T.1: " in lines and "below 0.125" in lines
 
@@ -116,17 +117,17 @@ def test_a_run_goes_on_under_its_registration(tmp_path):
     lines = begin(path, config(), finish=True)
     assert "registered 2" in lines and "unregistered" not in lines
     assert verify.verify(path).problems == ()
-    standing = registering.standing(epath.Path(path))
-    assert standing.registered is not None and not standing.analysis_differs
+    there = standing.standing(epath.Path(path))
+    assert there.registered is not None and not there.analysis_differs
     assert begin(path, config()) == []  # done: nothing is begun
 
 
-def test_an_unregistered_run_says_so(tmp_path, study):
+def test_an_unregistered_run_says_so(tmp_path, asked):
     lines = begin(tmp_path / "run", config(), finish=True)
     assert lines == ["unregistered: everything is exploratory"]
     assert "unregistered: everything is exploratory" in verify.verify(tmp_path / "run").notes
     assert "results" in refused(register, tmp_path / "run", config())
-    study.clear()
+    asked.clear()
     assert "has no hypotheses; unregistered" in begin(tmp_path / "other", config())
     message = refused(register, tmp_path / "third", config())
     assert "study 'sharpness' has no hypotheses" in message
@@ -141,30 +142,30 @@ def test_what_has_been_seen_cannot_be_registered(tmp_path):
     assert listing(path) == before
 
 
-def test_another_question_is_refused_with_the_difference(tmp_path, study):
+def test_another_question_is_refused_with_the_difference(tmp_path, asked):
     path = tmp_path / "run"
     register(path, config())
     before = listing(path)
     assert "optim.rho is 0.05 there and 0.1 here" in refused(begin, path, config(rho=0.1))
-    study[0] = hypothesis(direction="greater")
+    asked[0] = hypothesis(direction="greater")
     for action in (begin, register):
         message = refused(action, path, config())
         assert '.direction: "less" registered, "greater" now' in message
-    study[0] = hypothesis(alpha=0.1)
+    asked[0] = hypothesis(alpha=0.1)
     assert "alpha: 0.05 registered, 0.1 now" in refused(begin, path, config())
-    study.append(hypothesis("T.2", "test/ece"))
+    asked.append(hypothesis("T.2", "test/ece"))
     assert "T.1" in refused(begin, path, config())
     assert listing(path) == before
 
 
-def test_bad_hypotheses_are_refused_before_anything_is_sealed(tmp_path, study):
+def test_bad_hypotheses_are_refused_before_anything_is_sealed(tmp_path, asked):
     for wrong, words in (
         (hypothesis(alpha=0.0), "alpha"),
         (hypothesis(metric=""), "metric"),
     ):
-        study[:] = [wrong]
+        asked[:] = [wrong]
         assert words in refused(register, tmp_path / "run", config())
-    study[:] = [hypothesis(), hypothesis()]
+    asked[:] = [hypothesis(), hypothesis()]
     assert "T.1" in refused(register, tmp_path / "run", config())
     assert not (tmp_path / "run" / "registration.json").exists()
 
@@ -248,19 +249,19 @@ def test_other_code_is_recorded_and_another_analysis_marks_verdicts(tmp_path, mo
     begin(path, config(), finish=True)
     folder = epath.Path(path)
     monkeypatch.setattr(sources, "code_digest", lambda: "c" * 64)
-    standing = registering.standing(folder)
-    assert standing.code_differs and not standing.analysis_differs
-    assert not any("analysis" in line for line in standing.warnings)
+    now = standing.standing(folder)
+    assert now.code_differs and not now.analysis_differs
+    assert not any("analysis" in line for line in now.warnings)
     monkeypatch.setattr(sources, "analysis_digest", lambda study: "a" * 64)
-    standing = registering.standing(folder)
-    assert standing.analysis_differs and "aaaaaaaaaaaa" in standing.warnings[0]
-    amendment = registering.amend(folder, "  a bug in the ranks  ")
+    now = standing.standing(folder)
+    assert now.analysis_differs and "aaaaaaaaaaaa" in now.warnings[0]
+    amendment = standing.amend(folder, "  a bug in the ranks  ")
     assert amendment.reason == "a bug in the ranks" and amendment.analysis == "a" * 64
-    standing = registering.standing(folder)
-    assert not standing.analysis_differs and standing.amendments == (amendment,)
+    now = standing.standing(folder)
+    assert not now.analysis_differs and now.amendments == (amendment,)
     assert verify.verify(path).problems == ()
     monkeypatch.setattr(sources, "analysis_digest", lambda study: "b" * 64)
-    assert registering.standing(folder).analysis_differs  # amended to another state than this
+    assert standing.standing(folder).analysis_differs  # amended to another state than this
 
 
 def test_amendments_are_a_chain(tmp_path):
@@ -268,8 +269,8 @@ def test_amendments_are_a_chain(tmp_path):
     register(path, config())
     folder = epath.Path(path)
     for reason in ("one", "two", "three"):
-        registering.amend(folder, reason)
-    seal = registering.read(folder).seal
+        standing.amend(folder, reason)
+    seal = standing.read(folder).seal
     lines = (path / "amendments.jsonl").read_bytes().splitlines()
     previous = [seal, *(hashlib.sha256(line).hexdigest() for line in lines)]
     assert [json.loads(line)["previous"] for line in lines] == previous[:3]
@@ -284,15 +285,15 @@ def test_amendments_are_a_chain(tmp_path):
         (path / "amendments.jsonl").write_bytes(b"\n".join(changed) + b"\n")
         problems = verify.verify(path).problems
         assert any("does not follow" in line for line in problems), problems
-        assert "does not follow" in refused(registering.amend, folder, "four")
+        assert "does not follow" in refused(standing.amend, folder, "four")
 
 
 def test_amendments_need_a_registration_and_a_reason(tmp_path):
     begin(tmp_path / "run", config())
-    assert "nothing to amend" in refused(registering.amend, epath.Path(tmp_path / "run"), "x")
+    assert "nothing to amend" in refused(standing.amend, epath.Path(tmp_path / "run"), "x")
     register(tmp_path / "other", config())
     before = listing(tmp_path / "other")
-    assert "needs a reason" in refused(registering.amend, epath.Path(tmp_path / "other"), " \n")
+    assert "needs a reason" in refused(standing.amend, epath.Path(tmp_path / "other"), " \n")
     assert listing(tmp_path / "other") == before
 
 
@@ -341,7 +342,7 @@ def test_the_digest_of_sources_is_of_names_and_bytes(tmp_path):
 def test_the_digests_cover_what_they_say():
     protocol = sorted((sources.PACKAGE / "protocol").rglob("*.py"))
     assert sources.analysis_digest.__wrapped__("sharpness") == sources.digest(
-        [*protocol, sources.PACKAGE / "studies" / "sharpness" / "plan.py"], sources.PACKAGE
+        [*protocol, *(sources.PACKAGE / "studies" / "sharpness").glob("*.py")], sources.PACKAGE
     )
     assert sources.code_digest.__wrapped__() == sources.digest(
         sources.PACKAGE.rglob("*.py"), sources.PACKAGE

@@ -3,22 +3,26 @@
 import importlib.util
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
-from sharpjax import workdir
+from sharpjax import runtime, schema, workdir
 from sharpjax.errors import UserError
 from sharpjax.protocol.catalog import TESTS
 from sharpjax.protocol.result import Samples
 from sharpjax.protocol.verdicts import decide
-from sharpjax.runs import schema
+from sharpjax.runs import run as runner
+from sharpjax.runs import study
+from sharpjax.studies import __main__ as command
 from sharpjax.studies.reproducibility import plan as reproducibility
 from sharpjax.studies.reproducibility import simulate as simulated_studies
 from sharpjax.studies.reproducibility.schema import PAIRED_TESTS
 from sharpjax.studies.reproducibility.schema import TESTS as UNPAIRED_TESTS
 from sharpjax.studies.reproducibility.simulate import Setting
-from tests.commands import assert_one_line, launch, launch_probed, read_rows
+from tests.commands import assert_one_line, launch, launch_probed, read_rows, studies
+from tests.runs import reseal
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "reproducibility.py"
 SMOKE = "--config=configs/reproducibility.py:smoke"
@@ -47,7 +51,17 @@ def config(form="smoke", **changes):
     return made
 
 
-def values(rows, metric, arm):
+def rows_of(now, seed, arm="a"):
+    """The rows of one seed of an arm."""
+    found = simulated_studies.study_values(now, seed)
+    return [
+        {"arm": arm, "seed": seed, "step": 0, "of": dict(of), "metric": metric, "value": value}
+        | {"study": "reproducibility", "standard_error": 0.0}
+        for (metric, of), value in found.items()
+    ]
+
+
+def values(rows, metric, arm="a"):
     return [r["value"] for r in rows if r["metric"] == metric and r["arm"] == arm]
 
 
@@ -116,9 +130,54 @@ def test_ten_thousand_studies_answer_the_paper(tmp_path):
         now = simulated_studies.setting(arm)
         if name not in ("metrics_only", "looks_only"):
             for seed in seeds:
-                rows += simulated_studies.study_rows("reproducibility", name, now, seed)
+                rows += rows_of(now, seed, name)
     judgements = decide(reproducibility.hypotheses(config("")), rows, seeds=seeds)
     assert [j.verdict for j in judgements] == ["not run"] * 2 + ["supported"] * 3
+
+
+# What can be done with it.
+
+
+def test_a_replay_draws_every_study_again(finished):
+    folder, rows = finished[0], read_rows(finished[0])
+    done = studies("replay", folder)
+    assert done.returncode == 0 and "not compared" not in done.stdout, done.stdout + done.stderr
+    assert "arm registered: whole" in done.stdout
+    assert f"the same: {len(rows)} rows and digests agree" in done.stdout
+
+
+def test_a_replay_elsewhere_finds_numbers_that_were_never_drawn(finished, tmp_path, capsys):
+    path = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["environments"][0]["device_kind"] = "abacus"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    reseal(path)
+    assert command.main(["replay", str(path)]) == 0
+    assert f"the same: {len(read_rows(path))} rows" in capsys.readouterr().out
+    for name in ("results.jsonl", "metrics/planned/0.jsonl"):
+        lines = [json.loads(line) for line in (path / name).read_text().splitlines()]
+        for line in lines:
+            if (line["arm"], line["seed"], line["metric"]) == ("planned", 0, "seed/rejection_rate"):
+                line["value"] += 0.1
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+        (path / name).write_text(text)
+    reseal(path)
+    assert command.main(["replay", str(path)]) == 1
+    assert "NOT the same: 1 of" in capsys.readouterr().out
+
+
+def test_other_commands(finished, tmp_path, capsys):
+    path = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+    with pytest.raises(UserError, match="trains no models, so there are none to measure"):
+        command.main(["measure", str(path), "--trust-checkpoints"])
+    assert command.main(["amend", str(path), "--reason=none"]) == 0
+    assert command.main(["report", str(path)]) == command.main(["verify", str(path)]) == 0
+    assert "none" in (path / "report.md").read_text()
+    assert command.main(["list", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "every byte is as it was sealed" in said and "reproducibility, 2 seeds; sealed" in said
+    assert command.main(["export", str(path), "--format=tex"]) == 0
+    assert "significant\\_only" in capsys.readouterr().out
 
 
 # The simulation.
@@ -141,24 +200,22 @@ def test_n_is_planned():
 
 def test_significant_estimates_exaggerate():
     now = SETTING._replace(studies=400, effect=0.5, registry=100)
-    every = simulated_studies.study_rows("s", "a", now, 0)
-    some = simulated_studies.study_rows("s", "a", now._replace(publish="significant"), 0)
-    assert values(every, "seed/exaggeration", "a")[0] > 1.5
-    assert abs(np.mean(values(every, "registry/bias", "a"))) < 4 * np.sqrt(2 / 10 / 400)
-    assert min(values(some, "registry/bias", "a")) > 0.3
-    assert values(some, "registry/truth", "a") == [0.5] * 4
+    every = rows_of(now, 0)
+    some = rows_of(now._replace(publish="significant"), 0)
+    assert values(every, "seed/exaggeration")[0] > 1.5
+    assert abs(np.mean(values(every, "registry/bias"))) < 4 * np.sqrt(2 / 10 / 400)
+    assert min(values(some, "registry/bias")) > 0.3
+    assert values(some, "registry/truth") == [0.5] * 4
     # The same studies, whatever is published of them.
-    assert values(every, "study/rejected", "a") == values(some, "study/rejected", "a")
+    assert values(every, "study/rejected") == values(some, "study/rejected")
 
 
 def test_nothing_published_is_missing():
-    rows = simulated_studies.study_rows(
-        "s", "a", SETTING._replace(studies=2, registry=1, n=2, first_look=2, publish="significant"),
-        3,
-    )  # fmt: skip
-    rejected = values(rows, "study/rejected", "a")
+    now = SETTING._replace(studies=2, registry=1, n=2, first_look=2, publish="significant")
+    rows = rows_of(now, 3)
+    rejected = values(rows, "study/rejected")
     assert rejected == [0.0, 0.0]
-    assert np.isnan(values(rows, "registry/bias", "a")).all()
+    assert np.isnan(values(rows, "registry/bias")).all()
 
 
 @pytest.mark.parametrize("test", [*UNPAIRED_TESTS, *PAIRED_TESTS])
@@ -167,8 +224,8 @@ def test_decides_as_the_test_does(test):
     now = SETTING._replace(studies=6, test=test, effect=1.0)
     assert (TESTS[test].kind == "paired") == (test in PAIRED_TESTS)
     outcome = simulated_studies.simulate(now, 0)
-    for i, study in enumerate(simulated_studies.draw(now, 0)):
-        result = TESTS[test].function(Samples(tuple(study[0])), alternative="two-sided")
+    for i, drawn in enumerate(simulated_studies.draw(now, 0)):
+        result = TESTS[test].function(Samples(tuple(drawn[0])), alternative="two-sided")
         assert outcome.rejected[i] == (result.p <= 0.05)
         assert outcome.estimate[i] == pytest.approx(result.effect)
     assert 0 < outcome.rejected.sum()
@@ -207,58 +264,73 @@ def test_seeds_are_streams():
     assert not np.isclose(first[:, :, 1], other[:, :, 1]).any()
 
 
-def test_number_of_rows_is_known():
+def test_what_an_arm_may_measure_is_known():
     for now in (SETTING, SETTING._replace(effect=1.0, each_study=False, registry=5)):
-        assert len(simulated_studies.study_rows("s", "a", now, 0)) == simulated_studies.num_rows(
-            now
+        found = simulated_studies.study_values(now, 0)
+        assert {metric for metric, _ in found} <= set(simulated_studies.METRICS)
+        assert len(found) == sum(
+            (now.each_study * now.studies, 1, now.effect > 0, 3 * now.studies // now.registry)
         )
 
 
 # The run.
 
 
-def rows_of(folder, made, monkeypatch=None, stop_at=None):
-    """Run in this process; `stop_at`: the arm at which it fails."""
+def run_in(folder, made):
+    """Run in this process; the bytes of the results."""
     with workdir.open_run(folder, config=made.to_dict(), overrides={}) as run:
-        if stop_at is not None:
-            simulate = reproducibility.study_rows
-
-            def stopping(study, arm, now, seed):
-                if arm == stop_at and seed == made.seeds[-1]:
-                    raise KeyboardInterrupt
-                return simulate(study, arm, now, seed)
-
-            monkeypatch.setattr(reproducibility, "study_rows", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                reproducibility.run(made, run)
-            monkeypatch.undo()
-            return None
-        reproducibility.run(made, run)
+        runner.run(made, study.plan_of(made), run)
     return (folder / "results.jsonl").read_bytes()
 
 
+def counted(monkeypatch, stop_at=None):
+    """The arms whose seeds are drawn, in turn; at the last seed of `stop_at` it fails."""
+    drawn, study_values = [], simulated_studies.study_values
+
+    def counting(now, seed):
+        name = next(n for n, arm in schema.complete_arms(config()).items()
+                    if simulated_studies.setting(arm) == now)  # fmt: skip
+        if name == stop_at and seed == config().seeds[-1]:
+            raise KeyboardInterrupt
+        drawn.append((name, seed))
+        return study_values(now, seed)
+
+    monkeypatch.setattr(reproducibility, "study_values", counting)
+    return drawn
+
+
 def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
-    whole = rows_of(tmp_path / "whole", config())
-    rows_of(tmp_path / "part", config(), monkeypatch, stop_at="planned")
+    whole = run_in(tmp_path / "whole", config())
+    with monkeypatch.context() as patch:
+        before = counted(patch, stop_at="planned")
+        with pytest.raises(KeyboardInterrupt):
+            run_in(tmp_path / "part", config())
+    after = counted(monkeypatch)
+    assert run_in(tmp_path / "part", config()) == whole
+    every = [(name, seed) for name in sorted(config().arms) for seed in config().seeds]
+    assert before + after == every and after[0] == ("planned", config().seeds[-1])
     capsys.readouterr()
-    assert rows_of(tmp_path / "part", config()) == whole
-    said = capsys.readouterr().out
-    assert "arm flexible: done before" in said and "arm planned: done before" not in said
-    assert rows_of(tmp_path / "part", config()) == whole
+    assert run_in(tmp_path / "part", config()) == whole
     assert "nothing to run" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_processes_change_nothing(tmp_path, monkeypatch):
-    alone = rows_of(tmp_path / "alone", config())
-    monkeypatch.setattr(reproducibility, "processes", lambda studies, tasks: 2)
-    assert rows_of(tmp_path / "two", config()) == alone
+    """Nor do they where some arms were done before."""
+    alone = run_in(tmp_path / "alone", config())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, stop_at="planned")
+        run_in(tmp_path / "two", config())
+    monkeypatch.setattr(reproducibility, "FEW", 0)
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
+    assert run_in(tmp_path / "two", config()) == alone
 
 
 def test_few_studies_start_no_processes():
-    assert reproducibility.processes(100, 20) == 1
-    assert 1 <= reproducibility.processes(10**6, 20) <= 20
-    assert reproducibility.processes(10**6, 1) == 1
+    def parallel(made):
+        return {stage.parallel for stage in study.plan_of(made).stages}
+
+    assert parallel(config()) == {False} and parallel(config("")) == {True}
 
 
 def test_units_for_the_power_table():

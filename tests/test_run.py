@@ -66,6 +66,7 @@ def test_the_smoke_form_end_to_end(tmp_path):
     line = next(x for x in done.stdout.splitlines() if "train[:64]/hessian/lambda_1 " in x)
     assert line.count("±") == line.count("(2)") == 3
     assert "over 2 disjoint measurement sets" in done.stdout
+    assert done.stdout.count("SmallConv(num_classes=10, width=4): 1,626 parameters") == 1
     assert re.search(
         r"training \d+%, evaluation \d+%, geometry \d+%, checkpoints \d+%", done.stdout
     )
@@ -101,7 +102,8 @@ def test_the_smoke_form_end_to_end(tmp_path):
     assert all(r["standard_error"] > 0 for r in trace)
 
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest["data"]["digests"]) == {"train", "test"}
+    assert manifest["data"]["digits"]["digests"].keys() == {"train", "test"}
+    assert manifest["arm_order"] == ["sam", "sgd", "sgd_2x"]
     assert manifest["seconds_of_last_process"]["geometry"] > 0
     starts = [arm["params_at_start"] for arm in manifest["arms"].values()]
     assert starts[0] == starts[1] == starts[2]  # arms of one seed start at the same weights

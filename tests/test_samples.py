@@ -86,6 +86,28 @@ def test_what_a_seed_gives_after_it_died_is_no_measurement():
     assert lists(gather(table, contrast(("sgd",), quantity=alive, test="binomial"))) == [[1, 1, 0]]
 
 
+def test_one_of_several_models_of_a_seed_that_turned_non_finite():
+    def copies(values, metric="test/loss", arm="sgd"):
+        return [
+            row | {"of": {"copy": i}}
+            for i, own in enumerate(values)
+            for row in rows(arm, own, metric)
+        ]
+
+    table = (
+        copies([A, B]) + copies([[1, 0, 1], [1, 1, 1]], "train/alive") + copies([A, B], arm="sam")
+    )
+    other = contrast(quantity=Quantity("test/loss", of={"copy": 1}))
+    assert lists(gather(table, other)) == [B, B]
+    reason, there = incomplete(table, contrast(quantity=Quantity("test/loss", of={"copy": 0})))
+    assert "missing in arm 'sgd' seed 1 (1 of them turned non-finite" in reason
+    assert len(there.groups[0]) == 2
+    each = Quantity("test/loss", over=("seed", "copy"))
+    reason, there = incomplete(table, contrast(quantity=each, test="welch"), seeds=[0, 1, 2])
+    assert "missing in arm 'sgd' seed 1 {\"copy\":0} (1 of them turned non-finite" in reason
+    assert sorted(map(len, there.groups)) == [5, 6]
+
+
 def test_seeds_that_were_not_registered_do_not_count():
     assert lists(gather(BOTH, contrast(), seeds=[0, 2])) == [[0.1, 0.3], [1.1, 1.3]]
 

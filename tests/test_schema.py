@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from configs import sam_cifar
-from sharpjax import catalog
+from sharpjax import catalog, schema
 from sharpjax.errors import UserError
 from sharpjax.protocol import registration
-from sharpjax.runs import register, schema
+from sharpjax.runs import register
 from sharpjax.studies.sharpness import schema as sharpness
 from tests.commands import ROOT, assert_one_line, environment
 
@@ -121,7 +121,8 @@ def test_a_named_field_is_checked_as_any_other(later):
     refused(made, "config has no 'optim'")
 
 
-def test_an_arm_may_override_what_is_not_shared():
+def test_an_arm_may_override_what_is_not_shared(monkeypatch):
+    monkeypatch.setattr(sharpness, "RULES", sharpness.RULES._replace(shared=("data.name",)))
     schema.check(config(sam={"data": {"augment": False}}).lock(), {})
     refused(config(sam={"data": {"name": "mnist"}}), "all arms have the same data; set config.data")
 
@@ -130,11 +131,11 @@ def test_an_arm_may_override_what_is_not_shared():
 
 _SCRIPT = """
 import sys
-from sharpjax.runs import schema
+from sharpjax import schema
 from sharpjax.studies.sharpness import schema as sharpness
 rule = schema.optional(schema.FRACTION, 0.999)
 fields = {**sharpness.RULES.fields, "optim.damping": rule}
-sharpness.RULES = sharpness.RULES._replace(fields=fields)
+sharpness.RULES = sharpness.RULES._replace(fields=fields, shared=("data.name",))
 import launch
 launch.parse(sys.argv)
 from absl import flags

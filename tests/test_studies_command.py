@@ -15,10 +15,10 @@ from configs import sam_cifar
 from sharpjax import workdir
 from sharpjax.errors import UserError, printable
 from sharpjax.report import words
-from sharpjax.runs import conclude, export, register, verify
+from sharpjax.runs import export, register, study, verify
+from sharpjax.runs import run as runner
 from sharpjax.studies import __main__ as command
-from sharpjax.studies.sharpness import plan as sharpness
-from tests.commands import ROOT, assert_one_line, environment
+from tests.commands import ROOT, assert_one_line, environment, studies
 from tests.runs import flips, hypothesis, listing, reseal
 
 
@@ -39,15 +39,14 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run"
     made = config()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(register, "hypotheses_of", lambda config: (hypothesis(),))
+        patch.setattr(study, "hypotheses_of", lambda config: (hypothesis(),))
         patch.setattr(register, "OFFICIAL", pathlib.Path("/nonexistent"))
         patch.setattr(sys, "argv", ["launch.py", "--config=configs/sam_cifar.py:smoke"])
         with workdir.open_run(path, config=made.to_dict(), overrides={}) as run:
             register.register(made, run, name="tiny", say=lambda line: None)
         with workdir.open_run(path, config=made.to_dict(), overrides={}) as run:
             register.begin(made, run, name="tiny", say=lambda line: None)
-            sharpness.run(made, run)
-            conclude.write_report(run.path, leased=True)
+            runner.run(made, study.plan_of(made), run)
     assert command.main(["amend", str(path), "--reason=a typo in a docstring"]) == 0
     return path
 
@@ -135,7 +134,9 @@ def test_the_manifest_says_what_was_run(whole):
     assert process["started"] <= process["ended"] and process["peak_bytes"]["host"] > 2**20
     assert process["seconds"]["total"] > process["seconds"]["training"] > 0
     assert process["command"] == ["launch.py", "--config=configs/sam_cifar.py:smoke"]
-    assert set(manifest["data"]["digests"]) == {"train", "test"}
+    assert manifest["data"]["digits"]["digests"].keys() == {"train", "test"}
+    assert manifest["data"]["digits"]["spec"]["num_train"] == 128
+    assert manifest["arm_order"] == ["sam", "sgd"]
     assert {"params_at_start", "params_at_end"} < set(manifest["arms"]["sam"])
 
 
@@ -191,10 +192,10 @@ def test_elsewhere_a_replay_compares_losses_within_a_tolerance(path, capsys):
 
 def test_a_replay_needs_the_same_data(path):
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["data"]["digests"]["train"] = "0" * 64
+    manifest["data"]["digits"]["digests"]["train"] = "0" * 64
     (path / "manifest.json").write_text(json.dumps(manifest))
     reseal(path)
-    assert "is not what" in refused("replay", path)
+    assert "the data 'digits' here are not what" in refused("replay", path)
 
 
 # Measure.
@@ -396,30 +397,26 @@ print("imported:", *(m for m in ("jax", "flax", "orbax", "matplotlib") if m in s
 """
 
 
-def studies(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+def test_looking_at_a_run_imports_nothing_heavy(whole):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, str(whole)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
     )
-
-
-def test_looking_at_a_run_imports_nothing_heavy(whole):
-    done = studies("-c", LIGHT, whole)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
 def test_the_command_as_a_person_gives_it(whole, path):
-    done = studies("-m", "sharpjax.studies", "verify", whole)
+    done = studies("verify", whole)
     assert done.returncode == 0 and done.stderr == ""
     (path / "DONE").write_text("")
-    done = studies("-m", "sharpjax.studies", "verify", path)
+    done = studies("verify", path)
     assert done.returncode == 1 and "manifest.json differs from the SHA-256 in DONE" in done.stdout
-    assert_one_line(studies("-m", "sharpjax.studies", "export", path), 2, "is damaged")
+    assert_one_line(studies("export", path), 2, "is damaged")
 
 
 MISTAKES = {

@@ -1,4 +1,4 @@
-"""One step, many seeds, several devices: the same numbers whichever way they run."""
+"""One step, many models, several devices: the same numbers whichever way they run."""
 
 import dataclasses
 import doctest
@@ -11,11 +11,14 @@ import pytest
 from flax import linen
 
 from sharpjax import nn, tree
-from sharpjax.estimate import Estimate
+from sharpjax.data import Examples, Splits
+from sharpjax.driver import interrupt, progress
 from sharpjax.optim import OptimizerSpec
-from sharpjax.train import interrupt, loop, population, progress, streams
-from sharpjax.train.evaluators import Data, Results
-from sharpjax.train.step import Own, SeedStep, Shared
+from sharpjax.train import plan, planning, population, results, streams
+from sharpjax.train.plan import Derive, Member, Ref, When
+from sharpjax.train.results import Results, exact
+from sharpjax.train.steps import Beside, Steps
+from tests.plans import END, a_plan, an_arm, rows, run, values
 
 
 class Normalized(linen.Module):
@@ -29,12 +32,13 @@ class Normalized(linen.Module):
 
 
 SHAPE = (8, 8, 1)
+EXAMPLE = jnp.zeros((1, *SHAPE))
 SEEDS = (0, 1, 2, 3)
 
 
 def a_step(model="mlp", width=4, batch_size=16, rate=0.05, **changes):
     optimizer = OptimizerSpec("sgd", rate, momentum=0.9, weight_decay=5e-4, rho=0.05)
-    return SeedStep(
+    return Steps(
         model=nn.build(model, num_classes=10, width=width),
         optimizer=dataclasses.replace(optimizer, **changes),
         batch_size=batch_size,
@@ -43,32 +47,32 @@ def a_step(model="mlp", width=4, batch_size=16, rate=0.05, **changes):
 
 
 @pytest.fixture
-def shared(key):
+def splits(key):
     image = jax.random.randint(key, (64, *SHAPE), 0, 256).astype(jnp.uint8)
     label = jax.random.randint(key, (64,), 0, 10)
-    return Shared(image, label, jnp.array([0.5]), jnp.array([0.25]))
+    both = Examples(image, label, None, jnp.array([0.5]), jnp.array([0.25]))
+    return Splits(both, both)
 
 
 def a_layout(mode, num_seeds=4, devices=1, batch_size=16):
-    model = nn.build("mlp", num_classes=10)
-    layout = population.choose_layout(
-        mode, model, SHAPE, num_seeds=num_seeds, batch_size=batch_size
-    )
+    layout = population.lay_out(mode, num_seeds=num_seeds, batch_size=batch_size)
     if devices == 1:
         mesh = jax.sharding.Mesh(layout.mesh.devices.reshape(-1)[:1].reshape(1, 1), population.AXES)
         layout = dataclasses.replace(layout, mesh=mesh)
     return layout
 
 
-def own(seed):
-    return Own(jax.random.permutation(streams.stream(seed, "order"), 64), jax.random.key(seed))
+def initial(step, layout, seeds=SEEDS):
+    each = [step.init(EXAMPLE, streams.stream(seed, "init")) for seed in seeds]
+    return population.gather(each, layout)
 
 
-def train(step, shared, layout, seeds=SEEDS, num_steps=4):
-    states = population.initial(seeds, step, SHAPE, layout)
-    orders = population.gather([own(seed) for seed in seeds], layout)
-    where = {"start": 0, "offset": 0, "num_steps": num_steps, "layout": layout}
-    return population.advance(step, states, shared, orders, **where)
+def train(step, splits, layout, seeds=SEEDS, num_steps=4, states=None, start=0):
+    """The models after so many steps, one by one."""
+    members = tuple(map(Member, seeds))
+    loop = step.loop(members, [Beside()] * len(seeds), [splits] * len(seeds), layout)
+    states = initial(step, layout, seeds) if states is None else states
+    return population.members(loop.advance(start, num_steps, states, ())[1], layout)
 
 
 def assert_close(a, b, tolerance=1e-5):
@@ -77,26 +81,26 @@ def assert_close(a, b, tolerance=1e-5):
         assert np.linalg.norm(x - y) <= tolerance * max(np.linalg.norm(y), 1e-3)
 
 
-@pytest.mark.parametrize("module", [progress, streams])
+@pytest.mark.parametrize("module", [plan, progress, results, streams])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 
 
 @pytest.mark.parametrize("m", [0, 8])
-def test_lanes_are_the_seeds_in_turn(m, shared):
+def test_lanes_are_the_seeds_in_turn(m, splits):
     step = a_step(m=m)
-    lanes = population.members(train(step, shared, a_layout("vmap")), a_layout("vmap"))
-    turns = population.members(train(step, shared, a_layout("loop")), a_layout("loop"))
+    lanes = train(step, splits, a_layout("vmap"))
+    turns = train(step, splits, a_layout("loop"))
     for a, b in zip(lanes, turns, strict=True):
         assert_close(a.params, b.params)
         assert_close(a.opt_state, b.opt_state)
     assert float(tree.norm(tree.add_scaled(lanes[0].params, -1.0, lanes[1].params))) > 0.1
 
 
-def test_a_seed_is_the_same_in_any_company(shared):
+def test_a_seed_is_the_same_in_any_company(splits):
     step, layout = a_step(), a_layout("loop")
-    together = train(step, shared, layout)
-    alone = train(step, shared, layout, seeds=(2,))
+    together = train(step, splits, layout)
+    alone = train(step, splits, layout, seeds=(2,))
     assert tree.digest(together[2].params) == tree.digest(alone[0].params)
 
 
@@ -104,19 +108,14 @@ def test_a_seed_is_the_same_in_any_company(shared):
     ("mode", "seeds", "shape"),
     [("vmap", 4, (4, 1)), ("vmap", 2, (2, 2)), ("vmap", 3, (1, 4)), ("loop", 3, (1, 4))],
 )
-def test_devices_are_shared_out_and_change_no_number(mode, seeds, shape, shared):
+def test_devices_are_shared_out_and_change_no_number(mode, seeds, shape, splits):
     assert jax.device_count() == 4
     layout = a_layout(mode, num_seeds=seeds, devices=4)
     assert tuple(layout.mesh.shape.values()) == shape
     step = dataclasses.replace(a_step(), model=Normalized())
-    spread = train(
-        dataclasses.replace(step, placement=layout.batch), shared, layout, SEEDS[:seeds], 2
-    )
-    single = a_layout(mode, num_seeds=seeds)
-    one = train(step, shared, single, SEEDS[:seeds], 2)
-    for a, b in zip(
-        population.members(spread, layout), population.members(one, single), strict=True
-    ):
+    spread = train(step, splits, layout, SEEDS[:seeds], 2)
+    one = train(step, splits, a_layout(mode, num_seeds=seeds), SEEDS[:seeds], 2)
+    for a, b in zip(spread, one, strict=True):
         assert_close(a.params, b.params, 1e-4)
         assert_close(a.variables, b.variables, 1e-4)
 
@@ -127,78 +126,126 @@ def test_devices_that_divide_nothing_stay_idle():
 
 
 def test_auto_runs_convolutions_in_turn_on_cpu():
-    sizes = {"num_seeds": 4, "batch_size": 16}
-    conv = nn.build("small_conv", num_classes=10, width=2)
-    assert population.choose_layout("auto", conv, SHAPE, **sizes).mode == "loop"
-    mlp = nn.build("mlp", num_classes=10, width=2)
-    assert population.choose_layout("auto", mlp, SHAPE, **sizes).mode == "vmap"
-    assert population.choose_layout("vmap", conv, SHAPE, **sizes).mode == "vmap"
+    conv, mlp = a_step("small_conv", width=2), a_step(width=2)
+    assert conv.layout("auto", EXAMPLE, 4).mode == "loop"
+    assert mlp.layout("auto", EXAMPLE, 4).mode == "vmap"
+    assert conv.layout("vmap", EXAMPLE, 4).mode == "vmap"
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop"])
-def test_a_seed_that_blows_up_is_frozen_and_the_others_go_on(mode, shared):
+def test_a_seed_that_blows_up_is_frozen_and_the_others_go_on(mode, splits):
     layout, step = a_layout(mode), a_step()
-    states = population.members(population.initial(SEEDS, step, SHAPE, layout), layout)
+    states = population.members(initial(step, layout), layout)
     # Seed 1 starts at weights whose loss overflows.
     huge = tree.scale(1e30, states[1].params)
     states[1] = dataclasses.replace(states[1], params=huge)
     before = tree.digest((states[1].params, states[1].opt_state, states[1].variables))
-    orders = population.gather([own(seed) for seed in SEEDS], layout)
-    after = population.advance(
-        step,
-        population.gather(states, layout),
-        shared,
-        orders,
-        start=5,
-        offset=0,
-        num_steps=3,
-        layout=layout,
-    )
-    assert population.alive(after, layout).tolist() == [True, False, True, True]
-    members = population.members(after, layout)
-    frozen = members[1]
+    gathered = population.gather(states, layout)
+    # Steps 5 to 7: those of one epoch of 10 batches.
+    step = dataclasses.replace(step, batch_size=6)
+    after = train(step, splits, layout, num_steps=3, states=gathered, start=5)
+    assert [bool(one.alive) for one in after] == [True, False, True, True]
+    assert population.alive(population.gather(after, layout), layout).tolist() == [1, 0, 1, 1]
+    frozen = after[1]
     assert tree.digest((frozen.params, frozen.opt_state, frozen.variables)) == before
-    assert [int(s.stopped_at) for s in members] == [-1, 5, -1, -1]
-    assert [int(s.num_steps) for s in members] == [3, 0, 3, 3]
-    plain = population.members(train(step, shared, layout), layout)
-    assert bool(jnp.isfinite(members[0].loss_sum)) and len(plain) == 4
+    assert [int(one.stopped_at) for one in after] == [-1, 5, -1, -1]
+    assert [int(one.tally.steps) for one in after] == [3, 0, 3, 3]
+    # The others are those that they are beside a sound one.
+    plain = train(step, splits, layout, num_steps=3, start=5)
+    for i in (0, 2, 3):
+        assert_close(after[i].params, plain[i].params)
 
 
-def test_a_frozen_seed_is_not_measured(shared, tmp_path):
-    layout, step = a_layout("vmap"), a_step()
-    states = population.members(train(step, shared, layout), layout)
-    states[2] = dataclasses.replace(states[2], alive=jnp.zeros((), bool))
-    measured = []
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """Hears which models it is shown, and how often before."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Count:
-        name = kind = "evaluation"
-        every_epochs = 1
+    told: list
+    when: When = When(every_epochs=1)
+    name: str = "heard"
+    kind: str = "listening"
+    metrics: tuple[str, ...] = ("heard/times",)
 
-        def init(self, state):
-            return ()
+    def init(self, subject, data):
+        assert subject.step == 0
+        return jnp.zeros((), jnp.int32)
 
-        def __call__(self, carry, state, split, key):
-            measured.append(float(state.loss_sum))
-            return carry, Results({"test/accuracy": Estimate(1.0, 0.0, 1)}, {})
+    def __call__(self, carry, subject, data, key):
+        self.told.append((subject.seed, subject.step))
+        return carry + 1, Results({("heard/times", ()): exact(carry + 1)})
 
-    arm = loop.Arm("study", "sgd", SEEDS, step, 1, 4, 1, layout, (Count(),))
-    saved = loop.Saved(
-        population.gather(states, layout), {"evaluation": [()] * 4}, jnp.zeros((), bool)
+
+def overflowing(subject, key):
+    """Weights whose loss overflows, of seed 2."""
+    factor = 1e30 if subject.seed == 2 else 1.0
+    params = tree.scale(factor, subject.state.params)
+    yield (), dataclasses.replace(subject.state, params=params)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_a_frozen_seed_is_not_measured(mode, tmp_path):
+    told, seeds = [], (0, 1, 2)
+    stages = (
+        an_arm("drawn", seeds, epochs=0),
+        Derive("huge", "drawn", overflowing, ()),
+        an_arm(
+            "sgd",
+            [Member(seed, start=Ref("huge", seed)) for seed in seeds],
+            evaluators=(Heard(told),),
+            population=mode,
+        ),
     )
-    watch = progress.Progress({}, print)
-    settled, rows = loop._evaluate(arm, Data(shared, shared), None, 4, saved, watch)
-    assert measured == [float(states[i].loss_sum) for i in (0, 1, 3)]
-    by_metric = {(row["seed"], row["metric"]): row["value"] for row in rows}
-    assert [by_metric[seed, "train/alive"] for seed in SEEDS] == [1, 1, 0, 1]
-    assert (2, "train/loss") not in by_metric and (3, "train/loss") in by_metric
-    assert bool(settled.settled) and not np.asarray(settled.population.num_steps).any()
+    outcome = run(a_plan(*stages), tmp_path / "run")["sgd"]
+    assert outcome["stopped"] == {"2": 0}
+    assert outcome["params_at_start"]["2"] == outcome["params_at_end"]["2"]
+    assert told == [(0, 4), (1, 4), (0, 8), (1, 8)]
+    table = {(r["seed"], r["step"], r["metric"]): r["value"] for r in rows(tmp_path / "run")}
+    assert [table[seed, 8, "train/alive"] for seed in seeds] == [1, 1, 0]
+    assert (2, 8, "train/loss") not in table and (1, 8, "train/loss") in table
+    assert [table[0, step, "heard/times"] for step in (4, 8)] == [1, 2]
 
 
-def test_gather_is_the_inverse_of_members(shared):
+def test_rows_of_training_are_means_since_the_last_reading(tmp_path):
+    """Read every epoch or at the end alone: the same steps."""
+    arms = {"often": When(every_epochs=1), "once": END}
+    run(
+        a_plan(*(an_arm(n, rows=x, evaluators=(), repeats=True) for n, x in arms.items())),
+        tmp_path / "run",
+    )
+    for name in ("train/loss", "train/accuracy"):
+        often, once = (values(tmp_path / "run", arm=arm, metric=name) for arm in arms)
+        assert {step for _, step in often} == {4, 8} and {step for _, step in once} == {8}
+        for seed in (0, 1):
+            mean = (often[seed, 4] + often[seed, 8]) / 2
+            assert once[seed, 8] == pytest.approx(mean, rel=1e-6)
+        assert often[0, 4] != often[0, 8]
+
+
+def test_an_arm_of_no_epochs_is_measured_as_drawn(tmp_path):
+    ran = run(a_plan(an_arm("untrained", epochs=0)), tmp_path / "run")
+    assert ran["untrained"]["params_at_start"] == ran["untrained"]["params_at_end"]
+    assert {r["step"] for r in rows(tmp_path / "run")} == {0}
+    found = {r["metric"] for r in rows(tmp_path / "run")}
+    assert {"test/accuracy", "train/alive"} <= found and "train/loss" not in found
+
+
+def test_what_is_measured_has_been_named(tmp_path):
+    """`planning.metrics` knows every row before there is one."""
+    model = nn.build("mlp", num_classes=2, width=4)
+    step = dataclasses.replace(a_step(m=4), model=model, pad=0, batch_size=8)
+    named = a_plan(an_arm("sam", step=step), an_arm("sgd"))
+    run(named, tmp_path / "run")
+    for arm in ("sam", "sgd"):
+        found = {r["metric"] for r in rows(tmp_path / "run", arm=arm)}
+        assert found == set(planning.metrics(named, arm))
+    sam, sgd = (" ".join(planning.metrics(named, arm)) for arm in ("sam", "sgd"))
+    assert "train/sam/" in sam and "train/sam/" not in sgd
+
+
+def test_gather_is_the_inverse_of_members():
     for mode in ("vmap", "loop"):
         layout = a_layout(mode)
-        states = population.initial(SEEDS, a_step(), SHAPE, layout)
+        states = initial(a_step(), layout)
         again = population.gather(population.members(states, layout), layout)
         assert tree.digest(again) == tree.digest(states)
 

@@ -6,13 +6,13 @@ TFDS and scikit-learn are imported only by the loader that needs them.
 
 from sharpjax.data.augmentation import augment as augment
 from sharpjax.data.augmentation import normalize as normalize
-from sharpjax.data.dataset import Dataset as Dataset
-from sharpjax.data.dataset import load as load
 from sharpjax.data.examples import Examples as Examples
 from sharpjax.data.examples import Loaded as Loaded
 from sharpjax.data.examples import Splits as Splits
+from sharpjax.data.examples import as_batch as as_batch
 from sharpjax.data.examples import batch as batch
 from sharpjax.data.examples import on_device as on_device
+from sharpjax.data.examples import take as take
 from sharpjax.data.normalization import padding_value as padding_value
 from sharpjax.data.order import epoch_order as epoch_order
 from sharpjax.data.spec import DataSpec as DataSpec

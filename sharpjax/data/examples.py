@@ -82,14 +82,25 @@ def batch(examples: Examples, index: Any) -> dict[str, jax.Array]:
     >>> {name: value.tolist() for name, value in batch(examples, np.array([1])).items()}
     {'image': [[[[1.0]]]], 'label': [4]}
     """
+    return as_batch(take(examples, index))
+
+
+def take(examples: Examples, index: Any) -> Examples:
+    """The examples at `index`, as they are stored."""
     examples = jax.tree.map(jnp.asarray, examples)
-    value, label = examples.input[index], examples.label[index]
+    value, label, true_label = (None if x is None else x[index] for x in examples[:3])
+    return Examples(value, label, true_label, examples.mean, examples.std)
+
+
+def as_batch(examples: Examples) -> dict[str, jax.Array]:
+    """All of the examples as `batch` gives them."""
+    value, label = examples.input, examples.label
     if examples.mean is not None:
         value = normalize(value, examples.mean, examples.std)
     kind = "target" if jnp.issubdtype(label.dtype, jnp.floating) else "label"
     found = {"image": value, kind: label}
     if examples.true_label is not None:
-        found["true_label"] = examples.true_label[index]
+        found["true_label"] = examples.true_label
     return found
 
 

@@ -6,7 +6,6 @@ The operations are those of Power et al. (arXiv 2201.02177), with their permutat
 are then the 120 permutations of five things in lexical order, and p is 120.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -18,10 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax.data.examples import digest
+from sharpjax.catalog import MAX_MODULUS
 from sharpjax.errors import UserError, unknown, whole_number
-
-MAX_MODULUS = 4096  # 16.8 million pairs, 0.3 GB
 
 
 class Operation(NamedTuple):
@@ -87,58 +84,6 @@ class Table(NamedTuple):
 
     tokens: np.ndarray
     label: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModularData:
-    """A table, split.
-
-    Attributes:
-        operation, modulus, train_fraction: as asked for.
-        train, test: the two parts, in the order of the split.
-        num_classes: tokens and logits, modulus + 2.
-        digests: SHA-256 of types, shapes and bytes of each part, `{'train': hex, 'test': hex}`.
-    """
-
-    operation: str
-    modulus: int
-    train_fraction: float
-    train: Table
-    test: Table
-    num_classes: int
-    digests: dict[str, str]
-
-
-def load(operation: str, *, modulus: int, train_fraction: float, key: jax.Array) -> ModularData:
-    """The table of `operation`, split at random.
-
-    Args:
-        operation: a key of `OPERATIONS`.
-        modulus: p, the numbers are 0 to p - 1.
-        train_fraction: share of the pairs to train on.
-        key: decides the split, and nothing else does. Seeds that share it share their data.
-
-    Raises:
-        UserError: as `table` and `split` do.
-
-    >>> data = load("+", modulus=97, train_fraction=0.8, key=jax.random.key(0))
-    >>> len(data.train.label), len(data.test.label), data.num_classes
-    (7528, 1881, 99)
-    """
-    whole = table(operation, modulus=modulus)
-    train, test = (
-        Table(*(column[np.asarray(index)] for column in whole))
-        for index in split(key, len(whole.label), train_fraction)
-    )
-    return ModularData(
-        operation=operation,
-        modulus=modulus,
-        train_fraction=train_fraction,
-        train=train,
-        test=test,
-        num_classes=modulus + 2,
-        digests={"train": digest(*train), "test": digest(*test)},
-    )
 
 
 def table(operation: str, *, modulus: int) -> Table:

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sharpjax.errors import UserError, unknown
 
@@ -65,11 +68,11 @@ def channel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
 
-def padding_value(padding: str, mean: np.ndarray) -> np.ndarray:
+def padding_value(padding: str, mean: ArrayLike) -> jax.Array:
     """The pixel round a padded image, uint8 [C], for `data.augment`.
 
     'zero' is black. 'mean' is the grey level nearest to `mean`, which normalises to about 0: 128
-    for a mean of 0.5.
+    for a mean of 0.5. `mean` may be traced.
 
     Raises:
         UserError: an unknown padding.
@@ -79,7 +82,7 @@ def padding_value(padding: str, mean: np.ndarray) -> np.ndarray:
     """
     if padding not in PADDINGS:
         raise unknown("padding", padding, PADDINGS)
-    return np.rint(255 * mean * (padding == "mean")).astype(np.uint8)
+    return jnp.rint(255 * jnp.asarray(mean) * (padding == "mean")).astype(jnp.uint8)
 
 
 def check(normalization: str, padding: str) -> None:

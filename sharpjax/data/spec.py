@@ -6,7 +6,7 @@ scikit-learn are imported when they are needed to load.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ class DataSpec(Protocol):
     Attributes:
         is_per_seed: whether each seed draws its own split.
         num_classes: 0 for a regression.
-        num_train: training examples.
+        num_train, num_test, num_validation: examples of each split.
         input_shape, input_dtype: of one example, as it is stored: 'uint8' of images, 'int32' of
             tokens, 'float32'.
     """
@@ -37,6 +37,10 @@ class DataSpec(Protocol):
     def num_classes(self) -> int: ...
     @property
     def num_train(self) -> int: ...
+    @property
+    def num_test(self) -> int: ...
+    @property
+    def num_validation(self) -> int: ...
     @property
     def input_shape(self) -> tuple[int, ...]: ...
     @property
@@ -96,8 +100,8 @@ class Images:
     (1000, 10, (8, 8, 1))
     """
 
-    is_per_seed: ClassVar[bool] = False
-    input_dtype: ClassVar[str] = "uint8"
+    is_per_seed = False
+    input_dtype = "uint8"
 
     name: str
     num_train: int = 0
@@ -136,6 +140,10 @@ class Images:
     @property
     def num_classes(self) -> int:
         return catalog.DATA_SETS[self.name].num_classes
+
+    @property
+    def num_test(self) -> int:
+        return catalog.DATA_SETS[self.name].num_test
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -214,15 +222,16 @@ class Modular:
         UserError: as they do.
 
     >>> spec = Modular("+", modulus=97, train_fraction=0.8)
-    >>> spec.num_train, spec.num_classes
-    (7528, 99)
+    >>> spec.num_train, spec.num_test, spec.num_classes
+    (7528, 1881, 99)
     >>> len(spec.load(jax.random.key(0)).splits.test.label)
     1881
     """
 
-    is_per_seed: ClassVar[bool] = True
-    input_shape: ClassVar[tuple[int, ...]] = (4,)
-    input_dtype: ClassVar[str] = "int32"
+    is_per_seed = True
+    num_validation = 0
+    input_shape = (4,)
+    input_dtype = "int32"
 
     operation: str
     modulus: int
@@ -238,8 +247,15 @@ class Modular:
 
     @property
     def num_train(self) -> int:
-        num_pairs = modular.num_pairs(self.operation, modulus=self.modulus)
-        return modular.num_train(num_pairs, self.train_fraction)
+        return modular.num_train(self._num_pairs, self.train_fraction)
+
+    @property
+    def num_test(self) -> int:
+        return self._num_pairs - self.num_train
+
+    @property
+    def _num_pairs(self) -> int:
+        return modular.num_pairs(self.operation, modulus=self.modulus)
 
     def load(self, key: jax.Array | None = None) -> Loaded:
         """The table, split by `key`, which decides the split and nothing else does: seeds that

@@ -7,7 +7,7 @@ cosines of two mathematical libraries round to different sides.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,10 +55,11 @@ class Surface:
     True
     """
 
-    is_per_seed: ClassVar[bool] = False
-    num_classes: ClassVar[int] = 0
-    input_shape: ClassVar[tuple[int, ...]] = (2,)
-    input_dtype: ClassVar[str] = "float32"
+    is_per_seed = False
+    num_classes = 0
+    num_validation = 0
+    input_shape = (2,)
+    input_dtype = "float32"
 
     name: str
     num_train: int = 10_000
@@ -113,10 +114,11 @@ class Circles:
     [[1.0, 0.0], [0.5, 0.0], [-1.0, 0.0], [-0.5, 0.0]]
     """
 
-    is_per_seed: ClassVar[bool] = False
-    num_classes: ClassVar[int] = 2
-    input_shape: ClassVar[tuple[int, ...]] = (2,)
-    input_dtype: ClassVar[str] = "float32"
+    is_per_seed = False
+    num_classes = 2
+    num_validation = 0
+    input_shape = (2,)
+    input_dtype = "float32"
 
     num_train: int = 100
     factor: float = 0.5
@@ -136,6 +138,10 @@ class Circles:
         label_noise.check(
             self.label_noise, self.noise_seed, self.noise_kind, num_labels=self.num_train
         )
+
+    @property
+    def num_test(self) -> int:
+        return self.num_train
 
     def load(self, key: jax.Array | None = None) -> Loaded:
         """The points of both splits, and their circles."""

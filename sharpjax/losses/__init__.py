@@ -19,5 +19,4 @@ from sharpjax.losses.objective import Objective as Objective
 from sharpjax.losses.teacher import Teacher as Teacher
 from sharpjax.losses.teacher import check_teacher as check_teacher
 from sharpjax.losses.teacher import distillation as distillation
-
-TrainingClassification = Objective
+from sharpjax.losses.teacher import num_models as num_models

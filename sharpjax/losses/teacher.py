@@ -187,6 +187,13 @@ class Teacher:
         return jax.vmap(functools.partial(jax.random.fold_in, key))(index)
 
 
+def num_models(kind: str) -> tuple[int, float]:
+    """How many models a teacher has, at the least and at the most."""
+    if kind not in _WITH_MODEL:
+        return 0, 0
+    return 1, math.inf if kind == "ensemble" else 1
+
+
 def check_teacher(kind: str, *, weight: float, temperature: float, fresh: bool = True) -> None:
     """Refuses what no teacher can be made of, before there is one.
 

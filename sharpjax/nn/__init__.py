@@ -10,6 +10,7 @@ parameters, BatchNorm statistics and the last layer of an image model are float3
 from sharpjax.nn.conv import LeNet as LeNet
 from sharpjax.nn.conv import SmallConv as SmallConv
 from sharpjax.nn.factory import build as build
+from sharpjax.nn.factory import from_config as from_config
 from sharpjax.nn.mlp import MLP as MLP
 from sharpjax.nn.quadratic import QuadraticMLP as QuadraticMLP
 from sharpjax.nn.resnet import ResNet18 as ResNet18

@@ -69,6 +69,17 @@ def build(
     return model(**kwargs)
 
 
+def from_config(model: Any, *, num_classes: int) -> nn.Module:
+    """The model that a config's `model` block describes: `name`, `width`, `dtype` and, where they
+    are not 0, `dropout` and `depth`.
+
+    Raises:
+        UserError: as `build`.
+    """
+    given = {name: model[name] for name in ("dropout", "depth") if model[name]}
+    return build(model.name, num_classes=num_classes, width=model.width, dtype=model.dtype, **given)
+
+
 def _blocks(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise UserError(f"nn.build: blocks={value!r}; give a list, the blocks in each stage.")

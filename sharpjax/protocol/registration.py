@@ -103,7 +103,7 @@ def register(
     dirty: bool,
     environment: Mapping[str, Any],
 ) -> Registration:
-    """Check the hypotheses against the arms, and seal all.
+    """Check the hypotheses, and seal all. Whether there are such arms, who makes the plan knows.
 
     Args:
         analysis, code: digests of sources, as `Digests`.
@@ -112,7 +112,6 @@ def register(
         UserError: as `hypotheses.check`; or something is no plain JSON.
     """
     check(hypotheses)
-    check([h for h in hypotheses if not h.missing], arms=tuple(arms))
     question = {
         "study": study, "arms": arms, "seeds": seeds, "measurements": measurements,
         "hypotheses": hypotheses,

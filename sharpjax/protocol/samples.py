@@ -147,7 +147,7 @@ def _clusters(groups: Sequence[Sequence[Unit]]) -> np.ndarray | None:
 def _rows_of(index: Table, arm: str, quantity: Quantity, metric: str) -> list[Row]:
     """The rows of one arm that a quantity means.
 
-    Those of a seed that has turned non-finite by then are of its last finite state: no measurement.
+    Those of a model that has turned non-finite by then are of its last finite state, and left out.
     """
     if arm not in index.last:
         known = sorted(index.last)
@@ -170,8 +170,14 @@ def _rows_of(index: Table, arm: str, quantity: Quantity, metric: str) -> list[Ro
         raise Incomplete(f"arm '{arm}' has no {metric} of {canonical_json(quantity.of)}.")
     if metric == ALIVE:
         return chosen
-    dead = {row["seed"] for row in _deaths(index, arm) if row["step"] <= step}
-    return [row for row in chosen if row["seed"] not in dead]
+    dead = _deaths(index, arm, quantity)
+    return [row for row in chosen if not any(_is_of(row, model) for model in dead)]
+
+
+def _is_of(row: Row, model: Row) -> bool:
+    """Whether a row is of the model that another one is of: one seed may have several."""
+    own = row["of"].items() >= model["of"].items()
+    return own and row["seed"] == model["seed"]
 
 
 def _known(name: str, known: Sequence[str]) -> str:
@@ -223,20 +229,37 @@ def _missing_seeds(
     there = {unit[:2] for unit in values}
     places = range(len(arms(group)))
     lacking = [(place, seed) for place in places for seed in seeds if (place, seed) not in there]
-    if not lacking:
-        return ""
-    died = {
-        (place, row["seed"]) for place, arm in enumerate(arms(group)) for row in _deaths(index, arm)
+    names = [_model(group, unit) for unit in lacking]
+    died = [
+        (place, row) for place, arm in enumerate(arms(group))
+        for row in _deaths(index, arm, quantity)
+    ]  # fmt: skip
+    # Of a seed with several models one may be left.
+    alone = {
+        f"{_model(group, (place, row['seed']))} {canonical_json(row['of'])}"
+        for place, row in died
+        if (place, row["seed"]) in there and row["seed"] in seeds and quantity.metric != ALIVE
     }
-    dead = [unit for unit in lacking if unit in died]
-    words = f"{quantity.metric} is missing in {_some([_model(group, unit) for unit in lacking])}"
-    if dead:
-        words += f" ({len(dead)} of them turned non-finite in training)"
+    if not names and not alone:
+        return ""
+    dead = {(place, row["seed"]) for place, row in died} & set(lacking)
+    words = f"{quantity.metric} is missing in {_some([*names, *sorted(alone)])}"
+    if dead or alone:
+        words += f" ({len(dead) + len(alone)} of them turned non-finite in training)"
     return words
 
 
-def _deaths(index: Table, arm: str) -> list[Row]:
-    return [row for row in index.rows.get((arm, ALIVE), ()) if row["value"] == 0]
+def _deaths(index: Table, arm: str, quantity: Quantity) -> list[Row]:
+    """Rows that say of a model which a quantity means that it was dead by then."""
+    step = index.last.get(arm, 0) if quantity.at == "last" else quantity.at
+    own = quantity.of.items()
+    return [
+        row
+        for row in index.rows.get((arm, ALIVE), ())
+        if row["value"] == 0
+        and row["step"] <= step
+        and all(row["of"].get(name, value) == value for name, value in own)
+    ]
 
 
 def _unpaired(sides: Sequence[tuple[str, Quantity]], groups: Sequence[Values]) -> str:

@@ -44,9 +44,13 @@ def mean_and_standard_error(values: Iterable[float]) -> tuple[float, float, int]
 
     >>> mean_and_standard_error([1.0, 2.0, 3.0])
     (2.0, 0.5773502691896258, 3)
+    >>> mean_and_standard_error([0.1, 0.1, 0.1])
+    (0.1, 0.0, 3)
     """
     x = np.asarray(list(values), np.float64)
     spread = float(x.std(ddof=1)) / math.sqrt(x.size) if x.size > 1 else math.nan
+    if x.size > 1 and (x == x[0]).all():  # rounding of the mean would be shown as a spread
+        return float(x[0]), 0.0, x.size
     return float(x.mean()) if x.size else math.nan, spread, x.size
 
 

@@ -1,11 +1,13 @@
-"""The table at the end of a run."""
+"""Tables for a terminal: at the start of a run, at its end, and those of a study."""
 
+import math
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,7 +40,7 @@ def print_table(
     Args:
         arms: their order; those that it does not name follow as they appear in the rows.
     """
-    console = console or Console(width=None if Console().is_terminal else 120, highlight=False)
+    console = console or Console(width=width(), highlight=False)
     found = [s for s in summarize_last(rows, arms) if s.n or s.missing]
     coordinates = defaultdict(set)
     for s in found:
@@ -53,11 +55,12 @@ def print_table(
         name: {arm: words.over_seeds(summary) for arm, summary in line.items()}
         for name, line in table.lines.items()
     }
-    _print("at the last step: mean ± standard error over seeds (n)", "metric", cells, console)
+    title = "at the last step: mean ± standard error over seeds (n)"
+    _print(title, "metric", cells, table.arms, console)
     for metric in many:
         left = f"{words.many(len(coordinates[metric] - {'{}'}), 'coordinate')}, in the report"
         console.print(f"{metric}: {left}", markup=False)
-    _print_spread(found, console)
+    _print_spread(found, table.arms, console)
 
 
 def study_table(shown: content.Table) -> Table:
@@ -82,7 +85,75 @@ def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
     return table
 
 
-def _print_spread(summaries: Iterable[Summary], console: Console) -> None:
+def power_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
+    """What a registration says of each contrast's power, a line each."""
+    table = Table(title=title, title_justify="left")
+    for name in ("hypothesis", "contrast"):
+        table.add_column(name, overflow="fold")
+    for name in ("n", "alpha", "smallest p", "power at 1 sd", "seen with power 0.8"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        detectable = row.get("detectable")
+        table.add_row(
+            *(str(row.get(name, "")) for name in ("hypothesis", "contrast")),
+            ", ".join(map(str, row.get("n", ()))),
+            *(_number(row.get(name)) for name in ("alpha", "smallest_p")),
+            _number((row.get("power") or {}).get("1.0")),
+            "-" if detectable is None else f"{_number(detectable)} sd",
+        )
+    return table
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+
+
+def parameter_table(shapes: Mapping[str, tuple[int, ...]], most: int = 30) -> Table:
+    """Name, shape, size and share of each parameter; of more than `most`, those of each module at
+    the top together.
+
+    >>> parameter_table({"head/kernel": (3, 4), "head/bias": (4,)}).row_count
+    2
+    """
+    lines = [(name, str(list(shape)), math.prod(shape)) for name, shape in shapes.items()]
+    if len(lines) > most:
+        sizes: dict[str, list[int]] = {}
+        for name, _, size in lines:
+            sizes.setdefault(name.partition("/")[0], []).append(size)
+        lines = [(name, words.many(len(each), "array"), sum(each)) for name, each in sizes.items()]
+    if len(lines) > most:
+        rest = lines[most - 1 :]
+        lines[most - 1 :] = [(f"{len(rest)} more", "", sum(size for *_, size in rest))]
+    total = sum(size for *_, size in lines)
+    shown = ((name, shape, f"{size:,}", f"{size / total:.1%}") for name, shape, size in lines)
+    return plain_table(("parameter", "shape", "size", "share"), shown, left=1)
+
+
+def plain_table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, left: int) -> Table:
+    """A table without frames, its first `left` columns to the left."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for number, head in enumerate(heads):
+        justify: Any = "left" if number < left else "right"
+        table.add_column(escape(head), overflow="fold", justify=justify)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table
+
+
+def as_text(table: Table) -> str:
+    """What would be printed, for a log."""
+    console = Console(highlight=False, width=width())
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def width(usual: int = 120) -> int | None:
+    """That of the terminal, as rich takes it; of a file or a pipe the usual one."""
+    return None if Console().is_terminal else usual
+
+
+def _print_spread(summaries: Iterable[Summary], arms: Sequence[str], console: Console) -> None:
     sets: dict[str, dict[str, list[float]]] = {}
     for s in summaries:
         if (match := _SET.match(s.metric)) and s.of == "{}":
@@ -99,12 +170,12 @@ def _print_spread(summaries: Iterable[Summary], console: Console) -> None:
     if cells:
         count = max(len(means) for by_arm in sets.values() for means in by_arm.values())
         title = f"over {count} disjoint measurement sets: mean ± standard deviation of the seeds'"
-        _print(f"{title} means", "quantity", cells, console)
+        _print(f"{title} means", "quantity", cells, arms, console)
 
 
-def _print(title: str, corner: str, cells: Cells, console: Console) -> None:
+def _print(title: str, corner: str, cells: Cells, arms: Sequence[str], console: Console) -> None:
     """Lines as they are where two tables are enough; else turned over, a few to each table."""
-    columns = list(dict.fromkeys(arm for line in cells.values() for arm in line))
+    columns = [arm for arm in arms if any(arm in line for line in cells.values())]
     blocks = list(_blocks(cells, columns, {arm: arm for arm in columns}, console.width))
     if len(blocks) > 2:
         corner, turned = "arm", {arm: {} for arm in columns}
@@ -120,7 +191,8 @@ def _print(title: str, corner: str, cells: Cells, console: Console) -> None:
         for head in block.values():
             table.add_column(escape(head), justify="right", no_wrap=True)
         for name, line in cells.items():
-            table.add_row(*map(escape, (name, *(line.get(column, "") for column in block))))
+            if not block.keys().isdisjoint(line):  # arms with coordinates of their own have others
+                table.add_row(*map(escape, (name, *(line.get(column, "") for column in block))))
         console.print(table)
 
 

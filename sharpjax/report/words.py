@@ -171,6 +171,17 @@ def many(count: int, noun: str) -> str:
     return f"{count:,} {noun}"
 
 
+def amount(value: float, unit: str = "") -> str:
+    """To three digits, with a prefix; nothing where there is nothing.
+
+    >>> amount(0), amount(999), amount(91_107, "B"), amount(2.5e16)
+    ('', '999', '91.1 kB', '25 P')
+    """
+    power = min(max(int(math.log10(value) // 3), 0), 6) if value else 0
+    prefix = ("", "k", "M", "G", "T", "P", "E")[power]
+    return f"{value / 1000**power:.3g} {prefix}{unit}".rstrip() if value else ""
+
+
 def counts(verdicts: Iterable[str]) -> str:
     """
     >>> counts(["supported", "not run", "supported"])

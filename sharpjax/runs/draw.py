@@ -24,7 +24,8 @@ def draw(folder: workdir.Run, figures: Iterable[Figure], say: Callable[[str], No
                 _say(say, figure.name, error)
     except Exception as error:
         _say(say, "a figure", error)
-    workdir.publish(target / read.CAPTIONS, (json.dumps(captions, indent=1) + "\n").encode())
+    text = json.dumps(captions, indent=1) + "\n"  # in the study's order
+    workdir.publish(folder.path / read.CAPTIONS, text.encode())
 
 
 def _say(say: Callable[[str], None], name: str, error: Exception) -> None:

@@ -83,11 +83,8 @@ def as_tex(rows: Rows) -> bytes:
 
 
 FORMATS: Mapping[str, Callable[[Rows], bytes]] = {
-    "csv": as_csv,
-    "parquet": as_parquet,
-    "md": as_markdown,
-    "tex": as_tex,
-}
+    "csv": as_csv, "parquet": as_parquet, "md": as_markdown, "tex": as_tex
+}  # fmt: skip
 
 
 def _table(rows: Rows, escape: Callable[[str], str]) -> Iterator[list[str]]:

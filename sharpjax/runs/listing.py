@@ -9,24 +9,28 @@ from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError, printable
-from sharpjax.runs import read, sources
+from sharpjax.provenance import sources
+from sharpjax.runs import read
 
 MAX_RUNS = 1_000
 
 
 def studies() -> Iterator[str]:
-    """A line for each study: its name, and what its module says of itself."""
+    """A line for each study: its name, and what its package says of itself."""
     for name in catalog.STUDIES:
-        docstring = ast.get_docstring(ast.parse(sources.module_file(name).read_text())) or ""
-        yield f"{name:<18} {docstring.splitlines()[0] if docstring else ''}"
+        yield f"{name:<18} {_says(sources.package_of(name) / '__init__.py')}"
 
 
 def configs(folder: pathlib.Path = sources.ROOT / "configs") -> Iterator[str]:
     """A line for each config file: its path, and what its docstring starts with."""
     for path in sorted(folder.glob("*.py")):
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-        name = path.relative_to(folder.parent).as_posix()
-        yield f"{name:<30} {docstring.splitlines()[0] if docstring else ''}"
+        yield f"{path.relative_to(folder.parent).as_posix():<30} {_says(path)}"
+
+
+def _says(path: pathlib.Path) -> str:
+    """The first line of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return docstring.partition("\n")[0]
 
 
 def runs(folder: os.PathLike | str) -> Iterator[str]:
@@ -48,8 +52,7 @@ def state(path: epath.Path) -> str:
     seeds = run.config.get("seeds")
     count = len(seeds) if isinstance(seeds, list) else 0
     if run.manifest is not None:
-        times = run.manifest.get("times")
-        how = f"sealed {times.get('sealed') if isinstance(times, dict) else 'some time'}"
+        how = f"sealed {run.recorded('times', 'sealed') or 'some time'}"
     elif next(iter(read.segments(run.path)), None) is not None:
         how = "not finished; the same command goes on"
     else:

@@ -6,25 +6,25 @@ loaded from a copy, since Orbax may tidy up where it reads.
 """
 
 import ast
-import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from sharpjax import catalog, data, workdir
+from sharpjax import schema, workdir
+from sharpjax.driver import checkpoint
+from sharpjax.driver.drive import Saved
 from sharpjax.errors import UserError
-from sharpjax.runs import rebuild, record, schema, sources
-from sharpjax.studies.sharpness import plan as sharpness
+from sharpjax.provenance import machine, sources
+from sharpjax.runs import rebuild
 from sharpjax.runs.read import Folder
-from sharpjax.runs.schema import Config
-from sharpjax.train import checkpoint, loop, population
-from sharpjax.train.evaluators import Data
-from sharpjax.train.streams import stream
+from sharpjax.schema import Config
+from sharpjax.train import planning, task
+from sharpjax.train.library import example_of
+from sharpjax.train.plan import Train
+from sharpjax.train.task import Arm, Setting
 
 Say = Callable[[str], None]
 
@@ -38,7 +38,7 @@ def measure(
     manual_dir: str = "",
     say: Say = print,
 ) -> epath.Path:
-    """Evaluate the last checkpoint of each arm by other settings of its evaluators.
+    """Evaluate the last checkpoint of each trained arm by other settings of its evaluators.
 
     Args:
         overrides: fields of `config.evaluate` by dotted path, as `geometry.num_examples`, with
@@ -53,29 +53,35 @@ def measure(
             one of other parameters than were sealed.
     """
     config = rebuild.config_of(folder)
-    if f"{catalog.STUDIES[config.study]}.plan" != sharpness.__name__:
-        raise UserError(f"study '{config.study}' has no checkpoints to measure.")
     changed = changed_config(config, overrides)
     own = dict(overrides)
     name = name or workdir.config_digest({"overrides": own})[:8]
     if (folder.path / workdir.EXPLORATORY / name).exists():
         raise UserError(f"'{folder.path}' has such measures already, exploratory/{name}.")
-    dataset = rebuild.dataset_of(folder, config, data_dir, manual_dir)
-    split = sharpness.on_device(dataset)
+    plan = rebuild.plan_here(config, data_dir, manual_dir)
+    other = planning.arms(rebuild.plan_here(changed, data_dir, manual_dir))
+    trained = [stage for stage in planning.ordered(plan) if isinstance(stage, Train)]
+    if not trained:
+        raise UserError(f"study '{config.study}' trains no models, so there are none to measure.")
     rows, steps = [], {}
-    for arm_name in schema.resolve_arms(config):
-        arm = rebuild.arm_of(config, arm_name, dataset)
-        step, saved = _restored(folder, arm, dataset)
-        steps[arm_name] = step
-        say(f"arm {arm_name}: measuring {len(arm.seeds)} seeds at step {step}")
-        rows += _measured(rebuild.arm_of(changed, arm_name, dataset), step, saved, split)
+    with rebuild.setting(folder, config, plan, say) as setting:
+        for stage in trained:
+            step, saved, layout = _restored(folder, setting, stage)
+            steps[stage.arm] = step
+            say(f"arm {stage.arm}: measuring {len(stage.members)} models at step {step}")
+            asked = other[stage.arm]
+            assert isinstance(asked, Train)
+            arm = Arm(setting, asked, layout)
+            carries = arm.begin(saved.population).carries
+            for evaluator in asked.evaluators:
+                rows += arm.measured(evaluator, step, saved.population, carries[evaluator.name])
     about = {
         "label": "exploratory: measured after the run was sealed",
         "overrides": own,
         "steps": steps,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time": workdir.timestamp(),
         "code": sources.state(config.study),
-        "environment": record.environment(),
+        "environment": machine.environment(),
     }
     files = {
         f"{name}/rows.jsonl": workdir.lines_of(rows).encode(),
@@ -115,19 +121,17 @@ def _set(block: Any, path: str, fields: list[str], text: str, *, must: bool) -> 
         raise UserError(f"--set {path}={text}: a {kind} is wanted.") from None
 
 
-def _restored(folder: Folder, arm: loop.Arm, dataset: data.Dataset) -> tuple[int, loop.Saved]:
+def _restored(folder: Folder, setting: Setting, stage: Train) -> tuple[int, Saved, Any]:
     """The last checkpoint of an arm, its parameters compared with those that were sealed."""
-    shape = dataset.train_image.shape[1:]
-    seeds = population.initial(arm.seeds, arm.step, shape, arm.layout)
-    carries = {
-        e.name: [e.init(s) for s in population.members(seeds, arm.layout)] for e in arm.evaluators
-    }
-    like = loop.Saved(seeds, carries, jax.numpy.ones((), bool))
-    there = folder.path / workdir.CHECKPOINTS / arm.name / str(arm.total_steps)
+    example = example_of(setting.plan, stage)
+    layout = stage.step.layout(stage.population, example, len(stage.members))
+    like = Arm(setting, stage, layout).begin(task.initial(setting, stage, layout))
+    last = planning.num_steps(setting.plan, stage)
+    there = folder.path / workdir.CHECKPOINTS / stage.arm / str(last)
     if not there.is_dir():
-        raise UserError(f"'{folder.path}' has no checkpoint of arm '{arm.name}' at its end.")
+        raise UserError(f"'{folder.path}' has no checkpoint of arm '{stage.arm}' at its end.")
     with tempfile.TemporaryDirectory() as scratch:
-        copy = epath.Path(scratch) / arm.name / there.name
+        copy = epath.Path(scratch) / stage.arm / there.name
         for path in workdir.walk(there):
             target = copy / path.relative_to(there)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,21 +143,7 @@ def _restored(folder: Folder, arm: loop.Arm, dataset: data.Dataset) -> tuple[int
     if restored is None:
         raise UserError(f"{there} is no checkpoint.")
     step, saved = restored
-    arms = (folder.manifest or {}).get("arms")
-    own = arms.get(arm.name) if isinstance(arms, dict) else None
-    if not isinstance(own, dict) or own.get("params_at_end") != loop.digests(arm, saved.population):
+    recorded = folder.recorded("arms", stage.arm, "params_at_end")
+    if recorded != task.digests(stage, layout, saved.population):
         raise UserError(f"{there} holds other parameters than the manifest names.")
-    return step, saved
-
-
-def _measured(arm: loop.Arm, step: int, saved: loop.Saved, split: Data) -> Iterator[workdir.Row]:
-    """Rows of every evaluator and seed, by the keys that the run itself used."""
-    states = population.members(saved.population, arm.layout)
-    alive = population.alive(saved.population, arm.layout)
-    for evaluator in arm.evaluators:
-        for i in np.flatnonzero(alive):
-            seed, state = arm.seeds[i], states[i]
-            key = jax.random.fold_in(stream(seed, f"evaluate/{evaluator.name}"), step)
-            _, results = evaluator(evaluator.init(state), state, split, key)
-            for name, estimate in results.estimates.items():
-                yield loop.row(arm, seed, step, name, estimate)
+    return step, saved, layout

@@ -9,7 +9,7 @@ from etils import epath
 from sharpjax import workdir
 from sharpjax.errors import UserError
 
-CAPTIONS = "captions.json"  # in the folder of figures: what is on each
+CAPTIONS = f"{workdir.FIGURES}/captions.json"  # what is on each figure
 
 
 class Folder(NamedTuple):
@@ -28,6 +28,40 @@ class Folder(NamedTuple):
     @property
     def study(self) -> str:
         return self.config["study"]
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms in the order of the plan, where the manifest names it."""
+        named = self.recorded("arm_order")
+        is_order = isinstance(named, list) and all(isinstance(name, str) for name in named)
+        return named if is_order else list(self.config["arms"])
+
+    @property
+    def commit(self) -> str:
+        """That of the code that ran; '' where the manifest names none."""
+        commit = self.recorded("code", "commit")
+        return commit if isinstance(commit, str) else ""
+
+    def recorded(self, *names: str) -> Any:
+        """The manifest's entry by the names of the tables that lead to it; None: it has none."""
+        value: Any = self.manifest
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def tables(self, name: str) -> list[dict[str, Any]]:
+        """The tables that a file lists, as `processes.json`; none where it does not."""
+        value = _json(self.path / name)
+        return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+    def table(self, name: str) -> dict[str, Any]:
+        """The table that a file holds, as `overrides.json`; an empty one where it does not."""
+        value = _json(self.path / name)
+        return value if isinstance(value, dict) else {}
+
+
+def _json(path: epath.Path) -> Any:
+    return workdir.read_json(path) if path.exists() else None
 
 
 def folder_at(path: os.PathLike | str) -> epath.Path:
@@ -60,26 +94,28 @@ def read(path: os.PathLike | str) -> Folder:
     config = workdir.read_json(folder / workdir.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("study"), str):
         raise UserError(f"{folder / workdir.CONFIG} is no config of a study.")
-    done = (folder / workdir.DONE).exists()
-    manifest = workdir.read_manifest(folder) if done else None
-    registered = folder / workdir.REGISTRATION
-    registration = workdir.read_json(registered) if registered.exists() else None
+    manifest = workdir.read_manifest(folder) if (folder / workdir.DONE).exists() else None
+    registration = _json(folder / workdir.REGISTRATION)
     if registration is not None and not isinstance(registration, dict):
-        raise UserError(f"{registered} is no registration.")
+        raise UserError(f"{folder / workdir.REGISTRATION} is no registration.")
     return Folder(folder, config, manifest, registration)
 
 
 def rows(folder: epath.Path) -> Iterator[workdir.Row]:
     """All rows of a finished run; of another, those of its published segments."""
-    if (folder / workdir.DONE).exists():
-        yield from workdir.rows_in(folder / workdir.RESULTS)
-    else:
-        for segment in segments(folder):
-            yield from workdir.rows_in(segment)
+    is_done = (folder / workdir.DONE).exists()
+    for path in [folder / workdir.RESULTS] if is_done else segments(folder):
+        yield from workdir.rows_in(path)
+
+
+def in_order(rows: Iterable[workdir.Row], arms: Iterable[str]) -> Iterator[workdir.Row]:
+    """Rows with their arms in the order of the plan; others after them, as they come."""
+    place = {name: i for i, name in enumerate(arms)}
+    yield from sorted(rows, key=lambda row: place.get(row["arm"], len(place)))
 
 
 def segments(folder: epath.Path) -> Iterable[epath.Path]:
-    """The published segments of all arms."""
+    """The published segments of all stages."""
     files = workdir.walk(folder / workdir.METRICS)
     return (path for path in files if path.name.removesuffix(".jsonl").isdecimal())
 

@@ -1,19 +1,29 @@
-"""From the files of a run back to what it trained: config, data, arms. Nothing stored is loaded."""
+"""From the files of a run back to what it did: config, plan, data. No checkpoint is read."""
 
+import contextlib
+import dataclasses
 import math
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from sharpjax import data, workdir
+from sharpjax import schema, workdir
+from sharpjax.driver import interrupt
+from sharpjax.driver.progress import Progress
 from sharpjax.errors import UserError
-from sharpjax.runs import read, record, schema
-from sharpjax.studies.sharpness import plan as sharpness
+from sharpjax.provenance import machine
+from sharpjax.runs import read, run
 from sharpjax.runs.read import Folder
-from sharpjax.runs.schema import Config
-from sharpjax.train import loop, population
+from sharpjax.runs.study import plan_of
+from sharpjax.schema import Config
+from sharpjax.train.library import Library, example_of
+from sharpjax.train.plan import Plan, Train
+from sharpjax.train.task import Setting
 
-# Of the states of all seeds of an arm together: a config may ask for a model of any width.
+# Of the states of all models of an arm together: a config may ask for a model of any width.
 MAX_STATE_BYTES = 2**36
 
 
@@ -29,66 +39,81 @@ def config_of(folder: Folder) -> Config:
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
             f"the config of '{folder.path}' is none that this version runs ({error}); go back to "
-            f"the code of its time: {commit_of(folder) or 'it says not which'}."
+            f"the code of its time: {folder.commit or 'it says not which'}."
         ) from error
     return config
 
 
-def commit_of(folder: Folder) -> str | None:
-    """The commit that a manifest names; anything else in its place is none."""
-    code = (folder.manifest or {}).get("code")
-    commit = code.get("commit") if isinstance(code, dict) else None
-    return commit if isinstance(commit, str) else None
+def plan_here(config: Config, data_dir: str, manual_dir: str) -> Plan:
+    """The plan of a config, with the data where they lie here.
 
-
-def dataset_of(folder: Folder, config: Config, data_dir: str, manual_dir: str) -> data.Dataset:
-    """The data that a run was trained on, from where they lie here.
-
-    The folders that its own config names are those of another machine, and not looked into.
+    The folders that the config names are those of another machine, and not looked into.
 
     Raises:
-        UserError: they are not to be had, or other data than those of the run.
+        UserError: the models of an arm would take more than `MAX_STATE_BYTES`.
     """
-    dataset = data.load(
-        config.data.name,
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-        num_train=config.data.num_train,
-    )
-    recorded = (folder.manifest or {}).get("data")
-    there = recorded.get("digests") if isinstance(recorded, dict) else None
-    if there != dataset.digests:
-        raise UserError(
-            f"{dataset.name} here is not what '{folder.path}' was trained on: SHA-256 of its "
-            f"splits {dataset.digests} here, {there} there."
+    plan = plan_of(config)
+    here = {"data_dir": data_dir, "manual_dir": manual_dir}
+    specs: dict[str, Any] = dict(plan.data)
+    for name, spec in specs.items():
+        own = {f.name: here[f.name] for f in dataclasses.fields(spec) if f.name in here}
+        specs[name] = dataclasses.replace(spec, **own)
+    for stage in plan.stages:
+        if isinstance(stage, Train):
+            example = example_of(plan, stage)
+            state = jax.eval_shape(lambda s=stage, x=example: s.step.init(x, jax.random.key(0)))
+            each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+            if (size := each * len(stage.members)) > MAX_STATE_BYTES:
+                raise UserError(
+                    f"arm '{stage.arm}' would take {size:,} bytes, and {MAX_STATE_BYTES:,} are let."
+                )
+    return plan._replace(data=specs)
+
+
+@contextlib.contextmanager
+def setting(
+    folder: Folder, config: Config, plan: Plan, say: Callable[[str], None]
+) -> Iterator[Setting]:
+    """Where stages of a run are carried out again: they read what the run stored, and write to a
+    folder that is gone afterwards.
+
+    Raises:
+        UserError: its data are not to be had, or are other data here.
+    """
+    splits, recorded = run.on_device(_load(folder, plan)), list(read.rows(folder.path))
+    library = Library(plan, folder.path, lambda arm: [r for r in recorded if r["arm"] == arm])
+    with (
+        interrupt.handled() as signals,
+        tempfile.TemporaryDirectory() as scratch,
+        workdir.open_run(f"{scratch}/run", config=config.to_dict(), overrides={}) as there,
+    ):
+        yield Setting(
+            config.study, plan, splits, there, library, signals, Progress({}, say), lambda _: None
         )
-    return dataset
 
 
-def arm_of(config: Config, name: str, dataset: data.Dataset) -> loop.Arm:
-    """An arm as it is trained.
+def _load(folder: Folder, plan: Plan) -> dict[str, Any]:
+    loaded = run.load(plan)
+    for name, found in loaded.items():
+        there, here = folder.recorded("data", name, "digests"), run.digests_of(found)
+        if there != here:
+            raise UserError(
+                f"the data '{name}' here are not what '{folder.path}' was made with: SHA-256 of "
+                f"its splits {_brief(here)} here, {_brief(there)} there."
+            )
+    return loaded
 
-    Raises:
-        UserError: its seeds would take more than `MAX_STATE_BYTES`.
-    """
-    arm = sharpness.make_arm(config, name, schema.resolve_arms(config)[name], dataset)
-    shape = dataset.train_image.shape[1:]
-    states = jax.eval_shape(lambda: population.initial(arm.seeds, arm.step, shape, arm.layout))
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(states))
-    if size > MAX_STATE_BYTES:
-        raise UserError(f"arm '{name}' would take {size:,} bytes, and {MAX_STATE_BYTES:,} are let.")
-    return arm
+
+def _brief(digests: Any) -> str:
+    text = str(digests)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def difference_of_machines(folder: Folder) -> str:
     """How this machine differs from those that the run was on, in words; '' where it does not."""
-    recorded = (folder.manifest or {}).get("environments")
-    if not isinstance(recorded, list) or not recorded:
+    recorded = folder.recorded("environments")
+    is_list = isinstance(recorded, list) and all(isinstance(there, dict) for there in recorded)
+    if not is_list or not recorded:
         return "it says not on which"
-    here = record.bits(record.environment())
-    for there in recorded:
-        if not isinstance(there, dict):
-            return "it says not on which"
-        if differs := workdir.difference(record.bits(there), here):
-            return differs
-    return ""
+    here = machine.environment()
+    return next(filter(None, (machine.difference(there, here) for there in recorded)), "")

@@ -2,35 +2,33 @@
 
 On the machine, versions and settings of the run every bit must be the same: the parameters at the
 start, those at the end of the first epoch and of each checkpoint, and every row up to there. Else
-only losses and accuracies are compared, within `TOLERANCE`, which shows that the recipe is the one
-and proves no more. Nothing is read from the run's checkpoints, nor written into its folder.
+only losses, accuracies and what was drawn without a model are compared, within `TOLERANCE`, which
+shows that the recipe is the one and proves no more. Nothing is read from the run's checkpoints,
+nor written into its folder.
 """
 
 import dataclasses
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from etils import epath
 
-from sharpjax import catalog, workdir
+from sharpjax import workdir
 from sharpjax.errors import UserError
-from sharpjax.runs import read, rebuild, schema, sources
-from sharpjax.studies.sharpness import plan as sharpness
+from sharpjax.provenance import machine, sources
+from sharpjax.runs import read, rebuild, run
 from sharpjax.runs.read import Folder
-from sharpjax.runs.schema import Config
-from sharpjax.train import interrupt, loop
-from sharpjax.train.evaluators import Evaluator
-from sharpjax.train.progress import Progress
+from sharpjax.train import planning
+from sharpjax.train.plan import Compare, Draw, Plan, Stage, Train
+from sharpjax.train.task import PARAMS_DIGESTS
 
 # Between two machines, after one epoch: of the larger value, of 1 at the least.
 TOLERANCE = 0.05
 _COMPARED_ELSEWHERE = ("train/loss", "train/accuracy", "test/")
 
 Say = Callable[[str], None]
+Row = workdir.Row
 
 
 class Replay(NamedTuple):
@@ -45,7 +43,8 @@ def replay(
 ) -> Replay:
     """Train at least `steps` steps of each arm, to the end of an epoch, and compare.
 
-    A study that trains no arms is run as a whole.
+    What an arm takes from another is read from what the run stored of it, so every stage is tried
+    alone; those that train nothing are done whole.
 
     Raises:
         UserError: the run is not finished, or its config or data are none that are had here.
@@ -53,107 +52,95 @@ def replay(
     if folder.manifest is None:
         raise UserError(f"'{folder.path}' is not finished; the same command goes on with it.")
     config = rebuild.config_of(folder)
-    differs = _why_not_bitwise(folder)
-    if differs:
+    if differs := _why_not_bitwise(folder):
         say(f"not compared bit by bit, but within {TOLERANCE:.0%}: {differs}")
-    code = folder.manifest.get("code")
-    if not isinstance(code, dict) or code.get("sources") != sources.code_digest():
-        say(f"the code differs: there commit {rebuild.commit_of(folder)}, here another state")
-    compare = _nearly if differs else _exactly
-    recorded = list(read.rows(folder.path))
-    if f"{catalog.STUDIES[config.study]}.plan" != sharpness.__name__:
-        return compare(_whole(config), recorded)
-    dataset = rebuild.dataset_of(folder, config, data_dir, manual_dir)
-    split = sharpness.on_device(dataset)
-    compared, lines = 0, []
-    for name in schema.resolve_arms(config):
-        arm = rebuild.arm_of(config, name, dataset)
-        short = _shortened(arm, steps)
-        say(f"arm {name}: steps 1 to {short.total_steps} of {arm.total_steps}")
-        with tempfile.TemporaryDirectory() as scratch, _run_in(scratch, config) as run:
-            progress = Progress(short.work(), say)
-            with interrupt.handled() as signals:
-                outcome = loop.train(
-                    short, split, run, interrupt=signals, progress=progress, say=lambda _: None
-                )
-            own = [row for row in recorded if row["arm"] == name]
-            found = compare(run.rows(), [r for r in own if r["step"] <= short.total_steps])
-            compared += found.compared
-            lines += found.differences
-            if not differs:
-                pairs = list(_digests(folder, arm, short, outcome, run.path))
-                compared += len(pairs)
-                lines += [
-                    f"arm {name}: {what} differ" for what, there, here in pairs if there != here
-                ]
+    if folder.recorded("code", "sources") != sources.code_digest():
+        there = folder.commit or None
+        say(f"the code differs: there commit {there}, here another state")
+    plan = rebuild.plan_here(config, data_dir, manual_dir)
+    stages = [_shortened(plan, stage, steps) for stage in planning.ordered(plan)]
+    with rebuild.setting(folder, config, plan, say) as setting:
+        outcomes = {}
+        for stage in stages:
+            say(_words(plan, stage))
+            outcomes[planning.name_of(stage)] = run.execute(setting, stage)
+        expected = _expected(plan, stages, read.rows(folder.path))
+        if differs:
+            compared, lines = _compare(setting.run.rows(), _elsewhere(plan, expected), _nearly)
+            return Replay(compared, tuple(lines))
+        compared, lines = _compare(setting.run.rows(), expected, lambda a, b: a == b)
+        for stage in stages:
+            if isinstance(stage, Train):
+                found = _digests(folder, plan, stage, outcomes[stage.arm], setting.run.path)
+                for what, there, here in found:
+                    compared += 1
+                    lines += [f"arm {stage.arm}: {what} differ"] if there != here else []
     return Replay(compared, tuple(lines))
 
 
-def _run_in(scratch: str, config: Config) -> Any:
-    return workdir.open_run(f"{scratch}/run", config=config.to_dict(), overrides={})
+def _shortened(plan: Plan, stage: Stage, steps: int) -> Stage:
+    """The stage as it is replayed."""
+    if not isinstance(stage, Train):
+        return stage
+    epochs = -(-steps // planning.steps_per_epoch(plan, stage))
+    return dataclasses.replace(stage, stop=min(epochs, stage.epochs))
 
 
-def _whole(config: Config) -> list[workdir.Row]:
-    with tempfile.TemporaryDirectory() as scratch, _run_in(scratch, config) as run:
-        catalog.resolve(f"{catalog.STUDIES[config.study]}.plan:run")(config, run)
-        return run.rows()
+def _last(plan: Plan, stage: Stage) -> int:
+    """The last step of a stage as it is replayed."""
+    if isinstance(stage, Train):
+        epochs = stage.epochs if stage.stop is None else stage.stop
+        return epochs * planning.steps_per_epoch(plan, stage)
+    return 0 if isinstance(stage, Compare) else planning.last_step(plan, stage.arm)
 
 
-def _shortened(arm: loop.Arm, steps: int) -> loop.Arm:
-    """The arm as it is up to the epoch's end after `steps`; its schedules are those of the whole.
+def _words(plan: Plan, stage: Stage) -> str:
+    if isinstance(stage, Train):
+        total = planning.num_steps(plan, stage)
+        return f"arm {stage.arm}: {stage.step.unit}s 1 to {_last(plan, stage)} of {total}"
+    what = "measures" if isinstance(stage, Compare) else "arm"
+    return f"{what} {planning.name_of(stage)}: whole"
 
-    What it measures at its end alone is left out, unless that is reached.
-    """
-    epochs = min(-(-steps // arm.steps_per_epoch), arm.epochs)
 
-    def is_due(evaluator: Evaluator) -> bool:
-        return epochs == arm.epochs or 0 < evaluator.every_epochs <= epochs
-
-    due = tuple(e for e in arm.evaluators if is_due(e))
-    return dataclasses.replace(arm, epochs=epochs, evaluators=due)
+def _expected(plan: Plan, stages: Iterable[Stage], recorded: Iterable[Row]) -> list[Row]:
+    """The recorded rows that a replay must find again: to its last step, and all that compare."""
+    last = {s.arm: _last(plan, s) for s in stages if not isinstance(s, Compare)}
+    stages_that_compare = [s for s in stages if isinstance(s, Compare)]
+    compared = {(arm, metric) for s in stages_that_compare for arm in s.reads
+                for measure in s.measures for metric in measure.metrics}  # fmt: skip
+    return [
+        row
+        for row in recorded
+        if row["step"] <= last.get(row["arm"], math.inf) or (row["arm"], row["metric"]) in compared
+    ]
 
 
 def _why_not_bitwise(folder: Folder) -> str:
     if machines := rebuild.difference_of_machines(folder):
         return f"the run was on another machine: {machines}"
-    if jax.default_backend() == "gpu" and not _is_deterministic():
+    if not machine.is_deterministic():
         return "this GPU computes with XLA_FLAGS=--xla_gpu_deterministic_ops=true alone the same"
     return ""
 
 
-def _is_deterministic() -> bool:
-    return "--xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "").split()
+def _elsewhere(plan: Plan, rows: Iterable[Row]) -> list[Row]:
+    """Those that another machine must find too, without their errors."""
+    drawn = {stage.arm for stage in plan.stages if isinstance(stage, Draw)}
+    kept = (r for r in rows if r["arm"] in drawn or r["metric"].startswith(_COMPARED_ELSEWHERE))
+    return [{name: v for name, v in row.items() if name != "standard_error"} for row in kept]
 
 
-def _exactly(rows: list[workdir.Row], recorded: list[workdir.Row]) -> Replay:
-    return _compare(rows, recorded, lambda a, b: a == b)
-
-
-def _nearly(rows: list[workdir.Row], recorded: list[workdir.Row]) -> Replay:
-    def agree(a: float | None, b: float | None) -> bool:
-        if a is None or b is None:
-            return a is b
-        return abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1)
-
-    return _compare(
-        [row | {"standard_error": None} for row in rows],
-        [
-            row | {"standard_error": None}
-            for row in recorded
-            if row["metric"].startswith(_COMPARED_ELSEWHERE)
-        ],
-        agree,
-    )
+def _nearly(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1)
 
 
 def _compare(
-    rows: list[workdir.Row],
-    recorded: list[workdir.Row],
-    agree: Callable[[float | None, float | None], bool],
-) -> Replay:
+    rows: Iterable[Row], recorded: list[Row], agree: Callable[[Any, Any], bool]
+) -> tuple[int, list[str]]:
     """Every recorded row with the one of its coordinates. The replay may measure more."""
-    here = {_coordinates(row): row for row in rows}
-    lines = []
+    here, lines = {_coordinates(row): row for row in rows}, []
     for row in recorded:
         where = (
             f"arm {row['arm']}, seed {row['seed']}, step {row['step']}: {row['metric']}"
@@ -163,34 +150,28 @@ def _compare(
         if other is None:
             lines.append(f"{where} is not measured here")
             continue
-        for name in ("value", "standard_error"):
-            if not agree(row[name], other[name]):
-                what = "" if name == "value" else f" ({name})"
-                lines.append(f"{where}{what} is {row[name]!r} there and {other[name]!r} here")
-    return Replay(len(recorded), tuple(lines))
+        for name, words in (("value", ""), ("standard_error", " (standard_error)")):
+            if name in row and not agree(row[name], other[name]):
+                lines.append(f"{where}{words} is {row[name]!r} there and {other[name]!r} here")
+    return len(recorded), lines
 
 
-def _coordinates(row: workdir.Row) -> tuple:
+def _coordinates(row: Row) -> tuple:
     of = workdir.canonical_json(row["of"])
     return row["arm"], row["seed"], row["step"], of, row["metric"]
 
 
 def _digests(
-    folder: Folder, arm: loop.Arm, short: loop.Arm, outcome: Mapping[str, Any], run: epath.Path
+    folder: Folder, plan: Plan, stage: Train, outcome: Mapping[str, Any], here: epath.Path
 ) -> Iterator[tuple[str, Any, Any]]:
-    """What was compared, there and here: parameters of all seeds at each step that has digests."""
-    arms = (folder.manifest or {}).get("arms")
-    own = arms.get(arm.name) if isinstance(arms, dict) else None
-    own = own if isinstance(own, dict) else {}
-    yield "parameters at the start", own.get("params_at_start"), outcome["params_at_start"]
-    if short.total_steps == arm.total_steps:
-        yield "parameters at the end", own.get("params_at_end"), outcome["params_at_end"]
-    for step in range(arm.steps_per_epoch, short.total_steps + 1, arm.steps_per_epoch):
-        name = f"{workdir.ARRAYS}/{arm.name}/{step}/{loop.PARAMS_DIGESTS}.npz"
-        if (folder.path / name).exists() and (run / name).exists():
-            there, here = (_hex(workdir.load_arrays(base / name)) for base in (folder.path, run))
-            yield f"parameters at step {step}", there, here
-
-
-def _hex(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    return {seed: array.tobytes().hex() for seed, array in sorted(arrays.items())}
+    """What was compared, there and here: parameters of all models at each step with digests."""
+    ends = ("start", "end") if _last(plan, stage) == planning.num_steps(plan, stage) else ("start",)
+    for end in ends:
+        name = f"params_at_{end}"
+        yield f"parameters at the {end}", folder.recorded("arms", stage.arm, name), outcome[name]
+    for path in workdir.walk(here / workdir.ARRAYS / stage.arm):
+        name = path.relative_to(here)
+        if path.name == f"{PARAMS_DIGESTS}.npz" and (folder.path / name).exists():
+            loaded = (workdir.load_arrays(p / name) for p in (folder.path, here))
+            there, found = ({key: a.tobytes() for key, a in own.items()} for own in loaded)
+            yield f"parameters at step {path.parent.name}", there, found

@@ -1,19 +1,88 @@
-"""`python -m sharpjax.studies report`: the report of a run made again; one page over several."""
+"""The report of a finished run, from what is sealed in it; one page over several runs."""
 
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from etils import epath
 
-from sharpjax import workdir
+from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
+from sharpjax.report.content import Content, commands_for, make
 from sharpjax.report.overview import Run
-from sharpjax.report.pages import overview_pages
-from sharpjax.runs import conclude, verify
-from sharpjax.studies.papers import HYPOTHESES
+from sharpjax.report.pages import overview_pages, pages
+from sharpjax.runs import conclude, read, verify
+from sharpjax.runs.read import Folder
+from sharpjax.runs.study import study_of
+
+# What one page may embed; figures that are larger stay beside it.
+MAX_FIGURES, MAX_FIGURE_BYTES = 50, 2**24
+PAGE = "report.html"
 
 Say = Callable[[str], None]
+
+
+def content_of(folder: Folder, *, where: str = "") -> Content:
+    """All that the report of a run shows.
+
+    Args:
+        where: how a person calls the folder; default: its path from here.
+    """
+    arms = folder.arms
+    rows = list(read.in_order(read.rows(folder.path), arms))
+    conclusion = conclude.conclude(folder.path, folder.config, rows)
+    standing, processes = conclusion.standing, folder.tables(workdir.PROCESSES)
+    config_file = _config_file(processes)
+    later = (row for path in read.exploratory(folder.path) for row in workdir.rows_in(path))
+    return make(
+        title=config_file or folder.study,
+        config=folder.config,
+        judgements=(*conclusion.judgements, *conclusion.exploratory),
+        rows=rows,
+        arms=arms,
+        registration=standing.registered,
+        later_rows=later,
+        tables=study_of(folder.study).tables(rows) if folder.study in catalog.STUDIES else (),
+        figures=_figures(folder.path),
+        captions={k: v for k, v in folder.table(read.CAPTIONS).items() if isinstance(v, str)},
+        warnings=standing.warnings if standing.registered else (),
+        funnel=conclusion.funnel,
+        amendments=standing.amendments,
+        environment=folder.tables(workdir.ENVIRONMENT),
+        processes=processes,
+        manifest=folder.manifest,
+        commands=commands_for(
+            config_file or "CONFIG",
+            folder.table(workdir.OVERRIDES),
+            folder=where or from_here(folder.path),
+            is_registered=standing.registered is not None,
+            commit=folder.commit,
+        ),
+    )
+
+
+def from_here(path: epath.Path) -> str:
+    """A path as one would type it: relative where it lies below the working directory."""
+    return os.fspath(path).removeprefix(f"{os.getcwd()}{os.sep}")
+
+
+def write(folder: epath.Path, *, where: str = "", leased: bool = False) -> None:
+    """Make `report.html` and `report.md` of a finished run, from what is sealed in it.
+
+    Args:
+        where: how a person calls the folder; default: its path from here.
+        leased: whether the caller holds the folder's lease, as the run does that has just ended.
+
+    Raises:
+        UserError: the run is not finished or is damaged, or nothing can be written there.
+    """
+    run = read.read(folder)
+    if run.manifest is None:
+        raise UserError(f"'{folder}' is not finished; the same command goes on with it.")
+    if (reason := workdir.broken(folder)) is not None:
+        raise UserError(f"'{folder}' is damaged: {reason}.")
+    workdir.replace_reports(folder, pages(content_of(run, where=where)), leased=leased)
 
 
 def report(folders: Sequence[str], output: str | None, say: Say) -> None:
@@ -31,19 +100,18 @@ def report(folders: Sequence[str], output: str | None, say: Say) -> None:
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise UserError(f"report: '{twice}' is named twice; name each run once.")
     if len(runs) == 1 and output is None:
-        conclude.write_report(paths[0], where=folders[0])
-        say(f"{paths[0] / 'report.html'}")
+        write(paths[0], where=folders[0])
+        say(f"{paths[0] / PAGE}")
         return
     target = epath.Path(os.path.abspath(output) if output else paths[0].parent)
     if not output and any(path.parent != target for path in paths):
         raise UserError("report: the runs lie in several folders; name one by --output.")
     listed = [
-        Run(path.name, conclude.content_of(run, where=name), _link(path, target))
+        Run(path.name, content_of(run, where=name), _link(path, target))
         for name, run, path in zip(folders, runs, paths, strict=True)
     ]
-    pages = overview_pages(HYPOTHESES, listed)
     try:
-        for name, content in pages.items():
+        for name, content in overview_pages(catalog.resolve(catalog.PAPERS), listed).items():
             workdir.publish(target / name, content)
     except OSError as error:
         raise UserError(f"'{target}' cannot be written: {error.strerror}.") from error
@@ -52,7 +120,24 @@ def report(folders: Sequence[str], output: str | None, say: Say) -> None:
 
 def _link(path: epath.Path, target: epath.Path) -> str:
     """Where a page in `target` finds the report of a run; '': nowhere."""
-    page = path / "report.html"
+    page = path / PAGE
     if not page.exists() or "://" in f"{os.fspath(path)}{os.fspath(target)}":
         return ""
     return pathlib.Path(os.path.relpath(page, target)).as_posix()
+
+
+def _figures(folder: epath.Path) -> dict[str, bytes]:
+    paths = [p for p in workdir.walk(folder / workdir.FIGURES) if p.name.endswith(".png")]
+    return {
+        path.name.removesuffix(".png"): workdir.read_bytes(path, most=MAX_FIGURE_BYTES)
+        for path in paths[:MAX_FIGURES]
+    }
+
+
+def _config_file(processes: list[dict[str, Any]]) -> str:
+    """The config that the first process was given, as `configs/sam_cifar.py:quick`."""
+    command = processes[0].get("command") if processes else None
+    for part in command if isinstance(command, list) else ():
+        if isinstance(part, str) and part.startswith("--config="):
+            return part.removeprefix("--config=")
+    return ""

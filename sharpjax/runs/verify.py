@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
-from sharpjax.runs import read, register, sources
+from sharpjax.provenance import sources
+from sharpjax.runs import read, standing
 from sharpjax.runs.read import Folder
 
 
@@ -39,8 +40,7 @@ def verify(path: os.PathLike | str) -> Verification:
         run = read.read(folder)
     except UserError as error:
         return Verification(_ordered(problems or [str(error)], folder), ())
-    checks = (_check_config, _check_registration, _check_rows, _check_arrays, _check_later)
-    for check in checks:
+    for check in (_check_config, _check_registration, _check_rows, _check_arrays):
         problems += _refusals(lambda check=check: check(run))
     return Verification(_ordered(problems, folder), tuple(_notes(run)) if not problems else ())
 
@@ -71,15 +71,13 @@ def _ordered(problems: list[str], folder: epath.Path) -> tuple[str, ...]:
 
 
 def _check_config(run: Folder) -> list[str]:
-    recorded = (run.manifest or {}).get("config_digest")
-    if recorded not in (None, workdir.config_digest(run.config)):
+    if run.recorded("config_digest") not in (None, workdir.config_digest(run.config)):
         return [f"{workdir.CONFIG} is not the config that the manifest names"]
     return []
 
 
 def _check_registration(run: Folder) -> list[str]:
-    there = register.read(run.path)
-    recorded = (run.manifest or {}).get("registration")
+    there, recorded = standing.read(run.path), run.recorded("registration")
     if there is None:
         if recorded is not None:
             return [f"{workdir.REGISTRATION} is missing, and the manifest names a seal"]
@@ -91,7 +89,7 @@ def _check_registration(run: Folder) -> list[str]:
         problems.append(f"{workdir.REGISTRATION} has another seal than the manifest names")
     if there.study != run.study or not _is_config_of(run, there.config_digest, there.seeds):
         problems.append(f"{workdir.CONFIG} is not the config that was registered")
-    register.amended(run.path)
+    standing.amended(run.path)
     return problems
 
 
@@ -106,79 +104,56 @@ def _check_rows(run: Folder) -> list[str]:
     """Every row is one and there once, and the results are what the segments hold."""
     if run.manifest is None:
         return []
-    results = _Fingerprint()
-    seen = set()
-    problems = []
-    for row in read.rows(run.path):
-        results.add(row)
+    seen, problems = set(), []
+
+    def once(row: workdir.Row) -> workdir.Row:
         key = workdir.canonical_json([row[name] for name in workdir.COLUMNS[:-2]])
         if key in seen and not problems:
             problems.append(f"{workdir.RESULTS} holds a row twice: {key}")
         seen.add(key)
-    measured = _Fingerprint()
-    for segment in read.segments(run.path):
-        for row in workdir.rows_in(segment):
-            measured.add(row)
-    if measured != results:
+        return row
+
+    results = _fingerprint(map(once, read.rows(run.path)))
+    segments = read.segments(run.path)
+    if results != _fingerprint(row for path in segments for row in workdir.rows_in(path)):
         problems.append(f"{workdir.RESULTS} is not what {workdir.METRICS}/ holds")
     return problems
 
 
-class _Fingerprint:
+def _fingerprint(rows: Iterable[workdir.Row]) -> tuple[int, int]:
     """Of rows in any order: how many, and the sum of their hashes."""
-
-    def __init__(self) -> None:
-        self.count, self.total = 0, 0
-
-    def add(self, row: workdir.Row) -> None:
+    count = total = 0
+    for row in rows:
         text = workdir.canonical_json(row).encode()
-        self.count += 1
-        self.total += int.from_bytes(hashlib.sha256(text).digest())
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Fingerprint):
-            return NotImplemented
-        return (self.count, self.total) == (other.count, other.total)
+        count += 1
+        total += int.from_bytes(hashlib.sha256(text).digest())
+    return count, total
 
 
 def _check_arrays(run: Folder) -> list[str]:
-    return _check_each_array(run.path / workdir.ARRAYS)
-
-
-def _check_later(run: Folder) -> list[str]:
-    problems = _check_each_array(run.path / workdir.EXPLORATORY)
+    """Arrays are arrays, and rows that were measured later are rows."""
+    problems = []
+    for name in (workdir.ARRAYS, workdir.EXPLORATORY):
+        for path in workdir.walk(run.path / name):
+            if path.name.endswith(".npz"):
+                problems += _refusals(lambda path=path: workdir.check_arrays(path) or [])
     for path in read.exploratory(run.path):
         problems += _refusals(lambda path=path: [] if list(workdir.rows_in(path)) else [])
     return problems
 
 
-def _check_each_array(folder: epath.Path) -> list[str]:
-    problems = []
-    for path in workdir.walk(folder):
-        if path.name.endswith(".npz"):
-            problems += _refusals(lambda path=path: workdir.check_arrays(path) or [])
-    return problems
-
-
 def _notes(run: Folder) -> Iterator[str]:
-    if run.registration is None:
-        yield register.UNREGISTERED
-    else:
-        standing = register.standing(run.path)
-        there = standing.registered
-        if there is not None:
-            yield f"registered {there.time}, seal {there.seal}"
-            seeds = run.config["seeds"]
-            if len(seeds) < len(there.seeds):
-                yield f"{len(seeds)} of {len(there.seeds)} registered seeds were run"
-        yield from standing.warnings
-        for amendment in standing.amendments:
-            yield f"amended {amendment.time}: {amendment.reason}"
-    code = (run.manifest or {}).get("code")
-    there = code.get("sources") if isinstance(code, dict) else None
+    under = standing.standing(run.path)
+    if (there := under.registered) is not None:
+        yield f"registered {there.time}, seal {there.seal}"
+        if len(run.config["seeds"]) < len(there.seeds):
+            yield f"{len(run.config['seeds'])} of {len(there.seeds)} registered seeds were run"
+    yield from under.warnings
+    for amendment in under.amendments:
+        yield f"amended {amendment.time}: {amendment.reason}"
     if run.study not in catalog.STUDIES:
         yield f"study '{run.study}' is none of this version"
-    if there != sources.code_digest():
+    if run.recorded("code", "sources") != sources.code_digest():
         yield "the code that ran is not the code here; that changes no byte of the folder"
     if any(workdir.walk(run.path / workdir.EXPLORATORY)):
         yield f"{workdir.EXPLORATORY}/ holds measures that were taken later"

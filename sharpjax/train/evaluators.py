@@ -1,89 +1,61 @@
-"""What is measured in training, and when. An evaluator sees one model; `loop` shows it every seed
-in turn."""
+"""What is measured of outputs: accuracy and calibration of a split, and the outputs themselves."""
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from sharpjax import data, geometry, loops, metrics
-from sharpjax.estimate import Estimate
+from sharpjax import data, loops, metrics
+from sharpjax.data import DataSpec, Examples, Splits
+from sharpjax.errors import UserError
 from sharpjax.losses import Classification
-from sharpjax.train.state import TrainState
-from sharpjax.train.step import Shared
-
-
-class Data(NamedTuple):
-    """Both splits on the device."""
-
-    train: Shared
-    test: Shared
-
-
-class Results(NamedTuple):
-    """Estimates by metric name, which become rows, and arrays by name, which become files.
-
-    `by_layer`: estimates by metric name and layer, which become rows of `{"layer": name}`.
-    """
-
-    estimates: Mapping[str, Estimate]
-    arrays: Mapping[str, np.ndarray]
-    by_layer: Mapping[tuple[str, str], Estimate] = MappingProxyType({})
-
-
-class Evaluator(Protocol):
-    """One kind of measurement.
-
-    `name` names its stream of randomness, `kind` the work it counts as (`evaluation` or
-    `geometry`). `every_epochs` is its period; it also runs at the end, and only there where the
-    period is 0. Calls take and give a carry, which is kept in the checkpoint: what a later call may
-    start from.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def every_epochs(self) -> int: ...
-
-    def init(self, state: TrainState) -> Any: ...
-    def __call__(
-        self, carry: Any, state: TrainState, data: Data, key: jax.Array
-    ) -> tuple[Any, Results]: ...
+from sharpjax.train.plan import Cost, Subject, When
+from sharpjax.train.results import Results, results
 
 
 @dataclasses.dataclass(frozen=True)
-class TestSet:
-    """Accuracy, NLL and calibration error on the whole test split."""
+class SplitMetrics:
+    """Accuracy, NLL and calibration error on a whole split, as `<split>/accuracy` and so on.
 
-    model: nn.Module
+    Attributes:
+        split: 'test', 'validation' or 'train'.
+    """
+
     batch_size: int
     num_bins: int
-    every_epochs: int
-    name: str = "test"
+    when: When
+    split: str = "test"
     kind: str = "evaluation"
 
-    def init(self, state: TrainState) -> tuple:
+    @property
+    def name(self) -> str:
+        return self.split
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(f"{self.split}/{name}" for name in ("accuracy", "ece", "nll"))
+
+    def cost(self, spec: DataSpec) -> Cost:
+        return Cost(-(-getattr(spec, f"num_{self.split}") // self.batch_size) * self.batch_size)
+
+    def init(self, subject: Subject, data: Splits) -> tuple:
         return ()
 
-    def __call__(self, carry: Any, state: TrainState, data: Data, key: jax.Array):
-        loss = Classification(self.model, state.variables)
+    def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
+        split = split_of(data, self.split)
+        loss = Classification(subject.model, subject.state.variables)
         start = (jnp.int32(0), metrics.init(self.num_bins))
-        num_batches = -(-len(data.test.label) // self.batch_size)
+        num_batches = -(-len(split.label) // self.batch_size)
         (_, totals), _ = loops.iterate(
             CountBatch(self.batch_size),
             start,
-            (loss, state.params, data.test),
+            (loss, subject.state.params, split),
             max_steps=num_batches,
         )
-        named = {f"test/{name}": estimate for name, estimate in metrics.compute(totals).items()}
-        return carry, Results(named, {})
+        found = metrics.compute(totals)
+        return carry, results({f"{self.split}/{name}": x for name, x in found.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,95 +69,60 @@ class CountBatch:
         loss, params, split = operands
         index = start + jnp.arange(self.batch_size, dtype=start.dtype)
         weight = (index < len(split.label)).astype(jnp.float32)
-        batch = examples(split, jnp.minimum(index, len(split.label) - 1))
+        batch = data.batch(split, jnp.minimum(index, len(split.label) - 1))
         logits = loss.logits(params, batch)
         totals = metrics.update(totals, logits, batch["label"], weight)
         return start + self.batch_size, totals
 
 
 @dataclasses.dataclass(frozen=True)
-class Geometry:
-    """Curvature and sharpness on frozen, un-augmented training examples `first` to `first +
-    num_examples`.
+class Outputs:
+    """Stores the logits, float32 [N, K], of the first `num_examples` of a split; 0: all of it.
 
-    In float32 whatever the training precision, in eval mode with frozen BatchNorm statistics. Seeds
-    are measured one by one: a lane holds a Krylov basis, and lanes that have converged would wait
-    for the slowest.
+    Distances between models are computed from these by the measures of a `Compare` stage.
     """
 
-    model: nn.Module
-    first: int
-    num_examples: int
-    where: str
-    microbatch_size: int
-    num_eigenvalues: int
-    tol: float
-    max_products: int
-    trace_error: float
-    max_probes: int
-    sam_rho: float
-    adaptive_rho: float
-    adaptive_m: int
-    adaptive_steps: int
-    every_epochs: int
-    kind: str = "geometry"
+    when: When
+    split: str = "test"
+    num_examples: int = 0
+    batch_size: int = 500
+    name: str = "outputs"
+    kind: str = "evaluation"
+    metrics: tuple[str, ...] = ()
 
-    @property
-    def name(self) -> str:
-        last = self.first + self.num_examples
-        return f"train[{self.first or ''}:{last}]"
+    def cost(self, spec: DataSpec) -> Cost:
+        there = getattr(spec, f"num_{self.split}")
+        count = min(self.num_examples or there, there)
+        passes = -(-count // self.batch_size) * self.batch_size
+        return Cost(passes, stored=4 * count * max(spec.num_classes, 1))
 
-    def init(self, state: TrainState) -> tuple:
+    def init(self, subject: Subject, data: Splits) -> tuple:
         return ()
 
-    def __call__(self, carry: Any, state: TrainState, data: Data, key: jax.Array):
-        loss = Classification(self.model.clone(dtype=jnp.float32), state.variables)
-        params = state.params
-        batch = examples(data.train, self.first + jnp.arange(self.num_examples))
-        eigen_key, trace_key, ascent_key = jax.random.split(key, 3)
-        size = self.microbatch_size
-        hessian = geometry.hessian(loss, params, batch, where=self.where, microbatch_size=size)
-        pairs = geometry.top_eigenpairs(
-            hessian,
-            key=eigen_key,
-            k=self.num_eigenvalues,
-            tol=self.tol,
-            max_products=self.max_products,
-            vectors=False,
-        )
-        trace = geometry.trace(
-            hessian, key=trace_key, relative_error=self.trace_error, max_probes=self.max_probes
-        )
-        curvature = geometry.directional_curvature(loss, params, batch, microbatch_size=size)
-        sam = geometry.sam_sharpness(loss, params, batch, rho=self.sam_rho, microbatch_size=size)
-        adaptive = geometry.adaptive_sharpness(
-            loss,
-            params,
-            batch,
-            key=ascent_key,
-            rho=self.adaptive_rho,
-            m=self.adaptive_m,
-            steps=self.adaptive_steps,
-            microbatch_size=min(size, self.adaptive_m),
-        )
-        converged = {
-            "converged": Estimate(jnp.mean(pairs.converged), np.float32(0), pairs.num_products)
-        }
-        named = {
-            f"{self.name}/{prefix}{name}": estimate
-            for prefix, estimates in (
-                ("hessian/", pairs.estimates() | converged),
-                ("hessian/", trace.estimates()),
-                ("", curvature.estimates()),
-                ("", sam.estimates()),
-                ("", adaptive.estimates()),
-            )
-            for name, estimate in estimates.items()
-        }
-        return carry, Results(named, {})
+    def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
+        split = split_of(data, self.split)
+        count = min(self.num_examples or len(split.label), len(split.label))
+        loss = Classification(subject.model, subject.state.variables)
+        places = np.arange(-(-count // self.batch_size) * self.batch_size)
+        batches = np.minimum(places, len(split.label) - 1).reshape(-1, self.batch_size)
+        parts = [_forward(loss, subject.state.params, split, index) for index in batches]
+        logits = np.concatenate([np.asarray(part, np.float32) for part in parts])[:count]
+        return carry, Results({}, {"logits": logits})
 
 
-def examples(split: Shared, index: jax.Array) -> dict[str, jax.Array]:
-    """The examples at `index`, normalised and not augmented."""
-    image = data.normalize(split.image[index], split.mean, split.std)
-    return {"image": image, "label": split.label[index]}
+@jax.jit
+def _forward(loss, params, split, index):
+    return loss.logits(params, data.batch(split, index))
+
+
+def split_of(splits: Splits, name: str) -> Examples:
+    """One split by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = getattr(splits, name, None)
+    if found is None:
+        there = [field for field, value in splits._asdict().items() if value is not None]
+        raise UserError(f"the data have no split '{name}'; they have {', '.join(there)}.")
+    return found

@@ -1,4 +1,4 @@
-"""The state of one seed in training. A population is the same with a leading axis, or a tuple of
+"""The state of one model in training. A population is the same with a leading axis, or a tuple of
 them."""
 
 import dataclasses
@@ -6,24 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-
-from sharpjax.optim import OptimizerSpec
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """One seed.
+    """One model.
 
     Attributes:
-        params: the model's parameters, float32.
+        params: its parameters, float32.
         variables: its other collections (`batch_stats`), or an empty dict.
         opt_state: the state of the optimiser.
-        alive: False once loss or update was not finite; the state is then the last finite one, for
+        alive: False once loss or update was not finite; all else is then the last finite state, for
             good.
         stopped_at: the step at which that happened, or -1.
-        loss_sum, correct_sum, num_steps: sums over the steps since they were last read.
+        tally: what the loop keeps of the way: see `Steps` and `Epochs`.
     """
 
     params: Any
@@ -31,34 +28,18 @@ class TrainState:
     opt_state: Any
     alive: jax.Array
     stopped_at: jax.Array
-    loss_sum: jax.Array
-    correct_sum: jax.Array
-    num_steps: jax.Array
+    tally: Any
 
 
-def initial_state(
-    key: jax.Array, model: nn.Module, optimizer: OptimizerSpec, shape: tuple[int, ...]
-) -> TrainState:
-    """A fresh state for images of `shape`. Pure: jit and vmap over `key` as you like."""
-    variables = dict(model.init(key, jnp.zeros((1, *shape), jnp.float32), train=False))
-    params = variables.pop("params")
-    zero = jnp.zeros((), jnp.float32)
-    return TrainState(
-        params=params,
-        variables=variables,
-        opt_state=optimizer.build().init(params),
-        alive=jnp.ones((), bool),
-        stopped_at=jnp.full((), -1, jnp.int32),
-        loss_sum=zero,
-        correct_sum=zero,
-        num_steps=zero,
+def fresh(params: Any, variables: Any, opt_state: Any, tally: Any) -> TrainState:
+    """The state before the first step."""
+    alive, stopped_at = jnp.ones((), bool), jnp.full((), -1, jnp.int32)
+    return TrainState(params, variables, opt_state, alive, stopped_at, tally)
+
+
+def select(good: jax.Array, new: TrainState, old: TrainState, step: jax.Array) -> TrainState:
+    """`new` where all was finite so far; else `old` for good, with the step at which it stopped."""
+    frozen = dataclasses.replace(
+        old, alive=good, stopped_at=jnp.where(old.alive, step, old.stopped_at)
     )
-
-
-def reset_sums(state: TrainState) -> TrainState:
-    """The state with its running sums at zero."""
-    zeros = {
-        name: jnp.zeros_like(getattr(state, name))
-        for name in ("loss_sum", "correct_sum", "num_steps")
-    }
-    return dataclasses.replace(state, **zeros)
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, frozen)

@@ -4,6 +4,7 @@
     registration.json                   what was promised before the first row, with its seal
     environment.json  processes.json    machines; each process with its code, times and memory
     metrics/<arm>/<step>.jsonl          rows, a segment for each checkpoint interval of an arm
+    metrics/<stage>/<number>.jsonl      of a stage that trains nothing, a segment for each unit
     arrays/<arm>/<step>/<name>.npz      spectra, densities and the like; digests of parameters
     checkpoints/<arm>/<step>/           each with its own SHA256SUMS
     results.jsonl                       all rows, sorted by their columns
@@ -22,7 +23,7 @@ What is read of a folder that somebody sent goes through `untrusted`. Nothing he
 
 from sharpjax.workdir.arrays import check_arrays, load_arrays
 from sharpjax.workdir.config import config_digest, flat, plain
-from sharpjax.workdir.files import canonical_json, difference, json_file, publish, walk
+from sharpjax.workdir.files import canonical_json, difference, json_file, publish, timestamp, walk
 from sharpjax.workdir.later import add, append_amendment, replace_reports
 from sharpjax.workdir.opening import open_run
 from sharpjax.workdir.rows import COLUMNS, Row, lines_of, rows_in
@@ -87,6 +88,7 @@ __all__ = [
     "read_manifest",
     "replace_reports",
     "rows_in",
+    "timestamp",
     "verify",
     "walk",
     "write_derived",

@@ -1,9 +1,11 @@
 """Files as a run keeps them: published whole, hashed, canonical; on a disk or an object store."""
 
+import datetime
 import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -102,6 +104,12 @@ def size_and_digest(path: epath.Path) -> tuple[int, str]:
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
         return file.seek(0, os.SEEK_END), digest
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """A time as all files have it: UTC, ISO 8601, to the second; default: now."""
+    moment = time.time() if seconds is None else seconds
+    return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="seconds")
 
 
 def canonical_json(value: Any) -> str:

@@ -45,11 +45,11 @@ class Run:
             rows = _read(self.path / seal.RESULTS)
             return [row for row in rows if arm in (None, row["arm"])]
         rows = []
-        for name in self._arms() if arm is None else [arm]:
+        for name in self._writers():
             for _, segment in self._numbered(seal.METRICS, name):
                 rows += _read(segment)
             rows += self._growing(name)
-        return sorted(rows, key=_sort_key)
+        return sorted((row for row in rows if arm in (None, row["arm"])), key=_sort_key)
 
     def append(self, arm: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to the growing segment of `arm`: on a disk at once, by whole lines."""
@@ -83,6 +83,19 @@ class Run:
             with open(growing, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(growing, target)
+
+    def publish_unit(self, name: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rows of one unit of a stage, none or more, as the segment of its number."""
+        self._check()
+        publish(self._folder(seal.METRICS, name) / f"{number}.jsonl", lines_of(rows).encode())
+
+    def resume_units(self, name: str) -> int:
+        """How many units of a stage are published, 0 to n - 1; what is beyond them is dropped."""
+        self._check()
+        there = {number for number, _ in self._numbered(seal.METRICS, name)}
+        done = next(n for n in range(len(there) + 1) if n not in there)
+        self.discard_after(name, done - 1)
+        return done
 
     def publish_arrays(
         self, arm: str, step: int, name: str, arrays: Mapping[str, "np.ndarray"]
@@ -123,7 +136,7 @@ class Run:
         Figures and reports are in place before. Nothing can be added afterwards.
         """
         self._check()
-        for arm in self._arms():
+        for arm in self._writers():
             if rows := self._growing(arm):
                 self.publish_segment(arm, max(row["step"] for row in rows))
         publish(self.path / seal.RESULTS, lines_of(self.rows()).encode())
@@ -142,7 +155,8 @@ class Run:
         file = self._growing_file(arm)
         return _read(file) if file.exists() else []
 
-    def _arms(self) -> list[str]:
+    def _writers(self) -> list[str]:
+        """Arms and other stages that have written rows."""
         folder = self.path / seal.METRICS
         entries = folder.iterdir() if folder.exists() else ()
         return sorted({p.name for p in entries if p.is_dir()} | self._waiting.keys())

@@ -6,7 +6,6 @@ what is added or made again later (figures, reports, amendments, further measure
 with them. To write DONE anew for another manifest is easy; who needs proof keeps its sum elsewhere.
 """
 
-import datetime
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from sharpjax.workdir.files import (
     publish,
     size_and_digest,
     size_of,
+    timestamp,
     walk,
 )
 from sharpjax.workdir.untrusted import (
@@ -132,7 +132,7 @@ def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:
             continue
         size, digest = size_and_digest(path)
         files[name] = {"bytes": size, "sha256": digest}
-    times = {"started": _started(folder), "sealed": _iso(datetime.datetime.now(datetime.UTC))}
+    times = {"started": _started(folder), "sealed": timestamp()}
     own = {"format": 1, "files": files, "times": times}
     if shadowed := own.keys() & extra.keys():
         raise ValueError(f"seal: {sorted(shadowed)} are fields of the manifest itself")
@@ -282,8 +282,4 @@ def _started(folder: epath.Path) -> str | None:
     """When the config was written, as far as the store tells."""
     path = folder / CONFIG
     seconds = path.stat().mtime if is_remote(path) else os.path.getmtime(path)
-    return _iso(datetime.datetime.fromtimestamp(seconds, datetime.UTC)) if seconds else None
-
-
-def _iso(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec="seconds")
+    return timestamp(seconds) if seconds else None

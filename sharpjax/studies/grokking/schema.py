@@ -4,10 +4,9 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from sharpjax import catalog
+from sharpjax import catalog, schema
 from sharpjax.errors import UserError
-from sharpjax.runs import blocks, schema
-from sharpjax.runs.schema import (
+from sharpjax.schema import (
     AT_LEAST_0,
     COUNT,
     COUNT_OR_0,
@@ -16,26 +15,16 @@ from sharpjax.runs.schema import (
     TEXT,
     Config,
     Rule,
+    blocks,
 )
-
-# Of `data.modular`, which imports numpy: by operation whether it divides, and the only size there
-# is, 0: any.
-OPERATIONS: Mapping[str, tuple[bool, int]] = {
-    **dict.fromkeys(("+", "-", "*"), (False, 0)),
-    "/": (True, 0),
-    **dict.fromkeys(("x^2+y", "x^3+y", "x^2+y^2", "x^2+xy+y^2", "x^2+xy+y^2+x"), (False, 0)),
-    **dict.fromkeys(("x^3+xy", "x^3+xy^2+y", "+*", "+-"), (False, 0)),
-    "-/": (True, 0),
-    **dict.fromkeys(("s5", "s5 xyx", "s5 xyx^-1"), (False, 120)),
-}
-MAX_MODULUS = 4096
 
 _PROPER = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a number in (0, 1), as 0.5")
 _RANK = Rule(
     lambda v: isinstance(v, float) and 0 <= v <= 1, "a number in (0, 1], as 0.125, or 0.0: dense"
 )
 _MODULUS = Rule(
-    lambda v: COUNT.holds(v) and 2 <= v <= MAX_MODULUS, f"an integer from 2 to {MAX_MODULUS}"
+    lambda v: COUNT.holds(v) and 2 <= v <= catalog.MAX_MODULUS,
+    f"an integer from 2 to {catalog.MAX_MODULUS}",
 )
 _PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
 
@@ -67,10 +56,10 @@ FIELDS: Mapping[str, Rule] = {
 
 
 def _check_arm(arm: Config) -> None:
-    catalog.lookup("operation", OPERATIONS, arm.data.operation)
+    catalog.lookup("operation", catalog.OPERATIONS, arm.data.operation)
     catalog.lookup("model", catalog.TOKEN_MODELS, arm.model.name)
     operation, p = arm.data.operation, arm.data.modulus
-    divides, size = OPERATIONS[operation]
+    divides, size = catalog.OPERATIONS[operation]
     if size not in (0, p):
         raise UserError(
             f"config.data.modulus={p}: '{operation}' is on the {size} permutations of five things; "
@@ -91,10 +80,9 @@ def _check_arm(arm: Config) -> None:
             f"leaves none to test; give a smaller fraction, or a larger config.data.modulus."
         )
     _check_rank(arm)
-    measured = arm.evaluate.trajectory.num_examples
     for field, value in (
         ("train.batch_size", arm.train.batch_size),
-        ("evaluate.trajectory.num_examples", measured),
+        ("evaluate.trajectory.num_examples", arm.evaluate.trajectory.num_examples),
     ):
         if value > num_train:
             raise UserError(f"config.{field}={value}: there are {num_train:,} training examples.")
@@ -126,8 +114,4 @@ def _check_name(name: str) -> None:
         )
 
 
-RULES = schema.Rules(
-    fields=FIELDS,
-    check_arm=_check_arm,
-    check_name=_check_name,
-)
+RULES = schema.Rules(FIELDS, _check_arm, _check_name)

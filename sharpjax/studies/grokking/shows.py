@@ -1,19 +1,17 @@
 """What the study shows: table 1 of the paper and ours side by side, and figures along training."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from sharpjax import plots
 from sharpjax.plots import Curves, Figure, Panel, first_set, n_of, series_of
-from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
+from sharpjax.runs.study import Arrays
 from sharpjax.studies.papers import paper3
-from sharpjax.studies.papers.paper3 import TABLE_1, Cell
-
-Row = Mapping[str, Any]
-Arrays = Callable[[str, str], Mapping[int, Mapping[str, Any]]]
+from sharpjax.train.results import Row
 
 CAPTION = (
     "Best test accuracy in per cent and the first epoch that had it, the paper's and ours: mean ± "
@@ -21,48 +19,42 @@ CAPTION = (
 )
 COLUMNS = ("arm", "parameters", "accuracy, paper", "ours", "epoch, paper", "ours", "n",
            "generalised")  # fmt: skip
+MEASURES = {
+    "hessian/lambda_1": "λ₁ of the Hessian in W",
+    "hessian/trace": "trace of the Hessian in W",
+    "adaptive_sharpness": "adaptive sharpness in W",
+}
 
 
-def beside_the_paper(rows: Iterable[Row]) -> Table:
+def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     """One row for each arm: best test accuracy and its epoch, the paper's and ours.
 
     Mean and standard error over models; n, and how many of ours reached 100 per cent. The paper's
     are of ten models each, and of addition modulo 97 alone.
     """
-    rows = list(rows)
+    published = {paper3.arm("add97", *key): cell for key, cell in paper3.TABLE_1.items()}
     found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
-    lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        accuracy = found.get((arm, paper3.ACCURACY.metric))
-        epoch = found.get((arm, paper3.EPOCH.metric))
-        size = found.get((arm, paper3.NUM_PARAMS.metric))
+
+    def line(arm: str) -> tuple[str, ...]:
+        accuracy, epoch, size = (
+            found.get((arm, quantity.metric))
+            for quantity in (paper3.ACCURACY, paper3.EPOCH, paper3.NUM_PARAMS)
+        )
         reached = found.get((arm, "grok/reached_full_test_accuracy"))
-        cell = _cell(arm)
-        line = (
+        cell = published.get(arm)
+        return (
             arm,
             f"{size.mean:,.0f}" if size else "",
             _format(cell.accuracy, cell.accuracy_error, 3) if cell else "",
-            _ours(accuracy, 3, 100),
+            _format(100 * accuracy.mean, 100 * accuracy.standard_error, 3) if accuracy else "",
             _format(cell.epoch, cell.epoch_error, 1) if cell else "",
-            _ours(epoch, 1),
+            _format(epoch.mean, epoch.standard_error, 1) if epoch else "",
             str(epoch.n) if epoch else "",
             f"{round(reached.mean * reached.n)} of {reached.n}" if reached else "",
         )
-        lines.append(line)
-    return Table(CAPTION, COLUMNS, tuple(lines))
 
-
-def _cell(arm: str) -> Cell | None:
-    for (model, fraction), cell in TABLE_1.items():
-        if arm == paper3.arm("add97", model, fraction):
-            return cell
-    return None
-
-
-def _ours(summary: Summary | None, digits: int, unit: int = 1) -> str:
-    if summary is None:
-        return ""
-    return _format(unit * summary.mean, unit * summary.standard_error, digits)
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    return (Table(CAPTION, COLUMNS, tuple(map(line, arms))),)
 
 
 def _format(mean: float, standard_error: float, digits: int) -> str:
@@ -79,25 +71,22 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     Args:
         arrays: `curves` of an arm hold `train_accuracy` and `test_accuracy`, [epochs of the seed].
     """
-    groups: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        task, *_, fraction = arm.split("-")
-        groups.setdefault(f"{task}-{fraction}", []).append(arm)
-    for group, arms in groups.items():
-        own = [row for row in rows if row["arm"] in arms]
-        seeds: dict[str, set[int]] = {}
-        for row in own:
-            seeds.setdefault(row["arm"], set()).add(row["seed"])
+    groups: dict[str, dict[str, set[int]]] = {}
+    for row in rows:
+        task, *_, fraction = row["arm"].split("-")
+        group = groups.setdefault(f"{task}-{fraction}", {})
+        group.setdefault(row["arm"], set()).add(row["seed"])
+    for name, seeds in groups.items():
         yield Figure(
-            f"accuracy-{group}",
-            f"{group}. Training accuracy (dashed) and test accuracy against epochs: a line for "
+            f"accuracy-{name}",
+            f"{name}. Training accuracy (dashed) and test accuracy against epochs: a line for "
             f"each seed, to its own end, and their mean; {n_of(seeds)}.",
-            lambda arms=arms: _accuracy(arms, arrays),
+            lambda arms=tuple(seeds): _accuracy(arms, arrays),
         )
-        if panels := _measures(own):
+        if panels := _measures([row for row in rows if row["arm"] in seeds]):
             yield Figure(
-                f"sharpness-{group}",
-                f"{group}. Curvature and sharpness against epochs: a line for each seed, and their "
+                f"sharpness-{name}",
+                f"{name}. Curvature and sharpness against epochs: a line for each seed, and their "
                 f"mean where all are there; {n_of(seeds)}.",
                 lambda panels=panels: plots.lines(panels, xlabel="epoch", log=True, mean="all"),
             )
@@ -137,13 +126,8 @@ def _measures(rows: Sequence[Row]) -> list[Panel]:
             for arm, by_seed in curves.items()
         }
 
-    labels = {
-        "hessian/lambda_1": "λ₁ of the Hessian in W",
-        "hessian/trace": "trace of the Hessian in W",
-        "adaptive_sharpness": "adaptive sharpness in W",
-    }
     return [
         Panel(label, placed(series_of(rows, metric)), log=True)
-        for quantity, label in labels.items()
+        for quantity, label in MEASURES.items()
         if (metric := first_set(rows, quantity))
     ]

@@ -17,9 +17,11 @@ Metrics, all at the last step:
                                     ece, corrupted accuracy and disagreement; 1 is best
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
+from sharpjax.protocol import claims
+from sharpjax.protocol.claims import all_of, any_of, most, names, same_arm, vote
 from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
 
@@ -29,65 +31,75 @@ DATA_SETS = ("cifar10",)
 MEMORISED = ("cifar10-resnet18",)
 SHARPNESS = ("noise_sharpness", "fisher_rao_norm", "relative_flatness")
 LEVELS = tuple(range(0, 101, 10))
-
-SOURCE = "OpenReview AiRU8ZxQii"
-MISSING = "The six conditions, VGG19, ViT and the corrupted test sets are not built as a study."
-DIRECTIONS = "No numeric table is known; every regularised condition is said to be {} than Base."
-
 # Metric, and the direction in which a condition is better than Base.
-BETTER: Sequence[tuple[str, Alternative]] = (
-    ("test/gap", "less"),
-    ("test/accuracy", "greater"),
-    ("test/ece", "less"),
-    ("test/corrupted_accuracy", "greater"),
-    ("test/disagreement", "less"),
-)
+BETTER: Mapping[str, Alternative] = {
+    "test/gap": "less",
+    "test/accuracy": "greater",
+    "test/ece": "less",
+    "test/corrupted_accuracy": "greater",
+    "test/disagreement": "less",
+}
 SAFETY = ("test/ece", "test/corrupted_accuracy", "test/disagreement")
+DIRECTIONS = "No numeric table is known; every regularised condition is said to be {} than Base."
 
 Cell = tuple[str, str]  # of arms: the condition, and its Base
 
-
-def cells(
-    conditions: Sequence[str], architectures: Sequence[str], data_sets: Sequence[str]
-) -> Iterator[Cell]:
-    """A condition and Base, in every architecture and data set."""
-    for data_set, net in itertools.product(data_sets, architectures):
-        for condition in conditions:
-            yield f"{data_set}-{net}-{condition}", f"{data_set}-{net}-base"
+ask = partial(
+    claims.ask,
+    source="OpenReview AiRU8ZxQii",
+    correction="by",
+    missing="The six conditions, VGG19, ViT and the corrupted test sets are not built as a study.",
+)
 
 
-def against_base(metric: str, cell: Cell, direction: Alternative, family: str | None) -> Contrast:
+def against_base(metric: str, cell: Cell, direction: Alternative, family: str) -> Contrast:
     """The authors' test: one-sided Wilcoxon signed-rank over the paired seeds."""
-    return Contrast(Quantity(metric), cell, direction, "wilcoxon", family=family)
+    return Contrast(Quantity(metric), cell, direction, "wilcoxon", family=f"{family} {cell[0]}")
+
+
+def generalises(cell: Cell) -> Composite:
+    """Both measures of H1.2, each a family of its own."""
+    gap = against_base("test/gap", cell, "less", "H1.2 gap")
+    accuracy = against_base("test/accuracy", cell, "greater", "H1.2 accuracy")
+    return Composite((gap, accuracy), name=cell[0])
 
 
 def sharper(cell: Cell, direction: Alternative = "greater", by: str | int = "majority"):
     """The three measures of sharpness, which are one family in each condition."""
-    members = tuple(
-        against_base(f"train/{name}", cell, direction, f"sharpness {cell[0]}") for name in SHARPNESS
-    )
-    return Composite(members, by, by, name=f"sharpness of {cell[0]}")
+    members = tuple(against_base(f"train/{m}", cell, direction, "sharpness") for m in SHARPNESS)
+    return Composite(members, by, by, f"sharpness of {cell[0]}")
 
 
 def better(cell: Cell) -> Composite:
     """Most of the five measures of H1.2 to H1.5; gap and accuracy are not corrected."""
-    members = tuple(
-        against_base(metric, cell, direction, f"{_family(metric)} {cell[0]}")
-        for metric, direction in BETTER
+    members = (
+        against_base(m, cell, way, "safety" if m in SAFETY else f"alone {m}")
+        for m, way in BETTER.items()
     )
-    return Composite(members, "majority", "majority", name=f"performance of {cell[0]}")
+    return vote(members, f"performance of {cell[0]}")
 
 
-def _family(metric: str) -> str:
-    return "safety" if metric in SAFETY else f"alone {metric}"
+def both(cells: Iterable[Cell], direction: Alternative, name: str = "") -> Composite:
+    """In most cells at least 2 of 3 measures of sharpness in a direction, and better."""
+    return most((all_of((sharper(c, direction, 2), better(c)), c[0]) for c in cells), name)
 
 
-def both(cells: Sequence[Cell], direction: Alternative) -> tuple[Composite, ...]:
-    """For each cell: at least 2 of 3 measures of sharpness in a direction, and better."""
-    return tuple(
-        Composite((sharper(cell, direction, 2), better(cell)), "all", "never", name=cell[0])
-        for cell in cells
-    )
+def correlation(
+    sharpness: str, group: str, direction: Alternative = "less", other: str = "test/gap"
+) -> Contrast:
+    return same_arm(group, (f"train/{sharpness}", other), direction, "spearman")
+
+
+def pooled_less_within(sharpness: str, arm: str, arms: Iterable[str]) -> Contrast:
+    """Over all arms rho is less than in one of them."""
+    groups = tuple(a for a in (arm, *(a for a in arms if a != arm)) for _ in range(2))
+    sides = (Quantity(f"train/{sharpness}"), Quantity("test/gap")) * (len(groups) // 2)
+    return Contrast(sides, groups, "less", "spearman-pooled")
+
+
+def cells(places: Iterable[str], conditions: Iterable[str]) -> list[Cell]:
+    """A condition and Base, at every place, `<data set>-<net>`."""
+    return [(f"{p}-{c}", f"{p}-base") for p in places for c in conditions]
 
 
 def hypotheses(
@@ -100,265 +112,144 @@ def hypotheses(
 
     A claim over many cells holds where most of them say so.
     """
-    every = tuple(cells(conditions, architectures, data_sets))
+    places = names(data_sets, architectures)
+    every = cells(places, conditions)
+    in_net = {net: cells(names(data_sets, [net]), conditions) for net in architectures}
+    arms = {place: names([place], ["base", *conditions]) for place in places}
 
-    def each(metric: str, direction: Alternative, family: str | None = "safety"):
-        return tuple(
-            against_base(metric, cell, direction, family and f"{family} {cell[0]}")
-            for cell in every
+    def each(metric: str) -> Composite:
+        return vote(against_base(metric, cell, BETTER[metric], "safety") for cell in every)
+
+    def pooled(place: str) -> list[Contrast]:
+        return [correlation(m, "|".join(arms[place])) for m in SHARPNESS]
+
+    def within(place: str, direction: Alternative) -> list[Contrast]:
+        return [correlation(m, arm, direction) for m in SHARPNESS for arm in arms[place]]
+
+    def signs(place: str) -> Composite:
+        apart = [pooled_less_within(m, arm, arms[place]) for m in SHARPNESS for arm in arms[place]]
+        members = (
+            any_of(pooled(place), "pooled"),
+            any_of(within(place, "greater"), "within"),
+            any_of(apart, "pooled less within"),
         )
+        return all_of(members, place)
+
+    def best(place: str) -> Composite:
+        rank, one = Quantity("test/mean_rank"), f"{place}-aug_sam"
+        members = (
+            Contrast(rank, arms[place], "two-sided", "friedman"),
+            *(Contrast(rank, (one, o), "less", "wilcoxon") for o in arms[place] if o != one),
+        )
+        return Composite(members, name=place)
 
     return (
-        Hypothesis(
-            "H1.1",
-            "Regularised minima are sharper than the baseline's.",
-            tuple(sharper(cell) for cell in every),
-            "majority",
-            "majority",
-            correction="by",
-            source=f"{SOURCE}; abstract, code",
+        ask(
+            "H1.1 Regularised minima are sharper than the baseline's.",
+            vote(map(sharper, every)),
+            "abstract, code",
             reference=DIRECTIONS.format("sharper"),
             refuted_if="in most cells the condition is significantly flatter",
             uncertain="which data sets and nets the workshop version covered; whether it survives "
             "sharpness that is measured on examples without augmentation",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H1.2",
-            "The same conditions generalise better.",
-            tuple(
-                Composite(
-                    (
-                        against_base("test/gap", cell, "less", f"H1.2 gap {cell[0]}"),
-                        against_base("test/accuracy", cell, "greater", f"H1.2 accuracy {cell[0]}"),
-                    ),
-                    name=cell[0],
-                )
-                for cell in every
-            ),
-            "majority",
-            "majority",
-            source=f"{SOURCE}; abstract, code, review",
+        ask(
+            "H1.2 The same conditions generalise better.",
+            vote(map(generalises, every)),
+            "abstract, code, review",
+            correction="none",
             reference="No numeric table is known; gap lower and accuracy higher than Base's.",
             refuted_if="gap greater or accuracy less, significantly, in most cells",
             uncertain="the baselines are weak (a constant learning rate of 1e-3)",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H1.3",
-            "The same conditions are better calibrated.",
-            each("test/ece", "less"),
-            "majority",
-            "majority",
-            correction="by",
-            source=f"{SOURCE}; abstract, code",
+        ask(
+            "H1.3 The same conditions are better calibrated.",
+            each("test/ece"),
+            "abstract, code",
             reference=DIRECTIONS.format("better calibrated"),
             refuted_if="ECE significantly greater than Base's in most cells",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H1.4",
-            "The same conditions are more robust to corruption.",
-            each("test/corrupted_accuracy", "greater"),
-            "majority",
-            "majority",
-            correction="by",
-            source=f"{SOURCE}; abstract, code",
+        ask(
+            "H1.4 The same conditions are more robust to corruption.",
+            each("test/corrupted_accuracy"),
+            "abstract, code",
             reference=DIRECTIONS.format("more robust"),
             refuted_if="significantly lower than Base's in most cells",
             uncertain="a small surrogate of the -C sets changes the quantity",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H1.5",
-            "The same conditions give models that agree more from seed to seed.",
-            each("test/disagreement", "less"),
-            "majority",
-            "majority",
-            correction="by",
-            source=f"{SOURCE}; abstract, code",
+        ask(
+            "H1.5 The same conditions give models that agree more from seed to seed.",
+            each("test/disagreement"),
+            "abstract, code",
             reference=DIRECTIONS.format("more alike"),
             refuted_if="significantly greater than Base's in most cells",
             uncertain="the authors test 90 dependent ordered pairs; here one mean for each seed",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H1.6",
-            "Sharper and better occur together.",
+        ask(
+            "H1.6 Sharper and better occur together.",
             both(every, "greater"),
-            "majority",
-            "never",
-            correction="by",
-            source=f"{SOURCE}; abstract",
+            "abstract",
             status="partial",
             refuted_if="most cells are significantly flatter and better",
+            refuting=both(every, "less", "flatter and better"),
             uncertain="2 of 3 measures of sharpness, 3 of 5 of performance, and how cells are "
             "counted are choices made here",
-            missing=MISSING,
-            refuting=(
-                Composite(both(every, "less"), "majority", "never", name="flatter and better"),
-            ),
         ),
-        Hypothesis(
-            "H1.7",
-            "Sharper and better occur together in every architecture.",
-            tuple(
-                Composite(
-                    both(tuple(cells(conditions, (net,), data_sets)), "greater"),
-                    "majority",
-                    "never",
-                    name=net,
-                )
-                for net in architectures
-            ),
-            "all",
-            "never",
-            correction="by",
-            source=f"{SOURCE}; abstract",
+        ask(
+            "H1.7 Sharper and better occur together in every architecture.",
+            all_of(both(own, "greater", net) for net, own in in_net.items()),
+            "abstract",
             status="partial",
             refuted_if="in at least one architecture most cells are flatter and better",
-            uncertain="the list of architectures in the workshop version",
-            missing=MISSING,
-            refuting=tuple(
-                Composite(
-                    both(tuple(cells(conditions, (net,), data_sets)), "less"),
-                    "majority",
-                    "never",
-                    name=f"flatter and better in {net}",
-                )
-                for net in architectures
+            refuting=(
+                both(own, "less", f"flatter and better in {net}") for net, own in in_net.items()
             ),
+            uncertain="the list of architectures in the workshop version",
         ),
-        *_correlations(conditions, architectures, data_sets),
-        _memorisation(memorised),
-    )
-
-
-def _correlations(
-    conditions: Sequence[str], architectures: Sequence[str], data_sets: Sequence[str]
-) -> tuple[Hypothesis, ...]:
-    places = [f"{d}-{net}" for d, net in itertools.product(data_sets, architectures)]
-    names = ("base", *conditions)
-    pairs = {n: (Quantity(f"train/{n}"), Quantity("test/gap")) for n in SHARPNESS}
-
-    def pooled(place: str) -> tuple[Contrast, ...]:
-        group = "|".join(f"{place}-{name}" for name in names)
-        return tuple(Contrast(pairs[n], (group, group), "less", "spearman") for n in SHARPNESS)
-
-    def within(place: str, direction: Alternative) -> tuple[Contrast, ...]:
-        return tuple(
-            Contrast(pairs[n], (f"{place}-{name}",) * 2, direction, "spearman")
-            for n in SHARPNESS
-            for name in names
-        )
-
-    def pooled_less_within(place: str) -> tuple[Contrast, ...]:
-        contrasts = []
-        for n, name in itertools.product(SHARPNESS, names):
-            order = (name, *(other for other in names if other != name))
-            groups = tuple(f"{place}-{one}" for one in order for _ in range(2))
-            quantity = pairs[n] * len(order)
-            contrasts.append(Contrast(quantity, groups, "less", "spearman-pooled"))
-        return tuple(contrasts)
-
-    best, others = "aug_sam", [name for name in names if name != "aug_sam"]
-    rank = Quantity("test/mean_rank")
-    return (
-        Hypothesis(
-            "H1.8",
-            "Pooled over conditions, sharpness and generalisation gap correlate negatively.",
-            tuple(Composite(pooled(p), "majority", "majority", name=p) for p in places),
-            "majority",
-            "majority",
-            correction="by",
-            source=f"{SOURCE}; review",
+        ask(
+            "H1.8 Pooled over conditions, sharpness and generalisation gap correlate negatively.",
+            vote(vote(pooled(p), p) for p in places),
+            "review",
             status="weak",
             refuted_if="rho > 0 with its interval above 0",
             uncertain="the coefficient that the authors used",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H1.9",
-            "Within one condition the sign can differ from that over conditions.",
-            tuple(
-                Composite(
-                    (
-                        Composite(pooled(p), "any", "never", name="pooled"),
-                        Composite(within(p, "greater"), "any", "never", name="within"),
-                        Composite(pooled_less_within(p), "any", "never", name="pooled less within"),
-                    ),
-                    "all",
-                    "never",
-                    name=p,
-                )
-                for p in places
-            ),
-            "any",
-            "never",
+        ask(
+            "H1.9 Within one condition the sign can differ from that over conditions.",
+            any_of(map(signs, places)),
+            "review",
             correction="holm",
-            source=f"{SOURCE}; review",
             status="weak",
             refuted_if="every correlation within a condition is significantly negative",
+            refuting=all_of(
+                (c for place in places for c in within(place, "less")),
+                "negative within every condition",
+            ),
             uncertain="a remark of reviewers, and ten seeds have little power; 30 are better",
-            missing=MISSING,
-            refuting=(
-                Composite(
-                    tuple(c for p in places for c in within(p, "less")),
-                    "all",
-                    "never",
-                    name="negative within every condition",
-                ),
-            ),
         ),
-        Hypothesis(
-            "H1.10",
-            "Augmentation with SAM is the best condition.",
-            tuple(
-                Composite(
-                    (
-                        Contrast(rank, tuple(f"{p}-{n}" for n in names), "two-sided", "friedman"),
-                        *(
-                            Contrast(rank, (f"{p}-{best}", f"{p}-{o}"), "less", "wilcoxon")
-                            for o in others
-                        ),
-                    ),
-                    name=p,
-                )
-                for p in places
-            ),
-            "majority",
-            "majority",
+        ask(
+            "H1.10 Augmentation with SAM is the best condition.",
+            vote(map(best, places)),
+            "a summary of arXiv v1",
             correction="holm",
-            source=f"{SOURCE}; a summary of arXiv v1",
             status="weak",
             refuted_if="another condition has a significantly better mean rank",
             uncertain="rests on a summary",
-            missing=MISSING,
         ),
-    )
-
-
-def _memorisation(places: Sequence[str]) -> Hypothesis:
-    groups = ["|".join(f"{place}-random_{level}" for level in LEVELS) for place in places]
-    return Hypothesis(
-        "H1.11",
-        "Under memorisation, sharpness and training loss are negatively related.",
-        tuple(
-            Contrast(
-                (Quantity(f"train/{name}"), Quantity("train/nll")),
-                (group, group),
-                "less",
-                "spearman",
-            )
-            for group in groups
-            for name in ("fisher_rao_norm", "relative_flatness")
+        ask(
+            "H1.11 Under memorisation, sharpness and training loss are negatively related.",
+            (
+                correlation(m, "|".join(f"{place}-random_{p}" for p in LEVELS), other="train/nll")
+                for place in memorised
+                for m in ("fisher_rao_norm", "relative_flatness")
+            ),
+            "code",
+            correction="holm",
+            status="weak",
+            refuted_if="rho > 0, significantly",
+            uncertain="only names of figures are known, and the sign is not confirmed",
+            missing="Training on labels that are partly drawn anew is not built.",
         ),
-        correction="holm",
-        source=f"{SOURCE}; code",
-        status="weak",
-        refuted_if="rho > 0, significantly",
-        uncertain="only names of figures are known, and the sign is not confirmed",
-        missing="Training on labels that are partly drawn anew is not built.",
     )
 
 

@@ -20,16 +20,18 @@ Metrics, all at the last step, for every layer (`of` = {"layer": name}), m being
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+from sharpjax.protocol import claims
+from sharpjax.protocol.claims import all_of, equal, most, names, same_arm
 from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
 
 NETS = ("mlp",)
 ARMS = ("reinit", "rerandom")
-LAYERS: Mapping[str, Sequence[str]] = {
-    "mlp": ("dense_0", "dense_1", "dense_2", "dense_3", "dense_4", "dense_5"),
-}
+LAYERS: Mapping[str, Sequence[str]] = {"mlp": tuple(f"dense_{i}" for i in range(6))}
 # Names and formulas of WeightWatcher.
 DATA_FREE = (
     "alpha", "alpha_weighted", "log_alpha_norm", "log_norm", "log_spectral_norm", "stable_rank",
@@ -37,13 +39,59 @@ DATA_FREE = (
 )  # fmt: skip
 DATA_DRIVEN = ("activation_distance", "disagreement", "jsd")
 
-SOURCE = "OpenReview J0iFy6BxlC"
-MISSING = "Replacing layers and the data-free metrics are not built."
+# Layers are the units; those of one seed are a cluster.
+of_layers = partial(Quantity, over=("seed", "layer"))
+ask = partial(
+    claims.ask,
+    source="OpenReview J0iFy6BxlC",
+    status="partial",
+    missing="Replacing layers and the data-free metrics are not built.",
+)
 
 
-def of_layers(metric: str) -> Quantity:
-    """Layers are the units; those of one seed are a cluster."""
-    return Quantity(metric, over=("seed", "layer"))
+def beside(
+    arm: str, metrics: Iterable[str], direction: Alternative, test: str, **more: Any
+) -> Contrast:
+    """Several quantities of the layers of an arm."""
+    return same_arm(arm, map(of_layers, metrics), direction, test, **more)
+
+
+def unrelated(arm: str, metrics: Iterable[str], test: str, margin: float) -> Contrast:
+    """Two quantities of the layers of an arm have nothing to do with each other."""
+    return beside(arm, metrics, "two-sided", test, margin=margin, within=True)
+
+
+def related(
+    name: str, sides: Mapping[str, Iterable[str]], arms: Sequence[str], test: str, *bounds: float
+) -> Iterator[Composite]:
+    """In all arms two quantities lie significantly above the first bound, or below the second."""
+    ways: tuple[Alternative, ...] = ("greater", "less")
+    for label, two in sides.items():
+        for way, null in zip(ways, bounds, strict=True):
+            members = (beside(arm, two, way, test, null=null) for arm in arms)
+            yield all_of(members, name.format(label))
+
+
+def separation(metric: str, kind: str) -> tuple[str, str]:
+    return f"robust/{metric}/{kind}", f"critical/{metric}/{kind}"
+
+
+def unchanged(arm: str) -> Contrast:
+    return equal(of_layers("robust/alpha/absolute_change"), (arm,), "mean", 0.05)
+
+
+def chance(net: str, layer: str) -> Contrast:
+    """Alpha of an untrained layer is in [2, 6] in more than one draw of a thousand."""
+    quantity = Quantity(
+        "init/alpha_in_range", of={"layer": layer}, over=("seed", "draw"), independent=True
+    )
+    return Contrast(quantity, (f"{net}-init",), "greater", "binomial", null=0.001)
+
+
+def tracks(driven: str, free: str, arm: str, direction: Alternative) -> Contrast:
+    """Of two measures, the larger |tau| with the accuracy."""
+    sides = (f"layer/{driven}", f"layer/{free}", "layer/accuracy")
+    return beside(arm, sides, direction, "kendall-difference")
 
 
 def hypotheses(
@@ -52,228 +100,98 @@ def hypotheses(
     layers: Mapping[str, Sequence[str]] = LAYERS,
 ) -> tuple[Hypothesis, ...]:
     """H2.1 to H2.6 for these nets, data-free metrics and, in H2.5, layers of each net."""
-    arms = [f"{net}-{arm}" for net, arm in itertools.product(nets, ARMS)]
+    arms, reinit = names(nets, ARMS), names(nets, ["reinit"])
+    kinds = ("value", "change")
+    apart = {f"{m} ({kind})": separation(m, kind) for m in metrics for kind in kinds}
+    accuracy = {m: (f"layer/{m}", "layer/accuracy") for m in metrics}
+    difference = {m: (f"difference/{m}", "difference/accuracy") for m in metrics}
+
+    def unpredictable(arm: str, metric: str) -> tuple[Contrast, ...]:
+        """Kendall's tau and Pearson's r near 0, and the RMSE of the line hardly reduced."""
+        return (
+            unrelated(arm, accuracy[metric], "kendall", 0.5),
+            unrelated(arm, accuracy[metric], "pearson", 0.5),
+            # r = 0.5 leaves 0.87 of the RMSE.
+            beside(arm, accuracy[metric], "greater", "fit-error", null=0.87),
+        )
+
     return (
-        Hypothesis(
-            "H2.1",
-            "Data-free metrics change where a robust layer is replaced.",
-            tuple(
+        ask(
+            "H2.1 Data-free metrics change where a robust layer is replaced.",
+            most(
                 Contrast(of_layers(f"robust/{m}/change"), (arm,), "two-sided", "wilcoxon")
                 for m, arm in itertools.product(metrics, arms)
             ),
-            "majority",
-            "never",
+            "abstract, review",
             correction="holm",
-            source=f"{SOURCE}; abstract, review",
-            status="partial",
             refuted_if="alpha changes by less than 5 per cent in both arms",
+            refuting=all_of(
+                map(unchanged, arms), "alpha as before, within 5 per cent, in both arms"
+            ),
             uncertain="the threshold of robustness, the list of metrics, the margin",
-            missing=MISSING,
-            refuting=(
-                Composite(
-                    tuple(
-                        Contrast(
-                            of_layers("robust/alpha/absolute_change"), (arm,), "two-sided", "mean",
-                            margin=0.05, within=True,
-                        )
-                        for arm in arms
-                    ),
-                    "all",
-                    "never",
-                    name="alpha as before, within 5 per cent, in both arms",
-                ),
-            ),
         ),
-        Hypothesis(
-            "H2.2",
-            "Data-free metrics do not tell robust layers from critical ones.",
-            tuple(
-                _separation(m, arm, kind, "two-sided", margin=0.2)
-                for m, arm, kind in itertools.product(metrics, arms, ("value", "change"))
+        ask(
+            "H2.2 Data-free metrics do not tell robust layers from critical ones.",
+            most(
+                unrelated(arm, separation(m, kind), "auc", 0.2)
+                for m, arm, kind in itertools.product(metrics, arms, kinds)
             ),
-            "majority",
-            "never",
-            correction="none",
-            source=f"{SOURCE}; review",
-            status="partial",
+            "review",
             refuted_if="for some metric the bound of max(AUC, 1 - AUC) is above 0.7, with one "
             "orientation in both arms",
+            refuting=related("{} tells them apart in both arms", apart, arms, "auc", 0.7, 0.3),
             uncertain="the threshold; there are few layers in a net",
-            missing=MISSING,
-            refuting=tuple(
-                Composite(
-                    tuple(_separation(m, arm, kind, way, null=null) for arm in arms),
-                    "all",
-                    "never",
-                    name=f"{m} ({kind}) tells them apart in both arms",
-                )
-                for m, kind in itertools.product(metrics, ("value", "change"))
-                for way, null in _BEYOND_AUC
-            ),
         ),
-        Hypothesis(
-            "H2.3",
-            "Data-free metrics do not predict the accuracy after a replacement.",
-            tuple(
-                Composite(
-                    tuple(c for arm in arms for c in _prediction(m, arm)), "all", "never", name=m
-                )
-                for m in metrics
-            ),
-            "majority",
-            "never",
-            source=f"{SOURCE}; abstract",
-            status="partial",
+        ask(
+            "H2.3 Data-free metrics do not predict the accuracy after a replacement.",
+            most(all_of((c for arm in arms for c in unpredictable(arm, m)), m) for m in metrics),
+            "abstract",
             refuted_if="for some metric tau lies significantly beyond 0.5, with one sign in both "
             "arms and all nets",
+            refuting=related(
+                "{} predicts accuracy in all arms", accuracy, arms, "kendall", 0.5, -0.5
+            ),
             uncertain="whether the authors correlate over layers, over models or over both",
-            missing=MISSING,
-            refuting=tuple(
-                Composite(
-                    tuple(
-                        Contrast(_accuracy(m), (arm, arm), way, "kendall", null=null)
-                        for arm in arms
-                    ),
-                    "all",
-                    "never",
-                    name=f"{m} predicts accuracy in all arms",
-                )
-                for m in metrics
-                for way, null in _beyond(0.5)
-            ),
         ),
-        Hypothesis(
-            "H2.4",
-            "Data-free metrics do not predict which replacement costs more.",
-            tuple(
-                Contrast(
-                    _difference(m), (f"{net}-reinit",) * 2, "two-sided", "kendall", margin=0.3,
-                    within=True,
-                )
-                for m, net in itertools.product(metrics, nets)
-            ),
-            "majority",
-            "never",
-            source=f"{SOURCE}; review",
-            status="partial",
+        ask(
+            "H2.4 Data-free metrics do not predict which replacement costs more.",
+            most(unrelated(arm, difference[m], "kendall", 0.3) for m in metrics for arm in reinit),
+            "review",
             refuted_if="for some metric tau is significantly beyond 0.3, with one sign in all nets",
+            refuting=related(
+                "{} predicts the difference", difference, reinit, "kendall", 0.3, -0.3
+            ),
             uncertain="the exact analysis",
-            missing=MISSING,
-            refuting=tuple(
-                Composite(
-                    tuple(
-                        Contrast(_difference(m), (f"{net}-reinit",) * 2, way, "kendall", null=null)
-                        for net in nets
-                    ),
-                    "all",
-                    "never",
-                    name=f"{m} predicts the difference",
-                )
-                for m in metrics
-                for way, null in _beyond(0.3)
-            ),
         ),
-        Hypothesis(
-            "H2.5",
-            "An untrained layer can look well trained: its alpha falls in [2, 6] by chance.",
-            tuple(
-                Contrast(
-                    Quantity(
-                        "init/alpha_in_range", of={"layer": layer}, over=("seed", "draw"),
-                        independent=True,
-                    ),
-                    (f"{net}-init",),
-                    "greater",
-                    "binomial",
-                    null=0.001,
-                )
-                for net in nets
-                for layer in layers[net]
+        ask(
+            "H2.5 An untrained layer can look well trained: its alpha falls in [2, 6] by chance.",
+            Composite(
+                tuple(chance(net, layer) for net in nets for layer in layers[net]), "any", "all"
             ),
-            "any",
-            "all",
+            "review",
             correction="holm",
-            source=f"{SOURCE}; review",
-            status="partial",
             refuted_if="the probability is significantly below 0.1 per cent for every layer",
             uncertain="what is not negligible, the shapes of layers, the law of initialisation",
             missing="The fit of alpha is not built.",
         ),
-        _tracking(metrics, arms),
-    )  # fmt: skip
-
-
-_BEYOND_AUC: Sequence[tuple[Alternative, float]] = (("greater", 0.7), ("less", 0.3))
-
-
-def _beyond(threshold: float) -> Sequence[tuple[Alternative, float]]:
-    return (("greater", threshold), ("less", -threshold))
-
-
-def _accuracy(metric: str) -> tuple[Quantity, Quantity]:
-    return of_layers(f"layer/{metric}"), of_layers("layer/accuracy")
-
-
-def _difference(metric: str) -> tuple[Quantity, Quantity]:
-    return of_layers(f"difference/{metric}"), of_layers("difference/accuracy")
-
-
-def _separation(
-    metric: str,
-    arm: str,
-    kind: str,
-    direction: Alternative,
-    *,
-    margin: float | None = None,
-    null: float | None = None,
-) -> Contrast:
-    """The AUC of robust against critical layers."""
-    sides = (of_layers(f"robust/{metric}/{kind}"), of_layers(f"critical/{metric}/{kind}"))
-    within = margin is not None
-    return Contrast(sides, (arm, arm), direction, "auc", margin=margin, null=null, within=within)
-
-
-def _prediction(metric: str, arm: str) -> tuple[Contrast, ...]:
-    """Kendall's tau and Pearson's r within 0.5 of 0, and the RMSE of the line hardly reduced."""
-    groups, sides = (arm, arm), _accuracy(metric)
-    return (
-        Contrast(sides, groups, "two-sided", "kendall", margin=0.5, within=True),
-        Contrast(sides, groups, "two-sided", "pearson", margin=0.5, within=True),
-        # r = 0.5 leaves 0.87 of the RMSE.
-        Contrast(sides, groups, "greater", "fit-error", null=0.87),
-    )
-
-
-def _tracking(metrics: Sequence[str], arms: Sequence[str]) -> Hypothesis:
-    def against(driven: str, free: str, arm: str, direction: Alternative) -> Contrast:
-        names = (f"layer/{driven}", f"layer/{free}", "layer/accuracy")
-        sides = tuple(of_layers(name) for name in names)
-        return Contrast(sides, (arm,) * 3, direction, "kendall-difference")
-
-    return Hypothesis(
-        "H2.6",
-        "Measures that see data track the accuracy better than data-free ones.",
-        tuple(
-            against(driven, free, arm, "greater")
-            for driven, free, arm in itertools.product(DATA_DRIVEN, metrics, arms)
-        ),
-        "majority",
-        "never",
-        correction="holm",
-        source=f"{SOURCE}; review of the extended version",
-        status="partial",
-        refuted_if="in some arm a data-free metric has a significantly larger |tau| than every "
-        "measure that sees data",
-        uncertain="the extended version only",
-        missing=MISSING,
-        refuting=tuple(
-            Composite(
-                tuple(against(driven, free, arm, "less") for driven in DATA_DRIVEN),
-                "all",
-                "never",
-                name=f"{free} tracks accuracy better than all of them in {arm}",
-            )
-            for free, arm in itertools.product(metrics, arms)
+        ask(
+            "H2.6 Measures that see data track the accuracy better than data-free ones.",
+            most(
+                tracks(driven, free, arm, "greater")
+                for driven, free, arm in itertools.product(DATA_DRIVEN, metrics, arms)
+            ),
+            "review of the extended version",
+            correction="holm",
+            refuted_if="in some arm a data-free metric has a significantly larger |tau| than every "
+            "measure that sees data",
+            refuting=(
+                all_of(
+                    (tracks(driven, free, arm, "less") for driven in DATA_DRIVEN),
+                    f"{free} tracks accuracy better than all of them in {arm}",
+                )
+                for free, arm in itertools.product(metrics, arms)
+            ),
+            uncertain="the extended version only",
         ),
     )
 

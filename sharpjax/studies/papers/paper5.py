@@ -17,8 +17,11 @@ Metrics, all at the last step, on the test set:
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
+from sharpjax.protocol import claims
+from sharpjax.protocol.claims import all_of, most, names, same_arm, vote
 from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
 
@@ -27,25 +30,32 @@ DATA_SETS = ("cifar10", "cifar100")
 WEIGHTS = (10, 50, 90)
 NOISE = ("uniform", "gaussian")
 DISTANCES = ("activation_distance", "cosine_distance", "jsd", "disagreement", "l1")
+DISTANCE = Quantity("teacher/activation_distance")
+EXCESS = ("wrong/excess_agreement", "right/excess_agreement")
+ACCURACY = Quantity("test/accuracy")
 
-SOURCE = "OpenReview Cgo73ZnAQc"
 MISSING = "Distillation and its controls are not built."
-
-
-def controls(weight: int) -> tuple[str, ...]:
-    """The four conditions that a student is compared with."""
-    return ("siddo", "disdo", *(f"{noise}_{weight}" for noise in NOISE))
+ask = partial(
+    claims.ask, source="OpenReview Cgo73ZnAQc", status="partial", correction="holm", missing=MISSING
+)
 
 
 def closer(place: str, weight: int, control: str) -> Composite:
     """A student of the teacher against one control: most of the five distances."""
-    groups = (f"{place}-kd_{weight}", f"{place}-{control}")
+    groups = names([place], [f"kd_{weight}", control])
     family = f"{groups[0]} and {control}"
-    members = tuple(
+    members = (
         Contrast(Quantity(f"teacher/{d}"), groups, "less", "mann-whitney", family=family)
         for d in DISTANCES
     )
-    return Composite(members, "majority", "majority", name=f"{groups[0]} against {control}")
+    return vote(members, f"{groups[0]} against {control}")
+
+
+def than_controls(place: str, weight: int) -> Composite:
+    """A student of the teacher against the four conditions that it is compared with."""
+    controls = ("siddo", "disdo", *(f"{noise}_{weight}" for noise in NOISE))
+    members = tuple(closer(place, weight, control) for control in controls)
+    return Composite(members, "all", "all", f"{place}, weight {weight}%")
 
 
 def hypotheses(
@@ -60,200 +70,113 @@ def hypotheses(
     `reordered`.
     """
     data, strongest = data_sets[0], weights[-1]
-    places = [f"{data}-{net}" for net in architectures]
+    places = names([data], architectures)
     two = min(2, len(places))
+    nets = architectures if len(data_sets) > 1 else ()
+    orders = names([data], [reordered], ["siddo", "disdo"])
+    student, noisy = f"kd_{strongest}", [f"{noise}_{strongest}" for noise in NOISE]
+
+    def in_two(members: Iterable[claims.Part], refuted_by: int | str, name: str = "") -> Composite:
+        return Composite(tuple(members), two, refuted_by, name)
+
+    def ratio(place: str, direction: Alternative, null: float) -> Contrast:
+        """Distance to the teacher, of students over that of the same start without a teacher."""
+        groups = names([place], [student, "siddo"])
+        return Contrast(DISTANCE, groups, direction, "ratio-of-means", null=null)
+
+    def over_data(net: str, margin: float | None = None) -> Contrast:
+        """That ratio on the first data set, against the second."""
+        groups, within = names(data_sets[:2], [net], [student, "siddo"]), margin is not None
+        test = "difference-of-ratios"
+        return Contrast(DISTANCE, groups, "two-sided", test, margin, within=within)
+
+    def as_accurate(place: str) -> Composite:
+        """Students of noise lose no half point against plain ones, nor against a teacher's."""
+        pairs = [names([place], pair) for pair in itertools.product(noisy, ["siddo", student])]
+        members = (Contrast(ACCURACY, p, "greater", "non-inferiority", 0.005) for p in pairs)
+        return Composite(tuple(members), name=place)
+
+    def more_accurate(noise: str) -> Composite:
+        """Students of a teacher gain over half a point against those of noise."""
+        pairs = [names([place], [student, noise]) for place in places]
+        return all_of(
+            (Contrast(ACCURACY, pair, "greater", "welch", null=0.005) for pair in pairs),
+            f"better than {noise.split('_')[0]} noise by more than half a point, everywhere",
+        )
+
+    def less_accurate(place: str, noise: str) -> Contrast:
+        """Students of noise against plain ones."""
+        return Contrast(ACCURACY, names([place], [noise, "siddo"]), "less", "welch")
+
     return (
-        Hypothesis(
-            "H5.1",
-            "A student is functionally closer to its teacher than each of four controls, in two of "
-            "three architectures.",
-            tuple(
-                Composite(
-                    tuple(
-                        Composite(
-                            tuple(closer(p, w, control) for control in controls(w)),
-                            "all",
-                            "all",
-                            name=f"{p}, weight {w}%",
-                        )
-                        for w in weights
-                    ),
-                    "majority",
-                    "majority",
-                    name=p,
-                )
-                for p in places
-            ),
-            two,
-            two,
+        ask(
+            "H5.1 A student is functionally closer to its teacher than each of four controls, in "
+            "two of three architectures.",
+            in_two((vote((than_controls(p, w) for w in weights), p) for p in places), two),
+            "abstract, review",
             correction="by",
-            source=f"{SOURCE}; abstract, review",
-            status="partial",
             reference="accepted for two of three architectures",
             refuted_if="students are significantly farther than controls in two architectures",
             uncertain="the four controls, the test, nets, weights and seeds",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H5.2",
-            "The transfer is significant but small: the ratio of distances is between 0.5 and 1.",
-            tuple(
-                Composite((_ratio(p, strongest, "less", 1.0), _ratio(p, strongest, "greater", 0.5)),
-                          "all", "never", name=p)
-                for p in places
+        ask(
+            "H5.2 The transfer is significant but small: the ratio of distances is between 0.5 "
+            "and 1.",
+            in_two(
+                (all_of((ratio(p, "less", 1.0), ratio(p, "greater", 0.5)), p) for p in places),
+                "never",
             ),
-            two,
-            "never",
-            correction="holm",
-            source=f"{SOURCE}; abstract",
-            status="partial",
+            "abstract",
             refuted_if="the ratio is significantly below 0.5 in two architectures",
+            refuting=in_two((ratio(p, "less", 0.5) for p in places), "never", "strong transfer"),
             uncertain="the authors give no threshold for less than expected",
-            missing=MISSING,
-            refuting=(
-                Composite(
-                    tuple(_ratio(p, strongest, "less", 0.5) for p in places), two, "never",
-                    name="strong transfer",
-                ),
-            ),
         ),
-        Hypothesis(
-            "H5.3",
-            "Noise teachers give the accuracy benefit too.",
-            tuple(
-                Composite(
-                    tuple(
-                        _accuracy(p, f"{noise}_{strongest}", other, "greater", "non-inferiority")
-                        for noise in NOISE
-                        for other in ("siddo", f"kd_{strongest}")
-                    ),
-                    name=p,
-                )
-                for p in places
-            ),
-            "all",
-            "never",
-            correction="holm",
-            source=f"{SOURCE}; abstract",
-            status="partial",
+        ask(
+            "H5.3 Noise teachers give the accuracy benefit too.",
+            all_of(map(as_accurate, places)),
+            "abstract",
             refuted_if="students of a teacher exceed those of noise by more than half a point in "
             "all architectures, or those of noise are significantly worse than plain training",
-            uncertain="which comparison the authors made; the law of the noise",
-            missing=MISSING,
             refuting=(
-                *(
-                    Composite(
-                        tuple(
-                            _accuracy(p, f"kd_{strongest}", f"{noise}_{strongest}", "greater",
-                                      "welch", null=0.005)
-                            for p in places
-                        ),
-                        "all",
-                        "never",
-                        name=f"better than {noise} noise by more than half a point, everywhere",
-                    )
-                    for noise in NOISE
-                ),
-                *(
-                    _accuracy(p, f"{noise}_{strongest}", "siddo", "less", "welch")
-                    for p, noise in itertools.product(places, NOISE)
-                ),
+                *map(more_accurate, noisy),
+                *itertools.starmap(less_accurate, itertools.product(places, noisy)),
             ),
+            uncertain="which comparison the authors made; the law of the noise",
         ),
-        _data_dependence(architectures, data_sets, strongest),
-        Hypothesis(
-            "H5.5",
-            "Students take over their teacher's wrong predictions more than its right ones.",
-            tuple(
-                Contrast(
-                    (Quantity("wrong/excess_agreement"), Quantity("right/excess_agreement")),
-                    (f"{p}-kd_{strongest}",) * 2,
-                    "greater",
-                    "wilcoxon",
-                )
-                for p in places
-            ),
-            "majority",
-            "majority",
-            correction="holm",
-            source="arXiv 2510.12615 (the follow-up); review",
+        ask(
+            "H5.4 The effect depends on the data.",
+            most(map(over_data, nets)),
+            "abstract",
+            status="weak",
+            refuted_if="the ratios of H5.2 are equal within 0.05 across data sets in all "
+            "architectures",
+            refuting=(
+                all_of((over_data(net, 0.05) for net in nets), "equal ratios across data sets"),
+            )
+            if nets
+            else (),
+            uncertain="data-dependent is not defined in the abstract",
+            missing=MISSING if nets else "It compares two data sets.",
+        ),
+        ask(
+            "H5.5 Students take over their teacher's wrong predictions more than its right ones.",
+            vote(same_arm(f"{place}-{student}", EXCESS, "greater", "wilcoxon") for place in places),
+            "review",
+            source="arXiv 2510.12615 (the follow-up)",
             status="weak",
             refuted_if="the excess is significantly greater on right ones",
             uncertain="the exact definition in the follow-up",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H5.6",
-            "The order of data matters more than the initialisation.",
-            (
-                Contrast(
-                    Quantity("teacher/disagreement"),
-                    (f"{data}-{reordered}-siddo", f"{data}-{reordered}-disdo"),
-                    "greater",
-                    "mann-whitney",
-                ),
-            ),
-            source="the authors' blog post The functional perspective of neural networks; code",
-            status="partial",
+        ask(
+            "H5.6 The order of data matters more than the initialisation.",
+            [Contrast(Quantity("teacher/disagreement"), orders, "greater", "mann-whitney")],
+            "code",
+            source="the authors' blog post The functional perspective of neural networks",
+            correction="none",
             reference="disagreement with Base 0.263 (another order) and 0.251 (another start)",
             refuted_if="another initialisation gives significantly more disagreement",
             uncertain="the number of seeds",
-            missing=MISSING,
         ),
-    )  # fmt: skip
-
-
-def _ratio(place: str, weight: int, direction: Alternative, null: float) -> Contrast:
-    """Distance to the teacher, of students over that of the same start without a teacher."""
-    groups = (f"{place}-kd_{weight}", f"{place}-siddo")
-    quantity = Quantity("teacher/activation_distance")
-    return Contrast(quantity, groups, direction, "ratio-of-means", null=null)
-
-
-def _accuracy(
-    place: str, one: str, other: str, direction: Alternative, test: str, null: float | None = None
-) -> Contrast:
-    margin = 0.005 if test == "non-inferiority" else None
-    groups = (f"{place}-{one}", f"{place}-{other}")
-    return Contrast(Quantity("test/accuracy"), groups, direction, test, margin=margin, null=null)
-
-
-def _data_dependence(
-    architectures: Sequence[str], data_sets: Sequence[str], weight: int
-) -> Hypothesis:
-    nets = architectures if len(data_sets) > 1 else ()
-
-    def difference(net: str, within: bool) -> Contrast:
-        groups = tuple(
-            f"{data}-{net}-{name}" for data in data_sets[:2] for name in (f"kd_{weight}", "siddo")
-        )
-        return Contrast(
-            Quantity("teacher/activation_distance"), groups, "two-sided", "difference-of-ratios",
-            margin=0.05 if within else None, within=within,
-        )  # fmt: skip
-
-    return Hypothesis(
-        "H5.4",
-        "The effect depends on the data.",
-        tuple(difference(net, False) for net in nets),
-        "majority",
-        "never",
-        correction="holm",
-        source=f"{SOURCE}; abstract",
-        status="weak",
-        refuted_if="the ratios of H5.2 are equal within 0.05 across data sets in all architectures",
-        uncertain="data-dependent is not defined in the abstract",
-        missing=MISSING if nets else "It compares two data sets.",
-        refuting=(
-            Composite(
-                tuple(difference(net, True) for net in nets),
-                "all",
-                "never",
-                name="equal ratios across data sets",
-            ),
-        )
-        if nets
-        else (),
     )
 
 

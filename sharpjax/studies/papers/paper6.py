@@ -17,8 +17,12 @@ Metrics, all at the last step of an arm:
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
+from sharpjax.protocol import claims
+from sharpjax.protocol.claims import all_of, most, names, same_arm, vote
 from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.result import Alternative
 
@@ -29,82 +33,79 @@ REGULARISERS = ("baseline", "augmentation", "dropout", "weight_decay")
 SHARPER = ("augmentation", "weight_decay")
 MEASURES = ("weight_norm", "fisher_rao_norm", "relative_flatness", "noise_sharpness", "igs")
 OF_MINIMA = MEASURES[1:]  # weight decay lowers the norm by itself
+CONFOUNDED = ("igs", "noise_sharpness", "relative_flatness")
+FLATNESS = "train/relative_flatness"
+ECES = ("test/ece", "test/scaled/ece")
 
-SOURCE = "OpenReview ZQTiGcykl6"
 MISSING = "The regularisers, early stopping and VGG19 are not built as a study."
-
-
-def pooled(place: str, measure: str) -> str:
-    """Every model of a net and data set in which a measure was taken."""
-    endings = ("-es",) if measure == "igs" else ("", "-es")
-    return "|".join(f"{place}-{r}{end}" for r, end in itertools.product(REGULARISERS, endings))
+ask = partial(claims.ask, source="OpenReview ZQTiGcykl6", correction="holm", missing=MISSING)
 
 
 def correlation(
     place: str, measure: str, other: str, direction: Alternative, null: float | None = None
 ) -> Contrast:
-    """Spearman's rho of a measure of sharpness with another quantity, over those models."""
+    """Spearman's rho of a measure of sharpness with another quantity, over every model of a net and
+    data set in which the measure was taken."""
     scaled = other == "test/scaled/ece" and measure == "relative_flatness"
     name = f"train/scaled/{measure}" if scaled else f"train/{measure}"
-    group = pooled(place, measure)
-    quantity = (Quantity(name), Quantity(other))
-    return Contrast(quantity, (group, group), direction, "spearman", null=null)
+    endings = ["-es"] if measure == "igs" else ["", "-es"]
+    group = "|".join(f"{place}-{r}{end}" for r, end in itertools.product(REGULARISERS, endings))
+    return same_arm(group, (name, other), direction, "spearman", null=null)
 
 
-def _most(
-    place: str,
-    measures: Sequence[str],
-    other: str,
-    direction: Alternative,
-    null: float | None = None,
-    refuted_by: str = "majority",
+def over_measures(
+    rule: Callable[..., Composite], place: str, other: str, *than: Any, measures=MEASURES
 ) -> Composite:
-    members = tuple(correlation(place, m, other, direction, null) for m in measures)
-    return Composite(members, "majority", refuted_by, name=f"{place}, {other}")  # fmt: skip
+    """That correlation, by the votes of the measures."""
+    return rule((correlation(place, m, other, *than) for m in measures), f"{place}, {other}")
 
 
-def not_predicted(places: Sequence[str]) -> tuple[Composite, ...]:
+def not_predicted(places: Iterable[str]) -> list[Composite]:
     """H6.1: rho of sharpness and test error is below 0.3 for most measures."""
-    return tuple(_most(p, MEASURES, "test/error", "less", 0.3, "never") for p in places)
+    return [over_measures(most, p, "test/error", "less", 0.3) for p in places]
 
 
-def calibrated_are_sharper(places: Sequence[str]) -> tuple[Composite, ...]:
+def calibrated_are_sharper(places: Iterable[str]) -> list[Composite]:
     """H6.2: rho of sharpness and ECE is negative for most measures, before and after scaling."""
-    return tuple(
-        _most(p, MEASURES, ece, "less", refuted_by="never") for p in places for ece in _ECES
-    )
+    return [over_measures(most, p, ece, "less") for p in places for ece in ECES]
 
 
 def calibrated_are_flatter(places: Sequence[str]) -> tuple[Composite, ...]:
     """What refutes H6.2."""
-    positive = (
-        Composite((correlation(p, "relative_flatness", ece, "greater"),), name=f"{p}, {ece}")
-        for p in places
-        for ece in _ECES
+    pairs = [(p, ece) for p in places for ece in ECES]
+    return (
+        *(
+            Composite((correlation(p, "relative_flatness", ece, "greater"),), name=f"{p}, {ece}")
+            for p, ece in pairs
+        ),
+        *(over_measures(vote, p, ece, "greater") for p, ece in pairs),
     )
-    return (*positive, *(_most(p, MEASURES, e, "greater") for p in places for e in _ECES))
 
 
-def regularised_are_sharper(places: Sequence[str]) -> tuple[Composite, ...]:
+def regularised_are_sharper(places: Iterable[str]) -> Iterator[Composite]:
     """H6.3: augmentation and weight decay against the baseline."""
-    return tuple(
-        Composite(
-            tuple(
-                Contrast(
-                    Quantity(f"train/{m}"), (f"{p}-{r}-es", f"{p}-baseline-es"), "greater",
-                    "wilcoxon",
-                )
-                for m in OF_MINIMA
-            ),
-            "majority",
-            "majority",
-            name=f"{p}-{r}",
+    for place, regulariser in itertools.product(places, SHARPER):
+        groups = names([place], [regulariser, "baseline"], ["es"])
+        yield vote(
+            (Contrast(Quantity(f"train/{m}"), groups, "greater", "wilcoxon") for m in OF_MINIMA),
+            f"{place}-{regulariser}",
         )
-        for p, r in itertools.product(places, SHARPER)
-    )  # fmt: skip
 
 
-_ECES = ("test/ece", "test/scaled/ece")
+def scaled(arm: str, metric: str, direction: Alternative) -> Contrast:
+    """A quantity after temperature scaling against before."""
+    part, name = metric.split("/")
+    return same_arm(f"{arm}-es", (f"{part}/scaled/{name}", metric), direction, "wilcoxon")
+
+
+def in_class(net: str, places: Sequence[str]) -> Composite:
+    """H6.1 to H6.3 of one class of models."""
+    members = (
+        all_of(not_predicted(places), f"H6.1 in {net}"),
+        most(calibrated_are_sharper(places), f"H6.2 in {net}"),
+        Composite(tuple(regularised_are_sharper(places)), name=f"H6.3 in {net}"),
+    )
+    return Composite(members, name=net)
 
 
 def hypotheses(
@@ -116,209 +117,116 @@ def hypotheses(
 
     H6.5 compares the first data set, the easy one, with the second.
     """
-    pairs = itertools.product(nets if len(data_sets) > 1 else (), OF_MINIMA, SHARPER)
-    places = [f"{data}-{net}" for data, net in itertools.product(data_sets, nets)]
+    places = names(data_sets, nets)
+    arms = names(places, REGULARISERS)
+    of_class = {net: names(data_sets, [net]) for net in classes}
+    several = len(data_sets) > 1
+
+    def lowest(place: str, metric: str) -> list[Contrast]:
+        """Augmentation against each of the others."""
+        others = [r for r in REGULARISERS if r != "augmentation"]
+        pairs = (names([place], ["augmentation", r], ["es"]) for r in others)
+        return [Contrast(Quantity(metric), pair, "less", "mann-whitney") for pair in pairs]
+
+    def harder(net: str, measure: str, regulariser: str) -> Contrast:
+        """The regulariser's ratio to the baseline on the hard data set, against the easy one."""
+        easy, hard = data_sets[:2]
+        groups = names([hard, easy], [net], [regulariser, "baseline"], ["es"])
+        return Contrast(Quantity(f"train/{measure}"), groups, "greater", "log-ratio-difference")
+
+    def reduction(place: str) -> Contrast:
+        """How much smaller scaling makes ECE, of the regularisers that sharpen and of others."""
+        sides = (SHARPER, ("baseline", "dropout"))
+        groups = tuple("|".join(names([place], side, ["es"])) for side in sides)
+        return Contrast(Quantity("test/ece_reduction"), groups, "greater", "auc")
+
     return (
-        Hypothesis(
-            "H6.1",
-            "Flatness does not predict generalisation.",
-            not_predicted(places),
-            "all",
-            "never",
-            correction="holm",
-            source=f"{SOURCE}; abstract, report",
+        ask(
+            "H6.1 Flatness does not predict generalisation.",
+            all_of(not_predicted(places)),
+            "abstract, report",
             reference="rho with the error, CIFAR-10: weight norm -0.74, relative flatness -0.2, "
             "others 0.3 to 0.4 (8 means)",
             refuted_if="rho > 0, significantly, for most measures",
+            refuting=(over_measures(most, p, "test/error", "greater") for p in places),
             uncertain="power at 8 means is low: only the weight norm is significant; over models, "
             "the report's FR, noise sharpness and IGS would count against it on CIFAR-10",
-            missing=MISSING,
-            refuting=tuple(
-                _most(p, MEASURES, "test/error", "greater", refuted_by="never") for p in places
-            ),
         ),
-        Hypothesis(
-            "H6.2",
-            "Better calibrated models are sharper.",
-            calibrated_are_sharper(places),
-            "majority",
-            "never",
-            correction="holm",
-            source=f"{SOURCE}; abstract, report",
+        ask(
+            "H6.2 Better calibrated models are sharper.",
+            most(calibrated_are_sharper(places)),
+            "abstract, report",
             reference="rho of ECE and relative flatness, CIFAR-10: -0.75, and -0.78 after scaling",
             refuted_if="rho > 0, significantly, for relative flatness or for most measures",
-            uncertain="significant for relative flatness alone; IGS has 4 points",
-            missing=MISSING,
             refuting=calibrated_are_flatter(places),
+            uncertain="significant for relative flatness alone; IGS has 4 points",
         ),
-        Hypothesis(
-            "H6.3",
-            "Augmentation and weight decay end sharper than the baseline.",
+        ask(
+            "H6.3 Augmentation and weight decay end sharper than the baseline.",
             regularised_are_sharper(places),
-            correction="holm",
-            source=f"{SOURCE}; report, tables 1 and 2",
+            "report, tables 1 and 2",
             reference="relative flatness, CIFAR-10 and -100: baseline 2.2, 4.4; augmentation 12.1, "
             "78.4; weight decay 4.5, 28.2",
             refuted_if="significantly flatter on most measures",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H6.4",
-            "Augmentation has the lowest error and the lowest calibration error.",
-            tuple(
-                Contrast(
-                    Quantity(metric), (f"{p}-augmentation-es", f"{p}-{r}-es"), "less",
-                    "mann-whitney",
-                )
-                for p in places
-                for metric in ("test/error", "test/ece")
-                for r in REGULARISERS
-                if r != "augmentation"
-            ),
-            correction="holm",
-            source=f"{SOURCE}; report, tables 1 and 2",
+        ask(
+            "H6.4 Augmentation has the lowest error and the lowest calibration error.",
+            (c for p in places for metric in ("test/error", "test/ece") for c in lowest(p, metric)),
+            "report, tables 1 and 2",
             reference="CIFAR-10: error 11.1 % against 14.4, 13.9, 18.2; ECE 6.6 against 11.0, "
             "11.0, 10.8",
             refuted_if="another regulariser is significantly better on either",
             uncertain="after temperature scaling ECE is nearly tied with weight decay's",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H6.5",
-            "The pattern is stronger on the harder data set.",
-            tuple(_harder(net, data_sets, measure, name) for net, measure, name in pairs),
-            "majority",
-            "majority",
-            correction="holm",
-            source=f"{SOURCE}; abstract, report",
+        ask(
+            "H6.5 The pattern is stronger on the harder data set.",
+            vote(harder(net, m, r) for net in nets if several for m in OF_MINIMA for r in SHARPER),
+            "abstract, report",
             reference="relative flatness, augmentation over baseline: 5.5 on CIFAR-10, 17.8 on "
             "CIFAR-100",
             refuted_if="the interval lies below 0 for most measures",
-            missing=MISSING if len(data_sets) > 1 else "It compares two data sets.",
+            missing=MISSING if several else "It compares two data sets.",
         ),
-        _scaling(places),
-        Hypothesis(
-            "H6.7",
-            "Temperature scaling helps regularised models more.",
-            tuple(
-                Contrast(
-                    Quantity("test/ece_reduction"),
-                    ("|".join(f"{p}-{r}-es" for r in SHARPER),
-                     "|".join(f"{p}-{r}-es" for r in ("baseline", "dropout"))),
-                    "greater",
-                    "auc",
-                )
-                for p in places
+        ask(
+            "H6.6 Temperature scaling improves calibration without flattening.",
+            most(
+                all_of((scaled(arm, "test/ece", "less"), scaled(arm, FLATNESS, "greater")), arm)
+                for arm in arms
             ),
-            correction="holm",
-            source=f"{SOURCE}; report",
+            "report, tables 1 to 4",
+            reference="CIFAR-10, baseline: ECE 11.0 to 7.5 %, relative flatness 2.2 to 3.8",
+            refuted_if="relative flatness is significantly less on most regularisers",
+            refuting=most((scaled(arm, FLATNESS, "less") for arm in arms), "flatter after scaling"),
+            uncertain="it falls for augmentation on CIFAR-100 (78.4 to 71.7)",
+        ),
+        ask(
+            "H6.7 Temperature scaling helps regularised models more.",
+            map(reduction, places),
+            "report",
             reference="58 to 77 per cent against 29 to 31",
             refuted_if="significantly less",
-            missing=MISSING,
         ),
-        Hypothesis(
-            "H6.8",
-            "The training loss explains sharpness.",
-            tuple(correlation(p, m, "train/nll", "greater") for p in places for m in _CONFOUNDED),
-            "majority",
-            "never",
-            correction="holm",
-            source=f"{SOURCE}; report",
+        ask(
+            "H6.8 The training loss explains sharpness.",
+            most(correlation(p, m, "train/nll", "greater") for p in places for m in CONFOUNDED),
+            "report",
             reference="rho with IGS 1.0, noise sharpness 0.86, relative flatness 0.67",
             refuted_if="rho is significantly below 0.3 for most measures",
-            missing=MISSING,
-            refuting=tuple(
-                _most(p, _CONFOUNDED, "train/nll", "less", 0.3, "never") for p in places
+            refuting=(
+                over_measures(most, p, "train/nll", "less", 0.3, measures=CONFOUNDED)
+                for p in places
             ),
         ),
-        _over_classes(classes, data_sets),
-    )  # fmt: skip
-
-
-_CONFOUNDED = ("igs", "noise_sharpness", "relative_flatness")
-
-
-def _harder(net: str, data_sets: Sequence[str], measure: str, regulariser: str) -> Contrast:
-    easy, hard = data_sets[:2]
-    groups = tuple(
-        f"{data}-{net}-{name}-es" for data in (hard, easy) for name in (regulariser, "baseline")
-    )
-    return Contrast(Quantity(f"train/{measure}"), groups, "greater", "log-ratio-difference")
-
-
-def _scaling(places: Sequence[str]) -> Hypothesis:
-    def change(place: str, regulariser: str, metric: str, direction: Alternative) -> Contrast:
-        part, name = metric.split("/")
-        sides = (Quantity(f"{part}/scaled/{name}"), Quantity(metric))
-        return Contrast(sides, (f"{place}-{regulariser}-es",) * 2, direction, "wilcoxon")
-
-    pairs = tuple(itertools.product(places, REGULARISERS))
-    return Hypothesis(
-        "H6.6",
-        "Temperature scaling improves calibration without flattening.",
-        tuple(
-            Composite(
-                (
-                    change(p, r, "test/ece", "less"),
-                    change(p, r, "train/relative_flatness", "greater"),
-                ),
-                "all",
-                "never",
-                name=f"{p}-{r}",
-            )
-            for p, r in pairs
+        ask(
+            "H6.9 The pattern holds across classes of models.",
+            itertools.starmap(in_class, of_class.items()),
+            "abstract",
+            status="weak",
+            refuted_if="H6.2 or H6.3 is refuted in one class",
+            refuting=(c for own in of_class.values() for c in calibrated_are_flatter(own)),
+            uncertain="the results of ResNet20 and ViT are not known",
+            missing="VGG19, ViT, the regularisers and early stopping are not built as a study.",
         ),
-        "majority",
-        "never",
-        correction="holm",
-        source=f"{SOURCE}; report, tables 1 to 4",
-        reference="CIFAR-10, baseline: ECE 11.0 to 7.5 %, relative flatness 2.2 to 3.8",
-        refuted_if="relative flatness is significantly less on most regularisers",
-        uncertain="it falls for augmentation on CIFAR-100 (78.4 to 71.7)",
-        missing=MISSING,
-        refuting=(
-            Composite(
-                tuple(change(p, r, "train/relative_flatness", "less") for p, r in pairs),
-                "majority",
-                "never",
-                name="flatter after scaling",
-            ),
-        ),
-    )
-
-
-def _over_classes(classes: Sequence[str], data_sets: Sequence[str]) -> Hypothesis:
-    members, against = [], []
-    for net in classes:
-        places = [f"{data}-{net}" for data in data_sets]
-        members.append(
-            Composite(
-                (
-                    Composite(not_predicted(places), "all", "never", name=f"H6.1 in {net}"),
-                    Composite(
-                        calibrated_are_sharper(places), "majority", "never", name=f"H6.2 in {net}"
-                    ),
-                    Composite(regularised_are_sharper(places), name=f"H6.3 in {net}"),
-                ),
-                "all",
-                "any",
-                name=net,
-            )
-        )
-        against += calibrated_are_flatter(places)
-    return Hypothesis(
-        "H6.9",
-        "The pattern holds across classes of models.",
-        tuple(members),
-        "all",
-        "any",
-        correction="holm",
-        source=f"{SOURCE}; abstract",
-        status="weak",
-        refuted_if="H6.2 or H6.3 is refuted in one class",
-        uncertain="the results of ResNet20 and ViT are not known",
-        missing="VGG19, ViT, the regularisers and early stopping are not built as a study.",
-        refuting=tuple(against),
     )
 
 

@@ -35,32 +35,38 @@ Only arms with `evaluate.each_study` write `study/rejected`: registered, flexibl
 The other arms' rates are in `seed/rejection_rate`.
 """
 
-import concurrent.futures
-import contextlib
 import functools
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from sharpjax import workdir
+from sharpjax import schema
 from sharpjax.protocol.hypotheses import Hypothesis
-from sharpjax.protocol.summary import summarize_last
-from sharpjax.runs import conclude, record, schema
-from sharpjax.runs.schema import Config
+from sharpjax.runs.study import Study
+from sharpjax.schema import Config
 from sharpjax.studies.papers import paper4
-from sharpjax.studies.reproducibility.simulate import Setting, num_rows, setting, study_rows
-from sharpjax.train import interrupt
-from sharpjax.train.progress import duration
+from sharpjax.studies.reproducibility import shows
+from sharpjax.studies.reproducibility.simulate import METRICS, Setting, setting, study_values
+from sharpjax.train.plan import Draw, Plan
 
 # Fewer simulated studies than this are not worth the start of further processes.
 FEW = 5_000
+
+
+def plan(config: Config) -> Plan:
+    """An arm of simulated studies for each of the config's."""
+    seeds = tuple(config.seeds)
+    arms = {name: setting(arm) for name, arm in schema.complete_arms(config).items()}
+    many = len(seeds) * sum(now.studies for now in arms.values()) >= FEW
+    stages = tuple(
+        Draw(
+            arm=name,
+            seeds=seeds,
+            fn=functools.partial(study_values, now),
+            metrics=METRICS,
+            parallel=many,
+            says=f"{len(seeds) * now.studies:,} studies, {_words(now)}",
+        )
+        for name, now in arms.items()
+    )
+    return Plan({}, stages)
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
@@ -74,115 +80,6 @@ def units(config: Config) -> dict[str, int]:
     return {"study": studies, "registry": studies // config.simulate.registry}
 
 
-def run(config: Config, folder: workdir.Run) -> None:
-    """Run the study in `folder`, or go on with it, and print its table."""
-    console = Console(highlight=False, soft_wrap=True)
-    if folder.is_done:
-        console.print(f"{folder.path} is complete; nothing to run")
-    else:
-        _run(config, folder, console)
-    console.print(summary(folder.rows()))
-    conclude.print_verdicts(config, folder)
-    console.print(f"rows: {folder.path}")
-
-
-def _run(config: Config, folder: workdir.Run, console: Console) -> None:
-    started = time.monotonic()
-    seconds: dict[str, float] = {}
-
-    def say(line: str) -> None:
-        console.print(f"[{duration(time.monotonic() - started)}] {line}", markup=False)
-
-    arms = {name: setting(arm) for name, arm in schema.resolve_arms(config).items()}
-    total = len(config.seeds) * sum(now.studies for now in arms.values())
-    with (
-        record.recorded(folder, config.study, seconds, say),
-        interrupt.handled() as signals,
-        _mapper(processes(total, len(config.seeds))) as mapped,
-    ):
-        for name, now in arms.items():
-            begun = time.monotonic()
-            if is_complete(folder, name, now, config.seeds):
-                say(f"arm {name}: done before")
-                continue
-            folder.discard_after(name, None)
-            rows: list[dict[str, Any]] = []
-            task = functools.partial(study_rows, config.study, name, now)
-            for part in mapped(task, config.seeds):
-                signals.check()
-                rows += part
-            folder.append(name, rows)
-            folder.publish_segment(name, 0)
-            seconds[name] = time.monotonic() - begun
-            say(f"arm {name}: {len(config.seeds) * now.studies:,} studies, {_words(now)}")
-    settings = {name: now._asdict() for name, now in arms.items()}
-    folder.seal(record.manifest(config.to_dict(), folder) | {"arms": settings})
-    conclude.write_report(folder.path, leased=True)
-    say("done")
-
-
-def summary(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """One line for each arm: mean and standard error over seeds, or over registries."""
-    # Registries are independent, within a seed as between seeds: their mean is over all of them.
-    pooled = ({**row, "of": {}} for row in rows)
-    cells = {(s.arm, s.metric): s for s in summarize_last(pooled) if s.n}
-    table = Table(title="mean ± standard error", title_justify="left")
-    table.add_column("arm")
-    for _, heading in _SHOWN:
-        table.add_column(heading, justify="right")
-    for arm in dict.fromkeys(arm for arm, _ in cells):
-        found = [cells.get((arm, metric)) for metric, _ in _SHOWN]
-        table.add_row(arm, *(f"{s.mean:.4f} ± {s.standard_error:.4f}" if s else "" for s in found))
-    return table
-
-
-_SHOWN = (
-    ("seed/rejection_rate", "rejected"),
-    ("seed/exaggeration", "significant estimate / truth"),
-    ("registry/bias", "pooled estimate - truth"),
-)
-
-
-def is_complete(folder: workdir.Run, arm: str, now: Setting, seeds: Sequence[int]) -> bool:
-    """Whether all rows of an arm are there."""
-    return len(folder.rows(arm)) == len(seeds) * num_rows(now)
-
-
-def processes(studies: int, tasks: int) -> int:
-    """How many processes simulate; what they find does not depend on it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if studies < FEW else min(cores or 1, tasks)
-
-
-@contextlib.contextmanager
-def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
-    """`map`, in order, over processes of its own; the built-in one for a single one."""
-    if workers == 1:
-        yield map
-        return
-    # Not forked: jax has threads by now, and a forked child could wait for them for ever.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_be_a_worker
-    )
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _be_a_worker() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
 def _words(now: Setting) -> str:
     parts = [f"{now.test}, {now.n} and {now.n} seeds, effect {now.effect:g}"]
     if now.metrics > 1:
@@ -192,3 +89,6 @@ def _words(now: Setting) -> str:
     if now.publish == "significant":
         parts.append("only significant ones published")
     return ", ".join(parts)
+
+
+STUDY = Study(plan, hypotheses, tables=shows.tables, units=units)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from sharpjax import schema
 from sharpjax.errors import UserError
-from sharpjax.runs import schema
-from sharpjax.runs.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, Config, Rule, Rules
+from sharpjax.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, Config, Rule, Rules
 
 # Of `protocol.catalog`, which imports scipy: the tests that compare two groups of seeds.
 TESTS = ("welch", "mann-whitney", "permutation", "mean-difference")

@@ -1,10 +1,9 @@
 """Studies that nobody ran: simulated, then analysed by `protocol` as a real one is.
 
-`study_rows` is one seed of one arm: a stream of simulated studies and what became of them. It is a
-function of its arguments alone, imports nothing heavy, and so runs in any number of processes.
+`study_values` is one seed of one arm: a stream of simulated studies and what became of them. It is
+a function of its arguments alone, imports nothing heavy, and so runs in any number of processes.
 """
 
-import functools
 import json
 import zlib
 from typing import Any, NamedTuple
@@ -62,50 +61,38 @@ def setting(arm: Any) -> Setting:
     n = design.n or power.num_seeds(
         design.effect, design.power, test=analysis.test, alpha=analysis.alpha
     )
-    return Setting(
-        studies=arm.simulate.studies,
-        registry=arm.simulate.registry,
-        effect=float(design.effect),
-        n=n,
-        metrics=design.metrics,
-        correlation=design.correlation,
-        test=analysis.test,
-        alpha=analysis.alpha,
-        first_look=analysis.first_look or n,
-        publish=analysis.publish,
-        each_study=arm.evaluate.each_study,
-    )
+    blocks = (arm.simulate, design, analysis, arm.evaluate)
+    fields = {k: v for block in blocks for k, v in block.items() if k in Setting._fields}
+    planned = {"effect": float(design.effect), "n": n, "first_look": analysis.first_look or n}
+    return Setting(**(fields | planned))
 
 
-def study_rows(name: str, arm: str, now: Setting, seed: int) -> list[dict[str, Any]]:
-    """The rows of one seed of an arm; `studies.reproducibility` names their metrics."""
+METRICS = (
+    *("study/rejected", "seed/rejection_rate", "seed/exaggeration"),
+    *("registry/estimate", "registry/truth", "registry/bias"),
+)
+
+
+def study_values(now: Setting, seed: int) -> dict[tuple[str, tuple], float]:
+    """The values of one seed of an arm, by metric and further coordinates; `plan` names them."""
     outcome = simulate(now, seed)
-    common = {"study": name, "arm": arm, "seed": seed, "step": 0, "standard_error": 0.0}
-
-    def row(metric: str, value: float, **of: int) -> dict[str, Any]:
-        return common | {"of": of, "metric": metric, "value": float(value)}
-
-    rows = []
+    found: dict[tuple[str, tuple], float] = {}
     if now.each_study:
-        rows += [row("study/rejected", r, study=i) for i, r in enumerate(outcome.rejected)]
-    rows.append(row("seed/rejection_rate", outcome.rejected.mean()))
+        for i, rejected in enumerate(outcome.rejected):
+            found["study/rejected", (("study", i),)] = float(rejected)
+    found["seed/rejection_rate", ()] = float(outcome.rejected.mean())
     if now.effect:
         estimate = _mean(outcome.estimate[outcome.rejected])
-        rows.append(row("seed/exaggeration", estimate / now.effect))
+        found["seed/exaggeration", ()] = estimate / now.effect
     published = outcome.rejected if now.publish == "significant" else np.ones(now.studies, bool)
     for r, first in enumerate(range(0, now.studies, now.registry)):
         members = slice(first, first + now.registry)
         estimate = _mean(outcome.estimate[members][published[members]])
-        rows.append(row("registry/estimate", estimate, registry=r))
-        rows.append(row("registry/truth", now.effect, registry=r))
-        rows.append(row("registry/bias", estimate - now.effect, registry=r))
-    return rows
-
-
-def num_rows(now: Setting) -> int:
-    """How many rows `study_rows` gives."""
-    studies = now.studies if now.each_study else 0
-    return studies + 1 + bool(now.effect) + 3 * (now.studies // now.registry)
+        own = (("registry", r),)
+        found["registry/estimate", own] = estimate
+        found["registry/truth", own] = now.effect
+        found["registry/bias", own] = estimate - now.effect
+    return found
 
 
 def simulate(now: Setting, seed: int) -> Outcome:
@@ -125,7 +112,6 @@ def draw(now: Setting, seed: int) -> np.ndarray:
     paired = TESTS[now.test].kind == "paired"
     design = [now.studies, now.effect, now.n, now.metrics, now.correlation, paired]
     rng = np.random.default_rng([seed, zlib.crc32(json.dumps(design).encode())])
-    shape = (now.studies, now.metrics, 2, now.n)
 
     def noise(groups: int) -> np.ndarray:
         common = rng.standard_normal((now.studies, 1, groups, now.n))
@@ -137,27 +123,19 @@ def draw(now: Setting, seed: int) -> np.ndarray:
         shared = generative.PAIR_CORRELATION
         values = np.sqrt(shared) * noise(1) + np.sqrt(1 - shared) * values
     values[:, :, 0] += now.effect
-    assert values.shape == shape
     return values
 
 
 def registered(values: np.ndarray, now: Setting) -> tuple[bool, float]:
     """Decide the one hypothesis of a study from its rows, as `protocol.verdicts` does for all."""
+    common = {"study": "simulated", "step": 0, "of": {}, "metric": METRIC, "standard_error": 0.0}
     rows = [
-        {
-            "study": "simulated",
-            "arm": group,
-            "seed": seed,
-            "step": 0,
-            "of": {},
-            "metric": METRIC,
-            "value": value,
-            "standard_error": 0.0,
-        }
+        common | {"arm": group, "seed": seed, "value": value}
         for group, column in zip(GROUPS, values[0].tolist(), strict=True)
         for seed, value in enumerate(column)
     ]
-    hypothesis = _hypothesis(now.test, now.alpha)
+    contrast = Contrast(Quantity(METRIC), GROUPS, "two-sided", now.test)
+    hypothesis = Hypothesis("X.1", "The groups differ.", (contrast,), alpha=now.alpha)
     (judgement,) = verdicts.decide((hypothesis,), rows, seeds=range(now.n))
     (finding,) = judgement.findings
     assert finding.result is not None, finding.reason
@@ -177,12 +155,6 @@ def flexible(values: np.ndarray, now: Setting) -> tuple[bool, float]:
                 return True, result.effect
     result = function(Samples((values[0, 0], values[0, 1])), alternative="two-sided")
     return False, result.effect
-
-
-@functools.cache
-def _hypothesis(test: str, alpha: float) -> Hypothesis:
-    contrast = Contrast(Quantity(METRIC), GROUPS, "two-sided", test)
-    return Hypothesis("X.1", "The groups differ.", (contrast,), alpha=alpha)
 
 
 def _mean(values: np.ndarray) -> float:

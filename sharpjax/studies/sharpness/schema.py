@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from sharpjax import schema
 from sharpjax.errors import UserError
-from sharpjax.runs import blocks, schema
-from sharpjax.runs.schema import COUNT, COUNT_OR_0, POSITIVE, TEXT, Config, Rule
+from sharpjax.schema import COUNT, COUNT_OR_0, POSITIVE, TEXT, Config, Rule, blocks
 
 _PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
 
@@ -64,9 +64,4 @@ def _check_measurement_sets(geometry: Config, num_train: int) -> None:
         )
 
 
-RULES = schema.Rules(
-    fields=FIELDS,
-    check_arm=_check_arm,
-    # One set is loaded for all arms.
-    shared=tuple(path for path in blocks.IMAGES if path != "data.augment"),
-)
+RULES = schema.Rules(FIELDS, _check_arm)

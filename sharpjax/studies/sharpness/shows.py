@@ -1,15 +1,14 @@
 """Figures of study 1: how training went, how stable it was, and how sharp its ends are."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from sharpjax import plots
 from sharpjax.plots import Curves, Figure, Panel, first_set, last_of, n_of, series_of
+from sharpjax.runs.study import Arrays
+from sharpjax.train.results import Row
 
-Arrays = Callable[[str, str], Mapping[int, Mapping[str, Any]]]
 
-
-def figures(rows: Sequence[Mapping[str, Any]], arrays: Arrays) -> Iterator[Figure]:
+def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     """Loss and accuracy, stability, and sharpness against accuracy; what no row has is left out."""
     loss, accuracy = series_of(rows, "train/loss"), series_of(rows, "test/accuracy")
     if loss and accuracy:
@@ -48,7 +47,7 @@ def figures(rows: Sequence[Mapping[str, Any]], arrays: Arrays) -> Iterator[Figur
         )
 
 
-def _stability(rows: Sequence[Mapping[str, Any]]) -> Curves:
+def _stability(rows: Sequence[Row]) -> Curves:
     """Learning rate times the top Hessian eigenvalue (Cohen et al., arXiv 2103.00065).
 
     2 is the edge of stability of gradient descent without momentum. With momentum beta it lies at

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import os
 import pathlib
 import subprocess
 from collections.abc import Iterable
@@ -33,7 +34,8 @@ class Commit(NamedTuple):
 def digest(files: Iterable[pathlib.Path], base: pathlib.Path) -> str:
     """SHA-256 over the names below `base`, lengths and bytes of files, in the order of names."""
     total = hashlib.sha256()
-    for name, path in sorted((path.relative_to(base).as_posix(), path) for path in files):
+    named = ((pathlib.Path(os.path.relpath(path, base)).as_posix(), path) for path in files)
+    for name, path in sorted(named):
         content = path.read_bytes()
         total.update(f"{name}\0{len(content)}\0".encode() + content)
     return total.hexdigest()
@@ -47,16 +49,17 @@ def code_digest() -> str:
 
 @functools.cache
 def analysis_digest(study: str) -> str:
-    """That of what turns rows into verdicts: `protocol/` and the module of the study."""
-    return digest([*(PACKAGE / "protocol").rglob("*.py"), module_file(study)], PACKAGE)
+    """That of what turns rows into verdicts: `protocol/` and the package of the study."""
+    own = package_of(study)
+    return digest([*(PACKAGE / "protocol").rglob("*.py"), *own.glob("*.py")], PACKAGE)
 
 
-def module_file(study: str) -> pathlib.Path:
-    """Where a study's module lies, without importing it."""
-    spec = importlib.util.find_spec(f"{catalog.STUDIES[study]}.plan")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the module of study '{study}' is missing")
-    return pathlib.Path(spec.origin).resolve()
+def package_of(study: str) -> pathlib.Path:
+    """The folder of a study, without importing it."""
+    spec = importlib.util.find_spec(catalog.STUDIES[study])
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"the package of study '{study}' is missing")
+    return pathlib.Path(spec.submodule_search_locations[0]).resolve()
 
 
 @functools.cache

@@ -50,7 +50,7 @@ def asked_of(
     good = [name for name in there if name not in differs]
     whole = [(h, _said(h, there, differs)) for h in hypotheses]
     parts = (_part(h, good, cell) for h, said in whole if said.missing and not h.missing)
-    return (*(said for _, said in whole), *(part for part in parts if part is not None))
+    return (*(said for _, said in whole), *filter(None, parts))
 
 
 def of_others(hypotheses: Iterable[Hypothesis], suffix: str, words: str) -> tuple[Hypothesis, ...]:
@@ -92,16 +92,15 @@ def _part(
     hypothesis: Hypothesis, there: Collection[str], cell: Callable[[str], tuple[str, ...]]
 ) -> Hypothesis | None:
     """The same of those of its comparisons whose arms are there; None where there are none."""
-    members = _those_of(hypothesis.contrasts, there)
-    if not members:
+    whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
+    kept = _those_of([whole], there)
+    if not kept:
         return None
-    left, total = (
-        sum(len(list(contrasts(member))) for member in every)
-        for every in (members, hypothesis.contrasts)
-    )
-    where: dict[str, dict[str, None]] = {}
-    for outer, *inner in (cell(name) for member in members for name in arms_of(member)):
-        where.setdefault(outer, {}).update(dict.fromkeys(inner))
+    (part,) = kept
+    left, total = (len(list(contrasts(one))) for one in (part, whole))
+    where: dict[str, set[str]] = {}
+    for outer, *inner in map(cell, arms_of(part)):
+        where.setdefault(outer, set()).update(inner)
     cells = " ".join(
         "-".join((outer, "/".join(sorted(of)))) if of else outer for outer, of in where.items()
     )
@@ -111,9 +110,9 @@ def _part(
         hypothesis,
         id=f"{hypothesis.id} {cells}",
         claim=f"{hypothesis.claim[:-1]}{alone} ({left} of {total} comparisons).",
-        contrasts=members,
-        combine=_at_most(hypothesis.combine, len(members)),
-        refuted_by=_at_most(hypothesis.refuted_by, len(members)),
+        contrasts=part.members,
+        combine=part.supported_by,
+        refuted_by=part.refuted_by,
         family=hypothesis.family and f"{hypothesis.family} (part)",
         refuting=_those_of(hypothesis.refuting, there),
         refuted_if=f"{hypothesis.refuted_if}; of the comparisons that there are",
@@ -123,19 +122,14 @@ def _part(
 def _those_of(members: Iterable[Contrast | Composite], there: Collection[str]) -> tuple:
     kept = []
     for member in members:
-        if isinstance(member, Contrast):
-            if all(name in there for name in arms_of(member)):
-                family = member.family and f"{member.family} (part)"
-                kept.append(dataclasses.replace(member, family=family))
-        elif inside := _those_of(member.members, there):
-            kept.append(
-                dataclasses.replace(
-                    member,
-                    members=inside,
-                    supported_by=_at_most(member.supported_by, len(inside)),
-                    refuted_by=_at_most(member.refuted_by, len(inside)),
-                )
-            )
+        if isinstance(member, Composite):
+            if inside := _those_of(member.members, there):
+                rules = (member.supported_by, member.refuted_by)
+                supported_by, refuted_by = (_at_most(rule, len(inside)) for rule in rules)
+                kept.append(Composite(inside, supported_by, refuted_by, member.name))
+        elif all(name in there for name in arms_of(member)):
+            family = member.family and f"{member.family} (part)"
+            kept.append(dataclasses.replace(member, family=family))
     return tuple(kept)
 
 

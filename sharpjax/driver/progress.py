@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
+# Shown in this order; a plan may have further kinds of work.
 KINDS = ("training", "evaluation", "geometry", "checkpoints")
 
 
@@ -26,14 +27,14 @@ class Progress:
     """Measures a run and says how far it is.
 
     Args:
-        work: all there is to do, by kind: training in gradients a seed (a SAM step is two),
-            evaluation and geometry in calls of an evaluator.
+        work: all there is to do, by kind: training in gradients a seed (a SAM step is two), what
+            evaluators do in calls, by their kind.
         say: prints a line.
         period: seconds between two lines.
     """
 
     def __init__(self, work: Mapping[str, float], say: Callable[[str], None], period: float = 10.0):
-        self.seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys((*KINDS, *work), 0.0)
         self._total, self._left = dict(work), defaultdict(float, work)
         self._done: defaultdict[str, float] = defaultdict(float)
         self._say, self._period = say, period
@@ -46,7 +47,7 @@ class Progress:
         try:
             yield
         finally:
-            self.seconds[kind] += time.monotonic() - start
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.monotonic() - start
         self._done[kind] += work
         self._left[kind] -= work
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from sharpjax import catalog
 from sharpjax.errors import UserError
 from sharpjax.optim import settings
-from sharpjax.runs.schema import (
+from sharpjax.schema.rules import (
+    AT_LEAST_0,
     COUNT,
     COUNT_OR_0,
     FLAG,
@@ -25,11 +26,20 @@ IMAGES: Mapping[str, Rule] = {
     "data.augment": FLAG,
     "data.data_dir": TEXT,
     "data.manual_dir": TEXT,
+    "data.num_validation": optional(COUNT_OR_0, 0),
+    "data.label_noise": optional(AT_LEAST_0, 0.0),
+    "data.noise_seed": optional(COUNT_OR_0, 0),
+    "data.noise_kind": optional(one_of("other", "uniform"), "other"),
+    "data.image_size": optional(COUNT_OR_0, 0),
+    "data.normalization": optional(one_of("measured", "mean_std", "half", "none"), "measured"),
+    "data.padding": optional(one_of("zero", "mean"), "zero"),
 }
 MODEL: Mapping[str, Rule] = {
     "model.name": TEXT,
     "model.width": COUNT_OR_0,
     "model.dtype": one_of("float32", "bfloat16"),
+    "model.dropout": optional(FRACTION, 0.0),
+    "model.depth": optional(COUNT_OR_0, 0),  # 0: the model's own
 }
 # Their values are checked by `settings.check`.
 OPTIM: Mapping[str, Rule] = {
@@ -60,17 +70,25 @@ def check_images(arm: Config) -> int:
     known = catalog.lookup("data set", catalog.DATA_SETS, arm.data.name)
     catalog.lookup("model", catalog.MODELS, arm.model.name)
     smallest = catalog.SMALLEST_IMAGE.get(arm.model.name, 1)
-    if min(known.shape[:2]) < smallest:
+    height, width = (arm.data.image_size or size for size in known.shape[:2])
+    if min(height, width) < smallest:
         raise UserError(
             f"config.model.name={arm.model.name} needs images of {smallest} x {smallest} or more, "
-            f"and {arm.data.name} has {known.shape[0]} x {known.shape[1]}."
+            f"and {arm.data.name} has {height} x {width}."
         )
     if arm.data.num_train > known.num_train:
         raise UserError(
             f"config.data.num_train={arm.data.num_train}: {arm.data.name} has {known.num_train:,} "
             f"training examples; 0 takes all."
         )
-    return arm.data.num_train or known.num_train
+    rest = known.num_train - arm.data.num_validation
+    if rest < max(arm.data.num_train, 1):
+        raise UserError(
+            f"config.data.num_validation={arm.data.num_validation} of the {known.num_train:,} "
+            f"training examples of {arm.data.name} leaves {max(rest, 0):,} to train on, fewer than "
+            f"num_train={arm.data.num_train} (0: all that are left)."
+        )
+    return arm.data.num_train or rest
 
 
 def check_optim(arm: Config, num_train: int, epochs: int) -> None:

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from sharpjax import workdir
+from sharpjax.driver import checkpoint
+from sharpjax.driver.interrupt import Interrupt, Interrupted
+from sharpjax.driver.progress import Progress
 from sharpjax.errors import RunFailed
-from sharpjax.train import checkpoint
-from sharpjax.train.interrupt import Interrupt, Interrupted
-from sharpjax.train.progress import Progress
 
 # Steps run in segments of about this many seconds, after each of which the clock and Ctrl-C are
 # looked at.
@@ -28,10 +28,14 @@ Rows = list[dict[str, Any]]
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds. `settled`: what was due at its step has been done."""
+    """What a checkpoint holds: the models, what the loop recorded of the way, the carry of each
+    evaluator and model, the best state of each model so far; and whether what was due at its step
+    has been done."""
 
     population: Any
+    record: Any
     carries: dict[str, list[Any]]
+    best: list[Any]
     settled: jax.Array
 
 
@@ -68,7 +72,7 @@ class Task(Protocol):
         ...
 
     def advance(self, step: int, num_steps: int, saved: Saved) -> tuple[int, Saved]:
-        """Take `num_steps` steps. It may end at `total_steps` at once, if nothing is left to do."""
+        """Take `num_steps` steps. It may end beyond them at once, if nothing is left to do."""
         ...
 
     def alive(self, saved: Saved) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Where numbers come from: which code (`sources`) and which machine (`machine`)."""

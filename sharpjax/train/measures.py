@@ -1,0 +1,175 @@
+"""Measures of a `Compare` stage: between models, of the outputs that they stored, and of rows.
+
+A distance is a plain function `distance(a, b, label)` of the outputs of two models, [N, K] each,
+and the labels of these examples, [N]. Of a model that stored nothing, because it turned non-finite,
+there is no row, nor is it anybody's partner.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from sharpjax.errors import UserError
+from sharpjax.estimate import Estimate
+from sharpjax.train.evaluators import split_of
+from sharpjax.train.plan import Member, View
+from sharpjax.train.results import Of, exact, of
+
+Distance = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+Found = Iterator[tuple[str, Member, str, Of, Estimate]]
+Model = tuple[str, Member]
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """For each model of `arms`, its mean distance to some others: those that a subclass names.
+
+    Cost: a distance for each pair; the outputs of the arms in memory.
+
+    Attributes:
+        metric: of the rows.
+        arms: whose models have rows; the stage reads these, and those of the partners.
+        outputs: the evaluator that stored the logits, of the first examples of `split`.
+    """
+
+    metric: str
+    distance: Distance
+    arms: tuple[str, ...]
+    outputs: str = "outputs"
+    split: str = "test"
+
+    @property
+    def name(self) -> str:
+        return self.metric
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric,)
+
+    def partners(
+        self, view: View, arm: str, member: Member
+    ) -> Iterable[tuple[Of, Sequence[Model]]]:
+        """Further coordinates of each row of a model, and to which models it is the mean."""
+        raise NotImplementedError
+
+    def __call__(self, view: View) -> Found:
+        @functools.cache
+        def logits(arm: str, member: Member) -> np.ndarray | None:
+            return view.arrays(arm, self.outputs, member).get("logits")
+
+        for arm in self.arms:
+            for member in view.members(arm):
+                if (own := logits(arm, member)) is None:
+                    continue
+                label = np.asarray(split_of(view.data(arm, member), self.split).label[: len(own)])
+                for further, models in self.partners(view, arm, member):
+                    others = (logits(*model) for model in models)
+                    found = [self.distance(own, x, label) for x in others if x is not None]
+                    if found:
+                        yield arm, member, self.metric, further, exact(np.mean(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Within(Between):
+    """Between models of one arm: of each the mean over all others, or a row for each pair.
+
+    Attributes:
+        by_pair: rows of `{"pair": [i, j]}`, once for each two, as `Quantity(..., over=("pair",))`
+            reads them; i and j are seeds, or names of members where a seed has several.
+    """
+
+    by_pair: bool = False
+
+    def partners(
+        self, view: View, arm: str, member: Member
+    ) -> Iterable[tuple[Of, Sequence[Model]]]:
+        members = view.members(arm)
+        if not self.by_pair:
+            return [((), [(arm, other) for other in members if other != member])]
+        name = {m: m.key if m.of else m.seed for m in members}
+        later = members[members.index(member) + 1 :]
+        return [(of(pair=(name[member], name[m])), [(arm, m)]) for m in later]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToReference(Between):
+    """To the models of the same seed of another arm; without a `reference`, to its own teachers."""
+
+    reference: str = ""
+
+    def partners(
+        self, view: View, arm: str, member: Member
+    ) -> Iterable[tuple[Of, Sequence[Model]]]:
+        if self.reference:
+            there = [(self.reference, m) for m in view.members(self.reference)]
+            return [((), [x for x in there if x[1].seed == member.seed and x != (arm, member)])]
+        refs = member.teacher.refs if member.teacher else ()
+        if early := [ref for ref in refs if ref.at != "end"]:
+            raise UserError(
+                f"plan: {self.metric} compares outputs at the ends of arms, and a teacher of arm "
+                f"'{arm}' is at {early[0].at!r}; make a derived arm of it, and name that."
+            )
+        return [((), [(ref.arm, Member(ref.seed, ref.of)) for ref in refs])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Across(Between):
+    """To all models of each other arm, as rows of `{"to": arm}`."""
+
+    def partners(
+        self, view: View, arm: str, member: Member
+    ) -> Iterable[tuple[Of, Sequence[Model]]]:
+        others = (name for name in self.arms if name != arm)
+        return [(of(to=name), [(name, m) for m in view.members(name)]) for name in others]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanRank:
+    """The rank of each arm among all, of models that are alike but for the arm, as the mean over
+    metrics: 1 is best. Arms that are equal share the mean of their ranks.
+
+    Where an arm lacks a value of a metric there is no row of that seed, in any arm.
+
+    Attributes:
+        over: each metric, at the last step of the arm, with the direction that is better.
+    """
+
+    metric: str
+    arms: tuple[str, ...]
+    over: tuple[tuple[str, Literal["less", "greater"]], ...]
+
+    @property
+    def name(self) -> str:
+        return self.metric
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric,)
+
+    def __call__(self, view: View) -> Found:
+        tables = [[at_end(view, arm, metric) for arm in self.arms] for metric, _ in self.over]
+        for member in view.members(self.arms[0]):
+            key = member.seed, member.of
+            values = np.array([[own.get(key, np.nan) for own in table] for table in tables])
+            if np.isnan(values).any():
+                continue
+            signs = [[-1.0 if direction == "greater" else 1.0] for _, direction in self.over]
+            ranks = stats.rankdata(signs * values, axis=1).mean(axis=0)
+            for arm, rank in zip(self.arms, ranks, strict=True):
+                yield arm, Member(*key), self.metric, (), exact(rank)
+
+
+def at_end(view: View, arm: str, metric: str) -> dict[tuple[int, Of], float]:
+    """The values of a metric at the last step of an arm, by seed and further coordinates; those
+    that are missing are left out."""
+    rows: list[dict[str, Any]] = view.rows(arm)
+    last = max((row["step"] for row in rows), default=0)
+    return {
+        (row["seed"], of(**row["of"])): row["value"]
+        for row in rows
+        if row["metric"] == metric and row["step"] == last and row["value"] is not None
+    }

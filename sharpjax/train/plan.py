@@ -1,0 +1,328 @@
+"""A study as data: what is trained, made, compared and drawn, and what each stage reads.
+
+A plan describes; it loads no data and computes nothing. `planning` says in which order its stages
+run, and refuses a plan that cannot be run.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+from flax import linen as nn
+
+from sharpjax.data import DataSpec, Splits
+from sharpjax.estimate import Estimate
+from sharpjax.train.results import Of, Results
+from sharpjax.train.state import TrainState
+from sharpjax.train.streams import stream
+
+At = Literal["start", "end", "best"] | int
+"""Which state of a model: before its first step (drawn again, not stored), after its last, the one
+that `Train.best` chose, or the one after a step that `Train.snapshots` keeps."""
+
+ROLES = ("init", "order", "augmentation", "dropout", "teacher")
+
+
+class Ref(NamedTuple):
+    """A state that an earlier stage left behind."""
+
+    arm: str
+    seed: int
+    of: Of = ()
+    at: At = "end"
+
+
+class Teacher(NamedTuple):
+    """What a model is taught by; `losses.Teacher` says what the kinds are.
+
+    Attributes:
+        refs: the models that teach: one, several of an ensemble, none of a kind that has none.
+        temperature, weight: of its part of the loss.
+        fresh: whether a random kind draws anew at every step.
+    """
+
+    kind: str
+    refs: tuple[Ref, ...] = ()
+    temperature: float = 1.0
+    weight: float = 1.0
+    fresh: bool = True
+
+
+class Member(NamedTuple):
+    """One model of an arm.
+
+    Attributes:
+        of: what tells it from others of the arm and seed: in rows and digests, not in streams.
+        streams: (role, (seed, stream)) pairs; a role of `ROLES` that is not named has the stream of
+            its name and of `seed`.
+        start: None: drawn. Else params and variables of a state, a fresh optimiser, step 0.
+        mask: a state whose params are 0 where weights are pruned.
+    """
+
+    seed: int
+    of: Of = ()
+    streams: tuple[tuple[str, tuple[int, str]], ...] = ()
+    start: Ref | None = None
+    teacher: Teacher | None = None
+    mask: Ref | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name within the arm, which can be part of a file's.
+
+        >>> Member(3).key, Member(3, (("noise", "0.5"),)).key
+        ('3', '3-noise=0_5')
+        """
+        name = "-".join([str(self.seed), *(f"{name}={value}" for name, value in self.of)])
+        return re.sub("[^A-Za-z0-9_=+-]", "_", name)
+
+    def stream(self, role: str) -> jax.Array:
+        """The key of one of its streams."""
+        return stream(*self.decides(role))
+
+    def decides(self, role: str) -> tuple[int, str]:
+        return dict(self.streams).get(role, (self.seed, role))
+
+    @property
+    def reads(self) -> tuple[Ref, ...]:
+        taught = self.teacher.refs if self.teacher else ()
+        return (*filter(None, (self.start, self.mask)), *taught)
+
+
+@dataclasses.dataclass(frozen=True)
+class When:
+    """The steps at which something is due.
+
+    Attributes:
+        start: before the first step; `end`: after the last, whatever else is said.
+        every_epochs: at the end of every so many epochs; 0: not.
+        epochs: after these.
+        per_decade: after steps 10^(i / per_decade), i = 0, 1, ..., and before the first step; 0:
+            not. A step of an arm that trains by whole epochs is an epoch.
+    """
+
+    start: bool = False
+    end: bool = True
+    every_epochs: int = 0
+    epochs: tuple[int, ...] = ()
+    per_decade: int = 0
+
+    def steps(self, total_steps: int, steps_per_epoch: int) -> frozenset[int]:
+        """Those of a training of so many steps.
+
+        >>> sorted(When(per_decade=3).steps(100, 1))
+        [0, 1, 2, 5, 10, 22, 46, 100]
+        """
+        due = {epoch * steps_per_epoch for epoch in self.epochs}
+        if self.every_epochs:
+            period = self.every_epochs * steps_per_epoch
+            due |= set(range(period, total_steps + 1, period))
+        if self.per_decade:
+            exponents = range(self.per_decade * len(str(total_steps)))
+            due |= {0} | {round(10 ** (i / self.per_decade)) for i in exponents}
+        due |= {0} if self.start else set()
+        due |= {total_steps} if self.end else set()
+        return frozenset(step for step in due if step <= total_steps)
+
+
+class Best(NamedTuple):
+    """Which state of a model is its best: the first with the least (or most) of a metric; with a
+    `target`, the first at which it is at most (at least) that, or the best of all where none is.
+    Values that are NaN are passed over; where all are, it is the state before the first step."""
+
+    metric: str
+    direction: Literal["least", "most"]
+    target: float | None = None
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether a value takes the place of the best so far; NaN: there is none yet, or none."""
+        sign = 1 if self.direction == "least" else -1
+        if math.isnan(value) or (self.target is not None and sign * (than - self.target) <= 0):
+            return False
+        return math.isnan(than) or sign * (value - than) < 0
+
+
+class Snapshots(NamedTuple):
+    """States of an arm that are kept, and how many bytes they may take on disk together."""
+
+    when: When
+    most_bytes: int = 2**31
+
+
+class Subject(NamedTuple):
+    """What an evaluator or a transform sees: one model, and where it comes from.
+
+    Attributes:
+        step: how many steps it was trained for; at the end less than the arm's last step, where it
+            was done earlier, or is a state from before.
+        model: the Flax module.
+        at: another state of the same model, or of the trained one that it is made of: 'start', and
+            what was kept of it.
+        teacher: the model that teaches it, of several the first; None: none.
+        source: in a derived arm, the model that it was made from.
+    """
+
+    seed: int
+    of: Of
+    step: int
+    model: nn.Module
+    state: TrainState
+    at: Callable[[At], TrainState]
+    teacher: "Subject | None" = None
+    source: "Subject | None" = None
+
+
+class Cost(NamedTuple):
+    """What an epoch of a step, or a call of an evaluator, comes to for one model at the most.
+
+    Attributes:
+        forwards: passes of one example through the model: a gradient is three.
+        gradients: evaluations of the gradient of a batch.
+        stored: bytes of arrays that are kept.
+    """
+
+    forwards: int = 0
+    gradients: int = 0
+    stored: int = 0
+
+
+class Evaluator(Protocol):
+    """One kind of measurement.
+
+    `name` names its stream of randomness, `kind` the work that it counts as, `metrics` all that it
+    may measure. Calls take and give a carry, which is kept in the checkpoint: what a later call may
+    start from. A method `cost(spec) -> Cost` may say what a call costs on such data.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def when(self) -> When: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    def init(self, subject: Subject, data: Splits) -> Any: ...
+    def __call__(
+        self, carry: Any, subject: Subject, data: Splits, key: jax.Array
+    ) -> tuple[Any, Results]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """An arm whose models are trained.
+
+    Attributes:
+        data: a key of `Plan.data`.
+        step: how: `steps.Steps`, or `epochs.Epochs`.
+        epochs: for how long at the most; 0: as drawn.
+        rows: when loss and accuracy of the training become rows.
+        snapshots, best: which states are kept for later stages, beside the last.
+        population: how its models run: 'auto', 'vmap', 'loop'.
+        repeats: whether two of the plan's models may be one and the same.
+        stop: the epoch after which it stops, in a replay: schedules, and what is due, are those of
+            the whole.
+    """
+
+    arm: str
+    members: tuple[Member, ...]
+    data: str
+    step: Any
+    epochs: int
+    checkpoint_epochs: int
+    evaluators: tuple[Evaluator, ...] = ()
+    rows: When = When(every_epochs=1)
+    snapshots: Snapshots | None = None
+    best: Best | None = None
+    population: str = "auto"
+    repeats: bool = False
+    stop: int | None = None
+
+
+Transform = Callable[[Subject, jax.Array], Iterator[tuple[Of, TrainState]]]
+"""Makes models of one: yields the coordinates that `Derive.outputs` names, in its order, each with
+a state of the same structure."""
+
+
+class Derive(NamedTuple):
+    """An arm whose models are made of those of another, one by one; nothing is trained.
+
+    Attributes:
+        source: the arm, and `at`: which state of each of its models.
+        transform: what is done; `as_is` evaluates the state itself. Its key is the stream
+            `derive/<arm>` of the seed.
+        outputs: further coordinates of each model that is made of one.
+    """
+
+    arm: str
+    source: str
+    transform: Transform
+    evaluators: tuple[Evaluator, ...]
+    at: At = "end"
+    outputs: tuple[Of, ...] = ((),)
+
+
+def as_is(subject: Subject, key: jax.Array) -> Iterator[tuple[Of, TrainState]]:
+    """The transform that changes nothing."""
+    yield (), subject.state
+
+
+class View(Protocol):
+    """What a measure sees of the arms that its stage reads."""
+
+    def members(self, arm: str) -> tuple[Member, ...]: ...
+    def rows(self, arm: str) -> list[dict[str, Any]]: ...
+    def arrays(self, arm: str, name: str, member: Member) -> Mapping[str, Any]:
+        """What the evaluator `name` stored of a member at the arm's end; empty: nothing."""
+        ...
+
+    def data(self, arm: str, member: Member) -> Splits: ...
+
+
+class Measure(Protocol):
+    """Compares what arms left. Its rows are of `arms`; else of all that its stage reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+    def __call__(self, view: View) -> Iterable[tuple[str, Member, str, Of, Estimate]]:
+        """Arm, member, metric, further coordinates and estimate of each row."""
+        ...
+
+
+class Compare(NamedTuple):
+    """Measures of what several arms left, in order: one sees the rows of those before it."""
+
+    name: str
+    reads: tuple[str, ...]
+    measures: tuple[Measure, ...]
+
+
+class Draw(NamedTuple):
+    """An arm without models: `fn(seed)` gives its rows, by metric and further coordinates.
+
+    `fn` runs in processes of its own where `parallel`, so it can be pickled and imports nothing
+    heavy.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    fn: Callable[[int], Mapping[tuple[str, Of], float]]
+    metrics: tuple[str, ...] = ()
+    parallel: bool = False
+    says: str = ""
+
+
+Stage = Train | Derive | Compare | Draw
+
+
+class Plan(NamedTuple):
+    """All that a study does. `data` by key; `stages` in any order."""
+
+    data: Mapping[str, DataSpec]
+    stages: tuple[Stage, ...]
