@@ -23,7 +23,7 @@ def the_plan():
     more = [Member(s, streams=(("order", (s, "more")),), start=Ref("a", s)) for s in (0, 1)]
     arms = ("a", "b", "scaled")
     return a_plan(
-        Compare("means", arms, (Mean(arms), Mean(("b",), "again", ("outputs/mean",)))),
+        Compare("means", arms, (Mean(arms), Mean(("b",), "again", ("outputs/again",)))),
         Derive("scaled", "a", SCALE, with_outputs(), at="best", outputs=SCALE.outputs),
         an_arm("b", more, epochs=1, evaluators=with_outputs()),
         an_arm(

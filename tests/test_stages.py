@@ -527,7 +527,7 @@ class Mean:
             for member in view.members(arm):
                 logits = view.arrays(arm, "outputs", member)["logits"]
                 assert len(view.data(arm, member).test.label) == len(logits)
-                yield arm, member, "outputs/mean", (), exact(logits.mean())
+                yield arm, member, self.metrics[0], (), exact(logits.mean())
 
 
 @dataclasses.dataclass(frozen=True)
