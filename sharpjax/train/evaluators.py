@@ -20,7 +20,7 @@ class SplitMetrics:
     """Accuracy, NLL and calibration error on a whole split, as `<split>/accuracy` and so on.
 
     Attributes:
-        split: 'test', 'validation' or 'train'.
+        split: 'test' or 'validation'.
     """
 
     batch_size: int
