@@ -35,5 +35,5 @@ def test_every_name_in_the_catalog_is_there():
         for reference in table.values():
             assert callable(catalog.resolve(reference)), reference
     for package in catalog.STUDIES.values():
-        assert callable(catalog.resolve(f"{package}.plan:run"))
+        assert callable(catalog.resolve(f"{package}.plan:STUDY").plan)
     assert set(catalog.SMALLEST_IMAGE) <= set(catalog.MODELS)
