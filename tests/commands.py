@@ -20,6 +20,30 @@ finally:
     print("imported:", *(m for m in ("jax", "flax", "numpy", "orbax") if m in sys.modules))
 """
 
+# Runs launch.py and stops the process at the first printed line that matches a pattern.
+_STOPPING = """
+import os, re, runpy, signal, sys
+pattern, sys.argv = sys.argv[1], sys.argv[2:]
+
+class Stopping:
+    def __init__(self, stream):
+        self.stream, self.line, self.done = stream, "", False
+    def write(self, text):
+        count = self.stream.write(text)
+        self.line = (self.line + text)[-10_000:]
+        *ended, self.line = self.line.split("\\n")
+        if not self.done and any(re.search(pattern, line) for line in ended):
+            self.done = True
+            self.stream.flush()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return count
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+sys.stdout = Stopping(sys.stdout)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def environment(**extra):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -53,10 +77,15 @@ def launch_probed(*arguments, cwd=ROOT):
     )
 
 
-def start(*arguments, **extra):
-    """Start `launch.py` and return the running process, its output in pipes."""
+def start_until(pattern, *arguments, **extra):
+    """Start `launch.py`, in pipes; the process stops itself (SIGSTOP) at the first line that matches.
+
+    So that what the process has done when the caller goes on does not hang on who is faster. It
+    goes on at a SIGCONT, and a signal that is sent before it arrives then.
+    """
+    code = [sys.executable, "-u", "-c", _STOPPING, pattern, str(ROOT / "launch.py")]
     return subprocess.Popen(
-        [sys.executable, "-u", str(ROOT / "launch.py"), *map(str, arguments)],
+        [*code, *map(str, arguments)],
         cwd=ROOT,
         env=environment(**extra),
         stdout=subprocess.PIPE,
