@@ -78,7 +78,7 @@ def launch_probed(*arguments, cwd=ROOT):
 
 
 def start_until(pattern, *arguments, **extra):
-    """Start `launch.py`, in pipes; the process stops itself (SIGSTOP) at the first line that matches.
+    """Start `launch.py`, in pipes; at the first line that matches it stops itself (SIGSTOP).
 
     So that what the process has done when the caller goes on does not hang on who is faster. It
     goes on at a SIGCONT, and a signal that is sent before it arrives then.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 
 LOSS = Quantity("test/loss")
 SEEDS = range(8)

@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 
-from sharpjax.protocol import registration
-from sharpjax.protocol.amendments import Amendment
-from sharpjax.protocol.funnel import Funnel
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Samples, TestResult
-from sharpjax.protocol.verdicts import Finding, Judgement
+from sharpjax.protocol.attrition import Funnel
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.judging.verdicts import Finding, Judgement
+from sharpjax.protocol.seals import registration
+from sharpjax.protocol.seals.amendments import Amendment
+from sharpjax.protocol.tests.result import Samples, TestResult
 from sharpjax.report import content
 
 NAN = math.nan

@@ -6,7 +6,7 @@ import os
 import pathlib
 
 from sharpjax import workdir
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 
 CONFIG = {"study": "sharpness", "seeds": (0, 1), "arms": {"sam": {}, "sgd": {}}}
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from sharpjax.protocol import bootstrap, shuffle
+from sharpjax.protocol.tests import bootstrap, shuffle
 
 ALPHA = 0.05
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import generative, simulation
-from sharpjax.protocol.catalog import TESTS, Kind
-from sharpjax.protocol.hypotheses import contrasts
-from sharpjax.protocol.result import Samples, TestResult
+from sharpjax.protocol.claims import contrasts
+from sharpjax.protocol.planning import generative, simulation
+from sharpjax.protocol.tests.catalog import TESTS, Kind
+from sharpjax.protocol.tests.result import Samples, TestResult
 
 NAMES = sorted(TESTS)
 # Without a direction, or with one only.

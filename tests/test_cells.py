@@ -5,9 +5,8 @@ import doctest
 
 import pytest
 
-from sharpjax.protocol import cells
-from sharpjax.protocol.hypotheses import Composite, check, contrasts
-from sharpjax.studies.papers import paper1, paper2, paper5, paper6, paper7
+from sharpjax.protocol.claims import Composite, check, contrasts
+from sharpjax.studies.papers import cells, paper1, paper2, paper5, paper6, paper7
 from tests.protocol_cases import contrast, hypothesis
 
 

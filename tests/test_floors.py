@@ -91,3 +91,32 @@ def test_modules_are_short():
     assert sorted(lengths.values())[len(lengths) // 2] <= 180
     assert max(lengths.values()) <= 450, max(lengths, key=lengths.__getitem__)
     assert len((PACKAGE.parent / "launch.py").read_text().splitlines()) <= 90
+
+
+# What each part of `protocol` may know of the others: what decides knows nothing of planning.
+KNOWS = {
+    "tests": set(),
+    "claims": {"tests"},
+    "canonical": {"claims"},
+    "wording": {"claims"},
+    "samples": {"tests", "claims", "canonical"},
+    "attrition": {"samples"},
+    "summary": {"canonical"},
+    "judging": {"tests", "claims", "canonical", "samples", "wording"},
+    "planning": {"tests", "claims", "canonical", "wording", "judging"},
+    "seals": {"claims", "canonical"},
+}
+
+
+@pytest.mark.parametrize("part", KNOWS)
+def test_parts_of_the_protocol_know_those_below_them(part):
+    home = PACKAGE / "protocol"
+    paths = [home / f"{part}.py"] if (home / f"{part}.py").exists() else (home / part).rglob("*.py")
+    names = {name for path in paths for name in imported(path)}
+    inside = {name.split(".")[2] for name in names if name.startswith("sharpjax.protocol.")}
+    assert inside - {part} <= KNOWS[part]
+
+
+def test_every_part_of_the_protocol_has_a_place():
+    entries = {p.stem for p in (PACKAGE / "protocol").iterdir()} - {"__init__", "__pycache__"}
+    assert entries == set(KNOWS)

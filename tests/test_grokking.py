@@ -15,8 +15,8 @@ from rich.console import Console
 from sharpjax import catalog, schema, tree, workdir
 from sharpjax.data import modular
 from sharpjax.errors import UserError
-from sharpjax.protocol.hypotheses import check, contrasts
-from sharpjax.protocol.verdicts import decide
+from sharpjax.protocol.claims import check, contrasts
+from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.report.console import study_table
 from sharpjax.report.markdown import text as escaped
 from sharpjax.runs import study, verify

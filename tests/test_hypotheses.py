@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import canonical, hypotheses, wording
+from sharpjax.protocol import canonical, claims, wording
 from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity, check
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, check
 from tests.protocol_cases import LOSS, contrast, hypothesis
 
 
@@ -23,7 +23,7 @@ def refused(*given, **options):
 
 
 def test_docstrings():
-    for module in (hypotheses, canonical, wording):
+    for module in (claims, canonical, wording):
         assert doctest.testmod(module).failed == 0
 
 
@@ -145,7 +145,7 @@ def test_a_family_has_one_rule(name, value):
 
 def test_families_of_refutations_are_apart():
     both = hypothesis(refuting=(contrast(family="F"),), family="S")
-    assert [family for _, family in hypotheses.families(both)] == ["S", "F (refuting)"]
+    assert [family for _, family in claims.families(both)] == ["S", "F (refuting)"]
 
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from sharpjax.protocol import registration
+from sharpjax.protocol.seals import registration
 from sharpjax.runs import register
 
 FILES = sorted(register.OFFICIAL.glob("*.json"))

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from sharpjax.protocol import catalog, claims, wording
+from sharpjax.protocol import wording
 from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
-from sharpjax.protocol.hypotheses import Composite, arms, check, contrasts, families, quantities
-from sharpjax.protocol.verdicts import decide
+from sharpjax.protocol.claims import Composite, arms, check, contrasts, families, quantities
+from sharpjax.protocol.judging.verdicts import decide
+from sharpjax.protocol.tests import catalog
 from sharpjax.studies import papers
 from sharpjax.studies.papers import (
     HYPOTHESES,
@@ -21,6 +22,7 @@ from sharpjax.studies.papers import (
     paper5,
     paper6,
     paper7,
+    shorthand,
 )
 
 # Frozen: how firm the details of each claim are in its paper.
@@ -44,7 +46,7 @@ BY_ID = {h.id: h for h in HYPOTHESES}
 
 
 def test_docstrings():
-    for module in (papers, claims, *PAPERS):
+    for module in (papers, shorthand, *PAPERS):
         assert doctest.testmod(module).failed == 0
 
 

@@ -9,19 +9,19 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import (
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.planning import (
+    formulas,
     generative,
     noncentral_t,
     power,
-    power_formulas,
     rank_statistics,
     sensitivity,
     simulation,
 )
-from sharpjax.protocol.catalog import TESTS
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
-from sharpjax.protocol.power_formulas import Plan
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.planning.formulas import Plan
+from sharpjax.protocol.tests.catalog import TESTS
+from sharpjax.protocol.tests.result import Samples
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 LOSS = Quantity("test/loss")
@@ -30,7 +30,7 @@ LOSS = Quantity("test/loss")
 @pytest.mark.parametrize(
     "module",
     [
-        *(generative, noncentral_t, power, power_formulas),
+        *(generative, noncentral_t, power, formulas),
         *(rank_statistics, sensitivity, simulation),
     ],
     ids=lambda m: m.__name__,
@@ -138,7 +138,7 @@ def test_binomial_p_is_scipys():
         counts = np.arange(n + 1)
         for alternative in ALTERNATIVES:
             wanted = [stats.binomtest(k, n, null, alternative).pvalue for k in counts]
-            found = power_formulas.binomial_p(counts, n, null, alternative)
+            found = formulas.binomial_p(counts, n, null, alternative)
             np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
@@ -271,9 +271,9 @@ def test_models_have_the_effect_they_promise():
     x, y = generative.draw("correlation", 2.0, (n, n), num_studies=1).groups
     assert abs(np.corrcoef(x[0], y[0])[0, 1] - math.sqrt(0.5)) < 0.01
     rho = stats.spearmanr(x[0], y[0]).statistic
-    assert abs(rho - power_formulas.spearman_rho(2.0)) < 0.01
+    assert abs(rho - formulas.spearman_rho(2.0)) < 0.01
     tau = stats.kendalltau(x[0, :4000], y[0, :4000]).statistic
-    assert abs(tau - power_formulas.kendall_tau(2.0)) < 0.02
+    assert abs(tau - formulas.kendall_tau(2.0)) < 0.02
     groups = generative.draw("many", 1.0, (n, n, n), num_studies=1).groups
     np.testing.assert_allclose([g.mean() - 5 for g in groups], [1, 0.5, 0], atol=0.02)
     one = generative.draw("one", 0.5, (n,), num_studies=1, null=0.2).groups[0]
@@ -404,9 +404,9 @@ def test_within_a_margin_of_the_test():
     # z = (.02 - 1.645 s) / s with s = .004
     assert abs(row.power_at_margin - (2 * stats.norm.cdf(5 - 1.645) - 1)) < 0.003
     assert math.isnan(row.power["1.0"])
-    wide, narrow = (power_formulas.within("spearman", Plan((30, 30)), margin=m) for m in (0.6, 0.1))
+    wide, narrow = (formulas.within("spearman", Plan((30, 30)), margin=m) for m in (0.6, 0.1))
     assert wide > 0.9 > narrow == 0
-    assert math.isnan(power_formulas.within("wilcoxon", Plan((9, 9)), margin=0.3))
+    assert math.isnan(formulas.within("wilcoxon", Plan((9, 9)), margin=0.3))
 
 
 def test_a_contrast_that_two_hypotheses_share_is_one_member():

@@ -9,9 +9,16 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import aggregate, bootstrap, result
-from sharpjax.protocol.bootstrap import bca, interval, mean, mean_difference, tails, weighted_mean
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests import aggregate, bootstrap, result
+from sharpjax.protocol.tests.bootstrap import (
+    bca,
+    interval,
+    mean,
+    mean_difference,
+    tails,
+    weighted_mean,
+)
+from sharpjax.protocol.tests.result import Samples
 from tests.simulated import level, rates
 
 stats: Any = scipy.stats  # whose annotations do not know its results' fields

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import association, correlation, independence, shuffle
-from sharpjax.protocol.correlation import (
+from sharpjax.protocol.tests import association, correlation, independence, shuffle
+from sharpjax.protocol.tests.correlation import (
     fit_error,
     kendall,
     kendall_difference,
@@ -19,7 +19,7 @@ from sharpjax.protocol.correlation import (
     spearman,
     spearman_pooled,
 )
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests.result import Samples
 from tests.simulated import level, rates
 
 stats: Any = scipy.stats  # whose annotations do not know its results' fields

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharpjax.protocol import (
+from sharpjax.protocol.tests import (
     aggregate,
     bootstrap,
     correlation,
@@ -16,7 +16,7 @@ from sharpjax.protocol import (
     survival,
     trend,
 )
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests.result import Samples
 from tests.simulated import few_resamples
 
 SEVERAL = {"two": (2,), "four": (4,), "even": (4, 6), "any": (2, 3, 5)}

@@ -9,11 +9,12 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import equality, multiplicity, proportion
-from sharpjax.protocol.equality import identical
-from sharpjax.protocol.multiplicity import adjust
-from sharpjax.protocol.proportion import binomial, wilson
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.judging import corrections
+from sharpjax.protocol.judging.corrections import adjust
+from sharpjax.protocol.tests import equality, proportion
+from sharpjax.protocol.tests.equality import identical
+from sharpjax.protocol.tests.proportion import binomial, wilson
+from sharpjax.protocol.tests.result import Samples
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 
@@ -26,7 +27,7 @@ def counts(successes, n):
     return samples(np.repeat([1.0, 0.0], [successes, n - successes]))
 
 
-@pytest.mark.parametrize("module", [equality, multiplicity, proportion])
+@pytest.mark.parametrize("module", [equality, corrections, proportion])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 

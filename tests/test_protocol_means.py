@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import arguments, equivalence, location, paired, two_sample
-from sharpjax.protocol.equality import identical
-from sharpjax.protocol.permutation import paired_permutation, permutation
-from sharpjax.protocol.proportion import binomial
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests import arguments, equivalence, location, paired, two_sample
+from sharpjax.protocol.tests.equality import identical
+from sharpjax.protocol.tests.permutation import paired_permutation, permutation
+from sharpjax.protocol.tests.proportion import binomial
+from sharpjax.protocol.tests.result import Samples
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 T_TESTS = (paired.paired_t, two_sample.welch)

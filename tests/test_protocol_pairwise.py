@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import pairwise
-from sharpjax.protocol.pairwise import pairwise_difference, pairwise_mean
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests import pairwise
+from sharpjax.protocol.tests.pairwise import pairwise_difference, pairwise_mean
+from sharpjax.protocol.tests.result import Samples
 from tests.simulated import rates
 
 stats: Any = scipy.stats  # whose annotations do not know its results' fields

@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import permutation as module
-from sharpjax.protocol.permutation import paired_permutation, permutation
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests import permutation as module
+from sharpjax.protocol.tests.permutation import paired_permutation, permutation
+from sharpjax.protocol.tests.result import Samples
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 BOTH = (permutation, paired_permutation)

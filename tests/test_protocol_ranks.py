@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax.protocol import exact, paired, rank_effects, two_sample
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests import exact, paired, rank_effects, two_sample
+from sharpjax.protocol.tests.result import Samples
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 

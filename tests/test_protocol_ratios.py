@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import bootstrap, ratios
-from sharpjax.protocol.bootstrap import mean_difference
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.tests import bootstrap, ratios
+from sharpjax.protocol.tests.bootstrap import mean_difference
+from sharpjax.protocol.tests.result import Samples
 from tests.simulated import level, rates
 
 TWO = [ratios.ratio_of_means, ratios.paired_ratio_of_means]

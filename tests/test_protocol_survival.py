@@ -10,11 +10,11 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import survival
-from sharpjax.protocol.bootstrap import mean_difference
-from sharpjax.protocol.ratios import ratio_of_means
-from sharpjax.protocol.result import Samples
-from sharpjax.protocol.survival import (
+from sharpjax.protocol.tests import survival
+from sharpjax.protocol.tests.bootstrap import mean_difference
+from sharpjax.protocol.tests.ratios import ratio_of_means
+from sharpjax.protocol.tests.result import Samples
+from sharpjax.protocol.tests.survival import (
     kaplan_meier,
     log_rank,
     restricted_mean,

@@ -10,10 +10,10 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import omnibus, shuffle, trend
-from sharpjax.protocol.omnibus import friedman, kruskal_wallis
-from sharpjax.protocol.result import Samples
-from sharpjax.protocol.trend import jonckheere, page
+from sharpjax.protocol.tests import omnibus, shuffle, trend
+from sharpjax.protocol.tests.omnibus import friedman, kruskal_wallis
+from sharpjax.protocol.tests.result import Samples
+from sharpjax.protocol.tests.trend import jonckheere, page
 from tests.simulated import level, rates
 
 stats: Any = scipy.stats  # whose annotations do not know its results' fields

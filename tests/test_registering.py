@@ -11,7 +11,7 @@ from etils import epath
 from configs import sam_cifar
 from sharpjax import workdir
 from sharpjax.errors import UserError
-from sharpjax.protocol import registration
+from sharpjax.protocol.seals import registration
 from sharpjax.provenance import sources
 from sharpjax.runs import register as registering
 from sharpjax.runs import standing, study, verify

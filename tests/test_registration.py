@@ -8,9 +8,10 @@ import json
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import amendments, power, registration
 from sharpjax.protocol.canonical import canonical_json
-from sharpjax.protocol.registration import (
+from sharpjax.protocol.planning import power
+from sharpjax.protocol.seals import amendments, registration
+from sharpjax.protocol.seals.registration import (
     Digests,
     Registration,
     common_seal,

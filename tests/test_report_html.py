@@ -17,9 +17,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.catalog import TESTS
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.claims import Contrast, Hypothesis
+from sharpjax.protocol.tests.catalog import TESTS
+from sharpjax.protocol.tests.result import Samples
 from sharpjax.report import (
     axis,
     content,

@@ -10,9 +10,9 @@ import pytest
 
 from sharpjax import runtime, schema, workdir
 from sharpjax.errors import UserError
-from sharpjax.protocol.catalog import TESTS
-from sharpjax.protocol.result import Samples
-from sharpjax.protocol.verdicts import decide
+from sharpjax.protocol.judging.verdicts import decide
+from sharpjax.protocol.tests.catalog import TESTS
+from sharpjax.protocol.tests.result import Samples
 from sharpjax.runs import run as runner
 from sharpjax.runs import study
 from sharpjax.studies import __main__ as command

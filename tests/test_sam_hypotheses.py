@@ -8,7 +8,7 @@ import runpy
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.runs import register, study
 from sharpjax.studies.sharpness import asks as sam
 from sharpjax.train import planning

@@ -8,7 +8,7 @@ import pytest
 
 from sharpjax.errors import UserError
 from sharpjax.protocol import samples
-from sharpjax.protocol.hypotheses import Quantity
+from sharpjax.protocol.claims import Quantity
 from sharpjax.protocol.samples import Incomplete, gather
 from tests.protocol_cases import LOSS, contrast, rows
 

@@ -8,7 +8,7 @@ import pytest
 from configs import sam_cifar
 from sharpjax import catalog, schema
 from sharpjax.errors import UserError
-from sharpjax.protocol import registration
+from sharpjax.protocol.seals import registration
 from sharpjax.runs import register
 from sharpjax.studies.sharpness import schema as sharpness
 from tests.commands import ROOT, assert_one_line, environment

@@ -10,13 +10,14 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import funnel as funnel_module
-from sharpjax.protocol import rules, verdicts
-from sharpjax.protocol.catalog import Test as CatalogTest
-from sharpjax.protocol.funnel import Funnel, funnel
-from sharpjax.protocol.hypotheses import Composite, Hypothesis, Quantity
-from sharpjax.protocol.result import TestResult as Result
-from sharpjax.protocol.verdicts import decide, require_all
+from sharpjax.protocol import attrition as funnel_module
+from sharpjax.protocol.attrition import Funnel, funnel
+from sharpjax.protocol.claims import Composite, Hypothesis, Quantity
+from sharpjax.protocol.judging import rules, verdicts
+from sharpjax.protocol.judging.verdicts import decide, require_all
+from sharpjax.protocol.planning import power
+from sharpjax.protocol.tests.catalog import Test as CatalogTest
+from sharpjax.protocol.tests.result import TestResult as Result
 from tests.protocol_cases import LOSS, SEEDS, contrast, hypothesis, rows
 
 
@@ -107,14 +108,17 @@ def test_five_words_of_real_tests(expected, table, member):
 
 
 def test_what_could_have_been_seen():
-    (judgement,) = decide([hypothesis(contrast(test="welch"))], NEAR, seeds=SEEDS)
+    (judgement,) = decide(
+        [hypothesis(contrast(test="welch"))], NEAR, seeds=SEEDS, detectable=power.detectable
+    )
     found = judgement.findings[0]
     # Two groups of 8, one-sided at 0.05: the noncentral t says 1.3080 standard deviations.
     assert stats.nct.sf(stats.t.isf(0.05, 14), 14, 1.3080 * 2) == pytest.approx(0.8, abs=1e-4)
     spread = math.sqrt((NOISE[0].var(ddof=1) + NOISE[1].var(ddof=1)) / 2) / 100
     assert found.detectable == pytest.approx(-1.3080 * spread, rel=1e-3)
     assert f"An effect of {-found.detectable:.3g} could have been seen" in judgement.reason
-    assert math.isnan(decide([hypothesis()], FAR, seeds=SEEDS)[0].findings[0].detectable)
+    (judgement,) = decide([hypothesis()], FAR, seeds=SEEDS, detectable=power.detectable)
+    assert math.isnan(judgement.findings[0].detectable)
     calls = []
     judged(telling(0.5), hypothesis(one(), alpha=0.01),
            detectable=lambda *given, **options: calls.append(options) or 7.0)  # fmt: skip

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sharpjax import data, nn, optim, schema
 from sharpjax.metrics.functional import disagreement
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.runs.study import Study
 from sharpjax.train.evaluators import Outputs, SplitMetrics
 from sharpjax.train.measures import Within

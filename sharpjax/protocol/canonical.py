@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from sharpjax.errors import UserError, nearest
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 
 Part = Quantity | Contrast | Composite | Hypothesis
 _NUMBERS = {"alpha", "margin", "null"}

@@ -1,85 +1,330 @@
-"""How a claim of a paper is written down: what is compared, the votes, and the hypothesis."""
+"""Hypotheses as data: what is compared, how, and what would count as an answer."""
 
-import itertools
-from collections.abc import Iterable
-from typing import Any
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.errors import UserError, unknown
+from sharpjax.protocol.tests import catalog
+from sharpjax.protocol.tests.catalog import Test
+from sharpjax.protocol.tests.result import Alternative
 
-Part = Contrast | Composite
+Correction = Literal["none", "holm", "bh", "by"]
+Certainty = Literal["firm", "partial", "weak", "design"]
+POOL = "|"
 
 
-def ask(
-    title: str,
-    members: Composite | Iterable[Part],
-    where: str,
-    *,
-    source: str,
-    refuting: Composite | Iterable[Part] = (),
-    **more: Any,
-) -> Hypothesis:
-    """The hypothesis of a title, which is its id and its claim.
+@dataclass(frozen=True)
+class Quantity:
+    """Which rows of the results table are the numbers.
 
-    Args:
-        members: all must be supported and any can refute, unless a composite says otherwise.
-        where: the place of the claim in its source.
-        refuting: one statement that refutes the claim, or several.
-        more: further fields of `Hypothesis`.
+    Attributes:
+        metric: the rows' `metric`, as `train[:512]/hessian/lambda_1`.
+        at: 'last', the last step of each arm; or a step.
+        of: further coordinates that a row's `of` must have, as `{"severity": 5}`.
+        over: what tells one unit from the next: 'seed', and keys of `of` ('layer'). ('pair',) means
+            rows whose `of` has `{"pair": [i, j]}`: one square array, model by model.
+        seen: for times: the metric that is 1 where the event was seen, 0 where the unit was
+            censored.
+        independent: units of one seed are draws by themselves (simulated studies); otherwise they
+            are a cluster (layers of one model).
+    """
+
+    metric: str
+    at: str | int = "last"
+    of: Mapping[str, Any] = field(default_factory=dict)
+    over: tuple[str, ...] = ("seed",)
+    seen: str | None = None
+    independent: bool = False
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison and its test.
+
+    Attributes:
+        quantity: of each group; or as many as there are groups, one for each (the two sides of a
+            correlation, a model before and after).
+        groups: names of arms, in the order of the claim; `a|b` is one group that pools two arms.
+        direction: of the first group against the others: 'greater', 'less', 'two-sided'; of a
+            trend, 'greater' says that the first is the largest and values fall along the groups.
+            Tests of equivalence take 'two-sided'.
+        test: a name in `protocol.tests.catalog.TESTS`.
+        margin: the smallest effect of interest, in the units of the test's effect; None: none was
+            named, so that nothing can be found equivalent.
+        null: the effect under the null hypothesis; None: the test's own.
+        family: which contrasts are corrected together; None: the hypothesis's.
+        within: the claim is that the effect lies within `margin` of `null`, whatever the test; it
+            is decided by the test's intervals, and `direction` is 'two-sided'.
+    """
+
+    quantity: Quantity | tuple[Quantity, ...]
+    groups: tuple[str, ...]
+    direction: Alternative
+    test: str
+    margin: float | None = None
+    null: float | None = None
+    family: str | None = None
+    within: bool = False
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Contrasts (or composites) that answer together.
+
+    Attributes:
+        supported_by: how many members must be supported: 'all', 'any', 'majority' (more than half)
+            or a number.
+        refuted_by: how many must be refuted for the whole to be so; 'never' is allowed too.
+    """
+
+    members: tuple["Contrast | Composite", ...]
+    supported_by: str | int = "all"
+    refuted_by: str | int = "any"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A claim that a study sets out to decide.
+
+    Attributes:
+        id: `H1.1` of the papers, or a study's own, as `S.1`.
+        claim: one sentence.
+        contrasts, combine, refuted_by: as `Composite.members`, `.supported_by`, `.refuted_by`.
+        refuting: further statements, each of which, where supported, refutes the claim: for claims
+            whose refutation has a threshold or a test of its own.
+        family: which contrasts are corrected together, over hypotheses too; '': this one's.
+            Statements in `refuting` are a family apart, because claim and refutation cannot both
+            hold.
+        correction, alpha: of the family; the same in all its members.
+        source: the paper (arXiv id or OpenReview id) and where its claim stands.
+        status: how firm the claim's details are in the source.
+        reference: the source's own number, for a reader to see beside ours; '' where it has none.
+        refuted_if: the refutation in words.
+        uncertain: what the source leaves open.
+        missing: what must be built before it can be run; '' where it can be.
+    """
+
+    id: str
+    claim: str
+    contrasts: tuple[Contrast | Composite, ...]
+    combine: str | int = "all"
+    refuted_by: str | int = "any"
+    family: str = ""
+    correction: Correction = "none"
+    alpha: float = 0.05
+    source: str = ""
+    status: Certainty = "firm"
+    reference: str = ""
+    refuted_if: str = ""
+    uncertain: str = ""
+    missing: str = ""
+    refuting: tuple[Contrast | Composite, ...] = ()
+
+
+def contrasts(member: Contrast | Composite | Hypothesis) -> Iterator[Contrast]:
+    """Every contrast of a hypothesis or of a part of it, depth first, `refuting` last.
 
     >>> loss = Contrast(Quantity("test/loss"), ("sam", "sgd"), "less", "welch")
-    >>> one = ask("S.1 It is lower.", most([loss]), "table 1", source="A paper", status="weak")
-    >>> one.id, one.claim, one.combine, one.refuted_by, one.source
-    ('S.1', 'It is lower.', 'majority', 'never', 'A paper; table 1')
+    >>> len(list(contrasts(Hypothesis("S.1", "Lower.", (loss, Composite((loss, loss)))))))
+    3
     """
-    id, claim = title.split(" ", 1)
-    whole = members if isinstance(members, Composite) else Composite(tuple(members))
-    against = (refuting,) if isinstance(refuting, Composite) else tuple(refuting)
-    return Hypothesis(
-        id, claim, whole.members, whole.supported_by, whole.refuted_by,
-        source=f"{source}; {where}", refuting=against, **more,
-    )  # fmt: skip
+    if isinstance(member, Contrast):
+        yield member
+        return
+    inside = member.members if isinstance(member, Composite) else member.contrasts + member.refuting
+    for part in inside:
+        yield from contrasts(part)
 
 
-def vote(members: Iterable[Part], name: str = "") -> Composite:
-    """Most members support or refute it."""
-    return Composite(tuple(members), "majority", "majority", name)
+def quantities(contrast: Contrast) -> tuple[Quantity, ...]:
+    """The quantity of each group."""
+    if isinstance(contrast.quantity, Quantity):
+        return (contrast.quantity,) * len(contrast.groups)
+    return contrast.quantity
 
 
-def most(members: Iterable[Part], name: str = "") -> Composite:
-    """Most members support it; none refutes it: that is said in `refuting`."""
-    return Composite(tuple(members), "majority", "never", name)
+def arms(group: str) -> tuple[str, ...]:
+    """The arms that a group pools.
 
-
-def all_of(members: Iterable[Part], name: str = "") -> Composite:
-    """All members support it; none refutes it: that is said in `refuting`."""
-    return Composite(tuple(members), "all", "never", name)
-
-
-def any_of(members: Iterable[Part], name: str = "") -> Composite:
-    """One member is enough to support it; none refutes it."""
-    return Composite(tuple(members), "any", "never", name)
-
-
-def same_arm(
-    group: str, metrics: Iterable[str | Quantity], direction: Alternative, test: str, **more: Any
-) -> Contrast:
-    """Several quantities of one group: two that correlate, a model before and after."""
-    sides = tuple(m if isinstance(m, Quantity) else Quantity(m) for m in metrics)
-    return Contrast(sides, (group,) * len(sides), direction, test, **more)
-
-
-def equal(
-    quantity: Quantity, groups: tuple[str, ...], test: str, margin: float, null: float | None = None
-) -> Contrast:
-    """The effect lies within a margin of `null`."""
-    return Contrast(quantity, groups, "two-sided", test, margin, null, within=True)
-
-
-def names(*parts: Iterable[str]) -> tuple[str, ...]:
-    """Names of arms, or of places that begin them.
-
-    >>> names(["mnist", "digits"], ["vit"], ["sam", "sgd"])
-    ('mnist-vit-sam', 'mnist-vit-sgd', 'digits-vit-sam', 'digits-vit-sgd')
+    >>> arms("sgd|sam")
+    ('sgd', 'sam')
     """
-    return tuple(map("-".join, itertools.product(*parts)))
+    return tuple(group.split(POOL))
+
+
+def families(hypothesis: Hypothesis) -> Iterator[tuple[Contrast, str]]:
+    """Each contrast, as `contrasts` gives them, with the name of its family."""
+    own = hypothesis.family or hypothesis.id
+    for contrast in (c for member in hypothesis.contrasts for c in contrasts(member)):
+        yield contrast, contrast.family or own
+    for contrast in (c for member in hypothesis.refuting for c in contrasts(member)):
+        yield contrast, f"{contrast.family or own} (refuting)"
+
+
+def check(
+    hypotheses: Iterable[Hypothesis],
+    *,
+    tests: Mapping[str, Test] | None = None,
+    arms: Collection[str] | None = None,
+    metrics: Collection[str] | None = None,
+) -> None:
+    """Refuse hypotheses that could not be decided.
+
+    Args:
+        tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
+        arms, metrics: those that the study has; None: not known, so that any name passes.
+
+    Raises:
+        UserError: names the hypothesis and what is wrong with it.
+
+    >>> check([Hypothesis("S.1", "Lower.", (), alpha=1.5)])
+    Traceback (most recent call last):
+        ...
+    sharpjax.errors.UserError: hypothesis S.1: alpha=1.5; give a number between 0 and 1.
+    """
+    known = catalog.TESTS if tests is None else tests
+    by_id: dict[str, Hypothesis] = {}
+    first_of: dict[str, Hypothesis] = {}
+    for hypothesis in hypotheses:
+        if hypothesis.id in by_id:
+            raise UserError(f"two hypotheses have the id {hypothesis.id}; an id names one claim.")
+        by_id[hypothesis.id] = hypothesis
+        try:
+            _check_hypothesis(hypothesis)
+            for contrast in contrasts(hypothesis):
+                _check_contrast(contrast, known)
+                _check_names(contrast, arms, metrics)
+        except UserError as error:
+            raise UserError(f"hypothesis {hypothesis.id or '(no id)'}: {error}") from None
+        for _, family in families(hypothesis):
+            other = first_of.setdefault(family, hypothesis)
+            for name in ("correction", "alpha"):
+                mine, theirs = getattr(hypothesis, name), getattr(other, name)
+                if mine != theirs:
+                    raise UserError(
+                        f"family '{family}' has two {name}s: {theirs} in {other.id} and {mine} in "
+                        f"{hypothesis.id}; give both hypotheses one, or two families."
+                    )
+
+
+def _check_hypothesis(hypothesis: Hypothesis) -> None:
+    if not hypothesis.id.strip():
+        raise UserError("id is empty; give one, as S.1.")
+    if not _is_number(hypothesis.alpha) or not 0 < hypothesis.alpha < 1:
+        raise UserError(f"alpha={hypothesis.alpha!r}; give a number between 0 and 1.")
+    if hypothesis.correction not in get_args(Correction):
+        raise unknown("correction", str(hypothesis.correction), get_args(Correction))
+    if hypothesis.status not in get_args(Certainty):
+        raise unknown("status", str(hypothesis.status), get_args(Certainty))
+    if not hypothesis.contrasts:
+        if not hypothesis.missing:
+            raise UserError("it has no contrast; give one, or say in `missing` why there is none.")
+        return
+    whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
+    for composite in (
+        *_composites(whole),
+        *(c for m in hypothesis.refuting for c in _composites(m)),
+    ):
+        size = len(composite.members)
+        if not size:
+            raise UserError(f"composite '{composite.name}' has no members.")
+        _check_count(
+            "combine" if composite is whole else "supported_by", composite.supported_by, size
+        )
+        if composite.refuted_by != "never":
+            _check_count("refuted_by", composite.refuted_by, size)
+
+
+def _composites(member: Contrast | Composite) -> Iterator[Composite]:
+    if isinstance(member, Composite):
+        yield member
+        for part in member.members:
+            yield from _composites(part)
+
+
+def _check_count(name: str, rule: str | int, size: int) -> None:
+    words = isinstance(rule, str) and rule in ("all", "any", "majority")
+    number = isinstance(rule, int) and not isinstance(rule, bool) and 1 <= rule <= size
+    if not words and not number:
+        raise UserError(f"{name}={rule!r}; give 'all', 'any', 'majority' or a number 1 to {size}.")
+
+
+def _check_contrast(contrast: Contrast, tests: Mapping[str, Test]) -> None:
+    if contrast.test not in tests:
+        raise unknown("test", contrast.test, tests)
+    test = tests[contrast.test]
+    least, most = test.groups
+    count = len(contrast.groups)
+    if not least <= count <= most:
+        wanted = f"{least}" if least == most else f"{least} to {most}"
+        raise UserError(f"test '{contrast.test}' takes {wanted} groups, not {count}.")
+    if contrast.direction not in get_args(Alternative):
+        raise unknown("direction", str(contrast.direction), get_args(Alternative))
+    if not isinstance(contrast.quantity, Quantity) and len(contrast.quantity) != count:
+        raise UserError(
+            f"{len(contrast.quantity)} quantities for {count} groups; give one of all, or one each."
+        )
+    if test.equivalence and contrast.within:
+        raise UserError(
+            f"test '{contrast.test}' is one of equivalence already; leave `within` out."
+        )
+    if (test.equivalence or contrast.within) and contrast.direction != "two-sided":
+        raise UserError(
+            f"a claim of equivalence (test '{contrast.test}') has no direction; give 'two-sided', "
+            f"not '{contrast.direction}'."
+        )
+    if contrast.margin is None and (test.margin or test.equivalence or contrast.within):
+        raise UserError(f"test '{contrast.test}' needs a margin, the smallest effect of interest.")
+    if contrast.margin is not None and not (_is_number(contrast.margin) and contrast.margin > 0):
+        raise UserError(f"margin={contrast.margin!r}; give a finite number above 0.")
+    if contrast.null is not None and not _is_number(contrast.null):
+        raise UserError(f"null={contrast.null!r}; give a finite number.")
+    for quantity in quantities(contrast):
+        _check_quantity(quantity, test)
+    sizes = {len(arms(group)) for group in contrast.groups}
+    if test.kind == "pairwise" and sizes != {1}:
+        raise UserError(
+            f"test '{contrast.test}' compares models of one arm; a group pools several."
+        )
+    if test.kind in ("paired", "many-paired", "correlation") and len(sizes) > 1:
+        raise UserError(f"groups {', '.join(contrast.groups)} pool different numbers of arms.")
+
+
+def _check_quantity(quantity: Quantity, test: Test) -> None:
+    if not quantity.metric:
+        raise UserError("a quantity has no metric; name one, as test/accuracy.")
+    at = quantity.at
+    if at != "last" and (not isinstance(at, int) or isinstance(at, bool) or at < 0):
+        raise UserError(f"at={at!r} of {quantity.metric}; give 'last' or a step.")
+    if (quantity.over == ("pair",)) != (test.kind == "pairwise"):
+        raise UserError("over=('pair',) and pairwise tests go together.")
+    if quantity.over != ("pair",) and ("seed" not in quantity.over or "pair" in quantity.over):
+        raise UserError(f"over={quantity.over!r} of {quantity.metric}; 'seed' must be among them.")
+    if (quantity.seen is not None) != (test.kind == "times"):
+        raise UserError(f"{quantity.metric}: `seen` and tests of times go together.")
+    try:
+        plain = json.loads(json.dumps(quantity.of, allow_nan=False)) == quantity.of
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise UserError(f"of={quantity.of!r} of {quantity.metric} is not plain JSON.")
+
+
+def _check_names(
+    contrast: Contrast, known_arms: Collection[str] | None, metrics: Collection[str] | None
+) -> None:
+    for name in (arm for group in contrast.groups for arm in arms(group)):
+        if known_arms is not None and name not in known_arms:
+            raise unknown("arm", name, known_arms)
+    for quantity in quantities(contrast):
+        for name in (quantity.metric, quantity.seen):
+            if metrics is not None and name is not None and name not in metrics:
+                raise unknown("metric", name, metrics)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sharpjax.errors import UserError, nearest
-from sharpjax.protocol import catalog
 from sharpjax.protocol.canonical import canonical_json
-from sharpjax.protocol.catalog import Kind
-from sharpjax.protocol.hypotheses import Contrast, Quantity, arms, quantities
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.claims import Contrast, Quantity, arms, quantities
+from sharpjax.protocol.tests import catalog
+from sharpjax.protocol.tests.catalog import Kind
+from sharpjax.protocol.tests.result import Samples
 
 Row = Mapping[str, Any]
 ALIVE = "train/alive"  # 0 from the step on at which a seed turned non-finite
@@ -83,7 +83,7 @@ def gather(
         rows: the results table, or its `table`.
         seeds: those that were registered: rows of others are left out, and where one of these is
             missing the samples are incomplete. None: those that there are.
-        kind: how the test's samples are gathered; None: as `protocol.catalog` says.
+        kind: how the test's samples are gathered; None: as `protocol.tests.catalog` says.
 
     Raises:
         Incomplete: a metric, an arm, a seed, or a finite value is missing; names it, and carries

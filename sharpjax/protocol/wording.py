@@ -1,6 +1,6 @@
 """Contrasts said in one line each."""
 
-from sharpjax.protocol.hypotheses import Contrast, Quantity, quantities
+from sharpjax.protocol.claims import Contrast, Quantity, quantities
 
 
 def describe(contrast: Contrast) -> str:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.protocol.summary import Summary, grid, summarize_last
-from sharpjax.protocol.verdicts import Judgement
 from sharpjax.report import content, words
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sharpjax.protocol.amendments import Amendment
-from sharpjax.protocol.funnel import Funnel
-from sharpjax.protocol.hypotheses import Hypothesis, contrasts, quantities
-from sharpjax.protocol.registration import Registration
+from sharpjax.protocol.attrition import Funnel
+from sharpjax.protocol.claims import Hypothesis, contrasts, quantities
+from sharpjax.protocol.judging.verdicts import Judgement, require_all
+from sharpjax.protocol.seals.amendments import Amendment
+from sharpjax.protocol.seals.registration import Registration
 from sharpjax.protocol.summary import Summary, summarize_last
-from sharpjax.protocol.verdicts import Judgement, require_all
 from sharpjax.report import fields, words
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -159,8 +159,8 @@ def make(
         figures: bytes of PNG files by name.
         captions: what is on them, by name; its order is that of the pictures.
         warnings: lines that stand above the verdicts.
-        funnel: what became of the planned runs, as `protocol.funnel` counts them.
-        amendments: as `protocol.amendments` reads them.
+        funnel: what became of the planned runs, as `protocol.attrition` counts them.
+        amendments: as `protocol.seals.amendments` reads them.
         environment, processes, manifest: what the files of these names hold.
         commands: how to run it again; `commands_for` makes them.
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sharpjax.protocol import catalog
-from sharpjax.protocol.hypotheses import Contrast, quantities
-from sharpjax.protocol.verdicts import Finding
+from sharpjax.protocol.claims import Contrast, quantities
+from sharpjax.protocol.judging.verdicts import Finding
+from sharpjax.protocol.tests import catalog
 from sharpjax.report import words
 from sharpjax.report.marks import Interval
 
@@ -19,7 +19,7 @@ class Evidence(NamedTuple):
         comparison: `sam less than sgd`.
         quantity: the metrics, with coordinates and step.
         effect: name and unit of the test's effect.
-        kind: how the samples belong together, as `protocol.catalog.Kind`.
+        kind: how the samples belong together, as `protocol.tests.catalog.Kind`.
         groups: name and values of each; pairs of models once each.
         units: how many units each group has, in words.
         drawn: what is drawn of the estimate; None where no test was made.

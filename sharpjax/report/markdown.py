@@ -4,8 +4,8 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.protocol.summary import Summary, grid
-from sharpjax.protocol.verdicts import Judgement
 from sharpjax.report import marks, statements, words
 from sharpjax.report.content import UNREGISTERED, Content, Table
 from sharpjax.report.evidence import Evidence, evidence

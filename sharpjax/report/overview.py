@@ -6,8 +6,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.hypotheses import Hypothesis
-from sharpjax.protocol.verdicts import Judgement
+from sharpjax.protocol.claims import Hypothesis
+from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.report import markdown, sections, statements, words
 from sharpjax.report.content import Content
 from sharpjax.report.elements import Child, Markup, join, tag

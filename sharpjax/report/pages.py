@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sharpjax.protocol.hypotheses import Hypothesis
+from sharpjax.protocol.claims import Hypothesis
 from sharpjax.report import html, markdown, overview
 from sharpjax.report.content import Content
 from sharpjax.report.overview import Run

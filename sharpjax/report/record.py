@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sharpjax.protocol.amendments import Amendment
+from sharpjax.protocol.seals.amendments import Amendment
 from sharpjax.protocol.summary import Summary, grid
 from sharpjax.report import statements, words
 from sharpjax.report.content import Content, Picture

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from sharpjax.protocol.hypotheses import Hypothesis
-from sharpjax.protocol.verdicts import Judgement
+from sharpjax.protocol.claims import Hypothesis
+from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.report import marks, statements, words
 from sharpjax.report.axis import fit
 from sharpjax.report.elements import Markup, breakable, join, tag

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, quantities
-from sharpjax.protocol.registration import Registration
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, quantities
+from sharpjax.protocol.judging.verdicts import Finding, Judgement
+from sharpjax.protocol.seals.registration import Registration
 from sharpjax.protocol.summary import mean_and_standard_error
-from sharpjax.protocol.verdicts import Finding, Judgement
 from sharpjax.protocol.wording import size
 from sharpjax.report import marks, words
 from sharpjax.report.evidence import Evidence, evidence, least_p_too_large
@@ -46,7 +46,7 @@ def summary(judgement: Judgement) -> Summary:
 
 
 def planned(registration: Registration | None) -> list[list[str | float]]:
-    """The rows of `protocol.power.table` as they were sealed, in the columns `PLANNED`."""
+    """The rows of `protocol.planning.power.table` as they were sealed, in the columns `PLANNED`."""
     rows = registration.power if registration else ()
     return [
         [

@@ -5,9 +5,9 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from sharpjax.protocol import catalog
-from sharpjax.protocol.hypotheses import Composite, Contrast, Quantity, arms, quantities
+from sharpjax.protocol.claims import Composite, Contrast, Quantity, arms, quantities
 from sharpjax.protocol.summary import Summary
+from sharpjax.protocol.tests import catalog
 
 MISSING = "—"
 LONGEST = 300

@@ -1,6 +1,6 @@
 """What a run's rows say of its hypotheses."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -8,9 +8,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from sharpjax import catalog, workdir
-from sharpjax.protocol.funnel import Funnel, funnel
-from sharpjax.protocol.samples import table
-from sharpjax.protocol.verdicts import Judgement, decide
+from sharpjax.protocol.attrition import Funnel, funnel
+from sharpjax.protocol.claims import Hypothesis
+from sharpjax.protocol.judging.verdicts import Judgement, decide
+from sharpjax.protocol.planning import power
+from sharpjax.protocol.samples import Table, table
 from sharpjax.report.console import verdict_table
 from sharpjax.runs import read, study
 from sharpjax.runs.standing import Standing, standing
@@ -44,14 +46,20 @@ def conclude(
     under, rows, own = standing(folder), list(rows), _hypotheses_of(config)
     there, index, others = under.registered, table(rows), ()
     if there is None:
-        planned, judgements = config["seeds"], decide(own, index, seeds=None)
+        planned, judgements = config["seeds"], _decide(own, index, None)
     else:
         planned, ids = there.seeds, {h.id for h in there.hypotheses}
-        judgements = decide(there.hypotheses, index, seeds=planned)
-        others = decide([h for h in own if h.id not in ids], index, seeds=None)
+        judgements = _decide(there.hypotheses, index, planned)
+        others = _decide([h for h in own if h.id not in ids], index, None)
     arms = list(dict.fromkeys([*(row["arm"] for row in rows), *config["arms"]]))
     seeds = funnel(index, arms=arms, seeds=list(planned))
     return Conclusion(under, judgements, others, seeds)
+
+
+def _decide(
+    hypotheses: Iterable[Hypothesis], index: Table, seeds: Sequence[int] | None
+) -> tuple[Judgement, ...]:
+    return decide(hypotheses, index, seeds=seeds, detectable=power.detectable)
 
 
 def _hypotheses_of(config: Mapping[str, Any]) -> tuple:

@@ -10,9 +10,10 @@ from typing import Any
 
 from sharpjax import schema, workdir
 from sharpjax.errors import UserError
-from sharpjax.protocol import amendments, power, registration
-from sharpjax.protocol.hypotheses import check
-from sharpjax.protocol.registration import Registration
+from sharpjax.protocol.claims import check
+from sharpjax.protocol.planning import power
+from sharpjax.protocol.seals import amendments, registration
+from sharpjax.protocol.seals.registration import Registration
 from sharpjax.provenance import machine, sources
 from sharpjax.report.console import as_text, power_table
 from sharpjax.runs import standing, study

@@ -7,9 +7,9 @@ from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
-from sharpjax.protocol import amendments, registration
-from sharpjax.protocol.amendments import Amendment
-from sharpjax.protocol.registration import MOST_BYTES, Registration
+from sharpjax.protocol.seals import amendments, registration
+from sharpjax.protocol.seals.amendments import Amendment
+from sharpjax.protocol.seals.registration import MOST_BYTES, Registration
 from sharpjax.provenance import sources
 
 UNREGISTERED = "unregistered: everything is exploratory"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sharpjax import catalog
 from sharpjax.plots import Figure
-from sharpjax.protocol.hypotheses import Hypothesis
+from sharpjax.protocol.claims import Hypothesis
 from sharpjax.report.content import Table
 from sharpjax.schema import Config
 from sharpjax.train import planning

@@ -13,10 +13,9 @@ own, as `H3.1 add97-80`. Beside them, of every form with dense and decomposed ar
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from sharpjax.protocol import cells
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
-from sharpjax.studies.papers import paper3
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import cells, paper3
 from sharpjax.studies.papers.paper3 import DENSE, SOURCE
 
 TIME = Quantity("grok/epochs", seen="grok/reached_full_test_accuracy")

@@ -1,6 +1,6 @@
 """The seven papers: all 50 of their hypotheses, in order, each with its test and its certainty."""
 
-from sharpjax.protocol.hypotheses import Hypothesis
+from sharpjax.protocol.claims import Hypothesis
 from sharpjax.studies.papers import paper1, paper2, paper3, paper4, paper5, paper6, paper7
 
 PAPERS = (paper1, paper2, paper3, paper4, paper5, paper6, paper7)

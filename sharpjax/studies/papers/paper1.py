@@ -20,10 +20,10 @@ Metrics, all at the last step:
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of, any_of, most, names, same_arm, vote
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of, any_of, most, names, same_arm, vote
 
 CONDITIONS = ("base_sam", "aug", "aug_sam", "wd", "wd_sam")
 ARCHITECTURES = ("resnet18", "vgg19", "vit")
@@ -45,7 +45,7 @@ DIRECTIONS = "No numeric table is known; every regularised condition is said to 
 Cell = tuple[str, str]  # of arms: the condition, and its Base
 
 ask = partial(
-    claims.ask,
+    shorthand.ask,
     source="OpenReview AiRU8ZxQii",
     correction="by",
     missing="The six conditions, VGG19, ViT and the corrupted test sets are not built as a study.",

@@ -24,10 +24,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of, equal, most, names, same_arm
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of, equal, most, names, same_arm
 
 NETS = ("mlp",)
 ARMS = ("reinit", "rerandom")
@@ -42,7 +42,7 @@ DATA_DRIVEN = ("activation_distance", "disagreement", "jsd")
 # Layers are the units; those of one seed are a cluster.
 of_layers = partial(Quantity, over=("seed", "layer"))
 ask = partial(
-    claims.ask,
+    shorthand.ask,
     source="OpenReview J0iFy6BxlC",
     status="partial",
     missing="Replacing layers and the data-free metrics are not built.",

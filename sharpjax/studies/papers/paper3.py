@@ -27,10 +27,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of
 
 DENSE = "dense"
 MODELS = ("svd_100", "svd_50", "svd_25", "svd_12")
@@ -46,7 +46,7 @@ ACCURACY = Quantity("grok/best_test_accuracy")
 NUM_PARAMS = Quantity("model/num_params")
 
 SOURCE = "OpenReview LVuzwpMovE"
-ask = partial(claims.ask, source=SOURCE, correction="holm")
+ask = partial(shorthand.ask, source=SOURCE, correction="holm")
 
 
 class Cell(NamedTuple):

@@ -7,17 +7,17 @@ paper's advice made testable by simulation; `sharpjax.studies.reproducibility` r
 
 from functools import partial
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of, equal
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of, equal
 
 ALPHA, POWER = 0.05, 0.8
 REJECTED = Quantity("study/rejected", over=("seed", "study"), independent=True)
 BIAS = Quantity("registry/bias", over=("seed", "registry"), independent=True)
 
 NO_DATA = "There is no bibliographic data here to decide it with."
-ask = partial(claims.ask, source="arXiv 2510.11595", status="design")
+ask = partial(shorthand.ask, source="arXiv 2510.11595", status="design")
 
 
 def rate(arm: str, direction: Alternative, null: float) -> Contrast:

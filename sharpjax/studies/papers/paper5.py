@@ -20,10 +20,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of, most, names, same_arm, vote
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of, most, names, same_arm, vote
 
 ARCHITECTURES = ("resnet18", "vgg19", "vit")
 DATA_SETS = ("cifar10", "cifar100")
@@ -36,7 +36,11 @@ ACCURACY = Quantity("test/accuracy")
 
 MISSING = "Distillation and its controls are not built."
 ask = partial(
-    claims.ask, source="OpenReview Cgo73ZnAQc", status="partial", correction="holm", missing=MISSING
+    shorthand.ask,
+    source="OpenReview Cgo73ZnAQc",
+    status="partial",
+    correction="holm",
+    missing=MISSING,
 )
 
 
@@ -76,7 +80,9 @@ def hypotheses(
     orders = names([data], [reordered], ["siddo", "disdo"])
     student, noisy = f"kd_{strongest}", [f"{noise}_{strongest}" for noise in NOISE]
 
-    def in_two(members: Iterable[claims.Part], refuted_by: int | str, name: str = "") -> Composite:
+    def in_two(
+        members: Iterable[shorthand.Part], refuted_by: int | str, name: str = ""
+    ) -> Composite:
         return Composite(tuple(members), two, refuted_by, name)
 
     def ratio(place: str, direction: Alternative, null: float) -> Contrast:

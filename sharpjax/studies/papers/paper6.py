@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of, most, names, same_arm, vote
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of, most, names, same_arm, vote
 
 NETS = ("vgg19",)
 CLASSES = ("vgg19", "resnet20", "vit")
@@ -38,7 +38,7 @@ FLATNESS = "train/relative_flatness"
 ECES = ("test/ece", "test/scaled/ece")
 
 MISSING = "The regularisers, early stopping and VGG19 are not built as a study."
-ask = partial(claims.ask, source="OpenReview ZQTiGcykl6", correction="holm", missing=MISSING)
+ask = partial(shorthand.ask, source="OpenReview ZQTiGcykl6", correction="holm", missing=MISSING)
 
 
 def correlation(

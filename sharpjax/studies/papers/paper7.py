@@ -16,10 +16,10 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 
-from sharpjax.protocol import claims
-from sharpjax.protocol.claims import all_of, equal, most, names, same_arm
-from sharpjax.protocol.hypotheses import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
+from sharpjax.studies.papers import shorthand
+from sharpjax.studies.papers.shorthand import all_of, equal, most, names, same_arm
 
 NETS = ("lenet", "resnet50", "mobilenet")
 DATA_SETS = ("cifar10",)
@@ -38,7 +38,7 @@ ORDER = ("int8", "pruned_50", "kd_50", "independent")
 MODES = (("kd", "on logits"), ("kd_paper", "as in the authors' code"))
 
 ask = partial(
-    claims.ask,
+    shorthand.ask,
     source="OpenReview Q7GXKjmCSB",
     correction="holm",
     missing="Quantisation, pruning and distillation are not built.",

@@ -3,11 +3,11 @@
 Studies are simulated, and each is analysed by this package's own `protocol`, as a real one is. An
 arm is a design and a way to analyse and publish it:
 
-    registered        no effect; one contrast on the primary metric, decided by `protocol.verdicts`
+    registered        no effect; one contrast on the primary metric, decided by `judging.verdicts`
     flexible          no effect; several metrics, and a look after every further seed: the first
                       significant test is the result
     metrics_only, looks_only        each of the two liberties alone (explanation, not a hypothesis)
-    planned           a true effect, n seeds a group as `protocol.power` plans them
+    planned           a true effect, n seeds a group as `protocol.planning.power` plans them
     small             the same effect, 3 seeds a group
     complete          an effect that n = 10 often misses; a registry pools every study
     significant_only  the same studies; the registry holds only those that were significant
@@ -38,7 +38,7 @@ The other arms' rates are in `seed/rejection_rate`.
 import functools
 
 from sharpjax import schema
-from sharpjax.protocol.hypotheses import Hypothesis
+from sharpjax.protocol.claims import Hypothesis
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
 from sharpjax.studies.papers import paper4
@@ -75,7 +75,7 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
 
 
 def units(config: Config) -> dict[str, int]:
-    """How many values of each further coordinate a seed has, for `protocol.power.table`."""
+    """How many values of each further coordinate a seed has, for `planning.power.table`."""
     studies = config.simulate.studies
     return {"study": studies, "registry": studies // config.simulate.registry}
 

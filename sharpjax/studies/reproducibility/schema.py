@@ -6,7 +6,7 @@ from sharpjax import schema
 from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, Config, Rule, Rules
 
-# Of `protocol.catalog`, which imports scipy: the tests that compare two groups of seeds.
+# Of `protocol.tests.catalog`, which imports scipy: the tests that compare two groups of seeds.
 TESTS = ("welch", "mann-whitney", "permutation", "mean-difference")
 PAIRED_TESTS = ("paired-t", "wilcoxon", "paired-permutation")
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharpjax.protocol import generative, power, verdicts
-from sharpjax.protocol.catalog import TESTS
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Samples
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.judging import verdicts
+from sharpjax.protocol.planning import generative, power
+from sharpjax.protocol.tests.catalog import TESTS
+from sharpjax.protocol.tests.result import Samples
 
 METRIC, GROUPS = "test/score", ("treated", "control")
 
@@ -127,7 +128,7 @@ def draw(now: Setting, seed: int) -> np.ndarray:
 
 
 def registered(values: np.ndarray, now: Setting) -> tuple[bool, float]:
-    """Decide the one hypothesis of a study from its rows, as `protocol.verdicts` does for all."""
+    """Decide the one hypothesis of a study from its rows, as `judging.verdicts` does for all."""
     common = {"study": "simulated", "step": 0, "of": {}, "metric": METRIC, "standard_error": 0.0}
     rows = [
         common | {"arm": group, "seed": seed, "value": value}

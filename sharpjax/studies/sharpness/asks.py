@@ -7,8 +7,8 @@ all arms. One family, corrected by Holm.
 
 from collections.abc import Sequence
 
-from sharpjax.protocol.hypotheses import Contrast, Hypothesis, Quantity
-from sharpjax.protocol.result import Alternative
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
+from sharpjax.protocol.tests.result import Alternative
 from sharpjax.schema import Config
 
 # Of the matched-pairs rank-biserial correlation; nothing smaller is of interest.

@@ -1,0 +1,1 @@
+"""From p-values and intervals to a verdict."""

@@ -1,0 +1,129 @@
+"""What one test comes to in a word, and what several words come to in one.
+
+A contrast is
+
+    supported     its adjusted p is at most alpha, in the direction of the claim
+    refuted       its adjusted p in the opposite direction is
+    equivalent    neither, and the interval at confidence 1 - 2 alpha lies within null +- margin
+    inconclusive  none of these, or fewer units than were registered
+    not run       there is nothing to test, or no way to
+
+Claims of equivalence and of non-inferiority are supported by their p, and refuted where the
+interval at 1 - alpha lies wholly beyond the margin. A claim that an effect lies `within` its
+margin, by any test, is supported where the interval at 1 - 2 alpha does (two one-sided tests of
+level alpha), and refuted alike.
+In a family of m that is corrected, the alpha of an interval is alpha / m (Bonferroni).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from sharpjax.protocol.claims import Contrast, Correction
+from sharpjax.protocol.judging import corrections
+from sharpjax.protocol.tests.catalog import Test
+from sharpjax.protocol.tests.result import TestResult
+
+Verdict = Literal["supported", "refuted", "equivalent", "inconclusive", "not run"]
+
+
+class Rule(NamedTuple):
+    """Alpha, in a family in which `size` members are corrected together (1: not corrected)."""
+
+    alpha: float
+    correction: Correction
+    size: int
+
+    @property
+    def each(self) -> float:
+        """Of one interval."""
+        return self.alpha / self.size
+
+    @property
+    def alone(self) -> float:
+        """What p must not exceed where no other member rejects."""
+        return corrections.levels(self.alpha, self.size, self.correction)[0]
+
+
+def word(
+    contrast: Contrast,
+    test: Test,
+    result: TestResult,
+    adjusted: tuple[float, float],
+    rule: Rule,
+    interval: Callable[[float], tuple[float, float]],
+) -> tuple[Verdict, str]:
+    """The word for a contrast whose numbers are all there, and why."""
+    alpha, (p, opposite_p) = rule.alpha, adjusted
+    null = test.null if contrast.null is None else contrast.null
+    margin = contrast.margin
+    narrow, wide = 1 - 2 * rule.each, 1 - rule.each
+    if contrast.within and margin is not None:
+        if _inside(interval(narrow), null, margin):
+            return "supported", f"{_named(narrow)} lies within {margin:g} of {null:g}."
+        if _beyond(interval(wide), null, margin, "two-sided"):
+            return "refuted", f"{_named(wide)} lies more than {margin:g} from {null:g}."
+        return "inconclusive", f"{_named(narrow)} does not lie within {margin:g} of {null:g}."
+    if math.isnan(result.p):
+        return "inconclusive", "The test gives no p for these numbers."
+    if p <= alpha:
+        return "supported", f"{_p_words(result.p, p, rule)} <= {alpha:g}."
+    if margin is not None and (test.margin or test.equivalence):
+        if _beyond(interval(wide), null, margin, contrast.direction):
+            return "refuted", f"{_named(wide)} lies wholly beyond the margin {margin:g}."
+    elif opposite_p <= alpha and (
+        contrast.direction != "two-sided" or result.opposite_p != result.p
+    ):
+        words = _p_words(result.opposite_p, opposite_p, rule)
+        return "refuted", f"In the opposite direction, {words} <= {alpha:g}."
+    elif margin is not None and _inside(interval(narrow), null, margin):
+        return "equivalent", f"{_named(narrow)} lies within {margin:g} of {null:g}."
+    why = f"{_p_words(result.p, p, rule)} > {alpha:g}."
+    if result.min_attainable_p > rule.alone:
+        floor = f"{result.min_attainable_p:.2g}"
+        why += f" No numbers of {units(result)} units could have given p below {floor}"
+        # Beside others of the family that reject it might have been enough.
+        asked = f"; alone in its family it needs {rule.alone:.2g}"
+        why += "." if result.min_attainable_p > alpha else f"{asked}."
+    return "inconclusive", why
+
+
+def _named(confidence: float) -> str:
+    return f"The {100 * confidence:.4g} % interval"
+
+
+def _inside(interval: tuple[float, float], null: float, margin: float) -> bool:
+    return null - margin < interval[0] and interval[1] < null + margin  # NaN: no
+
+
+def _beyond(interval: tuple[float, float], null: float, margin: float, direction: str) -> bool:
+    """Whether all of it lies on the far side of the margin that the claim rules out."""
+    below, above = interval[1] < null - margin, interval[0] > null + margin
+    return {"two-sided": below or above, "greater": below, "less": above}[direction]
+
+
+def _p_words(raw: float, adjusted: float, rule: Rule) -> str:
+    names = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
+    if rule.size == 1 or rule.correction == "none":
+        return f"p = {raw:.2g}"
+    name = names[rule.correction]
+    return f"p = {raw:.2g}, after {name} over {rule.size} p = {adjusted:.2g}"
+
+
+def units(result: TestResult) -> str:
+    return f"{result.n[0]}" if len(set(result.n)) == 1 else ", ".join(map(str, result.n))
+
+
+def vote(votes: Sequence[Verdict], supported_by: str | int, refuted_by: str | int) -> Verdict:
+    if refuted_by != "never" and votes.count("refuted") >= _needed(refuted_by, len(votes)):
+        return "refuted"
+    if votes.count("supported") >= _needed(supported_by, len(votes)):
+        return "supported"
+    if all(vote == "not run" for vote in votes):
+        return "not run"
+    return "equivalent" if all(vote == "equivalent" for vote in votes) else "inconclusive"
+
+
+def _needed(rule: str | int, size: int) -> int:
+    words = {"all": size, "any": 1, "majority": size // 2 + 1}
+    return words[rule] if isinstance(rule, str) else rule

@@ -1,0 +1,342 @@
+"""From rows to verdicts: every registered hypothesis ends in one of five words.
+
+`judging.rules` says what each word means. A family counts as it was registered: a member without
+numbers has p = 1 in it, so that nothing becomes significant because something else was not run.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from sharpjax.errors import UserError, unknown
+from sharpjax.protocol.canonical import canonical_json, to_dict
+from sharpjax.protocol.claims import (
+    Composite,
+    Contrast,
+    Correction,
+    Hypothesis,
+    check,
+    contrasts,
+    families,
+)
+from sharpjax.protocol.judging import rules
+from sharpjax.protocol.judging.corrections import adjust
+from sharpjax.protocol.judging.rules import Verdict
+from sharpjax.protocol.samples import Incomplete, Row, Table, gather, table
+from sharpjax.protocol.tests import catalog
+from sharpjax.protocol.tests.catalog import Test
+from sharpjax.protocol.tests.result import Samples, TestResult
+from sharpjax.protocol.wording import describe, size
+
+Detectable = Callable[..., float]
+_Key = tuple[str, float]  # a contrast as canonical JSON, and the alpha of its hypothesis
+
+
+class Finding(NamedTuple):
+    """What one contrast came to.
+
+    Attributes:
+        adjusted_p, adjusted_opposite_p: corrected within the family; NaN where not run.
+        detectable: the effect that these numbers of units could have seen with power 0.8 if no
+            other member of the family rejects, in units of the test's effect; NaN where no formula
+            or simulation gives one.
+        reason: one line for a person, always there.
+        refuting: whether it is one of those which, where supported, refute the hypothesis.
+    """
+
+    contrast: Contrast
+    verdict: Verdict
+    reason: str
+    samples: Samples | None
+    result: TestResult | None
+    adjusted_p: float
+    adjusted_opposite_p: float
+    detectable: float
+    refuting: bool = False
+
+
+class Judgement(NamedTuple):
+    """What one hypothesis came to. `findings` are those of its contrasts, depth first."""
+
+    hypothesis: Hypothesis
+    verdict: Verdict
+    reason: str
+    findings: tuple[Finding, ...]
+
+
+class _Measured(NamedTuple):
+    """A contrast before correction. `gap`: why it can neither be supported nor refuted."""
+
+    contrast: Contrast
+    samples: Samples | None
+    result: TestResult | None
+    gap: str
+
+
+def decide(
+    hypotheses: Iterable[Hypothesis],
+    rows: Iterable[Row] | Table,
+    *,
+    seeds: Sequence[int] | None,
+    not_run: Mapping[str, str] | None = None,
+    tests: Mapping[str, Test] | None = None,
+    detectable: Detectable | None = None,
+    seed: int = 0,
+) -> tuple[Judgement, ...]:
+    """Answer every hypothesis, in its order.
+
+    Args:
+        hypotheses: all that were registered.
+        rows: the results table.
+        seeds: the registered ones; None: nothing was registered, and those count that are there.
+        not_run: why a hypothesis was not run, by its id, beside those that say it in `missing`.
+        tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
+        detectable: the effect that could have been seen, as `planning.power.detectable`; None: left
+            out.
+        seed: of resampling.
+
+    Raises:
+        UserError: the hypotheses contradict each other, `not_run` names one that is not among them,
+            or rows are duplicated.
+    """
+    hypotheses = tuple(hypotheses)
+    tests = catalog.TESTS if tests is None else tests
+    check(hypotheses, tests=tests)
+    index = table(rows)
+    reasons = _reasons(hypotheses, not_run or {})
+    measured: dict[_Key, _Measured] = {}
+    sizes: dict[str, dict[_Key, None]] = {}  # the members of each family, in order
+    for hypothesis in hypotheses:
+        for contrast, family in families(hypothesis):
+            key = _key(contrast, hypothesis.alpha)
+            sizes.setdefault(family, {})[key] = None
+            if hypothesis.id not in reasons and key not in measured:
+                measured[key] = _measure(contrast, index, seeds, tests, hypothesis.alpha, seed)
+    corrections: dict[str, Correction] = {
+        f: h.correction for h in hypotheses for _, f in families(h)
+    }
+    adjusted = {
+        family: _adjusted([measured.get(key) for key in keys], list(keys), corrections[family])
+        for family, keys in sizes.items()
+    }
+    judgements = []
+    for hypothesis in hypotheses:
+        findings = []
+        number = sum(1 for member in hypothesis.contrasts for _ in contrasts(member))
+        for i, (contrast, family) in enumerate(families(hypothesis)):
+            key = _key(contrast, hypothesis.alpha)
+            if hypothesis.id in reasons:
+                finding = _nothing(contrast, reasons[hypothesis.id])
+            else:
+                members = len(sizes[family]) if hypothesis.correction != "none" else 1
+                rule = rules.Rule(hypothesis.alpha, hypothesis.correction, members)
+                finding = _find(measured[key], adjusted[family][key], rule, tests, detectable, seed)
+            findings.append(finding._replace(refuting=i >= number))
+        judgements.append(_judge(hypothesis, tuple(findings), reasons.get(hypothesis.id, "")))
+    return tuple(judgements)
+
+
+def require_all(registered: Iterable[Hypothesis], judgements: Iterable[Judgement]) -> None:
+    """Refuse answers that are not one to one, and in order, with what was registered.
+
+    Raises:
+        UserError: names the first hypothesis that was left out, added, changed or moved.
+    """
+    asked = list(registered)
+    answered = [judgement.hypothesis for judgement in judgements]
+    ids, ids_answered = [h.id for h in asked], [h.id for h in answered]
+    for name in ids:
+        if ids_answered.count(name) != 1:
+            raise UserError(
+                f"registered hypothesis {name} has {ids_answered.count(name)} verdicts; each has "
+                f"one, whichever way it went."
+            )
+    for name in ids_answered:
+        if name not in ids:
+            raise UserError(f"hypothesis {name} was not registered; what it finds is exploratory.")
+    for mine, theirs in zip(asked, answered, strict=True):
+        if mine != theirs:
+            what = "is out of order" if mine.id != theirs.id else "is not as it was registered"
+            raise UserError(f"hypothesis {theirs.id} {what}.")
+
+
+def _reasons(hypotheses: Iterable[Hypothesis], not_run: Mapping[str, str]) -> dict[str, str]:
+    reasons = {h.id: h.missing for h in hypotheses if h.missing}
+    ids = [h.id for h in hypotheses]
+    for name, reason in not_run.items():
+        if name not in ids:
+            raise unknown("hypothesis in not_run", name, ids)
+        reasons[name] = reason
+    return reasons
+
+
+def _key(contrast: Contrast, alpha: float) -> _Key:
+    return canonical_json(to_dict(contrast)), alpha
+
+
+def _measure(
+    contrast: Contrast,
+    index: Table,
+    seeds: Sequence[int] | None,
+    tests: Mapping[str, Test],
+    alpha: float,
+    seed: int,
+) -> _Measured:
+    gap = ""
+    try:
+        samples = gather(index, contrast, seeds=seeds, kind=tests[contrast.test].kind)
+    except Incomplete as error:
+        samples, gap = error.samples, str(error)
+    if samples is None:
+        return _Measured(contrast, None, None, gap)
+    try:
+        result = _test(contrast, samples, tests, 1 - alpha, seed)
+    except UserError as error:
+        return _Measured(contrast, samples, None, f"{gap} {error}".strip())
+    return _Measured(contrast, samples, result, gap)
+
+
+def _test(
+    contrast: Contrast,
+    samples: Samples,
+    tests: Mapping[str, Test],
+    confidence: float,
+    seed: int,
+) -> TestResult:
+    return tests[contrast.test].function(
+        samples,
+        alternative=contrast.direction,
+        margin=0.0 if contrast.margin is None else contrast.margin,
+        null=contrast.null,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def _adjusted(
+    members: Sequence[_Measured | None], keys: Sequence[_Key], correction: Correction
+) -> dict[_Key, tuple[float, float]]:
+    """p and opposite p of the members of a family, corrected; 1 for those without."""
+    columns = []
+    for name in ("p", "opposite_p"):
+        raw = [_p(member, name) for member in members]
+        columns.append(adjust(np.array(raw), correction))
+    return dict(
+        zip(keys, ((float(p), float(o)) for p, o in zip(*columns, strict=True)), strict=True)
+    )
+
+
+def _p(member: _Measured | None, name: str) -> float:
+    if member is None or member.result is None or member.gap or member.contrast.within:
+        return 1.0
+    p = getattr(member.result, name)
+    return 1.0 if math.isnan(p) else p
+
+
+def _nothing(contrast: Contrast, reason: str, samples: Samples | None = None) -> Finding:
+    return Finding(contrast, "not run", reason, samples, None, math.nan, math.nan, math.nan)
+
+
+def _find(
+    measured: _Measured,
+    adjusted: tuple[float, float],
+    rule: rules.Rule,
+    tests: Mapping[str, Test],
+    detectable: Detectable | None,
+    seed: int,
+) -> Finding:
+    contrast, samples, result, gap = measured
+    if samples is None or result is None:
+        return _nothing(contrast, gap, samples)
+    test = tests[contrast.test]
+    if gap:
+        verdict, why = "inconclusive", f"Fewer units than were registered: {gap}"
+        adjusted = (math.nan, math.nan)
+    else:
+        verdict, why = rules.word(
+            contrast,
+            test,
+            result,
+            adjusted,
+            rule,
+            lambda confidence: _test(contrast, samples, tests, confidence, seed).interval,
+        )
+        if contrast.within:
+            adjusted = (math.nan, math.nan)
+    effect = math.nan
+    if verdict == "inconclusive" and detectable is not None and not contrast.within:
+        effect = detectable(contrast, samples, alpha=rule.alone)
+        if not math.isnan(effect):
+            null = test.null if contrast.null is None else contrast.null
+            why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
+    reason = f"{why} {_said(test, result)}{_doubt(contrast, test, samples)}"
+    return Finding(contrast, verdict, reason, samples, result, *adjusted, effect)
+
+
+def _said(test: Test, result: TestResult) -> str:
+    low, high = result.interval
+    interval = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
+    effect = test.effect[:1].upper() + test.effect[1:]
+    return f"{effect} {result.effect:.4g}{interval}, n = {rules.units(result)}."
+
+
+def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:
+    """A sentence where the numbers look as if an arm or the seeds had done nothing.
+
+    No verdict changes: a saturated metric looks the same. Truth values, and times that all end with
+    the budget, are alike by their nature.
+    """
+    if test.kind in ("one", "times", "pairwise") or contrast.test == "identical":
+        return ""
+    first, *others = samples.groups
+    if first.size > 1 and any(np.array_equal(first, other) for other in others):
+        return " Two groups hold the very same numbers: check that their arms differ."
+    for name, group in zip(contrast.groups, samples.groups, strict=True):
+        if group.size > 1 and group[0] not in (0.0, 1.0) and (group == group[0]).all():
+            return f" All {group.size} units of {name} are {group[0]:.4g}: check that they differ."
+    return ""
+
+
+def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...], not_run: str) -> Judgement:
+    if not_run:
+        return Judgement(hypothesis, "not run", not_run, findings)
+    verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
+    members: list[Verdict] = [_answer(member, verdicts) for member in hypothesis.contrasts]
+    against = [_answer(member, verdicts) for member in hypothesis.refuting]
+    if "supported" in against:
+        what = hypothesis.refuting[against.index("supported")]
+        words = describe(what) if isinstance(what, Contrast) else what.name
+        reason = f"What would refute it is supported: {words}."
+        return Judgement(hypothesis, "refuted", reason, findings)
+    verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
+    if isinstance(hypothesis.contrasts[0], Contrast) and len(members) == 1:
+        return Judgement(hypothesis, verdict, findings[0].reason, findings)
+    reason = _counts(_parts(hypothesis, findings))
+    nothing = [finding.reason for finding in findings if finding.verdict == "not run"]
+    if nothing:
+        reason += f" Not run: {nothing[0]}"
+    return Judgement(hypothesis, verdict, reason, findings)
+
+
+def _parts(hypothesis: Hypothesis, findings: Sequence[Finding]) -> list[Verdict]:
+    """The verdicts that are counted: where there is but one composite, those of its members."""
+    parts = hypothesis.contrasts
+    while len(parts) == 1 and isinstance(parts[0], Composite):
+        parts = parts[0].members
+    verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
+    return [_answer(part, verdicts) for part in parts]
+
+
+def _answer(member: Contrast | Composite, verdicts: Iterator[Verdict]) -> Verdict:
+    """The verdict of a part, from those of its contrasts in order."""
+    if isinstance(member, Contrast):
+        return next(verdicts)
+    votes: list[Verdict] = [_answer(part, verdicts) for part in member.members]
+    return rules.vote(votes, member.supported_by, member.refuted_by)
+
+
+def _counts(votes: Sequence[Verdict]) -> str:
+    words = [f"{votes.count(word)} {word}" for word in get_args(Verdict) if word in votes]
+    return f"Of {len(votes)} parts, {', '.join(words)}."

@@ -1,0 +1,1 @@
+"""What was registered, and what was changed afterwards."""

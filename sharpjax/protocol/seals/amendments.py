@@ -1,0 +1,98 @@
+"""What was changed after registration: a chain of lines that can only grow.
+
+Each line of `amendments.jsonl` is canonical JSON and carries the SHA-256 of the line before it, the
+first one the registration's seal; so none can be edited, moved or taken out of the middle unseen.
+(Lines cut from the end leave a chain that holds: the manifest of a later run, or a copy, tells.)
+"""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from sharpjax.errors import UserError
+from sharpjax.protocol.canonical import canonical_json
+from sharpjax.protocol.seals.registration import MOST_BYTES
+
+
+class Amendment(NamedTuple):
+    """One line.
+
+    Attributes:
+        reason: why, in the author's words.
+        time: UTC, ISO 8601.
+        analysis, code: digests of the sources from then on.
+        previous: SHA-256 of the line before, or the seal.
+    """
+
+    reason: str
+    time: str
+    analysis: str
+    code: str
+    previous: str
+
+
+def append(data: bytes, *, seal: str, reason: str, time: str, analysis: str, code: str) -> bytes:
+    """The whole of `amendments.jsonl` with one more line; what was there stays as it is.
+
+    Args:
+        data: what it holds so far; empty: nothing.
+
+    Raises:
+        UserError: the reason is empty, or the chain is broken already.
+    """
+    if not reason.strip():
+        raise UserError("an amendment needs a reason; say what was changed and why.")
+    read(data, seal=seal)
+    line = Amendment(reason.strip(), time, analysis, code, _last(data, seal))
+    return data + canonical_json(line._asdict()).encode() + b"\n"
+
+
+def read(data: bytes, *, seal: str, name: str = "amendments.jsonl") -> tuple[Amendment, ...]:
+    """The amendments, in order, of a chain that holds.
+
+    Raises:
+        UserError: a line is damaged, or does not follow from the one before; names it.
+    """
+    if len(data) > MOST_BYTES:
+        raise UserError(
+            f"{name} has more than {MOST_BYTES >> 20} MiB; it is no list of amendments."
+        )
+    if data and not data.endswith(b"\n"):
+        raise UserError(f"{name} ends in the middle of a line.")
+    amendments = []
+    previous = seal
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        amendment = _read(line)
+        if amendment is None:
+            raise UserError(f"{name}, line {number}, is damaged.")
+        if amendment.previous != previous:
+            before = f"line {number - 1}" if number > 1 else "the registration"
+            raise UserError(
+                f"{name}, line {number}, does not follow {before}: something was changed, added or "
+                f"taken out there."
+            )
+        amendments.append(amendment)
+        previous = hashlib.sha256(line).hexdigest()
+    return tuple(amendments)
+
+
+def covered(amendments: tuple[Amendment, ...], analysis: str) -> bool:
+    """Whether the last amendment is about the analysis as it is now."""
+    return bool(amendments) and amendments[-1].analysis == analysis
+
+
+def _read(line: bytes) -> Amendment | None:
+    try:
+        document = json.loads(line)
+        whole = document.keys() == set(Amendment._fields)
+        texts = all(isinstance(value, str) for value in document.values())
+        if whole and texts and canonical_json(document).encode() == line:
+            return Amendment(**document)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _last(data: bytes, seal: str) -> str:
+    lines = data.split(b"\n")[:-1]
+    return hashlib.sha256(lines[-1]).hexdigest() if lines else seal

@@ -1,0 +1,1 @@
+"""Statistical tests: pure functions of samples, and the catalog that names them."""

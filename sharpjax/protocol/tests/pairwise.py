@@ -1,0 +1,125 @@
+"""Statistics of pairs of models: mean disagreement, say, between the seeds of one arm.
+
+The n (n - 1) values of n models are not as many observations: each model is in 2 (n - 1) of them.
+Their spread over sqrt(n (n - 1)) is a standard error about 3.3 times too small at n = 10. The mean
+over pairs is a U-statistic, and its standard error is the jackknife's that leaves out one model,
+with all its pairs, at a time (Arvesen, Jackknifing U-statistics, Annals of Mathematical Statistics
+40, 1969):
+
+    se^2 = (n - 1)/n sum_i (theta_(-i) - mean theta_(-.))^2,     t with n - 1 degrees of freedom
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from sharpjax.errors import UserError
+from sharpjax.protocol.tests import bootstrap
+from sharpjax.protocol.tests.arguments import check_options, directed
+from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
+
+
+class PairwiseMean(NamedTuple):
+    """A mean over pairs of models, and the jackknife's standard error of it."""
+
+    mean: float
+    standard_error: float
+    num_models: int
+
+
+def pairwise_mean(pairs: np.ndarray) -> PairwiseMean:
+    """The mean off the diagonal of one square array.
+
+    Raises:
+        UserError: no square array, fewer than three models, or pairs that are not finite.
+
+    >>> pairs = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]])
+    >>> pairwise_mean(pairs)
+    PairwiseMean(mean=3.0, standard_error=3.055050463303893, num_models=3)
+    """
+    (array,) = _read("pairwise_mean", Samples((pairs,)), 1)
+    mean, error = _jackknife(array)
+    return PairwiseMean(mean, error, len(array))
+
+
+def pairwise_difference(
+    samples: Samples,
+    *,
+    alternative: Alternative,
+    margin: float = 0.0,
+    null: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> TestResult:
+    """Mean over pairs of the first group's models less that of the second's; null 0.
+
+    Model i of one group goes with model i of the other (the same seed), and both are left out at
+    once: right for models that share initialisation and data order, and for those that share
+    nothing. Jackknife and t, no resampling.
+
+    Raises:
+        UserError: not two square arrays of one size; fewer than three models; pairs that are not
+            finite.
+
+    >>> first = np.array([[np.nan, 5.0, 6.0], [5.0, np.nan, 7.0], [6.0, 7.0, np.nan]])
+    >>> second = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]])
+    >>> pairwise_difference(Samples((first, second)), alternative="greater").effect
+    3.0
+    """
+    null = 0.0 if null is None else null
+    check_options("pairwise_difference", alternative, confidence, null=null)
+    first, second = _read("pairwise_difference", samples, 2)
+    n = len(first)
+    effect, error = _jackknife(first - second)
+    # Values that agree to rounding have no spread.
+    rounding = 1e-12 * max(np.nanmax(np.abs(first)), np.nanmax(np.abs(second)))
+    floor = bootstrap.units_floor(n)
+    if error > rounding:
+        t = (effect - null) / error
+        greater, less = (max(floor, float(special.stdtr(n - 1, side))) for side in (-t, t))
+    else:
+        error = 0.0
+        same = abs(effect - null) <= rounding
+        greater, less = (
+            floor if apart and not same else 1.0 for apart in (effect > null, effect < null)
+        )
+    reach = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
+    p, opposite = directed(alternative, greater, less)
+    least = min(1.0, 2 * floor) if alternative == "two-sided" else floor
+    return TestResult(effect, (effect - reach, effect + reach), p, opposite, least, (n, n))
+
+
+def _jackknife(array: np.ndarray) -> tuple[float, float]:
+    n = len(array)
+    filled = np.where(np.eye(n, dtype=bool), 0.0, array)
+    total = float(filled.sum())
+    without = (total - filled.sum(0) - filled.sum(1)) / ((n - 1) * (n - 2))
+    squares = float(((without - without.mean()) ** 2).sum())
+    return total / (n * (n - 1)), math.sqrt((n - 1) / n * squares)
+
+
+def _read(name: str, samples: Samples, count: int) -> list[np.ndarray]:
+    if len(samples.groups) != count:
+        raise UserError(f"{name}: {len(samples.groups)} groups; it takes {count}.")
+    arrays = [np.asarray(group, np.float64) for group in samples.groups]
+    for array in arrays:
+        if array.ndim != 2 or array.shape[0] != array.shape[1]:
+            raise UserError(
+                f"{name}: a group of shape {array.shape}; give a square array, model by model."
+            )
+        if len(array) < 3:
+            raise UserError(f"{name}: {len(array)} models; leaving one out needs three at least.")
+        off = ~np.eye(len(array), dtype=bool)
+        if not np.isfinite(array[off]).all():
+            i, j = np.argwhere(off & ~np.isfinite(array))[0].tolist()
+            raise UserError(
+                f"{name}: pair ({i}, {j}) is not finite; leave out the models without it."
+            )
+    if len({len(array) for array in arrays}) > 1:
+        raise UserError(
+            f"{name}: groups of {[len(array) for array in arrays]} models; model i of one goes "
+            "with model i of the other, so give as many."
+        )
+    return arrays

@@ -1,0 +1,137 @@
+"""A paper's hypotheses, asked of what a config has.
+
+A hypothesis spans cells, as data sets and nets. A config with fewer of its arms cannot answer it:
+the hypothesis says what is lacking, and the same is asked of the cells that there are, under an id
+of its own, as `H3.1 add97-80`. Asked of other nets than the paper's it has another id, too.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, arms, contrasts
+
+Part = Contrast | Composite | Hypothesis
+
+
+def place(arm: str) -> tuple[str, ...]:
+    """Data set and net of an arm.
+
+    >>> place("cifar10-vgg19-augmentation-es")
+    ('cifar10', 'vgg19')
+    """
+    return tuple(arm.split("-")[:2])
+
+
+def asked_of(
+    there: Collection[str],
+    hypotheses: Iterable[Hypothesis],
+    *,
+    cell: Callable[[str], tuple[str, ...]] = place,
+    differs: Mapping[str, str] | None = None,
+) -> tuple[Hypothesis, ...]:
+    """All hypotheses, what keeps each from being asked said; then the parts of those.
+
+    Families are corrected within a part. What has been missing before, or lacks every comparison,
+    has no part.
+
+    Args:
+        there: the arms that there are.
+        cell: where an arm belongs, coarse to fine: a part is named by the cells of its arms.
+        differs: of arms that are there and not as the paper has them, a sentence that says it; they
+            count as lacking.
+
+    >>> from sharpjax.studies.papers import paper3
+    >>> arms = [f"add97-{model}-80" for model in ("dense", *paper3.MODELS)]
+    >>> asked = asked_of(arms, paper3.HYPOTHESES, cell=lambda arm: tuple(arm.split("-")[::2]))
+    >>> [hypothesis.id for hypothesis in asked if not hypothesis.missing]
+    ['H3.1 add97-80', 'H3.2 add97-80', 'H3.5 add97-80', 'H3.6 add97-80']
+    """
+    differs = differs or {}
+    good = [name for name in there if name not in differs]
+    whole = [(h, _said(h, there, differs)) for h in hypotheses]
+    parts = (_part(h, good, cell) for h, said in whole if said.missing and not h.missing)
+    return (*(said for _, said in whole), *filter(None, parts))
+
+
+def of_others(hypotheses: Iterable[Hypothesis], suffix: str, words: str) -> tuple[Hypothesis, ...]:
+    """Hypotheses over cells that are not the paper's: `H5.1 narrow`, and the claim `(words)`.
+
+    The paper's own stay beside them, not run until its own cells are.
+    """
+    return tuple(
+        dataclasses.replace(
+            hypothesis,
+            id=f"{hypothesis.id} {suffix}",
+            claim=f"{hypothesis.claim[:-1]} ({words}).",
+            family=hypothesis.family and f"{hypothesis.family} {suffix}",
+        )
+        for hypothesis in hypotheses
+    )
+
+
+def arms_of(part: Part) -> tuple[str, ...]:
+    """The arms that a hypothesis, or a part of one, needs."""
+    groups = (group for contrast in contrasts(part) for group in contrast.groups)
+    return tuple(dict.fromkeys(name for group in groups for name in arms(group)))
+
+
+def _said(hypothesis: Hypothesis, there: Collection[str], differs: Mapping[str, str]) -> Hypothesis:
+    """The hypothesis, with what keeps it from being asked."""
+    if hypothesis.missing:
+        return hypothesis
+    needed = arms_of(hypothesis)
+    lacking = [name for name in needed if name not in there]
+    why = next((differs[name] for name in needed if name in differs), "")
+    if lacking:
+        more = f" and {len(lacking) - 1} more of its arms" if len(lacking) > 1 else ""
+        why = f"This config has no {lacking[0]}{more}; other forms of it have."
+    return dataclasses.replace(hypothesis, missing=why)
+
+
+def _part(
+    hypothesis: Hypothesis, there: Collection[str], cell: Callable[[str], tuple[str, ...]]
+) -> Hypothesis | None:
+    """The same of those of its comparisons whose arms are there; None where there are none."""
+    whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
+    kept = _those_of([whole], there)
+    if not kept:
+        return None
+    (part,) = kept
+    left, total = (len(list(contrasts(one))) for one in (part, whole))
+    where: dict[str, set[str]] = {}
+    for outer, *inner in map(cell, arms_of(part)):
+        where.setdefault(outer, set()).update(inner)
+    cells = " ".join(
+        "-".join((outer, "/".join(sorted(of)))) if of else outer for outer, of in where.items()
+    )
+    every = {cell(name)[0] for name in arms_of(hypothesis)}
+    alone = f": {' and '.join(where)} alone" if len(where) < len(every) else ""
+    return dataclasses.replace(
+        hypothesis,
+        id=f"{hypothesis.id} {cells}",
+        claim=f"{hypothesis.claim[:-1]}{alone} ({left} of {total} comparisons).",
+        contrasts=part.members,
+        combine=part.supported_by,
+        refuted_by=part.refuted_by,
+        family=hypothesis.family and f"{hypothesis.family} (part)",
+        refuting=_those_of(hypothesis.refuting, there),
+        refuted_if=f"{hypothesis.refuted_if}; of the comparisons that there are",
+    )
+
+
+def _those_of(members: Iterable[Contrast | Composite], there: Collection[str]) -> tuple:
+    kept = []
+    for member in members:
+        if isinstance(member, Composite):
+            if inside := _those_of(member.members, there):
+                rules = (member.supported_by, member.refuted_by)
+                supported_by, refuted_by = (_at_most(rule, len(inside)) for rule in rules)
+                kept.append(Composite(inside, supported_by, refuted_by, member.name))
+        elif all(name in there for name in arms_of(member)):
+            family = member.family and f"{member.family} (part)"
+            kept.append(dataclasses.replace(member, family=family))
+    return tuple(kept)
+
+
+def _at_most(rule: str | int, size: int) -> str | int:
+    return rule if isinstance(rule, str) else min(rule, size)
