@@ -33,8 +33,7 @@ from ml_collections import config_flags
 
 from benchmarks import measure
 from sharpjax import runtime
-from sharpjax.runs import run as runner
-from sharpjax.runs import study
+from sharpjax.runs import loading, study
 from sharpjax.train import planning, population
 from sharpjax.train.library import example_of
 
@@ -96,7 +95,7 @@ def arm(config, name, seeds):
     config.seeds = seeds
     plan = study.plan_of(config)
     stage = planning.arms(plan)[name]
-    split = runner.on_device(runner.load(plan))[stage.data]
+    split = loading.on_device(loading.load(plan))[stage.data]
     example = example_of(plan, stage)
     layout = stage.step.layout(stage.population, example, len(seeds))
     keys = [member.stream("init") for member in stage.members]

@@ -10,6 +10,7 @@ from sharpjax import data, nn, workdir
 from sharpjax.driver.interrupt import Interrupt, Interrupted
 from sharpjax.driver.progress import Progress
 from sharpjax.optim import OptimizerSpec
+from sharpjax.runs import loading
 from sharpjax.runs import run as runner
 from sharpjax.train import planning
 from sharpjax.train.evaluators import Outputs, SplitMetrics
@@ -101,7 +102,7 @@ class Ran(dict):
 def run(plan, folder, signals=None, say=lambda line: None, wrap=lambda run: run):
     """Carry out all stages, and seal the folder. `wrap` may make a run fail as it likes."""
     planning.check(plan)
-    loaded = runner.on_device(runner.load(plan))
+    loaded = loading.on_device(loading.load(plan))
     ran = Ran()
     config = {"study": "sharpness", "arms": {}}
     with workdir.open_run(folder, config=config, overrides={}) as opened:

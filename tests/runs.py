@@ -29,16 +29,19 @@ def sealed(path, config=None):
 
     config = config or CONFIG
     with workdir.open_run(path, config=config, overrides={}) as run:
+        processes = [{"started": workdir.timestamp(), "ended": None, "registration": None}]
+        for name, content in ((workdir.ENVIRONMENT, []), (workdir.PROCESSES, processes)):
+            workdir.publish(run.path / name, workdir.json_file(content).encode())
+        run.enter(1)
         for arm in ("sam", "sgd"):
-            run.append(arm, [row(arm, seed, 4, value=seed + 0.25) for seed in (0, 1)])
+            own = {"study": config["study"]}
+            run.append(arm, [row(arm, seed, 4, value=seed + 0.25) | own for seed in (0, 1)])
             run.publish_arrays(arm, 4, "density", {"value": np.arange(6.0)})
             run.publish_segment(arm, 4)
             folder = run.path / "checkpoints" / arm / "4"
             (folder / "state").mkdir(parents=True)
             (folder / "state" / "data").write_bytes(b"weights")
             workdir.write_sums(folder)
-        for name, content in ((workdir.ENVIRONMENT, []), (workdir.PROCESSES, [])):
-            workdir.publish(run.path / name, workdir.json_file(content).encode())
         (run.path / "figures").mkdir()
         (run.path / "figures" / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\n picture")
         (run.path / "report.md").write_text("report")
@@ -62,6 +65,18 @@ def reseal(folder):
                 manifest["files"][relative] = {"bytes": file.stat().st_size, "sha256": digest}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     redo(folder)
+
+
+def rewrite_journal(folder):
+    """The journal anew, as if each file had been written as it is now."""
+    folder = pathlib.Path(folder)
+    previous, lines = workdir.journal.root(workdir.files.epath.Path(folder)), []
+    for line in (folder / "journal.jsonl").read_text().splitlines():
+        entry = json.loads(line) | {"previous": previous}
+        entry["sha256"] = hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
+        lines.append(workdir.canonical_json(entry))
+        previous = hashlib.sha256(lines[-1].encode()).hexdigest()
+    (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
 def redo(folder):

@@ -10,7 +10,7 @@ import pytest
 
 from configs import grokking, reproducibility, sam_cifar
 from sharpjax import catalog
-from sharpjax.runs import register, study
+from sharpjax.runs import standing, study
 from sharpjax.train.plan import Derive, Draw, Train
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "sharpjax"
@@ -38,7 +38,7 @@ WORDS = {
 def names():
     """Every study, registered arm, and figure, with what it is."""
     found = {name: "study" for name in catalog.STUDIES}
-    for path in register.OFFICIAL.glob("*.json"):
+    for path in standing.OFFICIAL.glob("*.json"):
         found |= {arm: "arm" for arm in json.loads(path.read_text())["arms"]}
     for path in STUDIES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -5,9 +5,9 @@ import importlib
 import pytest
 
 from sharpjax.protocol.seals import registration
-from sharpjax.runs import register
+from sharpjax.runs import register, standing
 
-FILES = sorted(register.OFFICIAL.glob("*.json"))
+FILES = sorted(standing.OFFICIAL.glob("*.json"))
 there = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
@@ -20,8 +20,8 @@ def test_its_config_asks_what_was_registered(path):
     file, _, form = path.stem.partition("-")
     config = importlib.import_module(f"configs.{file}").get_config(form).lock()
     official = registration.from_json(path.read_bytes(), path.name)
-    standing = registration.compare(official, register.describe(config))
-    assert standing.refused == "" and standing.missing_seeds == ()
+    held = register.held(official, config)
+    assert held.refused == "" and held.missing_seeds == ()
 
 
 @there

@@ -8,70 +8,17 @@ import subprocess
 import pytest
 from etils import epath
 
-from configs import sam_cifar
 from sharpjax import workdir
-from sharpjax.errors import UserError
-from sharpjax.protocol.seals import registration
 from sharpjax.provenance import sources
-from sharpjax.runs import register as registering
 from sharpjax.runs import standing, study, verify
 from tests.commands import assert_one_line, launch
+from tests.registered import ask, begin, config, found, opened, refused, register
 from tests.runs import hypothesis, listing, reseal, row
-
-
-def config(seeds=(0, 1, 2, 3), rho=0.05):
-    made = sam_cifar.get_config("smoke")
-    made.seeds = seeds
-    made.optim.rho = rho
-    return made.lock()
 
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch, tmp_path):
-    """A study with one hypothesis, and no official registrations."""
-    asked = [hypothesis()]
-    monkeypatch.setattr(study, "hypotheses_of", lambda config: tuple(asked))
-    (tmp_path / "official").mkdir()
-    monkeypatch.setattr(registering, "OFFICIAL", tmp_path / "official")
-    return asked
-
-
-class Lines(list):
-    def __call__(self, line):
-        self.extend(line.splitlines())
-
-    def __contains__(self, words):
-        return any(words in line for line in self)
-
-
-def opened(path, config):
-    return workdir.open_run(path, config=config.to_dict(), overrides={})
-
-
-def register(path, config):
-    lines = Lines()
-    with opened(path, config) as run:
-        registering.register(config, run, name="sam_cifar-smoke", say=lines)
-    return lines
-
-
-def begin(path, config, finish=False):
-    lines = Lines()
-    with opened(path, config) as run:
-        registering.begin(config, run, name="sam_cifar-smoke", say=lines)
-        if finish:
-            run.append("sam", [row("sam", seed, 8) for seed in config.seeds])
-            run.append("sgd", [row("sgd", seed, 8, value=0.6 + seed / 9) for seed in config.seeds])
-            there = standing.read(run.path)
-            run.seal({"registration": there.seal if there else None})
-    return lines
-
-
-def refused(action, *arguments):
-    with pytest.raises(UserError) as error:
-        action(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return ask(monkeypatch, tmp_path)
 
 
 def test_what_is_sealed(tmp_path):
@@ -86,7 +33,10 @@ def test_what_is_sealed(tmp_path):
     assert sealed["config_digest"] == workdir.config_digest(config().to_dict())
     assert sealed["hypotheses"][0]["id"] == "T.1"
     assert sealed["digests"]["code"] == sources.code_digest()
-    assert sealed["digests"]["analysis"] == sources.analysis_digest("sharpness")
+    assert sealed["digests"]["analysis"] == sources.analysis_digest(["paired-t"])
+    assert sealed["digests"] | study.digests_of(config()) == sealed["digests"]
+    assert sealed["plan"]["stages"][0]["arm"] == "sam"
+    assert sealed["data"]["digits"].keys() == {"train", "test"}
     assert sealed["environment"]["packages"]["jax"] and sealed["environment"]["platform"] == "cpu"
     assert sealed["power"][0]["hypothesis"] == "T.1" and sealed["time"].endswith("+00:00")
     assert sealed["commit"] == (sources.commit().commit or "")
@@ -117,15 +67,14 @@ def test_a_run_goes_on_under_its_registration(tmp_path):
     lines = begin(path, config(), finish=True)
     assert "registered 2" in lines and "unregistered" not in lines
     assert verify.verify(path).problems == ()
-    there = standing.standing(epath.Path(path))
-    assert there.registered is not None and not there.analysis_differs
+    assert not any("analysis" in line for line in found(path).caveats)
     assert begin(path, config()) == []  # done: nothing is begun
 
 
 def test_an_unregistered_run_says_so(tmp_path, asked):
     lines = begin(tmp_path / "run", config(), finish=True)
     assert lines == ["unregistered: everything is exploratory"]
-    assert "unregistered: everything is exploratory" in verify.verify(tmp_path / "run").notes
+    assert "Unregistered: everything is exploratory." in verify.verify(tmp_path / "run").notes
     assert "results" in refused(register, tmp_path / "run", config())
     asked.clear()
     assert "has no hypotheses; unregistered" in begin(tmp_path / "other", config())
@@ -243,25 +192,35 @@ def test_a_damaged_official_registration_is_not_taken_over(tmp_path):
 # Sources that change.
 
 
-def test_other_code_is_recorded_and_another_analysis_marks_verdicts(tmp_path, monkeypatch):
+def test_another_analysis_marks_verdicts(tmp_path, monkeypatch):
     path = tmp_path / "run"
     register(path, config())
     begin(path, config(), finish=True)
     folder = epath.Path(path)
     monkeypatch.setattr(sources, "code_digest", lambda: "c" * 64)
-    now = standing.standing(folder)
-    assert now.code_differs and not now.analysis_differs
-    assert not any("analysis" in line for line in now.warnings)
-    monkeypatch.setattr(sources, "analysis_digest", lambda study: "a" * 64)
-    now = standing.standing(folder)
-    assert now.analysis_differs and "aaaaaaaaaaaa" in now.warnings[0]
+    assert not any("analysis" in line for line in found(path).caveats)
+    monkeypatch.setattr(sources, "analysis_digest", lambda tests: "a" * 64)
+    (line,) = (line for line in found(path).caveats if "analysis" in line)
+    assert "(aaaaaaaaaaaa) is not the one that was registered" in line
+    # An amendment after the data takes nothing back, and is named.
+    monkeypatch.setattr(workdir, "timestamp", lambda: "2999-01-01T00:00:00+00:00")
     amendment = standing.amend(folder, "  a bug in the ranks  ")
     assert amendment.reason == "a bug in the ranks" and amendment.analysis == "a" * 64
-    now = standing.standing(folder)
-    assert not now.analysis_differs and now.amendments == (amendment,)
+    (line,) = (line for line in found(path).caveats if "analysis" in line)
+    assert f"it was amended {amendment.time}, after the run had begun" in line
     assert verify.verify(path).problems == ()
-    monkeypatch.setattr(sources, "analysis_digest", lambda study: "b" * 64)
-    assert standing.standing(folder).analysis_differs  # amended to another state than this
+
+
+def test_an_amendment_before_the_data_registers_the_change(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    register(path, config())
+    monkeypatch.setattr(sources, "analysis_digest", lambda tests: "a" * 64)
+    lines = begin(path, config())
+    assert "the code that decides has changed since it was registered" in lines
+    standing.amend(epath.Path(path), "a bug in the ranks")
+    assert "changed" not in begin(path, config(), finish=True)
+    assert found(path).failures == () and verify.verify(path).problems == ()
+    assert not any("analysis" in line for line in found(path).caveats)
 
 
 def test_amendments_are_a_chain(tmp_path):
@@ -337,17 +296,6 @@ def test_the_digest_of_sources_is_of_names_and_bytes(tmp_path):
     assert digest(a="x", b="y") == digest(b="y", a="x")
     different = [digest(a="x", b="y"), digest(a="x", c="y"), digest(a="xy", b=""), digest(a="x")]
     assert len(set(different)) == 4
-
-
-def test_the_digests_cover_what_they_say():
-    protocol = sorted((sources.PACKAGE / "protocol").rglob("*.py"))
-    assert sources.analysis_digest.__wrapped__("sharpness") == sources.digest(
-        [*protocol, *(sources.PACKAGE / "studies" / "sharpness").glob("*.py")], sources.PACKAGE
-    )
-    assert sources.code_digest.__wrapped__() == sources.digest(
-        sources.PACKAGE.rglob("*.py"), sources.PACKAGE
-    )
-    assert registration.FORMAT == 1
 
 
 def test_git_is_asked_for_the_repository_of_the_sources_alone(tmp_path, monkeypatch):

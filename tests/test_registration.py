@@ -14,7 +14,6 @@ from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.registration import (
     Digests,
     Registration,
-    common_seal,
     compare,
     differences,
     from_json,
@@ -25,6 +24,8 @@ from tests.protocol_cases import contrast, hypothesis
 
 ARMS = {"sgd": {"optim": {"rho": 0.0}, "train": {"epochs": 8}},
         "sam": {"optim": {"rho": 0.05}, "train": {"epochs": 8}}}  # fmt: skip
+PLAN = {"type": "Plan", "stages": [{"type": "Train", "epochs": 8}]}
+DATA = {"digits": {"train": "7" * 64}}
 ASKED = (
     hypothesis(id="S.1", family="S", correction="holm"),
     hypothesis(contrast(direction="greater"), id="S.2", family="S", correction="holm"),
@@ -35,7 +36,8 @@ def registered(**changes):
     fields = {
         "study": "sharpness", "config_digest": "c" * 64, "arms": ARMS, "seeds": tuple(range(8)),
         "measurements": {"test": {"every_epochs": 1}}, "hypotheses": ASKED, "analysis": "a" * 64,
-        "code": "b" * 64, "power": ({"hypothesis": "S.1", "smallest_p": 0.0039},),
+        "code": "b" * 64, "measures": "9" * 64,
+        "plan": PLAN, "data": DATA, "power": ({"hypothesis": "S.1", "smallest_p": 0.0039},),
         "time": "2026-11-25T01:00:00+00:00", "commit": "d" * 40, "dirty": False,
         "environment": {"packages": {"numpy": "2.0"}},
     }  # fmt: skip
@@ -75,7 +77,7 @@ def test_tuples_and_order_of_keys_do_not_change_the_seal():
 def test_no_field_changes_unseen(field):
     document = json.loads(to_json(registered()))
     old = document[field]
-    new = {str: "e" * 64, bool: True, int: 2, list: [], dict: {}}[type(old)]
+    new = {str: "e" * 64, bool: True, int: 1, list: [], dict: {}}[type(old)]
     if field == "digests":
         new = old | {"code": "e" * 64}
     assert new != old
@@ -97,7 +99,7 @@ def test_a_seal_made_again_over_another_question_is_found():
     one = registered()
     other = dataclasses.replace(one, seeds=(0, 1))
     other = dataclasses.replace(other, seal=registration.seal(other))
-    assert "its registration digest is not that of what it asks" in refused(to_json(other))
+    assert "its design digest is not that of what it asks" in refused(to_json(other))
 
 
 def test_every_flipped_byte_is_found():
@@ -119,7 +121,7 @@ def test_every_flipped_byte_is_found():
         to_json(registered()).replace('"dirty":false', '"dirty":true,"dirty":false'),
         to_json(registered()).replace("0.0039", "3.9e-3"),
         to_json(registered()).replace("0.0039", "NaN"),
-        to_json(registered()).replace('"format":1', '"format":true'),
+        to_json(registered()).replace('"format":2', '"format":true'),
         to_json(registered()).replace('"seeds":[0,', '"seeds":[false,'),
     ],
 )  # fmt: skip
@@ -128,8 +130,8 @@ def test_hostile_text(text):
 
 
 def test_a_later_format_is_said_to_be_one():
-    text = to_json(registered()).replace('"format":1', '"format":2')
-    assert "its format is 2, and this program reads 1" in refused(text)
+    text = to_json(registered()).replace('"format":2', '"format":3')
+    assert "its format is 3, and this program reads 2" in refused(text)
 
 
 def test_bad_hypotheses_are_not_sealed():
@@ -149,7 +151,7 @@ def test_power_tables_can_be_sealed():
 
 def test_the_question_has_one_digest_anywhere():
     one, other = registered(), registered(time="later", commit="e" * 40, environment={}, dirty=True)
-    assert one.digests.registration == other.digests.registration
+    assert one.digests.design == other.digests.design
     assert one.seal != other.seal
     assert differences(one, other) == ()
 
@@ -185,7 +187,7 @@ def test_what_was_asked_may_not_change(change, words):
 
 def test_fewer_seeds_run():
     now = registered(seeds=(0, 1, 5), config_digest="e" * 64)
-    assert compare(registered(), now) == ("", (2, 3, 4, 6, 7), False, False)
+    assert compare(registered(), now) == ("", (2, 3, 4, 6, 7))
     # But not with anything else that differs.
     now = registered(seeds=(0, 1), measurements={}, config_digest="e" * 64)
     standing = compare(registered(), now)
@@ -194,29 +196,41 @@ def test_fewer_seeds_run():
 
 
 def test_sources_that_differ_do_not_refuse():
-    assert compare(registered(), registered()) == ("", (), False, False)
-    assert compare(registered(), registered(analysis="e" * 64, code="f" * 64)) == (
-        "", (), True, True,
-    )  # fmt: skip
-    assert compare(registered(), registered(code="f" * 64)) == ("", (), False, True)
-    assert registered().digests == Digests(registered().digests.registration, "a" * 64, "b" * 64)
+    assert compare(registered(), registered()) == ("", ())
+    others = {"analysis": "e" * 64, "code": "f" * 64, "measures": "1" * 64}
+    assert compare(registered(), registered(**others)) == ("", ())
+    design = registered().digests.design
+    assert registered().digests == Digests(design, "a" * 64, "9" * 64, "b" * 64)
+    assert registered(**others).digests.design == design
 
 
-def test_mixed_seals():
-    assert common_seal({}) is None
-    assert common_seal({"a": None, "b": None}) is None
-    with pytest.raises(UserError, match="are mixed: a has seal 1111, b has 2222; analyse each"):
-        common_seal({"a": "1111", "b": "2222", "c": "1111"})
-    with pytest.raises(UserError, match="c has none"):
-        common_seal({"a": "1111", "c": None})
+def test_plans_and_data_may_not_change():
+    other = {"type": "Plan", "stages": [{"type": "Train", "epochs": 9}]}
+    (found,) = differences(registered(), registered(plan=other))
+    assert found == "plan.stages[0].epochs: 8 registered, 9 now"
+    (found,) = differences(registered(), registered(data={"digits": {"train": "8" * 64}}))
+    assert found.startswith("data 'digits'.train: ")
+    assert not differences(registered(), registered(data={}))  # not looked at
+    # Of data that each seed draws, those of the seeds that are run.
+    drawn = {"pairs": {"0": {"train": "5" * 64}, "1": {"train": "6" * 64}}}
+    there = registered(data=drawn)
+    assert not registration.different_data(there.data, {"pairs": {"1": {"train": "6" * 64}}})
+    assert registration.different_data(there.data, {"pairs": {"1": {"train": "5" * 64}}})
+    assert registration.different_data(there.data, {"others": {"train": "5" * 64}})
 
 
 SEAL = registered().seal
 
 
-def amended(data=b"", reason="a sign was wrong", analysis="1" * 64):
+def amended(data=b"", reason="a sign was wrong", analysis="1" * 64, time="2026-11-25"):
     return amendments.append(
-        data, seal=SEAL, reason=reason, time="2026-11-25", analysis=analysis, code="2" * 64
+        data,
+        seal=SEAL,
+        reason=reason,
+        time=time,
+        analysis=analysis,
+        code="2" * 64,
+        measures="4" * 64,
     )
 
 
@@ -234,11 +248,12 @@ def test_amendments_are_a_chain():
     assert CHAIN.startswith(amended())  # what was there stays
 
 
-def test_an_amendment_covers_the_analysis_it_names():
-    found = amendments.read(CHAIN, seal=SEAL)
-    assert amendments.covered(found, "3" * 64)
-    assert not amendments.covered(found, "1" * 64)  # since changed again
-    assert not amendments.covered((), "1" * 64)
+def test_amendments_name_digests_and_times():
+    found = amendments.read(amended(CHAIN, analysis="5" * 64, time="2026-11-27"), seal=SEAL)
+    assert amendments.named(found, "analysis") == {digit * 64 for digit in "135"}
+    assert amendments.named(found, "analysis", "2026-11-26") == {"1" * 64, "3" * 64}
+    assert amendments.named(found, "measures") == {"4" * 64}
+    assert amendments.named((), "analysis") == set()
 
 
 @pytest.mark.parametrize(

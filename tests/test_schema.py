@@ -9,7 +9,7 @@ from configs import sam_cifar
 from sharpjax import catalog, schema
 from sharpjax.errors import UserError
 from sharpjax.protocol.seals import registration
-from sharpjax.runs import register
+from sharpjax.runs import register, standing
 from sharpjax.studies.sharpness import schema as sharpness
 from tests.commands import ROOT, assert_one_line, environment
 
@@ -69,7 +69,7 @@ def test_a_later_field_changes_nothing_that_is_said(later):
 
 
 def test_an_official_registration_outlives_a_later_field(later):
-    path = register.OFFICIAL / "sam_cifar-quick.json"
+    path = standing.OFFICIAL / "sam_cifar-quick.json"
     official = registration.from_json(path.read_bytes())
     now = register.describe(sam_cifar.get_config("quick").lock())
     assert not registration.compare(official, now).refused

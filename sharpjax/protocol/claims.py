@@ -140,6 +140,11 @@ def contrasts(member: Contrast | Composite | Hypothesis) -> Iterator[Contrast]:
         yield from contrasts(part)
 
 
+def tests_of(hypotheses: Iterable[Hypothesis]) -> tuple[str, ...]:
+    """The tests that hypotheses name, each once."""
+    return tuple(dict.fromkeys(c.test for h in hypotheses for c in contrasts(h)))
+
+
 def quantities(contrast: Contrast) -> tuple[Quantity, ...]:
     """The quantity of each group."""
     if isinstance(contrast.quantity, Quantity):

@@ -2,17 +2,21 @@
 
 import functools
 import hashlib
-import importlib.util
 import os
 import pathlib
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sharpjax import catalog
+from sharpjax.protocol.canonical import canonical_json
+from sharpjax.protocol.claims import Hypothesis, tests_of
+from sharpjax.protocol.tests.catalog import TESTS, Test
+from sharpjax.provenance import imports
 
-PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = imports.PACKAGE
 ROOT = PACKAGE.parent
+_PROTOCOL = "sharpjax.protocol"
 # Of files that git does not follow: what is longer counts by its length alone.
 MAX_HASHED_BYTES = 2**24
 
@@ -47,19 +51,119 @@ def code_digest() -> str:
     return digest(PACKAGE.rglob("*.py"), PACKAGE)
 
 
-@functools.cache
-def analysis_digest(study: str) -> str:
-    """That of what turns rows into verdicts: `protocol/` and the package of the study."""
-    own = package_of(study)
-    return digest([*(PACKAGE / "protocol").rglob("*.py"), *own.glob("*.py")], PACKAGE)
+def digests(
+    hypotheses: Iterable[Hypothesis], study: str, config: Mapping[str, Any]
+) -> dict[str, str]:
+    """Digests of the sources that a run rests on: analysis, measures, code.
+
+    `measures` is '' for a study that this version does not know.
+    """
+    known, names = study in catalog.STUDIES, frozenset(_texts(config))
+    return {
+        "analysis": analysis_digest(tests_of(hypotheses)),
+        "measures": measures_digest(study, names) if known else "",
+        "code": code_digest(),
+    }
+
+
+def analysis_digest(tests: Iterable[str]) -> str:
+    """That of what turns rows into verdicts, for hypotheses that name these tests.
+
+    It covers `runs/conclude.py` and what that imports of `protocol`; of each test its module, what
+    that imports there, and its entry in the catalog. Planning, wording and other tests are not in
+    it. A test that this version does not have counts by its name.
+    """
+    known = {name: TESTS.get(name) for name in sorted(set(tests))}
+    files = imports.closure(["sharpjax.runs.conclude"], _decides)
+    modules = [test.function.__module__ for test in known.values() if test]
+    files |= imports.closure(modules, _is_part_of_a_test)
+    entries = {name: _entry(test) for name, test in known.items()}
+    return _sum(files.values(), canonical_json(entries))
+
+
+def _decides(name: str) -> bool:
+    others = ("tests", "planning", "seals", "wording", "attrition")
+    return _is_of(name, _PROTOCOL) and not _is_of(name, *(f"{_PROTOCOL}.{x}" for x in others))
+
+
+def _is_part_of_a_test(name: str) -> bool:
+    return _is_of(name, f"{_PROTOCOL}.tests") and name != f"{_PROTOCOL}.tests.catalog"
+
+
+def _entry(test: Test | None) -> Any:
+    if test is None:
+        return None
+    return test._replace(function=test.function.__qualname__)._asdict()
+
+
+def measures_digest(study: str, names: frozenset[str]) -> str:
+    """That of what makes the numbers of a study: evaluators, metrics, geometry, training.
+
+    It covers what the study's `plan` imports of this package, what trains and stores, and the
+    modules and entries of the catalog that a config names; not what the study asks, shows and
+    lets a config hold, in modules of these names.
+
+    Args:
+        names: all texts in the config.
+    """
+    entries = dict(_named(names))
+    own = catalog.STUDIES[study]
+    besides = [f"{own}.{module}" for module in ("asks", "shows", "schema")]
+    roots = [f"{own}.plan", "sharpjax.train.task", "sharpjax.train.units"]
+    roots += [module for entry in entries.values() for module in _modules(entry)]
+    files = imports.closure(roots, lambda name: name not in besides and _measures(name))
+    return _sum(files.values(), canonical_json(entries))
+
+
+# Rooms in which no number is made: what they say is in the plan, or is of the whole package alone.
+_NO_MEASURES = ("catalog", "commandline", "errors", "plots", "provenance", "report", "runs",
+                "schema", "workdir", "protocol.claims", "studies.papers")  # fmt: skip
+
+
+def _measures(name: str) -> bool:
+    return name != "sharpjax" and not _is_of(name, *(f"sharpjax.{room}" for room in _NO_MEASURES))
+
+
+def _is_of(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _named(names: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """The entries of the catalog's tables that a config names."""
+    for table, entries in sorted(vars(catalog).items()):
+        if table.isupper() and isinstance(entries, Mapping) and table != "STUDIES":
+            for name in sorted(names & entries.keys()):
+                yield f"{table}.{name}", entries[name]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a config."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _modules(entry: Any) -> Iterator[str]:
+    """The modules that an entry refers to, as `sharpjax.nn.mlp:MLP`."""
+    for text in entry if isinstance(entry, tuple) else (entry,):
+        if isinstance(text, str) and text.startswith("sharpjax."):
+            yield text.partition(":")[0]
+
+
+def _sum(files: Iterable[pathlib.Path], entries: str) -> str:
+    return hashlib.sha256(f"{digest(files, PACKAGE)}\n{entries}".encode()).hexdigest()
 
 
 def package_of(study: str) -> pathlib.Path:
     """The folder of a study, without importing it."""
-    spec = importlib.util.find_spec(catalog.STUDIES[study])
-    if spec is None or not spec.submodule_search_locations:
+    path = imports.source_of(catalog.STUDIES[study])
+    if path is None:
         raise ModuleNotFoundError(f"the package of study '{study}' is missing")
-    return pathlib.Path(spec.submodule_search_locations[0]).resolve()
+    return path.parent
 
 
 @functools.cache
@@ -81,9 +185,12 @@ def commit() -> Commit:
     return Commit(head.decode().strip(), True, total.hexdigest())
 
 
-def state(study: str) -> dict[str, Any]:
-    """The code as manifests and registrations record it."""
-    return commit()._asdict() | {"sources": code_digest(), "analysis": analysis_digest(study)}
+def added(path: pathlib.Path) -> str:
+    """The commit that brought a file as it is now, and its date; '': none did."""
+    if _git("diff", "--quiet", "HEAD", "--", str(path)) is None:
+        return ""
+    found = _git("log", "-1", "--format=%h (%cs)", "--", str(path))
+    return (found or b"").decode().strip()
 
 
 def _untracked(name: str) -> bytes:

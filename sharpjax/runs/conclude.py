@@ -1,11 +1,10 @@
-"""What a run's rows say of its hypotheses."""
+"""What a run's rows say of its hypotheses: the module that decides, and is sealed as such."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from sharpjax import catalog, workdir
 from sharpjax.protocol.attrition import Funnel, funnel
@@ -13,26 +12,30 @@ from sharpjax.protocol.claims import Hypothesis
 from sharpjax.protocol.judging.verdicts import Judgement, decide
 from sharpjax.protocol.planning import power
 from sharpjax.protocol.samples import Table, table
-from sharpjax.report.console import verdict_table
-from sharpjax.runs import read, study
-from sharpjax.runs.standing import Standing, standing
+from sharpjax.protocol.seals.registration import Registration
+from sharpjax.runs import read, standing
 
 
 class Conclusion(NamedTuple):
     """What a run came to.
 
     Attributes:
-        standing: under which registration.
+        registered: under which registration; None: everything is exploratory.
         judgements: of the registered hypotheses, all of them; of an unregistered run, of the
             study's.
         exploratory: of what the study asks beside, in a registered run.
         funnel: what became of each arm's seeds.
     """
 
-    standing: Standing
+    registered: Registration | None
     judgements: tuple[Judgement, ...]
     exploratory: tuple[Judgement, ...]
     funnel: tuple[Funnel, ...]
+
+
+def words(judgements: Iterable[Judgement]) -> dict[str, str]:
+    """The word for each hypothesis, by its id."""
+    return {found.hypothesis.id: found.verdict for found in judgements}
 
 
 def conclude(
@@ -43,17 +46,21 @@ def conclude(
     Raises:
         UserError: the registration was tampered with, or rows are duplicated.
     """
-    under, rows, own = standing(folder), list(rows), _hypotheses_of(config)
-    there, index, others = under.registered, table(rows), ()
+    there, rows, own = standing.read(folder), list(rows), _hypotheses_of(config)
+    index, others = table(rows), ()
     if there is None:
         planned, judgements = config["seeds"], _decide(own, index, None)
     else:
         planned, ids = there.seeds, {h.id for h in there.hypotheses}
-        judgements = _decide(there.hypotheses, index, planned)
+        judgements = judge(there, index)
         others = _decide([h for h in own if h.id not in ids], index, None)
     arms = list(dict.fromkeys([*(row["arm"] for row in rows), *config["arms"]]))
-    seeds = funnel(index, arms=arms, seeds=list(planned))
-    return Conclusion(under, judgements, others, seeds)
+    return Conclusion(there, judgements, others, funnel(index, arms=arms, seeds=list(planned)))
+
+
+def judge(there: Registration, rows: Iterable[workdir.Row] | Table) -> tuple[Judgement, ...]:
+    """Judge what was registered, alone; no study is imported."""
+    return _decide(there.hypotheses, table(rows), there.seeds)
 
 
 def _decide(
@@ -62,23 +69,13 @@ def _decide(
     return decide(hypotheses, index, seeds=seeds, detectable=power.detectable)
 
 
-def _hypotheses_of(config: Mapping[str, Any]) -> tuple:
+def _hypotheses_of(config: Mapping[str, Any]) -> tuple[Hypothesis, ...]:
     """Those that the study has now; none of a study or a config that this version does not know."""
     if config["study"] not in catalog.STUDIES:
         return ()
+    from sharpjax.runs import study  # and with it jax
+
     try:
         return study.hypotheses_of(ConfigDict(read.tuples(config)))
     except (AttributeError, KeyError, TypeError, ValueError):
         return ()
-
-
-def print_verdicts(config: ConfigDict, run: workdir.Run) -> None:
-    """The verdict table of a finished run, and under which registration it stands."""
-    console = Console(width=None if Console().is_terminal else 120, highlight=False)
-    found = conclude(run.path, config.to_dict(), run.rows())
-    there, warnings = found.standing.registered, found.standing.warnings
-    title = f"registered {there.time}, seal {there.seal[:12]}" if there else warnings[0]
-    if found.judgements:
-        console.print(verdict_table(found.judgements, title))
-    for warning in warnings if there else ():
-        console.print(f"warning: {warning}", markup=False)

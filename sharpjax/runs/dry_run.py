@@ -93,7 +93,7 @@ def show(config: Config, *, name: str, folder: str, console: Console | None = No
     if hypotheses:
         lines = [(h.id, "no" if h.missing else "yes", h.missing or h.claim) for h in hypotheses]
         section("REGISTRATION", "hypothesis; asked; claim, or why it is not asked", lines, 3)
-        stands = register.foreseen(register.describe(config), name)
+        stands = register.foreseen(config, name)
     console.print(f"{many(len(hypotheses), 'hypothesis')}; a fresh run: {stands}")
 
 

@@ -17,9 +17,10 @@ from sharpjax import schema, workdir
 from sharpjax.driver import checkpoint
 from sharpjax.driver.drive import Saved
 from sharpjax.errors import UserError
-from sharpjax.provenance import machine, sources
+from sharpjax.provenance import machine
 from sharpjax.runs import rebuild
 from sharpjax.runs.read import Folder
+from sharpjax.runs.study import code_of
 from sharpjax.schema import Config
 from sharpjax.train import planning, task
 from sharpjax.train.library import example_of
@@ -80,7 +81,7 @@ def measure(
         "overrides": own,
         "steps": steps,
         "time": workdir.timestamp(),
-        "code": sources.state(config.study),
+        "code": code_of(config),
         "environment": machine.environment(),
     }
     files = {

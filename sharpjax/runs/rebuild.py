@@ -15,7 +15,7 @@ from sharpjax.driver import interrupt
 from sharpjax.driver.progress import Progress
 from sharpjax.errors import UserError
 from sharpjax.provenance import machine
-from sharpjax.runs import read, run
+from sharpjax.runs import loading, read
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import plan_of
 from sharpjax.schema import Config
@@ -80,7 +80,7 @@ def setting(
     Raises:
         UserError: its data are not to be had, or are other data here.
     """
-    splits, recorded = run.on_device(_load(folder, plan)), list(read.rows(folder.path))
+    splits, recorded = loading.on_device(_load(folder, plan)), list(read.rows(folder.path))
     library = Library(plan, folder.path, lambda arm: [r for r in recorded if r["arm"] == arm])
     with (
         interrupt.handled() as signals,
@@ -93,9 +93,9 @@ def setting(
 
 
 def _load(folder: Folder, plan: Plan) -> dict[str, Any]:
-    loaded = run.load(plan)
+    loaded = loading.load(plan)
     for name, found in loaded.items():
-        there, here = folder.recorded("data", name, "digests"), run.digests_of(found)
+        there, here = folder.recorded("data", name, "digests"), loading.digests_of(found)
         if there != here:
             raise UserError(
                 f"the data '{name}' here are not what '{folder.path}' was made with: SHA-256 of "

@@ -9,7 +9,7 @@ from typing import Any
 
 from sharpjax import workdir
 from sharpjax.driver.interrupt import Interrupted
-from sharpjax.provenance import machine, sources
+from sharpjax.provenance import machine
 
 
 def record_environment(run: workdir.Run, say: Callable[[str], None]) -> None:
@@ -28,13 +28,16 @@ def record_environment(run: workdir.Run, say: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def recorded(
-    run: workdir.Run, study: str, seconds: Mapping[str, float], say: Callable[[str], None]
+    run: workdir.Run,
+    code: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    say: Callable[[str], None],
 ) -> Iterator[None]:
     """Record the process that does the block, in `environment.json` and `processes.json`.
 
     Args:
         run: open, and not sealed within the block.
-        study: its name, for the digest of its sources.
+        code: which it runs, as `study.code_of`.
         seconds: by kind of work; read when the block ends.
         say: prints a line.
 
@@ -43,12 +46,12 @@ def recorded(
     """
     record_environment(run, say)
     earlier, started = _listed(run, workdir.PROCESSES), time.monotonic()
-    code = sources.state(study)
     if earlier and earlier[-1]["code"]["sources"] != code["sources"]:
         say("the code has changed since this run was last worked on; both are recorded")
     entry = {
         "command": sys.argv,
         "code": code,
+        "registration": _seal(run),
         "started": workdir.timestamp(),
         "ended": None,
         "outcome": "killed",
@@ -56,6 +59,7 @@ def recorded(
         "peak_bytes": None,
     }
     _write(run, workdir.PROCESSES, [*earlier, entry])
+    run.enter(len(earlier) + 1)
     entry["outcome"] = "failed"
     try:
         yield
@@ -72,17 +76,21 @@ def recorded(
 def manifest(config: Mapping[str, Any], run: workdir.Run) -> dict[str, Any]:
     """The part of the manifest that is the same in every study; `Run.seal` adds sums and times."""
     processes = _listed(run, workdir.PROCESSES)
-    sealed = run.path / workdir.REGISTRATION
     return {
         "study": config["study"],
         "config": workdir.plain(config),
         "config_digest": workdir.config_digest(config),
         "seeds": list(config["seeds"]),
-        "registration": json.loads(sealed.read_bytes())["seal"] if sealed.exists() else None,
-        "code": processes[-1]["code"] if processes else sources.state(config["study"]),
+        "registration": _seal(run),
+        "code": processes[-1]["code"],
         "environments": _listed(run, workdir.ENVIRONMENT),
         "processes": processes,
     }
+
+
+def _seal(run: workdir.Run) -> str | None:
+    path = run.path / workdir.REGISTRATION
+    return json.loads(path.read_bytes())["seal"] if path.exists() else None
 
 
 def _listed(run: workdir.Run, name: str) -> list[dict[str, Any]]:

@@ -16,12 +16,11 @@ from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.registration import Registration
 from sharpjax.provenance import machine, sources
 from sharpjax.report.console import as_text, power_table
-from sharpjax.runs import standing, study
+from sharpjax.runs import loading, standing, study
 from sharpjax.runs.standing import UNREGISTERED
 from sharpjax.schema import Config
 from sharpjax.train import planning
-
-OFFICIAL = sources.ROOT / "docs" / "registrations"
+from sharpjax.train.described import described
 
 Say = Callable[[str], None]
 
@@ -29,10 +28,16 @@ Say = Callable[[str], None]
 def describe(
     config: Config,
     *,
+    like: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     power: Iterable[Mapping[str, Any]] = (),
     environment: Mapping[str, Any] | None = None,
 ) -> Registration:
     """What a registration of this config would say now.
+
+    Args:
+        like: the plan of an earlier registration, so that fields which came later do not differ.
+        data: digests of the data; None: they are not looked at.
 
     Raises:
         UserError: the study has no hypotheses, or they contradict each other or the arms.
@@ -50,22 +55,29 @@ def describe(
         arms=tuple(arms),
         metrics={metric for arm in arms for metric in planning.metrics(plan, arm)},
     )
-    code, whole = sources.commit(), config.to_dict()
+    code, whole = sources.commit(), workdir.anywhere(config.to_dict())
+    resolved = schema.resolve_arms(config)
     return registration.register(
         study=config.study,
         config_digest=workdir.config_digest(whole),
-        arms={name: arm.to_dict() for name, arm in schema.resolve_arms(config).items()},
+        arms={name: workdir.anywhere(arm.to_dict()) for name, arm in resolved.items()},
         seeds=config.seeds,
         measurements=whole.get("evaluate", {}),
         hypotheses=hypotheses,
-        analysis=sources.analysis_digest(config.study),
-        code=sources.code_digest(),
+        plan=described(plan, like or None),
+        data=data or {},
         power=power,
         time=workdir.timestamp(),
         commit=code.commit or "",
         dirty=bool(code.dirty),
         environment=dict(environment or {}) | {"diff": code.diff},
+        **study.digests_of(config),
     )
+
+
+def held(there: Registration, config: Config) -> registration.Standing:
+    """How what would be run stands to what was registered."""
+    return registration.compare(there, describe(config, like=there.plan))
 
 
 def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> None:
@@ -76,11 +88,12 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
             registration.
 
     Raises:
-        UserError: the run has begun, or is registered as something else; see `describe`.
+        UserError: the run has begun, or is registered as something else; the data are not to be
+            had, whose digests are sealed; see `describe`.
     """
-    here, there = describe(config), standing.read(run.path)
+    there = standing.read(run.path)
     if there is not None:
-        _refuse(run, there, here)
+        _refuse(run, there, config)
         say(f"registered already, {there.time}: nothing was changed")
     elif _has_begun(run):
         raise UserError(
@@ -88,12 +101,13 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
             f"another --workdir."
         )
     else:
-        there = _take_over(run, here, say)
+        there = _take_over(run, config, say)
     if there is None:
+        found = loading.digests(loading.load(study.plan_of(config)))
         units = study.study_of(config.study).units(config)
-        planned = power.table(here.hypotheses, here.seeds, units=units)
+        planned = power.table(study.hypotheses_of(config), config.seeds, units=units)
         rows = [row.as_json() for row in planned]
-        there = describe(config, power=rows, environment=machine.environment())
+        there = describe(config, data=found, power=rows, environment=machine.environment())
         content = registration.to_json(there).encode()
         workdir.publish(run.path / workdir.REGISTRATION, content)
     _show(run, there, name, say)
@@ -113,30 +127,35 @@ def begin(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> N
             raise UserError(f"workdir '{run.path}' is registered, and its study asks nothing now.")
         say(f"study '{config.study}' has no hypotheses; {UNREGISTERED}")
         return
-    here = describe(config)
     if there is None and not _has_begun(run):
-        there = _take_over(run, here, say)
+        there = _take_over(run, config, say)
     if there is None:
-        say(UNREGISTERED + _difference_from_official(here, name))
+        say(UNREGISTERED + _difference_from_official(config, name))
         return
-    _refuse(run, there, here)
-    differs = registration.compare(there, here)
+    missing = _refuse(run, there, config)
     say(f"registered {there.time}, seal {there.seal[:12]}")
-    if differs.missing_seeds:
+    if missing:
         say(
-            f"{len(differs.missing_seeds)} of {len(there.seeds)} registered seeds are not run: "
-            f"hypotheses that need them end inconclusive"
+            f"{len(missing)} of {len(there.seeds)} registered seeds are not run: hypotheses that "
+            f"need them end inconclusive"
         )
     lines = standing.amended(run.path)
-    if differs.analysis_differs and not amendments.covered(lines, here.digests.analysis):
-        say(
-            "the analysis has changed since it was registered: verdicts are marked so until amended"
-        )
+    for digest, what in (("analysis", "that decides"), ("measures", "that makes the numbers")):
+        sealed = getattr(there.digests, digest)
+        known = amendments.named(lines, digest) | {sealed}
+        if known != {""} and study.digests_of(config)[digest] not in known:
+            say(
+                f"the code {what} has changed since it was registered: the report will say so; "
+                f"`studies amend` before the first row, with the reason, registers the change"
+            )
 
 
-def _refuse(run: workdir.Run, there: Registration, here: Registration) -> None:
-    if refused := registration.compare(there, here).refused:
-        raise UserError(f"workdir '{run.path}': {refused}")
+def _refuse(run: workdir.Run, there: Registration, config: Config) -> tuple[int, ...]:
+    """The registered seeds that are not run."""
+    found = held(there, config)
+    if found.refused:
+        raise UserError(f"workdir '{run.path}': {found.refused}")
+    return found.missing_seeds
 
 
 def _has_begun(run: workdir.Run) -> bool:
@@ -144,34 +163,40 @@ def _has_begun(run: workdir.Run) -> bool:
     return run.is_done or any(any(workdir.walk(run.path / entry)) for entry in kept)
 
 
-def foreseen(here: Registration, name: str) -> str:
+def foreseen(config: Config, name: str) -> str:
     """How a fresh run would stand."""
-    if path := _official(here):
+    if path := _official(config):
         return f"takes over {_named(path)}"
-    return UNREGISTERED + _difference_from_official(here, name)
+    return UNREGISTERED + _difference_from_official(config, name)
 
 
-def _official(here: Registration) -> pathlib.Path | None:
+def _official(config: Config) -> pathlib.Path | None:
     """The official registration that asks what this run asks, of as many seeds or more."""
-    for path in sorted(OFFICIAL.glob("*.json")):
-        if not registration.compare(standing.read_file(path), here).refused:
+    for path, there in standing.official().items():
+        if there.study == config.study and not held(there, config).refused:
             return path
     return None
 
 
-def _take_over(run: workdir.Run, here: Registration, say: Say) -> Registration | None:
-    """Copy the official registration, if there is one."""
-    if path := _official(here):
-        workdir.publish(run.path / workdir.REGISTRATION, path.read_bytes())
-        say(f"takes over {_named(path)}")
-    return standing.read_file(path) if path else None
+def _take_over(run: workdir.Run, config: Config, say: Say) -> Registration | None:
+    """Copy the official registration, if there is one, with its amendments."""
+    path = _official(config)
+    if path is None:
+        return None
+    amended = path.with_suffix(f".{workdir.AMENDMENTS}")
+    if amended.exists():  # first: a kill leaves amendments of nothing, which the next run replaces
+        workdir.publish(run.path / workdir.AMENDMENTS, amended.read_bytes())
+    workdir.publish(run.path / workdir.REGISTRATION, path.read_bytes())
+    say(f"takes over {_named(path)}")
+    return standing.read_file(path)
 
 
-def _difference_from_official(here: Registration, name: str) -> str:
-    path = OFFICIAL / f"{name}.json"
+def _difference_from_official(config: Config, name: str) -> str:
+    path = standing.OFFICIAL / f"{name}.json"
     if not path.exists():
         return ""
-    differs = registration.differences(standing.read_file(path), here)
+    there = standing.read_file(path)
+    differs = registration.differences(there, describe(config, like=there.plan))
     return f" ({_named(path)} is of another run: {differs[0]})" if differs else ""
 
 
@@ -192,8 +217,8 @@ def _show(run: workdir.Run, sealed: Registration, name: str, say: Say) -> None:
     if not sealed.commit:
         say("warning: this code lies in no git repository; only the digests of its sources tell it")
     say(f"seal {sealed.seal}")
-    say(f"registration {sealed.digests.registration}, {len(sealed.hypotheses)} hypotheses")
-    official = OFFICIAL / f"{name}.json"
+    say(f"design {sealed.digests.design}, {len(sealed.hypotheses)} hypotheses")
+    official = standing.OFFICIAL / f"{name}.json"
     if not official.exists():
         say(f"official once committed: cp {run.path / workdir.REGISTRATION} {_named(official)}")
     say("the same command without --register runs under it")

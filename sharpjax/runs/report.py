@@ -12,7 +12,7 @@ from sharpjax.errors import UserError
 from sharpjax.report.content import Content, commands_for, make
 from sharpjax.report.overview import Run
 from sharpjax.report.pages import overview_pages, pages
-from sharpjax.runs import conclude, read, verify
+from sharpjax.runs import conclude, evidence, read, standing, verify
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import study_of
 
@@ -32,7 +32,8 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
     arms = folder.arms
     rows = list(read.in_order(read.rows(folder.path), arms))
     conclusion = conclude.conclude(folder.path, folder.config, rows)
-    standing, processes = conclusion.standing, folder.tables(workdir.PROCESSES)
+    there, shown = conclusion.registered, evidence.evidence(folder)
+    processes = folder.tables(workdir.PROCESSES)
     config_file = _config_file(processes)
     later = (row for path in read.exploratory(folder.path) for row in workdir.rows_in(path))
     return make(
@@ -41,14 +42,14 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         judgements=(*conclusion.judgements, *conclusion.exploratory),
         rows=rows,
         arms=arms,
-        registration=standing.registered,
+        registration=there,
         later_rows=later,
         tables=study_of(folder.study).tables(rows) if folder.study in catalog.STUDIES else (),
         figures=_figures(folder.path),
         captions={k: v for k, v in folder.table(read.CAPTIONS).items() if isinstance(v, str)},
-        warnings=standing.warnings if standing.registered else (),
+        warnings=(*shown.failures, *(shown.caveats if there else ())),
         funnel=conclusion.funnel,
-        amendments=standing.amendments,
+        amendments=standing.amended(folder.path),
         environment=folder.tables(workdir.ENVIRONMENT),
         processes=processes,
         manifest=folder.manifest,
@@ -56,7 +57,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
             config_file or "CONFIG",
             folder.table(workdir.OVERRIDES),
             folder=where or from_here(folder.path),
-            is_registered=standing.registered is not None,
+            is_registered=there is not None,
             commit=folder.commit,
         ),
     )

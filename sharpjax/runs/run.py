@@ -11,15 +11,14 @@ from rich.console import Console
 from sharpjax import data, tree, workdir
 from sharpjax.driver import interrupt
 from sharpjax.driver.progress import Progress, duration
-from sharpjax.report.console import print_table, study_table
-from sharpjax.runs import conclude, draw, models, read, record, report
+from sharpjax.report.console import print_table, study_table, verdict_table
+from sharpjax.runs import conclude, draw, evidence, loading, models, read, record, report, standing
 from sharpjax.runs.models import Model
-from sharpjax.runs.study import Arrays, study_of
+from sharpjax.runs.study import Arrays, code_of, study_of
 from sharpjax.schema import Config
 from sharpjax.train import planning, task, units
 from sharpjax.train.library import Library
 from sharpjax.train.plan import Compare, Derive, Draw, Plan, Stage, Train
-from sharpjax.train.streams import stream
 from sharpjax.train.task import Setting
 
 Say = Callable[[str], None]
@@ -39,9 +38,22 @@ def run(config: Config, plan: Plan, folder: workdir.Run) -> None:
         wide.print(study_table(table))
     if not tables:
         print_table(rows)
-    conclude.print_verdicts(config, folder)
+    _print_verdicts(config, folder)
     console.print(f"report: {report.from_here(folder.path / report.PAGE)}", markup=False)
     console.print(f"figures, rows and checkpoints: {folder.path}")
+
+
+def _print_verdicts(config: Config, folder: workdir.Run) -> None:
+    """The verdict table of a finished run, and what a reader should know of its evidence."""
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    found = conclude.conclude(folder.path, config.to_dict(), folder.rows())
+    there = found.registered
+    title = f"registered {there.time}, seal {there.seal[:12]}" if there else standing.UNREGISTERED
+    if found.judgements:
+        console.print(verdict_table(found.judgements, title))
+    shown = evidence.evidence(read.read(folder.path))
+    for warning in (*shown.failures, *(shown.caveats if there else ())):
+        console.print(f"warning: {warning}", markup=False)
 
 
 def _run(config: Config, plan: Plan, folder: workdir.Run, console: Console) -> None:
@@ -55,7 +67,8 @@ def _run(config: Config, plan: Plan, folder: workdir.Run, console: Console) -> N
         f"{jax.device_count()} x {device.device_kind} ({jax.default_backend()}), "
         f"jax {jax.__version__}"
     )
-    loaded = load(plan)
+    loaded = loading.load(plan)
+    standing.hold_data(folder.path, loading.digests(loaded))
     found = models.distinct(plan)
     for line in (*described(plan, found), *map(models.parameters, found)):
         say(line)
@@ -64,11 +77,11 @@ def _run(config: Config, plan: Plan, folder: workdir.Run, console: Console) -> N
     progress = Progress(work(plan), say)
     outcomes: dict[str, Any] = {}
     with (
-        record.recorded(folder, config.study, progress.seconds, say),
+        record.recorded(folder, code_of(config), progress.seconds, say),
         interrupt.handled() as signals,
     ):
         setting = Setting(
-            config.study, plan, on_device(loaded), folder,
+            config.study, plan, loading.on_device(loaded), folder,
             Library(plan, folder.path, folder.rows), signals, progress, say,
         )  # fmt: skip
         for stage in planning.ordered(plan):
@@ -76,12 +89,14 @@ def _run(config: Config, plan: Plan, folder: workdir.Run, console: Console) -> N
     rows = list(read.in_order(folder.rows(), planning.arms(plan)))
     arrays = stored(plan, Library(plan, folder.path, folder.rows))
     draw.draw(folder, study_of(config.study).figures(rows, arrays), say)
+    concluded = conclude.conclude(folder.path, config.to_dict(), rows)
     folder.seal(
         record.manifest(config.to_dict(), folder)
         | {
+            "verdicts": conclude.words(concluded.judgements),
             "arm_order": list(planning.arms(plan)),
             "data": {
-                name: {"spec": data.describe(plan.data[name]), "digests": digests_of(found)}
+                name: {"spec": data.describe(plan.data[name]), "digests": loading.digests_of(found)}
                 for name, found in loaded.items()
             },
             "arms": {name: outcomes[name] for name in planning.arms(plan)},
@@ -107,28 +122,6 @@ def execute(setting: Setting, stage: Stage) -> dict[str, Any]:
         case Draw():
             units.draw(setting, stage)
     return {}
-
-
-def load(plan: Plan) -> dict[str, Any]:
-    """The data of a plan in host memory; of data that each seed draws, by seed."""
-    found: dict[str, Any] = {}
-    for name, spec in plan.data.items():
-        if spec.is_per_seed:
-            seeds = planning.seeds(plan, name)
-            found[name] = {seed: spec.load(stream(seed, "split")) for seed in seeds}
-        else:
-            found[name] = spec.load(None)
-    return found
-
-
-def on_device(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Its splits as arrays of jax."""
-    return {
-        name: {seed: data.on_device(one) for seed, one in found.items()}
-        if isinstance(found, Mapping)
-        else data.on_device(found)
-        for name, found in loaded.items()
-    }
 
 
 def work(plan: Plan) -> Counter[str]:
@@ -173,10 +166,3 @@ def stored(plan: Plan, library: Library) -> Arrays:
         return {key: own for key, own in found.items() if own}
 
     return arrays
-
-
-def digests_of(found: Any) -> dict[str, Any]:
-    """SHA-256 of each split; of data that each seed draws, by seed."""
-    if isinstance(found, Mapping):
-        return {str(seed): one.digests for seed, one in found.items()}
-    return dict(found.digests)

@@ -1,36 +1,22 @@
-"""How a run stands to its registration: read, held to the code here, amended."""
+"""Under which registration a run stands: read, held to what is run, amended."""
 
 import os
-from typing import NamedTuple
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
-from sharpjax import catalog, workdir
+from sharpjax import workdir
 from sharpjax.errors import UserError
+from sharpjax.protocol.claims import tests_of
 from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.amendments import Amendment
 from sharpjax.protocol.seals.registration import MOST_BYTES, Registration
 from sharpjax.provenance import sources
 
+OFFICIAL = sources.ROOT / "docs" / "registrations"
 UNREGISTERED = "unregistered: everything is exploratory"
-
-
-class Standing(NamedTuple):
-    """Under which registration results stand.
-
-    Attributes:
-        registered: None: none, everything is exploratory.
-        amendments: in order.
-        analysis_differs: the code that answers is not the registered one, nor the last amended one.
-        code_differs: some of `sharpjax/` is not what it was.
-        warnings: the same in words, for the top of a report.
-    """
-
-    registered: Registration | None
-    amendments: tuple[Amendment, ...]
-    analysis_differs: bool
-    code_differs: bool
-    warnings: tuple[str, ...]
 
 
 def read(folder: os.PathLike | str) -> Registration | None:
@@ -49,32 +35,7 @@ def read_file(path: os.PathLike | str) -> Registration:
     return registration.from_json(content, str(path))
 
 
-def standing(folder: epath.Path) -> Standing:
-    """How a run's registration stands to the code that analyses it now.
-
-    Raises:
-        UserError: its registration or its amendments are damaged.
-    """
-    there = read(folder)
-    if there is None:
-        return Standing(None, (), False, False, (UNREGISTERED,))
-    lines = amended(folder)
-    now, then = _analysis(there), there.digests.analysis
-    analysis = then != now and not amendments.covered(lines, now)
-    warnings = []
-    if analysis:
-        warnings.append(
-            f"the analysis (sources of protocol and of the study) is "
-            f"{now[:12] or 'that of no study known here'} and was registered as {then[:12]}: these "
-            f"verdicts are not those of the registered analysis until an amendment says why"
-        )
-    if there.dirty:
-        warnings.append("registered with files that differed from the commit")
-    code = there.digests.code != sources.code_digest()
-    return Standing(there, lines, analysis, code, tuple(warnings))
-
-
-def amended(folder: epath.Path) -> tuple[Amendment, ...]:
+def amended(folder: os.PathLike | str) -> tuple[Amendment, ...]:
     """The amendments of a registered run, their chain checked.
 
     Raises:
@@ -95,12 +56,32 @@ def amend(folder: epath.Path, reason: str) -> Amendment:
     there = read(folder)
     if there is None:
         raise UserError(f"'{folder}' is {UNREGISTERED}, so there is nothing to amend.")
+    config = workdir.read_json(folder / workdir.CONFIG)
     entry = {"seal": there.seal, "reason": reason, "time": workdir.timestamp()}
-    entry |= {"analysis": _analysis(there), "code": sources.code_digest()}
+    entry |= sources.digests(there.hypotheses, there.study, config)
     workdir.append_amendment(folder, lambda chain: amendments.append(chain, **entry))
     return amended(folder)[-1]
 
 
-def _analysis(there: Registration) -> str:
-    """The digest of the analysis now; '' for a study that this version does not know."""
-    return sources.analysis_digest(there.study) if there.study in catalog.STUDIES else ""
+def analysis_here(there: Registration) -> str:
+    """The digest of the analysis as it is here."""
+    return sources.analysis_digest(tests_of(there.hypotheses))
+
+
+def hold_data(folder: epath.Path, digests: Mapping[str, Any]) -> None:
+    """Refuse data that are not those that were registered.
+
+    Raises:
+        UserError: names the data and the split.
+    """
+    there = read(folder)
+    if there is not None and (lines := registration.different_data(there.data, digests)):
+        raise UserError(
+            f"workdir '{folder}': what was registered differs from this run: {lines[0]}. Give the "
+            f"data that were registered, or register these in another workdir."
+        )
+
+
+def official() -> dict[pathlib.Path, Registration]:
+    """The registrations that the repository holds, by their files."""
+    return {path: read_file(path) for path in sorted(OFFICIAL.glob("*.json"))}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from sharpjax import catalog
 from sharpjax.plots import Figure
 from sharpjax.protocol.claims import Hypothesis
+from sharpjax.provenance import sources
 from sharpjax.report.content import Table
 from sharpjax.schema import Config
 from sharpjax.train import planning
@@ -59,3 +60,14 @@ def plan_of(config: Config) -> Plan:
 def hypotheses_of(config: Config) -> tuple[Hypothesis, ...]:
     """What the study of a config sets out to decide."""
     return tuple(study_of(config.study).hypotheses(config))
+
+
+def digests_of(config: Config) -> dict[str, str]:
+    """Digests of the sources that a run of a config rests on: analysis, measures, code."""
+    return sources.digests(hypotheses_of(config), config.study, config.to_dict())
+
+
+def code_of(config: Config) -> dict[str, Any]:
+    """The code as manifests record it: what git knows of it, and its digests."""
+    digests = digests_of(config)
+    return sources.commit()._asdict() | {"sources": digests.pop("code")} | digests

@@ -10,7 +10,7 @@ from etils import epath
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
 from sharpjax.provenance import sources
-from sharpjax.runs import read, standing
+from sharpjax.runs import conclude, evidence, read, standing
 from sharpjax.runs.read import Folder
 
 
@@ -27,9 +27,10 @@ class Verification(NamedTuple):
 
 
 def verify(path: os.PathLike | str) -> Verification:
-    """Follow the chain from `DONE` to every byte, then the registration, then look into the files.
+    """Follow the chain from `DONE` to every byte, then the registration, then look into the files;
+    ask what `evidence` asks; reach the verdicts again.
 
-    Cost: all of the folder is read once.
+    Cost: all of the folder is read once, and its hypotheses are decided.
 
     Raises:
         UserError: `path` is the folder of no run.
@@ -40,9 +41,18 @@ def verify(path: os.PathLike | str) -> Verification:
         run = read.read(folder)
     except UserError as error:
         return Verification(_ordered(problems or [str(error)], folder), ())
-    for check in (_check_config, _check_registration, _check_rows, _check_arrays):
-        problems += _refusals(lambda check=check: check(run))
-    return Verification(_ordered(problems, folder), tuple(_notes(run)) if not problems else ())
+    problems += _damage(run)
+    if problems:
+        return Verification(_ordered(problems, folder), ())
+    found = evidence.evidence(run)
+    problems = [*found.failures, *_refusals(lambda: _check_verdicts(run))]
+    return Verification(_ordered(problems, folder), (*found.caveats, *_notes(run)))
+
+
+def _damage(run: Folder) -> list[str]:
+    """What is not as it was sealed, beyond the sums."""
+    checks = (_check_config, _check_registration, _check_rows, _check_arrays)
+    return [line for check in checks for line in _refusals(lambda check=check: check(run))]
 
 
 def sound(path: os.PathLike | str) -> Folder:
@@ -52,7 +62,8 @@ def sound(path: os.PathLike | str) -> Folder:
         UserError: it is not, or `path` is the folder of no run.
     """
     run = read.read(path)
-    if problems := verify(run.path).problems:
+    problems = _refusals(lambda: workdir.verify(run.path)) or _damage(run)
+    if problems := _ordered(problems, run.path):
         raise UserError(f"'{path}' is not as it was sealed: {problems[0]}.")
     return run
 
@@ -97,7 +108,8 @@ def _is_config_of(run: Folder, digest: str, seeds: tuple[int, ...]) -> bool:
     """Whether the config is the registered one, up to seeds that were left out."""
     own = run.config.get("seeds")
     subset = isinstance(own, list) and all(seed in seeds for seed in own)
-    return subset and digest == workdir.config_digest(run.config | {"seeds": list(seeds)})
+    whole = workdir.anywhere(run.config | {"seeds": list(seeds)})
+    return subset and digest == workdir.config_digest(whole)
 
 
 def _check_rows(run: Folder) -> list[str]:
@@ -130,6 +142,20 @@ def _fingerprint(rows: Iterable[workdir.Row]) -> tuple[int, int]:
     return count, total
 
 
+def _check_verdicts(run: Folder) -> list[str]:
+    """The verdicts are those that the rows give here."""
+    stored, there = run.recorded("verdicts"), standing.read(run.path)
+    if not isinstance(stored, dict) or there is None:
+        return []
+    here = conclude.words(conclude.judge(there, read.rows(run.path)))
+    return [
+        f"{name} is {stored.get(name, 'absent')} in the folder, and {here.get(name, 'absent')} by "
+        f"the analysis here"
+        for name in dict.fromkeys([*stored, *here])
+        if stored.get(name) != here.get(name)
+    ]
+
+
 def _check_arrays(run: Folder) -> list[str]:
     """Arrays are arrays, and rows that were measured later are rows."""
     problems = []
@@ -143,13 +169,13 @@ def _check_arrays(run: Folder) -> list[str]:
 
 
 def _notes(run: Folder) -> Iterator[str]:
-    under = standing.standing(run.path)
-    if (there := under.registered) is not None:
+    if (there := standing.read(run.path)) is not None:
         yield f"registered {there.time}, seal {there.seal}"
+        if where := evidence.place(there):
+            yield f"the registration is {where}"
         if len(run.config["seeds"]) < len(there.seeds):
             yield f"{len(run.config['seeds'])} of {len(there.seeds)} registered seeds were run"
-    yield from under.warnings
-    for amendment in under.amendments:
+    for amendment in standing.amended(run.path):
         yield f"amended {amendment.time}: {amendment.reason}"
     if run.study not in catalog.STUDIES:
         yield f"study '{run.study}' is none of this version"

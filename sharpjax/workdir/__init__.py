@@ -3,6 +3,7 @@
     config.json  overrides.json         what was asked for, written before anything else
     registration.json                   what was promised before the first row, with its seal
     environment.json  processes.json    machines; each process with its code, times and memory
+    journal.jsonl                       which process wrote which file of rows and arrays
     metrics/<arm>/<step>.jsonl          rows, a segment for each checkpoint interval of an arm
     metrics/<stage>/<number>.jsonl      of a stage that trains nothing, a segment for each unit
     arrays/<arm>/<step>/<name>.npz      spectra, densities and the like; digests of parameters
@@ -22,7 +23,7 @@ What is read of a folder that somebody sent goes through `untrusted`. Nothing he
 """
 
 from sharpjax.workdir.arrays import check_arrays, load_arrays
-from sharpjax.workdir.config import config_digest, flat, plain
+from sharpjax.workdir.config import anywhere, config_digest, flat, plain
 from sharpjax.workdir.files import canonical_json, difference, json_file, publish, timestamp, walk
 from sharpjax.workdir.later import add, append_amendment, replace_reports
 from sharpjax.workdir.opening import open_run
@@ -37,6 +38,7 @@ from sharpjax.workdir.seal import (
     ENVIRONMENT,
     EXPLORATORY,
     FIGURES,
+    LEFT_OUT,
     METRICS,
     OVERRIDES,
     PROCESSES,
@@ -45,6 +47,7 @@ from sharpjax.workdir.seal import (
     broken,
     damage,
     read_manifest,
+    sums_of,
     verify,
     write_derived,
     write_sums,
@@ -61,6 +64,7 @@ __all__ = [
     "ENVIRONMENT",
     "EXPLORATORY",
     "FIGURES",
+    "LEFT_OUT",
     "METRICS",
     "OVERRIDES",
     "PROCESSES",
@@ -69,6 +73,7 @@ __all__ = [
     "Row",
     "Run",
     "add",
+    "anywhere",
     "append_amendment",
     "broken",
     "canonical_json",
@@ -88,6 +93,7 @@ __all__ = [
     "read_manifest",
     "replace_reports",
     "rows_in",
+    "sums_of",
     "timestamp",
     "verify",
     "walk",

@@ -73,3 +73,15 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             fields[f"{prefix}{name}"] = value
     return fields
+
+
+def anywhere(value: Any) -> Any:
+    """A config without the places where one machine keeps its data.
+
+    >>> anywhere({"data": {"name": "cifar10", "data_dir": "/data"}})
+    {'data': {'name': 'cifar10', 'data_dir': ''}}
+    """
+    if isinstance(value, Mapping):
+        places = ("data_dir", "manual_dir")
+        return {name: "" if name in places else anywhere(own) for name, own in value.items()}
+    return value

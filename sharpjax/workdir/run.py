@@ -1,5 +1,6 @@
 """What a run writes, in an order that survives a kill at any moment."""
 
+import hashlib
 import json
 import math
 import os
@@ -9,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from sharpjax.errors import UserError
-from sharpjax.workdir import seal
+from sharpjax.workdir import journal, seal
 from sharpjax.workdir.arrays import npz
-from sharpjax.workdir.files import TEMPORARY, canonical_json, is_remote, publish, walk
+from sharpjax.workdir.files import (
+    TEMPORARY,
+    canonical_json,
+    is_remote,
+    name_in,
+    publish,
+    size_and_digest,
+    walk,
+)
+from sharpjax.workdir.journal import Journal
 from sharpjax.workdir.rows import Row, lines_of, rows_in
 
 if TYPE_CHECKING:
@@ -33,6 +43,11 @@ class Run:
         self._check, self._done = check, done
         # Where nothing can be appended to a file, rows wait here for their segment.
         self._waiting: dict[str, list[Row]] = {}
+        self._process, self._journal = 0, None
+
+    def enter(self, process: int) -> None:
+        """Say which process of `processes.json` writes from now on."""
+        self._process, self._journal = process, None
 
     @property
     def is_done(self) -> bool:
@@ -76,10 +91,11 @@ class Run:
         if target.exists():
             raise ValueError(f"{target} is published; its rows would be lost")
         if is_remote(self.path):
-            publish(target, lines_of(rows).encode())
+            self._publish(target, lines_of(rows).encode())
             self._waiting[arm] = []
         else:
             growing = self._growing_file(arm)
+            self._note(target, size_and_digest(growing)[1])
             with open(growing, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(growing, target)
@@ -87,7 +103,7 @@ class Run:
     def publish_unit(self, name: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of one unit of a stage, none or more, as the segment of its number."""
         self._check()
-        publish(self._folder(seal.METRICS, name) / f"{number}.jsonl", lines_of(rows).encode())
+        self._publish(self._folder(seal.METRICS, name) / f"{number}.jsonl", lines_of(rows).encode())
 
     def resume_units(self, name: str) -> int:
         """How many units of a stage are published, 0 to n - 1; what is beyond them is dropped."""
@@ -109,7 +125,7 @@ class Run:
         self._check()
         parts = [_part(part) for part in name.split("/")]
         folder = self._folder(seal.ARRAYS, arm) / str(step)
-        publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), npz(arrays))
+        self._publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), npz(arrays))
 
     def discard_after(self, arm: str, step: int | None) -> None:
         """Drop what `arm` wrote for steps after `step`, where it goes on; None: all it wrote."""
@@ -143,6 +159,15 @@ class Run:
         seal.seal(self.path, extra)
         self._check, self._done = sealed, True
 
+    def _publish(self, path: epath.Path, content: bytes) -> None:
+        self._note(path, hashlib.sha256(content).hexdigest())
+        publish(path, content)
+
+    def _note(self, path: epath.Path, digest: str) -> None:
+        if self._journal is None:
+            self._journal = Journal(self.path, self._process)
+        self._journal.write(name_in(self.path, path), digest)
+
     def _folder(self, kind: str, arm: str) -> epath.Path:
         return self.path / kind / _part(arm)
 
@@ -175,10 +200,11 @@ def mend(folder: epath.Path) -> None:
         return
     for name in (*seal.SEALED, seal.AMENDMENTS, *seal.SEAL):
         (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-    for path in [*walk(folder / seal.METRICS), *walk(folder / seal.ARRAYS)]:
+    growing = [folder / journal.NAME] if (folder / journal.NAME).exists() else []
+    for path in [*walk(folder / seal.METRICS), *walk(folder / seal.ARRAYS), *growing]:
         if path.name.endswith(TEMPORARY):
             path.unlink()
-        elif path.name == GROWING:
+        elif path.name in (GROWING, journal.NAME):
             with open(path, "rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from sharpjax.errors import UserError, printable
-from sharpjax.workdir import lease
+from sharpjax.workdir import journal, lease
 from sharpjax.workdir.files import (
     is_link,
     is_regular,
@@ -41,16 +41,17 @@ ENVIRONMENT, PROCESSES = "environment.json", "processes.json"
 REGISTRATION, AMENDMENTS = "registration.json", "amendments.jsonl"
 METRICS, ARRAYS, CHECKPOINTS = "metrics", "arrays", "checkpoints"
 MANIFEST, DERIVED, DONE, SUMS = "manifest.json", "derived.json", "DONE", "SHA256SUMS"
+LEFT_OUT = "left_out.json"
 FIGURES, REPORTS, EXPLORATORY = "figures", ("report.html", "report.md"), "exploratory"
 
 SEAL = (MANIFEST, DERIVED, DONE)
 SEALED = (
     *(CONFIG, OVERRIDES, REGISTRATION, ENVIRONMENT, PROCESSES),
-    *(RESULTS, METRICS, ARRAYS, CHECKPOINTS),
+    *(journal.NAME, RESULTS, METRICS, ARRAYS, CHECKPOINTS),
 )
 # What may be made again, or be added, afterwards.
 MADE_AGAIN = (FIGURES, *REPORTS)
-LATER = (*MADE_AGAIN, AMENDMENTS, EXPLORATORY)
+LATER = (*MADE_AGAIN, AMENDMENTS, EXPLORATORY, LEFT_OUT)
 KNOWN = (*SEALED, *SEAL, *LATER, lease.NAME)
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -122,6 +123,17 @@ def _differences(expected: Mapping[str, Entry], found: Mapping[str, epath.Path])
 
 
 # A whole run.
+
+
+def sums_of(folder: epath.Path, *names: str) -> dict[str, str]:
+    """SHA-256 of every file at or below entries of a folder, by its name in it."""
+    files = _below(folder, names)
+    growing = (f"{METRICS}/", "growing.jsonl")
+    return {
+        name: size_and_digest(path)[1]
+        for name, path in files.items()
+        if not (name.startswith(growing[0]) and name.endswith(growing[1]))
+    }
 
 
 def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ first one the registration's seal; so none can be edited, moved or taken out of 
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sharpjax.errors import UserError
@@ -20,22 +21,24 @@ class Amendment(NamedTuple):
     Attributes:
         reason: why, in the author's words.
         time: UTC, ISO 8601.
-        analysis, code: digests of the sources from then on.
+        analysis, measures, code: digests of the sources from then on.
         previous: SHA-256 of the line before, or the seal.
     """
 
     reason: str
     time: str
     analysis: str
+    measures: str
     code: str
     previous: str
 
 
-def append(data: bytes, *, seal: str, reason: str, time: str, analysis: str, code: str) -> bytes:
+def append(data: bytes, *, seal: str, reason: str, time: str, **digests: str) -> bytes:
     """The whole of `amendments.jsonl` with one more line; what was there stays as it is.
 
     Args:
         data: what it holds so far; empty: nothing.
+        digests: of the sources, as an `Amendment` has them.
 
     Raises:
         UserError: the reason is empty, or the chain is broken already.
@@ -43,7 +46,7 @@ def append(data: bytes, *, seal: str, reason: str, time: str, analysis: str, cod
     if not reason.strip():
         raise UserError("an amendment needs a reason; say what was changed and why.")
     read(data, seal=seal)
-    line = Amendment(reason.strip(), time, analysis, code, _last(data, seal))
+    line = Amendment(reason.strip(), time, previous=_last(data, seal), **digests)
     return data + canonical_json(line._asdict()).encode() + b"\n"
 
 
@@ -76,9 +79,13 @@ def read(data: bytes, *, seal: str, name: str = "amendments.jsonl") -> tuple[Ame
     return tuple(amendments)
 
 
-def covered(amendments: tuple[Amendment, ...], analysis: str) -> bool:
-    """Whether the last amendment is about the analysis as it is now."""
-    return bool(amendments) and amendments[-1].analysis == analysis
+def named(amendments: Iterable[Amendment], name: str, before: str = "~") -> set[str]:
+    """The digests, of `analysis` or of `measures`, that amendments name.
+
+    Args:
+        before: a time in ISO 8601: only amendments of that time or earlier; default: all.
+    """
+    return {getattr(a, name) for a in amendments if a.time <= before}
 
 
 def _read(line: bytes) -> Amendment | None:

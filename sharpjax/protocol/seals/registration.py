@@ -1,30 +1,33 @@
 """What a study said it would do, sealed before it did it.
 
 A registration is canonical JSON (one line) that ends with the SHA-256 of all else in it, its seal.
-Three digests say what it rests on: `registration`, of what was asked (`asked`); `analysis`, of the
-source that answers; `code`, of all source. Nothing here reads a file: sources, git and clocks are
-read by who calls.
+Four digests say what it rests on: `design`, of what was asked (`asked`); `analysis`, of the source
+that answers; `measures`, of the source that makes the numbers; `code`, of all source. Nothing here
+reads a file: sources, git and clocks are read by who calls.
+
+Registrations of format 1 hold neither plan nor data, and of the digests not `measures`.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.canonical import canonical_json, digest, from_dict, to_dict
 from sharpjax.protocol.claims import Hypothesis, check
 
-FORMAT = 1
+FORMAT = 2
 MOST_BYTES = 16 << 20  # larger is no registration; files may come from anybody
 _HEX = frozenset("0123456789abcdef")
 
 
 class Digests(NamedTuple):
-    """SHA-256 in hex: of what was asked, of `protocol` and the study, of all of the package."""
+    """SHA-256 in hex; `measures` is '' where it was not sealed."""
 
-    registration: str
+    design: str
     analysis: str
+    measures: str
     code: str
 
 
@@ -39,6 +42,8 @@ class Registration:
         seeds: all that will run.
         measurements: evaluators with their settings, by name, where `arms` does not hold them.
         hypotheses: all of them.
+        plan: all that is done, as plain JSON.
+        data: digests of the splits, by key of the plan's data.
         digests: as `Digests`.
         power: rows of `protocol.planning.power.table`, as plain JSON.
         time: UTC, ISO 8601.
@@ -59,78 +64,48 @@ class Registration:
     commit: str
     dirty: bool
     environment: Mapping[str, Any]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     seal: str = ""
     format: int = FORMAT
 
 
-def asked(
-    *,
-    study: str,
-    arms: Mapping[str, Any],
-    seeds: Sequence[int],
-    measurements: Mapping[str, Any],
-    hypotheses: Iterable[Hypothesis],
-) -> str:
-    """The registration digest: of arms, seeds, evaluators, hypotheses and their tests.
+def asked(registration: Registration) -> str:
+    """The design digest that a registration must carry.
 
     Neither time nor machine are in it, so that the same question has the same digest anywhere.
     """
-    return digest(
-        {
-            "format": FORMAT,
-            "study": study,
-            "arms": arms,
-            "seeds": list(seeds),
-            "measurements": measurements,
-            "hypotheses": [to_dict(h) for h in hypotheses],
-        }
-    )
+    names = ["study", "arms", "seeds", "measurements"]
+    names += ["plan", "data"] if registration.format > 1 else []
+    question = {name: getattr(registration, name) for name in names}
+    hypotheses = [to_dict(h) for h in registration.hypotheses]
+    return digest(question | {"format": registration.format, "hypotheses": hypotheses})
 
 
-def register(
-    *,
-    study: str,
-    config_digest: str,
-    arms: Mapping[str, Any],
-    seeds: Sequence[int],
-    measurements: Mapping[str, Any],
-    hypotheses: Sequence[Hypothesis],
-    analysis: str,
-    code: str,
-    power: Iterable[Mapping[str, Any]],
-    time: str,
-    commit: str,
-    dirty: bool,
-    environment: Mapping[str, Any],
-) -> Registration:
+def register(**given: Any) -> Registration:
     """Check the hypotheses, and seal all. Whether there are such arms, who makes the plan knows.
 
     Args:
-        analysis, code: digests of sources, as `Digests`.
+        given: the fields of a `Registration`; of its digests `analysis`, `measures` and `code`.
 
     Raises:
         UserError: as `hypotheses.check`; or something is no plain JSON.
     """
-    check(hypotheses)
-    question = {
-        "study": study, "arms": arms, "seeds": seeds, "measurements": measurements,
-        "hypotheses": hypotheses,
-    }  # fmt: skip
+    check(given["hypotheses"])
+    sources = [given.pop(name) for name in ("analysis", "measures", "code")]
     try:
+        plain: dict[str, Any] = {
+            n: _plain(v) for n, v in given.items() if n not in ("hypotheses", "seeds")
+        }
+        plain["power"] = tuple(plain["power"])
         unsealed = Registration(
-            study=study,
-            config_digest=config_digest,
-            arms=_plain(arms),
-            seeds=tuple(seeds),
-            measurements=_plain(measurements),
-            hypotheses=tuple(hypotheses),
-            digests=Digests(asked(**question), analysis, code),
-            power=tuple(_plain(list(power))),
-            time=time,
-            commit=commit,
-            dirty=dirty,
-            environment=_plain(environment),
+            **plain,
+            hypotheses=tuple(given["hypotheses"]),
+            seeds=tuple(given["seeds"]),
+            digests=Digests("", *sources),
         )
+        digests = Digests(asked(unsealed), *sources)
+        unsealed = replace(unsealed, digests=digests)
         return replace(unsealed, seal=seal(unsealed))
     except (TypeError, ValueError) as error:
         raise UserError(f"a registration must be plain JSON: {error}.") from None
@@ -173,44 +148,9 @@ def from_json(text: str | bytes, name: str = "registration.json") -> Registratio
             f"{name} was changed after it was sealed: its seal is {registration.seal[:12]}, and "
             f"what it holds has {seal(registration)[:12]}. Bring it back from a copy."
         )
-    if registration.digests.registration != asked_of(registration):
-        raise UserError(f"{name}: its registration digest is not that of what it asks.")
+    if registration.digests.design != asked(registration):
+        raise UserError(f"{name}: its design digest is not that of what it asks.")
     return registration
-
-
-def asked_of(registration: Registration) -> str:
-    """The registration digest that a registration must carry."""
-    return asked(
-        study=registration.study,
-        arms=registration.arms,
-        seeds=registration.seeds,
-        measurements=registration.measurements,
-        hypotheses=registration.hypotheses,
-    )
-
-
-def common_seal(seals: Mapping[str, str | None]) -> str | None:
-    """The one seal under which results were made; None: all of them without one.
-
-    Args:
-        seals: of each result (a file, a run), by its name.
-
-    Raises:
-        UserError: results of different seals are mixed, or of some seal and none.
-
-    >>> common_seal({"a": "12ab", "b": "12ab"})
-    '12ab'
-    """
-    found: dict[str | None, str] = {}
-    for name, value in seals.items():
-        found.setdefault(value, name)
-    if len(found) > 1:
-        (one, first), (other, second) = list(found.items())[:2]
-        raise UserError(
-            f"results of different registrations are mixed: {first} has seal {_brief(one)}, "
-            f"{second} has {_brief(other)}; analyse each by itself."
-        )
-    return next(iter(found), None)
 
 
 class Standing(NamedTuple):
@@ -220,14 +160,10 @@ class Standing(NamedTuple):
         refused: why it may not run under its registration, in one line; '': it may.
         missing_seeds: registered ones that it does not run; hypotheses that need them end
             inconclusive.
-        analysis_differs: verdicts are marked until an amendment says why.
-        code_differs: recorded and listed.
     """
 
     refused: str
     missing_seeds: tuple[int, ...]
-    analysis_differs: bool
-    code_differs: bool
 
 
 def compare(registered: Registration, now: Registration) -> Standing:
@@ -235,8 +171,9 @@ def compare(registered: Registration, now: Registration) -> Standing:
     missing = tuple(s for s in registered.seeds if s not in now.seeds)
     fewer = bool(missing) and set(now.seeds) < set(registered.seeds)
     differs = list(differences(registered, now))
-    if fewer:  # and the digest of a config, which holds the seeds, tells nothing
-        differs = [d for d in differs if not d.startswith(("seeds:", "config digest:"))]
+    if fewer:  # and the config and the plan, which hold the seeds, tell nothing
+        holding = ("seeds:", "config digest:", "plan.")
+        differs = [d for d in differs if not d.startswith(holding)]
     refused = ""
     if differs:
         more = f" (and {len(differs) - 1} more)" if len(differs) > 1 else ""
@@ -244,18 +181,14 @@ def compare(registered: Registration, now: Registration) -> Standing:
             f"what was registered differs from this run: {differs[0]}{more}. Run what was "
             f"registered, or register this in another workdir."
         )
-    return Standing(
-        refused,
-        missing if fewer else (),
-        registered.digests.analysis != now.digests.analysis,
-        registered.digests.code != now.digests.code,
-    )
+    return Standing(refused, missing if fewer else ())
 
 
 def differences(registered: Registration, now: Registration) -> tuple[str, ...]:
     """Every field of the question that differs, in words; sources, times and machines are none.
 
-    The digest of the config is named where nothing else tells what in the config differs.
+    The plan, and the digest of the config, are named where nothing else tells what differs; data
+    where both hold their digests.
     """
     found = []
     for name in ("study", "seeds", "arms", "measurements"):
@@ -270,10 +203,30 @@ def differences(registered: Registration, now: Registration) -> tuple[str, ...]:
     ]
     if not found and list(mine) != list(theirs):
         found.append("the hypotheses are in another order")
+    if not found and registered.plan and now.plan:
+        found += _differ("plan", registered.plan, now.plan)
+    if registered.data and now.data:
+        found += different_data(registered.data, now.data)
     if not found and registered.config_digest != now.config_digest:
         one, other = registered.config_digest[:12], now.config_digest[:12]
         found.append(f"config digest: {one} registered, {other} now")
     return tuple(found)
+
+
+def different_data(registered: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where digests of data differ, of those that are in both."""
+    if not registered:
+        return ()
+    shared = {key: _shared(registered.get(key), own) for key, own in here.items()}
+    found = [_differ(f"data '{key}'", *both) for key, both in shared.items()]
+    return tuple(line for lines in found for line in lines)
+
+
+def _shared(there: Any, here: Any) -> tuple[Any, Any]:
+    """Without the seeds that are not run here, of data that each seed draws."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return {name: there[name] for name in there if name in here}, here
+    return there, here
 
 
 def _differ(where: str, mine: Any, theirs: Any) -> list[str]:
@@ -300,12 +253,11 @@ def _text(value: Any) -> str:
     return "absent"
 
 
-def _brief(value: str | None) -> str:
-    return "none" if value is None else value[:12]
-
-
 def _plain(value: Any) -> Any:
     return json.loads(canonical_json(value))
+
+
+_OF_FORMAT_2 = ("plan", "data", "measures")
 
 
 def _document(registration: Registration) -> dict[str, Any]:
@@ -314,27 +266,39 @@ def _document(registration: Registration) -> dict[str, Any]:
     document["digests"] = registration.digests._asdict()
     document["seeds"] = list(registration.seeds)
     document["power"] = list(registration.power)
+    if registration.format == 1:
+        digests = document["digests"]
+        digests["registration"] = digests.pop("design")
+        for table in (document, digests):
+            for name in _OF_FORMAT_2:
+                table.pop(name, None)
     return document
 
 
 def _from_document(document: Any) -> Registration:
     names = {f.name for f in fields(Registration)}
-    if not isinstance(document, dict) or document.keys() != names:
+    if not isinstance(document, dict) or not names - set(_OF_FORMAT_2) <= document.keys() <= names:
         raise UserError("it has not the fields of a registration")
-    if document["format"] != FORMAT or isinstance(document["format"], bool):
+    old = document["format"] == 1
+    if document["format"] not in (1, FORMAT) or isinstance(document["format"], bool):
         raise UserError(f"its format is {document['format']!r}, and this program reads {FORMAT}")
+    if (document.keys() == names) == old:
+        raise UserError("it has not the fields of a registration")
     kinds = {
         "arms": dict, "measurements": dict, "environment": dict, "digests": dict, "seeds": list,
-        "hypotheses": list, "power": list, "dirty": bool, "format": int,
+        "hypotheses": list, "power": list, "dirty": bool, "format": int, "plan": dict, "data": dict,
     }  # fmt: skip
-    for name in sorted(names):
+    for name in sorted(document):
         if not isinstance(document[name], kinds.get(name, str)):
             raise UserError(f"its field '{name}' is of the wrong type")
     if not all(isinstance(s, int) and not isinstance(s, bool) for s in document["seeds"]):
         raise UserError("its seeds are not whole numbers")
-    digests = document["digests"]
-    if digests.keys() != set(Digests._fields) or not all(map(_is_sha256, digests.values())):
+    digests = dict(document["digests"])
+    expected = {"registration", "analysis", "code"} if old else set(Digests._fields)
+    if digests.keys() != expected or not all(map(_is_sha256, digests.values())):
         raise UserError("its digests are no SHA-256 sums")
+    if old:
+        digests = {"design": digests.pop("registration"), "measures": ""} | digests
     if not all(isinstance(row, dict) for row in document["power"]):
         raise UserError("its power table is none")
     hypotheses = tuple(from_dict(h) for h in document["hypotheses"])

@@ -1,0 +1,68 @@
+"""What a module of this package imports, and what that imports: read from the sources, not run."""
+
+import ast
+import functools
+import importlib.util
+import pathlib
+from collections.abc import Callable, Iterable
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+OWN = PACKAGE.name
+
+
+@functools.cache
+def source_of(name: str) -> pathlib.Path | None:
+    """The file of a module, without importing it; None: it has none."""
+    first, *rest = name.split(".")
+    base = PACKAGE if first == OWN else _package(first)
+    if base is None:
+        return None
+    path = base.joinpath(*rest)
+    candidates = (path / "__init__.py", path.with_suffix(".py"))
+    return next((p for p in candidates if p.is_file()), None)
+
+
+def _package(name: str) -> pathlib.Path | None:
+    """The folder of a package that is at hand."""
+    spec = importlib.util.find_spec(name)
+    folders = spec.submodule_search_locations if spec else None
+    return pathlib.Path(next(iter(folders))).resolve() if folders else None
+
+
+@functools.cache
+def imported(name: str) -> tuple[str, ...]:
+    """The modules that a module imports, wherever in it; a package counts with what it lies in."""
+    path = source_of(name)
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(path.read_bytes())) if path else ():
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for one in names:
+            parts = one.split(".")
+            for end in range(1, len(parts) + 1):
+                found[".".join(parts[:end])] = None
+    return tuple(module for module in found if _is_module(module, name))
+
+
+def closure(roots: Iterable[str], follow: Callable[[str], bool]) -> dict[str, pathlib.Path]:
+    """The files of `roots` and of all that they import, directly or not, where `follow(name)`."""
+    found: dict[str, pathlib.Path] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = source_of(name)
+        if name in found or path is None:
+            continue
+        found[name] = path
+        waiting += [module for module in imported(name) if follow(module)]
+    return found
+
+
+def _is_module(name: str, by: str) -> bool:
+    """Whether a dotted name is a module of this package, or of the one that imports it."""
+    own = {OWN, by.split(".")[0]}
+    return name.split(".")[0] in own and source_of(name) is not None

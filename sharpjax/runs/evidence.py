@@ -1,0 +1,200 @@
+"""Whether a run's verdicts can be believed: what a reader would ask of its folder.
+
+Was it registered before it began? Is the seal the one that the repository holds? Did the registered
+code make the numbers, and decide? Is each file of rows what a process of the run wrote?
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from sharpjax import workdir
+from sharpjax.errors import UserError
+from sharpjax.protocol.seals import amendments
+from sharpjax.protocol.seals.amendments import Amendment
+from sharpjax.protocol.seals.registration import Registration
+from sharpjax.provenance import sources
+from sharpjax.runs import read, standing
+from sharpjax.runs.read import Folder
+from sharpjax.workdir import journal
+
+Official = Mapping[pathlib.Path, Registration]
+
+
+class Evidence(NamedTuple):
+    """What was found, in sentences.
+
+    Attributes:
+        failures: what does not hold. Each stands at the top of the page, and fails `verify`.
+        caveats: what a reader should know; it stands there too.
+    """
+
+    failures: tuple[str, ...]
+    caveats: tuple[str, ...]
+
+
+def evidence(run: Folder) -> Evidence:
+    """Ask all that can be asked of a folder without computing anything again.
+
+    Raises:
+        UserError: its registration or its amendments are damaged.
+    """
+    there = standing.read(run.path)
+    failures = [*_journal(run), *_strangers(run)]
+    if there is None:
+        return Evidence(tuple(failures), ("Unregistered: everything is exploratory.",))
+    lines, held = standing.amended(run.path), standing.official()
+    failures = [*_order(run, there), *_seal(run, there, held), *_code(run, there, lines), *failures]
+    return Evidence(tuple(failures), tuple(_caveats(run, there, lines, held)))
+
+
+def _times(run: Folder) -> list[str]:
+    """When each process started."""
+    processes = run.tables(workdir.PROCESSES)
+    return [p["started"] for p in processes if isinstance(p.get("started"), str)]
+
+
+def _begun(run: Folder) -> str:
+    """When the first thing of a run is known to have happened; '' where nothing is."""
+    try:
+        written = [entry.time for entry in journal.read(run.path)]
+    except UserError:
+        written = []
+    return min([*_times(run), *written], default="")
+
+
+def _order(run: Folder, there: Registration) -> Iterator[str]:
+    """Registered first, run afterwards."""
+    begun, sealed = _begun(run), run.recorded("times", "sealed")
+    if not _times(run) and run.manifest is not None:
+        yield f"{workdir.PROCESSES} names no process, so nothing says when the run was begun."
+    if begun and there.time > begun:
+        yield (
+            f"It was registered {there.time}, after the run had begun ({begun}): what it asks may "
+            f"have been chosen by what was seen."
+        )
+    elif isinstance(sealed, str) and there.time > sealed:
+        yield f"It was registered {there.time}, after the run was sealed ({sealed})."
+    if there.time > workdir.timestamp():
+        yield f"It was registered {there.time}, which has not come yet."
+
+
+def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]:
+    """One registration from the start, and that of the repository where it holds one."""
+    for number, process in enumerate(run.tables(workdir.PROCESSES), 1):
+        if (seal := process.get("registration")) != there.seal:
+            what = f"the registration with seal {seal[:12]}" if isinstance(seal, str) else "none"
+            yield (
+                f"Process {number} ran under {what}, and the registration here has seal "
+                f"{there.seal[:12]}."
+            )
+    for path, held in official.items():
+        same = held.study == there.study and held.config_digest == there.config_digest
+        if same and held.seal != there.seal:
+            yield (
+                f"The registration of this config in the repository ({path.name}) has another "
+                f"seal, {held.seal[:12]}, than the one here, {there.seal[:12]}."
+            )
+
+
+def _code(run: Folder, there: Registration, lines: tuple[Amendment, ...]) -> Iterator[str]:
+    """The registered code made the numbers and decided, or that of an amendment before the data."""
+    begun = _begun(run) or "~"
+    known = amendments.named(lines, "measures", begun) | {there.digests.measures}
+    if known != {""}:
+        for number, process in enumerate(run.tables(workdir.PROCESSES), 1):
+            code = process.get("code")
+            made = code.get("measures") if isinstance(code, dict) else None
+            if made not in known:
+                yield (
+                    f"The numbers were not made by the code that was registered: process "
+                    f"{number} measured with {_brief(made)}, and "
+                    f"{_brief(there.digests.measures)} was sealed."
+                )
+    decided = run.recorded("code", "analysis")
+    known = amendments.named(lines, "analysis", begun) | {there.digests.analysis}
+    if run.manifest is not None and decided not in known:
+        yield (
+            f"The verdicts were not reached by the analysis that was registered: the run decided "
+            f"with {_brief(decided)}, and {_brief(there.digests.analysis)} was sealed."
+        )
+
+
+def _brief(digest: object) -> str:
+    return digest[:12] if isinstance(digest, str) and digest else "code that is not recorded"
+
+
+def _journal(run: Folder) -> Iterator[str]:
+    """Each file of rows and arrays is what a process of the run wrote."""
+    try:
+        entries = journal.read(run.path)
+    except UserError as error:
+        yield f"{str(error).removesuffix('.')}."
+        return
+    sums = workdir.sums_of(run.path, workdir.METRICS, workdir.ARRAYS)
+    if not entries:
+        if sums:
+            yield f"It has no {journal.NAME}: which process wrote which rows is not recorded."
+        return
+    left_out = frozenset(run.table(workdir.LEFT_OUT).get("files", {}))
+    yield from (f"{line}." for line in journal.differences(entries, sums, left_out))
+    processes = run.tables(workdir.PROCESSES)
+    for number in sorted({entry.process for entry in entries}):
+        own = [entry.time for entry in entries if entry.process == number]
+        process = processes[number - 1] if 0 < number <= len(processes) else {}
+        if not process:
+            yield f"Rows were written by process {number}, which {workdir.PROCESSES} does not name."
+            continue
+        started, ended = process.get("started"), process.get("ended") or "~"
+        if not isinstance(started, str) or min(own) < started or max(own) > ended:
+            yield f"Rows of process {number} were written before it started, or after it ended."
+
+
+def _strangers(run: Folder) -> Iterator[str]:
+    """A segment holds rows of its own arm and study; all arms are those of the plan."""
+    arms = set(run.arms)
+    for path in read.segments(run.path):
+        owner = path.parent.name
+        for row in workdir.rows_in(path):
+            if row["study"] != run.study or row["arm"] not in arms:
+                what = f"of study '{row['study']}', arm '{row['arm']}', which is none of the run"
+            elif owner in arms and row["arm"] != owner:
+                what = f"of arm '{row['arm']}'"
+            else:
+                continue
+            yield f"{workdir.METRICS}/{owner}/{path.name} holds a row {what}."
+            break
+
+
+def _caveats(
+    run: Folder, there: Registration, lines: tuple[Amendment, ...], official: Official
+) -> Iterator[str]:
+    begun = _begun(run) or "~"
+    here = standing.analysis_here(there)
+    if here not in amendments.named(lines, "analysis", begun) | {there.digests.analysis}:
+        later = next((a for a in lines if a.analysis == here), None)
+        why = f": it was amended {later.time}, after the run had begun" if later else ""
+        yield (
+            f"The analysis that decides on this page ({here[:12]}) is not the one that was "
+            f"registered ({there.digests.analysis[:12]}){why}."
+        )
+    if not there.digests.measures and not amendments.named(lines, "measures", begun):
+        yield "Its registration is of a format that did not seal the code that makes the numbers."
+    if not any(held.seal == there.seal for held in official.values()):
+        yield (
+            "Its registration is none that the repository holds: when it was sealed, this folder "
+            "alone says."
+        )
+    if there.dirty or run.recorded("code", "dirty"):
+        when = "it was sealed" if there.dirty else "it ran"
+        yield f"Files differed from the commit when {when}: others cannot see all of the code."
+
+
+def place(there: Registration) -> str:
+    """Where the repository holds a registration, and since which commit; '': it does not."""
+    for path, held in standing.official().items():
+        if held.seal == there.seal:
+            since = sources.added(path)
+            how = f"in the repository since {since}" if since else "which is not committed"
+            return f"docs/registrations/{path.name}, {how}"
+    return ""

@@ -1,0 +1,361 @@
+"""What a seal proves: each way to cheat ends in a sentence at the top of the page."""
+
+import dataclasses
+import html
+import json
+import pathlib
+import shutil
+
+import pytest
+from etils import epath
+
+from sharpjax import workdir
+from sharpjax.protocol.judging import verdicts
+from sharpjax.protocol.seals import registration
+from sharpjax.provenance import imports, sources
+from sharpjax.runs import conclude, register, report, standing, study, verify
+from tests import registered
+from tests.registered import begin, config, opened, refused
+from tests.runs import hypothesis, reseal, row
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch, tmp_path):
+    return registered.ask(monkeypatch, tmp_path)
+
+
+def at(monkeypatch, day):
+    """From now on it is another day: times are kept to the second."""
+    monkeypatch.setattr(workdir, "timestamp", lambda: f"2026-01-{day:02}T00:00:00+00:00")
+    monkeypatch.setattr(workdir.journal, "timestamp", workdir.timestamp)
+
+
+def sealed(path, made=None):
+    registered.register(path, made or config())
+    begin(path, made or config(), finish=True)
+    return path
+
+
+def go_on(path, made=None):
+    """The same command again, on a folder that lost its DONE."""
+    made = made or config()
+    with opened(path, made) as run:
+        register.begin(made, run, name="sam_cifar-smoke", say=lambda line: None)
+        registered.seal(run, made)
+
+
+def assert_caught(path, *words):
+    """One sentence, at the top of the page, and a failed `verify`."""
+    problems = verify.verify(path).problems
+    assert any(all(word in line for word in words) for line in problems), problems
+    report.write(epath.Path(path))
+    for name in ("report.html", "report.md"):
+        page = html.unescape((pathlib.Path(path) / name).read_text()).replace("\\", "")
+        top = page[: page.index("T.1")]
+        assert all(word in top for word in words), (name, words)
+
+
+def edit(path, value):
+    """Other values in the last rows of an arm, as somebody might wish them."""
+    text = path.read_text()
+    changed = text.replace('"value":0.5', f'"value":{value}')
+    assert changed != text
+    path.write_text(changed)
+
+
+def test_nothing_is_wrong_with_a_registered_run(tmp_path):
+    assert verify.verify(sealed(tmp_path / "run")).problems == ()
+    assert registered.found(tmp_path / "run").failures == ()
+
+
+# Results first, registration afterwards.
+
+
+def begun(path, monkeypatch):
+    """A run that has results and no registration; then they are moved aside, and it is sealed."""
+    at(monkeypatch, 1)
+    with opened(path, config()) as run:
+        registered.write(run, config())
+    aside = path.with_name("aside")
+    aside.mkdir()
+    for name in ("metrics", "journal.jsonl", "processes.json", "environment.json"):
+        shutil.move(path / name, aside / name)
+    at(monkeypatch, 2)
+    registered.register(path, config())
+    return aside
+
+
+def test_results_first_registration_after(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    aside = begun(path, monkeypatch)
+    for entry in aside.iterdir():
+        shutil.move(entry, path / entry.name)
+    edit(path / "metrics" / "sam" / "8.jsonl", 0.1)
+    go_on(path)
+    assert_caught(path, "registered 2026-01-02", "after the run had begun (2026-01-01")
+    assert_caught(path, "Process 1 ran under none")
+    assert_caught(path, "journal.jsonl, line 1, does not follow from the registration")
+
+
+def test_rows_alone_are_moved_back(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    aside = begun(path, monkeypatch)
+    shutil.move(aside / "metrics", path / "metrics")
+    for name in ("processes.json", "environment.json"):
+        (path / name).write_text("[]")
+    with opened(path, config()) as run:
+        manifest = {"study": "sharpness", "registration": standing.read(path).seal}
+        run.seal(manifest | {"code": study.code_of(config())})
+    assert_caught(path, "no journal.jsonl: which process wrote which rows is not recorded")
+    assert_caught(path, "processes.json names no process")
+
+
+def test_a_registration_from_the_future(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    at(monkeypatch, 3)
+    registered.register(path, config())
+    at(monkeypatch, 1)
+    begin(path, config(), finish=True)
+    assert_caught(path, "registered 2026-01-03", "after the run had begun")
+    assert_caught(path, "which has not come yet")
+
+
+# Rows that no process of the run wrote.
+
+
+def test_rows_are_edited_and_the_run_is_sealed_again(tmp_path):
+    path = sealed(tmp_path / "run")
+    edit(path / "metrics" / "sam" / "8.jsonl", 0.1)
+    (path / "DONE").unlink()
+    go_on(path)
+    assert_caught(path, "metrics/sam/8.jsonl is not what process 1 wrote")
+
+
+def test_rows_of_another_arm(tmp_path):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    with opened(path, config()) as run:
+        registered.write(run, config())
+    other = workdir.lines_of([row("sgd", 9, 9)])
+    (path / "metrics" / "sam" / "9.jsonl").write_text(other)
+    go_on(path)
+    assert_caught(path, "metrics/sam/9.jsonl was written by none of the run's processes")
+    assert_caught(path, "metrics/sam/9.jsonl holds a row of arm ", "sgd")
+
+
+def test_a_segment_is_taken_out(tmp_path):
+    path = sealed(tmp_path / "run")
+    (path / "metrics" / "sgd" / "8.jsonl").unlink()
+    (path / "DONE").unlink()
+    go_on(path)
+    assert_caught(path, "metrics/sgd/8.jsonl, which process 1 wrote, is missing")
+
+
+def test_the_journal_is_shortened(tmp_path):
+    path = sealed(tmp_path / "run")
+    lines = (path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "journal.jsonl").write_bytes(b"".join(lines[1:]))
+    reseal(path)
+    assert_caught(path, "journal.jsonl, line 1, does not follow")
+
+
+def test_a_process_is_struck_off(tmp_path):
+    path = sealed(tmp_path / "run")
+    (path / "processes.json").write_text("[]")
+    reseal(path)
+    assert_caught(path, "Rows were written by process 1, which processes.json does not name")
+
+
+# Another registration.
+
+
+def rewritten(path, **changes):
+    """The registration with other fields, sealed anew as if it had always been so."""
+    there = standing.read(path)
+    other = dataclasses.replace(there, seal="", **changes)
+    other = dataclasses.replace(
+        other, digests=there.digests._replace(design=registration.asked(other))
+    )
+    other = dataclasses.replace(other, seal=registration.seal(other))
+    (path / "registration.json").write_text(registration.to_json(other))
+    return other
+
+
+def test_the_correction_is_changed_in_a_finished_folder(tmp_path):
+    path = sealed(tmp_path / "run")
+    there = standing.read(path)
+    easier = tuple(dataclasses.replace(h, alpha=0.5) for h in there.hypotheses)
+    other = rewritten(path, hypotheses=easier)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"registration": other.seal}))
+    reseal(path)
+    assert_caught(path, "Process 1 ran under the registration with seal", there.seal[:12])
+    assert_caught(path, "journal.jsonl, line 1, does not follow from the registration")
+
+
+def test_another_seal_than_the_official_one(tmp_path):
+    """Even where every sum and name is made anew, the repository holds another."""
+    registered.register(tmp_path / "first", config())
+    official = tmp_path / "official" / "sam_cifar-smoke.json"
+    shutil.copy(tmp_path / "first" / "registration.json", official)
+    path = tmp_path / "run"
+    registered.register(path, config())
+    assert standing.read(path).seal == standing.read_file(official).seal  # taken over
+    rewritten(path, time="2026-01-01T00:00:00+00:00")
+    begin(path, config(), finish=True)
+    assert_caught(path, "in the repository (sam_cifar-smoke.json) has another seal")
+
+
+def test_a_changed_schema_is_another_design(tmp_path, monkeypatch):
+    """A default that changes under a registration is refused, though no field names it."""
+    path = tmp_path / "run"
+    registered.register(path, config())
+    plan = study.plan_of(config())
+    first = dataclasses.replace(plan.stages[0], epochs=plan.stages[0].epochs + 1)
+    monkeypatch.setattr(
+        study, "plan_of", lambda made: plan._replace(stages=(first, *plan.stages[1:]))
+    )
+    assert "plan.stages[0].epochs: 2 registered, 3 now" in refused(begin, path, config())
+
+
+# Other code.
+
+
+def changed(monkeypatch, tmp_path, *modules):
+    """From now on the sources of these modules are others."""
+    there = imports.source_of
+
+    def source_of(name):
+        path = there(name)
+        if name not in modules or path is None:
+            return path
+        copy = sources.PACKAGE / path.relative_to(sources.PACKAGE)
+        copy = tmp_path / copy.name
+        copy.write_text(path.read_text() + "\n# another\n")
+        return copy
+
+    monkeypatch.setattr(imports, "source_of", source_of)
+
+
+def test_the_code_of_a_metric_is_changed_before_the_run(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    changed(monkeypatch, tmp_path, "sharpjax.metrics.calibration")
+    assert "the code that makes the numbers has changed" in begin(path, config(), finish=True)
+    monkeypatch.undo()
+    assert_caught(path, "not made by the code that was registered: process 1")
+
+
+@pytest.mark.parametrize(
+    ("digest", "name", "seen"),
+    [
+        ("measures", "sharpjax.geometry.probes", True),
+        ("measures", "sharpjax.train.steps", True),
+        ("measures", "sharpjax.nn.conv", True),
+        ("measures", "sharpjax.report.words", False),
+        ("measures", "sharpjax.studies.sharpness.shows", False),
+        ("measures", "sharpjax.protocol.judging.rules", False),
+        ("analysis", "sharpjax.runs.conclude", True),
+        ("analysis", "sharpjax.protocol.judging.rules", True),
+        ("analysis", "sharpjax.protocol.samples", True),
+        ("analysis", "sharpjax.protocol.tests.paired", True),
+        ("analysis", "sharpjax.protocol.tests.location", True),
+        ("analysis", "sharpjax.protocol.tests.trend", False),
+        ("analysis", "sharpjax.protocol.planning.power", False),
+        ("analysis", "sharpjax.protocol.wording", False),
+        ("analysis", "sharpjax.metrics.calibration", False),
+    ],
+)
+def test_what_the_digests_cover(tmp_path, monkeypatch, digest, name, seen):
+    before = study.digests_of(config())[digest]
+    assert imports.source_of(name) is not None
+    changed(monkeypatch, tmp_path, name)
+    assert (study.digests_of(config())[digest] != before) == seen
+
+
+def test_the_path_that_concludes_is_changed_before_the_run(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    decide = verdicts.decide
+    monkeypatch.setattr(
+        conclude,
+        "decide",
+        lambda *given, **options: tuple(
+            found._replace(verdict="refuted") for found in decide(*given, **options)
+        ),
+    )
+    changed(monkeypatch, tmp_path, "sharpjax.runs.conclude")
+    assert "the code that decides has changed" in begin(path, config(), finish=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(study, "hypotheses_of", lambda made: (hypothesis(),))
+    assert_caught(path, "not reached by the analysis that was registered")
+    # And who decides with sound code finds other verdicts than the folder's.
+    assert_caught_by_verify(path, "T.1 is refuted in the folder")
+
+
+def assert_caught_by_verify(path, words):
+    assert any(words in line for line in verify.verify(path).problems), verify.verify(path)
+
+
+def test_the_path_that_concludes_is_changed_after_the_run(tmp_path, monkeypatch):
+    path = sealed(tmp_path / "run")
+    decide = verdicts.decide
+    monkeypatch.setattr(
+        conclude,
+        "decide",
+        lambda *given, **options: tuple(
+            found._replace(verdict="refuted") for found in decide(*given, **options)
+        ),
+    )
+    changed(monkeypatch, tmp_path, "sharpjax.runs.conclude")
+    assert_caught_by_verify(path, "refuted by the analysis here")
+    report.write(epath.Path(path))
+    assert "is not the one that was registered" in (path / "report.md").read_text()
+
+
+def test_an_amendment_after_the_data_takes_nothing_back(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    at(monkeypatch, 1)
+    registered.register(path, config())
+    changed(monkeypatch, tmp_path, "sharpjax.protocol.judging.rules")
+    begin(path, config(), finish=True)
+    at(monkeypatch, 2)
+    standing.amend(epath.Path(path), "typo")
+    assert_caught(path, "not reached by the analysis that was registered")
+
+
+def test_other_data_are_refused_before_anything_is_trained(tmp_path):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    digests = dict(standing.read(path).data)
+    standing.hold_data(epath.Path(path), digests)
+    digests["digits"] = digests["digits"] | {"test": "0" * 64}
+    message = refused(standing.hold_data, epath.Path(path), digests)
+    assert "data 'digits'.test" in message
+
+
+def test_what_cannot_be_prevented_is_said(tmp_path):
+    """A registration that the repository does not hold is believed on its own word alone."""
+    path = sealed(tmp_path / "run")
+    assert any("this folder alone says" in line for line in registered.found(path).caveats)
+    shutil.copy(path / "registration.json", tmp_path / "official" / "sam_cifar-smoke.json")
+    assert not any("this folder alone" in line for line in registered.found(path).caveats)
+
+
+def test_rows_of_a_process_lie_within_its_time(tmp_path, monkeypatch):
+    path = sealed(tmp_path / "run")
+    processes = json.loads((path / "processes.json").read_text())
+    processes[0]["started"] = "2999-01-01T00:00:00+00:00"
+    (path / "processes.json").write_text(json.dumps(processes))
+    reseal(path)
+    assert_caught(path, "Rows of process 1 were written before it started")
+
+
+def test_a_row_that_names_another_study(tmp_path):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    with opened(path, config()) as run:
+        registered.write(run, config())
+        run.append("sam", [row("sam", 0, 9) | {"study": "other"}])
+    go_on(path)
+    assert_caught(path, "metrics/sam/9.jsonl holds a row of study ", "which is none of the run")
