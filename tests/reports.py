@@ -45,10 +45,13 @@ def finding(
     contrast = Contrast(quantity, groups, direction, test, margin=margin, null=null)
     if arrays is None:
         arrays = tuple(numbers(i, 80 + 20 * i, 12) for i in range(len(groups)))
-    result = TestResult(effect, interval, p, 1 - p, least, tuple(len(a) for a in arrays))
+    result = TestResult(
+        effect, lambda confidence: interval, p, 1 - p, least, tuple(len(a) for a in arrays)
+    )
     reason = f"{verdict}, as its interval shows"
     return Finding(
-        contrast, verdict, reason, Samples(arrays, seen), result, adjusted, 1 - p, detectable
+        *(contrast, verdict, reason, Samples(arrays, seen), result, adjusted, 1 - p, detectable),
+        interval,
     )
 
 

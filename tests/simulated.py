@@ -5,14 +5,25 @@ most: a thousand studies are a second.
 """
 
 import contextlib
+import functools
 from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 
-from sharpjax.protocol.tests import bootstrap, shuffle
+from sharpjax.protocol.tests import bootstrap, catalog, shuffle
 
 ALPHA = 0.05
+
+
+def named(name):
+    """A test of the catalog, as a function of samples and options."""
+    return functools.partial(catalog.run, name)
+
+
+def plain(result):
+    """A result that can be compared: its 95 % interval in place of the function."""
+    return result._replace(interval=result.interval(1 - ALPHA))
 
 
 class Rates(NamedTuple):
@@ -39,7 +50,7 @@ def rates(test, draw, truth=0.0, *, studies=1000, null=None, alternative="greate
     with few_resamples():
         for seed in range(studies):
             result = test(draw(generator), alternative=alternative, null=null, seed=seed)
-            low, high = result.interval
+            low, high = result.interval(1 - ALPHA)
             rejected = (result.p <= ALPHA, result.opposite_p <= ALPHA)
             counted.append((*rejected, low <= truth <= high))
     return Rates(*np.mean(counted, axis=0))

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests import bootstrap, ratios
-from sharpjax.protocol.tests.bootstrap import mean_difference
+from sharpjax.protocol.tests import bootstrap, means
 from sharpjax.protocol.tests.result import Samples
-from tests.simulated import level, rates
+from tests.simulated import level, named, rates
 
-TWO = [ratios.ratio_of_means, ratios.paired_ratio_of_means]
-FOUR = [ratios.difference_of_ratios, ratios.paired_difference_of_ratios]
-LOG_FOUR = [ratios.log_ratio_difference, ratios.paired_log_ratio_difference]
+mean_difference = named("mean-difference")
+ratio_of_means, paired_ratio_of_means = named("ratio-of-means"), named("paired-ratio-of-means")
+difference_of_ratios = named("difference-of-ratios")
+paired_difference_of_ratios = named("paired-difference-of-ratios")
+log_ratio_difference = named("log-ratio-difference")
+paired_log_ratio_difference = named("paired-log-ratio-difference")
+TWO = [ratio_of_means, paired_ratio_of_means]
+FOUR = [difference_of_ratios, paired_difference_of_ratios]
+LOG_FOUR = [log_ratio_difference, paired_log_ratio_difference]
 
 
 def lognormal(generator, n, scale=1.0, spread=0.3):
@@ -37,7 +42,7 @@ def sharing(*scales, n=10):
 
 
 def test_examples():
-    result = doctest.testmod(ratios, optionflags=doctest.ELLIPSIS)
+    result = doctest.testmod(means, optionflags=doctest.ELLIPSIS)
     assert result.attempted and not result.failed
 
 
@@ -66,11 +71,11 @@ def test_grokking_table():
         return mean + error * math.sqrt(10) * generator.permutation(shape)
 
     fast, slow = epochs(754.2, 259.6), epochs(37886.4, 789.3)
-    result = ratios.ratio_of_means(Samples((fast, slow)), alternative="less", null=0.05)
+    result = ratio_of_means(Samples((fast, slow)), alternative="less", null=0.05)
     assert 1 - result.effect == pytest.approx(0.98, abs=1e-4)
-    assert result.interval[0] > 0 and result.interval[1] < 0.05 and result.p < 0.01
+    assert result.interval(0.95)[0] > 0 and result.interval(0.95)[1] < 0.05 and result.p < 0.01
     ranks = Samples((epochs(182.2, 42.3), epochs(494.7, 134.7), fast, epochs(15270, 1066.7)))
-    result = ratios.difference_of_ratios(ranks, alternative="greater")
+    result = difference_of_ratios(ranks, alternative="greater")
     assert result.effect == pytest.approx(0.9506 - 0.6317, abs=1e-3) and result.p < 0.05
 
 
@@ -80,51 +85,55 @@ def test_scale_is_immaterial(test):
     a, b = samples.groups
     plain = test(samples, alternative="greater", null=1.0)
     scaled = test(Samples((1e6 * a, 1e3 * b)), alternative="greater", null=1e3)
-    np.testing.assert_allclose(scaled.interval, 1e3 * np.array(plain.interval), rtol=1e-9)
+    np.testing.assert_allclose(
+        scaled.interval(0.95), 1e3 * np.array(plain.interval(0.95)), rtol=1e-9
+    )
     assert scaled.p == pytest.approx(plain.p, rel=1e-6)
 
 
 def test_swapped_groups_mirror():
     """a / b and b / a: reciprocal intervals and swapped p, up to the resamples' own chance."""
     a, b = sharing(1.3, 1.0)(np.random.default_rng(1)).groups
-    first = ratios.paired_ratio_of_means(Samples((a, b)), alternative="greater")
-    second = ratios.paired_ratio_of_means(Samples((b, a)), alternative="less")
+    first = paired_ratio_of_means(Samples((a, b)), alternative="greater")
+    second = paired_ratio_of_means(Samples((b, a)), alternative="less")
     assert first.p == pytest.approx(second.p, rel=1e-6)
-    np.testing.assert_allclose(first.interval, 1 / np.array(second.interval[::-1]), rtol=1e-9)
+    np.testing.assert_allclose(
+        first.interval(0.95), 1 / np.array(second.interval(0.95)[::-1]), rtol=1e-9
+    )
 
 
 def test_log_difference_of_equal_denominators_is_that_of_logs():
     """b and d constant: log a - log c, whose interval is that of the ratio a / c."""
     generator = np.random.default_rng(2)
     a, c, one = lognormal(generator, 8), lognormal(generator, 8), np.ones(8)
-    four = ratios.paired_log_ratio_difference(Samples((a, one, c, one)), alternative="greater")
-    two = ratios.paired_ratio_of_means(Samples((a, c)), alternative="greater")
-    np.testing.assert_allclose(np.exp(four.interval), two.interval, rtol=1e-9)
+    four = paired_log_ratio_difference(Samples((a, one, c, one)), alternative="greater")
+    two = paired_ratio_of_means(Samples((a, c)), alternative="greater")
+    np.testing.assert_allclose(np.exp(four.interval(0.95)), two.interval(0.95), rtol=1e-9)
     assert four.p == pytest.approx(two.p, rel=1e-9)
 
 
 def test_constant_denominator_of_one_is_a_mean():
     a = np.random.default_rng(0).gamma(9.0, size=10)
-    ratio = ratios.ratio_of_means(Samples((a, np.ones(10))), alternative="greater", null=9.0)
+    ratio = ratio_of_means(Samples((a, np.ones(10))), alternative="greater", null=9.0)
     mean = mean_difference(Samples((a, np.zeros(10))), alternative="greater", null=9.0)
-    np.testing.assert_allclose(ratio.interval, mean.interval, rtol=0.02)
+    np.testing.assert_allclose(ratio.interval(0.95), mean.interval(0.95), rtol=0.02)
     assert ratio.p == pytest.approx(mean.p, abs=0.01)
 
 
 def test_pairs_are_worth_more():
     """A factor that both groups share drops out of a paired ratio."""
     samples = sharing(1.0, 1.0)(np.random.default_rng(3))
-    widths = [np.ptp(test(samples, alternative="greater").interval) for test in TWO]
+    widths = [np.ptp(test(samples, alternative="greater").interval(0.95)) for test in TWO]
     assert widths[1] < 0.6 * widths[0]
 
 
 def test_clusters():
     """Three layers of each seed alike: as many units as seeds."""
     a, b = sharing(0.5, 1.0)(np.random.default_rng(4)).groups
-    single = ratios.paired_ratio_of_means(Samples((a, b)), alternative="less")
+    single = paired_ratio_of_means(Samples((a, b)), alternative="less")
     layers = Samples((np.repeat(a, 3), np.repeat(b, 3)), clusters=np.repeat(np.arange(10), 3))
-    tripled = ratios.paired_ratio_of_means(layers, alternative="less")
-    np.testing.assert_allclose(tripled.interval, single.interval, rtol=1e-9)
+    tripled = paired_ratio_of_means(layers, alternative="less")
+    np.testing.assert_allclose(tripled.interval(0.95), single.interval(0.95), rtol=1e-9)
     assert tripled.n == (30, 30) and tripled.min_attainable_p == 2.0**-10
 
 
@@ -134,13 +143,13 @@ def test_clusters():
 @pytest.mark.parametrize(
     "test, draw, null, truth",
     [
-        (ratios.ratio_of_means, independent(1.0, 1.0), None, 1.0),
-        (ratios.ratio_of_means, independent(1.0, 20.0), 0.05, 0.05),
-        (ratios.paired_ratio_of_means, sharing(0.2, 1.0), 0.2, 0.2),
-        (ratios.difference_of_ratios, independent(1.0, 3.0, 2.0, 6.0), None, 0.0),
-        (ratios.paired_difference_of_ratios, sharing(1.0, 3.0, 2.0, 6.0), None, 0.0),
-        (ratios.log_ratio_difference, independent(5.0, 1.0, 10.0, 2.0), None, 0.0),
-        (ratios.paired_log_ratio_difference, sharing(5.0, 1.0, 10.0, 2.0), None, 0.0),
+        (ratio_of_means, independent(1.0, 1.0), None, 1.0),
+        (ratio_of_means, independent(1.0, 20.0), 0.05, 0.05),
+        (paired_ratio_of_means, sharing(0.2, 1.0), 0.2, 0.2),
+        (difference_of_ratios, independent(1.0, 3.0, 2.0, 6.0), None, 0.0),
+        (paired_difference_of_ratios, sharing(1.0, 3.0, 2.0, 6.0), None, 0.0),
+        (log_ratio_difference, independent(5.0, 1.0, 10.0, 2.0), None, 0.0),
+        (paired_log_ratio_difference, sharing(5.0, 1.0, 10.0, 2.0), None, 0.0),
     ],
 )
 def test_level_and_coverage(test, draw, null, truth):
@@ -151,7 +160,7 @@ def test_level_and_coverage(test, draw, null, truth):
 
 def test_power():
     """A factor of two between groups of ten is seen nearly always."""
-    assert level(ratios.ratio_of_means, independent(2.0, 1.0), studies=200) > 0.95
+    assert level(ratio_of_means, independent(2.0, 1.0), studies=200) > 0.95
 
 
 # What bad samples become.
@@ -161,16 +170,16 @@ def test_power():
 def test_no_denominator(b):
     for test in TWO:
         result = test(Samples((np.arange(1.0, 6), np.array(b))), alternative="less")
-        assert math.isnan(result.effect) and math.isnan(result.interval[0]) and result.p == 1
+        assert math.isnan(result.effect) and math.isnan(result.interval(0.95)[0]) and result.p == 1
 
 
 def test_denominator_near_zero_makes_the_interval_wide():
     """Resamples with no positive denominator are infinite ratios, not left out."""
     a, b = np.full(8, 1.0), np.array([-3.0, -2, -1, 0, 1, 2, 3, 4])
-    result = ratios.ratio_of_means(Samples((a, b)), alternative="greater")
-    assert result.interval[1] == math.inf and result.p > 0.05
-    four = ratios.difference_of_ratios(Samples((a, b, a, a)), alternative="greater")
-    assert four.interval[1] == math.inf
+    result = ratio_of_means(Samples((a, b)), alternative="greater")
+    assert result.interval(0.95)[1] == math.inf and result.p > 0.05
+    four = difference_of_ratios(Samples((a, b, a, a)), alternative="greater")
+    assert four.interval(0.95)[1] == math.inf
 
 
 def test_ratio_of_zero():
@@ -178,7 +187,7 @@ def test_ratio_of_zero():
     far = np.array([0.2, 0.3, 0.25, 0.31, 0.22, 0.27])
     for test, floor in zip(TWO, (1 / math.comb(12, 6), 2.0**-6), strict=True):
         result = test(Samples((np.zeros(6), far)), alternative="less", null=0.2)
-        assert result.effect == 0 and result.interval == (0, 0)
+        assert result.effect == 0 and result.interval(0.95) == (0, 0)
         assert result.p == pytest.approx(floor) and result.opposite_p == 1
 
 
@@ -187,26 +196,26 @@ def test_constant_groups():
     for test in TWO:
         result = test(same, alternative="two-sided", null=3.0)
         assert result.effect == pytest.approx(3.0)
-        assert np.ptp(result.interval) == 0
+        assert np.ptp(result.interval(0.95)) == 0
 
 
 def test_one_unit():
     for test in TWO:
         result = test(Samples((np.ones(1), np.full(1, 4.0))), alternative="less")
-        assert result.effect == 0.25 and result.p == 1 and math.isnan(result.interval[0])
+        assert result.effect == 0.25 and result.p == 1 and math.isnan(result.interval(0.95)[0])
 
 
 def test_log_ratio_limits():
     tops, bottoms = np.array([2.0, 0, 2, 0]), np.array([1.0, 1, 0, 0])
     np.testing.assert_array_equal(
-        ratios.log_ratio(tops, bottoms), [math.log(2), -math.inf, math.inf, math.nan]
+        means.log_ratio(tops, bottoms), [math.log(2), -math.inf, math.inf, math.nan]
     )
 
 
 @pytest.mark.parametrize("null", [0.0, -1.0, math.inf])
 def test_null_of_a_ratio_is_positive(null):
     with pytest.raises(UserError, match="null"):
-        ratios.ratio_of_means(Samples((np.ones(3), np.ones(3))), alternative="less", null=null)
+        ratio_of_means(Samples((np.ones(3), np.ones(3))), alternative="less", null=null)
 
 
 @pytest.mark.parametrize("test", [*FOUR, *LOG_FOUR])
@@ -217,12 +226,12 @@ def test_number_of_groups(test):
 
 def test_paired_lengths():
     with pytest.raises(UserError, match="same in all"):
-        ratios.paired_ratio_of_means(Samples((np.ones(3), np.ones(4))), alternative="less")
+        paired_ratio_of_means(Samples((np.ones(3), np.ones(4))), alternative="less")
 
 
 def test_floor_of_four_groups():
     """The first group against all others: with three units each, 1 / C(12, 3)."""
     groups = tuple(np.full(3, x) for x in (9.0, 1.0, 1.0, 1.0))
-    result = ratios.difference_of_ratios(Samples(groups), alternative="greater")
+    result = difference_of_ratios(Samples(groups), alternative="greater")
     assert result.p == result.min_attainable_p == pytest.approx(1 / math.comb(12, 3))
     assert bootstrap.strata_floor((3, 3, 3, 3)) == pytest.approx(1 / 220)

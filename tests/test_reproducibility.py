@@ -11,7 +11,7 @@ import pytest
 from sharpjax import runtime, schema, workdir
 from sharpjax.errors import UserError
 from sharpjax.protocol.judging.verdicts import decide
-from sharpjax.protocol.tests.catalog import TESTS
+from sharpjax.protocol.tests.catalog import TESTS, run
 from sharpjax.protocol.tests.result import Samples
 from sharpjax.runs import run as runner
 from sharpjax.runs import study
@@ -225,7 +225,7 @@ def test_decides_as_the_test_does(test):
     assert (TESTS[test].kind == "paired") == (test in PAIRED_TESTS)
     outcome = simulated_studies.simulate(now, 0)
     for i, drawn in enumerate(simulated_studies.draw(now, 0)):
-        result = TESTS[test].function(Samples(tuple(drawn[0])), alternative="two-sided")
+        result = run(test, Samples(tuple(drawn[0])), alternative="two-sided")
         assert outcome.rejected[i] == (result.p <= 0.05)
         assert outcome.estimate[i] == pytest.approx(result.effect)
     assert 0 < outcome.rejected.sum()

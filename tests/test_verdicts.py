@@ -18,26 +18,31 @@ from sharpjax.protocol.judging.verdicts import decide, require_all
 from sharpjax.protocol.planning import power
 from sharpjax.protocol.tests.catalog import Test as CatalogTest
 from sharpjax.protocol.tests.result import TestResult as Result
+from sharpjax.protocol.tests.result import unknown_interval
 from tests.protocol_cases import LOSS, SEEDS, contrast, hypothesis, rows
+from tests.simulated import plain
 
 
-def told(samples, *, alternative, margin, null, confidence, seed):
+def told(question):
     """A test that says what its samples tell it: p, opposite p, centre and scale of the interval,
     which is a normal one."""
-    p, opposite_p, centre, scale = samples.groups[0][:4]
-    width = scale * stats.norm.ppf((1 + confidence) / 2)
-    interval = (centre - width, centre + width)
-    return Result(centre, interval, p, opposite_p, 0.001, (len(samples.groups[0]),))
+    p, opposite_p, centre, scale = question.groups[0][:4]
+
+    def interval(confidence):
+        width = scale * stats.norm.ppf((1 + confidence) / 2)
+        return centre - width, centre + width
+
+    return Result(centre, interval, p, opposite_p, 0.001, question.sizes)
 
 
-def failing(samples, **options):
-    raise UserError("told: cannot.")
+def failing(question):
+    raise UserError("cannot.")
 
 
 TOLD = {
     "told": CatalogTest(told, "paired", "effect", 0.0, (1, 2)),
-    "tost": CatalogTest(told, "paired", "effect", 0.0, (1, 2), True, True),
-    "non-inferiority": CatalogTest(told, "paired", "effect", 0.0, (1, 2), True),
+    "tost": CatalogTest(told, "paired", "effect", 0.0, (1, 2), margin=True, equivalence=True),
+    "non-inferiority": CatalogTest(told, "paired", "effect", 0.0, (1, 2), margin=True),
     "failing": CatalogTest(failing, "paired", "effect", 0.0, (1, 2)),
 }
 
@@ -150,9 +155,9 @@ def test_no_direction_no_refutation():
 
 
 def test_no_p():
-    nan = {"told": CatalogTest(lambda *a, **k: Result(0, (0, 0), math.nan, math.nan, 0, (4,)),
-                               "paired", "effect", 0.0, (1, 2))}  # fmt: skip
-    (judgement,) = judged(telling(0.5), hypothesis(one()), tests=nan)
+    result = Result(0, unknown_interval, math.nan, math.nan, 0, (4,))
+    nan = TOLD["told"]._replace(function=lambda question: result)
+    (judgement,) = judged(telling(0.5), hypothesis(one()), tests={"told": nan})
     assert judgement.verdict == "inconclusive" and "no p" in judgement.reason
 
 
@@ -287,8 +292,8 @@ def test_a_family_counts_as_it_was_registered(gap):
 
 
 def test_a_member_without_p_counts_too():
-    def nan(samples, **options):
-        result = told(samples, **options)
+    def nan(question):
+        result = told(question)
         return result._replace(p=math.nan, opposite_p=math.nan) if result.p > 0.9 else result
 
     asked = [hypothesis(metric(i), id=f"S.{i}", family="S", correction="holm") for i in range(2)]
@@ -323,7 +328,7 @@ def test_missing_seeds_end_inconclusive_however_small_p_is():
 
 def test_a_test_that_refuses_its_samples():
     (judgement,) = judged(telling(0.5), hypothesis(one("failing")))
-    assert (judgement.verdict, judgement.reason) == ("not run", "told: cannot.")
+    assert (judgement.verdict, judgement.reason) == ("not run", "failing: cannot.")
 
 
 def test_a_floor_of_p_is_said():
@@ -492,7 +497,9 @@ def test_the_same_rows_in_any_order_give_the_same_answers():
     table = rows("sam", [1.0, 2, 3, 4]) + rows("sgd", [2.0, 5, 6, 9])
     first = decide(asked, table, seeds=range(4))
     again = decide(asked, table[::-1], seeds=range(4))
-    assert first[0].findings[0].result == again[0].findings[0].result
+    one, other = first[0].findings[0], again[0].findings[0]
+    assert one.result is not None and other.result is not None
+    assert plain(one.result) == plain(other.result) and one.interval == other.interval
 
 
 def test_funnel():

@@ -52,7 +52,7 @@ def evidence(finding: Finding) -> Evidence:
     drawn = None
     if result is not None:
         null = contrast.null if contrast.null is not None else test.null if test else 0.0
-        drawn = Interval.of(result.effect, result.interval, null, contrast.margin)
+        drawn = Interval.of(result.effect, finding.interval, null, contrast.margin)
     return Evidence(
         comparison=words.comparison(contrast),
         quantity="; ".join(dict.fromkeys(map(words.quantity, quantities(contrast)))),

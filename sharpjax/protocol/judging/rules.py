@@ -16,7 +16,7 @@ In a family of m that is corrected, the alpha of an interval is alpha / m (Bonfe
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from sharpjax.protocol.claims import Contrast, Correction
@@ -51,13 +51,13 @@ def word(
     result: TestResult,
     adjusted: tuple[float, float],
     rule: Rule,
-    interval: Callable[[float], tuple[float, float]],
 ) -> tuple[Verdict, str]:
     """The word for a contrast whose numbers are all there, and why."""
     alpha, (p, opposite_p) = rule.alpha, adjusted
     null = test.null if contrast.null is None else contrast.null
     margin = contrast.margin
     narrow, wide = 1 - 2 * rule.each, 1 - rule.each
+    interval = result.interval
     if contrast.within and margin is not None:
         if _inside(interval(narrow), null, margin):
             return "supported", f"{_named(narrow)} lies within {margin:g} of {null:g}."

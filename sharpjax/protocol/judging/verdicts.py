@@ -43,6 +43,7 @@ class Finding(NamedTuple):
             other member of the family rejects, in units of the test's effect; NaN where no formula
             or simulation gives one.
         reason: one line for a person, always there.
+        interval: of the effect, at confidence 1 - alpha; NaN where there is none.
         refuting: whether it is one of those which, where supported, refute the hypothesis.
     """
 
@@ -54,6 +55,7 @@ class Finding(NamedTuple):
     adjusted_p: float
     adjusted_opposite_p: float
     detectable: float
+    interval: tuple[float, float] = (math.nan, math.nan)
     refuting: bool = False
 
 
@@ -113,7 +115,7 @@ def decide(
             key = _key(contrast, hypothesis.alpha)
             sizes.setdefault(family, {})[key] = None
             if hypothesis.id not in reasons and key not in measured:
-                measured[key] = _measure(contrast, index, seeds, tests, hypothesis.alpha, seed)
+                measured[key] = _measure(contrast, index, seeds, tests, seed)
     corrections: dict[str, Correction] = {
         f: h.correction for h in hypotheses for _, f in families(h)
     }
@@ -132,7 +134,7 @@ def decide(
             else:
                 members = len(sizes[family]) if hypothesis.correction != "none" else 1
                 rule = rules.Rule(hypothesis.alpha, hypothesis.correction, members)
-                finding = _find(measured[key], adjusted[family][key], rule, tests, detectable, seed)
+                finding = _find(measured[key], adjusted[family][key], rule, tests, detectable)
             findings.append(finding._replace(refuting=i >= number))
         judgements.append(_judge(hypothesis, tuple(findings), reasons.get(hypothesis.id, "")))
     return tuple(judgements)
@@ -181,7 +183,6 @@ def _measure(
     index: Table,
     seeds: Sequence[int] | None,
     tests: Mapping[str, Test],
-    alpha: float,
     seed: int,
 ) -> _Measured:
     gap = ""
@@ -192,27 +193,18 @@ def _measure(
     if samples is None:
         return _Measured(contrast, None, None, gap)
     try:
-        result = _test(contrast, samples, tests, 1 - alpha, seed)
+        result = catalog.run(
+            contrast.test,
+            samples,
+            alternative=contrast.direction,
+            margin=contrast.margin or 0.0,
+            null=contrast.null,
+            seed=seed,
+            tests=tests,
+        )
     except UserError as error:
         return _Measured(contrast, samples, None, f"{gap} {error}".strip())
     return _Measured(contrast, samples, result, gap)
-
-
-def _test(
-    contrast: Contrast,
-    samples: Samples,
-    tests: Mapping[str, Test],
-    confidence: float,
-    seed: int,
-) -> TestResult:
-    return tests[contrast.test].function(
-        samples,
-        alternative=contrast.direction,
-        margin=0.0 if contrast.margin is None else contrast.margin,
-        null=contrast.null,
-        confidence=confidence,
-        seed=seed,
-    )
 
 
 def _adjusted(
@@ -245,7 +237,6 @@ def _find(
     rule: rules.Rule,
     tests: Mapping[str, Test],
     detectable: Detectable | None,
-    seed: int,
 ) -> Finding:
     contrast, samples, result, gap = measured
     if samples is None or result is None:
@@ -255,14 +246,7 @@ def _find(
         verdict, why = "inconclusive", f"Fewer units than were registered: {gap}"
         adjusted = (math.nan, math.nan)
     else:
-        verdict, why = rules.word(
-            contrast,
-            test,
-            result,
-            adjusted,
-            rule,
-            lambda confidence: _test(contrast, samples, tests, confidence, seed).interval,
-        )
+        verdict, why = rules.word(contrast, test, result, adjusted, rule)
         if contrast.within:
             adjusted = (math.nan, math.nan)
     effect = math.nan
@@ -271,12 +255,13 @@ def _find(
         if not math.isnan(effect):
             null = test.null if contrast.null is None else contrast.null
             why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
-    reason = f"{why} {_said(test, result)}{_doubt(contrast, test, samples)}"
-    return Finding(contrast, verdict, reason, samples, result, *adjusted, effect)
+    shown = result.interval(1 - rule.alpha)
+    reason = f"{why} {_said(test, result, shown)}{_doubt(contrast, test, samples)}"
+    return Finding(contrast, verdict, reason, samples, result, *adjusted, effect, shown)
 
 
-def _said(test: Test, result: TestResult) -> str:
-    low, high = result.interval
+def _said(test: Test, result: TestResult, shown: tuple[float, float]) -> str:
+    low, high = shown
     interval = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
     effect = test.effect[:1].upper() + test.effect[1:]
     return f"{effect} {result.effect:.4g}{interval}, n = {rules.units(result)}."

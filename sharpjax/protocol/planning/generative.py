@@ -32,7 +32,7 @@ from sharpjax.protocol.tests.result import Samples
 
 LEVEL = 5.0
 PAIR_CORRELATION = 0.5
-Shift = Literal["first", "all", "steps"]
+Shift = Literal["first", "steps"]
 SHIFTED = ("independent", "paired", "many", "many-paired")
 
 
@@ -67,8 +67,8 @@ def draw(
         kind: of the test.
         effect: d; negative for an effect of the other sign.
         sizes: number of units in each group (of models, for 'pairwise').
-        null: for 'one': the proportion at no effect; where all groups shift: their mean at none.
-        shift: which groups: the 'first' by d and the others not, 'all' by d, or by equal 'steps'
+        null: for 'one': the proportion at no effect; of a single group: its mean at none.
+        shift: which groups: the 'first' by d and the others not, or all by equal 'steps'
             from d down to 0. A single group shifts as all.
         pilot: samples whose units, centred and drawn with replacement, replace the normal noise.
 
@@ -101,7 +101,7 @@ def draw(
     if kind in ("paired", "many-paired"):
         shared = math.sqrt(PAIR_CORRELATION) * rng.standard_normal((num_studies, sizes[0]))
         noise = [shared + math.sqrt(1 - PAIR_CORRELATION) * z for z in noise]
-    level = null if len(sizes) == 1 or shift == "all" else LEVEL
+    level = null if len(sizes) == 1 else LEVEL
     return _shifted(level, noise, effect, shift)
 
 
@@ -138,7 +138,6 @@ def _shifted(level: float, noise: list[np.ndarray], effect: float, shift: Shift)
     place = np.arange(len(noise))
     steps = {
         "first": 1.0 * (place == 0),
-        "all": np.ones(len(noise)),
         "steps": 1 - place / max(len(noise) - 1, 1),
     }[shift]
     pairs = zip(noise, steps, strict=True)

@@ -30,6 +30,7 @@ from sharpjax.protocol.planning.sensitivity import (
     power_of,
     smallest_p,
 )
+from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 from sharpjax.protocol.wording import describe
 
@@ -172,7 +173,7 @@ def detectable(
 def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float, power: float) -> float:
     test = simulation.lookup(contrast.test)
     options: dict[str, Any] = {"alternative": contrast.direction, "null": contrast.null}
-    low, high = test.function(samples, **options).interval
+    low, high = catalog.run(contrast.test, samples, **options).interval(0.95)
     null = test.null if contrast.null is None else contrast.null
     tails = 2 if contrast.direction == "two-sided" else 1
     shift = special.ndtri(1 - alpha / tails) + special.ndtri(power)
@@ -186,7 +187,7 @@ def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float, power
 
 # Effects that chance alone makes positive, and one without chance.
 _NO_SCALE = ("kruskal-wallis", "friedman", "identical")
-_ON_LOG_SCALE = ("log-rank", "restricted-mean-ratio")
+_ON_LOG_SCALE = ("log-rank",)
 
 
 def _planned(

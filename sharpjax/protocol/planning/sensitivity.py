@@ -16,6 +16,7 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.planning import generative, simulation
 from sharpjax.protocol.planning.formulas import FORMULAS, Plan, kendall_tau, spearman_rho
 from sharpjax.protocol.planning.noncentral_t import LARGEST_EFFECT, MOST_SEEDS
+from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Alternative, Samples
 
 LOOKED_AT = 60  # units: the smallest p of more is smaller yet, and far below any alpha
@@ -99,7 +100,8 @@ def _smallest_p(test: str, plan: Plan) -> float:
     most = max(plan.sizes) if entry.kind == "one" else LOOKED_AT
     sizes = tuple(min(n, most) for n in plan.sizes)
     batch = generative.draw(entry.kind, 0.5, sizes, num_studies=1, null=null)
-    result = entry.function(
+    result = catalog.run(
+        test,
         next(batch.samples()),
         alternative=plan.alternative,
         margin=1.0 if entry.margin else 0.0,

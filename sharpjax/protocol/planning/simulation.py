@@ -110,7 +110,7 @@ def _outcomes(
         return Outcomes(np.asarray(p, np.float64), None)
     options: dict[str, Any] = {"alternative": alternative, "null": null, "margin": margin or 0.0}
     results = [
-        entry.function(samples, seed=seed + i, **options)
+        catalog.run(test, samples, seed=seed + i, **options)
         for i, samples in enumerate(batch.samples())
     ]
     return Outcomes(np.array([r.p for r in results]), np.array([r.effect for r in results]))
@@ -118,8 +118,6 @@ def _outcomes(
 
 def shift_of(test: str) -> generative.Shift:
     """Which groups an effect shifts."""
-    if test == "interquartile-mean":
-        return "all"
     return "first" if "ratio" in test else "steps"
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from sharpjax.protocol.tests import bootstrap
 from sharpjax.protocol.tests.bootstrap import Statistic
-from sharpjax.protocol.tests.result import Alternative, TestResult, nothing_known
+from sharpjax.protocol.tests.question import Question
+from sharpjax.protocol.tests.result import TestResult, nothing_known
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
@@ -76,15 +77,11 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
 
 
 def resampled(
+    question: Question,
     statistic: Statistic,
-    sizes: tuple[int, ...],
-    clusters: np.ndarray | None = None,
-    *,
-    alternative: Alternative,
-    null: float,
-    confidence: float,
-    seed: int,
     floor: float,
+    *,
+    strata: tuple[int, ...] | None = None,
     bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> TestResult:
     """Interval and p of a statistic within bounds, by drawing units, or clusters of them.
@@ -93,29 +90,26 @@ def resampled(
     astray may have gone unseen (`_unseen`), each of which takes off as much as there is.
 
     Args:
-        sizes: of the strata, as in `bootstrap.bca`.
         floor: the smallest one-sided p.
+        strata: sizes, as in `bootstrap.bca`; None: units are the same in all groups.
     """
-    distribution = bootstrap.bca(statistic, sizes, clusters=clusters, seed=seed)
-    if distribution.undefined == 1:
-        return nothing_known(distribution.estimate, sizes)
-    result = bootstrap.infer(
-        distribution,
-        sizes,
-        alternative=alternative,
-        null=null,
-        confidence=confidence,
-        floor=floor,
-        bounds=bounds,
-    )
-    low, high = result.interval
-    independent = min(sizes) if clusters is None else int(clusters.max()) + 1
-    reach = (bounds[1] - bounds[0]) * _unseen(independent, confidence)
-    if low == high == bounds[1]:
-        low = high - reach
-    elif low == high == bounds[0]:
-        high = low + reach
-    return result._replace(interval=(low, high))
+    clusters = question.clusters
+    strata, few = (question.sizes[:1], question.units) if strata is None else (strata, min(strata))
+    drawn = bootstrap.bca(statistic, strata, clusters=clusters, seed=question.seed)
+    if drawn.undefined == 1:
+        return nothing_known(drawn.estimate, question.sizes)
+    result = bootstrap.infer(question, drawn, floor, bounds=bounds)
+
+    def interval(confidence: float) -> tuple[float, float]:
+        low, high = result.interval(confidence)
+        reach = (bounds[1] - bounds[0]) * _unseen(few, confidence)
+        if low == high == bounds[1]:
+            low = high - reach
+        elif low == high == bounds[0]:
+            high = low + reach
+        return low, high
+
+    return result._replace(interval=interval)
 
 
 def _unseen(num_units: int, confidence: float) -> float:

@@ -1,4 +1,4 @@
-"""The bootstrap: BCa intervals, p values by inverting them, and what means need of it.
+"""The bootstrap: BCa intervals, and p values by inverting them.
 
 A resample is a vector of counts: how often each unit was drawn. Every statistic here is a function
 of counts, so that thousands of resamples are one matrix product, units that belong together are
@@ -31,8 +31,8 @@ import numpy as np
 from scipy import special
 
 from sharpjax.protocol.tests import exact
-from sharpjax.protocol.tests.arguments import check_options, directed, read_aligned, read_groups
-from sharpjax.protocol.tests.result import UNKNOWN, Alternative, Samples, TestResult, nothing_known
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import TestResult, unknown_interval
 
 RESAMPLES = 9_999
 _TAIL = 10  # replicates at either end beyond which the distribution goes on as a normal one
@@ -124,7 +124,7 @@ def bca(
 def interval(bootstrap: Bootstrap, confidence: float) -> tuple[float, float]:
     """The two-sided BCa interval; NaN where too few resamples have a value."""
     if bootstrap.undefined > _MOST_UNDEFINED:
-        return UNKNOWN
+        return unknown_interval(confidence)
     level = 0.5 + confidence / 2
     z = float(special.ndtri(level))
     if bootstrap.expansion:
@@ -157,34 +157,31 @@ def tails(bootstrap: Bootstrap, null: float) -> tuple[float, float]:
 
 
 def infer(
+    question: Question,
     bootstrap: Bootstrap,
-    sizes: Sequence[int],
-    *,
-    alternative: Alternative,
-    null: float,
-    confidence: float,
     floor: float,
+    *,
     log: bool = False,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> TestResult:
     """The result of a test: interval and p of one bootstrap distribution.
 
     Args:
-        null: in the units of the effect.
         floor: the smallest one-sided p.
         log: the statistic is the logarithm of the effect.
         bounds: of the effect.
     """
-    wanted = math.log(null) if log else null
+
+    def ends(confidence: float) -> tuple[float, float]:
+        low, high = interval(bootstrap, confidence)
+        if log:
+            low, high = float(np.exp(low)), float(np.exp(high))
+        return float(np.clip(low, *bounds)), float(np.clip(high, *bounds))
+
+    wanted = math.log(question.null) if log else question.null
     greater, less = (max(floor, p) for p in tails(bootstrap, wanted))
-    p, opposite = directed(alternative, greater, less)
-    low, high = interval(bootstrap, confidence)
-    effect = bootstrap.estimate
-    if log:
-        effect, low, high = (float(np.exp(x)) for x in (effect, low, high))
-    low, high = (float(np.clip(x, *bounds)) for x in (low, high))
-    least = min(1.0, 2 * floor) if alternative == "two-sided" else floor
-    return TestResult(effect, (low, high), p, opposite, least, tuple(sizes))
+    effect = float(np.exp(bootstrap.estimate)) if log else bootstrap.estimate
+    return conclude(question, effect, ends, greater, less, floor)
 
 
 def weighted_mean(x: np.ndarray) -> Statistic:
@@ -207,80 +204,6 @@ def joined(counts: Sequence[np.ndarray]) -> np.ndarray:
     """
     leading = np.broadcast_shapes(*(c.shape[:-1] for c in counts))
     return np.concatenate([np.broadcast_to(c, (*leading, c.shape[-1])) for c in counts], axis=-1)
-
-
-def mean(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
-    """The mean of one group, or of first minus second over paired units; null 0.
-
-    Clusters are drawn whole where there are any.
-
-    Raises:
-        UserError: see `arguments.read_groups`; groups of different lengths.
-
-    >>> change = np.array([0.1, 0.3, 0.2, 0.5, 0.4, 0.2, 0.3, 0.6])
-    >>> result = mean(Samples((change,)), alternative="greater")
-    >>> round(result.effect, 3), round(result.p, 5)
-    (0.325, 0.00391)
-    """
-    null = 0.0 if null is None else null
-    check_options("mean", alternative, confidence, null=null)
-    groups, clusters, independent = read_aligned("mean", samples, 1, 2)
-    x = groups[0] if len(groups) == 1 else groups[0] - groups[1]
-    sizes = (x.size,) * len(groups)
-    if independent < 2:
-        return nothing_known(float(x.mean()), sizes)
-    return infer(
-        bca(weighted_mean(x), (x.size,), clusters=clusters, seed=seed),
-        sizes,
-        alternative=alternative,
-        null=null,
-        confidence=confidence,
-        floor=units_floor(independent),
-    )
-
-
-def mean_difference(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
-    """The difference of the means of two independent groups, each resampled by itself; null 0.
-
-    Raises:
-        UserError: see `arguments.read_groups`.
-
-    >>> a, b = np.array([5.0, 7.0, 6.0, 8.0, 9.0]), np.array([1.0, 2.0, 4.0, 3.0, 2.0])
-    >>> result = mean_difference(Samples((a, b)), alternative="two-sided")
-    >>> round(result.effect, 3), result.interval[0] < 4.6 < result.interval[1]
-    (4.6, True)
-    """
-    null = 0.0 if null is None else null
-    check_options("mean_difference", alternative, confidence, null=null)
-    a, b = read_groups("mean_difference", samples, 2, 2)
-    sizes = (a.size, b.size)
-    if min(sizes) < 2:
-        return nothing_known(float(a.mean() - b.mean()), sizes)
-    first, second = weighted_mean(a), weighted_mean(b)
-    return infer(
-        bca(lambda u, v: first(u) - second(v), sizes, seed=seed),
-        sizes,
-        alternative=alternative,
-        null=null,
-        confidence=confidence,
-        floor=strata_floor(sizes),
-    )
 
 
 def units_floor(num_units: int) -> float:

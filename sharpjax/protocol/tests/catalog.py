@@ -1,36 +1,43 @@
-"""Every test that a hypothesis can name."""
+"""Every test that a hypothesis can name, and how one is called."""
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+import numpy as np
+
+from sharpjax.errors import UserError, unknown
 from sharpjax.protocol.tests import (
-    aggregate,
-    bootstrap,
     correlation,
     equality,
-    equivalence,
+    means,
     omnibus,
-    paired,
     pairwise,
-    permutation,
     proportion,
-    ratios,
+    ranks,
     survival,
+    t_tests,
     trend,
-    two_sample,
 )
-from sharpjax.protocol.tests.result import TestResult
+from sharpjax.protocol.tests.question import Question, cluster_codes, vectors
+from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Kind = Literal[
     "one", "independent", "paired", "many", "many-paired", "correlation", "times", "pairwise"
 ]
+_ALIGNED = ("paired", "many-paired", "correlation")
+_MANY = 1_000  # more groups than anybody has
+_ANY = (-math.inf, math.inf)
+_RANK = (-1.0, 1.0)
+_SHARE = (0.0, 1.0)
+_POSITIVE = (0.0, math.inf)
 
 
 class Test(NamedTuple):
     """A test and what must be known to use it.
 
     Attributes:
-        function: as `protocol.tests.result` says.
+        function: from a `Question` to its result.
         kind: how its samples are gathered. 'one': one group against a number; 'independent',
             'many': groups of any sizes; 'paired', 'many-paired': unit i of one group belongs to
             unit i of the others; 'correlation': two quantities of each unit, over all groups;
@@ -39,108 +46,175 @@ class Test(NamedTuple):
         effect: name and unit of its effect, for a reader.
         null: the effect under its own null hypothesis.
         groups: the least and the most groups it takes.
+        bounds: between which its effect, and so every null other than its own, lies.
         margin: whether it needs a smallest effect of interest; then `p` is against that.
         equivalence: whether its claim is that there is no effect as large as the margin.
+        clusters: whether it can take units that come in clusters.
     """
 
     __test__ = False  # no test for pytest to collect
 
-    function: Callable[..., TestResult]
+    function: Callable[[Question], TestResult]
     kind: Kind
     effect: str
     null: float
     groups: tuple[int, int]
+    bounds: tuple[float, float] = _ANY
     margin: bool = False
     equivalence: bool = False
+    clusters: bool = False
+
+
+def _paired(function, effect: str, null: float, groups: tuple[int, int], **more) -> Test:
+    return Test(function, "paired", effect, null, groups, clusters=True, **more)
+
+
+def _independent(function, effect: str, null: float = 0.0, **more) -> Test:
+    return Test(function, "independent", effect, null, (2, 2), **more)
+
+
+def _correlation(function, effect: str, bounds=_RANK, null: float = 0.0, groups=(2, 2)) -> Test:
+    return Test(function, "correlation", effect, null, groups, bounds, clusters=True)
 
 
 _DIFFERENCE = "difference of means"
 _MEAN = "mean difference"
-_MANY = 1_000
+_RATIO = "ratio of means"
+_RATIOS = "a/b - c/d of means"
+_LOGS = "log(a/b) - log(c/d) of means"
 TESTS: Mapping[str, Test] = {
-    "paired-t": Test(paired.paired_t, "paired", _MEAN, 0.0, (1, 2)),
-    "wilcoxon": Test(
-        paired.wilcoxon, "paired", "matched-pairs rank-biserial correlation", 0.0, (1, 2)
+    "paired-t": _paired(t_tests.paired_t, _MEAN, 0.0, (1, 2)),
+    "wilcoxon": _paired(
+        ranks.wilcoxon, "matched-pairs rank-biserial correlation", 0.0, (1, 2), bounds=_RANK
     ),
-    "paired-permutation": Test(permutation.paired_permutation, "paired", _MEAN, 0.0, (1, 2)),
-    "mean": Test(bootstrap.mean, "paired", _MEAN, 0.0, (1, 2)),
-    "welch": Test(two_sample.welch, "independent", _DIFFERENCE, 0.0, (2, 2)),
-    "mann-whitney": Test(two_sample.mann_whitney, "independent", "Cliff's delta", 0.0, (2, 2)),
-    "auc": Test(two_sample.auc, "independent", "area under the ROC curve", 0.5, (2, 2)),
-    "permutation": Test(permutation.permutation, "independent", _DIFFERENCE, 0.0, (2, 2)),
-    "mean-difference": Test(bootstrap.mean_difference, "independent", _DIFFERENCE, 0.0, (2, 2)),
-    "tost": Test(equivalence.tost, "independent", _DIFFERENCE, 0.0, (2, 2), True, True),
-    "paired-tost": Test(equivalence.paired_tost, "paired", _MEAN, 0.0, (1, 2), True, True),
-    "non-inferiority": Test(
-        equivalence.non_inferiority, "independent", _DIFFERENCE, 0.0, (2, 2), True
+    "mean": _paired(means.mean, _MEAN, 0.0, (1, 2)),
+    "welch": _independent(t_tests.welch, _DIFFERENCE),
+    "mann-whitney": _independent(ranks.mann_whitney, "Cliff's delta", bounds=_RANK),
+    "auc": _independent(ranks.auc, "area under the ROC curve", 0.5, bounds=_SHARE, clusters=True),
+    "mean-difference": _independent(means.mean_difference, _DIFFERENCE),
+    "tost": _independent(t_tests.tost, _DIFFERENCE, margin=True, equivalence=True),
+    "non-inferiority": _independent(t_tests.non_inferiority, _DIFFERENCE, margin=True),
+    "paired-non-inferiority": _paired(
+        t_tests.paired_non_inferiority, _MEAN, 0.0, (1, 2), margin=True
     ),
-    "paired-non-inferiority": Test(
-        equivalence.paired_non_inferiority, "paired", _MEAN, 0.0, (1, 2), True
+    "binomial": Test(proportion.binomial, "one", "proportion of ones", 0.5, (1, 1), _SHARE),
+    "identical": _paired(equality.identical, "difference nearest to the other side", 0.0, (2, 2)),
+    "ratio-of-means": _independent(means.ratio_of_means, _RATIO, 1.0, bounds=_POSITIVE),
+    "paired-ratio-of-means": _paired(
+        means.paired_ratio_of_means, _RATIO, 1.0, (2, 2), bounds=_POSITIVE
     ),
-    "binomial": Test(proportion.binomial, "one", "proportion of ones", 0.5, (1, 1)),
-    "identical": Test(
-        equality.identical, "paired", "difference nearest to the other side", 0.0, (2, 2)
-    ),
-    "ratio-of-means": Test(ratios.ratio_of_means, "independent", "ratio of means", 1.0, (2, 2)),
-    "paired-ratio-of-means": Test(
-        ratios.paired_ratio_of_means, "paired", "ratio of means", 1.0, (2, 2)
-    ),
-    "difference-of-ratios": Test(
-        ratios.difference_of_ratios, "many", "a/b - c/d of means", 0.0, (4, 4)
-    ),
+    "difference-of-ratios": Test(means.difference_of_ratios, "many", _RATIOS, 0.0, (4, 4)),
     "paired-difference-of-ratios": Test(
-        ratios.paired_difference_of_ratios, "many-paired", "a/b - c/d of means", 0.0, (4, 4)
+        means.paired_difference_of_ratios, "many-paired", _RATIOS, 0.0, (4, 4), clusters=True
     ),
-    "log-ratio-difference": Test(
-        ratios.log_ratio_difference, "many", "log(a/b) - log(c/d) of means", 0.0, (4, 4)
-    ),
+    "log-ratio-difference": Test(means.log_ratio_difference, "many", _LOGS, 0.0, (4, 4)),
     "paired-log-ratio-difference": Test(
-        ratios.paired_log_ratio_difference,
-        "many-paired",
-        "log(a/b) - log(c/d) of means",
-        0.0,
-        (4, 4),
+        means.paired_log_ratio_difference, "many-paired", _LOGS, 0.0, (4, 4), clusters=True
     ),
-    "spearman": Test(correlation.spearman, "correlation", "Spearman's rho", 0.0, (2, 2)),
-    "kendall": Test(correlation.kendall, "correlation", "Kendall's tau", 0.0, (2, 2)),
-    "pearson": Test(correlation.pearson, "correlation", "Pearson's r", 0.0, (2, 2)),
-    "fit-error": Test(
-        correlation.fit_error,
-        "correlation",
-        "error of the fit over that of the mean",
-        1.0,
-        (2, 2),
+    "spearman": _correlation(correlation.spearman, "Spearman's rho"),
+    "kendall": _correlation(correlation.kendall, "Kendall's tau"),
+    "pearson": _correlation(correlation.pearson, "Pearson's r"),
+    "fit-error": _correlation(
+        correlation.fit_error, "error of the fit over that of the mean", _SHARE, 1.0
     ),
-    "kendall-difference": Test(
-        correlation.kendall_difference, "correlation", "difference of |tau|", 0.0, (3, 3)
+    "kendall-difference": _correlation(
+        correlation.kendall_difference, "difference of |tau|", groups=(3, 3)
     ),
-    "spearman-pooled": Test(
-        correlation.spearman_pooled, "correlation", "pooled rho - rho within", 0.0, (4, 100)
+    "spearman-pooled": _correlation(
+        correlation.spearman_pooled, "pooled rho - rho within", (-2.0, 2.0), groups=(4, 100)
     ),
-    "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, (2, 2)),
-    "restricted-mean": Test(
-        survival.restricted_mean, "times", "difference of restricted means", 0.0, (2, 2)
-    ),
-    "restricted-mean-ratio": Test(
-        survival.restricted_mean_ratio, "times", "ratio of restricted means", 1.0, (2, 2)
-    ),
+    "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, (2, 2), _POSITIVE),
     "jonckheere": Test(
-        trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, (2, _MANY)
+        trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, (2, _MANY), _RANK
     ),
-    "page": Test(trend.page, "many-paired", "mean rank correlation of a unit", 0.0, (2, _MANY)),
+    "page": Test(
+        *(trend.page, "many-paired", "mean rank correlation of a unit", 0.0, (2, _MANY), _RANK),
+        clusters=True,
+    ),
     "kruskal-wallis": Test(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, (2, _MANY)),
     "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, (2, _MANY)),
     "pairwise-difference": Test(
         pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0, (2, 2)
     ),
-    "interquartile-mean": Test(
-        aggregate.interquartile_mean, "independent", "interquartile mean", 0.0, (1, _MANY)
-    ),
-    "interquartile-mean-difference": Test(
-        aggregate.interquartile_mean_difference,
-        "independent",
-        "difference of interquartile means",
-        0.0,
-        (2, 2),
-    ),
 }
+
+
+def run(
+    name: str,
+    samples: Samples,
+    *,
+    alternative: Alternative,
+    margin: float = 0.0,
+    null: float | None = None,
+    seed: int = 0,
+    tests: Mapping[str, Test] = TESTS,
+) -> TestResult:
+    """What the test of this name says of samples.
+
+    Args:
+        alternative: about the first group against the others: 'greater' says that it is the larger.
+        margin: the smallest effect of interest, for tests that need one.
+        null: the effect under the null hypothesis; None: the test's own.
+        seed: of resampling, so that the same samples give the same numbers.
+        tests: the tests there are.
+
+    Raises:
+        UserError: there is no such test, or it cannot take these samples or options; the message
+            starts with its name.
+
+    >>> samples = Samples((np.array([5.0, 6.0, 7.0]), np.array([1.0, 2.0, 3.0])))
+    >>> result = run("mann-whitney", samples, alternative="two-sided")
+    >>> result.effect, result.p, result.min_attainable_p
+    (1.0, 0.1, 0.1)
+    """
+    if name not in tests:
+        raise unknown("test", name, tests)
+    test = tests[name]
+    try:
+        null = test.null if null is None else null
+        return test.function(_question(test, samples, alternative, margin, null, seed))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _question(
+    test: Test,
+    samples: Samples,
+    alternative: Alternative,
+    margin: float,
+    null: float,
+    seed: int,
+) -> Question:
+    if alternative not in get_args(Alternative):
+        raise unknown("alternative", str(alternative), get_args(Alternative))
+    low, high = test.bounds
+    if not (low < null < high or null == test.null):
+        allowed = f"between {low:g} and {high:g}" if math.isfinite(low) else "that is finite"
+        raise UserError(f"null={null}; give a number {allowed}.")
+    if test.margin and not 0 < margin < math.inf:
+        raise UserError(f"margin={margin}; give the smallest effect of interest, > 0.")
+    if not 0 <= margin < math.inf:
+        raise UserError(f"margin={margin}; give a finite number >= 0.")
+    least, most = test.groups
+    given = len(samples.groups)
+    if not least <= given <= most:
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise UserError(f"{given} group{'s' * (given != 1)}; it takes {wanted}.")
+    groups, clusters = samples.groups, samples.clusters
+    if test.kind != "pairwise":
+        groups = vectors(groups)
+    sizes = [len(group) for group in groups]
+    units = sizes[0]
+    if test.kind in _ALIGNED:
+        if len(set(sizes)) > 1:
+            raise UserError(f"groups of {sizes} units; unit i must be the same in all of them.")
+        clusters = cluster_codes(clusters, units)
+        units = units if clusters is None else int(clusters.max()) + 1
+    if clusters is not None and not test.clusters:
+        if np.unique(clusters).size < len(clusters):
+            raise UserError(
+                "units come in clusters, and it needs independent ones; give one number for each "
+                "cluster, or take a paired test or auc."
+            )
+        clusters = None
+    return Question(groups, alternative, null, margin, seed, units, clusters, samples.seen)

@@ -15,6 +15,7 @@ so nothing is permuted. Clusters are drawn with all their units: interval and p 
 are drawn once for both.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,10 +25,8 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import association, bootstrap, independence, shuffle
-from sharpjax.protocol.tests.arguments import MANY, check_options, directed, read_aligned
-from sharpjax.protocol.tests.result import Alternative, Samples, TestResult, nothing_known
-
-_RANGE = (-1.0, 1.0)
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import Alternative, TestResult, nothing_known
 
 
 class _Coefficient(NamedTuple):
@@ -49,174 +48,72 @@ class _Coefficient(NamedTuple):
     step: Callable[[int], float]
 
 
-def spearman(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
-    """Spearman's rank correlation of the first group with the second; null 0.
-
-    Raises:
-        UserError: see `arguments.read_groups`; groups of different lengths; a null outside (-1, 1).
-
-    >>> error = np.array([14.4, 11.1, 13.9, 18.2, 14.0, 10.6, 13.4, 16.2])
-    >>> weight_norm = np.array([49.3, 51.5, 39.1, 33.2, 49.1, 49.6, 38.3, 34.4])
-    >>> result = spearman(Samples((error, weight_norm)), alternative="two-sided")
-    >>> round(result.effect, 3), round(result.p, 3)
-    (-0.738, 0.046)
-    """
-    return _test(_SPEARMAN, samples, alternative, null, confidence, seed)
+def spearman(question: Question) -> TestResult:
+    """Spearman's rank correlation of the first group with the second; null 0."""
+    return _test(question, _SPEARMAN)
 
 
-def kendall(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
-    """Kendall's tau-b of the first group with the second; null 0.
-
-    Raises:
-        UserError: as `spearman`.
-
-    >>> x, y = np.arange(6.0), np.array([0.0, 2.0, 1.0, 3.0, 5.0, 4.0])
-    >>> result = kendall(Samples((x, y)), alternative="greater")
-    >>> round(result.effect, 4), round(result.p * 720)
-    (0.7333, 20)
-    """
-    return _test(_KENDALL, samples, alternative, null, confidence, seed)
+def kendall(question: Question) -> TestResult:
+    """Kendall's tau-b of the first group with the second; null 0."""
+    return _test(question, _KENDALL)
 
 
-def pearson(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
-    """Pearson's correlation of the first group with the second; null 0.
-
-    Raises:
-        UserError: as `spearman`.
-
-    >>> x, y = np.arange(6.0), np.array([0.0, 2.0, 1.0, 3.0, 5.0, 4.0])
-    >>> round(pearson(Samples((x, y)), alternative="greater").effect, 4)
-    0.8857
-    """
-    return _test(_PEARSON, samples, alternative, null, confidence, seed)
+def pearson(question: Question) -> TestResult:
+    """Pearson's correlation of the first group with the second; null 0."""
+    return _test(question, _PEARSON)
 
 
-def fit_error(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def fit_error(question: Question) -> TestResult:
     """RMSE of the line that predicts the second group from the first, over the RMSE of its mean.
 
     It is sqrt(1 - r^2): 1 where the first group predicts nothing, which is the null; 'less' asks
     whether it predicts. All of it is said of r by `pearson` and carried over: the effect is
     below e where r is above sqrt(1 - e^2) or below its negative.
-
-    Raises:
-        UserError: as `spearman`; a null outside (0, 1].
-
-    >>> x, y = np.arange(6.0), np.array([0.0, 2.0, 1.0, 3.0, 5.0, 4.0])
-    >>> result = fit_error(Samples((x, y)), alternative="less")
-    >>> round(result.effect, 4), round(result.p, 4)
-    (0.4642, 0.0333)
     """
-    null = 1.0 if null is None else null
-    check_options(
-        "fit_error", alternative, confidence, null=null, within=(0.0, math.nextafter(1, 2))
-    )
-    r0 = math.sqrt(1 - null * null)
+    r0 = math.sqrt(1 - question.null * question.null)
 
     def of_r(direction: Alternative, bound: float) -> TestResult:
-        return _test(_PEARSON, samples, direction, bound, confidence, seed, name="fit_error")
+        return pearson(dataclasses.replace(question, alternative=direction, null=bound))
 
     if not r0:
         either = of_r("two-sided", 0.0)
-        below, above, least = either.p, 1.0, either.min_attainable_p
+        below, above, floor = either.p, 1.0, either.min_attainable_p
     else:
         up, down = of_r("greater", r0), of_r("less", -r0)
         # |r| this large under r = +-r0: the near tail, and the far one of the other sign.
         below = min(1.0, up.p + down.opposite_p, down.p + up.opposite_p)
         above = max(up.opposite_p, down.opposite_p)
-        either, least = up, up.min_attainable_p
+        either, floor = up, up.min_attainable_p
     effect = _left_over(either.effect)
-    low, high = either.interval
-    if math.isnan(low):
+    if math.isnan(either.interval(0.95)[0]):
         return nothing_known(effect, either.n)
-    p, opposite = directed(alternative, above, below)
-    nearest = 0.0 if low < 0 < high else min(abs(low), abs(high))
-    interval = _left_over(max(abs(low), abs(high))), _left_over(nearest)
-    least = min(1.0, 2 * least) if alternative == "two-sided" else least
-    return TestResult(effect, interval, p, opposite, least, either.n)
+
+    def interval(confidence: float) -> tuple[float, float]:
+        low, high = either.interval(confidence)
+        nearest = 0.0 if low < 0 < high else min(abs(low), abs(high))
+        return _left_over(max(abs(low), abs(high))), _left_over(nearest)
+
+    return conclude(question, effect, interval, above, below, floor)
 
 
 def _left_over(r: float) -> float:
     return float(np.sqrt(np.maximum(0.0, 1 - r * r)))
 
 
-def kendall_difference(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def kendall_difference(question: Question) -> TestResult:
     """|tau(a, y)| - |tau(b, y)| for groups a, b, y over the same units: which one tracks y better.
 
     By the bootstrap over units, or over clusters; null 0.
-
-    Raises:
-        UserError: as `spearman`; not three groups.
-
-    >>> y = np.arange(8.0)
-    >>> a, b = -y, np.array([3.0, 1.0, 2.0, 0.0, 7.0, 5.0, 4.0, 6.0])
-    >>> round(kendall_difference(Samples((a, b, y)), alternative="greater").effect, 4)
-    0.6429
     """
-    name, null = "kendall_difference", 0.0 if null is None else null
-    check_options(name, alternative, confidence, null=null, within=(-1.0, 1.0))
-    (a, b, y), clusters, independent = read_aligned(name, samples, 3, 3)
+    a, b, y = question.groups
     first, second = association.kendall(a, y), association.kendall(b, y)
+    floor = bootstrap.units_floor(question.units)
     return association.resampled(
-        lambda counts: np.abs(first(counts)) - np.abs(second(counts)),
-        (y.size,),
-        clusters,
-        alternative=alternative,
-        null=null,
-        confidence=confidence,
-        seed=seed,
-        floor=bootstrap.units_floor(independent),
-    )._replace(n=(y.size,) * 3)
+        question, lambda counts: np.abs(first(counts)) - np.abs(second(counts)), floor
+    )
 
 
-def spearman_pooled(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def spearman_pooled(question: Question) -> TestResult:
     """Spearman's rho over all pairs of groups together, less that within the first pair.
 
     Groups x1, y1, x2, y2, ...: the two quantities in one condition, then in the next; unit i is the
@@ -224,81 +121,50 @@ def spearman_pooled(
     the two have opposite signs is Simpson's paradox.
 
     Raises:
-        UserError: as `spearman`; an odd number of groups, or fewer than four.
-
-    >>> x, y = np.arange(5.0), np.array([0.0, 2.0, 1.0, 3.0, 4.0])
-    >>> shifted = Samples((x, y, x + 10, y - 10))
-    >>> round(spearman_pooled(shifted, alternative="less").effect, 3)
-    -1.439
+        UserError: an odd number of groups.
     """
-    name, null = "spearman_pooled", 0.0 if null is None else null
-    check_options(name, alternative, confidence, null=null, within=(-2.0, 2.0))
-    groups, clusters, independent = read_aligned(name, samples, 4, MANY)
+    groups = question.groups
     if len(groups) % 2:
-        raise UserError(f"{name}: {len(groups)} groups; it takes pairs of them: x1, y1, x2, y2.")
-    conditions = len(groups) // 2
+        raise UserError(f"{len(groups)} groups; it takes pairs of them: x1, y1, x2, y2.")
     pooled = association.spearman(np.concatenate(groups[0::2]), np.concatenate(groups[1::2]))
     within = association.spearman(groups[0], groups[1])
-    return association.resampled(
-        lambda counts: pooled(np.concatenate([counts] * conditions, axis=-1)) - within(counts),
-        (groups[0].size,),
-        clusters,
-        alternative=alternative,
-        null=null,
-        confidence=confidence,
-        seed=seed,
-        floor=bootstrap.units_floor(independent),
-        bounds=(-2.0, 2.0),
-    )._replace(n=tuple(group.size for group in groups))
+
+    def difference(counts: np.ndarray) -> np.ndarray:
+        return pooled(np.concatenate([counts] * (len(groups) // 2), axis=-1)) - within(counts)
+
+    floor = bootstrap.units_floor(question.units)
+    return association.resampled(question, difference, floor, bounds=(-2.0, 2.0))
 
 
-def _test(
-    coefficient: _Coefficient,
-    samples: Samples,
-    alternative: Alternative,
-    null: float | None,
-    confidence: float,
-    seed: int,
-    name: str = "",
-) -> TestResult:
-    name, null = name or coefficient.name, 0.0 if null is None else null
-    check_options(name, alternative, confidence, null=null, within=_RANGE)
-    (x, y), clusters, independent = read_aligned(name, samples, 2, 2)
+def _test(question: Question, coefficient: _Coefficient) -> TestResult:
+    x, y = question.groups
     statistic = coefficient.of(x, y)
-    sizes = (x.size, y.size)
-    if clusters is not None:
-        return association.resampled(
-            statistic,
-            sizes[:1],
-            clusters,
-            alternative=alternative,
-            null=null,
-            confidence=confidence,
-            seed=seed,
-            floor=bootstrap.units_floor(independent),
-        )._replace(n=sizes)
+    if question.clusters is not None:
+        return association.resampled(question, statistic, bootstrap.units_floor(question.units))
     with np.errstate(invalid="ignore", divide="ignore"):
         effect = float(statistic(np.ones(x.size)))
     if math.isnan(effect):
-        return nothing_known(effect, sizes)
+        return nothing_known(effect, question.sizes)
     floor = 1 / math.factorial(min(x.size, 100))
     spread = _deviation(coefficient, effect, x, y)
-    if null == 0:
-        greater, less = coefficient.tails(x, y, seed)
+    middle = _fisher(coefficient, effect, x.size)
+    if question.null == 0:
+        greater, less = coefficient.tails(x, y, question.seed)
         floor = max(floor, _floor(coefficient, x.size))
     elif spread is None:
         greater = less = 1.0
     else:
-        z = (_fisher(coefficient, effect, x.size) - math.atanh(null)) / spread
+        z = (middle - math.atanh(question.null)) / spread
         greater, less = (max(floor, float(special.ndtr(side))) for side in (-z, z))
-    low, high = _RANGE
-    if spread is not None:
-        middle, reach = _fisher(coefficient, effect, x.size), special.ndtri(0.5 + confidence / 2)
-        low = -1.0 if effect == -1 else math.tanh(middle - reach * spread)
-        high = 1.0 if effect == 1 else math.tanh(middle + reach * spread)
-    p, opposite = directed(alternative, greater, less)
-    least = min(1.0, 2 * floor) if alternative == "two-sided" else floor
-    return TestResult(effect, (low, high), p, opposite, least, sizes)
+
+    def interval(confidence: float) -> tuple[float, float]:
+        if spread is None:
+            return -1.0, 1.0
+        reach = special.ndtri(0.5 + confidence / 2) * spread
+        low = -1.0 if effect == -1 else math.tanh(middle - reach)
+        return low, 1.0 if effect == 1 else math.tanh(middle + reach)
+
+    return conclude(question, effect, interval, greater, less, floor)
 
 
 def _fisher(coefficient: _Coefficient, effect: float, num_units: int) -> float:

@@ -16,43 +16,29 @@ from scipy import stats
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import exact, shuffle
-from sharpjax.protocol.tests.arguments import MANY, check_options, read_aligned, read_groups
-from sharpjax.protocol.tests.result import UNKNOWN, Alternative, Samples, TestResult
+from sharpjax.protocol.tests.question import Question
+from sharpjax.protocol.tests.result import TestResult, unknown_interval
 
 _SHUFFLED = 500  # units up to which ranks are shuffled; chi squared is good far below that
 
 
-def kruskal_wallis(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def kruskal_wallis(question: Question) -> TestResult:
     """Kruskal-Wallis test; the effect is epsilon squared, H / (N - 1).
 
     That is the share of the variance of the mid-ranks that lies between the groups: 0 for equal
     mean ranks, 1 where each group is one value. p is chi squared's above 500 units.
 
     Raises:
-        UserError: see `arguments.read_groups`; a direction, or a null other than 0.
-
-    >>> groups = (np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0]), np.array([7.0, 8.0, 9.0]))
-    >>> result = kruskal_wallis(Samples(groups), alternative="two-sided")
-    >>> round(result.effect, 6), round(result.min_attainable_p, 6)
-    (0.9, 0.003571)
+        UserError: a direction, or a null other than 0.
     """
-    _check("kruskal_wallis", alternative, null, confidence)
-    groups = read_groups("kruskal_wallis", samples, 2, MANY)
-    sizes = tuple(group.size for group in groups)
+    _check(question)
+    groups, sizes = question.groups, question.sizes
     ranks = stats.rankdata(np.concatenate(groups))
     ranks -= ranks.mean()
     total = float((ranks**2).sum())
     least = shuffle.least(exact.arrangements(sizes) / _ways_apart(sizes))
     if total == 0:
-        return TestResult(0.0, UNKNOWN, 1.0, 1.0, least, sizes)
+        return TestResult(0.0, unknown_interval, 1.0, 1.0, least, sizes)
     starts = np.cumsum((0, *sizes[:-1]))
 
     def between(ordered: np.ndarray) -> np.ndarray:
@@ -62,44 +48,28 @@ def kruskal_wallis(
     if ranks.size > _SHUFFLED:
         p = float(stats.chi2.sf((ranks.size - 1) * observed / total, len(groups) - 1))
     else:
-        index, are_all = shuffle.orders(ranks.size, seed)
+        index, are_all = shuffle.orders(ranks.size, question.seed)
         p = max(least, shuffle.tails(between(ranks[index]), observed, are_all)[0])
-    return TestResult(observed / total, UNKNOWN, p, p, least, sizes)
+    return TestResult(observed / total, unknown_interval, p, p, least, sizes)
 
 
-def friedman(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def friedman(question: Question) -> TestResult:
     """Friedman test over units that all groups share; the effect is Kendall's W.
 
     W = chi^2 / (n (k - 1)), corrected for ties: 1 where all units rank the groups alike, 0 where
     the mean ranks are equal. p is chi squared's above 500 values.
 
     Raises:
-        UserError: see `arguments.read_groups`; groups of different lengths; a direction, or a null
-            other than 0.
-
-    >>> groups = (np.array([1.0, 2.0, 3.0, 2.0]), np.array([4.0, 5.0, 6.0, 9.0]), np.full(4, 9.5))
-    >>> result = friedman(Samples(groups), alternative="two-sided")
-    >>> result.effect, round(result.min_attainable_p * 216)
-    (1.0, 1)
+        UserError: a direction, or a null other than 0.
     """
-    _check("friedman", alternative, null, confidence)
-    read_groups("friedman", samples, 2, MANY)  # which refuses clusters
-    groups, _, num_units = read_aligned("friedman", samples, 2, MANY)
-    k, sizes = len(groups), tuple(group.size for group in groups)
-    ranks = 2 * stats.rankdata(np.stack(groups, axis=1), axis=1) - (k + 1)
+    _check(question)
+    k, n, sizes = len(question.groups), question.units, question.sizes
+    ranks = 2 * stats.rankdata(np.stack(question.groups, axis=1), axis=1) - (k + 1)
     # One unit's order may be any: all others must agree with it.
-    least = shuffle.least(math.exp(min((num_units - 1) * math.lgamma(k + 1), 600.0)))
-    most = num_units * float((ranks**2).sum())
+    least = shuffle.least(math.exp(min((n - 1) * math.lgamma(k + 1), 600.0)))
+    most = n * float((ranks**2).sum())
     if most == 0:
-        return TestResult(0.0, UNKNOWN, 1.0, 1.0, least, sizes)
+        return TestResult(0.0, unknown_interval, 1.0, 1.0, least, sizes)
 
     def agreement(shuffled: np.ndarray) -> np.ndarray:
         return (shuffled.sum(-2) ** 2).sum(-1)
@@ -107,23 +77,22 @@ def friedman(
     observed = float(agreement(ranks))
     effect = observed / most
     if ranks.size > _SHUFFLED:
-        p = float(stats.chi2.sf(num_units * (k - 1) * effect, k - 1))
+        p = float(stats.chi2.sf(n * (k - 1) * effect, k - 1))
     else:
-        index = _within(num_units, k, seed, shuffle.NUM_ORDERS)
+        index = _within(n, k, question.seed, shuffle.NUM_ORDERS)
         shuffled = np.take_along_axis(ranks[None], index, axis=-1)
         p = max(least, shuffle.tails(agreement(shuffled), observed, exact=False)[0])
-    return TestResult(effect, UNKNOWN, p, p, least, sizes)
+    return TestResult(effect, unknown_interval, p, p, least, sizes)
 
 
-def _check(test: str, alternative: Alternative, null: float | None, confidence: float) -> None:
-    check_options(test, alternative, confidence)
-    if alternative != "two-sided":
+def _check(question: Question) -> None:
+    if question.alternative != "two-sided":
         raise UserError(
-            f"{test}: alternative={alternative!r}; that groups differ has no direction: give "
+            f"alternative={question.alternative!r}; that groups differ has no direction: give "
             "'two-sided', or take jonckheere or page for an order of groups."
         )
-    if null:
-        raise UserError(f"{test}: null={null}; that all groups are alike is its only null, 0.")
+    if question.null:
+        raise UserError(f"null={question.null}; that all groups are alike is its only null, 0.")
 
 
 def _ways_apart(sizes: tuple[int, ...]) -> int:

@@ -17,8 +17,8 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import bootstrap
-from sharpjax.protocol.tests.arguments import check_options, directed
-from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import TestResult
 
 
 class PairwiseMean(NamedTuple):
@@ -39,20 +39,12 @@ def pairwise_mean(pairs: np.ndarray) -> PairwiseMean:
     >>> pairwise_mean(pairs)
     PairwiseMean(mean=3.0, standard_error=3.055050463303893, num_models=3)
     """
-    (array,) = _read("pairwise_mean", Samples((pairs,)), 1)
+    (array,) = _read((pairs,))
     mean, error = _jackknife(array)
     return PairwiseMean(mean, error, len(array))
 
 
-def pairwise_difference(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def pairwise_difference(question: Question) -> TestResult:
     """Mean over pairs of the first group's models less that of the second's; null 0.
 
     Model i of one group goes with model i of the other (the same seed), and both are left out at
@@ -62,33 +54,27 @@ def pairwise_difference(
     Raises:
         UserError: not two square arrays of one size; fewer than three models; pairs that are not
             finite.
-
-    >>> first = np.array([[np.nan, 5.0, 6.0], [5.0, np.nan, 7.0], [6.0, 7.0, np.nan]])
-    >>> second = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]])
-    >>> pairwise_difference(Samples((first, second)), alternative="greater").effect
-    3.0
     """
-    null = 0.0 if null is None else null
-    check_options("pairwise_difference", alternative, confidence, null=null)
-    first, second = _read("pairwise_difference", samples, 2)
+    first, second = _read(question.groups)
     n = len(first)
     effect, error = _jackknife(first - second)
     # Values that agree to rounding have no spread.
     rounding = 1e-12 * max(np.nanmax(np.abs(first)), np.nanmax(np.abs(second)))
     floor = bootstrap.units_floor(n)
+    excess = effect - question.null
     if error > rounding:
-        t = (effect - null) / error
+        t = excess / error
         greater, less = (max(floor, float(special.stdtr(n - 1, side))) for side in (-t, t))
     else:
         error = 0.0
-        same = abs(effect - null) <= rounding
-        greater, less = (
-            floor if apart and not same else 1.0 for apart in (effect > null, effect < null)
-        )
-    reach = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
-    p, opposite = directed(alternative, greater, less)
-    least = min(1.0, 2 * floor) if alternative == "two-sided" else floor
-    return TestResult(effect, (effect - reach, effect + reach), p, opposite, least, (n, n))
+        same = abs(excess) <= rounding
+        greater, less = (floor if apart and not same else 1.0 for apart in (excess > 0, excess < 0))
+
+    def interval(confidence: float) -> tuple[float, float]:
+        reach = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
+        return effect - reach, effect + reach
+
+    return conclude(question, effect, interval, greater, less, floor)
 
 
 def _jackknife(array: np.ndarray) -> tuple[float, float]:
@@ -100,26 +86,20 @@ def _jackknife(array: np.ndarray) -> tuple[float, float]:
     return total / (n * (n - 1)), math.sqrt((n - 1) / n * squares)
 
 
-def _read(name: str, samples: Samples, count: int) -> list[np.ndarray]:
-    if len(samples.groups) != count:
-        raise UserError(f"{name}: {len(samples.groups)} groups; it takes {count}.")
-    arrays = [np.asarray(group, np.float64) for group in samples.groups]
+def _read(groups: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    arrays = [np.asarray(group, np.float64) for group in groups]
     for array in arrays:
         if array.ndim != 2 or array.shape[0] != array.shape[1]:
-            raise UserError(
-                f"{name}: a group of shape {array.shape}; give a square array, model by model."
-            )
+            raise UserError(f"a group of shape {array.shape}; give a square array, model by model.")
         if len(array) < 3:
-            raise UserError(f"{name}: {len(array)} models; leaving one out needs three at least.")
+            raise UserError(f"{len(array)} models; leaving one out needs three at least.")
         off = ~np.eye(len(array), dtype=bool)
         if not np.isfinite(array[off]).all():
             i, j = np.argwhere(off & ~np.isfinite(array))[0].tolist()
-            raise UserError(
-                f"{name}: pair ({i}, {j}) is not finite; leave out the models without it."
-            )
+            raise UserError(f"pair ({i}, {j}) is not finite; leave out the models without it.")
     if len({len(array) for array in arrays}) > 1:
         raise UserError(
-            f"{name}: groups of {[len(array) for array in arrays]} models; model i of one goes "
-            "with model i of the other, so give as many."
+            f"groups of {[len(array) for array in arrays]} models; model i of one goes with model "
+            "i of the other, so give as many."
         )
     return arrays

@@ -6,51 +6,37 @@ import numpy as np
 from scipy import special
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests.arguments import check_options, directed, read_groups
-from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import TestResult
 
 
-def binomial(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def binomial(question: Question) -> TestResult:
     """Exact binomial test of one group of zeros and ones, with Wilson's interval.
 
     The effect is the share of ones. p is exact: the binomial tail; two-sided, the probability of
     all counts no likelier than the one seen (as scipy and R have it). The null is 0.5 unless given.
-    `margin` and `seed` are not used. Cost: .05 ms at n = 100.
 
     The interval is `wilson`'s, of near nominal coverage; it is not the exact test inverted, so
     that near its edge the two may disagree.
 
     Raises:
-        UserError: values other than 0 and 1, a null outside (0, 1), units in clusters.
-
-    >>> result = binomial(Samples((np.repeat([0.0, 1.0], [2, 8]),)), alternative="greater")
-    >>> result.effect, round(result.p, 4), [round(end, 4) for end in result.interval]
-    (0.8, 0.0547, [0.4902, 0.9433])
+        UserError: values other than 0 and 1.
     """
-    null = 0.5 if null is None else null
-    check_options("binomial", alternative, confidence, null=null, within=(0.0, 1.0))
-    (values,) = read_groups("binomial", samples, 1, 1)
+    (values,), null = question.groups, question.null
     odd = values[(values != 0) & (values != 1)]
     if odd.size:
-        raise UserError(f"binomial: a value is {odd[0]:g}; give 1 for a success and 0 for none.")
+        raise UserError(f"a value is {odd[0]:g}; give 1 for a success and 0 for none.")
     n, k = values.size, int(values.sum())
-    if alternative == "two-sided":
-        mass = _mass(n, null)
-        p = opposite_p = _no_likelier(mass, k)
-        floor = min(_no_likelier(mass, 0), _no_likelier(mass, n))
-    else:
-        greater = float(special.bdtrc(k - 1, n, null)) if k else 1.0
-        p, opposite_p = directed(alternative, greater, float(special.bdtr(k, n, null)))
-        floor = null**n if alternative == "greater" else (1 - null) ** n
-    return TestResult(k / n, wilson(k, n, confidence=confidence), p, opposite_p, floor, (n,))
+    greater = float(special.bdtrc(k - 1, n, null)) if k else 1.0
+    less = float(special.bdtr(k, n, null))
+    floors = (null**n, (1 - null) ** n)
+    result = conclude(question, k / n, lambda c: wilson(k, n, c), greater, less, floors)
+    if question.alternative != "two-sided":
+        return result
+    mass = _mass(n, null)
+    p = _no_likelier(mass, k)
+    floor = min(_no_likelier(mass, 0), _no_likelier(mass, n))
+    return result._replace(p=p, opposite_p=p, min_attainable_p=floor)
 
 
 def _mass(n: int, share: float) -> np.ndarray:
@@ -65,7 +51,7 @@ def _no_likelier(mass: np.ndarray, k: int) -> float:
     return min(1.0, float(mass[mass <= mass[k] * (1 + 1e-7)].sum()))
 
 
-def wilson(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927): all p with (k/n - p)^2 <= z^2 p (1 - p) / n.
 
     >>> [round(end, 4) for end in wilson(0, 10)]

@@ -17,9 +17,9 @@ import math
 import numpy as np
 from scipy import special
 
-from sharpjax.protocol.tests.arguments import directed
 from sharpjax.protocol.tests.exact import Tails
-from sharpjax.protocol.tests.result import Alternative, TestResult
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import TestResult
 
 # Values of probit(theta), between which everything is interpolated.
 _SHIFTS = np.linspace(-9.0, 9.0, 2401)
@@ -86,47 +86,42 @@ def score_tails(theta: float, null: float, sizes: tuple[int, ...], inflation: fl
     return Tails(float(special.ndtr(-z)), float(special.ndtr(z)))
 
 
-def conclude(
+def answer(
+    question: Question,
     theta: float,
     tails: Tails,
     floor: float,
     *,
     sizes: tuple[int, ...],
-    n: tuple[int, ...],
-    alternative: Alternative,
-    null: float,
-    confidence: float,
     inflation: float = 1.0,
+    differences: bool = False,
 ) -> TestResult:
-    """The result on the scale of theta, from the estimate and the exact tails under theta = 1/2.
+    """The result of a rank test, from the estimate and the exact tails under theta = 1/2.
 
     Under another null the tails are those of the score. The interval is moved out to 1/2 wherever
     the exact test does not reject at its level, so that the two never disagree on that side.
 
     Args:
         floor: the smallest tail that the exact test has at these sizes.
+        differences: effect, interval and null are 2 theta - 1: P(greater) - P(less).
     """
-    if null == 0.5:
-        greater, less = tails
-        floors = (floor, floor)
-    else:
+    null = (1 + question.null) / 2 if differences else question.null
+    (greater, less), floors = tails, (floor, floor)
+    if null != 0.5:
         greater, less = score_tails(theta, null, sizes, inflation)
         floors = (score_tails(1.0, null, sizes).greater, score_tails(0.0, null, sizes).less)
-    p, opposite_p = directed(alternative, greater, less)
-    smallest, _ = directed(alternative, *floors)
-    tail = (1 - confidence) / 2
-    lower, upper = interval(theta, sizes, -float(special.ndtri(tail)), inflation)
-    if tails.greater > tail:
-        lower = min(lower, 0.5)
-    if tails.less > tail:
-        upper = max(upper, 0.5)
-    return TestResult(theta, (lower, upper), p, opposite_p, smallest, n)
 
+    def ends(confidence: float) -> tuple[float, float]:
+        tail = (1 - confidence) / 2
+        lower, upper = interval(theta, sizes, -float(special.ndtri(tail)), inflation)
+        if tails.greater > tail:
+            lower = min(lower, 0.5)
+        if tails.less > tail:
+            upper = max(upper, 0.5)
+        return (2 * lower - 1, 2 * upper - 1) if differences else (lower, upper)
 
-def on_difference_scale(result: TestResult) -> TestResult:
-    """Effect and interval as 2 theta - 1: P(greater) - P(less)."""
-    lower, upper = result.interval
-    return result._replace(effect=2 * result.effect - 1, interval=(2 * lower - 1, 2 * upper - 1))
+    effect = 2 * theta - 1 if differences else theta
+    return conclude(question, effect, ends, greater, less, floors)
 
 
 @functools.lru_cache(maxsize=4096)

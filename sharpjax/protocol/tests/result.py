@@ -1,25 +1,19 @@
-"""What a statistical test takes and gives: the one shape that all of `protocol` shares.
+"""What a statistical test takes and gives.
 
-A test is a pure function
-
-    test(samples, *, alternative, margin=0.0, null=None, confidence=0.95, seed=0) -> TestResult
-
-of `Samples`. `alternative` is about the first group against the others ("greater": it is the
-larger). `null` is the effect under the null hypothesis, None for the test's own (0 for differences,
-1 for ratios, 0.5 for proportions). `margin` is the smallest effect of interest; only tests of
-equivalence and non-inferiority use it. `seed` feeds resampling, so that the same samples give the
-same numbers. `protocol.tests.catalog` names every test.
+`protocol.tests.catalog` names every test, and `catalog.run` is how one is called: it makes one
+checked `protocol.tests.question.Question` of samples and options, and a test is a pure function of
+that.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 Alternative = Literal["two-sided", "greater", "less"]
-UNKNOWN = (math.nan, math.nan)  # an interval
+Interval = Callable[[float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class TestResult(NamedTuple):
 
     Attributes:
         effect: the estimate, in the units that `protocol.tests.catalog` names for the test.
-        interval: for `effect`, at the confidence asked for, two-sided; NaN where none is known.
+        interval: for `effect`, two-sided, of a confidence between 0 and 1; NaN where none is known.
         p: against the null, in the direction of the alternative.
         opposite_p: in the opposite direction; for a two-sided alternative the same as `p`.
         min_attainable_p: the smallest `p` that any data of these sizes could give (0 where there is
@@ -56,17 +50,22 @@ class TestResult(NamedTuple):
     __test__ = False  # no test for pytest to collect
 
     effect: float
-    interval: tuple[float, float]
+    interval: Interval
     p: float
     opposite_p: float
     min_attainable_p: float
     n: tuple[int, ...]
 
 
+def unknown_interval(confidence: float) -> tuple[float, float]:
+    """The interval of a test that gives none."""
+    return math.nan, math.nan
+
+
 def nothing_known(effect: float, sizes: Sequence[int]) -> TestResult:
     """The result where units are too few, or too alike, to say anything: p is 1.
 
-    >>> nothing_known(0.5, [1, 1])[:5]
-    (0.5, (nan, nan), 1.0, 1.0, 1.0)
+    >>> nothing_known(0.5, [1, 1])[2:]
+    (1.0, 1.0, 1.0, (1, 1))
     """
-    return TestResult(effect, UNKNOWN, 1.0, 1.0, 1.0, tuple(sizes))
+    return TestResult(effect, unknown_interval, 1.0, 1.0, 1.0, tuple(sizes))

@@ -5,6 +5,7 @@ that they rise, as everywhere in `protocol` a direction is that of the first gro
 after it.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -12,29 +13,15 @@ import numpy as np
 from scipy import special, stats
 
 from sharpjax.protocol.tests import association, bootstrap, exact, independence, shuffle
-from sharpjax.protocol.tests.arguments import (
-    MANY,
-    check_options,
-    directed,
-    read_aligned,
-    read_groups,
-)
-from sharpjax.protocol.tests.result import UNKNOWN, Alternative, Samples, TestResult
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import TestResult, unknown_interval
 
 _EXACT_PAIRS = 3_000  # pairs of units of different groups up to which orders are counted
 _EXACT_GROUPS = 8  # up to which all orders within a unit are listed
 _EXACT_UNITS = 200
 
 
-def jonckheere(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def jonckheere(question: Question) -> TestResult:
     """Jonckheere-Terpstra test; the effect is the mean of Cliff's delta over pairs of groups.
 
         delta = sum over g < h of #(x_g > x_h) - #(x_g < x_h), over the number of such pairs
@@ -44,19 +31,8 @@ def jonckheere(
     before it, which are independent, convolved); with ties the values are shuffled over the groups.
     Censored times enter as ties at the end of the budget, if that is the same for all. The interval
     is the bootstrap's, each group drawn by itself; so is p against another null.
-
-    Raises:
-        UserError: see `arguments.read_groups`; a null outside (-1, 1).
-
-    >>> groups = (np.array([9.0, 8.0]), np.array([7.0, 5.0]), np.array([6.0, 1.0]))
-    >>> result = jonckheere(Samples(groups), alternative="greater")
-    >>> round(result.effect, 4), round(result.p * 90)
-    (0.8333, 3)
     """
-    null = 0.0 if null is None else null
-    check_options("jonckheere", alternative, confidence, null=null, within=(-1.0, 1.0))
-    groups = read_groups("jonckheere", samples, 2, MANY)
-    sizes = tuple(group.size for group in groups)
+    groups, sizes = question.groups, question.sizes
     values = np.concatenate(groups)
     label = np.repeat(np.arange(len(groups)), sizes)
     # Pairs once, the earlier group first.
@@ -64,39 +40,19 @@ def jonckheere(
     pairs = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     excess = float(order.sum())
     floor = 1 / exact.arrangements(sizes)
-    interval, other = UNKNOWN, (1.0, 1.0)
+    interval, greater, less = unknown_interval, 1.0, 1.0
     if min(sizes) > 1:
-        result = association.resampled(
-            _delta(order),
-            sizes,
-            alternative="greater",
-            null=null,
-            confidence=confidence,
-            seed=seed,
-            floor=floor,
-        )
-        interval, other = result.interval, (result.p, result.opposite_p)
-    if null != 0:
-        greater, less = other
-    elif np.unique(values).size == values.size and pairs <= _EXACT_PAIRS:
-        greater, less = _counted(sizes, round((pairs + excess) / 2))
-    else:
-        shuffled = independence.kendall(-label.astype(np.float64), values, seed)
-        greater, less = (max(floor, side) for side in shuffled)
-    p, opposite = directed(alternative, greater, less)
-    least = min(1.0, 2 * floor) if alternative == "two-sided" else floor
-    return TestResult(excess / pairs, interval, p, opposite, least, sizes)
+        interval, greater, less = _resampled(question, _delta(order), floor, strata=sizes)
+    if question.null == 0:
+        if np.unique(values).size == values.size and pairs <= _EXACT_PAIRS:
+            greater, less = _counted(sizes, round((pairs + excess) / 2))
+        else:
+            shuffled = independence.kendall(-label.astype(np.float64), values, question.seed)
+            greater, less = (max(floor, side) for side in shuffled)
+    return conclude(question, excess / pairs, interval, greater, less, floor)
 
 
-def page(
-    samples: Samples,
-    *,
-    alternative: Alternative,
-    margin: float = 0.0,
-    null: float | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> TestResult:
+def page(question: Question) -> TestResult:
     """Page's L for groups of the same units; the effect is the mean rank correlation of a unit.
 
     Each unit ranks its groups, and is correlated with the order (first group highest): the mean is
@@ -104,53 +60,39 @@ def page(
     all orders of each unit's own ranks, convolved over units (up to 8 groups and 200 units; normal
     with the same variance beyond). Interval, and p against another null or of clusters, come from
     the bootstrap over units.
-
-    Raises:
-        UserError: see `arguments.read_groups`; groups of different lengths; a null outside (-1, 1).
-
-    >>> groups = (np.array([9.0, 8.0]), np.array([7.0, 5.0]), np.array([6.0, 1.0]))
-    >>> result = page(Samples(groups), alternative="greater")
-    >>> result.effect, round(result.p * 36)
-    (1.0, 1)
     """
-    null = 0.0 if null is None else null
-    check_options("page", alternative, confidence, null=null, within=(-1.0, 1.0))
-    groups, clusters, independent = read_aligned("page", samples, 2, MANY)
-    k = len(groups)
-    sizes = tuple(group.size for group in groups)
+    k = len(question.groups)
     # Twice the mid-ranks, centred: whole numbers.
-    ranks = np.rint(2 * stats.rankdata(np.stack(groups, axis=1), axis=1) - (k + 1)).astype(int)
+    table = np.stack(question.groups, axis=1)
+    ranks = np.rint(2 * stats.rankdata(table, axis=1) - (k + 1)).astype(int)
     weights = k - 1 - 2 * np.arange(k)
     scores = ranks @ weights
     correlations = scores / float((weights**2).sum())
-    floor = max(math.exp(-independent * math.lgamma(k + 1)), 1e-300)
-    if clusters is not None or null != 0:
-        floor = bootstrap.units_floor(independent)
-    interval, other = UNKNOWN, (1.0, 1.0)
-    if independent > 1:
-        result = association.resampled(
-            bootstrap.weighted_mean(correlations),
-            sizes[:1],
-            clusters,
-            alternative="greater",
-            null=null,
-            confidence=confidence,
-            seed=seed,
-            floor=floor,
-        )
-        interval, other = result.interval, (result.p, result.opposite_p)
-    if clusters is not None or null != 0:
-        greater, less = other
-    elif k <= _EXACT_GROUPS and len(scores) <= _EXACT_UNITS:
-        greater, less = _convolved(ranks, int(scores.sum()))
-    else:
-        variance = float((ranks**2).sum() * (weights**2).sum() / (k - 1))
-        # Scores of untied ranks move in steps of 4: half of one for continuity.
-        z = (np.array([-1, 1]) * scores.sum() + 2) / math.sqrt(variance) if variance else [9.0, 9.0]
-        greater, less = (float(special.ndtr(side)) for side in z)
-    p, opposite = directed(alternative, greater, less)
-    least = min(1.0, 2 * floor) if alternative == "two-sided" else floor
-    return TestResult(float(correlations.mean()), interval, p, opposite, least, sizes)
+    by_bootstrap = question.clusters is not None or question.null != 0
+    floor = max(math.exp(-question.units * math.lgamma(k + 1)), 1e-300)
+    if by_bootstrap:
+        floor = bootstrap.units_floor(question.units)
+    interval, greater, less = unknown_interval, 1.0, 1.0
+    if question.units > 1:
+        statistic = bootstrap.weighted_mean(correlations)
+        interval, greater, less = _resampled(question, statistic, floor)
+    if not by_bootstrap:
+        if k <= _EXACT_GROUPS and len(scores) <= _EXACT_UNITS:
+            greater, less = _convolved(ranks, int(scores.sum()))
+        else:
+            variance = float((ranks**2).sum() * (weights**2).sum() / (k - 1))
+            # Scores of untied ranks move in steps of 4: half of one for continuity.
+            steps = np.array([-1, 1]) * scores.sum() + 2
+            z = steps / math.sqrt(variance) if variance else [9.0, 9.0]
+            greater, less = (float(special.ndtr(side)) for side in z)
+    return conclude(question, float(correlations.mean()), interval, greater, less, floor)
+
+
+def _resampled(question: Question, statistic: bootstrap.Statistic, floor: float, **strata):
+    """Interval and both tails of the bootstrap."""
+    upward = dataclasses.replace(question, alternative="greater")
+    result = association.resampled(upward, statistic, floor, **strata)
+    return result.interval, result.p, result.opposite_p
 
 
 def _delta(order: np.ndarray) -> bootstrap.Statistic:

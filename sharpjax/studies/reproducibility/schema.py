@@ -7,8 +7,8 @@ from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, Config, Rule, Rules
 
 # Of `protocol.tests.catalog`, which imports scipy: the tests that compare two groups of seeds.
-TESTS = ("welch", "mann-whitney", "permutation", "mean-difference")
-PAIRED_TESTS = ("paired-t", "wilcoxon", "paired-permutation")
+TESTS = ("welch", "mann-whitney", "mean-difference")
+PAIRED_TESTS = ("paired-t", "wilcoxon")
 
 _PROPER = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a number in (0, 1)")
 

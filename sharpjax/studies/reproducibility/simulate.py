@@ -13,7 +13,7 @@ import numpy as np
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.judging import verdicts
 from sharpjax.protocol.planning import generative, power
-from sharpjax.protocol.tests.catalog import TESTS
+from sharpjax.protocol.tests.catalog import TESTS, run
 from sharpjax.protocol.tests.result import Samples
 
 METRIC, GROUPS = "test/score", ("treated", "control")
@@ -148,13 +148,12 @@ def flexible(values: np.ndarray, now: Setting) -> tuple[bool, float]:
 
     Where none is, the result is the first metric's at the last look.
     """
-    function = TESTS[now.test].function
     for n in range(now.first_look, now.n + 1):
         for treated, control in values[:, :, :n]:
-            result = function(Samples((treated, control)), alternative="two-sided")
+            result = run(now.test, Samples((treated, control)), alternative="two-sided")
             if result.p <= now.alpha:
                 return True, result.effect
-    result = function(Samples((values[0, 0], values[0, 1])), alternative="two-sided")
+    result = run(now.test, Samples((values[0, 0], values[0, 1])), alternative="two-sided")
     return False, result.effect
 
 

@@ -1,0 +1,119 @@
+"""Means, their ratios, and differences of both, by the bootstrap of `protocol.tests.bootstrap`.
+
+BCa intervals corrected for few units, and p values that invert them. A ratio is resampled as its
+logarithm, where it is nearest to symmetric; the BCa interval does not depend on that, its
+continuation beyond the outermost replicates does. A resample whose denominator is not positive
+counts as an infinite ratio, so that a denominator near 0 makes the interval wide; samples whose own
+denominator is not positive have no ratio: NaN, and p = 1. A ratio that is not positive itself
+(quantised models that never disagree with their base) has no logarithm, and is resampled as it is.
+
+In paired tests unit i (a seed, a base model) is the same in every group, and is drawn in all of
+them at once, with its whole cluster where there are clusters; the others draw each group by itself.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from sharpjax.protocol.tests import bootstrap
+from sharpjax.protocol.tests.bootstrap import weighted_mean
+from sharpjax.protocol.tests.question import Question
+from sharpjax.protocol.tests.result import TestResult, nothing_known
+from sharpjax.protocol.tests.t_tests import differences
+
+
+def mean(question: Question) -> TestResult:
+    """The mean of one group, or of first minus second over paired units; null 0."""
+    values, _ = differences(question)
+    return _test(question, (values,), lambda a: a, paired=True)
+
+
+def mean_difference(question: Question) -> TestResult:
+    """mean(a) - mean(b) of two independent groups; null 0."""
+    return _test(question, question.groups, lambda a, b: a - b)
+
+
+def ratio_of_means(question: Question) -> TestResult:
+    """mean(a) / mean(b) of two independent groups; null 1."""
+    return _ratio(question)
+
+
+def paired_ratio_of_means(question: Question) -> TestResult:
+    """mean(a) / mean(b) over paired units; null 1."""
+    return _ratio(question, paired=True)
+
+
+def difference_of_ratios(question: Question) -> TestResult:
+    """mean(a) / mean(b) - mean(c) / mean(d) of four independent groups; null 0."""
+    return _ratio(question)
+
+
+def paired_difference_of_ratios(question: Question) -> TestResult:
+    """mean(a) / mean(b) - mean(c) / mean(d) over units that all four groups share; null 0."""
+    return _ratio(question, paired=True)
+
+
+def log_ratio_difference(question: Question) -> TestResult:
+    """log(mean(a) / mean(b)) - log(mean(c) / mean(d)) of four independent groups; null 0."""
+    return _ratio(question, logs=True)
+
+
+def paired_log_ratio_difference(question: Question) -> TestResult:
+    """log(mean(a) / mean(b)) - log(mean(c) / mean(d)) over units that all groups share; null 0."""
+    return _ratio(question, paired=True, logs=True)
+
+
+def log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """log(a / b) for positive b: -inf where a is not, inf where b is not, NaN where neither is.
+
+    >>> log_ratio(np.array([1.0, 0.0, 1.0, -1.0]), np.array([1.0, 1.0, -1.0, 0.0]))
+    array([  0., -inf,  inf,  nan])
+    """
+    first, second = (np.log(x, out=np.full(np.shape(x), -np.inf), where=x > 0) for x in (a, b))
+    with np.errstate(invalid="ignore"):
+        return first - second
+
+
+def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where(b > 0, a / b, np.inf)
+
+
+def _ratio(question: Question, *, paired: bool = False, logs: bool = False) -> TestResult:
+    """Of two groups their ratio; of four the difference of two ratios, or of their `logs`."""
+    groups = question.groups
+    positive = [bool(group.mean() > 0) for group in groups]
+    if not all(positive[1::2]) or (logs and not all(positive)):
+        return nothing_known(math.nan, question.sizes)
+    if len(groups) == 4:
+        one = log_ratio if logs else _quotient
+        return _test(question, groups, lambda a, b, c, d: one(a, b) - one(c, d), paired=paired)
+    of_means = log_ratio if positive[0] else _quotient
+    return _test(question, groups, of_means, paired=paired, log=positive[0])
+
+
+def _test(
+    question: Question,
+    groups: tuple[np.ndarray, ...],
+    of_means: Callable[..., np.ndarray],
+    *,
+    paired: bool = False,
+    log: bool = False,
+) -> TestResult:
+    """Resample a function of the means of groups; `log`: it is the logarithm of the effect."""
+    if paired:
+        strata, floor = (question.units,), bootstrap.units_floor(question.units)
+    else:
+        strata, floor = question.sizes, bootstrap.strata_floor(question.sizes)
+    if min(strata) < 2:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            effect = float(of_means(*(group.mean() for group in groups)))
+        return nothing_known(math.exp(effect) if log else effect, question.sizes)
+    means = [weighted_mean(group) for group in groups]
+
+    def statistic(*counts: np.ndarray) -> np.ndarray:
+        counts = counts * len(groups) if paired else counts
+        return of_means(*(mean(c) for mean, c in zip(means, counts, strict=True)))
+
+    drawn = bootstrap.bca(statistic, strata, clusters=question.clusters, seed=question.seed)
+    return bootstrap.infer(question, drawn, floor, log=log)

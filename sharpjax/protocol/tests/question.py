@@ -1,0 +1,129 @@
+"""What a test is asked, and how its answer is put together.
+
+`protocol.tests.catalog` makes a `Question` of samples and options, once for all tests; here is how
+the samples are read and refused.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sharpjax.errors import UserError
+from sharpjax.protocol.tests.result import Alternative, TestResult
+
+_LARGEST = 1e150  # squares of larger numbers overflow
+
+
+@dataclass(frozen=True)
+class Question:
+    """Samples and options that a test can rely on.
+
+    Attributes:
+        groups: float64 vectors without gaps, of one length where units belong together (square
+            arrays, as given, for pairwise tests).
+        alternative: about the first group against the others: 'greater' says that it is the larger.
+        null: the effect under the null hypothesis.
+        margin: the smallest effect of interest; above 0 for the tests that need one.
+        seed: of resampling, so that the same samples give the same numbers.
+        units: how many independent units the first group has: clusters, where there are any.
+        clusters: the number 0, 1, ... of each unit's cluster; None where units are independent.
+        seen: as in `Samples`.
+    """
+
+    groups: tuple[np.ndarray, ...]
+    alternative: Alternative
+    null: float
+    margin: float
+    seed: int
+    units: int
+    clusters: np.ndarray | None = None
+    seen: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many units each group has."""
+        return tuple(len(group) for group in self.groups)
+
+    def totals(self, values: np.ndarray) -> np.ndarray:
+        """Sum of `values` over each cluster; without clusters, the values."""
+        if self.clusters is None:
+            return values
+        return np.bincount(self.clusters, weights=values, minlength=self.units)
+
+
+def conclude(
+    question: Question,
+    effect: float,
+    interval: Callable[[float], tuple[float, float]],
+    greater: float,
+    less: float,
+    floor: float | tuple[float, float] = 0.0,
+) -> TestResult:
+    """The result of a test from its two one-sided p, and the smallest that these could be."""
+    floors = floor if isinstance(floor, tuple) else (floor, floor)
+    p, opposite_p = directed(question.alternative, greater, less)
+    least, _ = directed(question.alternative, *floors)
+
+    def checked(confidence: float) -> tuple[float, float]:
+        if not 0 < confidence < 1:
+            raise UserError(f"interval: confidence={confidence}; give a number between 0 and 1.")
+        return interval(confidence)
+
+    return TestResult(effect, checked, p, opposite_p, least, question.sizes)
+
+
+def directed(alternative: Alternative, greater: float, less: float) -> tuple[float, float]:
+    """`p` and `opposite_p` from the two one-sided p; two-sided is twice the smaller of them.
+
+    >>> directed("less", 0.9, 0.2), directed("two-sided", 0.9, 0.2)
+    ((0.2, 0.9), (0.4, 0.4))
+    """
+    if alternative == "greater":
+        return greater, less
+    if alternative == "less":
+        return less, greater
+    both = min(1.0, 2.0 * min(greater, less))
+    return both, both
+
+
+def vectors(groups: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """The groups as float64 vectors.
+
+    Raises:
+        UserError: one is empty or no vector, or a value is not finite (below 1e150).
+    """
+    return tuple(_vector(group, number) for number, group in enumerate(groups, start=1))
+
+
+def _vector(group: np.ndarray, number: int) -> np.ndarray:
+    values = np.asarray(group, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise UserError(f"group {number} has shape {values.shape}; give one number for each unit.")
+    finite = np.abs(values) < _LARGEST
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        some = "1 value that is" if bad.size == 1 else f"{bad.size} values that are"
+        raise UserError(
+            f"group {number} has {some} not finite (unit {bad[0]} is {values[bad[0]]:g}; the limit "
+            f"is {_LARGEST:g}); leave such units out and count them."
+        )
+    return values
+
+
+def cluster_codes(labels: np.ndarray | None, size: int) -> np.ndarray | None:
+    """Labels as numbers 0, 1, ...; None where every unit is a cluster by itself.
+
+    Raises:
+        UserError: there are not `size` of them.
+
+    >>> cluster_codes(np.array(["b", "a", "b"]), 3).tolist()
+    [1, 0, 1]
+    """
+    if labels is None:
+        return None
+    labels = np.asarray(labels)
+    if labels.shape != (size,):
+        raise UserError(f"clusters has shape {labels.shape}; give {size} labels.")
+    names, codes = np.unique(labels, return_inverse=True)
+    return None if names.size == size else codes

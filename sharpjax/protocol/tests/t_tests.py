@@ -1,0 +1,187 @@
+"""Tests of means by Student's t: of difference, of equivalence, of non-inferiority."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from sharpjax.errors import UserError
+from sharpjax.protocol.tests import exact
+from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.result import TestResult
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+def paired_t(question: Question) -> TestResult:
+    """Paired t test: t = (mean of d - null) / (s / sqrt(n)) on n - 1 degrees of freedom.
+
+    The effect is the mean difference, first group less second; one group is taken for the
+    differences themselves. With K clusters the standard error is that of their sums, on K - 1
+    degrees of freedom (see `of_pairs`). One unit: p = 1. Differences without any spread: p is that
+    of the sign-flip test, 2^-n in the direction they have (see `Location`).
+    """
+    return _against(question, of_pairs(question), question.null)
+
+
+def welch(question: Question) -> TestResult:
+    """Welch's t test: variances are not assumed equal, degrees of freedom by Satterthwaite.
+
+    The effect is the difference of means, first group less second. A group of one unit: p = 1. No
+    spread in either group: p is that of the permutation test, 1 / C(n1 + n2, n1) in the direction
+    there is (see `Location`).
+    """
+    return _against(question, of_two_groups(question), question.null)
+
+
+def tost(question: Question) -> TestResult:
+    """Two one-sided Welch tests: are the means of two groups closer than `margin`?
+
+    p is the larger of the two one-sided p against null - margin and null + margin (Schuirmann
+    1987), so p <= alpha is the interval at confidence 1 - 2 alpha inside the margin. opposite_p is
+    for a difference beyond the margin: twice the smaller one-sided p outward, so that it is at most
+    alpha where the interval at confidence 1 - alpha lies wholly outside. `null` is the centre.
+
+    Raises:
+        UserError: a direction.
+    """
+    if question.alternative != "two-sided":
+        raise UserError(
+            f"alternative={question.alternative!r}; equivalence is 'two-sided', and for one side "
+            "there is non-inferiority."
+        )
+    mean = of_two_groups(question)
+    low, high = question.null - question.margin, question.null + question.margin
+    p = max(mean.greater(low), mean.less(high))
+    beyond = min(1.0, 2 * min(mean.greater(high), mean.less(low)))
+    whole = conclude(question, mean.estimate, mean.interval, p, beyond, mean.attainable)
+    return whole._replace(p=p, opposite_p=beyond, min_attainable_p=mean.attainable)
+
+
+def non_inferiority(question: Question) -> TestResult:
+    """One-sided Welch test that the first group is not worse than the second by the margin.
+
+    'greater' means that larger is better: p is against a difference of null - margin, and small
+    where the first group is not lower by as much. 'less' means that smaller is better, against
+    null + margin. opposite_p is for its being worse by more than the margin.
+
+    Raises:
+        UserError: the alternative 'two-sided'.
+    """
+    return _against(question, of_two_groups(question), _bound(question))
+
+
+def paired_non_inferiority(question: Question) -> TestResult:
+    """One-sided paired t test that the first group is not worse than the second by the margin.
+
+    p as `non_inferiority`, the mean and its clusters as `paired_t`.
+
+    Raises:
+        UserError: the alternative 'two-sided'.
+    """
+    return _against(question, of_pairs(question), _bound(question))
+
+
+class Location(NamedTuple):
+    """An estimate with a standard error on `df` degrees of freedom.
+
+    Where the values do not spread at all, t has no scale and its limit, p = 0, would claim
+    certainty from two equal numbers. There the tails are those of the permutation (sign-flip)
+    test of the same data: `floor` for an estimate on the right side of the null, 1 for the others.
+
+    Attributes:
+        error: 0 where there is no spread; infinite where it cannot be estimated (one unit).
+        floor: the smallest one-sided p of a permutation test of these sizes.
+        resolution: differences below this are rounding.
+    """
+
+    estimate: float
+    error: float
+    df: float
+    floor: float
+    resolution: float
+
+    def greater(self, null: float) -> float:
+        """P of an estimate this large or larger if the true one is `null`."""
+        return self._above(self.estimate - null)
+
+    def less(self, null: float) -> float:
+        """P of an estimate this small or smaller if the true one is `null`."""
+        return self._above(null - self.estimate)
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Two-sided; infinite where no spread is known, a point where there is none to speak of."""
+        tail = (1 - confidence) / 2
+        if math.isinf(self.error) or (self.error == 0 and self.floor > tail):
+            return -math.inf, math.inf
+        half = float(special.stdtrit(self.df, 1 - tail)) * self.error if self.error else 0.0
+        return self.estimate - half, self.estimate + half
+
+    @property
+    def attainable(self) -> float:
+        """The smallest p that data of these sizes can give: no floor once spread is known."""
+        return 1.0 if math.isinf(self.error) else 0.0
+
+    def _above(self, excess: float) -> float:
+        if math.isinf(self.error):
+            return 1.0
+        if self.error == 0:
+            return self.floor if excess > self.resolution else 1.0
+        return float(special.stdtr(self.df, -excess / self.error))
+
+
+def differences(question: Question) -> tuple[np.ndarray, float]:
+    """First group less second, or the one group there is; and what of that is rounding."""
+    groups = question.groups
+    scale = max(float(np.abs(group).max()) for group in groups)
+    return groups[0] if len(groups) == 1 else groups[0] - groups[1], 8 * _EPS * scale
+
+
+def of_pairs(question: Question) -> Location:
+    """Mean of the differences, each cluster one unit for its error.
+
+    error^2 = K/(K-1) sum_k (sum over cluster k of d_i - mean)^2 / n^2 on K - 1 degrees of freedom,
+    which is s^2 / n on n - 1 where units are independent.
+    """
+    (d, resolution), k = differences(question), question.units
+    mean = float(d.mean())
+    if k == 1:
+        return Location(mean, math.inf, 0.0, 1.0, resolution)
+    sums = question.totals(d - mean)
+    error = math.sqrt(k / (k - 1) * float(sums @ sums)) / d.size
+    if error <= resolution:
+        error = 0.0
+    return Location(mean, error, k - 1.0, 2.0**-k, resolution)
+
+
+def of_two_groups(question: Question) -> Location:
+    """First mean less second, variances not assumed equal (Welch-Satterthwaite)."""
+    x, y = question.groups
+    n = question.sizes
+    difference = float(x.mean() - y.mean())
+    resolution = 8 * _EPS * float(max(np.abs(x).max(), np.abs(y).max()))
+    if min(n) == 1:
+        return Location(difference, math.inf, 0.0, 1.0, resolution)
+    a, b = float(x.var(ddof=1)) / n[0], float(y.var(ddof=1)) / n[1]
+    error = math.sqrt(a + b)
+    floor = exact.share_of_one_choice(*n)
+    if error <= resolution:
+        return Location(difference, 0.0, n[0] + n[1] - 2.0, floor, resolution)
+    share = a / (a + b)  # squares of tiny variances would underflow
+    df = 1.0 / (share**2 / (n[0] - 1) + (1 - share) ** 2 / (n[1] - 1))
+    return Location(difference, error, df, floor, resolution)
+
+
+def _against(question: Question, mean: Location, null: float) -> TestResult:
+    greater, less = mean.greater(null), mean.less(null)
+    return conclude(question, mean.estimate, mean.interval, greater, less, mean.attainable)
+
+
+def _bound(question: Question) -> float:
+    if question.alternative == "two-sided":
+        raise UserError(
+            "alternative='two-sided'; say which side is better, 'greater' or 'less', or take tost."
+        )
+    side = -1 if question.alternative == "greater" else 1
+    return question.null + side * question.margin
