@@ -271,7 +271,8 @@ def test_clusters_see_what_holds_in_every_seed():
 def test_constant(test, n):
     result = test(pair(np.full(n, 0.1), np.arange(n)), alternative="greater")
     assert math.isnan(result.effect) and result.p == result.opposite_p == 1
-    assert np.isnan(result.interval(0.95)).all() and result.n == (n, n)
+    assert result.interval(0.95) == ((0, 1) if test is fit_error else (-1, 1))
+    assert "vary" in result.nothing and result.n == (n, n)
 
 
 @pytest.mark.parametrize("test", TESTS)

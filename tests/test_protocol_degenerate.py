@@ -73,7 +73,10 @@ def test_answers(name):
         assert result.n == tuple(len(group) for group in samples.groups)
         assert all(isinstance(x, float) for x in (result.effect, low, high, result.p))
         assert math.isnan(low) == math.isnan(high)
-        if not math.isnan(low):
+        assert bool(result.nothing) or not math.isnan(result.effect)
+        if math.isnan(result.effect):
+            assert result.p == result.opposite_p == 1 and (low, high) == TESTS[name].bounds
+        elif not math.isnan(low):
             slack = 1e-9 * max(1.0, abs(result.effect))
             assert low - slack <= result.effect <= high + slack
 

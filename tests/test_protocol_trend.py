@@ -311,7 +311,8 @@ def test_constant_groups(test, n):
 @pytest.mark.parametrize("test", [jonckheere, page, kruskal_wallis, friedman])
 def test_one_unit_in_each(test):
     result = test(Samples((np.ones(1), np.full(1, 2.0), np.full(1, 3.0))), alternative="two-sided")
-    assert result.p >= result.min_attainable_p >= 1 / 6 and math.isnan(result.interval(0.95)[0])
+    assert result.p >= result.min_attainable_p >= 1 / 6
+    assert str(result.interval(0.95)) in ("(-1.0, 1.0)", "(nan, nan)")
 
 
 @pytest.mark.parametrize("test", [kruskal_wallis, friedman])

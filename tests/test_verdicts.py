@@ -18,7 +18,6 @@ from sharpjax.protocol.judging.verdicts import decide, require_all
 from sharpjax.protocol.planning import power
 from sharpjax.protocol.tests.catalog import Test as CatalogTest
 from sharpjax.protocol.tests.result import TestResult as Result
-from sharpjax.protocol.tests.result import unknown_interval
 from tests.protocol_cases import LOSS, SEEDS, contrast, hypothesis, rows
 from tests.simulated import plain
 
@@ -155,7 +154,7 @@ def test_no_direction_no_refutation():
 
 
 def test_no_p():
-    result = Result(0, unknown_interval, math.nan, math.nan, 0, (4,))
+    result = Result(0, lambda confidence: (0.0, 0.0), math.nan, math.nan, 0, (4,))
     nan = TOLD["told"]._replace(function=lambda question: result)
     (judgement,) = judged(telling(0.5), hypothesis(one()), tests={"told": nan})
     assert judgement.verdict == "inconclusive" and "no p" in judgement.reason
@@ -523,3 +522,15 @@ def test_exclusions_need_a_plan_and_a_reason():
         funnel([], arms=["sgd"], seeds=[0], excluded={("sgd", 0): " "})
     with pytest.raises(UserError, match="arm 'sgd' seed 7 is excluded, and was never planned"):
         funnel([], arms=["sgd"], seeds=[0], excluded={("sgd", 7): "why"})
+
+
+def test_nothing_is_known_where_no_event_was_seen():
+    """All runs ended with the budget: inconclusive, in words, and no 'nan'."""
+    time = Quantity("epochs", seen="generalised")
+    table = [row for arm in ("sam", "sgd") for row in rows(arm, [100.0] * 5, "epochs")]
+    table += [row for arm in ("sam", "sgd") for row in rows(arm, [0.0] * 5, "generalised")]
+    asked = hypothesis(contrast(test="log-rank", quantity=time, margin=0.5))
+    (judgement,) = decide((asked,), table, seeds=range(5))
+    assert judgement.verdict == "inconclusive" and "nan" not in judgement.reason
+    assert "Hazard ratio: nothing is known (no event was seen), n = 5." in judgement.reason
+    assert judgement.findings[0].interval == (0, math.inf)

@@ -264,6 +264,8 @@ def _said(test: Test, result: TestResult, shown: tuple[float, float]) -> str:
     low, high = shown
     interval = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
     effect = test.effect[:1].upper() + test.effect[1:]
+    if math.isnan(result.effect):
+        return f"{effect}: nothing is known ({result.nothing}), n = {rules.units(result)}."
     return f"{effect} {result.effect:.4g}{interval}, n = {rules.units(result)}."
 
 

@@ -174,14 +174,12 @@ def within(
 
 
 def _binomial_within(margin: float, plan: Plan) -> float:
-    """Wilson's interval at 1 - 2 alpha, over all outcomes."""
+    """Clopper and Pearson's interval at 1 - 2 alpha, over all outcomes."""
     null = 0.5 if plan.null is None else plan.null
     n, counts = plan.sizes[0], np.arange(plan.sizes[0] + 1)
-    z2 = special.ndtri(1 - plan.alpha) ** 2
-    share = counts / n
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    inside = (middle - half > null - margin) & (middle + half < null + margin)
+    low = np.nan_to_num(stats.beta.ppf(plan.alpha, counts, n - counts + 1), nan=0.0)
+    high = np.nan_to_num(stats.beta.ppf(1 - plan.alpha, counts + 1, n - counts), nan=1.0)
+    inside = (low > null - margin) & (high < null + margin)
     return float(stats.binom.pmf(counts, n, null)[inside].sum())
 
 

@@ -8,8 +8,10 @@ import numpy as np
 
 from sharpjax.protocol.tests import bootstrap
 from sharpjax.protocol.tests.bootstrap import Statistic
-from sharpjax.protocol.tests.question import Question
-from sharpjax.protocol.tests.result import TestResult, nothing_known
+from sharpjax.protocol.tests.question import ONE_UNIT, Question, conclude, nothing_known
+from sharpjax.protocol.tests.result import TestResult
+
+CONSTANT = "a quantity does not vary"
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
@@ -77,48 +79,36 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
 
 
 def resampled(
-    question: Question,
-    statistic: Statistic,
-    floor: float,
-    *,
-    strata: tuple[int, ...] | None = None,
-    bounds: tuple[float, float] = (-1.0, 1.0),
+    question: Question, statistic: Statistic, floor: float, strata: tuple[int, ...] | None = None
 ) -> TestResult:
     """Interval and p of a statistic within bounds, by drawing units, or clusters of them.
 
     Where every resample is at a bound, as with a perfect rank correlation in each seed, units
-    astray may have gone unseen (`_unseen`), each of which takes off as much as there is.
+    astray may have gone unseen. A share s of them would take off s (high - low) at most; none is
+    among n units with probability (1 - s)^n (Clopper and Pearson), and that is p of the null that
+    lies so far off, and 2^-n of the middle.
 
     Args:
         floor: the smallest one-sided p.
         strata: sizes, as in `bootstrap.bca`; None: units are the same in all groups.
     """
-    clusters = question.clusters
-    strata, few = (question.sizes[:1], question.units) if strata is None else (strata, min(strata))
-    drawn = bootstrap.bca(statistic, strata, clusters=clusters, seed=question.seed)
+    few = question.units if strata is None else min(strata)
+    drawn = bootstrap.bca(
+        statistic, strata or question.sizes[:1], clusters=question.clusters, seed=question.seed
+    )
     if drawn.undefined == 1:
-        return nothing_known(drawn.estimate, question.sizes)
-    result = bootstrap.infer(question, drawn, floor, bounds=bounds)
+        why = CONSTANT if few > 1 else ONE_UNIT
+        return nothing_known(question, drawn.estimate, why, floor if few > 1 else 1.0)
+    (low, high), replicates = question.bounds, drawn.replicates
+    at = replicates[0] if replicates[0] == replicates[-1] else None
+    if at not in (low, high):
+        return bootstrap.infer(question, drawn, floor)
+    share = (question.null - low) / (high - low)
+    p = (share if at == high else 1 - share) ** few
 
     def interval(confidence: float) -> tuple[float, float]:
-        low, high = result.interval(confidence)
-        reach = (bounds[1] - bounds[0]) * _unseen(few, confidence)
-        if low == high == bounds[1]:
-            low = high - reach
-        elif low == high == bounds[0]:
-            high = low + reach
-        return low, high
+        reach = (high - low) * (1 - ((1 - confidence) / 2) ** (1 / few))
+        return (high - reach, high) if at == high else (low, low + reach)
 
-    return result._replace(interval=interval)
-
-
-def _unseen(num_units: int, confidence: float) -> float:
-    """The largest share of stray units that is compatible with none among `num_units`.
-
-    Clopper and Pearson's 1 - (alpha / 2)^(1 / n). Where groups are wholly apart all resamples say
-    so, and a bootstrap interval has no width.
-
-    >>> round(_unseen(10, 0.95), 3)
-    0.308
-    """
-    return 1 - ((1 - confidence) / 2) ** (1 / num_units)
+    tails = (p, 1.0) if at == high else (1.0, p)
+    return conclude(question, drawn.estimate, interval, *tails, floor)

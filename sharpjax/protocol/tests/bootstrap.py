@@ -32,7 +32,7 @@ from scipy import special
 
 from sharpjax.protocol.tests import exact
 from sharpjax.protocol.tests.question import Question, conclude
-from sharpjax.protocol.tests.result import TestResult, unknown_interval
+from sharpjax.protocol.tests.result import TestResult
 
 RESAMPLES = 9_999
 _TAIL = 10  # replicates at either end beyond which the distribution goes on as a normal one
@@ -122,9 +122,9 @@ def bca(
 
 
 def interval(bootstrap: Bootstrap, confidence: float) -> tuple[float, float]:
-    """The two-sided BCa interval; NaN where too few resamples have a value."""
+    """The two-sided BCa interval; the whole line where too few resamples have a value."""
     if bootstrap.undefined > _MOST_UNDEFINED:
-        return unknown_interval(confidence)
+        return -math.inf, math.inf
     level = 0.5 + confidence / 2
     z = float(special.ndtri(level))
     if bootstrap.expansion:
@@ -162,26 +162,21 @@ def infer(
     floor: float,
     *,
     log: bool = False,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> TestResult:
     """The result of a test: interval and p of one bootstrap distribution.
 
     Args:
         floor: the smallest one-sided p.
         log: the statistic is the logarithm of the effect.
-        bounds: of the effect.
     """
 
     def ends(confidence: float) -> tuple[float, float]:
         low, high = interval(bootstrap, confidence)
-        if log:
-            low, high = float(np.exp(low)), float(np.exp(high))
-        return float(np.clip(low, *bounds)), float(np.clip(high, *bounds))
+        return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
 
     wanted = math.log(question.null) if log else question.null
-    greater, less = (max(floor, p) for p in tails(bootstrap, wanted))
     effect = float(np.exp(bootstrap.estimate)) if log else bootstrap.estimate
-    return conclude(question, effect, ends, greater, less, floor)
+    return conclude(question, effect, ends, *tails(bootstrap, wanted), floor)
 
 
 def weighted_mean(x: np.ndarray) -> Statistic:

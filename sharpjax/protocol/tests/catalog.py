@@ -217,4 +217,6 @@ def _question(
                 "cluster, or take a paired test or auc."
             )
         clusters = None
-    return Question(groups, alternative, null, margin, seed, units, clusters, samples.seen)
+    return Question(
+        groups, alternative, null, margin, test.bounds, seed, units, clusters, samples.seen
+    )

@@ -25,8 +25,8 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import association, bootstrap, independence, shuffle
-from sharpjax.protocol.tests.question import Question, conclude
-from sharpjax.protocol.tests.result import Alternative, TestResult, nothing_known
+from sharpjax.protocol.tests.question import Question, conclude, nothing_known
+from sharpjax.protocol.tests.result import Alternative, TestResult
 
 
 class _Coefficient(NamedTuple):
@@ -73,7 +73,8 @@ def fit_error(question: Question) -> TestResult:
     r0 = math.sqrt(1 - question.null * question.null)
 
     def of_r(direction: Alternative, bound: float) -> TestResult:
-        return pearson(dataclasses.replace(question, alternative=direction, null=bound))
+        wanted = {"alternative": direction, "null": bound, "bounds": (-1.0, 1.0)}
+        return pearson(dataclasses.replace(question, **wanted))
 
     if not r0:
         either = of_r("two-sided", 0.0)
@@ -85,8 +86,8 @@ def fit_error(question: Question) -> TestResult:
         above = max(up.opposite_p, down.opposite_p)
         either, floor = up, up.min_attainable_p
     effect = _left_over(either.effect)
-    if math.isnan(either.interval(0.95)[0]):
-        return nothing_known(effect, either.n)
+    if either.nothing:
+        return nothing_known(question, effect, either.nothing, floor)
 
     def interval(confidence: float) -> tuple[float, float]:
         low, high = either.interval(confidence)
@@ -133,7 +134,7 @@ def spearman_pooled(question: Question) -> TestResult:
         return pooled(np.concatenate([counts] * (len(groups) // 2), axis=-1)) - within(counts)
 
     floor = bootstrap.units_floor(question.units)
-    return association.resampled(question, difference, floor, bounds=(-2.0, 2.0))
+    return association.resampled(question, difference, floor)
 
 
 def _test(question: Question, coefficient: _Coefficient) -> TestResult:
@@ -143,19 +144,19 @@ def _test(question: Question, coefficient: _Coefficient) -> TestResult:
         return association.resampled(question, statistic, bootstrap.units_floor(question.units))
     with np.errstate(invalid="ignore", divide="ignore"):
         effect = float(statistic(np.ones(x.size)))
-    if math.isnan(effect):
-        return nothing_known(effect, question.sizes)
     floor = 1 / math.factorial(min(x.size, 100))
+    if math.isnan(effect):
+        return nothing_known(question, effect, association.CONSTANT, floor)
     spread = _deviation(coefficient, effect, x, y)
     middle = _fisher(coefficient, effect, x.size)
     if question.null == 0:
-        greater, less = coefficient.tails(x, y, question.seed)
+        tails = coefficient.tails(x, y, question.seed)
         floor = max(floor, _floor(coefficient, x.size))
     elif spread is None:
-        greater = less = 1.0
+        tails = (1.0, 1.0)
     else:
         z = (middle - math.atanh(question.null)) / spread
-        greater, less = (max(floor, float(special.ndtr(side))) for side in (-z, z))
+        tails = (float(special.ndtr(-z)), float(special.ndtr(z)))
 
     def interval(confidence: float) -> tuple[float, float]:
         if spread is None:
@@ -164,7 +165,7 @@ def _test(question: Question, coefficient: _Coefficient) -> TestResult:
         low = -1.0 if effect == -1 else math.tanh(middle - reach)
         return low, 1.0 if effect == 1 else math.tanh(middle + reach)
 
-    return conclude(question, effect, interval, greater, less, floor)
+    return conclude(question, effect, interval, *tails, floor)
 
 
 def _fisher(coefficient: _Coefficient, effect: float, num_units: int) -> float:

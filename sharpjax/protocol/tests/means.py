@@ -18,8 +18,8 @@ import numpy as np
 
 from sharpjax.protocol.tests import bootstrap
 from sharpjax.protocol.tests.bootstrap import weighted_mean
-from sharpjax.protocol.tests.question import Question
-from sharpjax.protocol.tests.result import TestResult, nothing_known
+from sharpjax.protocol.tests.question import ONE_UNIT, Question, nothing_known
+from sharpjax.protocol.tests.result import TestResult
 from sharpjax.protocol.tests.t_tests import differences
 
 
@@ -84,12 +84,19 @@ def _ratio(question: Question, *, paired: bool = False, logs: bool = False) -> T
     groups = question.groups
     positive = [bool(group.mean() > 0) for group in groups]
     if not all(positive[1::2]) or (logs and not all(positive)):
-        return nothing_known(math.nan, question.sizes)
+        why = "a mean that should be positive is not"
+        return nothing_known(question, math.nan, why, _floor(question, paired))
     if len(groups) == 4:
         one = log_ratio if logs else _quotient
         return _test(question, groups, lambda a, b, c, d: one(a, b) - one(c, d), paired=paired)
     of_means = log_ratio if positive[0] else _quotient
     return _test(question, groups, of_means, paired=paired, log=positive[0])
+
+
+def _floor(question: Question, paired: bool) -> float:
+    if paired:
+        return bootstrap.units_floor(question.units)
+    return bootstrap.strata_floor(question.sizes)
 
 
 def _test(
@@ -101,14 +108,11 @@ def _test(
     log: bool = False,
 ) -> TestResult:
     """Resample a function of the means of groups; `log`: it is the logarithm of the effect."""
-    if paired:
-        strata, floor = (question.units,), bootstrap.units_floor(question.units)
-    else:
-        strata, floor = question.sizes, bootstrap.strata_floor(question.sizes)
+    strata, floor = (question.units,) if paired else question.sizes, _floor(question, paired)
     if min(strata) < 2:
         with np.errstate(divide="ignore", invalid="ignore"):
             effect = float(of_means(*(group.mean() for group in groups)))
-        return nothing_known(math.exp(effect) if log else effect, question.sizes)
+        return nothing_known(question, math.exp(effect) if log else effect, ONE_UNIT)
     means = [weighted_mean(group) for group in groups]
 
     def statistic(*counts: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy import stats
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import exact, shuffle
 from sharpjax.protocol.tests.question import Question
-from sharpjax.protocol.tests.result import TestResult, unknown_interval
+from sharpjax.protocol.tests.result import TestResult
 
 _SHUFFLED = 500  # units up to which ranks are shuffled; chi squared is good far below that
 
@@ -38,7 +38,7 @@ def kruskal_wallis(question: Question) -> TestResult:
     total = float((ranks**2).sum())
     least = shuffle.least(exact.arrangements(sizes) / _ways_apart(sizes))
     if total == 0:
-        return TestResult(0.0, unknown_interval, 1.0, 1.0, least, sizes)
+        return TestResult(0.0, _no_interval, 1.0, 1.0, least, sizes, "all values are alike")
     starts = np.cumsum((0, *sizes[:-1]))
 
     def between(ordered: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def kruskal_wallis(question: Question) -> TestResult:
     else:
         index, are_all = shuffle.orders(ranks.size, question.seed)
         p = max(least, shuffle.tails(between(ranks[index]), observed, are_all)[0])
-    return TestResult(observed / total, unknown_interval, p, p, least, sizes)
+    return TestResult(observed / total, _no_interval, p, p, least, sizes)
 
 
 def friedman(question: Question) -> TestResult:
@@ -69,7 +69,7 @@ def friedman(question: Question) -> TestResult:
     least = shuffle.least(math.exp(min((n - 1) * math.lgamma(k + 1), 600.0)))
     most = n * float((ranks**2).sum())
     if most == 0:
-        return TestResult(0.0, unknown_interval, 1.0, 1.0, least, sizes)
+        return TestResult(0.0, _no_interval, 1.0, 1.0, least, sizes, "all values are alike")
 
     def agreement(shuffled: np.ndarray) -> np.ndarray:
         return (shuffled.sum(-2) ** 2).sum(-1)
@@ -82,7 +82,11 @@ def friedman(question: Question) -> TestResult:
         index = _within(n, k, question.seed, shuffle.NUM_ORDERS)
         shuffled = np.take_along_axis(ranks[None], index, axis=-1)
         p = max(least, shuffle.tails(agreement(shuffled), observed, exact=False)[0])
-    return TestResult(effect, unknown_interval, p, p, least, sizes)
+    return TestResult(effect, _no_interval, p, p, least, sizes)
+
+
+def _no_interval(confidence: float) -> tuple[float, float]:
+    return math.nan, math.nan
 
 
 def _check(question: Question) -> None:

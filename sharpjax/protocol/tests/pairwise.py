@@ -64,11 +64,11 @@ def pairwise_difference(question: Question) -> TestResult:
     excess = effect - question.null
     if error > rounding:
         t = excess / error
-        greater, less = (max(floor, float(special.stdtr(n - 1, side))) for side in (-t, t))
+        greater, less = (float(special.stdtr(n - 1, side)) for side in (-t, t))
     else:
         error = 0.0
         same = abs(excess) <= rounding
-        greater, less = (floor if apart and not same else 1.0 for apart in (excess > 0, excess < 0))
+        greater, less = (0.0 if apart and not same else 1.0 for apart in (excess > 0, excess < 0))
 
     def interval(confidence: float) -> tuple[float, float]:
         reach = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error

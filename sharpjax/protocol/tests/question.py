@@ -4,6 +4,7 @@
 the samples are read and refused.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ import numpy as np
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests.result import Alternative, TestResult
 
+ONE_UNIT = "a group has one unit, whose spread nobody knows"
 _LARGEST = 1e150  # squares of larger numbers overflow
+_ROUNDING = 1e-9  # of the tail that belongs to a confidence
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Question:
         alternative: about the first group against the others: 'greater' says that it is the larger.
         null: the effect under the null hypothesis.
         margin: the smallest effect of interest; above 0 for the tests that need one.
+        bounds: between which the effect lies.
         seed: of resampling, so that the same samples give the same numbers.
         units: how many independent units the first group has: clusters, where there are any.
         clusters: the number 0, 1, ... of each unit's cluster; None where units are independent.
@@ -35,10 +39,16 @@ class Question:
     alternative: Alternative
     null: float
     margin: float
+    bounds: tuple[float, float]
     seed: int
     units: int
     clusters: np.ndarray | None = None
     seen: tuple[np.ndarray, ...] | None = None
+
+    def reach(self, effect: float) -> tuple[float, float]:
+        """All that the effect could be: the test's bounds; more where the estimate is beyond."""
+        low, high = self.bounds
+        return -math.inf if effect < low else low, high
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -58,19 +68,54 @@ def conclude(
     interval: Callable[[float], tuple[float, float]],
     greater: float,
     less: float,
-    floor: float | tuple[float, float] = 0.0,
+    floor: float = 0.0,
+    least: tuple[float, float] | None = None,
 ) -> TestResult:
-    """The result of a test from its two one-sided p, and the smallest that these could be."""
-    floors = floor if isinstance(floor, tuple) else (floor, floor)
-    p, opposite_p = directed(question.alternative, greater, less)
-    least, _ = directed(question.alternative, *floors)
+    """The result of a test, in which p and interval agree.
 
-    def checked(confidence: float) -> tuple[float, float]:
+    No one-sided p is below `floor`, and at a confidence whose tail is, the interval is all there
+    is: a test that cannot reject anything does not exclude anything. Where p comes by another way
+    than the interval (an exact distribution beside a normal one), the interval is moved out to the
+    null wherever p does not reject it. So an interval at confidence 1 - 2a that leaves out the null
+    always has a one-sided p of at most a; the other way round it holds up to what the two ways
+    differ by, and exactly where they are one.
+
+    Args:
+        interval: of a confidence; NaN where the test gives none.
+        greater, less: the one-sided p.
+        floor: the smallest one-sided p of any samples of these sizes, whatever the null.
+        least: the same where it depends on the null, for `greater` and `less`.
+    """
+    greater, less = max(floor, greater), max(floor, less)
+    p, opposite_p = directed(question.alternative, greater, less)
+    smallest, _ = directed(question.alternative, *(least or (floor, floor)))
+
+    def ends(confidence: float) -> tuple[float, float]:
         if not 0 < confidence < 1:
             raise UserError(f"interval: confidence={confidence}; give a number between 0 and 1.")
-        return interval(confidence)
+        lowest, highest = question.reach(effect)
+        tail = (1 - confidence) / 2 * (1 + _ROUNDING)
+        if tail < floor:
+            return lowest, highest
+        low, high = interval(confidence)
+        if greater > tail:
+            low = min(low, question.null)
+        if less > tail:
+            high = max(high, question.null)
+        return max(low, lowest), min(high, highest)
 
-    return TestResult(effect, checked, p, opposite_p, least, question.sizes)
+    return TestResult(effect, ends, p, opposite_p, smallest, question.sizes)
+
+
+def nothing_known(question: Question, effect: float, why: str, floor: float = 1.0) -> TestResult:
+    """The result where units are too few, or too alike, to say anything: p is 1.
+
+    Args:
+        floor: the smallest one-sided p of other samples of these sizes.
+    """
+    everything = question.reach(effect)
+    result = conclude(question, effect, lambda confidence: everything, 1.0, 1.0, floor)
+    return result._replace(nothing=why)
 
 
 def directed(alternative: Alternative, greater: float, less: float) -> tuple[float, float]:

@@ -98,30 +98,26 @@ def answer(
 ) -> TestResult:
     """The result of a rank test, from the estimate and the exact tails under theta = 1/2.
 
-    Under another null the tails are those of the score. The interval is moved out to 1/2 wherever
-    the exact test does not reject at its level, so that the two never disagree on that side.
+    Under another null the tails are those of the score, as the interval is.
 
     Args:
         floor: the smallest tail that the exact test has at these sizes.
         differences: effect, interval and null are 2 theta - 1: P(greater) - P(less).
     """
     null = (1 + question.null) / 2 if differences else question.null
-    (greater, less), floors = tails, (floor, floor)
+    least = (floor, floor)
     if null != 0.5:
-        greater, less = score_tails(theta, null, sizes, inflation)
-        floors = (score_tails(1.0, null, sizes).greater, score_tails(0.0, null, sizes).less)
+        tails = score_tails(theta, null, sizes, inflation)
+        ends = score_tails(1.0, null, sizes).greater, score_tails(0.0, null, sizes).less
+        least = max(floor, ends[0]), max(floor, ends[1])
 
-    def ends(confidence: float) -> tuple[float, float]:
-        tail = (1 - confidence) / 2
-        lower, upper = interval(theta, sizes, -float(special.ndtri(tail)), inflation)
-        if tails.greater > tail:
-            lower = min(lower, 0.5)
-        if tails.less > tail:
-            upper = max(upper, 0.5)
+    def scaled(confidence: float) -> tuple[float, float]:
+        quantile = float(special.ndtri(0.5 + confidence / 2))
+        lower, upper = interval(theta, sizes, quantile, inflation)
         return (2 * lower - 1, 2 * upper - 1) if differences else (lower, upper)
 
     effect = 2 * theta - 1 if differences else theta
-    return conclude(question, effect, ends, greater, less, floors)
+    return conclude(question, effect, scaled, *tails, floor, least)
 
 
 @functools.lru_cache(maxsize=4096)

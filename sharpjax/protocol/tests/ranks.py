@@ -4,7 +4,7 @@ import numpy as np
 from scipy import special
 
 from sharpjax.protocol.tests import exact, rank_effects
-from sharpjax.protocol.tests.question import Question, cluster_codes, conclude
+from sharpjax.protocol.tests.question import Question, cluster_codes, conclude, nothing_known
 from sharpjax.protocol.tests.result import TestResult
 from sharpjax.protocol.tests.t_tests import differences
 
@@ -31,7 +31,7 @@ def wilcoxon(question: Question) -> TestResult:
     total = int(np.abs(ranks).sum())
     floor = 2.0**-question.units
     if not total:
-        return conclude(question, 0.0, lambda confidence: (-1.0, 1.0), 1.0, 1.0, floor)
+        return nothing_known(question, 0.0, "all differences are zero", floor)
     sums = np.rint(question.totals(ranks)).astype(np.int64)
     return rank_effects.answer(
         question,
@@ -128,7 +128,7 @@ def _clustered(question: Question, codes: np.ndarray) -> TestResult:
     above, below = _placements(x, y) / (2 * n2), 1 - _placements(y, x) / (2 * n1)
     theta = float(above.mean())
     if k == 1:
-        return conclude(question, theta, lambda confidence: (0.0, 1.0), 1.0, 1.0, 1.0)
+        return nothing_known(question, theta, "all units are of one cluster")
     parts = np.concatenate(((above - theta) / n1, (below - theta) / n2))
     sums = np.bincount(codes, weights=parts, minlength=k)
     variance = k / (k - 1) * float(sums @ sums)
@@ -148,5 +148,5 @@ def _clustered(question: Question, codes: np.ndarray) -> TestResult:
         quantile = -float(special.stdtrit(k - 1, (1 - confidence) / 2))
         return rank_effects.interval(theta, sizes, quantile, inflation)
 
-    floor = tails(1.0, few, 1.0)[0], tails(0.0, few, 1.0)[1]
-    return conclude(question, theta, interval, *tails(theta, sizes, inflation), floor)
+    least = tails(1.0, few, 1.0)[0], tails(0.0, few, 1.0)[1]
+    return conclude(question, theta, interval, *tails(theta, sizes, inflation), least=least)

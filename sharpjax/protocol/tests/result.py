@@ -5,8 +5,7 @@ checked `protocol.tests.question.Question` of samples and options, and a test is
 that.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -39,12 +38,14 @@ class TestResult(NamedTuple):
 
     Attributes:
         effect: the estimate, in the units that `protocol.tests.catalog` names for the test.
-        interval: for `effect`, two-sided, of a confidence between 0 and 1; NaN where none is known.
+        interval: for `effect`, two-sided, of a confidence between 0 and 1; NaN for tests that give
+            none. It agrees with p (`question.conclude`).
         p: against the null, in the direction of the alternative.
         opposite_p: in the opposite direction; for a two-sided alternative the same as `p`.
         min_attainable_p: the smallest `p` that any data of these sizes could give (0 where there is
             no such floor).
         n: how many units each group has.
+        nothing: why these samples say nothing, in words; '' where they say something.
     """
 
     __test__ = False  # no test for pytest to collect
@@ -55,17 +56,4 @@ class TestResult(NamedTuple):
     opposite_p: float
     min_attainable_p: float
     n: tuple[int, ...]
-
-
-def unknown_interval(confidence: float) -> tuple[float, float]:
-    """The interval of a test that gives none."""
-    return math.nan, math.nan
-
-
-def nothing_known(effect: float, sizes: Sequence[int]) -> TestResult:
-    """The result where units are too few, or too alike, to say anything: p is 1.
-
-    >>> nothing_known(0.5, [1, 1])[2:]
-    (1.0, 1.0, 1.0, (1, 1))
-    """
-    return TestResult(effect, unknown_interval, 1.0, 1.0, 1.0, tuple(sizes))
+    nothing: str = ""

@@ -11,8 +11,8 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import exact, shuffle
-from sharpjax.protocol.tests.question import Question, conclude
-from sharpjax.protocol.tests.result import TestResult, nothing_known
+from sharpjax.protocol.tests.question import Question, conclude, nothing_known
+from sharpjax.protocol.tests.result import TestResult
 
 
 def log_rank(question: Question) -> TestResult:
@@ -44,7 +44,8 @@ def log_rank(question: Question) -> TestResult:
     excess = float(scores[first.size :].sum())
     floor = shuffle.least(exact.arrangements(question.sizes))
     if not variance > 0:
-        return nothing_known(math.nan, question.sizes)
+        why = "no event tells the groups apart" if event.any() else "no event was seen"
+        return nothing_known(question, math.nan, why, floor)
     log, spread = excess / variance, 1 / math.sqrt(variance)
     if question.null == 1:
         tails = shuffle.of_first(-scores, first.size, question.seed)
@@ -56,8 +57,7 @@ def log_rank(question: Question) -> TestResult:
         reach = float(special.ndtri(0.5 + confidence / 2)) * spread
         return _exp(log - reach), _exp(log + reach)
 
-    greater, less = (max(floor, side) for side in tails)
-    return conclude(question, _exp(log), interval, greater, less, floor)
+    return conclude(question, _exp(log), interval, *tails, floor)
 
 
 def _exp(log: float) -> float:

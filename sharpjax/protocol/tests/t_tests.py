@@ -1,5 +1,6 @@
 """Tests of means by Student's t: of difference, of equivalence, of non-inferiority."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ def paired_t(question: Question) -> TestResult:
     degrees of freedom (see `of_pairs`). One unit: p = 1. Differences without any spread: p is that
     of the sign-flip test, 2^-n in the direction they have (see `Location`).
     """
-    return _against(question, of_pairs(question), question.null)
+    return _against(question, of_pairs(question))
 
 
 def welch(question: Question) -> TestResult:
@@ -32,7 +33,7 @@ def welch(question: Question) -> TestResult:
     spread in either group: p is that of the permutation test, 1 / C(n1 + n2, n1) in the direction
     there is (see `Location`).
     """
-    return _against(question, of_two_groups(question), question.null)
+    return _against(question, of_two_groups(question))
 
 
 def tost(question: Question) -> TestResult:
@@ -55,8 +56,7 @@ def tost(question: Question) -> TestResult:
     low, high = question.null - question.margin, question.null + question.margin
     p = max(mean.greater(low), mean.less(high))
     beyond = min(1.0, 2 * min(mean.greater(high), mean.less(low)))
-    whole = conclude(question, mean.estimate, mean.interval, p, beyond, mean.attainable)
-    return whole._replace(p=p, opposite_p=beyond, min_attainable_p=mean.attainable)
+    return _against(question, mean)._replace(p=p, opposite_p=beyond)
 
 
 def non_inferiority(question: Question) -> TestResult:
@@ -69,7 +69,7 @@ def non_inferiority(question: Question) -> TestResult:
     Raises:
         UserError: the alternative 'two-sided'.
     """
-    return _against(question, of_two_groups(question), _bound(question))
+    return _against(_at_margin(question), of_two_groups(question))
 
 
 def paired_non_inferiority(question: Question) -> TestResult:
@@ -80,7 +80,7 @@ def paired_non_inferiority(question: Question) -> TestResult:
     Raises:
         UserError: the alternative 'two-sided'.
     """
-    return _against(question, of_pairs(question), _bound(question))
+    return _against(_at_margin(question), of_pairs(question))
 
 
 class Location(NamedTuple):
@@ -92,7 +92,7 @@ class Location(NamedTuple):
 
     Attributes:
         error: 0 where there is no spread; infinite where it cannot be estimated (one unit).
-        floor: the smallest one-sided p of a permutation test of these sizes.
+        floor: where there is no spread, the one-sided p of a permutation test of these sizes.
         resolution: differences below this are rounding.
     """
 
@@ -111,15 +111,12 @@ class Location(NamedTuple):
         return self._above(null - self.estimate)
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Two-sided; infinite where no spread is known, a point where there is none to speak of."""
-        tail = (1 - confidence) / 2
-        if math.isinf(self.error) or (self.error == 0 and self.floor > tail):
-            return -math.inf, math.inf
-        half = float(special.stdtrit(self.df, 1 - tail)) * self.error if self.error else 0.0
+        """Two-sided; infinite where no spread is known."""
+        half = float(special.stdtrit(self.df, 0.5 + confidence / 2)) * self.error
         return self.estimate - half, self.estimate + half
 
     @property
-    def attainable(self) -> float:
+    def least(self) -> float:
         """The smallest p that data of these sizes can give: no floor once spread is known."""
         return 1.0 if math.isinf(self.error) else 0.0
 
@@ -147,12 +144,12 @@ def of_pairs(question: Question) -> Location:
     (d, resolution), k = differences(question), question.units
     mean = float(d.mean())
     if k == 1:
-        return Location(mean, math.inf, 0.0, 1.0, resolution)
+        return Location(mean, math.inf, 1.0, 1.0, resolution)
     sums = question.totals(d - mean)
     error = math.sqrt(k / (k - 1) * float(sums @ sums)) / d.size
     if error <= resolution:
-        error = 0.0
-    return Location(mean, error, k - 1.0, 2.0**-k, resolution)
+        return Location(mean, 0.0, k - 1.0, 2.0**-k, resolution)
+    return Location(mean, error, k - 1.0, 0.0, resolution)
 
 
 def of_two_groups(question: Question) -> Location:
@@ -162,26 +159,27 @@ def of_two_groups(question: Question) -> Location:
     difference = float(x.mean() - y.mean())
     resolution = 8 * _EPS * float(max(np.abs(x).max(), np.abs(y).max()))
     if min(n) == 1:
-        return Location(difference, math.inf, 0.0, 1.0, resolution)
+        return Location(difference, math.inf, 1.0, 1.0, resolution)
     a, b = float(x.var(ddof=1)) / n[0], float(y.var(ddof=1)) / n[1]
     error = math.sqrt(a + b)
-    floor = exact.share_of_one_choice(*n)
     if error <= resolution:
+        floor = exact.share_of_one_choice(*n)
         return Location(difference, 0.0, n[0] + n[1] - 2.0, floor, resolution)
     share = a / (a + b)  # squares of tiny variances would underflow
     df = 1.0 / (share**2 / (n[0] - 1) + (1 - share) ** 2 / (n[1] - 1))
-    return Location(difference, error, df, floor, resolution)
+    return Location(difference, error, df, 0.0, resolution)
 
 
-def _against(question: Question, mean: Location, null: float) -> TestResult:
-    greater, less = mean.greater(null), mean.less(null)
-    return conclude(question, mean.estimate, mean.interval, greater, less, mean.attainable)
+def _against(question: Question, mean: Location) -> TestResult:
+    p, least = (mean.greater(question.null), mean.less(question.null)), mean.least
+    return conclude(question, mean.estimate, mean.interval, *p, mean.floor, (least, least))
 
 
-def _bound(question: Question) -> float:
+def _at_margin(question: Question) -> Question:
+    """The same, with what is to be ruled out for its null."""
     if question.alternative == "two-sided":
         raise UserError(
             "alternative='two-sided'; say which side is better, 'greater' or 'less', or take tost."
         )
     side = -1 if question.alternative == "greater" else 1
-    return question.null + side * question.margin
+    return dataclasses.replace(question, null=question.null + side * question.margin)

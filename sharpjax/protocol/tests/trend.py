@@ -14,7 +14,7 @@ from scipy import special, stats
 
 from sharpjax.protocol.tests import association, bootstrap, exact, independence, shuffle
 from sharpjax.protocol.tests.question import Question, conclude
-from sharpjax.protocol.tests.result import TestResult, unknown_interval
+from sharpjax.protocol.tests.result import Interval, TestResult
 
 _EXACT_PAIRS = 3_000  # pairs of units of different groups up to which orders are counted
 _EXACT_GROUPS = 8  # up to which all orders within a unit are listed
@@ -40,15 +40,14 @@ def jonckheere(question: Question) -> TestResult:
     pairs = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     excess = float(order.sum())
     floor = 1 / exact.arrangements(sizes)
-    interval, greater, less = unknown_interval, 1.0, 1.0
+    interval, greater, less = _anything, 1.0, 1.0
     if min(sizes) > 1:
-        interval, greater, less = _resampled(question, _delta(order), floor, strata=sizes)
+        interval, greater, less = _resampled(question, _delta(order), floor, sizes)
     if question.null == 0:
         if np.unique(values).size == values.size and pairs <= _EXACT_PAIRS:
             greater, less = _counted(sizes, round((pairs + excess) / 2))
         else:
-            shuffled = independence.kendall(-label.astype(np.float64), values, question.seed)
-            greater, less = (max(floor, side) for side in shuffled)
+            greater, less = independence.kendall(-label.astype(float), values, question.seed)
     return conclude(question, excess / pairs, interval, greater, less, floor)
 
 
@@ -72,7 +71,7 @@ def page(question: Question) -> TestResult:
     floor = max(math.exp(-question.units * math.lgamma(k + 1)), 1e-300)
     if by_bootstrap:
         floor = bootstrap.units_floor(question.units)
-    interval, greater, less = unknown_interval, 1.0, 1.0
+    interval, greater, less = _anything, 1.0, 1.0
     if question.units > 1:
         statistic = bootstrap.weighted_mean(correlations)
         interval, greater, less = _resampled(question, statistic, floor)
@@ -88,10 +87,14 @@ def page(question: Question) -> TestResult:
     return conclude(question, float(correlations.mean()), interval, greater, less, floor)
 
 
-def _resampled(question: Question, statistic: bootstrap.Statistic, floor: float, **strata):
+def _anything(confidence: float) -> tuple[float, float]:
+    return -1.0, 1.0
+
+
+def _resampled(question: Question, *drawn) -> tuple[Interval, float, float]:
     """Interval and both tails of the bootstrap."""
     upward = dataclasses.replace(question, alternative="greater")
-    result = association.resampled(upward, statistic, floor, **strata)
+    result = association.resampled(upward, *drawn)
     return result.interval, result.p, result.opposite_p
 
 
