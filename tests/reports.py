@@ -7,6 +7,7 @@ import numpy as np
 
 from sharpjax.protocol.attrition import Funnel
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.protocol.judging.shown import Interval as DecidingInterval
 from sharpjax.protocol.judging.verdicts import Finding, Judgement
 from sharpjax.protocol.seals import registration
 from sharpjax.protocol.seals.amendments import Amendment
@@ -51,7 +52,7 @@ def finding(
     reason = f"{verdict}, as its interval shows"
     return Finding(
         *(contrast, verdict, reason, Samples(arrays, seen), result, adjusted, 1 - p, detectable),
-        interval,
+        interval=DecidingInterval(0.95, *interval),
     )
 
 

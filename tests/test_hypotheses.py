@@ -55,6 +55,7 @@ def test_good_hypotheses_pass():
         ({"alpha": True}, "alpha=True;"),
         ({"correction": "hol"}, "unknown correction 'hol'; did you mean 'holm'?"),
         ({"status": "sure"}, "unknown status 'sure'"),
+        ({"diverged": "dropped"}, "unknown rule for diverged seeds 'dropped'"),
         ({"contrasts": ()}, "it has no contrast"),
         ({"combine": "most"}, "combine='most'; give 'all', 'any', 'majority' or a number 1 to 1"),
         ({"combine": 2}, "combine=2;"),
@@ -93,6 +94,7 @@ def layers(*over: str):
         (contrast(margin=0.0), "margin=0.0;"),
         (contrast(margin=float("inf")), "margin=inf;"),
         (contrast(null=float("nan")), "null=nan;"),
+        (contrast(reported=float("inf")), "reported=inf;"),
         (contrast(groups=("a|b", "c")), "pool different numbers of arms"),
         (contrast(quantity=Quantity("")), "has no metric"),
         (
@@ -153,13 +155,13 @@ numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 plain = st.dictionaries(names, st.integers() | names | st.lists(st.integers()), max_size=2)
 some_quantities = st.builds(
     Quantity, names, st.just("last") | st.integers(0), plain, st.just(("seed", "layer")),
-    st.none() | names, st.booleans(),
+    st.none() | names, st.booleans(), st.booleans(),
 )  # fmt: skip
 groups = st.lists(names, min_size=1, max_size=3).map(tuple)
 some_contrasts = st.builds(
     Contrast, some_quantities | st.lists(some_quantities, min_size=1, max_size=2).map(tuple),
     groups, st.sampled_from(["less", "greater"]), names, numbers, numbers, st.none() | names,
-    st.booleans(),
+    st.booleans(), numbers,
 )  # fmt: skip
 members = st.recursive(
     some_contrasts,
@@ -171,6 +173,7 @@ members = st.recursive(
 some_hypotheses = st.builds(
     Hypothesis, names, names, st.lists(members, max_size=3).map(tuple),
     refuting=st.lists(members, max_size=2).map(tuple), alpha=st.floats(0.001, 0.5),
+    diverged=st.sampled_from(["inconclusive", "left out"]),
 )  # fmt: skip
 
 
@@ -193,21 +196,21 @@ def test_every_field_is_in_the_digest():
     digests = {canonical.digest(to_dict(base))}
     for field in dataclasses.fields(Hypothesis):
         value = getattr(base, field.name)
-        other = {str: "holm", float: 0.01, tuple: (contrast(), contrast())}[type(value)]
+        other = {str: "left out", float: 0.01, tuple: (contrast(), contrast())}[type(value)]
         digests.add(canonical.digest(to_dict(dataclasses.replace(base, **{field.name: other}))))
     for field, other in {
         "quantity": Quantity("a/b"), "groups": ("x", "y"), "direction": "greater", "test": "welch",
-        "margin": 0.2, "null": 0.3, "family": "F", "within": True,
+        "margin": 0.2, "null": 0.3, "family": "F", "within": True, "reported": 0.5,
     }.items():  # fmt: skip
         changed = dataclasses.replace(base.contrasts[0], **{field: other})
         digests.add(canonical.digest(to_dict(hypothesis(changed))))
     for field, other in {
         "metric": "x/y", "at": 3, "of": {"a": 1}, "over": ("seed", "layer"), "seen": "a/c",
-        "independent": True,
+        "independent": True, "optional": True,
     }.items():  # fmt: skip
         changed = contrast(margin=0.1, quantity=dataclasses.replace(LOSS, **{field: other}))
         digests.add(canonical.digest(to_dict(hypothesis(changed))))
-    assert len(digests) == 1 + len(dataclasses.fields(Hypothesis)) + 8 + 6
+    assert len(digests) == 1 + len(dataclasses.fields(Hypothesis)) + 9 + 7
 
 
 @pytest.mark.parametrize(
@@ -265,6 +268,12 @@ def test_a_later_field_is_written_where_it_is_used(monkeypatch):
     assert "of" not in document and from_dict(document) == used
     with pytest.raises(UserError, match="field 'note' of a later is 3"):
         from_dict(document | {"note": 3})
+
+
+def test_fields_that_came_later_stay_out_of_what_does_not_use_them():
+    document = to_dict(hypothesis())
+    assert "diverged" not in document and "reported" not in document["contrasts"][0]
+    assert "optional" not in document["contrasts"][0]["quantity"]
 
 
 def test_a_missing_field_is_named():

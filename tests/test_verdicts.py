@@ -13,7 +13,7 @@ from sharpjax.errors import UserError
 from sharpjax.protocol import attrition as funnel_module
 from sharpjax.protocol.attrition import Funnel, funnel
 from sharpjax.protocol.claims import Composite, Hypothesis, Quantity
-from sharpjax.protocol.judging import rules, verdicts
+from sharpjax.protocol.judging import rules, shown, verdicts
 from sharpjax.protocol.judging.verdicts import decide, require_all
 from sharpjax.protocol.planning import power
 from sharpjax.protocol.tests.catalog import Test as CatalogTest
@@ -72,7 +72,7 @@ def word(table, member, **fields):
 
 
 def test_docstrings():
-    for module in (verdicts, rules, funnel_module):
+    for module in (verdicts, rules, shown, funnel_module):
         assert doctest.testmod(module).failed == 0
 
 
@@ -227,6 +227,57 @@ def test_intervals_of_a_corrected_family_are_wider():
     (family,) = judged(table, hypothesis(*two, correction="holm"))
     assert [f.verdict for f in alone.findings] == ["supported", "equivalent"]
     assert [f.verdict for f in family.findings] == ["inconclusive", "inconclusive"]
+
+
+def test_the_interval_that_decided_is_shown():
+    """1.645 and 1.96 standard errors: what lies within a margin does so at 90 per cent."""
+    table = telling(0.9, 0.9, scale=0.6)
+    inside = finding(table, one(direction="two-sided", margin=1.0, within=True)).interval
+    assert inside.confidence == pytest.approx(0.9)
+    assert inside.high == pytest.approx(stats.norm.ppf(0.95) * 0.6)
+    outside = telling(0.9, 0.9, centre=1.3, scale=0.1)
+    assert finding(outside, one(direction="two-sided", margin=1.0, within=True)).interval == (
+        0.95, pytest.approx(1.3 - 0.1 * stats.norm.ppf(0.975)), pytest.approx(1.3 + 0.19599640)
+    )  # fmt: skip
+    assert finding(table, one(margin=1.0)).interval.confidence == pytest.approx(0.9)  # equivalent
+    assert finding(telling(0.01), one()).interval.confidence == 0.95
+    (family,) = judged(table, hypothesis(one(), one(direction="greater"), correction="holm"))
+    assert [f.interval.confidence for f in family.findings] == [0.975, 0.975]
+    assert "[-1.345, 1.345]" in family.findings[0].reason  # .6 times 2.2414
+
+
+def test_a_refuted_contrast_shows_the_p_that_refuted_it():
+    asked = [hypothesis(metric(i), id=f"S.{i}", family="S", correction="holm") for i in range(2)]
+    found = [j.findings[0] for j in judged(told_metrics(0.97, 0.01), *asked)]
+    assert [f.verdict for f in found] == ["inconclusive", "supported"]
+    assert [f.decided_by for f in found] == [(0.97, 0.97), (0.01, 0.02)]
+    (low, _) = judged(told_metrics(0.99, 0.98), *asked)
+    assert low.verdict == "refuted"
+    assert low.findings[0].decided_by == pytest.approx((0.01, 0.02))
+    assert finding(telling(0.5, scale=0.1), one(margin=1.0)).decided_by is None
+
+
+def test_the_difference_in_the_units_of_the_metric():
+    x, y = NOISE[0] + 4, NOISE[1]
+    (judgement,) = decide([hypothesis()], rows("sam", x) + rows("sgd", y), seeds=SEEDS)
+    shown = judgement.findings[0].difference
+    assert shown.estimate == pytest.approx(4.0)
+    low, high = stats.ttest_rel(x, y).confidence_interval(0.95)
+    assert shown.interval == pytest.approx((0.95, low, high))
+    member = contrast(test="mann-whitney")
+    (judgement,) = decide([hypothesis(member)], rows("sam", x) + rows("sgd", y), seeds=SEEDS)
+    low, high = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    assert judgement.findings[0].difference.interval == pytest.approx((0.95, low, high))
+    (judgement,) = decide([hypothesis(contrast(test="welch"))], FAR, seeds=SEEDS)
+    assert judgement.findings[0].difference is None  # its effect is in these units
+
+
+@pytest.mark.parametrize(("reported", "expected"), [(-4.5, True), (4.0, False), (None, None)])
+@pytest.mark.parametrize("test", ["wilcoxon", "welch"])
+def test_the_number_of_the_source_beside_ours(test, reported, expected):
+    member = contrast(test=test, reported=reported)
+    (judgement,) = decide([hypothesis(member)], FAR, seeds=SEEDS)
+    assert judgement.findings[0].consistent is expected
 
 
 def metric(number, **fields):
@@ -416,6 +467,7 @@ def test_composites_are_nested():
     (judgement,) = judged(table, hypothesis(Composite((inner, good)), open_, combine="any"))
     assert judgement.verdict == "supported"
     assert judgement.reason == "Of 2 parts, 1 supported, 1 inconclusive."
+    assert judgement.parts == ("supported", "inconclusive")
     assert [f.contrast for f in judgement.findings] == [good, bad, good, open_]
     (judgement,) = judged(table, hypothesis(Composite((good, Composite((bad,)))), combine="all"))
     assert judgement.verdict == "refuted"
@@ -533,4 +585,4 @@ def test_nothing_is_known_where_no_event_was_seen():
     (judgement,) = decide((asked,), table, seeds=range(5))
     assert judgement.verdict == "inconclusive" and "nan" not in judgement.reason
     assert "Hazard ratio: nothing is known (no event was seen), n = 5." in judgement.reason
-    assert judgement.findings[0].interval == (0, math.inf)
+    assert judgement.findings[0].interval == (0.95, 0, math.inf)

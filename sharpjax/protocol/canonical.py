@@ -10,7 +10,7 @@ from sharpjax.errors import UserError, nearest
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 
 Part = Quantity | Contrast | Composite | Hypothesis
-_NUMBERS = {"alpha", "margin", "null"}
+_NUMBERS = {"alpha", "margin", "null", "reported"}
 _PARTS = {"contrasts", "members", "refuting"}
 # Fields of the first registrations, which are always written. A field that is added later is left
 # out where it has its default, so that what does not use it keeps its text, digest and seal.
@@ -119,6 +119,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "alpha": (float, int),
     "margin": (float, int, type(None)),
     "null": (float, int, type(None)),
+    "reported": (float, int, type(None)),
     "family": (str, type(None)),
     "seen": (str, type(None)),
     "at": (str, int),
@@ -128,6 +129,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "refuted_by": (str, int),
     "within": (bool,),
     "independent": (bool,),
+    "optional": (bool,),
 }
 
 

@@ -13,6 +13,7 @@ from sharpjax.protocol.tests.result import Alternative
 
 Correction = Literal["none", "holm", "bh", "by"]
 Certainty = Literal["firm", "partial", "weak", "design"]
+Diverged = Literal["inconclusive", "left out"]
 POOL = "|"
 
 
@@ -30,6 +31,8 @@ class Quantity:
             censored.
         independent: units of one seed are draws by themselves (simulated studies); otherwise they
             are a cluster (layers of one model).
+        optional: a seed can have no unit (no layer of it is critical): such a seed is counted and
+            said, and is no gap.
     """
 
     metric: str
@@ -38,6 +41,7 @@ class Quantity:
     over: tuple[str, ...] = ("seed",)
     seen: str | None = None
     independent: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Contrast:
         family: which contrasts are corrected together; None: the hypothesis's.
         within: the claim is that the effect lies within `margin` of `null`, whatever the test; it
             is decided by the test's intervals, and `direction` is 'two-sided'.
+        reported: the source's own number, to be shown beside ours: of a comparison of means or of
+            ranks the first mean less the second, else in the units of the test's effect.
     """
 
     quantity: Quantity | tuple[Quantity, ...]
@@ -68,6 +74,7 @@ class Contrast:
     null: float | None = None
     family: str | None = None
     within: bool = False
+    reported: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,8 @@ class Hypothesis:
         refuted_if: the refutation in words.
         uncertain: what the source leaves open.
         missing: what must be built before it can be run; '' where it can be.
+        diverged: what seeds that turned non-finite in training do to it: 'inconclusive' as any that
+            is missing; 'left out', it is decided on the others, and their number is said.
     """
 
     id: str
@@ -123,6 +132,7 @@ class Hypothesis:
     uncertain: str = ""
     missing: str = ""
     refuting: tuple[Contrast | Composite, ...] = ()
+    diverged: Diverged = "inconclusive"
 
 
 def contrasts(member: Contrast | Composite | Hypothesis) -> Iterator[Contrast]:
@@ -225,6 +235,8 @@ def _check_hypothesis(hypothesis: Hypothesis) -> None:
         raise unknown("correction", str(hypothesis.correction), get_args(Correction))
     if hypothesis.status not in get_args(Certainty):
         raise unknown("status", str(hypothesis.status), get_args(Certainty))
+    if hypothesis.diverged not in get_args(Diverged):
+        raise unknown("rule for diverged seeds", str(hypothesis.diverged), get_args(Diverged))
     if not hypothesis.contrasts:
         if not hypothesis.missing:
             raise UserError("it has no contrast; give one, or say in `missing` why there is none.")
@@ -288,6 +300,8 @@ def _check_contrast(contrast: Contrast, tests: Mapping[str, Test]) -> None:
         raise UserError(f"margin={contrast.margin!r}; give a finite number above 0.")
     if contrast.null is not None and not _is_number(contrast.null):
         raise UserError(f"null={contrast.null!r}; give a finite number.")
+    if contrast.reported is not None and not _is_number(contrast.reported):
+        raise UserError(f"reported={contrast.reported!r}; give a finite number.")
     for quantity in quantities(contrast):
         _check_quantity(quantity, test)
     sizes = {len(arms(group)) for group in contrast.groups}

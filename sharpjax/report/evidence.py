@@ -50,9 +50,9 @@ def evidence(finding: Finding) -> Evidence:
     if kind == "pairwise":
         arrays = tuple(_once_each(x) for x in arrays)
     drawn = None
-    if result is not None:
+    if result is not None and finding.interval is not None:
         null = contrast.null if contrast.null is not None else test.null if test else 0.0
-        drawn = Interval.of(result.effect, finding.interval, null, contrast.margin)
+        drawn = Interval.of(result.effect, finding.interval[1:], null, contrast.margin)
     return Evidence(
         comparison=words.comparison(contrast),
         quantity="; ".join(dict.fromkeys(map(words.quantity, quantities(contrast)))),

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 from sharpjax.protocol.claims import Contrast, Correction
 from sharpjax.protocol.judging import corrections
+from sharpjax.protocol.judging.shown import PValue
 from sharpjax.protocol.tests.catalog import Test
 from sharpjax.protocol.tests.result import TestResult
 
@@ -45,47 +46,65 @@ class Rule(NamedTuple):
         return corrections.levels(self.alpha, self.size, self.correction)[0]
 
 
+class Ruling(NamedTuple):
+    """What a contrast comes to.
+
+    Attributes:
+        confidence: of the interval that decided, or that is shown beside a p.
+        decided_by: the p that decided; None where an interval did, or nothing.
+    """
+
+    verdict: Verdict
+    why: str
+    confidence: float
+    decided_by: PValue | None = None
+
+
 def word(
     contrast: Contrast,
     test: Test,
     result: TestResult,
     adjusted: tuple[float, float],
     rule: Rule,
-) -> tuple[Verdict, str]:
+) -> Ruling:
     """The word for a contrast whose numbers are all there, and why."""
     alpha, (p, opposite_p) = rule.alpha, adjusted
     null = test.null if contrast.null is None else contrast.null
     margin = contrast.margin
-    narrow, wide = 1 - 2 * rule.each, 1 - rule.each
-    interval = result.interval
+    narrow, wide, interval = 1 - 2 * rule.each, 1 - rule.each, result.interval
     if contrast.within and margin is not None:
+        within = f"within {margin:g} of {null:g}."
         if _inside(interval(narrow), null, margin):
-            return "supported", f"{_named(narrow)} lies within {margin:g} of {null:g}."
+            return Ruling("supported", f"{_named(narrow)} lies {within}", narrow)
         if _beyond(interval(wide), null, margin, "two-sided"):
-            return "refuted", f"{_named(wide)} lies more than {margin:g} from {null:g}."
-        return "inconclusive", f"{_named(narrow)} does not lie within {margin:g} of {null:g}."
+            why = f"{_named(wide)} lies more than {margin:g} from {null:g}."
+            return Ruling("refuted", why, wide)
+        return Ruling("inconclusive", f"{_named(narrow)} does not lie {within}", narrow)
     if math.isnan(result.p):
-        return "inconclusive", "The test gives no p for these numbers."
+        return Ruling("inconclusive", "The test gives no p for these numbers.", wide)
+    asked = PValue(result.p, p)
     if p <= alpha:
-        return "supported", f"{_p_words(result.p, p, rule)} <= {alpha:g}."
+        return Ruling("supported", f"{_p_words(asked, rule)} <= {alpha:g}.", wide, asked)
     if margin is not None and (test.margin or test.equivalence):
         if _beyond(interval(wide), null, margin, contrast.direction):
-            return "refuted", f"{_named(wide)} lies wholly beyond the margin {margin:g}."
+            why = f"{_named(wide)} lies wholly beyond the margin {margin:g}."
+            return Ruling("refuted", why, wide)
     elif opposite_p <= alpha and (
         contrast.direction != "two-sided" or result.opposite_p != result.p
     ):
-        words = _p_words(result.opposite_p, opposite_p, rule)
-        return "refuted", f"In the opposite direction, {words} <= {alpha:g}."
+        opposite = PValue(result.opposite_p, opposite_p)
+        why = f"In the opposite direction, {_p_words(opposite, rule)} <= {alpha:g}."
+        return Ruling("refuted", why, wide, opposite)
     elif margin is not None and _inside(interval(narrow), null, margin):
-        return "equivalent", f"{_named(narrow)} lies within {margin:g} of {null:g}."
-    why = f"{_p_words(result.p, p, rule)} > {alpha:g}."
+        return Ruling("equivalent", f"{_named(narrow)} lies within {margin:g} of {null:g}.", narrow)
+    why = f"{_p_words(asked, rule)} > {alpha:g}."
     if result.min_attainable_p > rule.alone:
         floor = f"{result.min_attainable_p:.2g}"
         why += f" No numbers of {units(result)} units could have given p below {floor}"
         # Beside others of the family that reject it might have been enough.
-        asked = f"; alone in its family it needs {rule.alone:.2g}"
-        why += "." if result.min_attainable_p > alpha else f"{asked}."
-    return "inconclusive", why
+        needs = f"; alone in its family it needs {rule.alone:.2g}"
+        why += "." if result.min_attainable_p > alpha else f"{needs}."
+    return Ruling("inconclusive", why, wide, asked)
 
 
 def _named(confidence: float) -> str:
@@ -102,12 +121,12 @@ def _beyond(interval: tuple[float, float], null: float, margin: float, direction
     return {"two-sided": below or above, "greater": below, "less": above}[direction]
 
 
-def _p_words(raw: float, adjusted: float, rule: Rule) -> str:
+def _p_words(p: PValue, rule: Rule) -> str:
     names = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
     if rule.size == 1 or rule.correction == "none":
-        return f"p = {raw:.2g}"
+        return f"p = {p.raw:.2g}"
     name = names[rule.correction]
-    return f"p = {raw:.2g}, after {name} over {rule.size} p = {adjusted:.2g}"
+    return f"p = {p.raw:.2g}, after {name} over {rule.size} p = {p.adjusted:.2g}"
 
 
 def units(result: TestResult) -> str:

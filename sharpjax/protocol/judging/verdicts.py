@@ -24,6 +24,7 @@ from sharpjax.protocol.claims import (
 from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import adjust
 from sharpjax.protocol.judging.rules import Verdict
+from sharpjax.protocol.judging.shown import Difference, Interval, PValue, difference
 from sharpjax.protocol.samples import Incomplete, Row, Table, gather, table
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.catalog import Test
@@ -43,8 +44,12 @@ class Finding(NamedTuple):
             other member of the family rejects, in units of the test's effect; NaN where no formula
             or simulation gives one.
         reason: one line for a person, always there.
-        interval: of the effect, at confidence 1 - alpha; NaN where there is none.
         refuting: whether it is one of those which, where supported, refute the hypothesis.
+        interval: of the test's effect, at the confidence at which it decides; None where not run.
+        difference: of the means, first group less second, in the units of the metric, at the same
+            confidence, for tests whose effect is in units of its own; else None.
+        decided_by: the p that the verdict rests on: of a refuted contrast that in the opposite
+            direction; None where an interval decided, or nothing.
     """
 
     contrast: Contrast
@@ -55,17 +60,34 @@ class Finding(NamedTuple):
     adjusted_p: float
     adjusted_opposite_p: float
     detectable: float
-    interval: tuple[float, float] = (math.nan, math.nan)
     refuting: bool = False
+    interval: Interval | None = None
+    difference: Difference | None = None
+    decided_by: PValue | None = None
+
+    @property
+    def consistent(self) -> bool | None:
+        """Whether the source's number lies in the interval that is shown; None without either."""
+        shown = self.interval if self.difference is None else self.difference.interval
+        reported = self.contrast.reported
+        if reported is None or shown is None or math.isnan(shown.low + shown.high):
+            return None
+        return shown.low <= reported <= shown.high
 
 
 class Judgement(NamedTuple):
-    """What one hypothesis came to. `findings` are those of its contrasts, depth first."""
+    """What one hypothesis came to.
+
+    Attributes:
+        findings: those of its contrasts, depth first.
+        parts: the verdict of each part that was counted; none where nothing was run.
+    """
 
     hypothesis: Hypothesis
     verdict: Verdict
     reason: str
     findings: tuple[Finding, ...]
+    parts: tuple[Verdict, ...] = ()
 
 
 class _Measured(NamedTuple):
@@ -242,31 +264,44 @@ def _find(
     if samples is None or result is None:
         return _nothing(contrast, gap, samples)
     test = tests[contrast.test]
+
     if gap:
-        verdict, why = "inconclusive", f"Fewer units than were registered: {gap}"
-        adjusted = (math.nan, math.nan)
+        why = f"Fewer units than were registered: {gap}"
+        ruling = rules.Ruling("inconclusive", why, 1 - rule.each)
     else:
-        verdict, why = rules.word(contrast, test, result, adjusted, rule)
-        if contrast.within:
-            adjusted = (math.nan, math.nan)
+        ruling = rules.word(contrast, test, result, adjusted, rule)
+    if gap or contrast.within:
+        adjusted = (math.nan, math.nan)
+    verdict, why, confidence, decided_by = ruling
     effect = math.nan
     if verdict == "inconclusive" and detectable is not None and not contrast.within:
         effect = detectable(contrast, samples, alpha=rule.alone)
         if not math.isnan(effect):
             null = test.null if contrast.null is None else contrast.null
             why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
-    shown = result.interval(1 - rule.alpha)
+    shown = Interval(confidence, *result.interval(confidence))
     reason = f"{why} {_said(test, result, shown)}{_doubt(contrast, test, samples)}"
-    return Finding(contrast, verdict, reason, samples, result, *adjusted, effect, shown)
+    return Finding(
+        contrast,
+        verdict,
+        reason,
+        samples,
+        result,
+        *adjusted,
+        effect,
+        interval=shown,
+        difference=difference(contrast.test, samples, confidence),
+        decided_by=decided_by,
+    )
 
 
-def _said(test: Test, result: TestResult, shown: tuple[float, float]) -> str:
-    low, high = shown
-    interval = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
+def _said(test: Test, result: TestResult, interval: Interval) -> str:
+    _, low, high = interval
+    words = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
     effect = test.effect[:1].upper() + test.effect[1:]
     if math.isnan(result.effect):
         return f"{effect}: nothing is known ({result.nothing}), n = {rules.units(result)}."
-    return f"{effect} {result.effect:.4g}{interval}, n = {rules.units(result)}."
+    return f"{effect} {result.effect:.4g}{words}, n = {rules.units(result)}."
 
 
 def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:
@@ -292,28 +327,29 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...], not_run: str) 
     verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
     members: list[Verdict] = [_answer(member, verdicts) for member in hypothesis.contrasts]
     against = [_answer(member, verdicts) for member in hypothesis.refuting]
+    parts = _parts(hypothesis, findings)
     if "supported" in against:
         what = hypothesis.refuting[against.index("supported")]
         words = describe(what) if isinstance(what, Contrast) else what.name
         reason = f"What would refute it is supported: {words}."
-        return Judgement(hypothesis, "refuted", reason, findings)
+        return Judgement(hypothesis, "refuted", reason, findings, parts)
     verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
     if isinstance(hypothesis.contrasts[0], Contrast) and len(members) == 1:
-        return Judgement(hypothesis, verdict, findings[0].reason, findings)
-    reason = _counts(_parts(hypothesis, findings))
+        return Judgement(hypothesis, verdict, findings[0].reason, findings, parts)
+    reason = _counts(parts)
     nothing = [finding.reason for finding in findings if finding.verdict == "not run"]
     if nothing:
         reason += f" Not run: {nothing[0]}"
-    return Judgement(hypothesis, verdict, reason, findings)
+    return Judgement(hypothesis, verdict, reason, findings, parts)
 
 
-def _parts(hypothesis: Hypothesis, findings: Sequence[Finding]) -> list[Verdict]:
+def _parts(hypothesis: Hypothesis, findings: Sequence[Finding]) -> tuple[Verdict, ...]:
     """The verdicts that are counted: where there is but one composite, those of its members."""
     parts = hypothesis.contrasts
     while len(parts) == 1 and isinstance(parts[0], Composite):
         parts = parts[0].members
     verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
-    return [_answer(part, verdicts) for part in parts]
+    return tuple(_answer(part, verdicts) for part in parts)
 
 
 def _answer(member: Contrast | Composite, verdicts: Iterator[Verdict]) -> Verdict:
