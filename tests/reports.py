@@ -200,8 +200,8 @@ def full(judgements=None, **fields):
         "figures": {"curves": png(640, 240)},
         "captions": {"curves": "Training loss and test accuracy against steps; n = 3 seeds."},
         "funnel": (
-            Funnel("sgd", 8, 8, 0, 0),
-            Funnel("sam", 8, 6, 1, 1, ("seed 3 turned non-finite", "seed 5 by hand")),
+            Funnel("sgd", 8, 8, 0),
+            Funnel("sam", 8, 6, 2, ("seed 3 turned non-finite", "seed 5 has no rows")),
         ),
         "amendments": (
             Amendment("a sign was wrong", "2026-11-25", "d4" * 32, "e5" * 32, "f" * 64),

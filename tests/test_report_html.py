@@ -140,8 +140,8 @@ def test_funnel_amendments_power_environment_and_commands():
     page = document()
     text = page.all("main")[0][2]
     for shown in (
-        "Runs, one seed of one arm each: 16 planned, 14 done, 1 failed, 1 excluded",
-        "seed 3 turned non-finite; seed 5 by hand",
+        "Runs, one seed of one arm each: 16 planned, 14 done, 2 failed",
+        "seed 3 turned non-finite; seed 5 has no rows",
         "a sign was wrong",
         "no p can be below 0.0625",
         "packages.jax",

@@ -556,24 +556,16 @@ def test_the_same_rows_in_any_order_give_the_same_answers():
 def test_funnel():
     table = rows("sgd", [1, 2, 3]) + rows("sgd", [1, 1, 0], "train/alive") + rows("sam", [1, 2])
     table += rows("sam", [3], step=4, seeds=[2]) + rows("sam", [0], seeds=[9])
-    found = funnel(table, arms=["sgd", "sam", "late"], seeds=range(4),
-                   excluded={("sam", 0): "its disk was full"})  # fmt: skip
+    found = funnel(table, arms=["sgd", "sam", "late"], seeds=range(4))
     assert found == (
-        Funnel("sgd", 4, 2, 2, 0, ("seed 2 turned non-finite in training", "seed 3 has no rows")),
-        Funnel("sam", 4, 1, 2, 1, (
-            "seed 0 is excluded: its disk was full", "seed 2 ends at step 4 of 9",
-            "seed 3 has no rows", "seed 9 was not planned, and is left out",
+        Funnel("sgd", 4, 2, 2, ("seed 2 turned non-finite in training", "seed 3 has no rows")),
+        Funnel("sam", 4, 2, 2, (
+            "seed 2 ends at step 4 of 9", "seed 3 has no rows",
+            "seed 9 was not planned, and is left out",
         )),
-        Funnel("late", 4, 0, 4, 0, tuple(f"seed {i} has no rows" for i in range(4))),
+        Funnel("late", 4, 0, 4, tuple(f"seed {i} has no rows" for i in range(4))),
     )  # fmt: skip
-    assert all(f.planned == f.done + f.failed + f.excluded for f in found)
-
-
-def test_exclusions_need_a_plan_and_a_reason():
-    with pytest.raises(UserError, match="arm 'sgd' seed 0 is excluded without a reason"):
-        funnel([], arms=["sgd"], seeds=[0], excluded={("sgd", 0): " "})
-    with pytest.raises(UserError, match="arm 'sgd' seed 7 is excluded, and was never planned"):
-        funnel([], arms=["sgd"], seeds=[0], excluded={("sgd", 7): "why"})
+    assert all(f.planned == f.done + f.failed for f in found)
 
 
 def test_nothing_is_known_where_no_event_was_seen():

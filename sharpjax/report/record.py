@@ -20,17 +20,17 @@ _MOST_ROWS = 2_000
 
 def funnel(content: Content) -> list[Child]:
     columns = [Column("Arm", "name")]
-    columns += [Column(n, "number") for n in ("Planned", "Done", "Failed", "Excluded")]
+    columns += [Column(n, "number") for n in ("Planned", "Done", "Failed")]
     columns.append(Column("Why", "words"))
     rows = [
-        [words.clean(p.arm), *(Cell(f"{n:,}", n) for n in p[1:5]), _lines(p.reasons)]
+        [words.clean(p.arm), *(Cell(f"{n:,}", n) for n in p[1:4]), _lines(p.reasons)]
         for p in content.funnel
     ]
     if not rows:
         return []
     totals = [
         f"{sum(getattr(p, name) for p in content.funnel):,} {name}"
-        for name in ("planned", "done", "failed", "excluded")
+        for name in ("planned", "done", "failed")
     ]
     caption = f"Runs, one seed of one arm each: {', '.join(totals)}"
     return [table(caption, columns, rows, ident="funnel-table")]
