@@ -12,6 +12,10 @@ from sharpjax.errors import UserError
 from sharpjax.protocol import canonical, claims, wording
 from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, check
+from sharpjax.protocol.judging import verdicts
+from sharpjax.protocol.seals import registration
+from sharpjax.runs import register
+from sharpjax.studies import papers
 from tests.protocol_cases import LOSS, contrast, hypothesis
 
 
@@ -70,6 +74,32 @@ def test_wrong_hypotheses(wrong, words):
     message = refused(dataclasses.replace(hypothesis(), **wrong))
     assert message.startswith("hypothesis S.1: ")
     assert words in message
+
+
+@pytest.mark.parametrize("one_is_enough", ["any", 1])
+def test_what_chance_alone_would_decide(one_is_enough):
+    """Of three one-sided contrasts one comes out at .05, one way or the other, in 2 * 3 * .05."""
+    three = tuple(contrast(quantity=Quantity(f"test/{i}")) for i in range(3))
+    either = hypothesis(*three, combine=one_is_enough, refuted_by="any")
+    message = refused(either)
+    assert message.startswith("hypothesis S.1: any one of 3 parts supports it and any one refutes")
+    assert "up to 30% of studies" in message and "give correction='holm'" in message
+    inner = Composite(three, one_is_enough, 1, "either")
+    assert "composite 'either'" in refused(hypothesis(inner))
+    assert "composite 'either'" in refused(hypothesis(contrast(), refuting=(inner,)))
+    check([either], sealed=True)  # an old registration is still read and judged
+    verdicts.decide([either], [], seeds=range(3))
+    for field, value in {"correction": "holm", "refuted_by": "all", "combine": "all"}.items():
+        check([dataclasses.replace(either, **{field: value})])
+    check([hypothesis(three[0], combine="any")])
+
+
+def test_no_hypothesis_of_a_paper_or_of_a_registration_is_decided_by_chance():
+    check(papers.HYPOTHESES)
+    official = sorted(register.OFFICIAL.glob("*.json"))
+    assert len(official) >= 10
+    for path in official:
+        check(registration.from_json(path.read_bytes(), path.name).hypotheses)
 
 
 def layers(*over: str):

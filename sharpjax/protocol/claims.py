@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -186,12 +186,15 @@ def check(
     tests: Mapping[str, Test] | None = None,
     arms: Collection[str] | None = None,
     metrics: Collection[str] | None = None,
+    sealed: bool = False,
 ) -> None:
-    """Refuse hypotheses that could not be decided.
+    """Refuse hypotheses that could not be decided, or that chance alone would decide.
 
     Args:
         tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
         arms, metrics: those that the study has; None: not known, so that any name passes.
+        sealed: they were registered, maybe before there was a rule against deciding by chance, and
+            are held to what they say.
 
     Raises:
         UserError: names the hypothesis and what is wrong with it.
@@ -209,7 +212,9 @@ def check(
             raise UserError(f"two hypotheses have the id {hypothesis.id}; an id names one claim.")
         by_id[hypothesis.id] = hypothesis
         try:
-            _check_hypothesis(hypothesis)
+            for composite in _check_hypothesis(hypothesis):
+                if not sealed:
+                    _check_chance(composite, hypothesis)
             for contrast in contrasts(hypothesis):
                 _check_contrast(contrast, known)
                 _check_names(contrast, arms, metrics)
@@ -226,34 +231,47 @@ def check(
                     )
 
 
-def _check_hypothesis(hypothesis: Hypothesis) -> None:
+def _check_hypothesis(hypothesis: Hypothesis) -> Sequence[Composite]:
+    """Refuse what no contrast is to blame for; the composites, the whole first."""
     if not hypothesis.id.strip():
         raise UserError("id is empty; give one, as S.1.")
     if not _is_number(hypothesis.alpha) or not 0 < hypothesis.alpha < 1:
         raise UserError(f"alpha={hypothesis.alpha!r}; give a number between 0 and 1.")
-    if hypothesis.correction not in get_args(Correction):
-        raise unknown("correction", str(hypothesis.correction), get_args(Correction))
-    if hypothesis.status not in get_args(Certainty):
-        raise unknown("status", str(hypothesis.status), get_args(Certainty))
-    if hypothesis.diverged not in get_args(Diverged):
-        raise unknown("rule for diverged seeds", str(hypothesis.diverged), get_args(Diverged))
+    for what, name, words in (
+        ("correction", "correction", Correction),
+        ("status", "status", Certainty),
+        ("rule for diverged seeds", "diverged", Diverged),
+    ):
+        if (given := getattr(hypothesis, name)) not in get_args(words):
+            raise unknown(what, str(given), get_args(words))
     if not hypothesis.contrasts:
         if not hypothesis.missing:
             raise UserError("it has no contrast; give one, or say in `missing` why there is none.")
-        return
+        return ()
     whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
-    for composite in (
-        *_composites(whole),
-        *(c for m in hypothesis.refuting for c in _composites(m)),
-    ):
+    found = [c for member in (whole, *hypothesis.refuting) for c in _composites(member)]
+    for composite in found:
         size = len(composite.members)
         if not size:
             raise UserError(f"composite '{composite.name}' has no members.")
-        _check_count(
-            "combine" if composite is whole else "supported_by", composite.supported_by, size
-        )
+        name = "combine" if composite is whole else "supported_by"
+        _check_count(name, composite.supported_by, size)
         if composite.refuted_by != "never":
             _check_count("refuted_by", composite.refuted_by, size)
+    return found
+
+
+def _check_chance(composite: Composite, hypothesis: Hypothesis) -> None:
+    """Refuse a whole that one part supports and one refutes, each at alpha without correction."""
+    size = len(composite.members)
+    one_is_enough = {composite.supported_by, composite.refuted_by} <= {"any", 1}
+    if size > 1 and one_is_enough and hypothesis.correction == "none":
+        name = f"composite '{composite.name}'" if composite.name else "it"
+        raise UserError(
+            f"any one of {size} parts supports {name} and any one refutes it, without correction: "
+            f"chance alone would decide up to {min(2 * size * hypothesis.alpha, 1):.0%} of studies;"
+            f" give correction='holm', or refuted_by='all' or 'never'."
+        )
 
 
 def _composites(member: Contrast | Composite) -> Iterator[Composite]:

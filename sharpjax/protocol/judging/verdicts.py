@@ -127,7 +127,7 @@ def decide(
     """
     hypotheses = tuple(hypotheses)
     tests = catalog.TESTS if tests is None else tests
-    check(hypotheses, tests=tests)
+    check(hypotheses, tests=tests, sealed=True)
     index = table(rows)
     reasons = _reasons(hypotheses, not_run or {})
     measured: dict[_Key, _Measured] = {}
