@@ -139,6 +139,13 @@ def layers(*over: str):
             contrast(("a|b", "c|d"), test="pairwise-difference", quantity=layers("pair")),
             "pools sev",
         ),
+        (
+            contrast(
+                test="pairwise-difference",
+                quantity=dataclasses.replace(layers("pair"), optional=True),
+            ),
+            "none is optional",
+        ),
         (contrast(test="log-rank"), "`seen` and tests of times go together"),
         (contrast(quantity=Quantity("x/y", seen="x/seen")), "`seen` and tests of times"),
         (contrast(quantity=Quantity("x/y", of={"pair": (0, 1)})), "is not plain JSON"),
@@ -163,12 +170,14 @@ def test_one_id_names_one_hypothesis():
     assert "two hypotheses have the id S.1" in refused(hypothesis(), hypothesis())
 
 
-@pytest.mark.parametrize(("name", "value"), [("alpha", 0.01), ("correction", "by")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", 0.01), ("correction", "by"), ("diverged", "left out")]
+)
 def test_a_family_has_one_rule(name, value):
     first = hypothesis(id="S.1", family="S", correction="holm")
     second = dataclasses.replace(first, id="S.2", **{name: value})
     message = refused(first, second)
-    assert message.startswith(f"family 'S' has two {name}s") and "S.1" in message
+    assert message.startswith(f"family 'S' has two rules for {name}") and "S.1" in message
     check([first, dataclasses.replace(second, family="T")])
     # A contrast may name the family too.
     other = hypothesis(contrast(family="S"), id="S.3", alpha=0.01)

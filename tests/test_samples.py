@@ -9,18 +9,23 @@ import pytest
 from sharpjax.errors import UserError
 from sharpjax.protocol import samples
 from sharpjax.protocol.claims import Quantity
-from sharpjax.protocol.samples import Incomplete, gather
+from sharpjax.protocol.samples import gather
 from tests.protocol_cases import LOSS, contrast, rows
 
 A, B = [0.1, 0.2, 0.3], [1.1, 1.2, 1.3]
 BOTH = rows("sam", A) + rows("sgd", B)
 
 
+def whole(table, one, **options) -> Any:
+    samples, gap, left_out = gather(table, one, **options)
+    assert gap == left_out == ""
+    return samples
+
+
 def incomplete(table, one, **options) -> tuple[str, Any]:
-    with pytest.raises(Incomplete) as error:
-        gather(table, one, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value), error.value.samples
+    samples, gap, left_out = gather(table, one, **options)
+    assert gap and "\n" not in gap and not left_out
+    return gap, samples
 
 
 def lists(found):
@@ -32,7 +37,7 @@ def test_docstrings():
 
 
 def test_pairs_are_aligned_by_seed_whatever_the_order_of_rows():
-    found = gather(rows("sam", A[::-1], seeds=[2, 1, 0]) + rows("sgd", B), contrast())
+    found = whole(rows("sam", A[::-1], seeds=[2, 1, 0]) + rows("sgd", B), contrast())
     assert lists(found) == [A, B]
     assert found.clusters is None and found.seen is None
     assert all(group.dtype == np.float64 for group in found.groups)
@@ -40,9 +45,9 @@ def test_pairs_are_aligned_by_seed_whatever_the_order_of_rows():
 
 def test_each_arm_ends_at_its_own_last_step():
     early = rows("sgd", [9, 9, 9], step=9) + rows("sgd", B, step=18)
-    assert lists(gather(rows("sam", A) + early, contrast())) == [A, B]
+    assert lists(whole(rows("sam", A) + early, contrast())) == [A, B]
     at = contrast(quantity=Quantity("test/loss", at=9))
-    assert lists(gather(rows("sam", A) + early, at)) == [A, [9, 9, 9]]
+    assert lists(whole(rows("sam", A) + early, at)) == [A, [9, 9, 9]]
 
 
 def test_a_metric_that_was_not_taken_at_the_end():
@@ -53,7 +58,7 @@ def test_a_metric_that_was_not_taken_at_the_end():
 
 
 def test_independent_groups_may_differ_in_size():
-    found = gather(rows("sam", A) + rows("sgd", B[:2]), contrast(test="welch"))
+    found = whole(rows("sam", A) + rows("sgd", B[:2]), contrast(test="welch"))
     assert lists(found) == [A, B[:2]]
 
 
@@ -71,19 +76,19 @@ def test_missing_seeds_are_named_and_the_rest_is_kept():
 def test_seeds_that_died_are_said_to_have():
     table = rows("sam", A) + rows("sgd", B[:2]) + rows("sgd", [1, 1, 0], "train/alive")
     reason, _ = incomplete(table, contrast())
-    assert reason.endswith("arm 'sgd' seed 2 (1 of them turned non-finite in training).")
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 2."
 
 
 def test_what_a_seed_gives_after_it_died_is_no_measurement():
     table = BOTH + rows("sgd", [1, 1, 0], "train/alive")
     reason, there = incomplete(table, contrast())
-    assert "missing in arm 'sgd' seed 2 (1 of them turned non-finite" in reason
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 2."
     assert lists(there) == [A[:2], B[:2]]
     later = BOTH + rows("sgd", [1, 1, 0], "train/alive", step=99)
     at_9 = Quantity("test/loss", at=9)
-    assert lists(gather(later, contrast(quantity=at_9))) == [A, B]
+    assert lists(whole(later, contrast(quantity=at_9))) == [A, B]
     alive = Quantity("train/alive")
-    assert lists(gather(table, contrast(("sgd",), quantity=alive, test="binomial"))) == [[1, 1, 0]]
+    assert lists(whole(table, contrast(("sgd",), quantity=alive, test="binomial"))) == [[1, 1, 0]]
 
 
 def test_one_of_several_models_of_a_seed_that_turned_non_finite():
@@ -98,18 +103,52 @@ def test_one_of_several_models_of_a_seed_that_turned_non_finite():
         copies([A, B]) + copies([[1, 0, 1], [1, 1, 1]], "train/alive") + copies([A, B], arm="sam")
     )
     other = contrast(quantity=Quantity("test/loss", of={"copy": 1}))
-    assert lists(gather(table, other)) == [B, B]
+    assert lists(whole(table, other)) == [B, B]
     reason, there = incomplete(table, contrast(quantity=Quantity("test/loss", of={"copy": 0})))
-    assert "missing in arm 'sgd' seed 1 (1 of them turned non-finite" in reason
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 1."
     assert len(there.groups[0]) == 2
     each = Quantity("test/loss", over=("seed", "copy"))
     reason, there = incomplete(table, contrast(quantity=each, test="welch"), seeds=[0, 1, 2])
-    assert "missing in arm 'sgd' seed 1 {\"copy\":0} (1 of them turned non-finite" in reason
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 1 {\"copy\":0}."
     assert sorted(map(len, there.groups)) == [5, 6]
+    reason, there = incomplete(table, contrast(quantity=each))
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 1 {\"copy\":0}."
+    assert lists(there)[0] == [0.1, 1.1, 1.2, 0.3, 1.3]  # and its pair is gone
+
+
+DEAD = BOTH + rows("sgd", [1, 0, 1], "train/alive") + rows("sam", [0, 1, 1], "train/alive")
+
+
+@pytest.mark.parametrize("seeds", [None, range(3)])
+def test_dead_seeds_are_never_left_out_without_a_word(seeds):
+    """Registered or not, paired or not: what diverged may well be what did worst."""
+    for test, kept in {"wilcoxon": [A[2:], B[2:]], "welch": [A[1:], [B[0], B[2]]]}.items():
+        reason, there = incomplete(DEAD, contrast(test=test), seeds=seeds)
+        assert reason == (
+            "1 turned non-finite in training: arm 'sam' seed 0; "
+            "1 turned non-finite in training: arm 'sgd' seed 1."
+        )
+        assert lists(there) == kept
+
+
+@pytest.mark.parametrize("seeds", [None, range(3)])
+def test_dead_seeds_are_left_out_where_that_was_the_rule(seeds):
+    samples, gap, left_out = gather(DEAD, contrast(), seeds=seeds, diverged="left out")
+    assert gap == "" and lists(samples) == [A[2:], B[2:]]
+    assert "arm 'sam' seed 0" in left_out and "arm 'sgd' seed 1" in left_out
+    # Other seeds that lack are a gap all the same.
+    _, gap, left_out = gather(DEAD, contrast(), seeds=range(4), diverged="left out")
+    assert gap == (
+        "test/loss is missing in arm 'sam' seed 3; test/loss is missing in arm 'sgd' seed 3."
+    )
+    gone = BOTH + rows("sgd", [0, 0, 0], "train/alive")
+    samples, gap, left_out = gather(gone, contrast(), diverged="left out")
+    assert samples is None and gap == "there is no value of 'sam' to compare."
+    assert left_out.startswith("3 turned non-finite in training: arm 'sgd' seed 0")
 
 
 def test_seeds_that_were_not_registered_do_not_count():
-    assert lists(gather(BOTH, contrast(), seeds=[0, 2])) == [[0.1, 0.3], [1.1, 1.3]]
+    assert lists(whole(BOTH, contrast(), seeds=[0, 2])) == [[0.1, 0.3], [1.1, 1.3]]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -132,11 +171,11 @@ def test_nothing_left():
 def test_duplicated_rows_are_refused():
     again = BOTH + rows("sam", [0.2], seeds=[1])
     with pytest.raises(UserError, match="duplicated rows: arm 'sam' has test/loss of seed 1 at st"):
-        gather(again, contrast())
+        whole(again, contrast())
     apart = BOTH + rows("sam", A, of={"severity": 1})
-    assert gather(apart[:6], contrast())
+    assert whole(apart[:6], contrast())
     with pytest.raises(UserError, match="severity"):
-        gather(apart + apart[-1:], contrast())
+        whole(apart + apart[-1:], contrast())
 
 
 def test_unknown_names_say_what_there_is():
@@ -155,7 +194,7 @@ def severities(arm, values):
 def test_coordinates_choose_rows():
     table = severities("sam", {1: A, 5: B}) + severities("sgd", {1: B, 5: A})
     five = contrast(quantity=Quantity("test/loss", of={"severity": 5}))
-    assert lists(gather(table, five)) == [B, A]
+    assert lists(whole(table, five)) == [B, A]
     reason, there = incomplete(table, contrast())
     assert "several values for one unit; its coordinates (severity)" in reason and there is None
     six = contrast(quantity=Quantity("test/loss", of={"severity": 6}))
@@ -173,32 +212,62 @@ def of_layers(arm, values, **options):
 
 def test_layers_of_a_seed_are_a_cluster():
     table = of_layers("sam", {"a": A, "b": B}) + of_layers("sgd", {"b": [3, 4, 5], "a": [6, 7, 8]})
-    found = gather(table, contrast(quantity=LAYERS))
+    found = whole(table, contrast(quantity=LAYERS))
     assert lists(found) == [[0.1, 1.1, 0.2, 1.2, 0.3, 1.3], [6, 3, 7, 4, 8, 5]]
     assert found.clusters is not None and found.clusters.tolist() == [0, 0, 1, 1, 2, 2]
     # Independent groups: labels of one group's units after the other's.
-    found = gather(table, contrast(quantity=LAYERS, test="auc"))
+    found = whole(table, contrast(quantity=LAYERS, test="auc"))
     assert found.clusters is not None and len(found.clusters) == 12
     few = of_layers("sam", {"a": A, "b": B}) + of_layers("sgd", {"a": A})
-    found = gather(few, contrast(quantity=LAYERS, test="auc"))
+    found = whole(few, contrast(quantity=LAYERS, test="auc"))
     assert found.clusters is not None and found.clusters.tolist() == [0, 0, 1, 1, 2, 2, 0, 1, 2]
     drawn = Quantity("test/loss", over=("seed", "layer"), independent=True)
-    assert gather(table, contrast(quantity=drawn)).clusters is None
+    assert whole(table, contrast(quantity=drawn)).clusters is None
 
 
 def test_a_layer_without_its_pair_is_named():
     table = of_layers("sam", {"a": A, "b": B}) + of_layers("sgd", {"a": A})
     reason, there = incomplete(table, contrast(quantity=LAYERS))
     assert reason.startswith("test/loss is missing in arm 'sgd' seed 0 \"b\"")
-    assert reason.endswith("and the pairs need it.")
+    assert reason.endswith("and pairs need it.")
     assert lists(there) == [A, A]
+
+
+MAYBE = Quantity("test/critical", over=("seed", "layer"), optional=True)
+
+
+@pytest.mark.parametrize("seeds", [None, range(3)])
+def test_a_seed_without_a_unit_is_counted_where_that_may_be(seeds):
+    table = of_layers("sam", {"a": A}) + of_layers("sam", {"a": [7]}, metric="test/critical")
+    table += of_layers("sam", {"b": [8]}, metric="test/critical", seeds=[1])
+    one = contrast(("sam",), quantity=MAYBE, test="mean")
+    samples, gap, left_out = gather(table, one, seeds=seeds)
+    assert lists(samples) == [[7, 8]] and gap == ""
+    assert left_out == "1 without test/critical: arm 'sam' seed 2."
+    strict = contrast(("sam",), quantity=LAYERS, test="mean")
+    assert "missing in arm 'sam' seed 3" in incomplete(table, strict, seeds=range(4))[0]
+    # A seed that never ran is a gap, and a value that is not finite.
+    _, gap, left_out = gather(table, one, seeds=range(4))
+    assert gap == "test/critical is missing in arm 'sam' seed 3."
+    bad = table + of_layers("sam", {"a": [None]}, metric="test/critical", seeds=[2])
+    assert gather(bad, one).gap == "test/critical is not finite in arm 'sam' seed 2."
+    samples, gap, _ = gather(table[:3], one, seeds=range(3))
+    assert samples is None and gap == "there is no value of 'sam' to compare."
+
+
+def test_a_layer_without_a_pair_where_that_may_be():
+    table = of_layers("sam", {"a": A, "b": B}, metric="test/critical")
+    table += of_layers("sgd", {"a": A}, metric="test/critical")
+    samples, gap, left_out = gather(table, contrast(quantity=MAYBE))
+    assert lists(samples) == [A, A] and gap == ""
+    assert left_out.startswith("3 without test/critical: arm 'sgd' seed 0 \"b\"")
 
 
 def test_arms_are_pooled():
     gap = rows("sam", [5, 6, 7], "test/gap") + rows("sgd", [8, 9, 10], "test/gap")
     sides = (LOSS, Quantity("test/gap"))
     pooled = contrast(("sam|sgd", "sam|sgd"), test="spearman", quantity=sides)
-    found = gather(BOTH + gap, pooled)
+    found = whole(BOTH + gap, pooled)
     assert lists(found) == [A + B, [5, 6, 7, 8, 9, 10]]
     assert found.clusters is not None and found.clusters.tolist() == [0, 1, 2, 0, 1, 2]
     reason, there = incomplete(BOTH + gap[:-1], pooled)
@@ -208,7 +277,7 @@ def test_arms_are_pooled():
 def test_two_quantities_of_one_arm_are_paired():
     sides = (Quantity("test/scaled"), LOSS)
     table = BOTH + rows("sam", [3, 2, 1], "test/scaled")
-    assert lists(gather(table, contrast(("sam", "sam"), quantity=sides))) == [[3, 2, 1], A]
+    assert lists(whole(table, contrast(("sam", "sam"), quantity=sides))) == [[3, 2, 1], A]
 
 
 TIMES = Quantity("test/loss", seen="test/seen")
@@ -216,7 +285,7 @@ TIMES = Quantity("test/loss", seen="test/seen")
 
 def test_censoring():
     table = BOTH + rows("sam", [1, 0, 1], "test/seen") + rows("sgd", [0, 0, 0], "test/seen")
-    found = gather(table, contrast(test="log-rank", quantity=TIMES))
+    found = whole(table, contrast(test="log-rank", quantity=TIMES))
     assert found.seen is not None
     assert [flags.tolist() for flags in found.seen] == [[True, False, True], [False] * 3]
     reason, there = incomplete(table[:-1], contrast(test="log-rank", quantity=TIMES))
@@ -243,7 +312,7 @@ def test_square_arrays():
     one = contrast(test="pairwise-difference", quantity=PAIRS)
     table = pairs("sam", range(4), lambda i, j: 10 * i + j)
     table += pairs("sgd", range(4), lambda i, j: i - j, both=True)
-    first, second = gather(table, one, seeds=range(4)).groups
+    first, second = whole(table, one, seeds=range(4)).groups
     assert first[1, 3] == first[3, 1] == 13  # given one way
     assert second[1, 3] == -second[3, 1] == -2  # given both ways
     assert np.isnan(np.diag(first)).all() and np.isfinite(first).sum() == 12
@@ -259,6 +328,17 @@ def test_missing_pairs_leave_out_the_model_they_lack():
     assert there.groups[0][2, 3] == 2 + 4  # models 0, 1, 2, 4 are left
     reason, there = incomplete(table, one, seeds=range(6))
     assert "[0, 5]" in reason and there is not None
+
+
+def test_dead_models_are_in_no_pair():
+    one = contrast(test="pairwise-difference", quantity=PAIRS)
+    table = [r for arm in ("sam", "sgd") for r in pairs(arm, range(5), lambda i, j: i + j)]
+    table += rows("sgd", [1, 1, 1, 1, 0], "train/alive")
+    reason, there = incomplete(table, one, seeds=range(5))
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 4."
+    assert [g.shape for g in there.groups] == [(4, 4), (4, 4)]
+    samples, gap, left_out = gather(table, one, seeds=range(5), diverged="left out")
+    assert gap == "" and left_out == reason and samples.groups[0].shape == (4, 4)
 
 
 def test_rows_that_are_no_pairs():

@@ -376,6 +376,29 @@ def test_missing_seeds_end_inconclusive_however_small_p_is():
     assert judgement.verdict == "supported"
 
 
+def test_a_diverged_seed_is_what_the_registration_said():
+    table = FAR + rows("sgd", [1] * 7 + [0], "train/alive")
+    by_default, stated = (
+        decide([hypothesis(diverged=rule)], table, seeds=SEEDS)[0]
+        for rule in ("inconclusive", "left out")
+    )
+    assert by_default.verdict == "inconclusive"
+    assert "registered: 1 turned non-finite in training: arm 'sgd' seed 7." in by_default.reason
+    assert by_default.findings[0].difference.estimate == pytest.approx(-4, abs=1)  # is shown
+    assert stated.verdict == "supported"
+    assert stated.findings[0].result.n == (7, 7)
+    assert "Left out, as it says: 1 turned non-finite in training: arm" in stated.reason
+
+
+def test_a_seed_without_a_unit_does_not_stop_a_verdict():
+    quantity = Quantity("test/critical", optional=True)
+    table = FAR + rows("sam", [1.0] * 6 + [2.0], "test/critical")
+    member = contrast(("sam",), "greater", "mean", quantity)
+    (judgement,) = decide([hypothesis(member)], table, seeds=SEEDS)
+    assert judgement.verdict == "supported" and judgement.findings[0].result.n == (7,)
+    assert "Left out, as it says: 1 without test/critical" in judgement.reason
+
+
 def test_a_test_that_refuses_its_samples():
     (judgement,) = judged(telling(0.5), hypothesis(one("failing")))
     assert (judgement.verdict, judgement.reason) == ("not run", "failing: cannot.")

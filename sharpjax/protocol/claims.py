@@ -106,7 +106,7 @@ class Hypothesis:
         family: which contrasts are corrected together, over hypotheses too; '': this one's.
             Statements in `refuting` are a family apart, because claim and refutation cannot both
             hold.
-        correction, alpha: of the family; the same in all its members.
+        correction, alpha: of the family; the same in all its members, as is `diverged`.
         source: the paper (arXiv id or OpenReview id) and where its claim stands.
         status: how firm the claim's details are in the source.
         reference: the source's own number, for a reader to see beside ours; '' where it has none.
@@ -222,12 +222,12 @@ def check(
             raise UserError(f"hypothesis {hypothesis.id or '(no id)'}: {error}") from None
         for _, family in families(hypothesis):
             other = first_of.setdefault(family, hypothesis)
-            for name in ("correction", "alpha"):
+            for name in ("correction", "alpha", "diverged"):
                 mine, theirs = getattr(hypothesis, name), getattr(other, name)
                 if mine != theirs:
                     raise UserError(
-                        f"family '{family}' has two {name}s: {theirs} in {other.id} and {mine} in "
-                        f"{hypothesis.id}; give both hypotheses one, or two families."
+                        f"family '{family}' has two rules for {name}: {theirs} in {other.id} and "
+                        f"{mine} in {hypothesis.id}; give both hypotheses one, or two families."
                     )
 
 
@@ -339,6 +339,8 @@ def _check_quantity(quantity: Quantity, test: Test) -> None:
         raise UserError(f"at={at!r} of {quantity.metric}; give 'last' or a step.")
     if (quantity.over == ("pair",)) != (test.kind == "pairwise"):
         raise UserError("over=('pair',) and pairwise tests go together.")
+    if quantity.optional and test.kind == "pairwise":
+        raise UserError(f"{quantity.metric}: units of pairwise tests are models, none is optional.")
     if quantity.over != ("pair",) and ("seed" not in quantity.over or "pair" in quantity.over):
         raise UserError(f"over={quantity.over!r} of {quantity.metric}; 'seed' must be among them.")
     if (quantity.seen is not None) != (test.kind == "times"):

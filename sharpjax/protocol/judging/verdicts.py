@@ -16,6 +16,7 @@ from sharpjax.protocol.claims import (
     Composite,
     Contrast,
     Correction,
+    Diverged,
     Hypothesis,
     check,
     contrasts,
@@ -25,14 +26,14 @@ from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import adjust
 from sharpjax.protocol.judging.rules import Verdict
 from sharpjax.protocol.judging.shown import Difference, Interval, PValue, difference
-from sharpjax.protocol.samples import Incomplete, Row, Table, gather, table
+from sharpjax.protocol.samples import Row, Table, gather, table
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.catalog import Test
 from sharpjax.protocol.tests.result import Samples, TestResult
 from sharpjax.protocol.wording import describe, size
 
 Detectable = Callable[..., float]
-_Key = tuple[str, float]  # a contrast as canonical JSON, and the alpha of its hypothesis
+_Key = tuple[str, float, Diverged]  # a contrast as canonical JSON, and rules of its hypothesis
 
 
 class Finding(NamedTuple):
@@ -97,6 +98,7 @@ class _Measured(NamedTuple):
     samples: Samples | None
     result: TestResult | None
     gap: str
+    left_out: str
 
 
 def decide(
@@ -134,10 +136,10 @@ def decide(
     sizes: dict[str, dict[_Key, None]] = {}  # the members of each family, in order
     for hypothesis in hypotheses:
         for contrast, family in families(hypothesis):
-            key = _key(contrast, hypothesis.alpha)
+            key = _key(contrast, hypothesis)
             sizes.setdefault(family, {})[key] = None
             if hypothesis.id not in reasons and key not in measured:
-                measured[key] = _measure(contrast, index, seeds, tests, seed)
+                measured[key] = _measure(contrast, index, seeds, tests, hypothesis, seed)
     corrections: dict[str, Correction] = {
         f: h.correction for h in hypotheses for _, f in families(h)
     }
@@ -150,7 +152,7 @@ def decide(
         findings = []
         number = sum(1 for member in hypothesis.contrasts for _ in contrasts(member))
         for i, (contrast, family) in enumerate(families(hypothesis)):
-            key = _key(contrast, hypothesis.alpha)
+            key = _key(contrast, hypothesis)
             if hypothesis.id in reasons:
                 finding = _nothing(contrast, reasons[hypothesis.id])
             else:
@@ -196,8 +198,8 @@ def _reasons(hypotheses: Iterable[Hypothesis], not_run: Mapping[str, str]) -> di
     return reasons
 
 
-def _key(contrast: Contrast, alpha: float) -> _Key:
-    return canonical_json(to_dict(contrast)), alpha
+def _key(contrast: Contrast, hypothesis: Hypothesis) -> _Key:
+    return canonical_json(to_dict(contrast)), hypothesis.alpha, hypothesis.diverged
 
 
 def _measure(
@@ -205,15 +207,14 @@ def _measure(
     index: Table,
     seeds: Sequence[int] | None,
     tests: Mapping[str, Test],
+    hypothesis: Hypothesis,
     seed: int,
 ) -> _Measured:
-    gap = ""
-    try:
-        samples = gather(index, contrast, seeds=seeds, kind=tests[contrast.test].kind)
-    except Incomplete as error:
-        samples, gap = error.samples, str(error)
+    kind = tests[contrast.test].kind
+    there = gather(index, contrast, seeds=seeds, kind=kind, diverged=hypothesis.diverged)
+    samples, gap, left_out = there
     if samples is None:
-        return _Measured(contrast, None, None, gap)
+        return _Measured(contrast, None, None, gap, left_out)
     try:
         result = catalog.run(
             contrast.test,
@@ -225,8 +226,8 @@ def _measure(
             tests=tests,
         )
     except UserError as error:
-        return _Measured(contrast, samples, None, f"{gap} {error}".strip())
-    return _Measured(contrast, samples, result, gap)
+        return _Measured(contrast, samples, None, f"{gap} {error}".strip(), left_out)
+    return _Measured(contrast, samples, result, gap, left_out)
 
 
 def _adjusted(
@@ -260,9 +261,10 @@ def _find(
     tests: Mapping[str, Test],
     detectable: Detectable | None,
 ) -> Finding:
-    contrast, samples, result, gap = measured
+    contrast, samples, result, gap, left_out = measured
+    left_out = f" Left out, as it says: {left_out}" if left_out else ""
     if samples is None or result is None:
-        return _nothing(contrast, gap, samples)
+        return _nothing(contrast, gap + left_out, samples)
     test = tests[contrast.test]
 
     if gap:
@@ -280,7 +282,8 @@ def _find(
             null = test.null if contrast.null is None else contrast.null
             why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
     shown = Interval(confidence, *result.interval(confidence))
-    reason = f"{why} {_said(test, result, shown)}{_doubt(contrast, test, samples)}"
+    doubt = _doubt(contrast, test, samples)
+    reason = f"{why} {_said(test, result, shown)}{left_out}{doubt}"
     return Finding(
         contrast,
         verdict,
