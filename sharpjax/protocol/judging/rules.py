@@ -16,10 +16,10 @@ In a family of m that is corrected, the alpha of an interval is alpha / m (Bonfe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from sharpjax.protocol.claims import Contrast, Correction
+from sharpjax.protocol.claims import Composite, Contrast, Correction
 from sharpjax.protocol.judging import corrections
 from sharpjax.protocol.judging.shown import PValue
 from sharpjax.protocol.tests.catalog import Test
@@ -131,6 +131,14 @@ def _p_words(p: PValue, rule: Rule) -> str:
 
 def units(result: TestResult) -> str:
     return f"{result.n[0]}" if len(set(result.n)) == 1 else ", ".join(map(str, result.n))
+
+
+def answer(member: Contrast | Composite, verdicts: Iterator[Verdict]) -> Verdict:
+    """The verdict of a part, from those of its contrasts in order."""
+    if isinstance(member, Contrast):
+        return next(verdicts)
+    votes: list[Verdict] = [answer(part, verdicts) for part in member.members]
+    return vote(votes, member.supported_by, member.refuted_by)
 
 
 def vote(votes: Sequence[Verdict], supported_by: str | int, refuted_by: str | int) -> Verdict:

@@ -328,8 +328,8 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...], not_run: str) 
     if not_run:
         return Judgement(hypothesis, "not run", not_run, findings)
     verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
-    members: list[Verdict] = [_answer(member, verdicts) for member in hypothesis.contrasts]
-    against = [_answer(member, verdicts) for member in hypothesis.refuting]
+    members: list[Verdict] = [rules.answer(member, verdicts) for member in hypothesis.contrasts]
+    against = [rules.answer(member, verdicts) for member in hypothesis.refuting]
     parts = _parts(hypothesis, findings)
     if "supported" in against:
         what = hypothesis.refuting[against.index("supported")]
@@ -352,15 +352,7 @@ def _parts(hypothesis: Hypothesis, findings: Sequence[Finding]) -> tuple[Verdict
     while len(parts) == 1 and isinstance(parts[0], Composite):
         parts = parts[0].members
     verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
-    return tuple(_answer(part, verdicts) for part in parts)
-
-
-def _answer(member: Contrast | Composite, verdicts: Iterator[Verdict]) -> Verdict:
-    """The verdict of a part, from those of its contrasts in order."""
-    if isinstance(member, Contrast):
-        return next(verdicts)
-    votes: list[Verdict] = [_answer(part, verdicts) for part in member.members]
-    return rules.vote(votes, member.supported_by, member.refuted_by)
+    return tuple(rules.answer(part, verdicts) for part in parts)
 
 
 def _counts(votes: Sequence[Verdict]) -> str:

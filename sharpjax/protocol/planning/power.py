@@ -1,7 +1,8 @@
-"""How many seeds an effect needs, and what the seeds at hand can see.
+"""What the seeds of a registration can see, contrast by contrast.
 
 `table` is what a registration says of each of its contrasts before anything is run; `detectable` is
-what an inconclusive verdict says afterwards. The power of single tests is in `sensitivity`.
+what an inconclusive verdict says afterwards. The power of single tests is in `sensitivity`, whether
+a margin can be met in `equivalence`.
 
 In a corrected family a contrast is taken to be the only one that rejects, so that its p must come
 below alpha / m (Bonferroni's bound; for Benjamini-Yekutieli alpha / (m sum 1/i)): what it gains
@@ -9,48 +10,36 @@ where others reject too is not counted.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import special
 
+from sharpjax.errors import UserError
 from sharpjax.protocol.canonical import canonical_json, to_dict
-from sharpjax.protocol.claims import Contrast, Hypothesis, arms, families, quantities
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, arms, families, quantities
+from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import levels
-from sharpjax.protocol.planning import simulation
-from sharpjax.protocol.planning.formulas import Plan, within
-from sharpjax.protocol.planning.noncentral_t import t_detectable, t_num_seeds, t_power
+from sharpjax.protocol.planning import equivalence, simulation
+from sharpjax.protocol.planning.equivalence import Reach
+from sharpjax.protocol.planning.formulas import Plan
 from sharpjax.protocol.planning.sensitivity import (
     detectable_effect,
     in_units_of,
     is_quick,
     method,
-    num_seeds,
     power_of,
     smallest_p,
+    solve,
 )
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 from sharpjax.protocol.wording import describe
 
-__all__ = [
-    "Plan",
-    "Planned",
-    "detectable",
-    "detectable_effect",
-    "num_seeds",
-    "power_of",
-    "smallest_p",
-    "t_detectable",
-    "t_num_seeds",
-    "t_power",
-    "table",
-    "warnings",
-]
-
 EFFECTS = (0.5, 0.8, 1.0, 1.5)
 POWER = 0.8
+LOW = 0.5  # power below which a margin is worth a warning
 _ALIGNED = ("paired", "many-paired", "correlation", "pairwise")
 
 
@@ -60,17 +49,23 @@ class Planned(NamedTuple):
     Attributes:
         hypothesis: its id; `contrast` says it in words.
         n: independent units of each group: where a seed has several that are not independent
-            (layers of one model), the seeds.
+            (layers of one model, arms that are pooled), the seeds.
+        cluster: how many units each of them has; 1: they are the units.
         alpha: what p must not exceed, where no other contrast of its family rejects.
-        smallest_p: that data of these sizes could give.
+        smallest_p: that data of these sizes, in these clusters, could give.
         rejects: whether that is small enough: by itself, only together with others of its family,
-            or never.
+            or never; of a claim to lie within a margin, whether that can be met.
         method: how power was found.
         power: by effect in standard deviations, as '0.5'; of claims of equivalence and
             non-inferiority by their margin, the truth being no difference.
         power_at_margin: at the contrast's own margin; NaN where its unit is that of the metric,
             whose standard deviation nobody knows beforehand.
         detectable: the effect in standard deviations that is seen with power 0.8; NaN: none is.
+        equivalent: the chance that the effect is found to lie within the margin, the truth being
+            the null; NaN as `power_at_margin`, and where there is no margin.
+        equivalent_possible: the least units a group at which that can be; None: not known, or
+            20,000 are too few.
+        equivalent_likely: the least for which the chance is 0.8.
         warning: one line, where a person should know before they start; else ''.
     """
 
@@ -78,6 +73,7 @@ class Planned(NamedTuple):
     contrast: str
     test: str
     n: tuple[int, ...]
+    cluster: int
     alpha: float
     smallest_p: float
     rejects: Literal["alone", "together", "never"]
@@ -85,6 +81,9 @@ class Planned(NamedTuple):
     power: Mapping[str, float]
     power_at_margin: float
     detectable: float
+    equivalent: float
+    equivalent_possible: int | None
+    equivalent_likely: int | None
     warning: str
 
     def as_json(self) -> dict[str, Any]:
@@ -97,29 +96,26 @@ def table(
     seeds: Sequence[int],
     *,
     units: Mapping[str, int] | None = None,
-    pilot: Callable[[Contrast], Samples | None] = lambda contrast: None,
 ) -> tuple[Planned, ...]:
     """One row for each contrast that can be run, in order.
 
     Args:
         hypotheses: those that are `missing` something are left out.
         seeds: the registered ones.
-        units: how many values of a further coordinate (`Quantity.over`) a seed has; 1 if not named.
-        pilot: samples of an earlier run for a contrast: their units replace normal noise.
+        units: how many values of a further coordinate (`Quantity.over`) a seed has. Of one that is
+            not named: 1 where they are independent; else 2, the fewest that are a cluster.
 
     Cost: some .1 s for a rank test of new sizes, and nothing for one whose sizes came before; two
     or three seconds where a test must be called for each simulated study.
 
     Raises:
-        UserError: a test is not known, or a pilot is of no use.
+        UserError: a test is not known.
 
     >>> from sharpjax.protocol.claims import Quantity
     >>> loss = Contrast(Quantity("test/loss"), ("sam", "sgd"), "two-sided", "wilcoxon")
     >>> row, = table([Hypothesis("S.1", "Another loss.", (loss,))], range(5))
     >>> row.smallest_p, row.rejects
     (0.0625, 'never')
-    >>> row.warning
-    'no p of wilcoxon with 5 units can be below 0.0625, and 0.05 is asked for; 6 units would do'
     """
     hypotheses = tuple(hypotheses)
     members = [(h, c, f) for h in hypotheses for c, f in families(h)]
@@ -128,17 +124,31 @@ def table(
     for _, contrast, family in members:
         inside.setdefault(family, set()).add(canonical_json(to_dict(contrast)))
     return tuple(
-        _planned(
-            h, contrast, _sizes(contrast, seeds, units or {}), len(inside[family]), pilot(contrast)
-        )
+        _planned(h, contrast, *_sizes(contrast, seeds, units or {}), len(inside[family]))
         for h, contrast, family in members
         if not h.missing
     )
 
 
-def warnings(rows: Iterable[Planned]) -> list[str]:
-    """A line for each contrast that a person should know of before they start."""
-    return [f"{row.hypothesis}: {row.contrast}: {row.warning}" for row in rows if row.warning]
+def hopeless(hypotheses: Iterable[Hypothesis], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each hypothesis that no data of the planned sizes could support.
+
+    Args:
+        rows: of all of them, as `Planned.as_json` gives them.
+    """
+    rows = iter(rows)
+    for hypothesis in hypotheses:
+        if hypothesis.missing:
+            continue
+        own = [next(rows) for _ in families(hypothesis)]
+        never = [row["rejects"] == "never" for row in own]
+        best = iter(["inconclusive" if no else "supported" for no in never])
+        whole = Composite(hypothesis.contrasts, hypothesis.combine, "never")
+        if rules.answer(whole, best) != "supported":
+            yield (
+                f"{hypothesis.id} can never be supported: {sum(never)} of its {len(own)} contrasts "
+                f"cannot come out at these numbers of seeds"
+            )
 
 
 def detectable(
@@ -157,10 +167,15 @@ def detectable(
     >>> round(detectable(contrast, Samples((x, x))), 2)  # 1.72 standard deviations
     -2.73
     """
-    plan = Plan(_units(samples), contrast.direction, alpha, contrast.null)
-    if min(plan.sizes) < 2 or contrast.within or smallest_p(contrast.test, plan) > alpha:
+    sizes, cluster = tuple(len(group) for group in samples.groups), 1
+    if samples.clusters is not None:
+        seeds = len(np.unique(samples.clusters))
+        cluster = max(2, round(max(sizes) / seeds))
+        sizes = (seeds,) * len(sizes)
+    plan = Plan(sizes, contrast.direction, alpha, contrast.null, cluster)
+    if min(sizes) < 2 or contrast.within or smallest_p(contrast.test, plan) > alpha:
         return math.nan
-    if is_quick(contrast.test):
+    if is_quick(contrast.test, plan):
         effect = detectable_effect(contrast.test, plan, power)
         value = in_units_of(contrast.test, effect, plan, samples=samples)
         if not math.isnan(value):
@@ -171,10 +186,9 @@ def detectable(
 
 
 def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float, power: float) -> float:
-    test = simulation.lookup(contrast.test)
     options: dict[str, Any] = {"alternative": contrast.direction, "null": contrast.null}
     low, high = catalog.run(contrast.test, samples, **options).interval(0.95)
-    null = test.null if contrast.null is None else contrast.null
+    null = _null(contrast)
     tails = 2 if contrast.direction == "two-sided" else 1
     shift = special.ndtri(1 - alpha / tails) + special.ndtri(power)
     scale = shift / (2 * special.ndtri(0.975)) * (-1 if contrast.direction == "less" else 1)
@@ -190,111 +204,123 @@ _NO_SCALE = ("kruskal-wallis", "friedman", "identical")
 _ON_LOG_SCALE = ("log-rank",)
 
 
+def _null(contrast: Contrast) -> float:
+    return simulation.lookup(contrast.test).null if contrast.null is None else contrast.null
+
+
 def _planned(
-    hypothesis: Hypothesis,
-    contrast: Contrast,
-    sizes: tuple[int, ...],
-    members: int,
-    pilot: Samples | None,
+    hypothesis: Hypothesis, contrast: Contrast, sizes: tuple[int, ...], cluster: int, members: int
 ) -> Planned:
+    test, margin = contrast.test, contrast.margin
     alone, together = levels(hypothesis.alpha, members, hypothesis.correction)
-    plan = Plan(sizes, contrast.direction, alone, contrast.null)
-    floor = smallest_p(contrast.test, plan)
-    rejects = "alone" if floor <= alone else "together" if floor <= together else "never"
-    if contrast.within:
-        powers, at_margin, effect = _within(contrast, plan)
-        rejects, how = "alone", "formula"
-    else:
-        powers = {str(d): power_of(contrast.test, d, plan, pilot=pilot) for d in EFFECTS}
-        effect = detectable_effect(contrast.test, plan, POWER, pilot=pilot)
-        at_margin = _at_margin(contrast, plan, pilot)
-        how = "simulation from a pilot" if pilot is not None else method(contrast.test)
+    plan = Plan(sizes, contrast.direction, alone, contrast.null, cluster)
+    each = hypothesis.alpha / (1 if hypothesis.correction == "none" else members)
+    of_interval, met = plan._replace(alternative="two-sided", alpha=each), None
+    if margin is not None and not simulation.lookup(test).margin:
+        met = equivalence.reach(test, of_interval, margin, POWER)
+    known: dict[str, Any] = {"floor": math.nan, "rejects": "never", "how": "none"}
+    powers, at_margin, effect, warnings = {}, math.nan, math.nan, []
+    try:
+        floor = smallest_p(test, plan)
+        if contrast.within:
+            rejects = "never" if met is not None and not met.chance else "alone"
+            powers = {d: equivalence.of_means(test, of_interval, d) for d in EFFECTS}
+            effect = equivalence.least_margin(test, of_interval, POWER)
+            at_margin, how = math.nan if met is None else met.chance, "formula"
+        else:
+            rejects = "alone" if floor <= alone else "together" if floor <= together else "never"
+            powers = {d: power_of(test, d, plan) for d in EFFECTS}
+            effect, how = detectable_effect(test, plan, POWER), method(test, plan)
+            at_margin = _at_margin(contrast, plan)
+            warnings += _of_floor(test, plan, floor, rejects, together)
+        known = {"floor": floor, "rejects": rejects, "how": how}
+    except UserError as error:  # the test cannot take such units
+        warnings.append(f"it can never reject: {error}")
+    warnings += _of_margin(contrast, sizes, at_margin, met)
+    chance, possible, likely = met or Reach(math.nan, None, None)
     return Planned(
         hypothesis.id,
         describe(contrast),
-        contrast.test,
+        test,
         sizes,
+        cluster,
         alone,
-        floor,
-        rejects,
-        how,
-        powers,
+        known["floor"],
+        known["rejects"],
+        known["how"],
+        {str(d): value for d, value in powers.items()},
         at_margin,
         effect,
-        _warning(contrast, plan, floor, rejects, together),
+        chance,
+        possible,
+        likely,
+        "; ".join(warnings),
     )
 
 
-def _sizes(contrast: Contrast, seeds: Sequence[int], units: Mapping[str, int]) -> tuple[int, ...]:
-    """Independent units of each group."""
-    aligned = simulation.lookup(contrast.test).kind in _ALIGNED
-    sizes = []
+def _sizes(
+    contrast: Contrast, seeds: Sequence[int], units: Mapping[str, int]
+) -> tuple[tuple[int, ...], int]:
+    """Independent units of each group, and how many units each of them has."""
+    kind = simulation.lookup(contrast.test).kind
+    sizes, cluster = [], 1
     for group, quantity in zip(contrast.groups, quantities(contrast), strict=True):
-        # Arms that are pooled share their seeds; in groups that are aligned those are the units.
-        pooled = 1 if aligned else len(arms(group))
-        further = [key for key in quantity.over if key != "seed" and quantity.independent]
-        sizes.append(len(seeds) * pooled * math.prod(units.get(key, 1) for key in further))
-    return tuple(sizes)
+        further = [key for key in quantity.over if key not in ("seed", "pair")]
+        together = math.prod(units.get(key, 1 if quantity.independent else 2) for key in further)
+        pooled = len(arms(group))
+        if quantity.independent:
+            # Arms that are pooled share their seeds, which are the units where groups are aligned.
+            sizes.append(len(seeds) * together * (1 if kind in _ALIGNED else pooled))
+        else:
+            sizes.append(len(seeds))
+            cluster = max(cluster, together * pooled)
+    return tuple(sizes), cluster
 
 
-def _units(samples: Samples) -> tuple[int, ...]:
-    if samples.clusters is not None:
-        return (len(np.unique(samples.clusters)),) * len(samples.groups)
-    return tuple(len(group) for group in samples.groups)
-
-
-def _at_margin(contrast: Contrast, plan: Plan, pilot: Samples | None) -> float:
+def _at_margin(contrast: Contrast, plan: Plan) -> float:
     """Power where the truth is the smallest effect of interest."""
-    if contrast.margin is None:
+    test, margin, null = contrast.test, contrast.margin, _null(contrast)
+    if margin is None or simulation.lookup(test).margin:
         return math.nan
-    test = simulation.lookup(contrast.test)
-    null = test.null if contrast.null is None else contrast.null
-
-    def beyond_null(effect: float) -> float:
-        value = in_units_of(contrast.test, effect, plan, samples=pilot)
-        return value if test.margin else abs(value - null)
-
-    low, high = 0.0, 20.0
-    if not beyond_null(high) >= contrast.margin:
-        return math.nan
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if beyond_null(middle) >= contrast.margin else (middle, high)
-    return power_of(contrast.test, high, plan, pilot=pilot)
+    effect = solve(lambda d: abs(in_units_of(test, d, plan) - null), margin, 20.0)
+    return effect if math.isnan(effect) else power_of(test, effect, plan)
 
 
-def _warning(contrast: Contrast, plan: Plan, floor: float, rejects: str, together: float) -> str:
-    if contrast.within or rejects == "alone":
-        return ""
-    units = plan.sizes[0] if len(set(plan.sizes)) == 1 else f"{list(plan.sizes)}"
-    said = f"no p of {contrast.test} with {units} units can be below {floor:.3g}"
+def _of_floor(test: str, plan: Plan, floor: float, rejects: str, together: float) -> Iterator[str]:
+    if rejects == "alone":
+        return
+    of = "seeds" if plan.cluster > 1 else "units"
+    number = plan.sizes[0] if len(set(plan.sizes)) == 1 else f"{list(plan.sizes)}"
+    said = f"no p of {test} with {number} {of} is below {floor:.3g}"
     asked = plan.alpha if rejects == "together" else together
-    enough = next(
-        (
-            n
-            for n in range(max(plan.sizes) + 1, 65)
-            if smallest_p(contrast.test, plan._replace(sizes=(n,) * len(plan.sizes))) <= asked
-        ),
-        None,
-    )
-    remedy = f"; {enough} units would do" if enough else ""
+    larger = (plan._replace(sizes=(n,) * len(plan.sizes)) for n in range(max(plan.sizes) + 1, 65))
+    enough = next((p.sizes[0] for p in larger if smallest_p(test, p) <= asked), None)
+    remedy = f"; {enough} {of} would do" if enough else ""
     if rejects == "together":
-        return f"{said}: it can reject only together with others of its family{remedy} alone"
-    return f"{said}, and {asked:.3g} is asked for{remedy}"
+        yield f"{said}: it can reject only together with others of its family{remedy} alone"
+    else:
+        yield f"it can never reject: {said}, and {asked:.3g} is asked for{remedy}"
 
 
-def _within(contrast: Contrast, plan: Plan) -> tuple[dict[str, float], float, float]:
-    """Power to show that the effect lies within a margin, where the truth is the null."""
-    powers = {str(d): within(contrast.test, plan, deviations=d) for d in EFFECTS}
-    at_margin = within(contrast.test, plan, margin=contrast.margin)
-    low, high = 0.0, 20.0
-    if not within(contrast.test, plan, deviations=high) >= POWER:
-        return powers, at_margin, math.nan
-    for _ in range(40):
-        middle = (low + high) / 2
-        reached = within(contrast.test, plan, deviations=middle) >= POWER
-        low, high = (low, middle) if reached else (middle, high)
-    return powers, at_margin, high
+def _of_margin(
+    contrast: Contrast, sizes: tuple[int, ...], at_margin: float, met: Reach | None
+) -> Iterator[str]:
+    what = f"the margin {contrast.margin:g}" if contrast.margin is not None else ""
+    if not contrast.within and at_margin < LOW:
+        yield f"a true effect of {what} is seen with power {at_margin:.2g}"
+    if met is None or met.chance >= LOW:
+        return
+    verdict = "supported" if contrast.within else "equivalent"
+    if met.possible is None:
+        yield f"'{verdict}' is out of reach, {what} being so narrow"
+        return
+    needs = "more than 20,000" if met.likely is None else f"{met.likely:,}"
+    here = (
+        f"has a chance of {met.chance:.2g} with {max(sizes):,}"
+        if met.chance
+        else (f"is out of reach below {met.possible:,} units")
+    )
+    yield f"'{verdict}' within {what} {here}, and needs {needs} for power {POWER:g}"
 
 
 def _plain(value: Any) -> Any:

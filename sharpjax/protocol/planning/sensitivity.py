@@ -1,7 +1,7 @@
 """Power, number of seeds and detectable effect of any test in `protocol.tests.catalog`.
 
-By formula where `power_formulas` has one, else by simulation. Effects are in standard deviations,
-as `generative` defines them for each kind of test; of tests that show the absence of an effect (the
+By formula where `formulas` has one, else by simulation. Effects are in standard deviations, as
+`generative` defines them for each kind of test; of tests that show the absence of an effect (the
 catalog's `margin`), the effect is the margin, and the truth is nought.
 """
 
@@ -14,32 +14,40 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.planning import generative, simulation
-from sharpjax.protocol.planning.formulas import FORMULAS, Plan, kendall_tau, spearman_rho
-from sharpjax.protocol.planning.noncentral_t import LARGEST_EFFECT, MOST_SEEDS
+from sharpjax.protocol.planning.formulas import FORMULAS, Plan
+from sharpjax.protocol.planning.generative import kendall_tau, spearman_rho
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Alternative, Samples
 
+LARGEST_EFFECT = 100.0
+MOST_SEEDS = 1_000_000
 LOOKED_AT = 60  # units: the smallest p of more is smaller yet, and far below any alpha
 # Where power is simulated, it is interpolated between these effects.
 GRID = (0.5, 0.8, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0)
 
 
-def method(test: str) -> str:
+def method(test: str, plan: Plan) -> str:
     """How the power of a test is found."""
     if test in FORMULAS:
         return "formula"
     if test in simulation.NO_MODEL:
         return "none"
-    studies = simulation.default_studies(test)
+    at_once = is_quick(test, plan)
+    studies = simulation.NUM_STUDIES_AT_ONCE if at_once else simulation.NUM_STUDIES
     return f"simulation of {studies:,} studies"
 
 
-def is_quick(test: str) -> bool:
+def is_quick(test: str, plan: Plan) -> bool:
     """Whether that takes milliseconds: by formula, or simulated all at once."""
-    return test in FORMULAS or test in simulation.AT_ONCE
+    return test in FORMULAS or (test in simulation.AT_ONCE and _cluster(test, plan) == 1)
 
 
-def power_of(test: str, effect: float, plan: Plan, *, pilot: Samples | None = None) -> float:
+def _cluster(test: str, plan: Plan) -> int:
+    """Units of a cluster in the model: of pairs and means, each cluster is one unit."""
+    return plan.cluster if simulation.lookup(test).kind in ("correlation", "independent") else 1
+
+
+def power_of(test: str, effect: float, plan: Plan) -> float:
     """The chance that a test rejects.
 
     Cost: microseconds by formula; 4000 studies in some 20 ms for rank tests; else 100 calls of the
@@ -49,13 +57,12 @@ def power_of(test: str, effect: float, plan: Plan, *, pilot: Samples | None = No
         test: a name in `catalog.TESTS`.
         effect: in standard deviations, in the direction of the alternative.
         plan: sizes, direction and alpha (after correction, where there is one).
-        pilot: samples whose units replace normal noise; then all is simulated.
 
     Returns:
         NaN for tests in which there is no chance, or no model of an effect.
 
     Raises:
-        UserError: the test is not known, alpha is not in (0, 1), or the pilot is of no use.
+        UserError: the test is not known, cannot take such units, or alpha is not in (0, 1).
 
     >>> round(power_of("wilcoxon", 1.0, Plan((10, 10))), 1)
     0.8
@@ -69,45 +76,65 @@ def power_of(test: str, effect: float, plan: Plan, *, pilot: Samples | None = No
         return math.nan
     if smallest_p(test, plan) > plan.alpha:
         return 0.0
-    if test in FORMULAS and pilot is None:
+    if test in FORMULAS:
         return FORMULAS[test](effect, plan)
-    drawn = simulation.outcomes(
+    p = simulation.p_values(
         test,
         0.0 if entry.margin else effect,
         plan.sizes,
         alternative=plan.alternative,
         margin=effect if entry.margin else None,
         null=plan.null,
-        pilot=pilot,
+        cluster=_cluster(test, plan),
     )
-    return float((drawn.p <= plan.alpha).mean())
+    return float((p <= plan.alpha).mean())
 
 
 def smallest_p(test: str, plan: Plan) -> float:
-    """The smallest p that data of these sizes could give, as the test itself says.
+    """The smallest p that data of these sizes, in these clusters, could give: the test says it.
 
     >>> smallest_p("wilcoxon", Plan((5, 5))), smallest_p("mann-whitney", Plan((3, 3), "greater"))
     (0.0625, 0.05)
+    >>> smallest_p("spearman", Plan((8, 8), "greater", cluster=40)) == 2**-8
+    True
     """
-    return _smallest_p(test, plan._replace(alpha=0.05))
+    return _smallest_p(test, plan._replace(alpha=0.05, cluster=min(plan.cluster, 2)))
 
 
 @functools.lru_cache(maxsize=4096)
 def _smallest_p(test: str, plan: Plan) -> float:
     entry = simulation.lookup(test)
-    null = entry.null if plan.null is None else plan.null
     # A proportion's own floor falls slowly where the null lies near 0 or 1.
     most = max(plan.sizes) if entry.kind == "one" else LOOKED_AT
     sizes = tuple(min(n, most) for n in plan.sizes)
-    batch = generative.draw(entry.kind, 0.5, sizes, num_studies=1, null=null)
+    null = entry.null if plan.null is None else plan.null
+    options = {"num_studies": 1, "null": null, "cluster": plan.cluster}
     result = catalog.run(
         test,
-        next(batch.samples()),
+        next(generative.draw(entry.kind, 0.5, sizes, **options).samples()),
         alternative=plan.alternative,
         margin=1.0 if entry.margin else 0.0,
         null=plan.null,
     )
     return result.min_attainable_p
+
+
+def least(reached: Callable[[int], bool], most: int, first: int = 2) -> int | None:
+    """The least number for which something holds that holds for all larger ones; None: `most` are
+    too few.
+
+    >>> least(lambda n: n * n > 50, 100), least(lambda n: False, 100)
+    (8, None)
+    """
+    low, high = first - 1, first
+    while not reached(high):
+        low, high = high, 2 * high
+        if high > most:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
 
 
 def num_seeds(
@@ -117,14 +144,10 @@ def num_seeds(
     test: str = "welch",
     alternative: Alternative = "two-sided",
     alpha: float = 0.05,
-    groups: int | None = None,
 ) -> int:
     """The least number of units a group with which a test reaches `power`.
 
-    By doubling and bisection; where power is simulated, good to its standard error.
-
-    Args:
-        groups: how many there are; None: the fewest that the test takes, or two.
+    Where power is simulated, good to its standard error.
 
     Raises:
         UserError: `effect` is not above 0, `power` not in (alpha, 1), or even a million units (512
@@ -138,28 +161,37 @@ def num_seeds(
         raise UserError(f"number of seeds: effect must be above 0, got {effect!r}.")
     if not alpha < power < 1:
         raise UserError(f"number of seeds: power must be in (alpha, 1), got {power!r}.")
-    groups = max(entry.groups[0], 2 if entry.kind != "one" else 1) if groups is None else groups
+    groups = max(entry.groups[0], 2 if entry.kind != "one" else 1)
 
     def reached(n: int) -> bool:
         return power_of(test, effect, Plan((n,) * groups, alternative, alpha)) >= power
 
-    low, high, most = 1, 2, MOST_SEEDS if test in FORMULAS else 512
-    while not reached(high):
-        low, high = high, 2 * high
-        if high > most:
-            raise UserError(
-                f"number of seeds: {test} cannot see an effect of {effect:g} standard deviations "
-                f"with {low:,} units a group; name a larger one."
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+    most = MOST_SEEDS if test in FORMULAS else 512
+    if (found := least(reached, most)) is None:
+        raise UserError(
+            f"number of seeds: {test} cannot see an effect of {effect:g} standard deviations with "
+            f"{most:,} units a group; name a larger one."
+        )
+    return found
+
+
+def solve(reaches: Callable[[float], float], wanted: float, most: float) -> float:
+    """Where a rising function comes to `wanted`; NaN where it does not up to `most`.
+
+    >>> round(solve(lambda x: x * x, 2.0, 10.0), 6)
+    1.414214
+    """
+    low, high = 0.0, most
+    if not reaches(high) >= wanted:
+        return math.nan
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) >= wanted else (middle, high)
     return high
 
 
-def detectable_effect(
-    test: str, plan: Plan, power: float = 0.8, *, pilot: Samples | None = None
-) -> float:
+@functools.lru_cache(maxsize=4096)
+def detectable_effect(test: str, plan: Plan, power: float = 0.8) -> float:
     """The effect, in standard deviations, that is seen with chance `power`; NaN where none is.
 
     Simulated power is interpolated on the probit scale, up to 10 standard deviations, or 2.5 where
@@ -168,26 +200,11 @@ def detectable_effect(
     >>> round(detectable_effect("welch", Plan((10, 10))), 2)
     1.32
     """
-    if pilot is not None:
-        return _detectable_effect(test, plan, power, pilot)
-    return _kept(test, plan, power)
-
-
-def _detectable_effect(test: str, plan: Plan, power: float, pilot: Samples | None = None) -> float:
-    def reached(effect: float) -> float:
-        return power_of(test, effect, plan, pilot=pilot)
-
-    if test in FORMULAS and pilot is None:
-        low, high = 0.0, LARGEST_EFFECT
-        if not reached(high) >= power:
-            return math.nan
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (low, middle) if reached(middle) >= power else (middle, high)
-        return high
+    if test in FORMULAS:
+        return solve(lambda effect: power_of(test, effect, plan), power, LARGEST_EFFECT)
     lower, below = 0.0, plan.alpha
-    for upper in GRID if is_quick(test) else GRID[:5]:
-        above = reached(upper)
+    for upper in GRID if is_quick(test, plan) else GRID[:5]:
+        above = power_of(test, upper, plan)
         if above >= power:
             ends = special.ndtri(np.clip([below, above], 1e-3, 1 - 1e-3))
             share = float(np.interp(special.ndtri(power), ends, [0, 1]))
@@ -196,16 +213,7 @@ def _detectable_effect(test: str, plan: Plan, power: float, pilot: Samples | Non
     return math.nan
 
 
-_kept = functools.lru_cache(maxsize=4096)(_detectable_effect)
-
-
-def in_units_of(
-    test: str,
-    effect: float,
-    plan: Plan,
-    *,
-    samples: Samples | None = None,
-) -> float:
+def in_units_of(test: str, effect: float, plan: Plan, *, samples: Samples | None = None) -> float:
     """An effect of d standard deviations in the units of the test's own effect.
 
     Of tests whose effect is in the units of the metric, `samples` tell the standard deviation (and,
@@ -222,12 +230,24 @@ def in_units_of(
     entry = simulation.lookup(test)
     if samples is None or entry.kind not in ("paired", "independent"):
         return math.nan
-    scale = generative.spread(samples, paired=entry.kind == "paired")
+    scale = _spread(samples.groups, entry.kind)
     if entry.margin:
         return effect * scale
     if "ratio" in test:
         scale /= abs(float(np.mean(samples.groups[-1]))) or math.nan
     return (entry.null if plan.null is None else plan.null) + sign * effect * scale
+
+
+def _spread(groups: tuple[np.ndarray, ...], kind: catalog.Kind) -> float:
+    """The standard deviation in which effects are measured; NaN where a group has one unit.
+
+    Of the differences of pairs, else of the groups, pooled.
+    """
+    if min(len(group) for group in groups) < 2:
+        return math.nan
+    if kind == "paired":
+        return float(np.std(groups[0] - groups[1] if len(groups) > 1 else groups[0], ddof=1))
+    return math.sqrt(sum(float(np.var(group, ddof=1)) for group in groups) / len(groups))
 
 
 def _rank_biserial(effect: float, plan: Plan) -> float:

@@ -1,0 +1,140 @@
+"""Can a margin be met: the chance that an interval lies within it, and how many units that needs.
+
+`equivalent` and claims that an effect lies `within` its margin rest on the interval at confidence
+1 - 2 alpha. All here is for a truth that is the null: elsewhere the chance is smaller.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from scipy import special, stats
+
+from sharpjax.protocol.planning.formulas import FISHER, PAIRS, TWO_GROUPS, Plan, of_count, tost
+from sharpjax.protocol.planning.sensitivity import least, solve
+from sharpjax.protocol.planning.simulation import lookup
+from sharpjax.protocol.tests import rank_effects
+
+MOST_UNITS = 20_000
+_RANKS = {"wilcoxon": 2.0, "mann-whitney": 2.0, "auc": 1.0}  # units of the effect to one of theta
+
+
+class Reach(NamedTuple):
+    """Whether a margin can be met.
+
+    Attributes:
+        chance: at the sizes of the plan.
+        possible: the least number of units a group at which it can be; None: not by 20,000.
+        likely: the least for which the chance is the power asked for.
+    """
+
+    chance: float
+    possible: int | None
+    likely: int | None
+
+
+@functools.lru_cache(maxsize=1024)
+def reach(test: str, plan: Plan, margin: float, power: float = 0.8) -> Reach | None:
+    """Of a margin in the units of the test's effect; None where those are units of the metric.
+
+    Args:
+        plan: its alpha is that of one interval.
+
+    >>> reach("wilcoxon", Plan((8, 8), alpha=0.0125), 0.3)
+    Reach(chance=0.0, possible=67, likely=172)
+    """
+
+    def at(n: int) -> float:
+        return chance(test, plan._replace(sizes=(n,) * len(plan.sizes)), margin)
+
+    here = chance(test, plan, margin)
+    if math.isnan(here):
+        return None
+    possible = least(lambda n: at(n) > 0, MOST_UNITS)
+    likely = None if possible is None else least(lambda n: at(n) >= power, MOST_UNITS, possible)
+    return Reach(here, possible, likely)
+
+
+def chance(test: str, plan: Plan, margin: float) -> float:
+    """That the interval at 1 - 2 alpha lies within `margin` of the null; NaN as `reach`."""
+    null = lookup(test).null if plan.null is None else plan.null
+    if test in FISHER:
+        return _fisher(test, plan, null, margin)
+    if test == "binomial":
+        return _binomial(plan, null, margin)
+    return _ranks(test, plan, null, margin) if test in _RANKS else math.nan
+
+
+def least_margin(test: str, plan: Plan, power: float = 0.8) -> float:
+    """The margin, in standard deviations, that is met with chance `power`; NaN: not known."""
+    return solve(lambda deviations: of_means(test, plan, deviations), power, 20.0)
+
+
+def of_means(test: str, plan: Plan, deviations: float) -> float:
+    """The chance for a margin in standard deviations, of tests of means; else NaN."""
+    if test not in TWO_GROUPS + PAIRS:
+        return math.nan
+    return tost(deviations, plan, paired=test in PAIRS)
+
+
+def _ranks(test: str, plan: Plan, null: float, margin: float) -> float:
+    """By the normal law of the estimate: those whose score interval lies inside."""
+    scale = _RANKS[test]
+    centre, room = (null + scale - 1) / scale, margin / scale
+    units = plan.cluster if test == "auc" else 1
+    sizes = tuple(n * units for n in (plan.sizes[:1] if test == "wilcoxon" else plan.sizes))
+    quantile = -float(special.ndtri(plan.alpha))
+    if units > 1:
+        quantile = -float(special.stdtrit(min(plan.sizes) - 1, plan.alpha))
+    if min(sizes) < 2 or math.isnan(quantile):
+        return 0.0
+
+    def end(side: int, theta: float) -> float:
+        return rank_effects.interval(theta, sizes, quantile)[side]
+
+    low = _crossing(lambda theta: end(0, theta) > centre - room)
+    high = _crossing(lambda theta: end(1, theta) >= centre + room)
+    if not low < high:
+        return 0.0
+    spread = rank_effects.deviation(centre, sizes)
+    return float(special.ndtr((high - centre) / spread) - special.ndtr((low - centre) / spread))
+
+
+def _crossing(holds: Callable[[float], bool]) -> float:
+    """Where in [0, 1] something begins to hold."""
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _fisher(test: str, plan: Plan, null: float, margin: float) -> float:
+    spread, freedom = FISHER[test].scale(null, plan)
+    most = 1 - 1e-12
+    ends = [math.atanh(min(max(r, -most), most)) for r in (null - margin, null + margin)]
+    half = special.stdtrit(freedom, 1 - plan.alpha) * spread if freedom >= 1 else math.inf
+    low, high = ((end - math.atanh(null)) / spread for end in (ends[0] + half, ends[1] - half))
+    return float(max(special.ndtr(high) - special.ndtr(low), 0.0)) if low < high else 0.0
+
+
+def _binomial(plan: Plan, null: float, margin: float) -> float:
+    """Over all counts, by the test's own interval."""
+    n = plan.sizes[0]
+
+    def end(side: int, count: int) -> float:
+        return of_count(count, n, null, "two-sided").interval(1 - 2 * plan.alpha)[side]
+
+    counts = range(n + 1)
+    low = _first(counts, lambda count: end(0, count) > null - margin)
+    high = _first(counts, lambda count: end(1, count) >= null + margin) - 1
+    return float(max(stats.binom.cdf(high, n, null) - stats.binom.cdf(low - 1, n, null), 0.0))
+
+
+def _first(counts: range, holds: Callable[[int], bool]) -> int:
+    low, high = -1, len(counts)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
