@@ -90,18 +90,31 @@ def power_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("hypothesis", "contrast"):
         table.add_column(name, overflow="fold")
-    for name in ("n", "alpha", "smallest p", "power at 1 sd", "seen with power 0.8"):
-        table.add_column(name, justify="right")
+    for name in (
+        *("n", "alpha", "smallest p", "power\nat 1 sd", "seen with\npower 0.8"),
+        *("power at\nmargin", "equivalent:\nchance, needs"),
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        detectable = row.get("detectable")
+        detectable, cluster = row.get("detectable"), row.get("cluster") or 1
         table.add_row(
             *(str(row.get(name, "")) for name in ("hypothesis", "contrast")),
-            ", ".join(map(str, row.get("n", ()))),
+            ", ".join(map(str, row.get("n", ()))) + (f" of {cluster}" if cluster > 1 else ""),
             *(_number(row.get(name)) for name in ("alpha", "smallest_p")),
             _number((row.get("power") or {}).get("1.0")),
             "-" if detectable is None else f"{_number(detectable)} sd",
+            _number(row.get("power_at_margin")),
+            _equivalent(row),
         )
     return table
+
+
+def _equivalent(row: Mapping[str, Any]) -> str:
+    """The chance of it, and how many units it needs."""
+    if not isinstance(chance := row.get("equivalent"), int | float):
+        return "-"
+    likely = row.get("equivalent_likely")
+    return f"{chance:.2g}, n = {likely:,}" if likely else f"{chance:.2g}"
 
 
 def _number(value: Any) -> str:

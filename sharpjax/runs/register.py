@@ -5,7 +5,7 @@ it. A fresh run that asks what an official registration (`docs/registrations/`) 
 """
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sharpjax import schema, workdir
@@ -108,8 +108,11 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
         planned = power.table(study.hypotheses_of(config), config.seeds, units=units)
         rows = [row.as_json() for row in planned]
         there = describe(config, data=found, power=rows, environment=machine.environment())
+        _warn(there, rows, say)  # before anything is sealed
         content = registration.to_json(there).encode()
         workdir.publish(run.path / workdir.REGISTRATION, content)
+    else:
+        _warn(there, there.power, say)
     _show(run, there, name, say)
 
 
@@ -204,11 +207,17 @@ def _named(path: pathlib.Path) -> str:
     return str(path.relative_to(sources.ROOT) if path.is_relative_to(sources.ROOT) else path)
 
 
-def _show(run: workdir.Run, sealed: Registration, name: str, say: Say) -> None:
-    say(as_text(power_table(sealed.power, f"what {len(sealed.seeds)} seeds can see")))
-    for row in sealed.power:
+def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
+    """What the seeds can see, and what can never come out."""
+    say(as_text(power_table(rows, f"what {len(asked.seeds)} seeds can see")))
+    for row in rows:
         if row.get("warning"):
             say(f"warning: {row['hypothesis']}: {row['contrast']}: {row['warning']}")
+    for line in power.hopeless(asked.hypotheses, rows):
+        say(f"warning: {line}")
+
+
+def _show(run: workdir.Run, sealed: Registration, name: str, say: Say) -> None:
     for hypothesis in sealed.hypotheses:
         if hypothesis.missing:
             say(f"warning: {hypothesis.id} will not be run: {hypothesis.missing}")

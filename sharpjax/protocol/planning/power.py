@@ -140,11 +140,11 @@ def hopeless(hypotheses: Iterable[Hypothesis], rows: Iterable[Mapping[str, Any]]
     for hypothesis in hypotheses:
         if hypothesis.missing:
             continue
-        own = [next(rows) for _ in families(hypothesis)]
-        never = [row["rejects"] == "never" for row in own]
-        best = iter(["inconclusive" if no else "supported" for no in never])
+        own = [next(rows, {}) for _ in families(hypothesis)]
+        never = [row.get("rejects") == "never" for row in own]
+        best: list[rules.Verdict] = ["inconclusive" if no else "supported" for no in never]
         whole = Composite(hypothesis.contrasts, hypothesis.combine, "never")
-        if rules.answer(whole, best) != "supported":
+        if rules.answer(whole, iter(best)) != "supported":
             yield (
                 f"{hypothesis.id} can never be supported: {sum(never)} of its {len(own)} contrasts "
                 f"cannot come out at these numbers of seeds"

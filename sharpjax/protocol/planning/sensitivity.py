@@ -246,7 +246,8 @@ def _spread(groups: tuple[np.ndarray, ...], kind: catalog.Kind) -> float:
     if min(len(group) for group in groups) < 2:
         return math.nan
     if kind == "paired":
-        return float(np.std(groups[0] - groups[1] if len(groups) > 1 else groups[0], ddof=1))
+        first, *others = groups
+        return float(np.std(first - others[0] if others else first, ddof=1))
     return math.sqrt(sum(float(np.var(group, ddof=1)) for group in groups) / len(groups))
 
 

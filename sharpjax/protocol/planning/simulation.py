@@ -93,7 +93,8 @@ def shift_of(test: str) -> generative.Shift:
 def _wilcoxon(groups: Groups, alternative: Alternative) -> np.ndarray:
     differences = groups[0] if len(groups) == 1 else groups[0] - groups[1]
     method = "exact" if differences.shape[1] <= EXACT_PAIRS else "asymptotic"
-    return stats.wilcoxon(differences, axis=1, alternative=alternative, method=method).pvalue
+    found: Any = stats.wilcoxon(differences, axis=1, alternative=alternative, method=method)
+    return found.pvalue
 
 
 def _mann_whitney(groups: Groups, alternative: Alternative) -> np.ndarray:

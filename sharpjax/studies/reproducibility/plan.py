@@ -7,7 +7,7 @@ arm is a design and a way to analyse and publish it:
     flexible          no effect; several metrics, and a look after every further seed: the first
                       significant test is the result
     metrics_only, looks_only        each of the two liberties alone (explanation, not a hypothesis)
-    planned           a true effect, n seeds a group as `protocol.planning.power` plans them
+    planned           a true effect, n seeds a group as `protocol.planning` has it
     small             the same effect, 3 seeds a group
     complete          an effect that n = 10 often misses; a registry pools every study
     significant_only  the same studies; the registry holds only those that were significant

@@ -12,7 +12,7 @@ import numpy as np
 
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.judging import verdicts
-from sharpjax.protocol.planning import generative, power
+from sharpjax.protocol.planning import generative, sensitivity
 from sharpjax.protocol.tests.catalog import TESTS, run
 from sharpjax.protocol.tests.result import Samples
 
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 def setting(arm: Any) -> Setting:
     """The setting of a resolved arm; where it says n = 0, n is planned for power."""
     design, analysis = arm.design, arm.analysis
-    n = design.n or power.num_seeds(
+    n = design.n or sensitivity.num_seeds(
         design.effect, design.power, test=analysis.test, alpha=analysis.alpha
     )
     blocks = (arm.simulate, design, analysis, arm.evaluate)
