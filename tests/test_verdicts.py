@@ -322,19 +322,17 @@ def test_opposite_directions_are_corrected_too():
     assert [f.verdict for f in found] == ["inconclusive", "inconclusive"]
 
 
-@pytest.mark.parametrize("gap", ["missing metric", "missing seed", "not run", "missing part"])
+@pytest.mark.parametrize("gap", ["missing metric", "missing seed", "missing part"])
 def test_a_family_counts_as_it_was_registered(gap):
     asked = [hypothesis(metric(i), id=f"S.{i}", family="S", correction="holm") for i in range(2)]
-    table, not_run = told_metrics(0.03, 0.01), {}
+    table = told_metrics(0.03, 0.01)
     if gap == "missing metric":
         table = table[:5]
     elif gap == "missing seed":
         table = table[:-1]
-    elif gap == "not run":
-        not_run = {"S.1": "the machine burnt down"}
     else:
         asked[1] = dataclasses.replace(asked[1], missing="a machine")
-    first, second = judged(table, *asked, not_run=not_run)
+    first, second = judged(table, *asked)
     assert first.verdict == "inconclusive"  # not 0.03 by itself
     assert first.findings[0].adjusted_p == pytest.approx(0.06)
     assert second.verdict == ("inconclusive" if gap == "missing seed" else "not run")
@@ -397,6 +395,8 @@ def test_a_seed_without_a_unit_does_not_stop_a_verdict():
     (judgement,) = decide([hypothesis(member)], table, seeds=SEEDS)
     assert judgement.verdict == "supported" and judgement.findings[0].result.n == (7,)
     assert "Left out, as it says: 1 without test/critical" in judgement.reason
+    (whole,) = decide([hypothesis(member, contrast())], table, seeds=SEEDS)
+    assert whole.reason.startswith("Of 2 parts, 2 supported. Left out, as it says: 1 without test")
 
 
 def test_a_test_that_refuses_its_samples():
@@ -526,18 +526,15 @@ def test_a_refutation_of_its_own():
 def test_reasons_for_not_running():
     asked = [
         hypothesis(one(), id="S.1", missing="A telescope."),
-        hypothesis(one(), id="S.2"),
         Hypothesis("S.3", "Nobody can.", (), missing="There is no data."),
         hypothesis(one(), id="S.4"),
     ]
-    found = judged(telling(0.01), *asked, not_run={"S.2": "Interrupted."})
-    assert [(j.verdict, j.reason) for j in found[:3]] == [
-        ("not run", "A telescope."), ("not run", "Interrupted."), ("not run", "There is no data."),
+    found = judged(telling(0.01), *asked)
+    assert [(j.verdict, j.reason) for j in found[:2]] == [
+        ("not run", "A telescope."), ("not run", "There is no data."),
     ]  # fmt: skip
-    assert found[3].verdict == "supported"
-    assert [len(j.findings) for j in found] == [1, 1, 0, 1]
-    with pytest.raises(UserError, match="unknown hypothesis in not_run 'S.5'"):
-        judged(telling(0.01), *asked, not_run={"S.5": "?"})
+    assert found[2].verdict == "supported"
+    assert [len(j.findings) for j in found] == [1, 0, 1]
 
 
 def test_bad_hypotheses_and_rows_are_refused():

@@ -42,9 +42,14 @@ def adjust(p: Sequence[float] | np.ndarray, method: Correction) -> np.ndarray:
     adjusted = p.copy()
     if method != "none" and family.size:
         order = np.argsort(family, kind="stable")
-        values = np.empty_like(family)
-        values[order] = _step(family[order], method)
-        adjusted[given] = values
+        ordered, m, place = family[order], family.size, np.arange(1, family.size + 1)
+        if method == "holm":
+            steps = np.maximum.accumulate((m - place + 1) * ordered)
+        else:
+            factor = float((1 / place).sum()) if method == "by" else 1.0
+            steps = np.maximum(ordered * m / place * factor, ordered)  # m / m: not below p
+            steps = np.minimum.accumulate(steps[::-1])[::-1]
+        adjusted[np.flatnonzero(given)[order]] = np.minimum(steps, 1.0)
     return adjusted
 
 
@@ -61,13 +66,3 @@ def levels(alpha: float, members: int, correction: Correction) -> tuple[float, f
         "bh": (alpha / members, alpha),
         "by": (alpha / members / harmonic, alpha / harmonic),
     }[correction]
-
-
-def _step(ordered: np.ndarray, method: Correction) -> np.ndarray:
-    m = ordered.size
-    place = np.arange(1, m + 1)
-    if method == "holm":
-        return np.minimum(np.maximum.accumulate((m - place + 1) * ordered), 1.0)
-    factor = float((1 / place).sum()) if method == "by" else 1.0
-    steps = np.maximum(ordered * m / place * factor, ordered)  # m / m must not round below p
-    return np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1.0)

@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from sharpjax.errors import UserError, unknown
+from sharpjax.errors import UserError
 from sharpjax.protocol.canonical import canonical_json, to_dict
 from sharpjax.protocol.claims import (
     Composite,
@@ -33,6 +33,7 @@ from sharpjax.protocol.tests.result import Samples, TestResult
 from sharpjax.protocol.wording import describe, size
 
 Detectable = Callable[..., float]
+_LEFT_OUT = "Left out, as it says:"
 _Key = tuple[str, float, Diverged]  # a contrast as canonical JSON, and rules of its hypothesis
 
 
@@ -51,6 +52,7 @@ class Finding(NamedTuple):
             confidence, for tests whose effect is in units of its own; else None.
         decided_by: the p that the verdict rests on: of a refuted contrast that in the opposite
             direction; None where an interval decided, or nothing.
+        left_out: the units that a rule of the hypothesis left out, counted, as a sentence.
     """
 
     contrast: Contrast
@@ -65,6 +67,7 @@ class Finding(NamedTuple):
     interval: Interval | None = None
     difference: Difference | None = None
     decided_by: PValue | None = None
+    left_out: str = ""
 
     @property
     def consistent(self) -> bool | None:
@@ -106,7 +109,6 @@ def decide(
     rows: Iterable[Row] | Table,
     *,
     seeds: Sequence[int] | None,
-    not_run: Mapping[str, str] | None = None,
     tests: Mapping[str, Test] | None = None,
     detectable: Detectable | None = None,
     seed: int = 0,
@@ -117,35 +119,31 @@ def decide(
         hypotheses: all that were registered.
         rows: the results table.
         seeds: the registered ones; None: nothing was registered, and those count that are there.
-        not_run: why a hypothesis was not run, by its id, beside those that say it in `missing`.
         tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
         detectable: the effect that could have been seen, as `planning.power.detectable`; None: left
             out.
         seed: of resampling.
 
     Raises:
-        UserError: the hypotheses contradict each other, `not_run` names one that is not among them,
-            or rows are duplicated.
+        UserError: the hypotheses contradict each other, or rows are duplicated.
     """
     hypotheses = tuple(hypotheses)
     tests = catalog.TESTS if tests is None else tests
     check(hypotheses, tests=tests, sealed=True)
     index = table(rows)
-    reasons = _reasons(hypotheses, not_run or {})
     measured: dict[_Key, _Measured] = {}
     sizes: dict[str, dict[_Key, None]] = {}  # the members of each family, in order
     for hypothesis in hypotheses:
         for contrast, family in families(hypothesis):
             key = _key(contrast, hypothesis)
             sizes.setdefault(family, {})[key] = None
-            if hypothesis.id not in reasons and key not in measured:
+            if not hypothesis.missing and key not in measured:
                 measured[key] = _measure(contrast, index, seeds, tests, hypothesis, seed)
     corrections: dict[str, Correction] = {
-        f: h.correction for h in hypotheses for _, f in families(h)
+        family: h.correction for h in hypotheses for _, family in families(h)
     }
     adjusted = {
-        family: _adjusted([measured.get(key) for key in keys], list(keys), corrections[family])
-        for family, keys in sizes.items()
+        family: _adjusted(keys, measured, corrections[family]) for family, keys in sizes.items()
     }
     judgements = []
     for hypothesis in hypotheses:
@@ -153,14 +151,14 @@ def decide(
         number = sum(1 for member in hypothesis.contrasts for _ in contrasts(member))
         for i, (contrast, family) in enumerate(families(hypothesis)):
             key = _key(contrast, hypothesis)
-            if hypothesis.id in reasons:
-                finding = _nothing(contrast, reasons[hypothesis.id])
+            if hypothesis.missing:
+                finding = _nothing(contrast, hypothesis.missing)
             else:
                 members = len(sizes[family]) if hypothesis.correction != "none" else 1
                 rule = rules.Rule(hypothesis.alpha, hypothesis.correction, members)
                 finding = _find(measured[key], adjusted[family][key], rule, tests, detectable)
             findings.append(finding._replace(refuting=i >= number))
-        judgements.append(_judge(hypothesis, tuple(findings), reasons.get(hypothesis.id, "")))
+        judgements.append(_judge(hypothesis, tuple(findings)))
     return tuple(judgements)
 
 
@@ -173,29 +171,15 @@ def require_all(registered: Iterable[Hypothesis], judgements: Iterable[Judgement
     asked = list(registered)
     answered = [judgement.hypothesis for judgement in judgements]
     ids, ids_answered = [h.id for h in asked], [h.id for h in answered]
-    for name in ids:
-        if ids_answered.count(name) != 1:
-            raise UserError(
-                f"registered hypothesis {name} has {ids_answered.count(name)} verdicts; each has "
-                f"one, whichever way it went."
-            )
-    for name in ids_answered:
+    for name in (*ids, *ids_answered):
         if name not in ids:
             raise UserError(f"hypothesis {name} was not registered; what it finds is exploratory.")
+        if (count := ids_answered.count(name)) != 1:
+            raise UserError(f"registered hypothesis {name} has {count} verdicts; each has one.")
     for mine, theirs in zip(asked, answered, strict=True):
         if mine != theirs:
             what = "is out of order" if mine.id != theirs.id else "is not as it was registered"
             raise UserError(f"hypothesis {theirs.id} {what}.")
-
-
-def _reasons(hypotheses: Iterable[Hypothesis], not_run: Mapping[str, str]) -> dict[str, str]:
-    reasons = {h.id: h.missing for h in hypotheses if h.missing}
-    ids = [h.id for h in hypotheses]
-    for name, reason in not_run.items():
-        if name not in ids:
-            raise unknown("hypothesis in not_run", name, ids)
-        reasons[name] = reason
-    return reasons
 
 
 def _key(contrast: Contrast, hypothesis: Hypothesis) -> _Key:
@@ -231,16 +215,14 @@ def _measure(
 
 
 def _adjusted(
-    members: Sequence[_Measured | None], keys: Sequence[_Key], correction: Correction
+    keys: Iterable[_Key], measured: Mapping[_Key, _Measured], correction: Correction
 ) -> dict[_Key, tuple[float, float]]:
     """p and opposite p of the members of a family, corrected; 1 for those without."""
-    columns = []
-    for name in ("p", "opposite_p"):
-        raw = [_p(member, name) for member in members]
-        columns.append(adjust(np.array(raw), correction))
-    return dict(
-        zip(keys, ((float(p), float(o)) for p, o in zip(*columns, strict=True)), strict=True)
+    p, opposite = (
+        adjust([_p(measured.get(key), name) for key in keys], correction).tolist()
+        for name in ("p", "opposite_p")
     )
+    return dict(zip(keys, zip(p, opposite, strict=True), strict=True))
 
 
 def _p(member: _Measured | None, name: str) -> float:
@@ -262,11 +244,10 @@ def _find(
     detectable: Detectable | None,
 ) -> Finding:
     contrast, samples, result, gap, left_out = measured
-    left_out = f" Left out, as it says: {left_out}" if left_out else ""
+    said = f" {_LEFT_OUT} {left_out}" if left_out else ""
     if samples is None or result is None:
-        return _nothing(contrast, gap + left_out, samples)
+        return _nothing(contrast, gap + said, samples)
     test = tests[contrast.test]
-
     if gap:
         why = f"Fewer units than were registered: {gap}"
         ruling = rules.Ruling("inconclusive", why, 1 - rule.each)
@@ -283,7 +264,7 @@ def _find(
             why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
     shown = Interval(confidence, *result.interval(confidence))
     doubt = _doubt(contrast, test, samples)
-    reason = f"{why} {_said(test, result, shown)}{left_out}{doubt}"
+    reason = f"{why} {_said(test, result, shown)}{said}{doubt}"
     return Finding(
         contrast,
         verdict,
@@ -295,6 +276,7 @@ def _find(
         interval=shown,
         difference=difference(contrast.test, samples, confidence),
         decided_by=decided_by,
+        left_out=left_out,
     )
 
 
@@ -324,9 +306,9 @@ def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:
     return ""
 
 
-def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...], not_run: str) -> Judgement:
-    if not_run:
-        return Judgement(hypothesis, "not run", not_run, findings)
+def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...]) -> Judgement:
+    if hypothesis.missing:
+        return Judgement(hypothesis, "not run", hypothesis.missing, findings)
     verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
     members: list[Verdict] = [rules.answer(member, verdicts) for member in hypothesis.contrasts]
     against = [rules.answer(member, verdicts) for member in hypothesis.refuting]
@@ -341,8 +323,9 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...], not_run: str) 
         return Judgement(hypothesis, verdict, findings[0].reason, findings, parts)
     reason = _counts(parts)
     nothing = [finding.reason for finding in findings if finding.verdict == "not run"]
-    if nothing:
-        reason += f" Not run: {nothing[0]}"
+    left_out = dict.fromkeys(finding.left_out for finding in findings if finding.left_out)
+    reason += f" Not run: {nothing[0]}" if nothing else ""
+    reason += f" {_LEFT_OUT} {' '.join(left_out)}" if left_out else ""
     return Judgement(hypothesis, verdict, reason, findings, parts)
 
 
