@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from sharpjax.errors import UserError, nearest
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 
 Part = Quantity | Contrast | Composite | Hypothesis
-_NUMBERS = {"alpha", "margin", "null", "reported"}
 _PARTS = {"contrasts", "members", "refuting"}
 # Fields of the first registrations, which are always written. A field that is added later is left
 # out where it has its default, so that what does not use it keeps its text, digest and seal.
@@ -50,7 +50,7 @@ def to_dict(part: Part) -> dict[str, Any]:
     first = _first(type(part))
     values = ((field, getattr(part, field.name)) for field in fields(part))
     return {
-        field.name: _plain(field.name, value)
+        field.name: float(value) if _is_number(field, value) else _plain(value)
         for field, value in values
         if field.name in first or value != _default(field)
     }
@@ -64,13 +64,15 @@ def _default(field: Field) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def _plain(name: str, value: Any) -> Any:
-    if name in _NUMBERS and value is not None:
-        return float(value)
+def _is_number(field: Field, value: Any) -> bool:
+    return value is not None and float in _types(field.type)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Part):
         return to_dict(value)
     if isinstance(value, tuple):
-        return [_plain("", item) for item in value]
+        return [_plain(item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -93,49 +95,43 @@ def _read(kind: type, document: Any) -> Any:
     for name in _first(kind):
         if name not in document:
             raise UserError(f"a {what} lacks the field '{name}'.")
-    return kind(**{name: _value(what, name, value) for name, value in document.items()})
+    return kind(**{name: _value(kind, name, value) for name, value in document.items()})
 
 
-def _value(what: str, name: str, value: Any) -> Any:
+def _value(kind: type, name: str, value: Any) -> Any:
     if name in _PARTS:
-        _expect(what, name, value, list)
-        return tuple(_read(Composite if _is_composite(v) else Contrast, v) for v in value)
+        parts = _list(kind, name, value)
+        return tuple(_read(Composite if _is_composite(v) else Contrast, v) for v in parts)
     if name == "quantity":
-        if isinstance(value, list):
-            return tuple(_read(Quantity, item) for item in value)
-        return _read(Quantity, value)
+        many = isinstance(value, list)
+        return tuple(_read(Quantity, v) for v in value) if many else _read(Quantity, value)
     if name in ("groups", "over"):
-        _expect(what, name, value, list)
-        for item in value:
-            _expect(what, name, item, str)
-        return tuple(value)
-    expected = _TYPES.get(name, (str,))
-    _expect(what, name, value, *expected)
-    return value
+        return tuple(_expect(kind, name, item, str) for item in _list(kind, name, value))
+    return _expect(kind, name, value, *_types(next(f.type for f in fields(kind) if f.name == name)))
 
 
-# Fields that are no text.
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "alpha": (float, int),
-    "margin": (float, int, type(None)),
-    "null": (float, int, type(None)),
-    "reported": (float, int, type(None)),
-    "family": (str, type(None)),
-    "seen": (str, type(None)),
-    "at": (str, int),
-    "of": (dict,),
-    "combine": (str, int),
-    "supported_by": (str, int),
-    "refuted_by": (str, int),
-    "within": (bool,),
-    "independent": (bool,),
-    "optional": (bool,),
-}
+def _types(hint: Any) -> tuple[type, ...]:
+    """What JSON has for the type of a field.
+
+    >>> _types(float | None), _types(Literal["all", "any"])
+    ((<class 'float'>, <class 'int'>, <class 'NoneType'>), (<class 'str'>,))
+    """
+    if get_origin(hint) is Literal:
+        return (str,)
+    if isinstance(hint, UnionType):
+        return tuple(kind for part in get_args(hint) for kind in _types(part))
+    return {float: (float, int), Mapping[str, Any]: (dict,)}.get(hint, (hint,))
 
 
-def _expect(what: str, name: str, value: Any, *kinds: type) -> None:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+def _list(kind: type, name: str, value: Any) -> list[Any]:
+    return _expect(kind, name, value, list)
+
+
+def _expect(kind: type, name: str, value: Any, *types: type) -> Any:
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        what = kind.__name__.lower()
         raise UserError(f"field '{name}' of a {what} is {_short(value)}, which it cannot be.")
+    return value
 
 
 def _is_composite(document: Any) -> bool:
