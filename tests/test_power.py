@@ -196,40 +196,16 @@ def test_formulas_against_their_tests(test, effect, sizes, within):
 # Simulation.
 
 
-@pytest.mark.parametrize("alternative", ALTERNATIVES)
-@pytest.mark.parametrize("test", ["wilcoxon", "mann-whitney", "auc"])
-def test_at_once_is_the_registered_test(test, alternative):
-    entry = TESTS[test]
-    batch = generative.draw(entry.kind, 0.6, (6, 6), num_studies=25)
-    at_once = simulation.AT_ONCE[test](batch.groups, alternative)
-    one_by_one = [run(test, s, alternative=alternative).p for s in batch.samples()]
-    np.testing.assert_allclose(at_once, one_by_one, rtol=1e-9)
-
-
-@pytest.mark.parametrize("test", ["jonckheere", "page", "kruskal-wallis", "friedman"])
-def test_rank_statistics_are_near_the_registered_test(test):
-    entry = TESTS[test]
-    alternatives = ALTERNATIVES if test in ("jonckheere", "page") else ("two-sided",)
-    batch = generative.draw(entry.kind, 1.0, (6, 6, 6), num_studies=12)
-    for alternative in alternatives:
+@pytest.mark.parametrize("test", sorted(simulation.AT_ONCE))
+def test_at_once_is_near_the_registered_test(test):
+    """Where it decides, below .1, normal and chi^2 laws are within .01 of the exact p."""
+    batch = generative.draw(TESTS[test].kind, 1.0, (6, 6, 6), num_studies=12)
+    directed = ALTERNATIVES if test in ("jonckheere", "page") else ALTERNATIVES[:1]
+    for alternative in directed:
         at_once = simulation.AT_ONCE[test](batch.groups, alternative)
-        one_by_one = [run(test, s, alternative=alternative).p for s in batch.samples()]
-        exact = np.array(one_by_one)
-        sides = 2 if alternative == "two-sided" else 1
-        error = 4 * np.sqrt(sides * exact * (1 - exact / sides) / 4000) + 2 / 4000
-        # The registered omnibus tests draw arrangements too, 9,999 of them.
-        assert (np.abs(at_once - exact) <= 1.5 * error).all()
-
-
-def test_rank_statistics_by_scipy():
-    """Each is linear in the statistic of the textbook."""
-    rng = np.random.default_rng(3)
-    groups = tuple(rng.standard_normal((9, 5)) for _ in range(4))
-    cells = [[g[i] for g in groups] for i in range(9)]
-    falling = [stats.page_trend_test(np.array(cell).T[:, ::-1]).statistic for cell in cells]
-    u = [stats.mannwhitneyu(cell[0], cell[1]).statistic for cell in cells]
-    np.testing.assert_allclose(simulation._page(groups), falling)
-    np.testing.assert_allclose((simulation._jonckheere(groups[:2]) + 25) / 2, u)
+        exact = np.array([run(test, s, alternative=alternative).p for s in batch.samples()])
+        assert (exact < 0.1).any() or alternative == "less"
+        assert (np.abs(at_once - exact)[exact < 0.1] < 0.01).all()
 
 
 @pytest.mark.parametrize("test", sorted(simulation.AT_ONCE))

@@ -105,8 +105,8 @@ def table(
         units: how many values of a further coordinate (`Quantity.over`) a seed has. Of one that is
             not named: 1 where they are independent; else 2, the fewest that are a cluster.
 
-    Cost: some .1 s for a rank test of new sizes, and nothing for one whose sizes came before; two
-    or three seconds where a test must be called for each simulated study.
+    Cost: half a second for a rank test of new sizes, and nothing for one whose sizes came before;
+    two or three seconds where a test takes milliseconds.
 
     Raises:
         UserError: a test is not known.
@@ -175,7 +175,7 @@ def detectable(
     plan = Plan(sizes, contrast.direction, alpha, contrast.null, cluster)
     if min(sizes) < 2 or contrast.within or smallest_p(contrast.test, plan) > alpha:
         return math.nan
-    if is_quick(contrast.test, plan):
+    if is_quick(contrast.test):
         effect = detectable_effect(contrast.test, plan, power)
         value = in_units_of(contrast.test, effect, plan, samples=samples)
         if not math.isnan(value):
@@ -230,7 +230,7 @@ def _planned(
         else:
             rejects = "alone" if floor <= alone else "together" if floor <= together else "never"
             powers = {d: power_of(test, d, plan) for d in EFFECTS}
-            effect, how = detectable_effect(test, plan, POWER), method(test, plan)
+            effect, how = detectable_effect(test, plan, POWER), method(test)
             at_margin = _at_margin(contrast, plan)
             warnings += _of_floor(test, plan, floor, rejects, together)
         known = {"floor": floor, "rejects": rejects, "how": how}

@@ -26,20 +26,18 @@ LOOKED_AT = 60  # units: the smallest p of more is smaller yet, and far below an
 GRID = (0.5, 0.8, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0)
 
 
-def method(test: str, plan: Plan) -> str:
+def method(test: str) -> str:
     """How the power of a test is found."""
     if test in FORMULAS:
         return "formula"
     if test in simulation.NO_MODEL:
         return "none"
-    at_once = is_quick(test, plan)
-    studies = simulation.NUM_STUDIES_AT_ONCE if at_once else simulation.NUM_STUDIES
-    return f"simulation of {studies:,} studies"
+    return f"simulation of {simulation.default_studies(test):,} studies"
 
 
-def is_quick(test: str, plan: Plan) -> bool:
-    """Whether that takes milliseconds: by formula, or simulated all at once."""
-    return test in FORMULAS or (test in simulation.AT_ONCE and _cluster(test, plan) == 1)
+def is_quick(test: str) -> bool:
+    """Whether a grid of effects takes less than a second."""
+    return test in FORMULAS or simulation.default_studies(test) > 100
 
 
 def _cluster(test: str, plan: Plan) -> int:
@@ -50,8 +48,8 @@ def _cluster(test: str, plan: Plan) -> int:
 def power_of(test: str, effect: float, plan: Plan) -> float:
     """The chance that a test rejects.
 
-    Cost: microseconds by formula; 4000 studies in some 20 ms for rank tests; else 100 calls of the
-    test, and a standard error of up to 0.05. Simulated ones are kept.
+    Cost: microseconds by formula; some .1 s for rank tests, whose standard error is at most .016;
+    else 100 calls of the test, and up to .05. Simulated studies are kept.
 
     Args:
         test: a name in `catalog.TESTS`.
@@ -203,7 +201,7 @@ def detectable_effect(test: str, plan: Plan, power: float = 0.8) -> float:
     if test in FORMULAS:
         return solve(lambda effect: power_of(test, effect, plan), power, LARGEST_EFFECT)
     lower, below = 0.0, plan.alpha
-    for upper in GRID if is_quick(test, plan) else GRID[:5]:
+    for upper in GRID if is_quick(test) else GRID[:5]:
         above = power_of(test, upper, plan)
         if above >= power:
             ends = special.ndtri(np.clip([below, above], 1e-3, 1 - 1e-3))
