@@ -2,14 +2,26 @@
 
 import dataclasses
 import doctest
+import itertools
 import json
+import math
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from sharpjax.protocol import wording
 from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
-from sharpjax.protocol.claims import Composite, arms, check, contrasts, families, quantities
+from sharpjax.protocol.claims import (
+    Composite,
+    Quantity,
+    arms,
+    check,
+    contrasts,
+    families,
+    quantities,
+)
 from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.protocol.tests import catalog
 from sharpjax.studies import papers
@@ -24,6 +36,8 @@ from sharpjax.studies.papers import (
     paper7,
     shorthand,
 )
+
+stats: Any = scipy.stats  # whose annotations do not know its results' fields
 
 # Frozen: how firm the details of each claim are in its paper.
 STATUS = {
@@ -188,13 +202,23 @@ def made(means, *, spread=0.01, seeds=10):
     shared = rng.normal(size=seeds)
     rows = []
     for (arm, metric), mean in means.items():
-        noise = 1 + spread * (shared + rng.normal(size=seeds))
-        rows += [
-            {"study": "s", "arm": arm, "seed": seed, "step": 1, "of": {}, "metric": metric,
-             "value": float(mean * factor), "standard_error": 0.0}
-            for seed, factor in enumerate(noise)
-        ]  # fmt: skip
+        values = mean * (1 + spread * (shared + rng.normal(size=seeds)))
+        if metric == paper1.DISAGREEMENT.metric:
+            rows += pairs(arm, metric, (values[:, None] + values[None, :]) / 2)
+            continue
+        rows += [row(arm, metric, seed, value) for seed, value in enumerate(values)]
     return rows
+
+
+def row(arm, metric, seed, value, of=None):
+    return {"study": "s", "arm": arm, "seed": seed, "step": 1, "of": of or {}, "metric": metric,
+            "value": float(value), "standard_error": 0.0}  # fmt: skip
+
+
+def pairs(arm, metric, values):
+    """Rows of each two seeds."""
+    each = itertools.combinations(range(len(values)), 2)
+    return [row(arm, metric, i, values[i, j], {"pair": [i, j]}) for i, j in each]
 
 
 def words(asked, rows):
@@ -230,6 +254,47 @@ def test_directions_of_paper_1(sharpness, better, expected):
     asked = paper1.hypotheses(architectures=("lenet",), data_sets=("digits",))[:7]
     found = words(asked, made(paper_1_means(sharpness, better)))
     assert list(found.values()) == expected
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_disagreement_of_conditions_that_do_not_differ(noise):
+    """Under its null, H1.5 rejects no more often than its level says.
+
+    The disagreement of models i and j is a_i + a_j + noise e_ij with normal a and e, drawn alike in
+    both conditions. Without e the difference of means is twice that of ten independent a, and the
+    test is Student's to the letter; what e adds the jackknife does not under-estimate (Efron and
+    Stein, Annals of Statistics 9, 1981). Bounds are five binomial standard errors from the level,
+    and from the 0.20 of the signed-rank test of the seeds' means, which share their pairs.
+    """
+    asked = dataclasses.replace(paper1.hypotheses(("aug",), ("n",), ("d",))[4], missing="")
+    (contrast,) = contrasts(asked)
+    studies, seeds = 1_000, 10
+    generator, rejected, of_means = np.random.default_rng(0), 0, 0
+    for _ in range(studies):
+        rows, means = [], []
+        for arm in contrast.groups:
+            own, both = generator.normal(size=seeds), generator.normal(size=(seeds, seeds))
+            values = own[:, None] + own[None, :] + noise * (both + both.T) / math.sqrt(2)
+            rows += pairs(arm, paper1.DISAGREEMENT.metric, values)
+            means.append((values.sum(1) - np.diag(values)) / (seeds - 1))
+        (judgement,) = decide([asked], rows, seeds=range(seeds), detectable=None)
+        rejected += judgement.verdict == "supported"
+        of_means += stats.wilcoxon(*means, alternative=contrast.direction).pvalue <= 0.05
+
+    def bound(rate):
+        return 5 * math.sqrt(rate * (1 - rate) / studies)
+
+    assert rejected / studies <= 0.05 + bound(0.05)
+    assert of_means / studies >= 0.2 - bound(0.2)
+
+
+def test_ranks_over_seeds_are_of_what_each_seed_has():
+    """H1.10 tests mean ranks over seeds: disagreement, whose seeds share pairs, is not in them."""
+    asked = [q for h in paper1.HYPOTHESES[1:5] for c in contrasts(h) for q in quantities(c)]
+    assert set(paper1.RANKED) == {q.metric for q in asked if q.over == ("seed",)}
+    assert set(paper1.BETTER) - set(paper1.RANKED) == {"test/disagreement"}
+    best = paper1.HYPOTHESES[9]
+    assert all(c.quantity == Quantity("test/mean_rank") for c in contrasts(best))
 
 
 # Means of the report's tables: training loss, error, ECE, scaled ECE, weight norm, Fisher-Rao norm,
