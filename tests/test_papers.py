@@ -297,6 +297,18 @@ def test_ranks_over_seeds_are_of_what_each_seed_has():
     assert all(c.quantity == Quantity("test/mean_rank") for c in contrasts(best))
 
 
+def test_arms_that_share_seeds_are_compared_seed_by_seed():
+    """Where arms have start, order of data or teacher in common, the test knows of it.
+
+    'auc' takes the seeds for clusters. Papers 3 and 4 are as they were registered.
+    """
+    for one in (h for paper in PAPERS if paper not in (paper3, paper4) for h in paper.HYPOTHESES):
+        for contrast in contrasts(one):
+            kind = catalog.TESTS[contrast.test].kind
+            paired = kind not in ("independent", "many", "times") or contrast.test == "auc"
+            assert paired, f"{one.id}: {wording.describe(contrast)}"
+
+
 # Means of the report's tables: training loss, error, ECE, scaled ECE, weight norm, Fisher-Rao norm,
 # relative flatness, the same scaled, noise sharpness.
 PAPER_6 = {

@@ -126,16 +126,19 @@ def hypotheses(
         """Augmentation against each of the others."""
         others = [r for r in REGULARISERS if r != "augmentation"]
         pairs = (names([place], ["augmentation", r], ["es"]) for r in others)
-        return [Contrast(Quantity(metric), pair, "less", "mann-whitney") for pair in pairs]
+        return [Contrast(Quantity(metric), pair, "less", "wilcoxon") for pair in pairs]
 
     def harder(net: str, measure: str, regulariser: str) -> Contrast:
         """The regulariser's ratio to the baseline on the hard data set, against the easy one."""
         easy, hard = data_sets[:2]
         groups = names([hard, easy], [net], [regulariser, "baseline"], ["es"])
-        return Contrast(Quantity(f"train/{measure}"), groups, "greater", "log-ratio-difference")
+        test = "paired-log-ratio-difference"
+        return Contrast(Quantity(f"train/{measure}"), groups, "greater", test)
 
     def reduction(place: str) -> Contrast:
-        """How much smaller scaling makes ECE, of the regularisers that sharpen and of others."""
+        """How much smaller scaling makes ECE, of the regularisers that sharpen and of others.
+
+        Seeds are clusters of all four arms."""
         sides = (SHARPER, ("baseline", "dropout"))
         groups = tuple("|".join(names([place], side, ["es"])) for side in sides)
         return Contrast(Quantity("test/ece_reduction"), groups, "greater", "auc")

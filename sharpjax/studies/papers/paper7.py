@@ -65,9 +65,10 @@ def pruned(place: str) -> Composite:
 
 
 def depends(place: str) -> Composite:
-    """The distance of students differs between weights, and depends on them monotonically."""
+    """The distance of students differs between weights, and depends on them monotonically; all
+    students of a seed have one base."""
     arms = names([place], STUDENTS)
-    tests = ("kruskal-wallis", "jonckheere")
+    tests = ("friedman", "page")
     return all_of(
         (Contrast(PRIMARY, arms, "two-sided", test) for test in tests),
         f"monotone dependence in {place}",
