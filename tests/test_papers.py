@@ -29,6 +29,7 @@ from sharpjax.studies.papers import (
     HYPOTHESES,
     PAPERS,
     paper1,
+    paper2,
     paper3,
     paper4,
     paper5,
@@ -367,6 +368,12 @@ def test_paper_6_correlations_of_its_own_tables():
     assert words(asked, paper_6_rows()) == {
         "H6.1": "refuted", "H6.2": "supported", "H6.8": "supported"
     }  # fmt: skip
+
+
+def test_one_definition_of_a_critical_layer_is_sealed():
+    assert paper2.CRITICAL_DROP == 0.02
+    for one in paper2.HYPOTHESES[:2]:
+        assert "2 points of accuracy or more" in one.uncertain
 
 
 PAPER_7 = {
