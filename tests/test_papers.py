@@ -22,6 +22,7 @@ from sharpjax.protocol.claims import (
     families,
     quantities,
 )
+from sharpjax.protocol.judging.corrections import levels
 from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.protocol.tests import catalog
 from sharpjax.studies import papers
@@ -308,6 +309,35 @@ def test_arms_that_share_seeds_are_compared_seed_by_seed():
             kind = catalog.TESTS[contrast.test].kind
             paired = kind not in ("independent", "many", "times") or contrast.test == "auc"
             assert paired, f"{one.id}: {wording.describe(contrast)}"
+
+
+def test_ten_seeds_can_reject_in_every_family():
+    """The least p of a signed-rank test of ten pairs, and of units in ten clusters, is 2^-10 on
+    one side. In a larger family no numbers could ever be significant."""
+    for one in (h for paper in PAPERS if paper not in (paper3, paper4) for h in paper.HYPOTHESES):
+        members = {}
+        for contrast, family in families(one):
+            key = canonical_json(to_dict(contrast))
+            members.setdefault(family, {})[key] = contrast.direction
+        for family, directions in members.items():
+            floor = 2.0**-10 * (2 if "two-sided" in directions.values() else 1)
+            assert levels(one.alpha, len(directions), one.correction)[0] >= floor, family
+
+
+@pytest.mark.parametrize(("within", "expected"), [(0, "supported"), (1, "inconclusive")])
+def test_signs_of_two_measures_do_not_make_one_that_turns(within, expected):
+    """H1.9 is of one measure: negative over the conditions, and positive within one of them."""
+    conditions, table = ("base", "aug", "wd"), []
+    for place, condition in enumerate(conditions):
+        for seed in range(10):
+            found = {"test/gap": place + 0.01 * seed}
+            for number, name in enumerate(paper1.SHARPNESS):
+                over, inside = -1 if number == 0 else 0, 1 if number == within else -1
+                found[f"train/{name}"] = over * place + 0.01 * inside * seed
+            arm = f"d-n-{condition}"
+            table += [row(arm, metric, seed, value) for metric, value in found.items()]
+    asked = paper1.hypotheses(conditions[1:], ("n",), ("d",), ())[8]
+    assert words([asked], table) == {"H1.9": expected}
 
 
 # Means of the report's tables: training loss, error, ECE, scaled ECE, weight norm, Fisher-Rao norm,

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
@@ -59,6 +60,21 @@ def all_of(members: Iterable[Part], name: str = "") -> Composite:
 def any_of(members: Iterable[Part], name: str = "") -> Composite:
     """One member is enough to support it; none refutes it."""
     return Composite(tuple(members), "any", "never", name)
+
+
+def in_family(members: Iterable[Part], family: str) -> tuple[Part, ...]:
+    """The same, all their contrasts corrected together.
+
+    >>> loss = Contrast(Quantity("test/loss"), ("sam", "sgd"), "less", "welch")
+    >>> in_family([vote([loss])], "net")[0].members[0].family
+    'net'
+    """
+    return tuple(
+        replace(m, members=in_family(m.members, family))
+        if isinstance(m, Composite)
+        else replace(m, family=family)
+        for m in members
+    )
 
 
 def same_arm(
