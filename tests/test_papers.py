@@ -389,6 +389,61 @@ def test_paper_6_decides_its_own_tables():
     assert found == {f"H6.{i}": "supported" for i in (3, 4, 5, 6, 7)}
 
 
+def test_paper_6_says_the_numbers_of_its_tables():
+    """What is shown beside ours is what the tables give, to their last digit."""
+    table = {
+        arm: {m: v / 100 if m in ("test/error", "test/ece", "test/scaled/ece") else v
+              for m, v in zip(PAPER_6_METRICS, values, strict=True)}
+        for data, own in PAPER_6.items()
+        for arm, values in {f"{data}-vgg19-{name}": v for name, v in own.items()}.items()
+    }  # fmt: skip
+    found = {}
+    for name in ("H6.3", "H6.4", "H6.5", "H6.6"):
+        for c in contrasts(BY_ID[name]):
+            sides = zip(c.groups, quantities(c), strict=True)
+            means = [table[arm].get(q.metric, np.nan) for arm, q in sides]
+            if len(means) == 4:
+                expected = np.log(means[0] / means[1]) - np.log(means[2] / means[3])
+            else:
+                expected = means[0] - means[1]
+            if c.reported is not None:
+                assert c.reported == pytest.approx(expected, abs=1e-4)
+                found[name] = found.get(name, 0) + 1
+    assert found == {"H6.3": 4, "H6.4": 12, "H6.5": 4, "H6.6": 24}
+    (scaling, _) = contrasts(BY_ID["H6.7"])
+    assert scaling.reported is None  # pooled arms have no difference of means to compare with
+
+
+def test_paper_6_says_its_correlations():
+    """Those of the report are of the eight means of CIFAR-10, and of four of igs."""
+    own, columns = PAPER_6["cifar10"], {m: i for i, m in enumerate(PAPER_6_METRICS)}
+    said = {}
+    for one in (BY_ID[name] for name in ("H6.1", "H6.2", "H6.8")):
+        for c in (c for c in contrasts(one) if c.reported is not None):
+            x, y = (q.metric for q in quantities(c))
+            assert {arm.split("-")[0] for arm in arms(c.groups[0])} == {"cifar10"}
+            said[x, y] = c.reported
+            if x in columns:
+                points = [(values[columns[x]], values[columns[y]]) for values in own.values()]
+            else:
+                points = [(LOG_IGS[r], own[f"{r}-es"][columns[y]]) for r in LOG_IGS]
+            rho = stats.spearmanr(*np.transpose(points)).statistic
+            assert c.reported == pytest.approx(rho, abs=0.01), (x, y)
+    assert said == paper6.CORRELATIONS
+
+
+def test_numbers_of_a_paper_are_of_its_own_cells():
+    (order,) = contrasts(BY_ID["H5.6"])
+    assert order.reported == pytest.approx(0.263 - 0.251)
+    for other in (
+        paper5.hypotheses(("vit_narrow",), ("cifar10",), reordered="vit_narrow"),
+        paper5.hypotheses(("vit",), ("mnist",)),
+        paper6.hypotheses(("vgg_narrow",), classes=("vgg_narrow",)),
+        paper6.hypotheses(("vgg19",), ("mnist", "digits"), ("vgg19",)),
+    ):
+        assert {c.reported for one in other for c in contrasts(one)} == {None}
+
+
 @pytest.mark.slow
 def test_paper_6_correlations_of_its_own_tables():
     """What the report says of its tables comes out of them, but for H6.1: given these eight arms,

@@ -17,7 +17,8 @@ Metrics, all at the last step of an arm:
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,8 +38,55 @@ CONFOUNDED = ("igs", "noise_sharpness", "relative_flatness")
 FLATNESS = "train/relative_flatness"
 ECES = ("test/ece", "test/scaled/ece")
 
+# Tables 1 and 2 of the report, with early stopping, means of three seeds: by arm, then by metric.
+# Its ECE has 10 bins.
+TABLES: Mapping[str, Mapping[str, float]] = {
+    f"{arm}-es": dict(zip(
+        ("test/error", "test/ece", "test/scaled/ece", "train/fisher_rao_norm",
+         "train/relative_flatness", "train/scaled/relative_flatness"), values, strict=True))
+    for arm, values in {
+        "cifar10-vgg19-baseline": (0.144, 0.110, 0.075, 0.8, 2.2, 3.8),
+        "cifar10-vgg19-augmentation": (0.111, 0.066, 0.027, 2.3, 12.1, 13.2),
+        "cifar10-vgg19-dropout": (0.139, 0.110, 0.076, 0.8, 1.2, 2.9),
+        "cifar10-vgg19-weight_decay": (0.182, 0.108, 0.029, 3.9, 4.5, 6.2),
+        "cifar100-vgg19-baseline": (0.499, 0.384, 0.271, 0.6, 4.4, 19.7),
+        "cifar100-vgg19-augmentation": (0.395, 0.200, 0.061, 5.4, 78.4, 71.7),
+        "cifar100-vgg19-dropout": (0.474, 0.362, 0.249, 1.1, 6.9, 17.0),
+        "cifar100-vgg19-weight_decay": (0.498, 0.250, 0.059, 6.7, 28.2, 32.3),
+    }.items()
+}  # fmt: skip
+# Spearman's rho over the eight means of CIFAR-10 (of igs four), where the report gives it.
+CORRELATIONS: Mapping[tuple[str, str], float] = {
+    ("train/weight_norm", "test/error"): -0.74,
+    ("train/relative_flatness", "test/error"): -0.2,
+    ("train/relative_flatness", "test/ece"): -0.75,
+    ("train/scaled/relative_flatness", "test/scaled/ece"): -0.78,
+    ("train/igs", "test/ece"): -0.74,
+    ("train/igs", "test/scaled/ece"): -0.80,
+    ("train/igs", "train/nll"): 1.0,
+    ("train/noise_sharpness", "train/nll"): 0.86,
+    ("train/relative_flatness", "train/nll"): 0.67,
+}
+
 MISSING = "The regularisers, early stopping and VGG19 are not built as a study."
 ask = partial(shorthand.ask, source="OpenReview ZQTiGcykl6", correction="holm", missing=MISSING)
+
+
+def reported(*sides: tuple[str, str], log: bool = False) -> float | None:
+    """The report's number for metrics of arms: the first less the second; None where it has none.
+
+    Args:
+        log: of four, log(a/b) - log(c/d).
+
+    >>> regularised, plain = (f"cifar10-vgg19-{r}-es" for r in ("augmentation", "baseline"))
+    >>> reported((regularised, FLATNESS), (plain, FLATNESS))
+    9.9
+    """
+    means = [TABLES.get(arm, {}).get(metric, math.nan) for arm, metric in sides]
+    if any(map(math.isnan, means)):
+        return None
+    signed = zip((1, -1, -1, 1), map(math.log, means) if log else means, strict=False)
+    return round(sum(sign * mean for sign, mean in signed), 4)
 
 
 def correlation(
@@ -50,7 +98,8 @@ def correlation(
     name = f"train/scaled/{measure}" if scaled else f"train/{measure}"
     endings = ["-es"] if measure == "igs" else ["", "-es"]
     group = "|".join(f"{place}-{r}{end}" for r, end in itertools.product(REGULARISERS, endings))
-    return same_arm(group, (name, other), direction, "spearman", null=null)
+    said = CORRELATIONS.get((name, other)) if place == "cifar10-vgg19" else None
+    return same_arm(group, (name, other), direction, "spearman", null=null, reported=said)
 
 
 def over_measures(
@@ -86,16 +135,24 @@ def regularised_are_sharper(places: Iterable[str]) -> Iterator[Composite]:
     """H6.3: augmentation and weight decay against the baseline."""
     for place, regulariser in itertools.product(places, SHARPER):
         groups = names([place], [regulariser, "baseline"], ["es"])
-        yield vote(
-            (Contrast(Quantity(f"train/{m}"), groups, "greater", "wilcoxon") for m in OF_MINIMA),
-            f"{place}-{regulariser}",
-        )
+        sharper = (against(f"train/{m}", groups, "greater") for m in OF_MINIMA)
+        yield vote(sharper, f"{place}-{regulariser}")
+
+
+def against(metric: str, groups: tuple[str, ...], direction: Alternative) -> Contrast:
+    """One arm against another, seed by seed."""
+    # The report's Fisher-Rao norm has a factor of 6 whatever the depth: only ratios are comparable.
+    known = "fisher_rao_norm" not in metric
+    said = reported(*((arm, metric) for arm in groups)) if known else None
+    return Contrast(Quantity(metric), groups, direction, "wilcoxon", reported=said)
 
 
 def scaled(arm: str, metric: str, direction: Alternative) -> Contrast:
     """A quantity after temperature scaling against before."""
     part, name = metric.split("/")
-    return same_arm(f"{arm}-es", (f"{part}/scaled/{name}", metric), direction, "wilcoxon")
+    arm, after = f"{arm}-es", f"{part}/scaled/{name}"
+    said = reported((arm, after), (arm, metric))
+    return same_arm(arm, (after, metric), direction, "wilcoxon", reported=said)
 
 
 def in_class(net: str, places: Sequence[str]) -> Composite:
@@ -127,14 +184,15 @@ def hypotheses(
         """Augmentation against each of the others."""
         others = [r for r in REGULARISERS if r != "augmentation"]
         pairs = (names([place], ["augmentation", r], ["es"]) for r in others)
-        return [Contrast(Quantity(metric), pair, "less", "wilcoxon") for pair in pairs]
+        return [against(metric, pair, "less") for pair in pairs]
 
     def harder(net: str, measure: str, regulariser: str) -> Contrast:
         """The regulariser's ratio to the baseline on the hard data set, against the easy one."""
         easy, hard = data_sets[:2]
         groups = names([hard, easy], [net], [regulariser, "baseline"], ["es"])
-        test = "paired-log-ratio-difference"
-        return Contrast(Quantity(f"train/{measure}"), groups, "greater", test)
+        metric, test = f"train/{measure}", "paired-log-ratio-difference"
+        said = reported(*((arm, metric) for arm in groups), log=True)
+        return Contrast(Quantity(metric), groups, "greater", test, reported=said)
 
     def reduction(place: str) -> Contrast:
         """How much smaller scaling makes ECE, of the regularisers that sharpen and of others.
