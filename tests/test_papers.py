@@ -461,6 +461,25 @@ def test_one_definition_of_a_critical_layer_is_sealed():
         assert "2 points of accuracy or more" in one.uncertain
 
 
+def test_a_net_without_a_critical_layer_is_no_gap():
+    """H2.1 and H2.2 are decided where all layers of some seed are robust."""
+    generator, table = np.random.default_rng(0), []
+    for arm, seed, layer in itertools.product(("n-reinit", "n-rerandom"), range(10), range(6)):
+        kind = "critical" if layer < 2 and seed != 3 else "robust"
+        value, change = generator.normal(4.0, 0.5), generator.normal(0.5, 0.1)
+        found = {"value": value, "change": change, "absolute_change": abs(change)}
+        for name, number in found.items():
+            table.append(row(arm, f"{kind}/alpha/{name}", seed, number, {"layer": str(layer)}))
+    asked = paper2.hypotheses(("n",), ("alpha",), {"n": ()})[:2]
+    asked = [dataclasses.replace(h, missing="") for h in asked]
+    for judgement in decide(asked, table, seeds=range(10), detectable=None):
+        for finding in judgement.findings:
+            assert "Fewer units" not in finding.reason and finding.verdict != "not run"
+    assert words(asked, table)["H2.1"] == "supported"
+    robust = [one for one in table if not (one["seed"] == 3 and one["of"]["layer"] == "5")]
+    assert words(asked, robust) == words(asked, table), "as many layers as there are"
+
+
 PAPER_7 = {
     "float16": 0.02, "int8": 0.03, "pruned_10": 0.05, "pruned_30": 0.1, "pruned_50": 0.2,
     "pruned_70": 0.5, "pruned_90": 1.2, "independent": 1.0,

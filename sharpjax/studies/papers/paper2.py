@@ -47,14 +47,21 @@ THRESHOLD = (
     "lost, not a tenth of it, since a robust layer is one that can be replaced without harm"
 )
 
-# Layers are the units; those of one seed are a cluster.
-of_layers = partial(Quantity, over=("seed", "layer"))
 ask = partial(
     shorthand.ask,
     source="OpenReview J0iFy6BxlC",
     status="partial",
     missing="Replacing layers and the data-free metrics are not built.",
 )
+
+
+def of_layers(metric: str) -> Quantity:
+    """Layers are the units; those of one seed are a cluster.
+
+    A net may have no robust layer, or no critical one.
+    """
+    optional = metric.split("/")[0] in ("robust", "critical")
+    return Quantity(metric, over=("seed", "layer"), optional=optional)
 
 
 def beside(
