@@ -95,6 +95,10 @@ def test_each_says_what_a_reader_needs(one):
     assert from_dict(json.loads(canonical_json(to_dict(one)))) == one
 
 
+def test_seeds_that_diverged_are_not_left_out():
+    assert {h.diverged for h in HYPOTHESES} == {"inconclusive"}
+
+
 def test_what_can_be_run():
     runnable = [h.id for h in HYPOTHESES if not h.missing]
     assert runnable == [*(f"H3.{i}" for i in range(1, 8)), "H4.3", "H4.4", "H4.5"]
