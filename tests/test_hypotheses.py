@@ -14,7 +14,7 @@ from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, check
 from sharpjax.protocol.judging import verdicts
 from sharpjax.protocol.seals import registration
-from sharpjax.runs import register
+from sharpjax.runs import standing
 from sharpjax.studies import papers
 from tests.protocol_cases import LOSS, contrast, hypothesis
 
@@ -96,7 +96,7 @@ def test_what_chance_alone_would_decide(one_is_enough):
 
 def test_no_hypothesis_of_a_paper_or_of_a_registration_is_decided_by_chance():
     check(papers.HYPOTHESES)
-    official = sorted(register.OFFICIAL.glob("*.json"))
+    official = sorted(standing.OFFICIAL.glob("*.json"))
     assert len(official) >= 10
     for path in official:
         check(registration.from_json(path.read_bytes(), path.name).hypotheses)

@@ -90,10 +90,10 @@ def _is_part_of_a_test(name: str) -> bool:
     return _is_of(name, f"{_PROTOCOL}.tests") and name != f"{_PROTOCOL}.tests.catalog"
 
 
-def _entry(test: Test | None) -> Any:
-    if test is None:
-        return None
-    return test._replace(function=test.function.__qualname__)._asdict()
+def _entry(test: Test | None) -> list[str]:
+    """All that the catalog says of a test."""
+    fields = test._asdict() if test else {}
+    return [f"{n}={getattr(v, '__qualname__', None) or repr(v)}" for n, v in fields.items()]
 
 
 def measures_digest(study: str, names: frozenset[str]) -> str:
