@@ -82,6 +82,9 @@ def test_a_whole_run_is_as_it_was_sealed(whole, capsys):
     assert code == 0 and "every byte is as it was sealed" in out and f"seal {seal}" in out
     assert "a typo in a docstring" in out and "unregistered" not in out
     assert listing(whole) == before
+    assert "of the 4 rows that verdicts rest on, 4 were compared\n" in out
+    code, out = run(capsys, "replay", whole)
+    assert "of the 4 rows that verdicts rest on, 0 were compared; --steps=all compares all" in out
 
 
 def test_one_flipped_byte_anywhere_is_found(path):

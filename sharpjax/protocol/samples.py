@@ -1,5 +1,6 @@
 """From rows of the results table to the numbers that one contrast compares."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,15 @@ import numpy as np
 
 from sharpjax.errors import UserError, nearest
 from sharpjax.protocol.canonical import canonical_json
-from sharpjax.protocol.claims import Contrast, Diverged, Quantity, arms, quantities
+from sharpjax.protocol.claims import (
+    Contrast,
+    Diverged,
+    Hypothesis,
+    Quantity,
+    arms,
+    contrasts,
+    quantities,
+)
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.catalog import Kind
 from sharpjax.protocol.tests.result import Samples
@@ -120,6 +129,19 @@ def gather(
         if not said.gaps:
             said.gaps.append(str(nothing))
     return Gathered(samples, _sentences(said.gaps), _sentences(said.left_out))
+
+
+def resting_on(rows: Iterable[Row] | Table, hypotheses: Iterable[Hypothesis]) -> Iterator[Row]:
+    """The rows that the verdicts on some hypotheses rest on, some of them more than once."""
+    index = table(rows)
+    for contrast in (c for h in hypotheses for c in contrasts(h)):
+        for group, quantity in zip(contrast.groups, quantities(contrast), strict=True):
+            names = filter(None, (quantity.metric, quantity.seen))
+            for arm, name in itertools.product(arms(group), names):
+                step = index.last.get(arm) if quantity.at == "last" else quantity.at
+                for row in index.rows.get((arm, name), ()):
+                    if row["step"] == step and quantity.of.items() <= row["of"].items():
+                        yield row
 
 
 class _Nothing(Exception):

@@ -132,12 +132,16 @@ def _journal(run: Folder) -> Iterator[str]:
         yield f"{str(error).removesuffix('.')}."
         return
     sums = workdir.sums_of(run.path, workdir.METRICS, workdir.ARRAYS)
+    sums |= {
+        name: entry.digest
+        for name, entry in workdir.left_out(run.path).items()
+        if name.startswith(f"{workdir.ARRAYS}/")
+    }
     if not entries:
         if sums:
             yield f"It has no {journal.NAME}: which process wrote which rows is not recorded."
         return
-    left_out = frozenset(run.table(workdir.LEFT_OUT).get("files", {}))
-    yield from (f"{line}." for line in journal.differences(entries, sums, left_out))
+    yield from (f"{line}." for line in journal.differences(entries, sums))
     processes = run.tables(workdir.PROCESSES)
     for number in sorted({entry.process for entry in entries}):
         own = [entry.time for entry in entries if entry.process == number]

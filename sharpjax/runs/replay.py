@@ -16,9 +16,11 @@ from etils import epath
 
 from sharpjax import workdir
 from sharpjax.errors import UserError
+from sharpjax.protocol.samples import resting_on
 from sharpjax.provenance import machine, sources
-from sharpjax.runs import read, rebuild, run
+from sharpjax.runs import read, rebuild, run, standing, study
 from sharpjax.runs.read import Folder
+from sharpjax.schema import Config
 from sharpjax.train import planning
 from sharpjax.train.plan import Compare, Draw, Plan, Stage, Train
 from sharpjax.train.task import PARAMS_DIGESTS
@@ -32,16 +34,29 @@ Row = workdir.Row
 
 
 class Replay(NamedTuple):
-    """What came of it: how many numbers and digests were compared, and lines on what differs."""
+    """What came of it.
+
+    Attributes:
+        compared: how many rows and digests.
+        differences: a line for each that differs.
+        decisive: how many of the rows that verdicts rest on were compared, and of how many; None:
+            the run asks nothing.
+    """
 
     compared: int
     differences: tuple[str, ...]
+    decisive: tuple[int, int] | None = None
 
 
 def replay(
-    folder: Folder, *, steps: int = 1, data_dir: str = "", manual_dir: str = "", say: Say = print
+    folder: Folder,
+    *,
+    steps: int | None = 1,
+    data_dir: str = "",
+    manual_dir: str = "",
+    say: Say = print,
 ) -> Replay:
-    """Train at least `steps` steps of each arm, to the end of an epoch, and compare.
+    """Train at least `steps` steps of each arm, to the end of an epoch, and compare; None: all.
 
     What an arm takes from another is read from what the run stored of it, so every stage is tried
     alone; those that train nothing are done whole.
@@ -64,10 +79,14 @@ def replay(
         for stage in stages:
             say(_words(plan, stage))
             outcomes[planning.name_of(stage)] = run.execute(setting, stage)
-        expected = _expected(plan, stages, read.rows(folder.path))
+        recorded = list(read.rows(folder.path))
+        expected = _expected(plan, stages, recorded)
         if differs:
-            compared, lines = _compare(setting.run.rows(), _elsewhere(plan, expected), _nearly)
-            return Replay(compared, tuple(lines))
+            expected = _elsewhere(plan, expected)
+        decisive = _decisive(folder, config, recorded, expected)
+        if differs:
+            compared, lines = _compare(setting.run.rows(), expected, _nearly)
+            return Replay(compared, tuple(lines), decisive)
         compared, lines = _compare(setting.run.rows(), expected, lambda a, b: a == b)
         for stage in stages:
             if isinstance(stage, Train):
@@ -75,12 +94,41 @@ def replay(
                 for what, there, here in found:
                     compared += 1
                     lines += [f"arm {stage.arm}: {what} differ"] if there != here else []
-    return Replay(compared, tuple(lines))
+    return Replay(compared, tuple(lines), decisive)
 
 
-def _shortened(plan: Plan, stage: Stage, steps: int) -> Stage:
+def compare_again(folder: Folder) -> list[str]:
+    """Take every measure that compares arms again, of what the run stored; what differs.
+
+    Raises:
+        UserError: its config or its data are none that are had here.
+    """
+    config = rebuild.config_of(folder)
+    plan = rebuild.plan_here(config, "", "")
+    stages = [stage for stage in planning.ordered(plan) if isinstance(stage, Compare)]
+    with rebuild.setting(folder, config, plan, lambda line: None) as setting:
+        for stage in stages:
+            run.execute(setting, stage)
+        expected = _expected(plan, stages, read.rows(folder.path), of_all=False)
+        bitwise = not _why_not_bitwise(folder)
+        agree = (lambda a, b: a == b) if bitwise else _nearly
+        return _compare(setting.run.rows(), expected, agree)[1]
+
+
+def _decisive(
+    folder: Folder, config: Config, recorded: list[Row], compared: list[Row]
+) -> tuple[int, int] | None:
+    there = standing.read(folder.path)
+    asked = there.hypotheses if there else study.hypotheses_of(config)
+    if not asked:
+        return None
+    resting = {_coordinates(dict(row)) for row in resting_on(recorded, asked)}
+    return len(resting & {_coordinates(row) for row in compared}), len(resting)
+
+
+def _shortened(plan: Plan, stage: Stage, steps: int | None) -> Stage:
     """The stage as it is replayed."""
-    if not isinstance(stage, Train):
+    if not isinstance(stage, Train) or steps is None:
         return stage
     epochs = -(-steps // planning.steps_per_epoch(plan, stage))
     return dataclasses.replace(stage, stop=min(epochs, stage.epochs))
@@ -102,8 +150,14 @@ def _words(plan: Plan, stage: Stage) -> str:
     return f"{what} {planning.name_of(stage)}: whole"
 
 
-def _expected(plan: Plan, stages: Iterable[Stage], recorded: Iterable[Row]) -> list[Row]:
-    """The recorded rows that a replay must find again: to its last step, and all that compare."""
+def _expected(
+    plan: Plan, stages: Iterable[Stage], recorded: Iterable[Row], of_all: bool = True
+) -> list[Row]:
+    """The recorded rows that a replay must find again: to its last step, and all that compare.
+
+    Args:
+        of_all: whether arms are replayed, too.
+    """
     last = {s.arm: _last(plan, s) for s in stages if not isinstance(s, Compare)}
     stages_that_compare = [s for s in stages if isinstance(s, Compare)]
     compared = {(arm, metric) for s in stages_that_compare for arm in s.reads
@@ -111,7 +165,8 @@ def _expected(plan: Plan, stages: Iterable[Stage], recorded: Iterable[Row]) -> l
     return [
         row
         for row in recorded
-        if row["step"] <= last.get(row["arm"], math.inf) or (row["arm"], row["metric"]) in compared
+        if (of_all and row["step"] <= last.get(row["arm"], math.inf))
+        or (row["arm"], row["metric"]) in compared
     ]
 
 

@@ -46,7 +46,9 @@ def verify(path: os.PathLike | str) -> Verification:
         return Verification(_ordered(problems, folder), ())
     found = evidence.evidence(run)
     problems = [*found.failures, *_refusals(lambda: _check_verdicts(run))]
-    return Verification(_ordered(problems, folder), (*found.caveats, *_notes(run)))
+    differing, notes = _check_compared(run)
+    problems += differing
+    return Verification(_ordered(problems, folder), (*found.caveats, *notes, *_notes(run)))
 
 
 def _damage(run: Folder) -> list[str]:
@@ -154,6 +156,20 @@ def _check_verdicts(run: Folder) -> list[str]:
         for name in dict.fromkeys([*stored, *here])
         if stored.get(name) != here.get(name)
     ]
+
+
+def _check_compared(run: Folder) -> tuple[list[str], list[str]]:
+    """Rows that compare arms follow from what is stored of these; or why that was not looked at."""
+    stages = {path.parent.name for path in read.segments(run.path)} - set(run.arms)
+    if not stages:
+        return [], []
+    from sharpjax.runs import replay  # and with it jax
+
+    try:
+        lines = replay.compare_again(run)
+    except UserError as error:
+        return [], [f"rows that compare arms were not computed again: {error}"]
+    return [f"computed again from what is stored: {line}" for line in lines], []
 
 
 def _check_arrays(run: Folder) -> list[str]:

@@ -94,9 +94,12 @@ def _replay(folder: str, **options: Any) -> int:
     from sharpjax.runs import replay
 
     runtime.start()
-    compared, differences = replay.replay(sound, say=_say, **options)
+    compared, differences, decisive = replay.replay(sound, say=_say, **options)
     for line in differences[:20]:
         _say(line)
+    if decisive:
+        rest = "; --steps=all compares all" if decisive[0] < decisive[1] else ""
+        _say(f"of the {decisive[1]} rows that verdicts rest on, {decisive[0]} were compared{rest}")
     if differences:
         _say(f"NOT the same: {len(differences)} of {compared} comparisons differ")
         return 1
@@ -161,15 +164,23 @@ def _amend(folder: str, reason: str) -> None:
     _say(f"amended {amendment.time}: {printable(amendment.reason)}")
 
 
+def _publish(folder: str, to: str) -> None:
+    from sharpjax.runs import publish
+
+    publish.publish(folder, to, _say)
+
+
 def _report(folder: Sequence[str], output: str | None) -> None:
     from sharpjax.runs import report
 
     report.report(folder, output, _say)
 
 
-def _count(text: str) -> int:
+def _count(text: str) -> int | None:
+    if text == "all":
+        return None
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more, nor all")
     return int(text)
 
 
@@ -221,7 +232,7 @@ COMMANDS = {
                 "--steps",
                 type=_count,
                 default=1,
-                help="train at least so many, to the end of an epoch (default: one epoch)",
+                help="train at least so many, to the end of an epoch (default: one epoch); or all",
             ),
             *_DATA,
         ),
@@ -261,6 +272,11 @@ COMMANDS = {
             ),
             _argument("--output", help="a new file; default: standard output"),
         ),
+    ),
+    "publish": Command(
+        _publish,
+        "copy a finished run, without its weights, to a folder that fits a repository",
+        (_FOLDER, _argument("to", help="a new folder, as docs/results/2026-11-28-sam_cifar")),
     ),
     "amend": Command(
         _amend,

@@ -8,7 +8,7 @@ there before its file is, so that a kill leaves no file without a line.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -88,14 +88,11 @@ def latest(entries: Sequence[Entry]) -> dict[str, Entry]:
     return {entry.file: entry for entry in entries}
 
 
-def differences(
-    entries: Sequence[Entry], sums: dict[str, str], left_out: frozenset[str] = frozenset()
-) -> Iterator[str]:
+def differences(entries: Sequence[Entry], sums: Mapping[str, str]) -> Iterator[str]:
     """A line for each file that is not what some process wrote.
 
     Args:
-        sums: SHA-256 of the files of rows and arrays that are there.
-        left_out: of those that need not be.
+        sums: SHA-256 of the files of rows and arrays.
     """
     written = latest(entries)
     for name in sorted(written.keys() | sums.keys()):
@@ -103,8 +100,7 @@ def differences(
         if entry is None:
             yield f"{shown} was written by none of the run's processes"
         elif name not in sums:
-            if name not in left_out:
-                yield f"{shown}, which process {entry.process} wrote, is missing"
+            yield f"{shown}, which process {entry.process} wrote, is missing"
         elif sums[name] != entry.sha256:
             yield f"{shown} is not what process {entry.process} wrote {entry.time}"
 

@@ -160,8 +160,8 @@ def write_derived(folder: epath.Path, changed: tuple[str, ...] = LATER) -> None:
     """
     kept = {}
     if set(changed) != set(LATER) and (folder / DERIVED).exists():
-        listed = _derived(folder) or {}
-        kept = {n: e.digest for n, e in listed.items() if n.split("/", 1)[0] not in changed}
+        earlier = _derived(folder) or {}
+        kept = {n: e.digest for n, e in earlier.items() if n.split("/", 1)[0] not in changed}
     sums = {name: size_and_digest(path)[1] for name, path in _below(folder, changed).items()}
     publish(folder / DERIVED, json_file({"files": kept | sums}).encode())
 
@@ -181,7 +181,7 @@ def broken(folder: epath.Path) -> str | None:
     """Why a finished run is not to be believed (its manifest, its results), or None."""
     if (reason := _broken_root(folder)) is not None:
         return reason
-    results = {name: entry for name, entry in _listed(folder).items() if name == RESULTS}
+    results = {name: entry for name, entry in listed(folder).items() if name == RESULTS}
     return next(_differences(results, _below(folder, (RESULTS,))), None)
 
 
@@ -200,7 +200,7 @@ def _broken_root(folder: epath.Path) -> str | None:
     if read_bytes(folder / DONE, most=1000) != _done(folder):
         return f"{MANIFEST} differs from the SHA-256 in {DONE}"
     try:
-        _listed(folder)
+        listed(folder)
     except UserError as error:
         return str(error).removeprefix(f"{folder}/").removesuffix(".")
     return None
@@ -219,9 +219,11 @@ def verify(path: os.PathLike | str) -> list[str]:
     folder = epath.Path(path)
     if (reason := _broken_root(folder)) is not None:
         return [reason]
-    expected = _listed(folder)
+    expected = listed(folder)
     others = [path.name for path in folder.iterdir() if path.name not in KNOWN]
     found = _below(folder, (*SEALED, *others))
+    for name in left_out(folder).keys() - found.keys():
+        del expected[name]
     inside = []
     for sums in [name for name in expected if name.endswith(f"/{SUMS}") and name in found]:
         checkpoint = sums.removesuffix(f"/{SUMS}")
@@ -235,11 +237,29 @@ def verify(path: os.PathLike | str) -> list[str]:
     return [*_differences(expected, found), *inside, *_derived_differences(folder)]
 
 
+def left_out(folder: epath.Path) -> dict[str, Entry]:
+    """The sealed arrays and checkpoints that a published folder has not, and says so."""
+    if not (folder / LEFT_OUT).exists():
+        return {}
+    try:
+        named = read_json(folder / LEFT_OUT)["files"]
+        entries = {name: Entry(own["bytes"], own["sha256"]) for name, own in named.items()}
+    except (LookupError, TypeError, AttributeError):
+        return {}
+    sealed = listed(folder)
+    may_lack = tuple(f"{name}/" for name in (ARRAYS, CHECKPOINTS))
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if name.startswith(may_lack) and sealed.get(name) == entry
+    }
+
+
 def _derived_differences(folder: epath.Path) -> list[str]:
-    listed = _derived(folder)
-    if listed is None:
+    there = _derived(folder)
+    if there is None:
         return [f"{DERIVED} is missing or damaged"]
-    return list(_differences(listed, _below(folder, LATER)))
+    return list(_differences(there, _below(folder, LATER)))
 
 
 def _derived(folder: epath.Path) -> dict[str, Entry] | None:
@@ -247,14 +267,19 @@ def _derived(folder: epath.Path) -> dict[str, Entry] | None:
     try:
         text = read_bytes(folder / DERIVED, most=MAX_JSON_BYTES)
         value = parse_json(text, DERIVED)
-        listed = {name: Entry(None, digest) for name, digest in value["files"].items()}
+        there = {name: Entry(None, digest) for name, digest in value["files"].items()}
     except (UserError, LookupError, TypeError, AttributeError):
         return None
-    sound = text == json_file(value).encode() and all(map(_is_entry, listed.items()))
-    return listed if sound else None
+    sound = text == json_file(value).encode() and all(map(_is_entry, there.items()))
+    return there if sound else None
 
 
-def _listed(folder: epath.Path) -> dict[str, Entry]:
+def listed(folder: epath.Path) -> dict[str, Entry]:
+    """Every file that the manifest seals, with size and sum.
+
+    Raises:
+        UserError: the manifest lists none, or what is no file of a run.
+    """
     manifest = read_json(folder / MANIFEST)
     try:
         entries = manifest["files"].items()

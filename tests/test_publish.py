@@ -1,0 +1,106 @@
+"""A published folder is a run without its weights: it verifies, and can be reported."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from sharpjax import workdir
+from sharpjax.runs import publish, report, verify
+from tests import registered
+from tests.registered import begin, config, opened, refused
+from tests.runs import listing
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch, tmp_path):
+    return registered.ask(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A registered run with rows, arrays and a checkpoint."""
+    import numpy as np
+
+    path, made = tmp_path / "run", config()
+    registered.register(path, made)
+    with opened(path, made) as run:
+        registered.write(run, made)
+        run.publish_arrays("sam", 8, "outputs", {"0.logits": np.arange(12.0)})
+        run.publish_arrays(
+            "sam", 8, "large", {"0.logits": np.random.default_rng(0).random(200_000)}
+        )
+        folder = run.path / "checkpoints" / "sam" / "8"
+        (folder / "state").mkdir(parents=True)
+        (folder / "state" / "data").write_bytes(b"weights")
+        workdir.write_sums(folder)
+        registered.seal(run, made)
+    return path
+
+
+def published(path, name="published"):
+    target = path.with_name(name)
+    lines = registered.Lines()
+    publish.publish(path, str(target), lines)
+    assert len(lines) == 1 and "left out: 2 files" in lines
+    return target
+
+
+def test_it_verifies_and_reports(path):
+    before = listing(path)
+    target = published(path)
+    assert listing(path) == before
+    assert verify.verify(target).problems == verify.verify(path).problems == ()
+    for name in ("DONE", "manifest.json", "registration.json", "journal.jsonl", "results.jsonl"):
+        assert (target / name).read_bytes() == (path / name).read_bytes()
+    there = {name for name in listing(target) if (target / name).is_file()}
+    assert {"report.html", "report.md", "arrays/sam/8/outputs.npz", "left_out.json"} <= there
+    assert not any(name.startswith("checkpoints") for name in there)
+    left_out = json.loads((target / "left_out.json").read_text())["files"]
+    assert left_out.keys() == {"checkpoints/sam/8/SHA256SUMS", "arrays/sam/8/large.npz"}
+    assert "a checkpoint" in left_out["checkpoints/sam/8/SHA256SUMS"]["why"]
+    report.report([str(target)], None, lambda line: None)
+    assert verify.verify(target).problems == ()
+    again = published(target, "again")  # a published folder can be moved on
+    assert verify.verify(again).problems == ()
+
+
+def test_a_run_without_registration(tmp_path):
+    path = tmp_path / "run"
+    begin(path, config(), finish=True)
+    publish.publish(path, str(tmp_path / "published"), lambda line: None)
+    assert verify.verify(tmp_path / "published").problems == ()
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "metrics/sam/8.jsonl", "journal.jsonl"])
+def test_what_verdicts_rest_on_cannot_be_left_out(path, name):
+    target = published(path)
+    entry = json.loads((target / "manifest.json").read_text())["files"][name]
+    listed = json.loads((target / "left_out.json").read_text())
+    listed["files"][name] = entry | {"why": "it is large"}
+    (target / name).unlink()
+    (target / "left_out.json").write_text(workdir.json_file(listed))
+    workdir.write_derived(workdir.files.epath.Path(target))
+    assert f"{name} is missing" in verify.verify(target).problems
+
+
+def test_what_is_left_out_is_what_was_sealed(path):
+    target = published(path)
+    listed = json.loads((target / "left_out.json").read_text())
+    listed["files"]["arrays/sam/8/large.npz"]["sha256"] = "0" * 64
+    (target / "left_out.json").write_text(workdir.json_file(listed))
+    workdir.write_derived(workdir.files.epath.Path(target))
+    assert "arrays/sam/8/large.npz is missing" in verify.verify(target).problems
+    (target / "left_out.json").write_text("[]")
+    assert any("left_out.json" in line for line in verify.verify(target).problems)
+
+
+def test_what_it_refuses(path, tmp_path):
+    (tmp_path / "there").mkdir()
+    message = refused(publish.publish, path, str(tmp_path / "there"), print)
+    assert "is there already; name a new folder" in message
+    unfinished = pathlib.Path(shutil.copytree(path, tmp_path / "unfinished"))
+    (unfinished / "DONE").unlink()
+    assert refused(publish.publish, unfinished, str(tmp_path / "x"), print)
+    assert not (tmp_path / "x").exists()
