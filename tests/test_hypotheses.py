@@ -158,6 +158,20 @@ def test_wrong_contrasts(wrong, words):
     assert words in refused(hypothesis(contrast(), refuting=(Composite((wrong,)),)))
 
 
+@pytest.mark.parametrize(
+    "one",
+    [
+        contrast(test="mann-whitney", quantity=layers("seed", "layer")),
+        contrast(("a|b", "c"), test="welch"),
+    ],
+)
+def test_clusters_where_a_test_takes_none(one):
+    assert "needs independent units, and a seed has several here" in refused(hypothesis(one))
+    check([hypothesis(one)], sealed=True)
+    quantity = dataclasses.replace(one.quantity, independent=True)
+    check([hypothesis(dataclasses.replace(one, quantity=quantity))])
+
+
 def test_names_are_checked_where_they_are_known():
     assert "unknown arm 'sam'" in refused(hypothesis(), arms=["sgd", "sgd_2x"])
     assert "unknown arm 'c'" in refused(hypothesis(contrast(("a|c", "b|a"))), arms=["a", "b"])

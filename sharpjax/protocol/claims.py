@@ -193,8 +193,8 @@ def check(
     Args:
         tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
         arms, metrics: those that the study has; None: not known, so that any name passes.
-        sealed: they were registered, maybe before there was a rule against deciding by chance, and
-            are held to what they say.
+        sealed: they were registered, maybe before a rule against deciding by chance or without
+            independent units, and are held to what they say.
 
     Raises:
         UserError: names the hypothesis and what is wrong with it.
@@ -217,6 +217,8 @@ def check(
                     _check_chance(composite, hypothesis)
             for contrast in contrasts(hypothesis):
                 _check_contrast(contrast, known)
+                if not sealed:
+                    _check_clusters(contrast, known[contrast.test])
                 _check_names(contrast, arms, metrics)
         except UserError as error:
             raise UserError(f"hypothesis {hypothesis.id or '(no id)'}: {error}") from None
@@ -329,6 +331,21 @@ def _check_contrast(contrast: Contrast, tests: Mapping[str, Test]) -> None:
         )
     if test.kind in ("paired", "many-paired", "correlation") and len(sizes) > 1:
         raise UserError(f"groups {', '.join(contrast.groups)} pool different numbers of arms.")
+
+
+def _check_clusters(contrast: Contrast, test: Test) -> None:
+    """Refuse several units of one seed where a test needs independent ones."""
+    sides = zip(contrast.groups, quantities(contrast), strict=True)
+    several = any(
+        not quantity.independent and (len(quantity.over) > 1 or len(arms(group)) > 1)
+        for group, quantity in sides
+    )
+    if several and not test.clusters:
+        raise UserError(
+            f"test '{contrast.test}' needs independent units, and a seed has several here (layers, "
+            f"pooled arms); take a paired test, auc or a correlation, or say that they are "
+            f"`independent`."
+        )
 
 
 def _check_quantity(quantity: Quantity, test: Test) -> None:
