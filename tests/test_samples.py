@@ -270,6 +270,10 @@ def test_arms_are_pooled():
     found = whole(BOTH + gap, pooled)
     assert lists(found) == [A + B, [5, 6, 7, 8, 9, 10]]
     assert found.clusters is not None and found.clusters.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.arms.tolist() == ["sam"] * 3 + ["sgd"] * 3
+    assert whole(BOTH + gap, contrast(("sam|sgd", "sam|sgd"))).arms is None  # pairs have none
+    alone = contrast(("sam", "sam"), test="spearman", quantity=sides)
+    assert whole(BOTH + gap, alone).arms is None
     reason, there = incomplete(BOTH + gap[:-1], pooled)
     assert reason == "test/gap is missing in arm 'sgd' seed 2." and len(there.groups[0]) == 5
 

@@ -93,8 +93,8 @@ def gather(
 
     Units of paired and correlated groups are aligned by seed and further coordinates. Where a group
     has several units of one seed (layers; arms that are pooled), `clusters` holds the seeds: of
-    the aligned units, or of those of one group after the other. What a model gives after it turned
-    non-finite is no measurement.
+    the aligned units, or of those of one group after the other; and `arms` the arm of each unit of
+    a correlation. What a model gives after it turned non-finite is no measurement.
 
     Args:
         rows: the results table, or its `table`.
@@ -321,7 +321,10 @@ def _vectors(
     ]
     independent = sides[0].quantity.independent
     clusters = None if independent else _clusters(units[:1] if aligned else units)
-    return Samples(tuple(arrays), seen, clusters)
+    over, names = None, sides[0].arms
+    if kind == "correlation" and len(names) > 1:
+        over = np.array([names[unit[0]] for unit in units[0]])
+    return Samples(tuple(arrays), seen, clusters, over)
 
 
 def _clusters(groups: Sequence[Sequence[Unit]]) -> np.ndarray | None:

@@ -26,11 +26,13 @@ class Samples:
         seen: for times only: True where the event was seen, False where the unit was censored then.
         clusters: for units that are not independent (layers of one seed): the label of each unit's
             cluster, in every group alike.
+        arms: where a correlation runs over several arms: the arm of each unit.
     """
 
     groups: tuple[np.ndarray, ...]
     seen: tuple[np.ndarray, ...] | None = None
     clusters: np.ndarray | None = None
+    arms: np.ndarray | None = None
 
 
 class TestResult(NamedTuple):
