@@ -4,6 +4,7 @@
 1 - 2 alpha. All here is for a truth that is the null: elsewhere the chance is smaller.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Callable
@@ -126,15 +127,7 @@ def _binomial(plan: Plan, null: float, margin: float) -> float:
     def end(side: int, count: int) -> float:
         return of_count(count, n, null, "two-sided").interval(1 - 2 * plan.alpha)[side]
 
-    counts = range(n + 1)
-    low = _first(counts, lambda count: end(0, count) > null - margin)
-    high = _first(counts, lambda count: end(1, count) >= null + margin) - 1
-    return float(max(stats.binom.cdf(high, n, null) - stats.binom.cdf(low - 1, n, null), 0.0))
-
-
-def _first(counts: range, holds: Callable[[int], bool]) -> int:
-    low, high = -1, len(counts)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    counts, low, high = range(n + 1), null - margin, null + margin
+    first = bisect.bisect_left(counts, True, key=lambda count: end(0, count) > low)
+    beyond = bisect.bisect_left(counts, True, key=lambda count: end(1, count) >= high)
+    return float(max(stats.binom.cdf(beyond - 1, n, null) - stats.binom.cdf(first - 1, n, null), 0))

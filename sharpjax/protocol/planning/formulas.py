@@ -44,65 +44,47 @@ class Plan(NamedTuple):
     cluster: int = 1
 
 
-def t_power(
-    effect: np.ndarray | float,
-    n: np.ndarray | int,
-    n_other: np.ndarray | int | None = None,
-    *,
-    paired: bool = False,
-    alternative: Alternative = "two-sided",
-    alpha: np.ndarray | float = 0.05,
-) -> np.ndarray:
+def of_means(effect: float, plan: Plan, *, paired: bool = False) -> float:
     """The chance that a t test rejects: under d standard deviations t is noncentral, with
 
         two groups   df = n1 + n2 - 2,   noncentrality d sqrt(n1 n2 / (n1 + n2))
         pairs        df = n - 1,         noncentrality d sqrt(n), d in sd of the differences
 
     (Cohen, Statistical Power Analysis, 1988, chapter 2). Welch's test has nearly the same power
-    where the groups have one size and one spread.
+    where the groups have one size and one spread, and the bootstrap of means comes near it. NaN
+    where there is no degree of freedom.
 
-    Args:
-        effect: d; for 'greater' and 'less', positive in the direction of the alternative.
-        n, n_other: units in the first and the second group (None: as many); or pairs.
-
-    Returns:
-        In the shape that the arguments broadcast to. NaN where there is no degree of freedom.
-
-    >>> t_power(1.0, np.array([3, 5, 10])).round(3)
-    array([0.159, 0.286, 0.562])
+    >>> [round(of_means(1.0, Plan((n, n))), 3) for n in (3, 5, 10)]
+    [0.159, 0.286, 0.562]
     """
-    n = np.asarray(n, np.float64)
-    other = n if n_other is None else np.asarray(n_other, np.float64)
-    freedom = n - 1 if paired else n + other - 2
-    units = n if paired else n * other / np.maximum(n + other, 1)
-    return _rejects(np.asarray(effect) * np.sqrt(units), freedom, alternative, alpha)
+    units, freedom = _scale(plan, paired)
+    return _rejects(effect * math.sqrt(units), freedom, plan)
 
 
-def _rejects(shift, freedom, alternative: Alternative, alpha) -> np.ndarray:
+def _scale(plan: Plan, paired: bool) -> tuple[float, float]:
+    """1 / variance of the mean at standard deviation 1, and its degrees of freedom."""
+    first, second = plan.sizes[0], plan.sizes[-1]
+    if paired:
+        return first, first - 1
+    return first * second / (first + second), first + second - 2
+
+
+def _rejects(shift: float, freedom: float, plan: Plan) -> float:
     """P(T beyond the critical value), T noncentral t: shift its noncentrality."""
-    sides = 2 if alternative == "two-sided" else 1
-    with np.errstate(all="ignore"):
-        critical = special.stdtrit(freedom, 1 - np.asarray(alpha, np.float64) / sides)
-        power = special.nctdtr(freedom, -shift, -critical)  # P(T > c) = P(-T < -c)
-        if sides == 2:
-            # scipy gives NaN for this tail from where it is below 1e-15.
-            power = power + np.nan_to_num(special.nctdtr(freedom, shift, -critical), nan=0.0)
-    return np.where(np.asarray(freedom) >= 1, np.minimum(power, 1.0), np.nan)
+    if freedom < 1:
+        return math.nan
+    sides = 2 if plan.alternative == "two-sided" else 1
+    critical = special.stdtrit(freedom, 1 - plan.alpha / sides)
+    power = special.nctdtr(freedom, -shift, -critical)  # P(T > c) = P(-T < -c)
+    if sides == 2:
+        # scipy gives NaN for this tail from where it is below 1e-15.
+        power += np.nan_to_num(special.nctdtr(freedom, shift, -critical), nan=0.0)
+    return float(min(power, 1.0))
 
 
-def _two_groups(effect: float, plan: Plan) -> float:
-    """The bootstrap of means comes near it."""
-    return float(t_power(effect, *plan.sizes, alternative=plan.alternative, alpha=plan.alpha))
-
-
-def _pairs(effect: float, plan: Plan) -> float:
-    n, options = plan.sizes[0], {"alternative": plan.alternative, "alpha": plan.alpha}
-    return float(t_power(effect, n, paired=True, **options))
-
-
-def _no_worse(formula: Formula) -> Formula:
+def _no_worse(margin: float, plan: Plan, *, paired: bool = False) -> float:
     """One-sided against the margin, where the groups are alike."""
-    return lambda margin, plan: formula(margin, plan._replace(alternative="greater"))
+    return of_means(margin, plan._replace(alternative="greater"), paired=paired)
 
 
 def tost(margin: float, plan: Plan, *, paired: bool = False) -> float:
@@ -115,10 +97,7 @@ def tost(margin: float, plan: Plan, *, paired: bool = False) -> float:
     >>> round(tost(1.0, Plan((20, 20))), 3)
     0.856
     """
-    first, second = plan.sizes[0], plan.sizes[-1]
-    units, freedom = first, first - 1
-    if not paired:
-        units, freedom = first * second / (first + second), first + second - 2
+    units, freedom = _scale(plan, paired)
     if freedom < 1:
         return math.nan
     critical, room = special.stdtrit(freedom, 1 - plan.alpha), margin * math.sqrt(units)
@@ -180,7 +159,7 @@ class Fisher(NamedTuple):
         null = (plan.null or 0.0) * (-1 if plan.alternative == "less" else 1)
         distance = math.atanh(min(truth, 1 - 1e-12)) - math.atanh(null)
         spread, freedom = self.scale(truth, plan)
-        return float(_rejects(distance / spread, freedom, plan.alternative, plan.alpha))
+        return _rejects(distance / spread, freedom, plan)
 
 
 _NORMAL = 1e9  # degrees of freedom
@@ -195,10 +174,10 @@ FISHER: Mapping[str, Fisher] = {
 TWO_GROUPS = ("welch", "mean-difference", "ratio-of-means")
 PAIRS = ("paired-t", "mean", "paired-ratio-of-means")
 FORMULAS: Mapping[str, Formula] = {
-    **dict.fromkeys(TWO_GROUPS, _two_groups),
-    **dict.fromkeys(PAIRS, _pairs),
-    "non-inferiority": _no_worse(_two_groups),
-    "paired-non-inferiority": _no_worse(_pairs),
+    **dict.fromkeys(TWO_GROUPS, of_means),
+    **dict.fromkeys(PAIRS, functools.partial(of_means, paired=True)),
+    "non-inferiority": _no_worse,
+    "paired-non-inferiority": functools.partial(_no_worse, paired=True),
     "tost": tost,
     "binomial": binomial,
     **FISHER,
