@@ -53,7 +53,7 @@ def test_known_powers():
     """The numbers of functional.md section 6.2."""
     powers = [of_means(1.0, Plan((n, n))) for n in (3, 5, 10)]
     np.testing.assert_allclose(powers, [0.159, 0.286, 0.562], atol=5e-4)
-    assert [num_seeds(d) for d in (0.5, 0.8, 1.0)] == [64, 26, 17]
+    assert [num_seeds(d, test="welch") for d in (0.5, 0.8, 1.0)] == [64, 26, 17]
     assert num_seeds(0.5, test="paired-t") == 34
 
 
@@ -107,7 +107,7 @@ def test_detectable_and_seeds_invert_power():
             pairs(detectable_effect("paired-t", Plan((n, n))), n), 0.8, atol=1e-9
         )
     for d in (0.13, 0.7, 3.0):
-        n = num_seeds(d, 0.9)
+        n = num_seeds(d, 0.9, test="welch")
         assert of_means(d, Plan((n, n))) >= 0.9 > of_means(d, Plan((n - 1,) * 2)) or n == 2
     assert math.isnan(pairs(1.0, 1))
 
@@ -115,12 +115,12 @@ def test_detectable_and_seeds_invert_power():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: num_seeds(0.0), ["effect must be above 0", "0.0"]),
-        (lambda: num_seeds(math.nan), ["effect must be above 0", "nan"]),
-        (lambda: num_seeds(1.0, 0.05), ["power must be in (alpha, 1)", "0.05"]),
-        (lambda: num_seeds(1e-4), ["welch cannot see", "1,000,000 units"]),
+        (lambda: num_seeds(0.0, test="welch"), ["effect must be above 0", "0.0"]),
+        (lambda: num_seeds(math.nan, test="welch"), ["effect must be above 0", "nan"]),
+        (lambda: num_seeds(1.0, 0.05, test="welch"), ["power must be in (alpha, 1)", "0.05"]),
+        (lambda: num_seeds(1e-4, test="welch"), ["welch cannot see", "1,000,000 units"]),
         (lambda: num_seeds(1.0, test="welsh"), ["test 'welsh'", "did you mean 'welch'"]),
-        (lambda: num_seeds(1.0, 1.0), ["power must be in (alpha, 1)"]),
+        (lambda: num_seeds(1.0, 1.0, test="welch"), ["power must be in (alpha, 1)"]),
         (lambda: power_of("welch", 1.0, Plan((5, 5), alpha=0.0)), ["alpha", "0.0"]),
         (lambda: num_seeds(0.001, test="wilcoxon"), ["wilcoxon cannot see", "512"]),
     ],
@@ -621,4 +621,4 @@ def test_seeds_for_any_test():
     assert 16 <= n <= 20  # 17 by t, and the relative efficiency .955
     assert power_of("mann-whitney", 1.0, Plan((n, n))) >= 0.8
     assert num_seeds(1.0, test="tost") == num_seeds(1.0, test="tost")
-    assert num_seeds(0.5, test="binomial", alternative="greater") > 20
+    assert num_seeds(0.5, test="binomial") > 20

@@ -105,7 +105,7 @@ def test_one_of_several_models_of_a_seed_that_turned_non_finite():
     other = contrast(quantity=Quantity("test/loss", of={"copy": 1}))
     assert lists(whole(table, other)) == [B, B]
     reason, there = incomplete(table, contrast(quantity=Quantity("test/loss", of={"copy": 0})))
-    assert reason == "1 turned non-finite in training: arm 'sgd' seed 1."
+    assert reason == "1 turned non-finite in training: arm 'sgd' seed 1 {\"copy\":0}."
     assert len(there.groups[0]) == 2
     each = Quantity("test/loss", over=("seed", "copy"))
     reason, there = incomplete(table, contrast(quantity=each, test="welch"), seeds=[0, 1, 2])

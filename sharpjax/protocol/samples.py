@@ -240,11 +240,10 @@ class _Side:
         metric, there = self.quantity.metric, {unit[:2] for unit in values}
         if bad := sorted({unit[:2] for unit, value in values.items() if value is None}):
             said.gaps.append(f"{metric} is not finite in {self.names(bad)}")
-        if metric != ALIVE:  # of a seed with several models one may be left
+        if metric != ALIVE:
             said.death(
-                self.name((place, row["seed"], *([canonical_json(row["of"])] * lives)))
+                self.name((place, row["seed"], *([canonical_json(row["of"])] if row["of"] else [])))
                 for place, row in self.deaths
-                for lives in [(place, row["seed"]) in there]
             )
         dead = {(place, row["seed"]) for place, row in self.deaths}
         ran = [self._index.seeds.get((arm, self._step(arm)), set()) for arm in self.arms]
@@ -274,7 +273,7 @@ class _Side:
         own = dict(zip(self.further, unit[2:], strict=True))
         return any(
             unit[:2] == (place, row["seed"])
-            and all(own.get(k, text) == text for k, text in _texts(row["of"]))
+            and all(own.get(k) in (None, canonical_json(v)) for k, v in row["of"].items())
             for place, row in self.deaths
         )
 
@@ -283,10 +282,6 @@ class _Side:
 
     def names(self, units: Iterable[Unit]) -> str:
         return _some([self.name(unit) for unit in units])
-
-
-def _texts(of: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key, canonical_json(value)) for key, value in of.items()]
 
 
 def _finite(value: Any) -> float | None:
