@@ -8,6 +8,7 @@ after it.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import special, stats
@@ -40,15 +41,15 @@ def jonckheere(question: Question) -> TestResult:
     pairs = (sum(sizes) ** 2 - sum(size**2 for size in sizes)) // 2
     excess = float(order.sum())
     floor = 1 / exact.arrangements(sizes)
-    interval, greater, less = _anything, 1.0, 1.0
-    if min(sizes) > 1:
-        interval, greater, less = _resampled(question, _delta(order), floor, sizes)
+    drawn = _resampled(question, min(sizes), _delta(order), floor, sizes)
     if question.null == 0:
         if np.unique(values).size == values.size and pairs <= _EXACT_PAIRS:
             greater, less = _counted(sizes, round((pairs + excess) / 2))
         else:
             greater, less = independence.kendall(-label.astype(float), values, question.seed)
-    return conclude(question, excess / pairs, interval, greater, less, floor)
+    else:
+        _, greater, less = drawn()
+    return conclude(question, excess / pairs, _later(drawn), greater, less, floor)
 
 
 def page(question: Question) -> TestResult:
@@ -71,31 +72,44 @@ def page(question: Question) -> TestResult:
     floor = max(math.exp(-question.units * math.lgamma(k + 1)), 1e-300)
     if by_bootstrap:
         floor = bootstrap.units_floor(question.units)
-    interval, greater, less = _anything, 1.0, 1.0
-    if question.units > 1:
-        statistic = bootstrap.weighted_mean(correlations)
-        interval, greater, less = _resampled(question, statistic, floor)
-    if not by_bootstrap:
-        if k <= _EXACT_GROUPS and len(scores) <= _EXACT_UNITS:
-            greater, less = _convolved(ranks, int(scores.sum()))
-        else:
-            variance = float((ranks**2).sum() * (weights**2).sum() / (k - 1))
-            # Scores of untied ranks move in steps of 4: half of one for continuity.
-            steps = np.array([-1, 1]) * scores.sum() + 2
-            z = steps / math.sqrt(variance) if variance else [9.0, 9.0]
-            greater, less = (float(special.ndtr(side)) for side in z)
-    return conclude(question, float(correlations.mean()), interval, greater, less, floor)
+    statistic = bootstrap.weighted_mean(correlations)
+    drawn = _resampled(question, question.units, statistic, floor)
+    if by_bootstrap:
+        _, greater, less = drawn()
+    elif k <= _EXACT_GROUPS and len(scores) <= _EXACT_UNITS:
+        greater, less = _convolved(ranks, int(scores.sum()))
+    else:
+        variance = float((ranks**2).sum() * (weights**2).sum() / (k - 1))
+        # Scores of untied ranks move in steps of 4: half of one for continuity.
+        steps = np.array([-1, 1]) * scores.sum() + 2
+        z = steps / math.sqrt(variance) if variance else [9.0, 9.0]
+        greater, less = (float(special.ndtr(side)) for side in z)
+    return conclude(question, float(correlations.mean()), _later(drawn), greater, less, floor)
 
 
 def _anything(confidence: float) -> tuple[float, float]:
     return -1.0, 1.0
 
 
-def _resampled(question: Question, *drawn) -> tuple[Interval, float, float]:
-    """Interval and both tails of the bootstrap."""
-    upward = dataclasses.replace(question, alternative="greater")
-    result = association.resampled(upward, *drawn)
-    return result.interval, result.p, result.opposite_p
+_Drawn = Callable[[], tuple[Interval, float, float]]
+
+
+def _resampled(question: Question, fewest: int, *given) -> _Drawn:
+    """Interval and both tails of the bootstrap, which is drawn once, and where it is asked for."""
+
+    @functools.cache
+    def drawn() -> tuple[Interval, float, float]:
+        if fewest == 1:
+            return _anything, 1.0, 1.0
+        upward = dataclasses.replace(question, alternative="greater")
+        result = association.resampled(upward, *given)
+        return result.interval, result.p, result.opposite_p
+
+    return drawn
+
+
+def _later(drawn: _Drawn) -> Interval:
+    return lambda confidence: drawn()[0](confidence)
 
 
 def _delta(order: np.ndarray) -> bootstrap.Statistic:
