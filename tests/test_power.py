@@ -199,23 +199,12 @@ def test_formulas_against_their_tests(test, effect, sizes, within):
 # Simulation.
 
 
-@pytest.mark.parametrize("test", sorted(simulation.AT_ONCE))
-def test_at_once_is_near_the_registered_test(test):
-    """Where it decides, below .1, normal and chi^2 laws are within .01 of the exact p."""
-    batch = generative.draw(TESTS[test].kind, 1.0, (6, 6, 6), num_studies=12)
-    directed = ALTERNATIVES if test in ("jonckheere", "page") else ALTERNATIVES[:1]
-    for alternative in directed:
-        at_once = simulation.AT_ONCE[test](batch.groups, alternative)
-        exact = np.array([run(test, s, alternative=alternative).p for s in batch.samples()])
-        assert (exact < 0.1).any() or alternative == "less"
-        assert (np.abs(at_once - exact)[exact < 0.1] < 0.01).all()
-
-
-@pytest.mark.parametrize("test", sorted(simulation.AT_ONCE))
+@pytest.mark.parametrize("test", simulation.QUICK)
 def test_type_one_error(test):
+    """Four standard errors of 1000 studies are .028; a test of few ranks keeps below its level."""
     sizes = (10, 10) if TESTS[test].groups[1] == 2 else (10, 10, 10)
     p = simulation.p_values(test, 0.0, sizes)
-    assert 0.035 < (p <= 0.05).mean() < 0.06
+    assert 0.01 < (p <= 0.05).mean() < 0.05 + 0.028
 
 
 def test_every_test_can_be_simulated():
