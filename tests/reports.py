@@ -7,12 +7,13 @@ import numpy as np
 
 from sharpjax.protocol.attrition import Funnel
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.judging.shown import Interval as DecidingInterval
+from sharpjax.protocol.judging.shown import Difference, Interval, PValue
 from sharpjax.protocol.judging.verdicts import Finding, Judgement
 from sharpjax.protocol.seals import registration
 from sharpjax.protocol.seals.amendments import Amendment
 from sharpjax.protocol.tests.result import Samples, TestResult
-from sharpjax.report import content
+from sharpjax.report import content, describe, html, markdown
+from sharpjax.runs.report import commands_for
 
 NAN = math.nan
 HOSTILE = "</style><script>alert(1)</script>\u202e\x00\ud800 | `x` **b** [a](javascript:alert(1))"
@@ -32,7 +33,7 @@ def finding(
     arrays=None,
     quantity=LAMBDA,
     direction="less",
-    test="paired-t",
+    test="mean",
     margin=None,
     null=None,
     effect=-27.0,
@@ -42,18 +43,24 @@ def finding(
     least=0.0039,
     detectable=21.0,
     seen=None,
+    reported=None,
+    difference=None,
 ):
-    contrast = Contrast(quantity, groups, direction, test, margin=margin, null=null)
+    contrast = Contrast(
+        quantity, groups, direction, test, margin=margin, null=null, reported=reported
+    )
     if arrays is None:
         arrays = tuple(numbers(i, 80 + 20 * i, 12) for i in range(len(groups)))
     result = TestResult(
         effect, lambda confidence: interval, p, 1 - p, least, tuple(len(a) for a in arrays)
     )
     reason = f"{verdict}, as its interval shows"
+    decided = {"supported": PValue(p, adjusted), "refuted": PValue(1 - p, 1 - p)}
     return Finding(
-        *(contrast, verdict, reason, Samples(arrays, seen), result, adjusted, 1 - p, detectable),
-        interval=DecidingInterval(0.95, *interval),
-    )
+        contrast, verdict, reason, Samples(arrays, seen), result, adjusted, 1 - p, detectable,
+        interval=Interval(0.95, *interval), decided_by=decided.get(verdict),
+        difference=difference and Difference(difference[0], Interval(0.95, *difference[1:])),
+    )  # fmt: skip
 
 
 def not_run(quantity=ERROR, reason="no rows of 'test/error' in arm sam"):
@@ -76,7 +83,8 @@ def five():
         "refuted_if": "it is larger, significantly",
     }
     return (
-        judgement("S.1", "SAM ends where the largest eigenvalue is smaller.", finding(),
+        judgement("S.1", "SAM ends where the largest eigenvalue is smaller.",
+                  finding(reported=-38.7),
                   **family, **reference,
                   reason="p = 0.031 after Holm over 4 contrasts; sam is 27 below sgd [9, 45]."),
         judgement("S.2", "SAM ends with a smaller test error.",
@@ -93,7 +101,8 @@ def five():
                   status="partial"),
         judgement("S.4", "SAM beats SGD of equal compute.",
                   finding("inconclusive", groups=("sam", "sgd_2x"), test="wilcoxon", effect=0.33,
-                          interval=(NAN, NAN), p=0.23, adjusted=0.23, detectable=0.9),
+                          interval=(NAN, NAN), p=0.23, adjusted=0.23, detectable=0.9,
+                          difference=(4.1, -2.5, 10.7), reported=12.5),
                   status="weak"),
         judgement("S.5", "It is so on another data set.", not_run(),
                   status="design", missing="a second data set"),
@@ -162,10 +171,11 @@ def registered(judgements, **fields):
         "seeds": (0, 1, 2),
         "measurements": {},
         "hypotheses": tuple(j.hypothesis for j in judgements),
-        "digests": registration.Digests("a1" * 32, "b2" * 32, "c3" * 32),
+        "digests": registration.Digests("a1" * 32, "b2" * 32, "c3" * 32, "d4" * 32),
         "power": (
             planned | {"hypothesis": "S.1", "contrast": "sam less than sgd", "smallest_p": 0.0039,
-                       "detectable": 1.16, "warning": ""},
+                       "detectable": 1.16, "power_at_margin": 0.055, "equivalent": 0.0,
+                       "equivalent_likely": 80, "warning": ""},
             planned | {"hypothesis": "S.2", "contrast": "sam less than sgd", "smallest_p": 0.0625,
                        "detectable": None, "warning": "no p can be below 0.0625"},
         ),
@@ -192,11 +202,12 @@ def full(judgements=None, **fields):
     later = rows(metrics=("train/hessian/trace",))
     given = {
         "title": "SAM against SGD on handwritten digits",
+        "source": "configs/sam_cifar.py:quick",
         "config": CONFIG,
         "judgements": judgements,
         "registration": registered(judgements),
-        "rows": rows(),
-        "later_rows": later,
+        "results": rows(),
+        "later_results": later,
         "figures": {"curves": png(640, 240)},
         "captions": {"curves": "Training loss and test accuracy against steps; n = 3 seeds."},
         "funnel": (
@@ -204,20 +215,36 @@ def full(judgements=None, **fields):
             Funnel("sam", 8, 6, 2, ("seed 3 turned non-finite", "seed 5 has no rows")),
         ),
         "amendments": (
-            Amendment("a sign was wrong", "2026-11-25", "d4" * 32, "e5" * 32, "f" * 64),
+            Amendment("a sign was wrong", "2026-11-25", "d4" * 32, "e5" * 32, "f6" * 32, "f" * 64),
         ),
-        "environment": ({"python": "3.11.7", "packages": {"jax": "0.10.1"}, "device_count": 1},),
-        "processes": ({"command": ["launch.py"], "code": {"commit": "d" * 40}, "seconds": 38.2},),
+        "environment": (
+            {"python": "3.11.7", "packages": {"jax": "0.10.1", "sharpjax": "0.1.0"},
+             "processor": "EPYC", "device_kind": "H100", "device_count": 8},
+        ),
+        "processes": (
+            {"command": ["launch.py"], "code": {"commit": "d" * 40}, "seconds": {"total": 38.2},
+             "started": "2026-11-24T20:15:01+00:00", "ended": "2026-11-24T20:16:01+00:00"},
+        ),
         "manifest": {
             "format": 1,
+            "code": {"commit": "d" * 40},
+            "data": {"digits": {"spec": {"kind": "Images", "name": "digits"}, "digests": {}}},
             "times": {"started": "2026-11-24T20:15:01+00:00"},
             "files": {"results.jsonl": {"bytes": 12_345, "sha256": "ab" * 32}},
         },
-        "commands": content.commands_for(
+        "commands": commands_for(
             "configs/sam_cifar.py:quick", {"optim.rho": 0.1}, folder="runs/a b", is_registered=True
         ),
     }  # fmt: skip
     return content.make(**(given | fields))
+
+
+def as_html(made):
+    return html.render(describe.page(made))
+
+
+def as_markdown(made):
+    return markdown.render(describe.page(made))
 
 
 def png(width, height):

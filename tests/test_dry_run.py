@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from sharpjax import data, flops, nn, optim, workdir
-from sharpjax.report.console import as_text, parameter_table
 from sharpjax.runs import dry_run, models
+from sharpjax.runs.console import as_text, parameter_table
 from sharpjax.train.evaluators import Outputs, SplitMetrics
 from sharpjax.train.plan import (
     Best,

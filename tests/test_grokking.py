@@ -17,9 +17,8 @@ from sharpjax.data import modular
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import check, contrasts
 from sharpjax.protocol.judging.verdicts import decide
-from sharpjax.report.console import study_table
 from sharpjax.report.markdown import text as escaped
-from sharpjax.runs import study, verify
+from sharpjax.runs import console, study, verify
 from sharpjax.studies import __main__ as command
 from sharpjax.studies.grokking import asks, shows
 from sharpjax.studies.grokking import plan as grokking
@@ -393,7 +392,7 @@ def test_the_table_stands_beside_the_papers():
     rows = made_rows(QUICK, dict.fromkeys(QUICK, 600))
     text = io.StringIO()
     (table,) = shows.tables(rows)
-    Console(file=text, width=160).print(study_table(table))
+    Console(file=text, width=160).print(console.table(table))
     lines = {line.split()[1]: line for line in text.getvalue().splitlines() if "add97" in line}
     assert "8049.8 ± 436.1" in lines["add97-dense-80"] and "540.0 ± 0.0" in lines["add97-dense-80"]
     assert "0 of 5" in lines["add97-dense-80"] and "99.973 ± 0.015" in lines["add97-dense-80"]

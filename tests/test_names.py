@@ -27,7 +27,6 @@ WORDS = {
     ("optim/__init__.py", "sam"),  # an optimiser
     ("optim/factory.py", "sgd"),
     ("optim/settings.py", "sgd"),
-    ("report/marks.py", "small"),  # a class of text on a page
     ("report/record.py", "planned"),  # what became of seeds
     ("schema/__init__.py", "complete"),  # a function
     ("train/task.py", "curves"),  # what an arm stores of its training

@@ -40,7 +40,7 @@ def test_what_is_sealed(tmp_path):
     assert sealed["environment"]["packages"]["jax"] and sealed["environment"]["platform"] == "cpu"
     assert sealed["power"][0]["hypothesis"] == "T.1" and sealed["time"].endswith("+00:00")
     assert sealed["commit"] == (sources.commit().commit or "")
-    assert "test/nll" in lines and "seen with" in lines
+    assert "test/nll" in lines and "Seen with" in lines
     assert "cp " in lines and "official/sam_cifar-smoke.json" in lines
     assert not (tmp_path / "run" / "metrics").exists()
 

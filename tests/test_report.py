@@ -13,7 +13,7 @@ from rich.console import Console
 from sharpjax.protocol import summary
 from sharpjax.protocol.canonical import canonical_json
 from sharpjax.report import words
-from sharpjax.report.console import print_table
+from sharpjax.runs.console import print_table
 
 
 def row(arm, seed, step, metric, value):

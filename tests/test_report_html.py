@@ -9,6 +9,7 @@ import math
 import pathlib
 import re
 import shlex
+import tomllib
 from html import parser
 
 import numpy as np
@@ -23,16 +24,16 @@ from sharpjax.protocol.tests.result import Samples
 from sharpjax.report import (
     axis,
     content,
+    describe,
     elements,
+    evidence,
     html,
+    markdown,
     marks,
     overview,
-    pages,
-    sections,
-    statements,
     words,
 )
-from sharpjax.report.evidence import evidence
+from sharpjax.runs import report
 from tests import reports
 
 MODULES = sorted(pathlib.Path(html.__file__).parent.glob("*.py"))
@@ -77,12 +78,12 @@ class Document(parser.HTMLParser):
 
 
 def document(**fields):
-    return Document(html.render(reports.full(**fields)))
+    return Document(reports.as_html(reports.full(**fields)))
 
 
 @pytest.fixture(scope="module")
 def full():
-    return html.render(reports.full((*reports.five(), *reports.kinds())))
+    return reports.as_html(reports.full((*reports.five(), *reports.kinds())))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
@@ -96,9 +97,9 @@ def test_examples(path):
 def test_order_of_the_page(full):
     headings = Document(full).texts("h2")
     assert headings == [
-        "Verdicts", "Hypotheses", "Funnel of runs", "Figures", "All metrics", "Exploratory",
-        "Amendments", "Power when it was registered", "How to run it again", "Environment",
-        "Config", "Digests",
+        "Verdicts", "Hypotheses", "Figures", "Funnel of runs", "All metrics", "Exploratory",
+        "Amendments", "Power when it was registered", "How to run it again", "How to cite it",
+        "Environment", "Config", "Digests",
     ]  # fmt: skip
     seal = reports.registered((*reports.five(), *reports.kinds())).seal
     assert full.index("2026-11-24 20:15:00 UTC") < full.index(seal) < full.index(">Verdicts</h2>")
@@ -106,15 +107,149 @@ def test_order_of_the_page(full):
 
 def test_every_hypothesis_has_its_line_and_its_section():
     page = document()
-    table = page.all("table")[0]
-    verdicts = [e[2] for e in page.all("span") if e[1].get("class", "").startswith("verdict")]
-    assert verdicts[:5] == ["supported", "refuted", "equivalent", "inconclusive", "not run"]
+    run, waiting = page.all("table")[:2]
+    badges = [e for e in page.all("span") if e[1].get("class", "").startswith("verdict")]
+    inside = [e[2] for e in badges if "table" in e[3]]
+    assert inside[:5] == ["supported", "refuted", "equivalent", "inconclusive", "not run"]
+    assert "details" in waiting[3] and "details" not in run[3]
     for judgement in reports.five():
+        table = waiting if judgement.verdict == "not run" else run
         assert judgement.hypothesis.claim in table[2]
         title = f"{judgement.hypothesis.id} {judgement.hypothesis.claim}"
         assert title in page.texts("h3")
         assert any(judgement.reason in p for p in page.texts("p"))
     assert "5 hypotheses: 1 supported, 1 refuted, 1 equivalent" in page.texts("caption")[0]
+
+
+def test_the_answer_comes_first():
+    page = document()
+    (answer,) = page.texts("p", class_="answer")
+    assert answer.startswith(
+        "5 hypotheses: 1 supported, 1 refuted, 1 equivalent, 1 inconclusive, 1 not run. "
+        "supported: SAM ends where the largest eigenvalue is smaller (S.1). refuted: "
+    )
+    main = page.all("main")[0][2]
+    facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    assert facts["Study"] == "sharpness (configs/sam_cifar.py:quick)"
+    assert facts["Data"] == "digits"
+    assert facts["Hardware"] == "8 × H100, EPYC" and facts["Cost"] == "38s in 1 process"
+    assert facts["Run"] == "2026-11-24 20:15:01 UTC to 2026-11-24 20:16:01 UTC"
+    order = [answer, facts["Data"], facts["Cost"], facts["Arms"], describe.CANNOT, "Estimate ["]
+    places = [main.index(text) for text in order]
+    assert places == sorted(places) and main.count(describe.CANNOT) == 1
+
+
+def test_a_line_of_the_table_names_its_effect_and_the_sources_number():
+    page = document()
+    (table,) = [e[2] for e in page.all("tbody")][:1]
+    rows = {line[:3]: line for line in table.split("\n")}
+    assert "−27 [−45, −9] mean difference−38.7, consistent0.0318 pairs" in rows["S.1"]
+    assert "4.1 [−2.5, 10.7] difference of means; matched-pairs rank-biserial" in rows["S.4"]
+    assert "12.5, not consistent" in rows["S.4"]
+    assert "correlation 0.33" in rows["S.4"]
+
+
+def test_a_refuted_row_shows_the_p_that_refuted_it():
+    found = reports.finding("refuted", p=0.98, adjusted=1.0)
+    page = document(judgements=(reports.judgement("S.1", "No.", found),))
+    facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    assert facts["p in the opposite direction"] == "0.02" and "p" not in facts
+    (row,) = [e[2] for e in page.all("tr") if e[2].startswith("S.1")][:1]
+    assert row.endswith("0.028 pairs")
+
+
+def test_several_parts_are_counted_in_the_table():
+    judged = reports.kinds()[0]._replace(parts=("supported", "supported", "refuted"))
+    rows = [e[2] for e in document(judgements=(judged,)).all("tr")]
+    assert any("3 parts: 2 supported, 1 refuted" in row for row in rows)
+
+
+def test_what_was_planned_stands_beside_what_came():
+    page = document()
+    facts = [
+        (name, text)
+        for section in page.all("section", class_="hypothesis")[:2]
+        for name, text in zip(page.texts("dt"), page.texts("dd"), strict=True)
+        if name == "Planned" and text in section[2]
+    ]
+    said = "power 0.055 at the margin; chance of 'equivalent' 0, and 0.8 from 80 units on"
+    assert facts == [("Planned", said)]
+    power = page.all("table")[-4]
+    heads = [e[2] for e in page.all("th", scope="col") if e[2] in power[2]]
+    assert "Power at the margin" in heads and "Chance of equivalent" in heads
+    assert "no p can be below 0.0625" in power[2]
+
+
+def test_one_plot_holds_all_contrasts_by_effect():
+    page = document(judgements=(*reports.five(), *reports.kinds()))
+    names = [e[1]["aria-label"] for e in page.all("svg", role="img")]
+    first = next(x for x in names if x.startswith("mean difference of train[:512]"))
+    assert "S.1 sam less than sgd: Estimate −27 [−45, −9]" in first
+    assert first.count("H1.1") == 5 and "S.2" not in first  # its metric has another unit
+    assert "S.2 sam less than sgd" in next(
+        x for x in names if x.startswith("mean difference of test/error")
+    )
+    plots = [e for e in page.all("svg", role="img") if "details" not in e[3]]
+    labels = [t for e in plots for t in [e[2]] if "H1.8 train[:512]" in t]
+    assert len(labels) == 1
+
+
+def test_figures_stand_beside_the_hypothesis_that_they_show():
+    png = reports.png(64, 32)
+    captions = {
+        "end": "Another thing; n = 3 seeds.",
+        "curve": {"caption": "The error; n = 3 seeds.", "metrics": ["test/error"]},
+        "odd": {"caption": 3, "metrics": "test/error"},
+    }
+    page = document(figures=dict.fromkeys(captions, png), captions=captions)
+    images = {e[1]["alt"]: e[3] for e in page.all("img")}
+    assert len(images) == len(page.all("img")) == 3
+    assert images["The error; n = 3 seeds."].count("section") == 2
+    assert images["Another thing; n = 3 seeds."].count("section") == 1
+    assert images["odd"].count("section") == 1
+    (own,) = [e for e in page.all("section", class_="hypothesis") if "The error" in e[2]]
+    assert own[2].startswith("S.2")
+
+
+def test_metrics_are_grouped_and_those_that_were_asked_for_come_first():
+    metrics = ("train/loss", "test/accuracy", "test/error", "train[:9]/hessian/num_products")
+    page = document(results=reports.rows(metrics=metrics))
+    tables = [e for e in page.all("table") if "searchable" in e[1].get("class", "")]
+    captions = [e[2].split(":")[0] for e in page.all("caption") if "mean ±" in e[2]][:3]
+    assert captions == ["Results", "Training", "Cost and convergence"] and len(tables) == 3
+    results = tables[0][2]
+    assert results.index("test/error") < results.index("test/accuracy")
+    assert "train/loss" in tables[1][2] and "num_products" in tables[2][2]
+
+
+def test_rows_can_be_taken_from_the_page():
+    csv = b"study,arm\nsharpness,sgd\n"
+    page = document(rows=csv)
+    (link,) = [e for e in page.all("a") if "download" in e[1]]
+    assert link[1]["download"] == "results.csv"
+    assert base64.b64decode(link[1]["href"].removeprefix("data:text/csv;base64,")) == csv
+    assert not [e for e in document(rows=None).all("a") if "download" in e[1]]
+
+
+def test_how_to_cite_it():
+    page = document()
+    text = "\n".join(page.texts("pre"))
+    assert "author = {{The sharpjax authors}}" in text and "version = {0.1.0}" in text
+    assert f"commit {'d' * 40}" in text
+    assert "@misc{arXiv:2010.01412," in text and "https://arxiv.org/abs/2010.01412" in text
+
+
+def test_the_repository_says_how_to_cite_it():
+    root = MODULES[0].parent.parent.parent
+    cited = (root / "CITATION.cff").read_text()
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    for line in (
+        f"version: {project['version']}",
+        f"license: {project['license']}",
+        f"abstract: {project['description']}",
+    ):
+        assert f"\n{line}\n" in cited
+    assert "doi" not in cited
 
 
 def test_the_numbers_of_a_contrast():
@@ -155,7 +290,7 @@ def test_funnel_amendments_power_environment_and_commands():
 def test_commands_survive_a_shell():
     lines = [
         c.line
-        for c in content.commands_for(
+        for c in report.commands_for(
             "c.py:quick", {"a": "x y; rm", "seeds": (0, 1)}, folder="f 'g", is_registered=True,
             commit="abc",
         )
@@ -220,7 +355,7 @@ def test_what_was_not_registered_is_exploratory():
 
 def test_an_unregistered_run_says_so_at_every_verdict():
     page = document(registration=None, warnings=["unregistered: everything is exploratory"])
-    assert html.UNREGISTERED in page.texts("p") and len(page.all("p", class_="notice")) == 1
+    assert describe.UNREGISTERED in page.texts("p") and len(page.all("p", class_="notice")) == 1
     badges = [e for e in page.all("span") if e[1].get("class", "").startswith("verdict")]
     tags = page.all("span", class_="tag")
     assert len(tags) >= 10 and {e[2] for e in tags} == {"exploratory"}
@@ -229,14 +364,14 @@ def test_an_unregistered_run_says_so_at_every_verdict():
 
 
 def test_warnings_stand_before_the_verdicts(full):
-    page = html.render(reports.full(warnings=["the analysis was changed"]))
+    page = reports.as_html(reports.full(warnings=["the analysis was changed"]))
     assert page.index("the analysis was changed") < page.index(">Verdicts</h2>")
     assert 'class="notice"' not in full
 
 
 def test_nothing_known_is_a_page_too():
     empty = content.make(title="x", config={}, judgements=())
-    assert "No hypothesis was put forward" in html.render(empty)
+    assert "No hypothesis was put forward" in reports.as_html(empty)
     bare = Hypothesis("H4.1", "AI output grows fastest.", (), missing="bibliographic data")
     judged = reports.judgement("H4.1", "", verdict="not run", reason="bibliographic data")
     page = document(judgements=(judged._replace(hypothesis=bare),))
@@ -251,7 +386,8 @@ def test_what_is_not_a_number_is_a_dash():
     )  # fmt: skip
     page = document(judgements=(reports.judgement("S.1", "Nothing.", nothing),))
     assert not re.search(r"\bnan\b", page.all("main")[0][2])
-    assert any("1 not finite" in text for text in page.texts("desc"))
+    labels = [e[1].get("aria-label", "") for e in page.all("svg")]
+    assert any("1 not finite" in label for label in labels)
 
 
 def test_thirty_hypotheses():
@@ -259,7 +395,7 @@ def test_thirty_hypotheses():
         reports.judgement(f"H9.{i}", f"Claim {i}.", *(reports.finding() for _ in range(1 + i % 5)))
         for i in range(30)
     )
-    text = html.render(reports.full(judgements))
+    text = reports.as_html(reports.full(judgements))
     page = Document(text)
     assert len(page.all("section", class_="hypothesis")) == 30
     assert len(text) < 2_000_000
@@ -282,7 +418,7 @@ def hostile():
         registration=None,
         title=bad, warnings=(bad,),
         config={bad: {bad: bad}, "study": bad, "arms": {bad: {bad: bad}}, "seeds": bad},
-        rows=reports.rows(arms=(bad,), metrics=(bad,)), later_rows=(),
+        results=reports.rows(arms=(bad,), metrics=(bad,)), later_results=(),
         figures={bad: reports.png(8, 8), bad + "2": b""},
         environment=({bad: bad},), processes=({bad: bad},),
         manifest={bad: bad, "files": {bad: {"bytes": 1, "sha256": bad}}},
@@ -291,7 +427,7 @@ def hostile():
 
 
 def test_hostile_texts_add_no_markup():
-    pages_ = pages.pages(hostile())
+    pages_ = describe.pages(hostile())
     text = pages_["report.html"].decode()
     page = Document(text)
     assert len(page.all("script")) == len(page.all("style")) == 1
@@ -305,7 +441,8 @@ def test_hostile_texts_add_no_markup():
         assert not any(key.startswith("on") or key == "style" for key in attributes)
         for key in ("href", "src"):
             if key in attributes:
-                assert re.match(r"#|data:image/png;base64,", attributes[key]), (name, attributes)
+                allowed = r"#|data:(image/png|text/csv);base64,[\w+/=]+$"
+                assert re.match(allowed, attributes[key]), (name, attributes)
     assert not set("\u202e\x00\ud800") & set(text)
     assert r"\u202e\u0000\ud800" in text and "&lt;/style&gt;&lt;script&gt;" in text
 
@@ -365,16 +502,14 @@ def test_landmarks_headings_and_names(full):
 
 def test_tables_and_drawings_have_names(full):
     page = Document(full)
-    assert len(page.all("table")) == len(page.all("caption")) > 10
+    assert len(page.all("table")) == len(page.all("caption")) > 8
     assert all(page.texts("caption"))
     assert all(e[1].get("scope") in ("col", "row") for e in page.all("th"))
     drawings = page.all("svg")
     assert len(drawings) > 30
-    for i, e in enumerate(page.elements):
-        if e[0] == "svg" and e[1].get("aria-hidden") != "true":
-            assert e[1]["role"] == "img"
-            assert [x[0] for x in page.elements[i + 1 : i + 3]] == ["title", "desc"]
-            assert page.elements[i + 1][2] and page.elements[i + 2][2]
+    for e in drawings:
+        if e[1].get("aria-hidden") != "true":
+            assert e[1]["role"] == "img" and len(e[1]["aria-label"]) > 20
     for box in page.all("div", class_="scroll"):
         assert box[1]["tabindex"] == "0" and box[1]["role"] == "region"
 
@@ -383,7 +518,7 @@ def test_a_verdict_is_a_word_and_a_sign_too(full):
     page = Document(full)
     for word in words.VERDICTS:
         assert word in page.texts("span", class_=f"verdict {word.replace(' ', '-')}")
-    assert len(set(sections._SIGNS.values())) == len(words.VERDICTS) == len(words.MEANINGS)
+    assert len(set(html.SIGNS.values())) == len(words.VERDICTS) == len(words.MEANINGS)
 
 
 def luminance(color):
@@ -436,13 +571,22 @@ def test_an_axis_is_linear_or_logarithmic():
     assert not axis.fit([0.0, 10_000.0], 0, 100, log=True).log
 
 
+def label_of(page):
+    (svg,) = page.all("svg")
+    return svg[1]["aria-label"]
+
+
 def numbers_of(svg, name, attribute, **attributes):
     return [float(e[1][attribute]) for e in Document(svg).all(name, **attributes)]
 
 
+def forest(*drawn):
+    return marks.forest([marks.Line(interval) for interval in drawn], title="t")
+
+
 def test_the_interval_lies_where_it_should():
     drawn = marks.Interval(2.0, 1.0, 3.0, 0.0, 0.5)
-    svg = marks.interval(drawn, title="t", ident="x")
+    svg = forest(drawn)
     scale = axis.fit([-0.5, 3.0], 14, marks.WIDTH - 14)
     (line,) = Document(svg).all("line", class_="interval")
     assert float(line[1]["x1"]) == scale.at(1.0) and float(line[1]["x2"]) == scale.at(3.0)
@@ -451,17 +595,32 @@ def test_the_interval_lies_where_it_should():
     (band,) = Document(svg).all("rect")
     assert float(band[1]["x"]) == scale.at(-0.5)
     assert float(band[1]["width"]) == pytest.approx(scale.at(0.5) - scale.at(-0.5))
-    assert Document(svg).texts("desc") == [drawn.in_words()]
+    assert label_of(Document(svg)) == f"t. {drawn.in_words()}"
+
+
+def test_a_forest_has_one_axis_and_a_line_for_each_contrast():
+    lines = [
+        marks.Line(marks.Interval(2.0, 1.0, 3.0, 0.0), "S.1 sam less than sgd", "supported"),
+        marks.Line(marks.Interval(-1.0, -4.0, 1.0, 0.0), "S.2 <b>", "inconclusive"),
+    ]
+    page = Document(marks.forest(lines, title="t"))
+    scale = axis.fit([-4.0, 3.0], 14, marks.WIDTH - 14)
+    places = [float(e[1]["cx"]) for e in page.all("circle")]
+    assert places == [scale.at(2.0), scale.at(-1.0)]
+    texts = page.texts("text", class_="label")
+    assert texts == ["S.1 sam less than sgd", "S.2 <b>"]
+    assert page.texts("text", class_="label supported") == ["supported"]
+    assert "S.2 <b>: Estimate −1.0 [−4.0, 1.0]; null 0." in label_of(page)
 
 
 def test_an_interval_without_end_has_an_arrow():
-    svg = marks.interval(marks.Interval(2.0, -math.inf, 3.0, 0.0), title="t", ident="x")
+    svg = forest(marks.Interval(2.0, -math.inf, 3.0, 0.0))
     ends = [e[1]["d"] for e in Document(svg).all("path")]
     assert sum("L" in d for d in ends) == 1 and sum("V" in d for d in ends) == 1
 
 
 def test_no_interval_is_drawn_where_none_is_known():
-    svg = marks.interval(marks.Interval(0.3, math.nan, math.nan, 0.0), title="t", ident="x")
+    svg = forest(marks.Interval(0.3, math.nan, math.nan, 0.0))
     assert not Document(svg).all("line", class_="interval")
     assert len(Document(svg).all("circle")) == 1
     assert "Estimate 0.3; null 0." in svg
@@ -469,52 +628,52 @@ def test_no_interval_is_drawn_where_none_is_known():
 
 def test_every_finite_value_is_a_point_and_every_pair_a_line():
     x, y = np.array([1.0, 2.0, np.nan, 4.0]), np.array([2.0, 3.0, 4.0, 5.0])
-    svg = marks.points([("a", x), ("b", y)], title="t", ident="x", paired=True)
+    svg = marks.points([("a", x), ("b", y)], title="t", paired=True)
     scale = axis.fit([1.0, 5.0], marks._LABELS, marks.WIDTH - 14)
     places = numbers_of(svg, "circle", "cx")
     assert places == [scale.at(v) for v in (1, 2, 4, 2, 3, 4, 5)]
     assert len(Document(svg).all("path", class_="pair")) == 3
     assert numbers_of(svg, "line", "x1", class_="mean") == [scale.at(7 / 3), scale.at(3.5)]
-    assert "a: 3 values from 1 to 4, mean 2.333, 1 not finite." in Document(svg).texts("desc")[0]
+    assert "a: 3 values from 1 to 4, mean 2.333, 1 not finite." in label_of(Document(svg))
 
 
 def test_equal_points_lie_side_by_side():
-    svg = marks.points([("a", np.array([1.0, 1.0, 1.0, 2.5]))], title="t", ident="x")
+    svg = marks.points([("a", np.array([1.0, 1.0, 1.0, 2.5]))], title="t")
     points = Document(svg).all("circle")
     assert len({(e[1]["cx"], e[1]["cy"]) for e in points}) == 4
 
 
 def test_shares_boxes_and_times():
-    svg = marks.points([("a", np.repeat([1.0, 0.0], [3, 9]))], title="t", ident="x")
+    svg = marks.points([("a", np.repeat([1.0, 0.0], [3, 9]))], title="t")
     (bar,) = Document(svg).all("rect")
     scale = axis.fit([0.0, 1.0], marks._LABELS, marks.WIDTH - 14)
     assert float(bar[1]["width"]) == pytest.approx(scale.at(0.25) - scale.at(0))
     assert "3 of 12" in Document(svg).texts("text")
-    svg = marks.points([("a", np.arange(1001.0))], title="t", ident="x")
+    svg = marks.points([("a", np.arange(1001.0))], title="t")
     (box,) = Document(svg).all("rect")
     scale = axis.fit([0.0, 1000.0], marks._LABELS, marks.WIDTH - 14)
     assert float(box[1]["x"]) == scale.at(250) and not Document(svg).all("circle")
     seen = [np.array([True, False])]
-    svg = marks.points([("a", np.array([1.0, 2.0]))], title="t", ident="x", seen=seen)
+    svg = marks.points([("a", np.array([1.0, 2.0]))], title="t", seen=seen)
     assert [e[1]["class"] for e in Document(svg).all("circle")] == ["point", "point hollow"]
 
 
 def test_pairs_of_models_are_drawn_once_and_correlations_as_a_cloud():
-    by_id = {j.hypothesis.id: evidence(j.findings[0]) for j in reports.kinds()}
+    by_id = {j.hypothesis.id: evidence.evidence(j.findings[0]) for j in reports.kinds()}
     pairs = by_id["H1.5"]
     assert [len(x) for _, x in pairs.groups] == [15, 15] and pairs.units == "6 models each"
     # (0, 1) and (1, 0) are 0.12 and 0.11.
     assert pairs.groups[0][1][0] == pytest.approx(0.115)
     cloud = by_id["H1.8"]
     assert [name for name, _ in cloud.groups] == ["train[:512]/hessian/lambda_1", "test/gap"]
-    svg = marks.scatter(*cloud.groups, title="t", ident="x")
+    svg = marks.scatter(*cloud.groups, title="t")
     assert len(Document(svg).all("circle")) == 60
 
 
 def test_a_cloud_of_very_many_points_is_thinned():
     x = np.arange(10_000.0)
-    svg = Document(marks.scatter(("a", x), ("b", x), title="t", ident="x"))
-    assert len(svg.all("circle")) == 1_000 and "10,000 points" in svg.texts("desc")[0]
+    svg = Document(marks.scatter(("a", x), ("b", x), title="t"))
+    assert len(svg.all("circle")) == 1_000 and "10,000 points" in label_of(svg)
 
 
 # Words and means.
@@ -547,7 +706,7 @@ def test_what_lies_within_a_margin_is_not_decided_by_p():
     hypothesis = reports.judgement("H.1", "Equal.", found).hypothesis
 
     def names(found):
-        return [name for name, _ in statements.numbers(evidence(found), hypothesis)]
+        return [name for name, _ in evidence.numbers(evidence.evidence(found), hypothesis)]
 
     assert "p" in names(found) and "Smallest p possible" in names(found)
     assert not any(name.startswith(("p", "Smallest p")) for name in names(
@@ -557,17 +716,25 @@ def test_what_lies_within_a_margin_is_not_decided_by_p():
 def test_arms_keep_the_plans_order():
     arms, config = ("sgd", "base", "sam"), {"arms": {"base": {}, "sam": {}, "sgd": {}}}
     rows = reports.rows(arms=arms)
-    for fields in ({"rows": rows}, {"rows": reports.rows(arms=sorted(arms)), "arms": arms}):
-        page = document(config=config, later_rows=reports.rows(arms=sorted(arms)), **fields)
+    for fields in ({"results": rows}, {"results": reports.rows(arms=sorted(arms)), "arms": arms}):
+        page = document(config=config, later_results=reports.rows(arms=sorted(arms)), **fields)
         heads = [t for t in page.texts("th", scope="col") if t in arms][-6:]
         assert heads == [*arms, *arms]  # the metrics, and those measured later
         facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
         assert facts["Arms"] == "sgd; base; sam"
-        markdown_ = pages.pages(reports.full(config=config, **fields))["report.md"].decode()
+        markdown_ = describe.pages(reports.full(config=config, **fields))["report.md"].decode()
         assert "| Metric | sgd | base | sam | Asked by |" in markdown_
 
 
 # Several runs.
+
+
+def as_page(*given):
+    return html.render(overview.describe(*given))
+
+
+def as_text(*given):
+    return markdown.render(overview.describe(*given))
 
 
 def runs():
@@ -586,12 +753,12 @@ def registry():
 
 
 def test_the_overview_has_every_hypothesis_and_says_what_was_not_run():
-    page = Document(overview.render_html(registry(), runs()))
+    page = Document(as_page(registry(), runs()))
     assert page.texts("h2") == ["Runs", "Paper 1", "Paper 7", "Of the studies"]
     text = page.all("main")[0][2]
     assert "7 hypotheses: 1 supported, 1 refuted, 1 equivalent, 1 inconclusive, 1 not run" in text
     assert "2 not yet run" in text and "still missing: pruning" in text
-    assert "unregistered: exploratory" in text
+    assert "no: exploratory" in text
     links = {e[2]: e[1]["href"] for e in page.all("a")}
     assert links["one"] == "one/report.html"
     assert links["<b>two"] == "javascript%3Aalert%281%29"
@@ -614,15 +781,37 @@ def test_the_overview_labels_a_word_that_nothing_registered_stands_for():
         found = {e.hypothesis.id: e for e in overview.entries(registry(), of)}
         assert overview.is_exploratory(found["S.1"]) == expected
         assert not overview.is_exploratory(found["H7.6"])
-    page = Document(overview.render_html(registry(), (two,)))
+    page = Document(as_page(registry(), (two,)))
     assert any("inconclusive" in t and "exploratory" in t for t in page.texts("td"))
-    assert "**inconclusive** (exploratory)" in overview.render_markdown(registry(), (two,))
+    assert "**inconclusive** (exploratory)" in as_text(registry(), (two,))
 
 
 def test_the_overview_says_what_to_know_of_a_run():
     warned = dataclasses.replace(reports.full(), warnings=("the analysis has changed",))
-    page = Document(overview.render_html((), (overview.Run("one", warned),)))
-    assert "the analysis has changed" in page.texts("td") and warned.title in page.texts("td")
+    page = Document(as_page((), (overview.Run("one", warned),)))
+    assert "the analysis has changed" in page.texts("th") and warned.title in page.texts("td")
+
+
+def test_the_overview_lists_runs_newest_first_and_marks_negative_results():
+    def made(started, *kept):
+        content = reports.full([j for j in reports.five() if j.verdict in kept])
+        return dataclasses.replace(content, processes=({"started": started},))
+
+    runs = [
+        overview.Run("old", made("2026-11-01T00:00:00+00:00", "refuted", "inconclusive")),
+        overview.Run(
+            "new", made("2026-11-03T00:00:00+00:00", "supported", "refuted"), rows="new/r"
+        ),
+        overview.Run("never", made("2026-11-02T00:00:00+00:00", "not run")),
+        overview.Run("lost", None, "lost/README.md", problem="it holds <nothing>"),
+    ]
+    page = Document(as_page((), runs))
+    (body, lost) = (e[2].split("\n") for e in page.all("tbody")[:2])
+    assert [line[:3] for line in body] == ["new", "nev", "old"]
+    assert ["negative result" in line for line in body] == [False, False, True]
+    assert "refuted: S.2. inconclusive: S.4." in body[2] and "supported: S.1." in body[0]
+    assert lost == ["lostit holds <nothing>"]
+    assert {e[2]: e[1]["href"] for e in page.all("a")}["rows"] == "new/r"
 
 
 def test_the_overview_refuses_two_of_one_name():
@@ -633,12 +822,13 @@ def test_the_overview_refuses_two_of_one_name():
 
 
 def test_the_overview_of_nothing():
-    page = Document(overview.render_html(registry(), ()))
-    assert "2 hypotheses: 2 not yet run" in page.texts("p")
+    page = Document(as_page(registry(), ()))
+    assert "2 hypotheses: 2 not yet run." in page.texts("p")
 
 
 def test_pages_are_bytes_by_name():
-    made = pages.pages(reports.full()) | pages.overview_pages(registry(), runs())
-    assert set(made) == {"report.html", "report.md", "overview.html", "overview.md"}
-    assert made["report.html"].decode() == html.render(reports.full())
-    assert made["overview.html"].startswith(b"<!DOCTYPE html>")
+    made = describe.pages(reports.full())
+    assert set(made) == {"report.html", "report.md"}
+    assert made["report.html"].decode() == reports.as_html(reports.full())
+    page, text = overview.pages(registry(), runs())
+    assert page.startswith(b"<!DOCTYPE html>") and text.startswith(b"# Runs, and")

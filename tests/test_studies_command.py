@@ -383,6 +383,22 @@ def test_an_overview_of_several_runs(path, tmp_path, capsys):
     assert "is not as it was sealed: results.jsonl" in refused("report", path, other)
 
 
+def test_an_index_of_the_runs_in_a_folder(path, tmp_path, capsys):
+    shutil.copytree(path, tmp_path / "other")
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "report.md").write_text("# Another shape")
+    (tmp_path / "notes.txt").write_text("no run")
+    code, out = run(capsys, "index", tmp_path)
+    assert code == 0 and "older: cannot be read: " in out and out.endswith("README.md: 3 runs\n")
+    text, page = ((tmp_path / name).read_text() for name in ("README.md", "index.html"))
+    assert "[other](other/report.html), [rows](other/results.jsonl)" in text
+    assert "[older](older/report.md)" in text and "holds no config.json" in text
+    assert "H7.1" in text and "T.1" in text and "notes" not in text
+    assert 'href="other/report.html"' in page and page.startswith("<!DOCTYPE html>")
+    assert run(capsys, "index", tmp_path)[0] == 0 and (tmp_path / "README.md").read_text() == text
+    assert "is no folder" in refused("index", tmp_path / "nowhere")
+
+
 def test_a_list_of_runs(whole, capsys):
     code, out = run(capsys, "list", whole.parent)
     assert code == 0 and "sharpness" in out and "configs/sam_cifar.py" in out

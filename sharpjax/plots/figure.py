@@ -19,11 +19,13 @@ class Figure(NamedTuple):
         name: of its file, without suffix, as `accuracy-add97-80`.
         caption: what is on it, for those who do not see it; states n.
         draw: makes it.
+        metrics: those that it shows; it stands in the report beside a hypothesis about one of them.
     """
 
     name: str
     caption: str
     draw: "Callable[[], figure.Figure]"
+    metrics: tuple[str, ...] = ()
 
 
 def png(drawn: "figure.Figure") -> bytes:

@@ -1,10 +1,9 @@
-"""What people read of a run: the table on the console, the page, and the same as Markdown.
+"""What people read of a run: a page, and the same as Markdown.
 
     content     all that a report shows of one run, checked: nothing registered is left out
-    html        report.html, self-contained; markdown: report.md; pages: the bytes of both
-    overview    several runs: every hypothesis, its certainty, its verdict or 'not yet run'
-    console     the table at the end of a run
+    describe    the report of a run as a page, described once; of several runs: overview
+    blocks      what such a description is made of; `html` and `markdown` write it
 
-Below these: `words`, `statements`, `evidence` (texts and numbers), `marks` and `axis` (drawings as
-SVG), `elements`, `tables`, `sections`, `record` (HTML), `fields` (tables of values).
+Below these: `words` and `evidence` (texts and numbers), `verdicts` and `record` (parts of the
+page), `marks` and `axis` (drawings as SVG), `elements` (HTML without holes).
 """

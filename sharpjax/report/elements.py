@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from sharpjax.report.words import clean
 
-VOID = frozenset({"meta", "link", "img", "br", "hr", "col"})
+_VOID = frozenset({"meta", "img", "input"})
 # Elements of SVG that are written without content.
-_EMPTY = frozenset({"line", "rect", "circle", "path", "use"})
+_EMPTY = frozenset({"line", "rect", "circle", "path"})
 
 
 class Markup(str):
@@ -19,21 +19,12 @@ class Markup(str):
 Child = object  # Markup as it is; None: nothing; anything else: its text, escaped
 
 
-def escape(value: object, longest: int = 10_000) -> Markup:
+def escape(value: object) -> Markup:
     """
     >>> escape('<b title="x">')
     '&lt;b title=&quot;x&quot;&gt;'
     """
-    return Markup(html.escape(clean(value, longest), quote=True))
-
-
-def breakable(text: str) -> Markup:
-    """A name as `train/hessian/trace`, which may be broken after a slash.
-
-    >>> breakable("a/<b>")
-    'a/<wbr>&lt;b&gt;'
-    """
-    return Markup(escape(text).replace("/", "/<wbr>"))
+    return Markup(html.escape(clean(value), quote=True))
 
 
 def join(children: Iterable[Child], separator: str = "") -> Markup:
@@ -52,7 +43,7 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    if name in VOID:
+    if name in _VOID:
         return Markup(f"<{name}{written}>")
     if name in _EMPTY and not children:
         return Markup(f"<{name}{written}/>")

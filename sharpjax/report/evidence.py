@@ -1,47 +1,95 @@
-"""What one contrast rests on, ready to be shown: names, numbers, points."""
+"""What hypotheses and their findings rest on, in the words of a page: names, numbers, points."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sharpjax.protocol.claims import Contrast, quantities
-from sharpjax.protocol.judging.verdicts import Finding
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, quantities
+from sharpjax.protocol.judging.verdicts import Finding, Judgement
+from sharpjax.protocol.summary import mean_and_standard_error
 from sharpjax.protocol.tests import catalog
-from sharpjax.report import words
-from sharpjax.report.marks import Interval
+from sharpjax.protocol.wording import size
+from sharpjax.report import marks, words
+
+_MOST_NAMED = 3
+_UNKNOWN = (math.nan,) * 3  # confidence and ends of an interval
+# Effects in the units of the metric.
+_IN_UNITS = (
+    *("mean difference", "difference of means", "difference of restricted means"),
+    *("difference of interquartile means", "difference nearest", "interquartile mean"),
+)
+_CORRECTIONS = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
 class Evidence(NamedTuple):
-    """A finding in the words of a page.
+    """A finding in words."""
 
-    Attributes:
-        comparison: `sam less than sgd`.
-        quantity: the metrics, with coordinates and step.
-        effect: name and unit of the test's effect.
-        kind: how the samples belong together, as `protocol.tests.catalog.Kind`.
-        groups: name and values of each; pairs of models once each.
-        units: how many units each group has, in words.
-        drawn: what is drawn of the estimate; None where no test was made.
-    """
-
-    comparison: str
-    quantity: str
+    name: str  # the composites that its contrast belongs to
+    comparison: str  # `sam less than sgd`
+    quantity: str  # the metrics, with coordinates and step
     test: str
-    effect: str
-    kind: str
-    groups: tuple[tuple[str, np.ndarray], ...]
-    seen: tuple[np.ndarray, ...] | None
-    units: str
-    drawn: Interval | None
+    effect: str  # its name and unit
+    kind: str  # how the samples belong together: `protocol.tests.catalog.Kind`
+    groups: tuple[tuple[str, np.ndarray], ...]  # name and values; pairs of models once each
+    units: str  # how many each group has, in words
+    drawn: marks.Interval | None  # None where no test was made
     finding: Finding
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: {self.comparison}" if self.name else self.comparison
 
     @property
     def estimate(self) -> str:
         return words.MISSING if self.drawn is None else words.estimate(*self.drawn[:3])
 
+    @property
+    def difference(self) -> marks.Interval | None:
+        """In the units of the metric; None where there is none."""
+        if (found := self.finding.difference) is not None:
+            return marks.Interval(found.estimate, *found.interval[1:], 0.0)
+        return None if self.is_standardised else self.drawn
 
-def evidence(finding: Finding) -> Evidence:
+    @property
+    def reported(self) -> str:
+        """The source's number and whether ours agrees; '' where it gives none."""
+        number, agrees = self.finding.contrast.reported, self.finding.consistent
+        if number is None:
+            return ""
+        how = {None: "", True: ", consistent", False: ", not consistent"}[agrees]
+        return f"{words.number(number)}{how}"
+
+    @property
+    def p(self) -> tuple[str, float]:
+        """That which decided, corrected, as text and number; or what decided in its place."""
+        decided, word = self.finding.decided_by, self.finding.verdict
+        if decided is None and word in ("supported", "refuted", "equivalent"):
+            return "interval", math.nan
+        adjusted = self.finding.adjusted_p if decided is None else decided.adjusted
+        return words.p_value(adjusted), adjusted
+
+    @property
+    def is_standardised(self) -> bool:
+        """Whether the effect has no unit, so that those of several metrics share an axis."""
+        return not self.effect.startswith(_IN_UNITS)
+
+    @property
+    def unit(self) -> str:
+        """What one value is of."""
+        if self.kind == "pairwise":
+            return "pair of models"
+        return " and ".join(quantities(self.finding.contrast)[0].over) or "value"
+
+
+def of(judgement: Judgement) -> list[Evidence]:
+    """The evidence of each finding of a hypothesis."""
+    names = _names(judgement.hypothesis, len(judgement.findings))
+    return [evidence(f, name) for f, name in zip(judgement.findings, names, strict=True)]
+
+
+def evidence(finding: Finding, name: str = "") -> Evidence:
     """What `finding` rests on."""
     contrast, result, samples = finding.contrast, finding.result, finding.samples
     test = catalog.TESTS.get(contrast.test)
@@ -50,31 +98,104 @@ def evidence(finding: Finding) -> Evidence:
     if kind == "pairwise":
         arrays = tuple(_once_each(x) for x in arrays)
     drawn = None
-    if result is not None and finding.interval is not None:
+    if result is not None:
         null = contrast.null if contrast.null is not None else test.null if test else 0.0
-        drawn = Interval.of(result.effect, finding.interval[1:], null, contrast.margin)
+        _, low, high = finding.interval or _UNKNOWN
+        drawn = marks.Interval(result.effect, low, high, null, contrast.margin)
     return Evidence(
+        name=name,
         comparison=words.comparison(contrast),
         quantity="; ".join(dict.fromkeys(map(words.quantity, quantities(contrast)))),
-        test=words.clean(contrast.test.replace("-", " ").replace("_", " ")),
+        test=contrast.test.replace("-", " ").replace("_", " "),
         effect=test.effect if test else "effect",
         kind=kind,
-        groups=tuple(zip(_names(contrast, kind, len(arrays)), arrays, strict=True)),
-        seen=None if samples is None else samples.seen,
+        groups=tuple(zip(_groups(contrast, kind, len(arrays)), arrays, strict=True)),
         units=_units(result.n if result is not None else tuple(len(x) for x in arrays), kind),
         drawn=drawn,
         finding=finding,
     )
 
 
-def least_p_too_large(finding: Finding, alpha: float) -> bool:
-    """Whether no data of these sizes could have been significant."""
-    least = math.nan if finding.result is None else finding.result.min_attainable_p
-    return least > alpha
+def asked(hypothesis: Hypothesis, found: Sequence[Evidence]) -> Iterator[tuple[str, str]]:
+    """What the hypothesis says of itself, and the source's number beside ours."""
+    if len(hypothesis.contrasts) > 1:
+        whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
+        yield "Of its parts", words.rule(whole)
+    for part in hypothesis.contrasts:
+        if isinstance(part, Composite):
+            yield part.name or "Of its contrasts", words.rule(part)
+    level = f"{hypothesis.alpha:g}, not corrected"
+    if hypothesis.correction != "none":
+        level = f"{hypothesis.alpha:g}, corrected by {_CORRECTIONS[hypothesis.correction]}"
+        level += f", family {hypothesis.family}" if hypothesis.family else ""
+    yield "Level", level
+    yield "Refuted if", hypothesis.refuted_if
+    if hypothesis.reference:
+        yield "In the source", hypothesis.reference
+        ours = [
+            f"{e.comparison}: {e.estimate} ({e.effect})" for e in found[:_MOST_NAMED] if e.drawn
+        ]
+        more = f"; and {len(found) - len(ours)} more below" if len(found) > len(ours) else ""
+        yield "Here", "; ".join(ours) + more if ours else "not measured"
+    yield "Certainty", f"{hypothesis.status}: {words.CERTAINTY[hypothesis.status]}"
+    yield "Left open by it", hypothesis.uncertain
+    yield "Source", hypothesis.source
+    yield "Still missing", hypothesis.missing
 
 
-def _names(contrast: Contrast, kind: str, count: int) -> list[str]:
-    """One for each array of samples: arms, with metrics where those differ."""
+def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
+    """Estimate, sizes, p values and what could have been seen; nothing where no test was made."""
+    result, finding = e.finding.result, e.finding
+    if result is None or e.drawn is None:
+        return
+    shown = finding.interval or _UNKNOWN
+    interval = "" if math.isnan(shown[1]) else f" [{100 * shown[0]:.4g} % interval]"
+    if finding.difference is not None and e.difference is not None:
+        yield f"Difference of means{interval}", words.estimate(*e.difference[:3])
+    yield e.effect[:1].upper() + e.effect[1:] + interval, e.estimate
+    yield "The source's number", e.reported
+    if 1 < len(e.groups) <= 4 and e.kind not in ("correlation", "pairwise"):
+        yield "Means ± standard errors", "; ".join(_mean(name, x) for name, x in e.groups)
+    yield "n", e.units
+    if not finding.contrast.within:  # which is decided by an interval
+        raw, adjusted = finding.decided_by or (result.p, finding.adjusted_p)
+        opposite = finding.verdict == "refuted" and finding.decided_by is not None
+        yield "p in the opposite direction" if opposite else "p", words.p_value(raw)
+        if hypothesis.correction != "none":
+            name = f"p adjusted ({_CORRECTIONS[hypothesis.correction]})"
+            yield name, words.p_value(adjusted)
+        least = words.p_value(result.min_attainable_p) if result.min_attainable_p else "no floor"
+        if result.min_attainable_p > hypothesis.alpha:
+            least += f", above {hypothesis.alpha:g}: could not be significant"
+        yield "Smallest p possible", least
+    if not math.isnan(finding.detectable):
+        detectable = words.number(size(finding.detectable, e.drawn.null), 3)
+        yield "Detectable with power 0.8", detectable
+    if finding.contrast.margin:
+        yield "Smallest effect of interest", words.number(finding.contrast.margin)
+
+
+def _mean(name: str, values: np.ndarray) -> str:
+    mean, error, _ = mean_and_standard_error(values[np.isfinite(values)])
+    return f"{name} {words.mean_and_error(mean, error)}"
+
+
+def _names(hypothesis: Hypothesis, count: int) -> list[str]:
+    """For each contrast, depth first, the composites that it belongs to; `refuting` last."""
+
+    def below(members: Sequence[Contrast | Composite], name: str) -> Iterator[str]:
+        for member in members:
+            if isinstance(member, Composite):
+                yield from below(member.members, " · ".join(filter(None, (name, member.name))))
+            else:
+                yield name
+
+    found = [*below(hypothesis.contrasts, ""), *below(hypothesis.refuting, "would refute")]
+    return found if len(found) == count else [""] * count
+
+
+def _groups(contrast: Contrast, kind: str, count: int) -> list[str]:
+    """A name for each array of samples: arms, with metrics where those differ."""
     groups = [words.group(name) for name in contrast.groups]
     metrics = [words.clean(quantity.metric, 80) for quantity in quantities(contrast)]
     if len(groups) != count:
@@ -90,10 +211,8 @@ def _units(n: tuple[int, ...], kind: str) -> str:
     """
     >>> _units((8, 8), "paired"), _units((8, 7), "independent"), _units((60, 60), "correlation")
     ('8 pairs', '8, 7', '60 points')
-    >>> _units((10,) * 11, "many"), _units((6, 6), "pairwise")
-    ('11 × 10', '6 models each')
-    >>> _units((20,), "paired")
-    '20'
+    >>> _units((10,) * 11, "many"), _units((6, 6), "pairwise"), _units((20,), "paired")
+    ('11 × 10', '6 models each', '20')
     """
     if not n:
         return words.MISSING

@@ -1,4 +1,4 @@
-"""One page that opens from disk: no network, no script but the sorting of tables.
+"""A `Page` as one file that opens from disk: no network, no script but sorting and searching.
 
 The Content-Security-Policy names the style and the script by their SHA-256, so that the browser
 runs nothing else, whatever a row or a config holds.
@@ -6,35 +6,31 @@ runs nothing else, whatever a row or a config holds.
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Sequence
 from importlib import resources
+from urllib.parse import quote
 
-from sharpjax.report import record, sections, words
-from sharpjax.report.content import UNREGISTERED, Content
-from sharpjax.report.elements import Child, Markup, join, tag
-from sharpjax.report.tables import facts
+from sharpjax.report import blocks
+from sharpjax.report.blocks import Block, Cell, Span, Text
+from sharpjax.report.elements import Markup, escape, join, tag
 
-
-def render(content: Content) -> str:
-    """`report.html`, as text."""
-    parts = [part for part in _parts(content) if part[2]]
-    main = [tag("section", tag("h2", name, id=id), *body) for name, id, body in parts]
-    links = [tag("li", tag("a", name, href=f"#{id}")) for name, id, _ in parts]
-    kind = "Report of a registered run" if content.is_registered else "Report of a run"
-    header = tag(
-        "header",
-        tag("p", kind, class_="kind"),
-        tag("h1", words.clean(content.title)),
-    )
-    contents = tag("nav", tag("ul", *links), aria_label="Contents")
-    return page(
-        words.clean(content.title),
-        join((header, tag("main", _asked(content), contents, *main, id="main"))),
-    )
+SIGNS = {
+    "supported": "M2.5 8.5 6.5 12.5 13.5 3.5",
+    "refuted": "M3.5 3.5 12.5 12.5M12.5 3.5 3.5 12.5",
+    "equivalent": "M2.5 5.5H13.5M2.5 10.5H13.5",
+    "inconclusive": "M4.7 5.2A3.4 3.2 0 1 1 9.6 7.9Q8 8.8 8 10.2M8 13.6V13.7",
+    "not run": "M3 13 13 3M13.5 8A5.5 5.5 0 1 1 2.5 8 5.5 5.5 0 0 1 13.5 8",
+}
 
 
-def page(title: str, body: Markup) -> str:
-    """A whole document round `body`, which has an element with the id `main`."""
+def render(page: blocks.Page) -> str:
+    """The whole document."""
+    sections = [section for section in page.sections if any(section.blocks)]
+    links = [tag("li", tag("a", s.title, href=f"#{s.id}")) for s in sections if s.id]
+    header = tag("header", tag("p", page.kind, class_="kind"), tag("h1", page.title))
+    contents = tag("nav", tag("ul", *links), aria_label="Contents") if len(links) > 1 else None
+    main = tag("main", _all(page.lead, 2), contents, _all(sections, 2), id="main")
     style, script = (Markup(resource(name)) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -46,12 +42,12 @@ def page(title: str, body: Markup) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=Markup(policy)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("title", title),
+        tag("title", page.title),
         tag("style", style),
     )
     skip = tag("a", "Skip to the content", href="#main", class_="skip")
-    document = tag("html", head, tag("body", skip, body, tag("script", script)), lang="en")
-    return f"<!DOCTYPE html>\n{document}\n"
+    body = tag("body", skip, header, main, tag("script", script))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def resource(name: str) -> str:
@@ -59,87 +55,113 @@ def resource(name: str) -> str:
     return resources.files("sharpjax.report").joinpath(name).read_text("utf-8")
 
 
+def address(path: str) -> str:
+    """A path: whatever the name of a folder, no scheme and no other host.
+
+    >>> address("javascript:alert(1)"), address("//host/x"), address("#h1")
+    ('javascript%3Aalert%281%29', 'host/x', '#h1')
+    """
+    if path.startswith("#"):
+        return "#" + quote(path[1:])
+    return quote(
+        path.lstrip("/") if path.startswith("//") else path, safe="/.-_~", errors="replace"
+    )
+
+
 def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _asked(content: Content) -> Markup:
-    """What was asked, and when it was sealed."""
-    notices = [tag("p", words.clean(w, 2_000), class_="notice") for w in content.warnings]
-    if not content.is_registered:
-        notices.insert(0, tag("p", tag("strong", UNREGISTERED), class_="notice"))
-    return join((*notices, facts([(name, record.value(text)) for name, text in content.asked])))
+def _all(found: Sequence[Block | None], level: int) -> Markup:
+    return join((_block(block, level) for block in found if block), "\n")
 
 
-def _parts(content: Content) -> Iterator[tuple[str, str, Sequence[Child]]]:
-    """Name, id and body of each section, in order; those without body are left out."""
-    exploratory = not content.is_registered
-    yield "Verdicts", "verdicts", _verdicts(content)
-    yield "Tables", "tables", record.study_tables(content)
-    yield (
-        "Hypotheses",
-        "hypotheses",
-        [
-            sections.hypothesis(j, ident=sections.anchor("h", i), exploratory=exploratory)
-            for i, j in enumerate(content.judgements)
-        ],
+def _block(block: Block, level: int) -> Markup | None:
+    """`level` is that of the next heading."""
+    match block:
+        case blocks.Paragraph(text, kind):
+            return tag("p", _text(text), class_=kind or None)
+        case blocks.Facts(pairs, kind):
+            pairs = [(tag("dt", name), tag("dd", _text(text))) for name, text in pairs if text]
+            return tag("dl", *(tag("div", *pair) for pair in pairs), class_=kind) if pairs else None
+        case blocks.Table():
+            return _table(block)
+        case blocks.Drawing(caption, svg, _):
+            return tag("figure", tag("figcaption", caption), svg)
+        case blocks.Picture():
+            return _picture(block)
+        case blocks.Code(lines, _):
+            return tag("pre", tag("code", join(map(escape, lines.split("\n")), "\n")))
+        case blocks.Download(name, media_type, content):
+            data = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+            link = tag("a", f"Download {name}", href=Markup(data), download=name)
+            return tag("p", link, f" ({len(content):,} bytes)")
+        case blocks.Group(inside, kind):
+            return tag("div", _all(inside, level), class_=kind) if any(inside) else None
+        case blocks.Folded(summary, inside):
+            return tag("details", tag("summary", summary), _all(inside, level))
+        case blocks.Section(title, inside, ident, kind):
+            heading = tag(f"h{level}", _text(title), id=ident or None)
+            return tag("section", heading, _all(inside, level + 1), class_=kind or None)
+
+
+def _text(text: Text) -> Markup:
+    if isinstance(text, Span):
+        return _span(text)
+    if isinstance(text, tuple):
+        return join(map(_text, text))
+    return Markup(escape(text).replace("/", "/<wbr>"))  # names as train/hessian/trace break there
+
+
+def _span(span: Span) -> Markup:
+    text, kind, href = span
+    if kind == "verdict":
+        sign = tag("path", d=SIGNS[str(text)])
+        sign = tag("svg", sign, viewBox="0 0 16 16", aria_hidden="true")
+        return tag("span", sign, text, class_=f"verdict {str(text).replace(' ', '-')}")
+    if kind == "link":
+        return tag("a", text, href=Markup(address(href)))
+    return tag(kind, text) if kind in ("strong", "code") else tag("span", text, class_=kind)
+
+
+def _table(table: blocks.Table) -> Markup:
+    """In a box that scrolls by itself; sortable and searchable where scripts run."""
+    heads = table.heads()
+    head = [
+        tag("th", name, scope="col", class_=kind or None,
+            data_sort="number" if kind in ("number", "estimate") else None)
+        for name, kind in heads
+    ]  # fmt: skip
+    body = []
+    for row in table.rows:
+        cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
+        body.append(tag("tr", *(
+            tag("td" if i else "th", _text(text), scope=None if i else "row", data_v=key,
+                class_=column.kind or None)
+            for i, ((text, key), column) in enumerate(zip(cells, heads, strict=True))
+        )))  # fmt: skip
+    can = [("sortable", table.sortable and len(body) > 1), ("searchable", table.searchable)]
+    whole = tag(
+        "table",
+        tag("caption", tag("span", table.caption)),
+        tag("thead", tag("tr", *head)),
+        tag("tbody", join(body, "\n")),
+        class_=" ".join(name for name, yes in can if yes) or None,
     )
-    yield "Funnel of runs", "funnel", record.funnel(content)
-    yield (
-        "Figures",
-        "figures",
-        [tag("div", *map(record.picture, content.pictures), class_="pictures")]
-        * (bool(content.pictures)),
-    )
-    yield "All metrics", "metrics", record.metrics(content)
-    yield "Exploratory", "exploratory", list(_exploratory(content))
-    yield "Amendments", "amendments", [record.amendment(a) for a in content.amendments]
-    yield "Power when it was registered", "power", record.power(content)
-    yield "How to run it again", "again", record.again(content)
-    yield "Environment", "environment", record.environment(content)
-    yield "Config", "config", record.config(content)
-    yield "Digests", "digests", record.digests(content)
+    return _scrolling(whole, table.caption)
 
 
-def _verdicts(content: Content) -> list[Child]:
-    judgements = content.judgements
-    if not judgements:
-        return [tag("p", "No hypothesis was put forward for this run.")]
-    total = words.counts(j.verdict for j in judgements)
-    caption = f"{words.many(len(judgements), 'hypothesis')}: {total}"
-    meanings = facts(
-        [
-            (word, words.MEANINGS[word])
-            for word in words.VERDICTS
-            if any(word == j.verdict for j in judgements)
-        ]
-    )
-    return [
-        sections.verdict_table(
-            judgements, caption, prefix="h", exploratory=not content.is_registered
-        ),
-        tag(
-            "details",
-            tag("summary", "What the words mean"),
-            meanings,
-            tag("p", words.INTERVALS, class_="note"),
-        ),
-    ]
+def _picture(picture: blocks.Picture) -> Markup:
+    caption = tag("figcaption", picture.caption)
+    if picture.png is None:
+        missing = tag("p", f"figures/{picture.name}.png cannot be embedded: see the file.")
+        return tag("figure", missing, caption)
+    width, height = struct.unpack(">II", picture.png[16:24].ljust(8, b"\0"))
+    source = Markup("data:image/png;base64," + base64.b64encode(picture.png).decode())
+    image = tag("img", src=source, alt=picture.caption, width=width, height=height)
+    return tag("figure", _scrolling(image, picture.caption), caption)
 
 
-def _exploratory(content: Content) -> Iterator[Child]:
-    if not content.is_registered:
-        yield tag("p", "Everything in this report: nothing was registered.")
-        return
-    yield tag(
-        "p", "What was not registered before the data were seen: it may suggest, it confirms "
-        "nothing. Metrics marked exploratory in the table above belong here too.",
-    )  # fmt: skip
-    if content.exploratory:
-        caption = words.many(len(content.exploratory), "unregistered hypothesis")
-        yield sections.verdict_table(content.exploratory, caption, prefix="x", exploratory=True)
-        for i, judgement in enumerate(content.exploratory):
-            yield sections.hypothesis(judgement, ident=sections.anchor("x", i), exploratory=True)
-    if content.later:
-        caption = "Measured after the run was finished: mean ± standard error (n)"
-        yield record.metric_table(content.later, content, caption, "later-table", rests=False)
+def _scrolling(inside: Markup, name: str) -> Markup:
+    """A box that scrolls by itself, where a page is too narrow."""
+    return tag("div", inside, class_="scroll", role="region", tabindex=0, aria_label=name)

@@ -1,7 +1,7 @@
-"""Drawings as inline SVG: an estimate with its interval, and the points that it is made from.
+"""Drawings as inline SVG: estimates with their intervals, and the points that they are made from.
 
 They are 360 units wide, so that their text can be read on a phone. Colours come from the page's
-style by class, and every drawing has a title and a description for those who do not see it.
+style by class, and every drawing says the same in words for those who do not see it.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from sharpjax.report import words
 from sharpjax.report.axis import Axis, fit
-from sharpjax.report.elements import Markup, join, tag
+from sharpjax.report.elements import Markup, tag
 
 WIDTH = 360
 _LABELS = 92  # where the points begin, right of their group's name
@@ -31,19 +31,9 @@ class Interval(NamedTuple):
     null: float
     margin: float | None = None
 
-    @classmethod
-    def of(
-        cls, effect: float, interval: tuple[float, float], null: float, margin: float | None
-    ) -> "Interval":
-        return cls(effect, *interval, null, margin)
-
     def ends(self) -> tuple[float, ...]:
         band = () if not self.margin else (self.null - self.margin, self.null + self.margin)
         return (self.effect, self.low, self.high, self.null, *band)
-
-    @property
-    def is_finite(self) -> bool:
-        return all(map(math.isfinite, (self.effect, self.low, self.high, self.null)))
 
     def in_words(self) -> str:
         """The same as a sentence."""
@@ -54,60 +44,65 @@ class Interval(NamedTuple):
         return text + "."
 
 
-def interval(drawn: Interval, *, title: str, ident: str) -> Markup:
-    """The estimate as a dot, its interval as a line, on an axis with the null and the margin."""
-    axis = fit(drawn.ends(), 14, WIDTH - 14)
-    base, middle = 58, 36
-    parts = [*_ground(drawn, axis, top=16, bottom=base), *_line_and_dot(drawn, axis, middle)]
-    at = axis.at(drawn.null)
+class Line(NamedTuple):
+    """Of a forest plot: `label` stands above the interval, `verdict` right of that."""
+
+    interval: Interval
+    label: str = ""
+    verdict: str = ""
+
+
+def forest(lines: Sequence[Line], *, title: str) -> Markup:
+    """Estimates as dots, intervals as lines, on one axis with the null and the margin of each."""
+    axis = fit((x for line in lines for x in line.interval.ends()), 14, WIDTH - 14)
+    parts, y = [], 14.0
+    at = axis.at(lines[0].interval.null)
     anchor = "start" if at < 30 else "end" if at > WIDTH - 30 else "middle"
-    parts.append(_text("null", at, 11, anchor=anchor, class_="minor"))
-    return _figure(
-        [*parts, *_bottom_axis(axis, base)],
-        height=base + 22,
-        title=title,
-        description=drawn.in_words(),
-        ident=ident,
-    )
+    parts.append(_text("null", at, 10, anchor=anchor, class_="minor"))
+    for drawn, label, verdict in lines:
+        high = 40 if label else 44
+        parts += _ground(drawn, axis, top=y, bottom=y + high)
+        middle = y + (28 if label else 22)
+        if label:
+            class_ = f"label {verdict.replace(' ', '-')}"
+            parts.append(_text(_short(label, 50 - len(verdict)), 0, y + 14, class_="label"))
+            parts.append(_text(verdict, WIDTH, y + 14, anchor="end", class_=class_))
+        parts += _line_and_dot(drawn, axis, middle)
+        y += high
+    described = " ".join(f"{line.label}: {line.interval.in_words()}".lstrip(": ") for line in lines)
+    return _figure([*parts, *_bottom_axis(axis, y)], y + 22, title, described)
 
 
-def line(drawn: Interval, width: int = 60) -> str:
-    """The estimate, its interval and the null as characters; the margin is shaded.
+def characters(lines: Sequence[Line], width: int = 60) -> str:
+    """The same as characters; the margin is shaded, and what has no interval is left out.
 
-    >>> print(line(Interval(2.0, 1.0, 3.0, 0.0), 30))
+    >>> print(characters([Line(Interval(2.0, 1.0, 3.0, 0.0))], 30))
       ┊       ├────────●───────┤
     """
-    axis = fit(drawn.ends(), 0, width - 1)
-    low, high, at, null = (
-        round(axis.at(x)) for x in (drawn.low, drawn.high, drawn.effect, drawn.null)
-    )
-    cells = [" "] * width
-    if drawn.margin:
-        left, right = (round(axis.at(drawn.null + s * drawn.margin)) for s in (-1, 1))
-        cells[left : right + 1] = "░" * (right + 1 - left)
-    cells[null] = "┊"
-    cells[low : high + 1] = "─" * (high + 1 - low)
-    if low <= null <= high:
-        cells[null] = "┼"
-    cells[low], cells[high], cells[at] = "├", "┤", "●"
-    return "".join(cells).rstrip()
-
-
-def small_interval(drawn: Interval, axis: Axis) -> Markup:
-    """For a cell of a table that gives the same in numbers; `axis` is that of the column."""
-    parts = [*_ground(drawn, axis, top=1, bottom=19), *_line_and_dot(drawn, axis, 10, radius=3.5)]
-    box = f"0 0 {axis.end + axis.start:g} 20"
-    return tag(
-        "svg", *parts, viewBox=box, width=f"{axis.end + axis.start:g}", height=20,
-        class_="small", aria_hidden="true",
-    )  # fmt: skip
+    known = [line for line in lines if all(map(math.isfinite, line.interval[:4]))]
+    axis = fit((x for line in known for x in line.interval.ends()), 0, width - 1)
+    shown = []
+    for drawn, label, verdict in known:
+        low, high, at, null = (
+            round(axis.at(x)) for x in (drawn.low, drawn.high, drawn.effect, drawn.null)
+        )
+        cells = [" "] * width
+        if drawn.margin:
+            left, right = (round(axis.at(drawn.null + s * drawn.margin)) for s in (-1, 1))
+            cells[left : right + 1] = "░" * (right + 1 - left)
+        cells[null] = "┊"
+        cells[low : high + 1] = "─" * (high + 1 - low)
+        if low <= null <= high:
+            cells[null] = "┼"
+        cells[low], cells[high], cells[at] = "├", "┤", "●"
+        shown += [f"{label} ({verdict})"] * bool(label) + ["".join(cells).rstrip()]
+    return "\n".join(shown)
 
 
 def points(
     groups: Sequence[tuple[str, np.ndarray]],
     *,
     title: str,
-    ident: str,
     paired: bool = False,
     seen: Sequence[np.ndarray] | None = None,
 ) -> Markup:
@@ -140,20 +135,11 @@ def points(
         else:
             hollow = np.zeros(x.size, bool) if seen is None else ~seen[i][np.isfinite(arrays[i])]
             parts += _dots(x, hollow, axis, y, spread=not paired)
-    return _figure(
-        [*parts, *_bottom_axis(axis, base)],
-        height=base + 22,
-        title=title,
-        description=" ".join(
-            in_words(name, x) for (name, _), x in zip(groups, arrays, strict=True)
-        ),
-        ident=ident,
-    )
+    described = " ".join(in_words(name, x) for (name, _), x in zip(groups, arrays, strict=True))
+    return _figure([*parts, *_bottom_axis(axis, base)], base + 22, title, described)
 
 
-def scatter(
-    first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], *, title: str, ident: str
-) -> Markup:
+def scatter(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], *, title: str) -> Markup:
     """Two quantities of the same units, the first along the bottom, the second upwards.
 
     Of very many points one in `one_in` is drawn; the axes are those of all.
@@ -178,7 +164,7 @@ def scatter(
     description = (
         f"{words.many(int(both.sum()), 'point')}. {in_words(first[0], x)} {in_words(second[0], y)}"
     )
-    return _figure(parts, height=base + 44, title=title, description=description, ident=ident)
+    return _figure(parts, base + 44, title, description)
 
 
 def one_in(count: int) -> int:
@@ -297,19 +283,9 @@ def _text(
     return tag("text", text, x=round(x, 2), y=y, text_anchor=anchor, class_=class_)
 
 
-def _figure(
-    parts: Sequence[Markup], *, height: float, title: str, description: str, ident: str
-) -> Markup:
-    names = (f"{ident}-title", f"{ident}-text")
-    return tag(
-        "svg",
-        tag("title", title, id=names[0]),
-        tag("desc", description, id=names[1]),
-        join(parts),
-        viewBox=f"0 0 {WIDTH} {height:g}",
-        role="img",
-        aria_labelledby=" ".join(names),
-    )
+def _figure(parts: Sequence[Markup], height: float, title: str, description: str) -> Markup:
+    box = f"0 0 {WIDTH} {height:g}"
+    return tag("svg", *parts, viewBox=box, role="img", aria_label=f"{title}. {description}")
 
 
 def _short(name: str, most: int = _MOST_LETTERS) -> str:

@@ -3,33 +3,26 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
-from urllib.parse import quote
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import Hypothesis
 from sharpjax.protocol.judging.verdicts import Judgement
-from sharpjax.report import markdown, sections, statements, words
+from sharpjax.report import blocks, html, markdown, record, verdicts, words
+from sharpjax.report.blocks import Cell, Column, Paragraph, Section, Span, Text
 from sharpjax.report.content import Content
-from sharpjax.report.elements import Child, Markup, join, tag
-from sharpjax.report.html import page
-from sharpjax.report.tables import Cell, Column, table
 
-TITLE = "Hypotheses and what became of them"
+TITLE = "Runs, and what became of every hypothesis"
 NOT_YET = "not yet run"
 
 
 class Run(NamedTuple):
-    """One run.
+    """One run, or a folder that cannot be read."""
 
-    Attributes:
-        name: for a reader; the last part of its folder, say.
-        content: of its report.
-        link: where its report lies, relative to the overview; '': nowhere to link to.
-    """
-
-    name: str
-    content: Content
-    link: str = ""
+    name: str  # for a reader; the last part of its folder, say
+    content: Content | None  # None: its folder cannot be read
+    link: str = ""  # where its report lies, relative to the page; '': nowhere to link to
+    rows: str = ""  # where its results lie
+    problem: str = ""  # why its folder cannot be read
 
 
 class Answer(NamedTuple):
@@ -59,7 +52,8 @@ def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entr
             raise UserError(f"report: two {what} are named '{twice}'.")
     found: dict[str, tuple[Hypothesis, list[Answer]]] = {h.id: (h, []) for h in hypotheses}
     for run in runs:
-        content = run.content
+        if (content := run.content) is None:
+            continue
         for judgements, registered in (
             (content.judgements, content.is_registered),
             (content.exploratory, False),
@@ -99,62 +93,76 @@ def totals(found: Iterable[Entry]) -> str:
     return f"{words.many(len(kinds), 'hypothesis')}: {counted}"
 
 
-def render_html(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> str:
-    """The overview as one self-contained page."""
+def pages(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[bytes, bytes]:
+    """The page as HTML and as Markdown."""
+    page = describe(hypotheses, runs)
+    return html.render(page).encode(), markdown.render(page).encode()
+
+
+def describe(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> blocks.Page:
+    """The page: the runs, newest first, then what they say of each hypothesis.
+
+    Raises:
+        UserError: two hypotheses, or two runs, have one name.
+    """
     found = entries(hypotheses, runs)
-    body = [
-        join((tag("h2", name), _entries_table(group, f"group-{i + 1}")))
-        for i, (name, group) in enumerate(_groups(found))
-    ]
-    main = tag("main", tag("p", totals(found)), _runs_section(runs), *body, id="main")
-    header = tag("header", tag("p", "Overview", class_="kind"), tag("h1", TITLE))
-    return page(TITLE, join((header, main)))
+    sections = [Section("Runs", list(_runs(runs)), "runs")]
+    for i, (name, group) in enumerate(_groups(found), 1):
+        sections.append(Section(name, [_table(group)], f"group-{i}"))
+    return blocks.Page(TITLE, "Overview", [Paragraph(f"{totals(found)}.")], sections)
 
 
-def render_markdown(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> str:
-    """The same as Markdown."""
-    text, found = markdown.text, entries(hypotheses, runs)
-    blocks = [f"# {TITLE}", f"{totals(found)}.", "## Runs"]
-    rows = [[_markdown_link(run), *map(text, _run_line(run))] for run in runs]
-    blocks.append(markdown.table(("Run", *_RUN), rows) if runs else "None.")
-    for name, group in _groups(found):
-        rows = []
-        for entry in group:
-            asked = entry.hypothesis
-            kind = f"**{word(entry)}**{' (exploratory)' if is_exploratory(entry) else ''}"
-            cells = [text(asked.id, 40), kind, text(asked.claim), asked.status]
-            answers = [
-                f"{_markdown_link(a.run)}: {a.judgement.verdict}"
-                f"{'' if a.registered else ' (exploratory)'} {text(_number(a.judgement))}".strip()
-                for a in entry.answers
-            ]
-            missing = text(f"still missing: {asked.missing}") if asked.missing else ""
-            rows.append([*cells, "; ".join(answers) or missing])
-        columns = ("Id", "Verdict", "Claim", "Certainty", "By run")
-        blocks += [f"## {text(name)}", markdown.table(columns, rows)]
-    return "\n\n".join(blocks) + "\n"
+def _runs(runs: Sequence[Run]) -> Iterator[blocks.Block]:
+    columns = (
+        Column("Run", "name"), Column("Verdicts", "words"), Column("Asked", "claim"),
+        Column("Cost"), Column("Registered"), Column("Code"),
+    )  # fmt: skip
+    known = [(run, run.content) for run in runs if run.content is not None]
+    newest = sorted(known, key=lambda pair: record.started(pair[1]), reverse=True)
+    rows = [[*_run(run, content)] for run, content in newest]
+    if not runs:
+        yield Paragraph("None.")
+    if rows:
+        yield blocks.Table(words.many(len(rows), "run"), columns, rows, sortable=True)
+    warned: dict[str, list[str]] = {}
+    for run, content in newest:
+        for warning in content.warnings:
+            warned.setdefault(warning, []).append(run.name)
+    if warned:
+        columns = (Column("Warning", "words"), Column("Runs", "words"))
+        lines = [(warning, ", ".join(names)) for warning, names in warned.items()]
+        yield blocks.Table("What to know of them", columns, lines)
+    if lost := [run for run in runs if run.content is None]:
+        columns = (Column("Folder", "name"), Column("Why", "words"))
+        caption = f"Folders that cannot be read: {len(lost)}"
+        yield blocks.Table(caption, columns, [[_link(run), run.problem] for run in lost])
 
 
-_RUN = ("Config", "Sealed", "Seal", "Verdicts", "Warnings")
+def _run(run: Run, content: Content) -> Iterator[Text | Cell]:
+    """A line: what it asked, what came of it, and at which cost."""
+    sealed, when = content.registration, record.started(content)
+    rows = (", ", Span("rows", "link", run.rows)) if run.rows else ()
+    yield Cell((_link(run), *rows, Span(f" {words.moment(when)}", "minor")), when)
+    lines: list[Text] = [(Span("negative result", "tag"), " ")] if is_negative(content) else []
+    for kind in words.VERDICTS:
+        if ids := [j.hypothesis.id for j in content.judgements if j.verdict == kind]:
+            badge = verdicts.verdict(kind, exploratory=sealed is None)
+            lines += [badge, f": {', '.join(ids)}. "]
+    yield tuple(lines)
+    yield content.title
+    yield record.cost(content.processes).partition(";")[0]
+    yield (
+        "no: exploratory"
+        if sealed is None
+        else f"{words.moment(sealed.time)[:10]}, {sealed.seal[:12]}"
+    )
+    yield Span(record.commit(content)[:12], "code")
 
 
-def _run_line(run: Run) -> list[str]:
-    sealed = run.content.registration
-    when = "unregistered: exploratory" if sealed is None else words.moment(sealed.time)
-    return [
-        run.content.title,
-        when,
-        "" if sealed is None else sealed.seal[:12],
-        words.counts(j.verdict for j in run.content.judgements),
-        "; ".join(run.content.warnings),
-    ]
-
-
-def _runs_section(runs: Sequence[Run]) -> Markup:
-    columns = (Column("Run", "name"), *(Column(name, "words") for name in _RUN))
-    rows = [[Cell(_link(run), run.name), *map(words.clean, _run_line(run))] for run in runs]
-    listed: Child = table(words.many(len(runs), "run"), columns, rows, ident="runs-table")
-    return join((tag("h2", "Runs"), listed if runs else tag("p", "None.")))
+def is_negative(content: Content) -> bool:
+    """Whether hypotheses were tested, and none of them is supported."""
+    given = {j.verdict for j in content.judgements} - {"not run"}
+    return bool(given) and "supported" not in given
 
 
 def _groups(found: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
@@ -166,7 +174,7 @@ def _groups(found: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
     yield from groups.items()
 
 
-def _entries_table(group: Sequence[Entry], ident: str) -> Markup:
+def _table(group: Sequence[Entry]) -> blocks.Table:
     columns = (
         Column("Id", "id"), Column("Verdict"), Column("Claim", "claim"), Column("Certainty"),
         Column("By run", "words"),
@@ -174,57 +182,20 @@ def _entries_table(group: Sequence[Entry], ident: str) -> Markup:
     rows = []
     for entry in group:
         asked, kind = entry.hypothesis, word(entry)
-        badge = (
-            sections.verdict(kind, exploratory=is_exploratory(entry))
-            if kind in words.VERDICTS
-            else tag("span", kind, class_="pending")
-        )
-        rows.append(
-            [
-                words.clean(asked.id, 40),
-                Cell(badge, kind),
-                words.clean(asked.claim),
-                asked.status,
-                _answers(entry),
-            ]
-        )
-    return table(totals(group), columns, rows, ident=ident)
+        badge = verdicts.verdict(kind, exploratory=is_exploratory(entry))
+        rows.append([asked.id, Cell(badge, kind), asked.claim, asked.status, _answers(entry)])
+    return blocks.Table(totals(group), columns, rows, sortable=True)
 
 
-def _answers(entry: Entry) -> Child:
-    if not entry.answers:
-        missing = words.clean(entry.hypothesis.missing)
-        return tag("span", f"still missing: {missing}", class_="minor") if missing else None
-    lines = [
-        tag(
-            "div", _link(answer.run), ": ",
-            sections.verdict(answer.judgement.verdict, exploratory=not answer.registered),
-            " ", _number(answer.judgement),
-        )
-        for answer in entry.answers
-    ]  # fmt: skip
-    return join(lines)
+def _answers(entry: Entry) -> Text:
+    lines: list[Text] = []
+    for run, judgement, registered in entry.answers:
+        badge = verdicts.verdict(judgement.verdict, exploratory=not registered)
+        lines += ["; " if lines else "", (_link(run), ": ", badge)]
+        lines += [f" {estimate}"] if (estimate := verdicts.estimate(judgement)) else []
+    missing = entry.hypothesis.missing
+    return tuple(lines) or (Span(f"still missing: {missing}", "minor") if missing else "")
 
 
-def _number(judgement: Judgement) -> str:
-    line = statements.summary(judgement)
-    return "" if line.estimate == words.MISSING else line.estimate
-
-
-def _link(run: Run) -> Child:
-    name = words.clean(run.name, 80)
-    return tag("a", name, href=_address(run)) if run.link else name
-
-
-def _markdown_link(run: Run) -> str:
-    name = markdown.text(run.name, 80)
-    return f"[{name}]({_address(run)})" if run.link else name
-
-
-def _address(run: Run) -> str:
-    """A path: whatever the name of a folder, no scheme and no other host.
-
-    >>> _address(Run("a", None, "javascript:alert(1)")), _address(Run("a", None, "//host/x"))
-    ('javascript%3Aalert%281%29', 'host/x')
-    """
-    return quote(run.link.lstrip("/") if run.link.startswith("//") else run.link, safe="/.-_~")
+def _link(run: Run) -> Text:
+    return Span(run.name, "link", run.link) if run.link else run.name

@@ -21,3 +21,19 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+for (const section of document.querySelectorAll("section:has(> .scroll > table.searchable)")) {
+  const rows = [...section.querySelectorAll("table.searchable tbody tr")];
+  if (rows.length < 10) continue;
+  const label = document.createElement("label"), input = document.createElement("input");
+  input.type = "search";
+  label.className = "search";
+  label.append("Search ", input);
+  section.firstElementChild.after(label);
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/);
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+}

@@ -10,7 +10,7 @@ from sharpjax.protocol.summary import Summary
 from sharpjax.protocol.tests import catalog
 
 MISSING = "—"
-LONGEST = 300
+LONGEST = 1_000  # characters of a text that are shown
 
 VERDICTS = ("supported", "refuted", "equivalent", "inconclusive", "not run")
 MEANINGS = {
@@ -21,8 +21,9 @@ MEANINGS = {
     "not run": "no data; the reason is given",
 }
 INTERVALS = (
-    "Claims with a direction are tested on one side; intervals are two-sided and not corrected, so "
-    "that one may reach the null where p does not, and the other way round in a family."
+    "Claims with a direction are tested on one side; intervals are two-sided, at the confidence "
+    "that decides: wider where a family is corrected, narrower where a claim of no effect is "
+    "decided. So one may reach the null where p is small."
 )
 # How firm the details of a claim are in its source.
 CERTAINTY = {
@@ -37,9 +38,8 @@ _TRENDS = {"greater": "falls", "less": "rises", "two-sided": "changes"}
 _ASSOCIATIONS = {"greater": "rises with", "less": "falls with", "two-sided": "goes with"}
 # A claim of non-inferiority is that the first group is not so much worse: "greater", not less.
 _WORSE = {"greater": "less", "less": "more", "two-sided": "apart"}
-# Characters that change how their neighbours are shown (embeddings, overrides, isolates, marks).
-_INVISIBLE = {"\u200e", "\u200f", "\u061c", "\ufeff", "\u2028", "\u2029", "\u00ad"}
-_INVISIBLE |= {chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+# Controls, formats as marks of writing direction, surrogates, what is no character, line ends.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
 
 
 def clean(value: object, longest: int = LONGEST) -> str:
@@ -53,14 +53,10 @@ def clean(value: object, longest: int = LONGEST) -> str:
     text = str(value)
     if len(text) > longest:
         text = text[: longest - 1] + "…"
-    return "".join(c if _visible(c) else f"\\u{ord(c):04x}" for c in text)
-
-
-def _visible(c: str) -> bool:
-    if c in "\n\t":
-        return True
-    noncharacter = 0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE
-    return not (c in _INVISIBLE or noncharacter or unicodedata.category(c) in ("Cc", "Cs"))
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in _INVISIBLE else f"\\u{ord(c):04x}"
+        for c in text
+    )
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -112,7 +108,8 @@ def interval(low: float, high: float) -> str:
     """
     if math.isnan(low) or math.isnan(high):
         return MISSING
-    return f"[{number_within(low, high - low)}, {number_within(high, high - low)}]"
+    half = (high - low) / 2
+    return f"[{number_within(low, half)}, {number_within(high, half)}]"
 
 
 def estimate(effect: float, low: float, high: float) -> str:
@@ -124,7 +121,9 @@ def estimate(effect: float, low: float, high: float) -> str:
         return MISSING
     if math.isnan(low) or math.isnan(high):
         return number(effect)
-    return f"{number_within(effect, high - low)} {interval(low, high)}"
+    # Two digits of its own are shown however wide the interval is.
+    width = min((high - low) / 2, abs(effect) or math.inf)
+    return f"{number_within(effect, width)} {interval(low, high)}"
 
 
 def mean_and_error(mean: float, error: float) -> str:
@@ -167,7 +166,7 @@ def many(count: int, noun: str) -> str:
     ('1 hypothesis', '3 seeds', '2 hypotheses')
     """
     if count != 1:
-        noun = noun.removesuffix("is") + "es" if noun.endswith("is") else f"{noun}s"
+        noun = noun.removesuffix("is") + "es" if noun.endswith("s") else f"{noun}s"
     return f"{count:,} {noun}"
 
 

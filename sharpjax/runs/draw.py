@@ -19,7 +19,8 @@ def draw(folder: workdir.Run, figures: Iterable[Figure], say: Callable[[str], No
         for figure in figures:
             try:
                 workdir.publish(target / f"{figure.name}.png", png(figure.draw()))
-                captions[figure.name] = figure.caption
+                about = {"caption": figure.caption, "metrics": figure.metrics}
+                captions[figure.name] = about if figure.metrics else figure.caption
             except Exception as error:
                 _say(say, figure.name, error)
     except Exception as error:

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from sharpjax import flops, tree
 from sharpjax.driver import checkpoint
-from sharpjax.report.console import plain_table, width
 from sharpjax.report.words import amount, many
 from sharpjax.runs import models, register
+from sharpjax.runs.console import plain_table, width
 from sharpjax.runs.models import Model
 from sharpjax.runs.standing import UNREGISTERED
 from sharpjax.runs.study import hypotheses_of, plan_of

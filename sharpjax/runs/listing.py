@@ -18,7 +18,12 @@ MAX_RUNS = 1_000
 def studies() -> Iterator[str]:
     """A line for each study: its name, and what its package says of itself."""
     for name in catalog.STUDIES:
-        yield f"{name:<18} {_says(sources.package_of(name) / '__init__.py')}"
+        yield f"{name:<18} {says_of(name)}"
+
+
+def says_of(study: str) -> str:
+    """What the package of a study says of itself, without its full stop."""
+    return _says(sources.package_of(study) / "__init__.py").rstrip(".")
 
 
 def configs(folder: pathlib.Path = sources.ROOT / "configs") -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from sharpjax import flops, tree
-from sharpjax.report.console import as_text, parameter_table
+from sharpjax.runs.console import as_text, parameter_table
 from sharpjax.train import planning
 from sharpjax.train.library import example_of
 from sharpjax.train.plan import Plan, Train

@@ -15,8 +15,8 @@ from sharpjax.protocol.planning import power
 from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.registration import Registration
 from sharpjax.provenance import machine, sources
-from sharpjax.report.console import as_text, power_table
-from sharpjax.runs import loading, standing, study
+from sharpjax.report import record
+from sharpjax.runs import console, loading, standing, study
 from sharpjax.runs.standing import UNREGISTERED
 from sharpjax.schema import Config
 from sharpjax.train import planning
@@ -209,7 +209,8 @@ def _named(path: pathlib.Path) -> str:
 
 def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
     """What the seeds can see, and what can never come out."""
-    say(as_text(power_table(rows, f"what {len(asked.seeds)} seeds can see")))
+    shown = record.power_table(rows, f"what {len(asked.seeds)} seeds can see")
+    say(console.as_text(console.table(shown.compact("Warning"))))
     for row in rows:
         if row.get("warning"):
             say(f"warning: {row['hypothesis']}: {row['contrast']}: {row['warning']}")

@@ -2,22 +2,22 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
-from sharpjax.report.content import Content, commands_for, make
-from sharpjax.report.overview import Run
-from sharpjax.report.pages import overview_pages, pages
-from sharpjax.runs import conclude, evidence, read, standing, verify
+from sharpjax.report import describe, overview
+from sharpjax.report.content import Command, Content, make
+from sharpjax.runs import conclude, evidence, export, listing, read, standing, verify
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import study_of
 
-# What one page may embed; figures that are larger stay beside it.
-MAX_FIGURES, MAX_FIGURE_BYTES = 50, 2**24
+# What one page may embed; figures that are larger stay beside it, and so do rows.
+MAX_FIGURES, MAX_FIGURE_BYTES, MAX_CSV_BYTES = 50, 2**24, 2**19
 PAGE = "report.html"
 
 Say = Callable[[str], None]
@@ -37,22 +37,24 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
     config_file = _config_file(processes)
     later = (row for path in read.exploratory(folder.path) for row in workdir.rows_in(path))
     return make(
-        title=config_file or folder.study,
+        title=_title(folder.study),
+        source=config_file,
         config=folder.config,
         judgements=(*conclusion.judgements, *conclusion.exploratory),
-        rows=rows,
+        results=rows,
         arms=arms,
         registration=there,
-        later_rows=later,
+        later_results=later,
         tables=study_of(folder.study).tables(rows) if folder.study in catalog.STUDIES else (),
         figures=_figures(folder.path),
-        captions={k: v for k, v in folder.table(read.CAPTIONS).items() if isinstance(v, str)},
+        rows=csv if len(csv := export.as_csv(rows)) <= MAX_CSV_BYTES else None,
+        captions=folder.table(read.CAPTIONS),
         warnings=(*shown.failures, *(shown.caveats if there else ())),
         funnel=conclusion.funnel,
         amendments=standing.amended(folder.path),
-        environment=folder.tables(workdir.ENVIRONMENT),
-        processes=processes,
-        manifest=folder.manifest,
+        environment=tuple(folder.tables(workdir.ENVIRONMENT)),
+        processes=tuple(processes),
+        manifest=folder.manifest or {},
         commands=commands_for(
             config_file or "CONFIG",
             folder.table(workdir.OVERRIDES),
@@ -60,6 +62,38 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
             is_registered=there is not None,
             commit=folder.commit,
         ),
+    )
+
+
+def commands_for(
+    config: str,
+    overrides: Mapping[str, Any],
+    *,
+    folder: str,
+    is_registered: bool = False,
+    commit: str = "",
+) -> tuple[Command, ...]:
+    """The lines that make the run again and check it.
+
+    >>> commands_for("configs/sam_cifar.py:quick", {"optim.rho": 0.1}, folder="runs/a")[0].line
+    'python launch.py --config=configs/sam_cifar.py:quick --config.optim.rho=0.1'
+    """
+    flags = [f"--config={config}"]
+    flags += [f"--config.{name}={value}" for name, value in overrides.items()]
+    launch = shlex.join(["python", "launch.py", *flags])
+    studies = "python -m sharpjax.studies"
+    first = [Command("Run it again, in a new folder", launch)]
+    if is_registered:
+        first.insert(0, Command("Register it: seals what is asked", f"{launch} --register"))
+    if commit:
+        first.insert(0, Command("The code as it was", shlex.join(["git", "checkout", commit])))
+    path = shlex.quote(folder)
+    return (
+        *first,
+        Command("Check every byte of this run", f"{studies} verify {path}"),
+        Command("Train some steps anew and compare them", f"{studies} replay {path}"),
+        Command("Make this report again", f"{studies} report {path}"),
+        Command("All results as CSV", f"{studies} export --format=csv {path}"),
     )
 
 
@@ -83,7 +117,7 @@ def write(folder: epath.Path, *, where: str = "", leased: bool = False) -> None:
         raise UserError(f"'{folder}' is not finished; the same command goes on with it.")
     if (reason := workdir.broken(folder)) is not None:
         raise UserError(f"'{folder}' is damaged: {reason}.")
-    workdir.replace_reports(folder, pages(content_of(run, where=where)), leased=leased)
+    workdir.replace_reports(folder, describe.pages(content_of(run, where=where)), leased=leased)
 
 
 def report(folders: Sequence[str], output: str | None, say: Say) -> None:
@@ -108,23 +142,54 @@ def report(folders: Sequence[str], output: str | None, say: Say) -> None:
     if not output and any(path.parent != target for path in paths):
         raise UserError("report: the runs lie in several folders; name one by --output.")
     listed = [
-        Run(path.name, content_of(run, where=name), _link(path, target))
+        overview.Run(path.name, content_of(run, where=name), _first_of(path, target, [PAGE]))
         for name, run, path in zip(folders, runs, paths, strict=True)
     ]
     try:
-        for name, content in overview_pages(catalog.resolve(catalog.PAPERS), listed).items():
+        made = overview.pages(catalog.resolve(catalog.PAPERS), listed)
+        for name, content in zip(("overview.html", "overview.md"), made, strict=True):
             workdir.publish(target / name, content)
     except OSError as error:
         raise UserError(f"'{target}' cannot be written: {error.strerror}.") from error
     say(f"{target / 'overview.html'}")
 
 
-def _link(path: epath.Path, target: epath.Path) -> str:
-    """Where a page in `target` finds the report of a run; '': nowhere."""
-    page = path / PAGE
-    if not page.exists() or "://" in f"{os.fspath(path)}{os.fspath(target)}":
+def index(folder: str, say: Say) -> None:
+    """List the runs in a folder: `README.md` and `index.html`, with all that can be read of each.
+
+    Raises:
+        UserError: there is no such folder, or nothing can be written there.
+    """
+    target = epath.Path(os.path.abspath(folder))
+    if not target.is_dir():
+        raise UserError(f"'{folder}' is no folder; name one that holds folders of runs.")
+    runs = []
+    for path in sorted(target.iterdir())[: listing.MAX_RUNS]:
+        if path.is_dir():
+            where = f"{folder.rstrip('/')}/{path.name}"
+            try:
+                content, problem = content_of(read.read(where), where=where), ""
+            except UserError as error:
+                content, problem = None, str(error)
+                say(f"{where}: cannot be read: {problem}")
+            link = _first_of(path, target, (PAGE, "report.md", "README.md"))
+            rows = _first_of(path, target, (workdir.RESULTS,))
+            runs.append(overview.Run(path.name, content, link, rows, problem))
+    try:
+        made = overview.pages(catalog.resolve(catalog.PAPERS), runs)
+        for name, content in zip(("index.html", "README.md"), made, strict=True):
+            workdir.publish(target / name, content)
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be written: {error.strerror}.") from error
+    say(f"{target / 'README.md'}: {len(runs)} runs")
+
+
+def _first_of(path: epath.Path, target: epath.Path, names: Sequence[str]) -> str:
+    """Where a page in `target` finds the first of some files of a run; '': nowhere."""
+    there = next((path / name for name in names if (path / name).exists()), None)
+    if there is None or "://" in f"{os.fspath(path)}{os.fspath(target)}":
         return ""
-    return pathlib.Path(os.path.relpath(page, target)).as_posix()
+    return pathlib.Path(os.path.relpath(there, target)).as_posix()
 
 
 def _figures(folder: epath.Path) -> dict[str, bytes]:
@@ -133,6 +198,11 @@ def _figures(folder: epath.Path) -> dict[str, bytes]:
         path.name.removesuffix(".png"): workdir.read_bytes(path, most=MAX_FIGURE_BYTES)
         for path in paths[:MAX_FIGURES]
     }
+
+
+def _title(study: str) -> str:
+    """What a study asks, in the words of its package."""
+    return listing.says_of(study) if study in catalog.STUDIES else study
 
 
 def _config_file(processes: list[dict[str, Any]]) -> str:

@@ -11,8 +11,9 @@ from rich.console import Console
 from sharpjax import data, tree, workdir
 from sharpjax.driver import interrupt
 from sharpjax.driver.progress import Progress, duration
-from sharpjax.report.console import print_table, study_table, verdict_table
 from sharpjax.runs import conclude, draw, evidence, loading, models, read, record, report, standing
+from sharpjax.runs.console import print_table, verdict_table
+from sharpjax.runs.console import table as drawn
 from sharpjax.runs.models import Model
 from sharpjax.runs.study import Arrays, code_of, study_of
 from sharpjax.schema import Config
@@ -35,7 +36,7 @@ def run(config: Config, plan: Plan, folder: workdir.Run) -> None:
     wide = Console(width=None if console.is_terminal else 140, highlight=False)
     tables = study_of(config.study).tables(rows)
     for table in tables:
-        wide.print(study_table(table))
+        wide.print(drawn(table))
     if not tables:
         print_table(rows)
     _print_verdicts(config, folder)

@@ -176,6 +176,12 @@ def _report(folder: Sequence[str], output: str | None) -> None:
     report.report(folder, output, _say)
 
 
+def _index(folder: str) -> None:
+    from sharpjax.runs import report
+
+    report.index(folder, _say)
+
+
 def _count(text: str) -> int | None:
     if text == "all":
         return None
@@ -221,6 +227,18 @@ COMMANDS = {
         _report,
         "make the report of a run again; of several, one overview",
         (_FOLDERS, _argument("--output", help="a folder for the overview of several runs")),
+    ),
+    "index": Command(
+        _index,
+        "list the runs in a folder, and what became of every hypothesis: README.md, index.html",
+        (
+            _argument(
+                "folder",
+                nargs="?",
+                default="docs/results",
+                help="folder of runs; default: docs/results",
+            ),
+        ),
     ),
     "verify": Command(_verify, "compare every byte with what was sealed", (_FOLDERS,)),
     "replay": Command(

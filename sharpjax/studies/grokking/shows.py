@@ -82,6 +82,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
             f"{name}. Training accuracy (dashed) and test accuracy against epochs: a line for "
             f"each seed, to its own end, and their mean; {n_of(seeds)}.",
             lambda arms=tuple(seeds): _accuracy(arms, arrays),
+            ("grok/epochs", paper3.EPOCH.metric, paper3.ACCURACY.metric),
         )
         if panels := _measures([row for row in rows if row["arm"] in seeds]):
             yield Figure(
@@ -89,6 +90,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 f"{name}. Curvature and sharpness against epochs: a line for each seed, and their "
                 f"mean where all are there; {n_of(seeds)}.",
                 lambda panels=panels: plots.lines(panels, xlabel="epoch", log=True, mean="all"),
+                tuple(filter(None, (first_set(rows, quantity) for quantity in MEASURES))),
             )
 
 

@@ -18,6 +18,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
             "Training loss and test accuracy against steps: a thin line for each seed, their mean "
             f"and its standard error; {n_of(accuracy)}.",
             lambda: plots.lines(panels, xlabel="step", band=True),
+            ("test/accuracy",),
         )
     if products := _stability(rows):
         panel = Panel(
@@ -28,6 +29,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
             "Learning rate times the largest eigenvalue of the Hessian against steps, and 2: a "
             f"thin line for each seed, their mean and its standard error; {n_of(products)}.",
             lambda: plots.lines([panel], xlabel="step", band=True),
+            tuple(filter(None, [first_set(rows, "hessian/lambda_1")])),
         )
     ends = last_of(rows, "test/accuracy")
     beside = [
@@ -44,6 +46,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
             "Adaptive sharpness and the largest eigenvalue of the Hessian against test accuracy: "
             f"a point for each seed; {n_of(ends)}.",
             lambda: plots.scatter(beside),
+            tuple(filter(None, [first_set(rows, "adaptive_sharpness")])),
         )
 
 

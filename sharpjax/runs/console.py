@@ -3,8 +3,9 @@
 import math
 import re
 import statistics
+import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,12 +15,12 @@ from rich.table import Table
 
 from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.protocol.summary import Summary, grid, summarize_last
-from sharpjax.report import content, words
+from sharpjax.report import blocks, words
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
 # Of a metric with more coordinates than this none is listed.
 _MOST_COORDINATES = 12
-_BETWEEN = 3  # characters between the texts of two columns
+_HEAD = 10  # letters in a line of a head over numbers
 
 Cells = Mapping[str, Mapping[str, str]]  # by line, by column
 
@@ -32,10 +33,9 @@ def print_table(
 ) -> None:
     """Print mean, standard error and n of every metric and arm, each at its last step.
 
-    A line for each metric where two tables are enough for the arms; else a line for each arm, and
-    as many tables as the metrics take. Metrics of further measurement sets are not listed one by
-    one: a second table gives, for each quantity, the spread of the mean over seeds among the
-    disjoint sets.
+    A column for each arm where they fit, else a line. Metrics of further measurement sets are not
+    listed one by one: a second table gives, for each quantity, the spread of the mean over seeds
+    among the disjoint sets.
 
     Args:
         arms: their order; those that it does not name follow as they appear in the rows.
@@ -63,62 +63,27 @@ def print_table(
     _print_spread(found, table.arms, console)
 
 
-def study_table(shown: content.Table) -> Table:
-    """A study's own table for a terminal."""
-    table = Table(title=shown.caption, title_justify="left")
-    for number, column in enumerate(shown.columns):
-        table.add_column(column, no_wrap=True, justify="right" if number else "left")
+def table(shown: blocks.Table) -> Table:
+    """A table of a page for a terminal."""
+    drawn = Table(title=escape(shown.caption), title_justify="left")
+    for name, kind in shown.heads():
+        justify = "right" if kind == "number" else "left"
+        kept = kind in ("name", "number", "id")
+        ratio = {"claim": 2, "words": 3}.get(kind)
+        head = escape(textwrap.fill(name, _HEAD) if kind == "number" else name)
+        drawn.add_column(head, no_wrap=kept, justify=justify, overflow="fold", ratio=ratio)
     for row in shown.rows:
-        table.add_row(*map(escape, row))
-    return table
+        drawn.add_row(*(escape(blocks.plain(cell)) for cell in row))
+    return drawn
 
 
 def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
     """One line for each hypothesis: what was claimed, and what it came to."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("hypothesis", no_wrap=True)
-    table.add_column("claim", ratio=2)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("reason", ratio=3)
-    for j in judgements:
-        table.add_row(*map(escape, (j.hypothesis.id, j.hypothesis.claim, j.verdict, j.reason)))
-    return table
-
-
-def power_table(rows: Iterable[Mapping[str, Any]], title: str) -> Table:
-    """What a registration says of each contrast's power, a line each."""
-    table = Table(title=title, title_justify="left")
-    for name in ("hypothesis", "contrast"):
-        table.add_column(name, overflow="fold")
-    for name in (
-        *("n", "alpha", "smallest p", "power\nat 1 sd", "seen with\npower 0.8"),
-        *("power at\nmargin", "equivalent:\nchance, needs"),
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        detectable, cluster = row.get("detectable"), row.get("cluster") or 1
-        table.add_row(
-            *(str(row.get(name, "")) for name in ("hypothesis", "contrast")),
-            ", ".join(map(str, row.get("n", ()))) + (f" of {cluster}" if cluster > 1 else ""),
-            *(_number(row.get(name)) for name in ("alpha", "smallest_p")),
-            _number((row.get("power") or {}).get("1.0")),
-            "-" if detectable is None else f"{_number(detectable)} sd",
-            _number(row.get("power_at_margin")),
-            _equivalent(row),
-        )
-    return table
-
-
-def _equivalent(row: Mapping[str, Any]) -> str:
-    """The chance of it, and how many units it needs."""
-    if not isinstance(chance := row.get("equivalent"), int | float):
-        return "-"
-    likely = row.get("equivalent_likely")
-    return f"{chance:.2g}, n = {likely:,}" if likely else f"{chance:.2g}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else "-"
+    columns = [blocks.Column(*pair) for pair in (
+        ("hypothesis", "id"), ("claim", "claim"), ("verdict", "id"), ("reason", "words")
+    )]  # fmt: skip
+    rows = [(j.hypothesis.id, j.hypothesis.claim, j.verdict, j.reason) for j in judgements]
+    return table(blocks.Table(title, columns, rows))
 
 
 def parameter_table(shapes: Mapping[str, tuple[int, ...]], most: int = 30) -> Table:
@@ -187,52 +152,24 @@ def _print_spread(summaries: Iterable[Summary], arms: Sequence[str], console: Co
 
 
 def _print(title: str, corner: str, cells: Cells, arms: Sequence[str], console: Console) -> None:
-    """Lines as they are where two tables are enough; else turned over, a few to each table."""
-    columns = [arm for arm in arms if any(arm in line for line in cells.values())]
-    blocks = list(_blocks(cells, columns, {arm: arm for arm in columns}, console.width))
-    if len(blocks) > 2:
-        corner, turned = "arm", {arm: {} for arm in columns}
+    """Names by arms where that fits; else a line for each name and arm."""
+    arms = [arm for arm in arms if any(arm in line for line in cells.values())]
+    drawn = _grid(corner, arms)
+    for name, line in cells.items():
+        drawn.add_row(*map(escape, (name, *(line.get(arm, "") for arm in arms))))
+    unbounded = console.options.update(max_width=10_000)
+    if console.measure(drawn, options=unbounded).maximum > console.width:
+        drawn = _grid(f"{corner}, arm", [""])
         for name, line in cells.items():
-            for arm, text in line.items():
-                turned[arm][name] = text
-        heads = {name: _head(name, line.values()) for name, line in cells.items()}
-        cells, blocks = turned, list(_blocks(turned, list(heads), heads, console.width))
+            drawn.add_row(escape(name))
+            for arm in (arm for arm in arms if arm in line):
+                drawn.add_row(*map(escape, (f"  {arm}", line[arm])))
     console.print(title, style="italic", markup=False)
-    for block in blocks:
-        table = Table()
-        table.add_column(corner, no_wrap=True)
-        for head in block.values():
-            table.add_column(escape(head), justify="right", no_wrap=True)
-        for name, line in cells.items():
-            if not block.keys().isdisjoint(line):  # arms with coordinates of their own have others
-                table.add_row(*map(escape, (name, *(line.get(column, "") for column in block))))
-        console.print(table)
+    console.print(drawn)
 
 
-def _blocks(
-    cells: Cells, columns: Sequence[str], heads: Mapping[str, str], width: int
-) -> Iterator[dict[str, str]]:
-    """The columns and their heads, as many at a time as fit beside the names of the lines."""
-    left = max(map(len, cells), default=0) + _BETWEEN + 1
-    block, used = {}, left
-    for column in columns:
-        texts = (*heads[column].split("\n"), *(line.get(column, "") for line in cells.values()))
-        wide = max(map(len, texts)) + _BETWEEN
-        if block and used + wide > width:
-            yield block
-            block, used = {}, left
-        block[column] = heads[column]
-        used += wide
-    yield block
-
-
-def _head(name: str, texts: Iterable[str]) -> str:
-    """A name as `train[:64]/hessian/trace` on several lines, as wide as what stands below it."""
-    parts = re.split(r"(?<=/)| (?={)", name)
-    width = max(map(len, (*parts, *texts)))
-    lines = [""]
-    for part in parts:
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
+def _grid(corner: str, heads: Sequence[str]) -> Table:
+    drawn = Table(show_edge=False, padding=(0, 1))
+    for i, head in enumerate((corner, *heads)):
+        drawn.add_column(escape(head), justify="right" if i else "left", overflow="fold")
+    return drawn

@@ -1,0 +1,204 @@
+"""What was asked and what came of it: the table of verdicts, and the evidence for each."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from sharpjax.protocol.claims import Hypothesis
+from sharpjax.protocol.judging.verdicts import Judgement
+from sharpjax.report import blocks, evidence, marks, words
+from sharpjax.report.blocks import Block, Cell, Column, Span, Text
+from sharpjax.report.evidence import Evidence
+
+# More than this many contrasts are folded away below their table.
+_MOST_OPEN = 3
+_MOST_DRAWN = 40
+_MOST_VALUES = 200
+
+
+def verdict(word: str, *, exploratory: bool = False) -> Text:
+    """The word, and whether it was asked for only after the data were seen."""
+    badge = Span(word, "verdict" if word in words.VERDICTS else "strong")
+    return (badge, " ", Span("exploratory", "tag")) if exploratory else badge
+
+
+_NUMBERS = (
+    Column("Estimate [interval]", "estimate"), Column("In the source", "words"),
+    Column("p", "number"), Column("n", "number"),
+)  # fmt: skip
+
+
+def table(
+    judgements: Sequence[tuple[str, Judgement]], caption: str, *, exploratory: bool
+) -> blocks.Table:
+    """One line for every hypothesis, linked to the section of its id."""
+    columns = (Column("Id", "id"), Column("Verdict"), Column("Claim", "claim"), *_NUMBERS,
+               Column("Why", "words"))  # fmt: skip
+    rows = []
+    for ident, judgement in judgements:
+        asked, e = judgement.hypothesis, _only(judgement)
+        rows.append(
+            [
+                Cell(Span(asked.id, "link", f"#{ident}"), asked.id),
+                Cell(verdict(judgement.verdict, exploratory=exploratory), judgement.verdict),
+                asked.claim,
+                *(_numbers(e) if e else (_parts(judgement), "", Cell("", math.nan), "")),
+                judgement.reason if judgement.verdict == "not run" else "",
+            ]
+        )
+    return blocks.Table(caption, columns, rows, sortable=True).compact()
+
+
+def _numbers(e: Evidence) -> tuple[Cell, str, Cell, str]:
+    """Of one contrast, in the columns `_NUMBERS`."""
+    p, number = e.p
+    if e.drawn is None:
+        return Cell("", math.nan), e.reported, Cell(p, number), e.units
+    own, others = e.drawn, e.effect
+    if e.finding.difference is not None and e.difference is not None:
+        own, others = e.difference, f"difference of means; {e.effect} {e.estimate}"
+    text = (words.estimate(*own[:3]), " ", Span(others, "minor"))
+    return Cell(text, own.effect), e.reported, Cell(p, number), e.units
+
+
+def _parts(judgement: Judgement) -> Cell:
+    parts = judgement.parts or [f.verdict for f in judgement.findings if not f.refuting]
+    text = f"{words.many(len(parts), 'part')}: {words.counts(parts)}" if parts else ""
+    return Cell(Span(text, "minor"), math.nan)
+
+
+def estimate(judgement: Judgement) -> str:
+    """Of its one contrast; '' where there are several, or none was measured."""
+    e = _only(judgement)
+    return e.estimate if e and e.drawn else ""
+
+
+def _only(judgement: Judgement) -> Evidence | None:
+    """The evidence of its one contrast; None where it has several, or none."""
+    findings = [finding for finding in judgement.findings if not finding.refuting]
+    return evidence.evidence(findings[0]) if len(findings) == 1 else None
+
+
+def section(
+    judgement: Judgement,
+    ident: str,
+    *,
+    exploratory: bool,
+    planned: str = "",
+    pictures: Sequence[blocks.Picture] = (),
+) -> blocks.Section:
+    """Of one hypothesis: its claim, the verdict, all that it rests on, and what shows it."""
+    asked, found = judgement.hypothesis, evidence.of(judgement)
+    several = len(found) > 1
+    contrasts: list[Block] = [
+        _contrast(e, asked, several=several, exploratory=exploratory)
+        for e in found
+        if not several or e.groups
+    ]
+    if len(contrasts) > _MOST_OPEN:
+        summary = f"Estimates and points of {len(contrasts)} contrasts"
+        contrasts = [blocks.Folded(summary, contrasts)]
+    inside = (
+        blocks.Paragraph(
+            (verdict(judgement.verdict, exploratory=exploratory), f": {judgement.reason}")
+        ),
+        blocks.Facts([*evidence.asked(asked, found), ("Planned", planned)]),
+        _contrasts(found) if several else None,
+        *contrasts,
+        blocks.Group(pictures, "pictures"),
+    )
+    return blocks.Section(f"{asked.id} {asked.claim}", inside, ident, "hypothesis")
+
+
+def forests(judgements: Sequence[Judgement]) -> Block | None:
+    """Every contrast that was measured: a plot for each effect, and for each metric that gives it
+    its unit."""
+    panels: dict[str, list[marks.Line]] = {}
+    for judgement in judgements:
+        for e in evidence.of(judgement):
+            if e.drawn is not None and math.isfinite(e.drawn.effect):
+                of = e.effect if e.is_standardised else f"{e.effect} of {e.quantity}"
+                label = f"{judgement.hypothesis.id} {e.comparison}"
+                panels.setdefault(of, []).append(marks.Line(e.drawn, label, e.finding.verdict))
+    count = sum(map(len, panels.values()))
+    if count < 2:
+        return None
+    drawn = blocks.Group([_forest(name, lines) for name, lines in panels.items()], "drawings")
+    title = f"All {count} contrasts, by effect"
+    return drawn if count <= _MOST_DRAWN else blocks.Folded(title, [drawn])
+
+
+def _forest(name: str, lines: Sequence[marks.Line]) -> blocks.Drawing:
+    caption = name[:1].upper() + name[1:]
+    if any(not math.isnan(line.interval.low) for line in lines):
+        caption += " with its interval" if len(lines) == 1 else " with intervals"
+    if any(line.interval.margin for line in lines):
+        caption += "; shaded: smaller than the smallest effect of interest"
+    return blocks.Drawing(caption, marks.forest(lines, title=name), marks.characters(lines))
+
+
+def _contrasts(found: Sequence[Evidence]) -> blocks.Table:
+    columns = (
+        Column("Contrast", "name"),
+        Column("Verdict"),
+        Column("Quantity", "words"),
+        *_NUMBERS,
+    )
+    rows = [
+        [e.title, Cell(verdict(e.finding.verdict), e.finding.verdict), e.quantity, *_numbers(e)]
+        for e in found
+    ]
+    shown = blocks.Table("Its contrasts", columns, rows, sortable=True)
+    if len({e.quantity for e in found}) > 1:
+        return shown.compact()
+    return shown.compact("Quantity")._replace(caption=f"Its contrasts, of {found[0].quantity}")
+
+
+def _contrast(e: Evidence, asked: Hypothesis, *, several: bool, exploratory: bool) -> Block:
+    finding = e.finding
+    inside = (
+        blocks.Paragraph(
+            (verdict(finding.verdict, exploratory=exploratory), f": {finding.reason}")
+            if several
+            else Span(e.title)
+        ),
+        blocks.Paragraph(f"{e.quantity}; {e.test}", "note"),
+        blocks.Group(list(_drawings(e)), "drawings"),
+        blocks.Facts(list(evidence.numbers(e, asked)), "numbers"),
+        _values(e),
+    )
+    return blocks.Section(e.title, inside) if several else blocks.Group(inside, "contrast")
+
+
+def _drawings(e: Evidence) -> Iterator[blocks.Drawing]:
+    if e.drawn is not None and math.isfinite(e.drawn.effect):
+        yield _forest(e.effect, [marks.Line(e.drawn)])
+    if not e.groups:
+        return
+    title = f"Points: {e.title}"
+    if e.kind == "correlation" and len(e.groups) == 2:
+        caption = f"Each {e.unit} a point"
+        if (every := marks.one_in(len(e.groups[0][1]))) > 1:
+            caption += f"; one in {every} is drawn"
+        yield blocks.Drawing(caption, marks.scatter(*e.groups, title=title))
+        return
+    paired = e.kind in ("paired", "many-paired")
+    seen = e.finding.samples.seen if e.finding.samples else None
+    if max(len(values) for _, values in e.groups) > marks.MOST_POINTS:
+        caption = "Share of ones, or range, quartiles and median; bar: mean"
+    else:
+        lines = f"; lines join the same {e.unit}" if paired else ""
+        hollow = "; hollow: the event was not seen by then" if seen is not None else ""
+        caption = f"Each {e.unit} a point{lines}{hollow}; bar: mean"
+    drawn = marks.points(e.groups, title=title, paired=paired, seen=seen)
+    yield blocks.Drawing(caption, drawn)
+
+
+def _values(e: Evidence) -> Block | None:
+    """The raw numbers, for those who want them exactly."""
+    pairs = [
+        (f"Points of {name}", ", ".join(words.number(float(v), 6) for v in values))
+        if len(values) <= _MOST_VALUES
+        else (f"Points of {name}", marks.in_words(name, values))
+        for name, values in e.groups
+    ]
+    return blocks.Folded("The points as numbers", [blocks.Facts(pairs)]) if pairs else None
