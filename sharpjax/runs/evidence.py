@@ -82,7 +82,9 @@ def _order(run: Folder, there: Registration) -> Iterator[str]:
 def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]:
     """One registration from the start, and that of the repository where it holds one."""
     for number, process in enumerate(run.tables(workdir.PROCESSES), 1):
-        if (seal := process.get("registration")) != there.seal:
+        if "registration" not in process:
+            yield f"Process {number} does not say under which registration it ran."
+        elif (seal := process["registration"]) != there.seal:
             what = f"the registration with seal {seal[:12]}" if isinstance(seal, str) else "none"
             yield (
                 f"Process {number} ran under {what}, and the registration here has seal "
@@ -138,7 +140,7 @@ def _journal(run: Folder) -> Iterator[str]:
         if name.startswith(f"{workdir.ARRAYS}/")
     }
     if not entries:
-        if sums:
+        if sums or run.manifest is not None:
             yield f"It has no {journal.NAME}: which process wrote which rows is not recorded."
         return
     yield from (f"{line}." for line in journal.differences(entries, sums))
