@@ -58,6 +58,14 @@ def test_name_is_that_of_the_function(name):
     assert list(inspect.signature(function).parameters) == ["question"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_a_correlation_over_arms_is_about(name):
+    about = TESTS[name].about
+    assert bool(about) == (TESTS[name].kind == "correlation")
+    if about:
+        assert ("new seeds of these arms" in about) == (name != "spearman-over-arms")
+
+
 def test_a_test_that_is_not_there():
     with pytest.raises(UserError, match="unknown test 'welsh'.*welch"):
         run("welsh", samples("welch"), alternative="greater")

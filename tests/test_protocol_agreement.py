@@ -15,7 +15,7 @@ NAMES = sorted(set(TESTS) - {"identical", "kruskal-wallis", "friedman"})
 # Whose p against their own null is of another kind than the interval: by permutation, or exact.
 OTHER_WAYS = {
     *("wilcoxon", "mann-whitney", "auc", "spearman", "kendall", "pearson", "fit-error"),
-    *("log-rank", "jonckheere", "page"),
+    *("spearman-over-arms", "log-rank", "jonckheere", "page"),
 }
 # Whose floor depends on the null, and whose p has none as soon as there is spread.
 OWN_FLOOR = ("binomial", "auc")
@@ -40,7 +40,7 @@ def values(generator, n):
 
 def drawn(generator, name, most=7):
     """Small samples of the test's kind, constant and tied ones and clusters among them."""
-    entry, seen, clusters = TESTS[name], None, None
+    entry, seen, clusters, arms = TESTS[name], None, None, None
     least, largest = entry.groups
     count = int(generator.integers(least, min(largest, 4) + 1))
     n = int(generator.integers(2, most))
@@ -52,13 +52,15 @@ def drawn(generator, name, most=7):
         groups = [values(generator, n) for _ in range(count)]
         if generator.random() < 0.3:
             clusters = np.arange(n) // 2
+        if generator.random() < 0.3:
+            arms = np.arange(n) % 3
     else:
         groups = [values(generator, int(generator.integers(2, most))) for _ in range(count)]
     if entry.kind == "times":
         groups = [np.abs(group) for group in groups]
         share = generator.choice([0.0, 0.6, 1.0])
         seen = tuple(generator.random(group.size) < share for group in groups)
-    return Samples(tuple(groups), seen, clusters)
+    return Samples(tuple(groups), seen, clusters, arms)
 
 
 def asked(name, samples, alternative: Any = "greater", **options):

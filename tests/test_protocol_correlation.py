@@ -18,7 +18,7 @@ stats: Any = scipy.stats  # whose annotations do not know its results' fields
 
 spearman, kendall, pearson = named("spearman"), named("kendall"), named("pearson")
 fit_error, kendall_difference = named("fit-error"), named("kendall-difference")
-spearman_pooled = named("spearman-pooled")
+spearman_pooled, spearman_over_arms = named("spearman-pooled"), named("spearman-over-arms")
 TESTS = [spearman, kendall, pearson]
 SCIPY = {spearman: stats.spearmanr, kendall: stats.kendalltau, pearson: stats.pearsonr}
 COEFFICIENTS = {
@@ -401,3 +401,50 @@ def test_spearman_pooled_level():
 def test_spearman_pooled_takes_pairs_of_groups():
     with pytest.raises(UserError, match="pairs"):
         spearman_pooled(Samples((np.ones(4),) * 5), alternative="less")
+
+
+# Over arms.
+
+
+def of_arms(generator, arms=8, seeds=6, spread=2.0):
+    """Both quantities differ between arms, independently; seeds are shared by all arms."""
+    arm, seed = np.divmod(np.arange(arms * seeds), seeds)
+    sides = [
+        spread * generator.normal(size=arms)[arm]
+        + 0.5 * generator.normal(size=seeds)[seed]
+        + generator.normal(size=arm.size)
+        for _ in range(2)
+    ]
+    return Samples(tuple(sides), clusters=seed, arms=arm)
+
+
+def test_over_arms_is_spearmans_of_means():
+    samples = of_arms(np.random.default_rng(0))
+    means = [side.reshape(8, 6).mean(1) for side in samples.groups]
+    result = spearman_over_arms(samples, alternative="greater")
+    assert plain(result) == plain(spearman(pair(*means), alternative="greater"))
+    assert result.n == (8, 8) and result.min_attainable_p == shuffle.least(math.factorial(8))
+    shuffled = np.random.default_rng(1).permutation(48)
+    moved = Samples(
+        tuple(side[shuffled] for side in samples.groups),
+        clusters=samples.clusters[shuffled],
+        arms=samples.arms[shuffled],
+    )
+    assert spearman_over_arms(moved, alternative="greater").p == result.p
+    each = spearman_over_arms(pair(ERROR, ECE), alternative="less")
+    assert plain(each) == plain(spearman(pair(ERROR, ECE), alternative="less"))
+
+
+def test_over_one_arm_nothing_is_known():
+    samples = of_arms(np.random.default_rng(0), arms=1)
+    result = spearman_over_arms(samples, alternative="greater")
+    assert result.p == 1 and result.nothing and result.interval(0.95) == (-1, 1)
+    with pytest.raises(UserError, match="arms has shape"):
+        spearman(Samples(samples.groups, arms=np.zeros(2)), alternative="less")
+
+
+def test_level_over_arms():
+    """Arms drawn at random: clusters of seeds are no help, since they all have the same arms."""
+    found = rates(spearman_over_arms, of_arms)
+    assert 0.03 <= found.level <= 0.07 and 0.03 <= found.opposite <= 0.07
+    assert rates(spearman, of_arms, studies=300).level > 0.15

@@ -162,12 +162,14 @@ def infer(
     floor: float,
     *,
     log: bool = False,
+    at_least: tuple[float, float] = (0.0, 0.0),
 ) -> TestResult:
     """The result of a test: interval and p of one bootstrap distribution.
 
     Args:
         floor: the smallest one-sided p.
         log: the statistic is the logarithm of the effect.
+        at_least: one-sided p of another test, which must reject too.
     """
 
     def ends(confidence: float) -> tuple[float, float]:
@@ -176,7 +178,8 @@ def infer(
 
     wanted = math.log(question.null) if log else question.null
     effect = float(np.exp(bootstrap.estimate)) if log else bootstrap.estimate
-    return conclude(question, effect, ends, *tails(bootstrap, wanted), floor)
+    greater, less = map(max, tails(bootstrap, wanted), at_least)
+    return conclude(question, effect, ends, greater, less, floor)
 
 
 def weighted_mean(x: np.ndarray) -> Statistic:

@@ -19,7 +19,7 @@ from sharpjax.protocol.tests import (
     t_tests,
     trend,
 )
-from sharpjax.protocol.tests.question import Question, cluster_codes, vectors
+from sharpjax.protocol.tests.question import Question, cluster_codes, codes, vectors
 from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Kind = Literal[
@@ -50,6 +50,8 @@ class Test(NamedTuple):
         margin: whether it needs a smallest effect of interest; then `p` is against that.
         equivalence: whether its claim is that there is no effect as large as the margin.
         clusters: whether it can take units that come in clusters.
+        about: what its claim is about, in a sentence, where a reader could take it for more; ''
+            where it is about the groups that are named.
     """
 
     __test__ = False  # no test for pytest to collect
@@ -63,6 +65,7 @@ class Test(NamedTuple):
     margin: bool = False
     equivalence: bool = False
     clusters: bool = False
+    about: str = ""
 
 
 def _paired(function, effect: str, null: float, groups: tuple[int, int], **more) -> Test:
@@ -74,9 +77,16 @@ def _independent(function, effect: str, null: float = 0.0, **more) -> Test:
 
 
 def _correlation(function, effect: str, bounds=_RANK, null: float = 0.0, groups=(2, 2)) -> Test:
-    return Test(function, "correlation", effect, null, groups, bounds, clusters=True)
+    return Test(
+        *(function, "correlation", effect, null, groups, bounds), clusters=True, about=_THESE_ARMS
+    )
 
 
+_THESE_ARMS = (
+    "Where a seed has several units (one of each arm, or layer), the claim is about new seeds of "
+    "these arms and layers, not about other arms."
+)
+_OTHER_ARMS = "The claim is about other arms that are chosen as these were: an arm is one unit."
 _DIFFERENCE = "difference of means"
 _MEAN = "mean difference"
 _RATIO = "ratio of means"
@@ -112,6 +122,9 @@ TESTS: Mapping[str, Test] = {
         means.paired_log_ratio_difference, "many-paired", _LOGS, 0.0, (4, 4), clusters=True
     ),
     "spearman": _correlation(correlation.spearman, "Spearman's rho"),
+    "spearman-over-arms": _correlation(
+        correlation.spearman_over_arms, "Spearman's rho of the means of arms"
+    )._replace(about=_OTHER_ARMS),
     "kendall": _correlation(correlation.kendall, "Kendall's tau"),
     "pearson": _correlation(correlation.pearson, "Pearson's r"),
     "fit-error": _correlation(
@@ -217,6 +230,10 @@ def _question(
                 "cluster, or take a paired test or auc."
             )
         clusters = None
+    arms = codes("arms", samples.arms, sizes[0]) if test.kind in _ALIGNED else None
     return Question(
-        groups, alternative, null, margin, test.bounds, seed, units, clusters, samples.seen
+        *(groups, alternative, null, margin, test.bounds, seed, units),
+        clusters=clusters,
+        seen=samples.seen,
+        arms=arms,
     )

@@ -10,9 +10,10 @@ that its interval is no point.
 
 **Clusters** (layers of a seed; arms that share seeds). Units of a cluster are not exchangeable, and
 what holds between the layers, or the arms, of every seed is the very association that is asked for;
-so nothing is permuted. Clusters are drawn with all their units: interval and p are those of
-`protocol.bootstrap`. So are those of all differences of correlations: their units, or clusters,
-are drawn once for both.
+so nothing is permuted, and the claim is about new seeds of these arms, not about other arms (for
+those there is `spearman_over_arms`). Clusters are drawn with all their units: interval and p are
+those of `protocol.tests.bootstrap`. So are those of all differences of correlations: their units,
+or clusters, are drawn once for both.
 """
 
 import dataclasses
@@ -51,6 +52,22 @@ class _Coefficient(NamedTuple):
 def spearman(question: Question) -> TestResult:
     """Spearman's rank correlation of the first group with the second; null 0."""
     return _test(question, _SPEARMAN)
+
+
+def spearman_over_arms(question: Question) -> TestResult:
+    """Spearman's rho of the means of arms, each over its seeds, layers and so on; null 0.
+
+    An arm is one unit: p permutes arms, exactly up to 8 of them, and is right where arms are drawn
+    at random. `spearman` with the seeds for clusters takes the arms as given: where both quantities
+    differ between arms, independently, it rejects at .05 in .21 (by 1 standard deviation of a
+    seed) to .66 (by 3) of 2,000 simulated studies of 8 arms and 10 seeds, two-sided, and this test
+    in .046 and .048 (standard error .005). Units without arms are an arm each.
+    """
+    arms = np.arange(question.sizes[0]) if question.arms is None else question.arms
+    count = np.bincount(arms)
+    means = tuple(np.bincount(arms, weights=group) / count for group in question.groups)
+    over = dataclasses.replace(question, groups=means, units=count.size, clusters=None)
+    return _test(over, _SPEARMAN)
 
 
 def kendall(question: Question) -> TestResult:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sharpjax.protocol.tests import bootstrap
+from sharpjax.protocol.tests import bootstrap, exact, shuffle
 from sharpjax.protocol.tests.bootstrap import weighted_mean
 from sharpjax.protocol.tests.question import ONE_UNIT, Question, nothing_known
 from sharpjax.protocol.tests.result import TestResult
@@ -35,7 +35,16 @@ def mean_difference(question: Question) -> TestResult:
 
 
 def ratio_of_means(question: Question) -> TestResult:
-    """mean(a) / mean(b) of two independent groups; null 1."""
+    """mean(a) / mean(b) of two independent groups; null 1.
+
+    p is the larger of the bootstrap's and of the permutation p of Welch's t, of a / null against b.
+    The second is right where the two laws differ by a factor alone, whatever their skewness: for
+    lognormal groups of 10, 20 and 40, and 10 and 30, with log deviations of .3 to 1, a one-sided
+    test at .05 rejects in .036 to .051 of 4,000 simulated studies (standard error .0035). The
+    bootstrap alone does so in up to .079, and .12 for 10 and 30. Neither helps where the
+    skewnesses differ much: with log deviations of .3 and 1 the skewed group is found to be the
+    smaller in .14 to .15 of studies at n = 10, .11 at 20, .09 at 40.
+    """
     return _ratio(question)
 
 
@@ -90,7 +99,37 @@ def _ratio(question: Question, *, paired: bool = False, logs: bool = False) -> T
         one = log_ratio if logs else _quotient
         return _test(question, groups, lambda a, b, c, d: one(a, b) - one(c, d), paired=paired)
     of_means = log_ratio if positive[0] else _quotient
-    return _test(question, groups, of_means, paired=paired, log=positive[0])
+    return _test(question, groups, of_means, paired=paired, log=positive[0], permuted=not paired)
+
+
+def _permuted(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, float]:
+    """Tails of Welch's t over the choices of the first group's units (Janssen 1997).
+
+    t is taken as d / sqrt(s^2 + d^2), d the difference of means and s its standard error, which is
+    finite without spread.
+
+    >>> _permuted(np.array([5.0, 6.0, 7.0]), np.array([1.0, 2.0, 3.0]), 0)[0] * 20
+    1.0
+    """
+    pooled = np.concatenate((first, second))
+    pooled = pooled - pooled.mean()
+
+    def statistic(chosen: np.ndarray) -> np.ndarray:
+        sums, squares = chosen.sum(1), (chosen**2).sum(1)
+        others, their_squares = pooled.sum() - sums, (pooled**2).sum() - squares
+        difference = sums / first.size - others / second.size
+        error = _squared_error(sums, squares, first.size)
+        error += _squared_error(others, their_squares, second.size)
+        root = np.sqrt(error + difference**2)
+        return np.divide(difference, root, out=np.zeros_like(root), where=root > 0)
+
+    index, exact = shuffle.choices(pooled.size, first.size, seed)
+    observed = float(statistic(pooled[None, : first.size])[0])
+    return shuffle.tails(statistic(pooled[index]), observed, exact)
+
+
+def _squared_error(sums: np.ndarray, squares: np.ndarray, size: int) -> np.ndarray:
+    return np.maximum(squares / size - (sums / size) ** 2, 0) / (size - 1)
 
 
 def _floor(question: Question, paired: bool) -> float:
@@ -106,8 +145,14 @@ def _test(
     *,
     paired: bool = False,
     log: bool = False,
+    permuted: bool = False,
 ) -> TestResult:
-    """Resample a function of the means of groups; `log`: it is the logarithm of the effect."""
+    """Resample a function of the means of groups.
+
+    Args:
+        log: it is the logarithm of the effect.
+        permuted: as `ratio_of_means` has it.
+    """
     strata, floor = (question.units,) if paired else question.sizes, _floor(question, paired)
     if min(strata) < 2:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -120,4 +165,8 @@ def _test(
         return of_means(*(mean(c) for mean, c in zip(means, counts, strict=True)))
 
     drawn = bootstrap.bca(statistic, strata, clusters=question.clusters, seed=question.seed)
-    return bootstrap.infer(question, drawn, floor, log=log)
+    if not permuted:
+        return bootstrap.infer(question, drawn, floor, log=log)
+    at_least = _permuted(groups[0] / question.null, groups[1], question.seed)
+    least = shuffle.least(exact.arrangements(question.sizes))
+    return bootstrap.infer(question, drawn, least, log=log, at_least=at_least)

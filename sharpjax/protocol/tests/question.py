@@ -33,6 +33,7 @@ class Question:
         units: how many independent units the first group has: clusters, where there are any.
         clusters: the number 0, 1, ... of each unit's cluster; None where units are independent.
         seen: as in `Samples`.
+        arms: the number 0, 1, ... of each unit's arm; None where they were not told apart.
     """
 
     groups: tuple[np.ndarray, ...]
@@ -44,6 +45,7 @@ class Question:
     units: int
     clusters: np.ndarray | None = None
     seen: tuple[np.ndarray, ...] | None = None
+    arms: np.ndarray | None = None
 
     def reach(self, effect: float) -> tuple[float, float]:
         """All that the effect could be: the test's bounds; more where the estimate is beyond."""
@@ -156,19 +158,24 @@ def _vector(group: np.ndarray, number: int) -> np.ndarray:
     return values
 
 
-def cluster_codes(labels: np.ndarray | None, size: int) -> np.ndarray | None:
-    """Labels as numbers 0, 1, ...; None where every unit is a cluster by itself.
+def codes(what: str, labels: np.ndarray | None, size: int) -> np.ndarray | None:
+    """Labels as numbers 0, 1, ...
 
     Raises:
         UserError: there are not `size` of them.
 
-    >>> cluster_codes(np.array(["b", "a", "b"]), 3).tolist()
+    >>> codes("clusters", np.array(["b", "a", "b"]), 3).tolist()
     [1, 0, 1]
     """
     if labels is None:
         return None
     labels = np.asarray(labels)
     if labels.shape != (size,):
-        raise UserError(f"clusters has shape {labels.shape}; give {size} labels.")
-    names, codes = np.unique(labels, return_inverse=True)
-    return None if names.size == size else codes
+        raise UserError(f"{what} has shape {labels.shape}; give {size} labels.")
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def cluster_codes(labels: np.ndarray | None, size: int) -> np.ndarray | None:
+    """The same of clusters; None where every unit is one by itself."""
+    found = codes("clusters", labels, size)
+    return None if found is None or int(found.max()) + 1 == size else found

@@ -26,7 +26,8 @@ class Samples:
         seen: for times only: True where the event was seen, False where the unit was censored then.
         clusters: for units that are not independent (layers of one seed): the label of each unit's
             cluster, in every group alike.
-        arms: where a correlation runs over several arms: the arm of each unit.
+        arms: for units that several arms share out: the label of each unit's arm, in every group
+            alike.
     """
 
     groups: tuple[np.ndarray, ...]

@@ -62,13 +62,16 @@ def of_first(scores: np.ndarray, size: int, seed: int) -> tuple[float, float]:
     >>> of_first(np.array([4.0, 3.0, 2.0, 1.0]), 2, 0)[0] * 6
     1.0
     """
-    observed = float(scores[:size].sum())
-    if math.comb(scores.size, size) <= math.factorial(_ALL):
-        index, exact = _choices(scores.size, size), True
-    else:
-        index, exact = orders(scores.size, seed)
-        index = index[:, :size]
-    return tails(scores[index].sum(1), observed, exact)
+    index, exact = choices(scores.size, size, seed)
+    return tails(scores[index].sum(1), float(scores[:size].sum()), exact)
+
+
+def choices(num_units: int, size: int, seed: int) -> Orders:
+    """Which of the units are the first `size`: all choices up to 40,320, or random ones."""
+    if math.comb(num_units, size) <= math.factorial(_ALL):
+        return Orders(_choices(num_units, size), True)
+    index, exact = orders(num_units, seed)
+    return Orders(index[:, :size], exact)
 
 
 def least(num_distinct: float) -> float:
