@@ -316,9 +316,9 @@ def _vectors(
     ]
     independent = sides[0].quantity.independent
     clusters = None if independent else _clusters(units[:1] if aligned else units)
-    over, names = None, sides[0].arms
-    if kind == "correlation" and len(names) > 1:
-        over = np.array([names[unit[0]] for unit in units[0]])
+    over = None
+    if kind == "correlation":
+        over = np.array([sides[0].arms[unit[0]] for unit in units[0]])
     return Samples(tuple(arrays), seen, clusters, over)
 
 
