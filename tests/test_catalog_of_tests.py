@@ -9,7 +9,7 @@ import pytest
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import contrasts
-from sharpjax.protocol.planning import generative, simulation
+from sharpjax.protocol.planning import simulation
 from sharpjax.protocol.tests.catalog import TESTS, Kind, run
 from sharpjax.protocol.tests.result import Samples, TestResult
 
@@ -32,17 +32,7 @@ def num_groups(name):
 
 
 def samples(name, n=8, effect=0.7):
-    entry = TESTS[name]
-    sizes = (n,) * num_groups(name)
-    batch = generative.draw(
-        entry.kind,
-        effect,
-        sizes,
-        num_studies=1,
-        null=entry.null,
-        shift=simulation.shift_of(name),
-    )
-    return next(batch.samples())
+    return simulation.draw(name, effect, (n,) * num_groups(name), np.random.default_rng(0))
 
 
 def call(name, data, **options):

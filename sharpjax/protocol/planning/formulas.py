@@ -1,7 +1,7 @@
 r"""Power of tests whose law under an effect is known.
 
 Each function of `FORMULAS` takes an effect and a `Plan`, and gives the chance of rejection. Effects
-are in standard deviations, as `generative` defines them, and positive in the direction of the
+are in standard deviations, as `simulation` defines them, and positive in the direction of the
 alternative. Of tests that show the absence of an effect, "effect" is the margin in standard
 deviations, and the true effect is nought. All cost microseconds, the binomial some milliseconds.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from sharpjax.protocol.planning.generative import (
+from sharpjax.protocol.planning.simulation import (
     correlation,
     kendall_tau,
     proportion,

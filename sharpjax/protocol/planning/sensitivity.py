@@ -1,7 +1,7 @@
 """Power, number of seeds and detectable effect of any test in `protocol.tests.catalog`.
 
 By formula where `formulas` has one, else by simulation. Effects are in standard deviations, as
-`generative` defines them for each kind of test; of tests that show the absence of an effect (the
+`simulation` defines them for each kind of test; of tests that show the absence of an effect (the
 catalog's `margin`), the effect is the margin, and the truth is nought.
 """
 
@@ -13,9 +13,8 @@ import numpy as np
 from scipy import special
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.planning import generative, simulation
+from sharpjax.protocol.planning import simulation
 from sharpjax.protocol.planning.formulas import FORMULAS, Plan
-from sharpjax.protocol.planning.generative import kendall_tau, spearman_rho
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 
@@ -32,12 +31,12 @@ def method(test: str) -> str:
         return "formula"
     if test in simulation.NO_MODEL:
         return "none"
-    return f"simulation of {simulation.default_studies(test):,} studies"
+    return f"simulation of {simulation.num_studies(test):,} studies"
 
 
 def is_quick(test: str) -> bool:
     """Whether a grid of effects takes less than a second."""
-    return test in FORMULAS or simulation.default_studies(test) > 100
+    return test in FORMULAS or simulation.num_studies(test) > 100
 
 
 def _cluster(test: str, plan: Plan) -> int:
@@ -101,15 +100,13 @@ def smallest_p(test: str, plan: Plan) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _smallest_p(test: str, plan: Plan) -> float:
-    entry = simulation.lookup(test)
+    entry, rng = simulation.lookup(test), np.random.default_rng(0)
     # A proportion's own floor falls slowly where the null lies near 0 or 1.
     most = max(plan.sizes) if entry.kind == "one" else LOOKED_AT
     sizes = tuple(min(n, most) for n in plan.sizes)
-    null = entry.null if plan.null is None else plan.null
-    options = {"num_studies": 1, "null": null, "cluster": plan.cluster}
     result = catalog.run(
         test,
-        next(generative.draw(entry.kind, 0.5, sizes, **options).samples()),
+        simulation.draw(test, 0.5, sizes, rng, null=plan.null, cluster=plan.cluster),
         alternative=plan.alternative,
         margin=1.0 if entry.margin else 0.0,
         null=plan.null,
@@ -217,7 +214,7 @@ def in_units_of(test: str, effect: float, plan: Plan, *, samples: Samples | None
     if test in _DIMENSIONLESS:
         return _DIMENSIONLESS[test](sign * effect, plan)
     if test == "binomial":
-        return generative.proportion(sign * effect, 0.5 if plan.null is None else plan.null)
+        return simulation.proportion(sign * effect, 0.5 if plan.null is None else plan.null)
     entry = simulation.lookup(test)
     if samples is None or entry.kind not in ("paired", "independent"):
         return math.nan
@@ -258,7 +255,7 @@ _DIMENSIONLESS: Mapping[str, Callable[[float, Plan], float]] = {
     "mann-whitney": _cliffs_delta,
     "auc": lambda effect, plan: (1 + _cliffs_delta(effect, plan)) / 2,
     "log-rank": lambda effect, plan: math.exp(effect),
-    "spearman": lambda effect, plan: spearman_rho(effect),
-    "kendall": lambda effect, plan: kendall_tau(effect),
-    "pearson": lambda effect, plan: generative.correlation(effect),
+    "spearman": lambda effect, plan: simulation.spearman_rho(effect),
+    "kendall": lambda effect, plan: simulation.kendall_tau(effect),
+    "pearson": lambda effect, plan: simulation.correlation(effect),
 }

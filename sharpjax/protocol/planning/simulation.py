@@ -1,24 +1,40 @@
-"""The p values of simulated studies, by the registered test: the power of tests whose law no
-formula knows."""
+r"""Simulated studies with a known effect, each tested by the registered test.
+
+One model for each kind of test in `protocol.tests.catalog`, in which an effect of d is a shift of d
+standard deviations, always of the first group, upwards:
+
+    one           truth values with chance sin^2(asin sqrt(p0) + d / 2), p0 the null (Cohen's h)
+    independent   normal, standard deviation 1, the first group d higher
+    paired        the same, units correlated by 0.5, so that differences have standard deviation 1
+                  (one group: d above the null)
+    many          the means fall in equal steps over a range of d ('ratio' tests: only the first
+                  group is d higher)
+    many-paired   the same, units correlated by 0.5
+    correlation   the first and the last group bivariate normal with r = d / sqrt(d^2 + 4), which
+                  is the correlation of a difference of d with membership of two equal groups; those
+                  between are independent of both
+    times         exponential times, all seen; those of the first group exp(d) times as long
+    pairwise      (a_i + a_j) / 2 for models i, j, with a normal, standard deviation 1; d higher
+
+All means are 5 standard deviations above 0, which matters to ratios alone. Units of a cluster are
+drawn independently; what they have in common makes the power of real ones smaller.
+"""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
 
 from sharpjax.errors import unknown
-from sharpjax.protocol.planning import generative
 from sharpjax.protocol.tests import catalog
-from sharpjax.protocol.tests.result import Alternative
+from sharpjax.protocol.tests.result import Alternative, Samples
 
+LEVEL = 5.0
+PAIR_CORRELATION = 0.5
 QUICK = ("wilcoxon", "mann-whitney", "auc", "pairwise-difference", "jonckheere", "page")
 # Their data have no chance in them, or no model here says what an effect would be.
 NO_MODEL = ("identical", "kendall-difference", "spearman-pooled", "fit-error")
-
-
-def default_studies(test: str) -> int:
-    """How many are simulated: 1000 where a call takes .1 ms, else 100."""
-    return 1000 if test in QUICK else 100
 
 
 def lookup(test: str) -> catalog.Test:
@@ -32,6 +48,11 @@ def lookup(test: str) -> catalog.Test:
     return catalog.TESTS[test]
 
 
+def num_studies(test: str) -> int:
+    """How many are simulated: 1000 where a call of the test takes .1 ms, else 100."""
+    return 1000 if test in QUICK else 100
+
+
 @functools.lru_cache(maxsize=512)
 def p_values(
     test: str,
@@ -42,18 +63,14 @@ def p_values(
     margin: float | None = None,
     null: float | None = None,
     cluster: int = 1,
-    num_studies: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Simulate studies under an effect in the direction of the alternative, and test each.
 
     Args:
-        test: a name in `catalog.TESTS`.
-        effect: d of `generative`; 0 for tests that need a margin, whose claim is its absence.
+        effect: d; 0 for tests that need a margin, whose claim is its absence.
         margin: in standard deviations, for tests that need one.
-        cluster: units of each cluster, see `generative.draw`.
-        num_studies: None: `default_studies`.
-        seed: of noise and resampling.
+        seed: of noise and resampling; studies of one seed share their noise, whatever the effect.
 
     Raises:
         UserError: the test is not known, or cannot take such units.
@@ -62,22 +79,84 @@ def p_values(
     >>> float((p <= 0.05).mean()) > 0.7
     True
     """
-    entry = lookup(test)
-    batch = generative.draw(
-        entry.kind,
-        -effect if alternative == "less" else effect,
-        sizes,
-        num_studies=num_studies or default_studies(test),
-        seed=seed,
-        null=entry.null if null is None else null,
-        shift=shift_of(test),
-        cluster=cluster,
-    )
+    rng, d = np.random.default_rng(seed), -effect if alternative == "less" else effect
     options: dict[str, Any] = {"alternative": alternative, "null": null, "margin": margin or 0.0}
-    every = enumerate(batch.samples())
-    return np.array([catalog.run(test, one, seed=seed + i, **options).p for i, one in every])
+    p = []
+    for i in range(num_studies(test)):
+        samples = draw(test, d, sizes, rng, null=null, cluster=cluster)
+        p.append(catalog.run(test, samples, seed=seed + i, **options).p)
+    return np.array(p)
 
 
-def shift_of(test: str) -> generative.Shift:
-    """Which groups an effect shifts."""
-    return "first" if "ratio" in test else "steps"
+def draw(
+    test: str,
+    effect: float,
+    sizes: tuple[int, ...],
+    rng: np.random.Generator,
+    *,
+    null: float | None = None,
+    cluster: int = 1,
+) -> Samples:
+    """The samples of one study.
+
+    Args:
+        effect: d; negative for an effect of the other sign.
+        sizes: number of units in each group (of models, for 'pairwise'); of clusters.
+        null: None: the test's own.
+        cluster: units of each cluster; 1: they are independent.
+
+    >>> x, y = draw("welch", 1.0, (2000, 2000), np.random.default_rng(0)).groups
+    >>> round(float(x.mean() - y.mean()), 1)
+    1.0
+    """
+    entry, clusters = lookup(test), None
+    kind, null = entry.kind, entry.null if null is None else null
+    if cluster > 1:
+        labels = [np.repeat(np.arange(n), cluster) for n in sizes]
+        clusters = np.concatenate(labels) if kind == "independent" else labels[0]
+        sizes = tuple(n * cluster for n in sizes)
+    if kind == "one":
+        chance = proportion(effect, null)
+        return Samples(tuple((rng.random(n) < chance).astype(float) for n in sizes))
+    if kind == "times":
+        first, *others = (rng.standard_exponential(n) for n in sizes)
+        return Samples((first * math.exp(effect), *others), tuple(np.ones(n, bool) for n in sizes))
+    noise = [rng.standard_normal(n) for n in sizes]
+    if kind == "correlation":
+        r = correlation(effect)
+        mixed = r * noise[0] + math.sqrt(1 - r**2) * noise[-1]
+        return Samples((*noise[:-1], mixed), clusters=clusters)
+    if kind == "pairwise":
+        noise = [(a[:, None] + a) / 2 + np.where(np.eye(a.size), np.nan, 0.0) for a in noise]
+    if kind in ("paired", "many-paired"):
+        shared = math.sqrt(PAIR_CORRELATION) * rng.standard_normal(sizes[0])
+        noise = [shared + math.sqrt(1 - PAIR_CORRELATION) * z for z in noise]
+    level, last = (null if len(sizes) == 1 else LEVEL), max(len(sizes) - 1, 1)
+    steps = [float(i == 0) if "ratio" in test else 1 - i / last for i in range(len(sizes))]
+    shifted = [level + z + effect * step for z, step in zip(noise, steps, strict=True)]
+    return Samples(tuple(shifted), clusters=clusters)
+
+
+def proportion(effect: float, null: float) -> float:
+    """The proportion that lies Cohen's h = `effect` from `null`, kept within [0, 1].
+
+    >>> round(proportion(0.5, 0.5), 3)
+    0.74
+    """
+    angle = math.asin(math.sqrt(null)) + effect / 2
+    return math.sin(min(max(angle, 0.0), math.pi / 2)) ** 2
+
+
+def correlation(effect: float) -> float:
+    """Pearson's r of an effect of d standard deviations: d / sqrt(d^2 + 4)."""
+    return effect / math.hypot(effect, 2)
+
+
+def spearman_rho(effect: float) -> float:
+    """Spearman's rho of that law: 6 / pi asin(r / 2)."""
+    return 6 / math.pi * math.asin(correlation(effect) / 2)
+
+
+def kendall_tau(effect: float) -> float:
+    """Kendall's tau of that law: 2 / pi asin(r)."""
+    return 2 / math.pi * math.asin(correlation(effect))

@@ -12,7 +12,7 @@ import numpy as np
 
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.judging import verdicts
-from sharpjax.protocol.planning import generative, sensitivity
+from sharpjax.protocol.planning import sensitivity, simulation
 from sharpjax.protocol.tests.catalog import TESTS, run
 from sharpjax.protocol.tests.result import Samples
 
@@ -107,8 +107,8 @@ def simulate(now: Setting, seed: int) -> Outcome:
 def draw(now: Setting, seed: int) -> np.ndarray:
     """Values of all studies of one seed: [study, metric, group, unit], normal with deviation 1.
 
-    Units of paired tests correlate between the groups as in `generative`. The stream depends on the
-    seed and on the design, so that arms of one design see the same studies.
+    Units of paired tests correlate between the groups as in `planning.simulation`. The stream
+    depends on the seed and on the design, so that arms of one design see the same studies.
     """
     paired = TESTS[now.test].kind == "paired"
     design = [now.studies, now.effect, now.n, now.metrics, now.correlation, paired]
@@ -121,7 +121,7 @@ def draw(now: Setting, seed: int) -> np.ndarray:
 
     values = noise(2)
     if paired:
-        shared = generative.PAIR_CORRELATION
+        shared = simulation.PAIR_CORRELATION
         values = np.sqrt(shared) * noise(1) + np.sqrt(1 - shared) * values
     values[:, :, 0] += now.effect
     return values
