@@ -400,6 +400,20 @@ def test_power_of_clustered_correlations_by_simulation(test):
     assert 0.3 < found < 0.95
 
 
+def test_where_an_arm_is_one_unit():
+    """5! orders of 5 arms, however many seeds they have."""
+    sides, group = (LOSS, Quantity("test/gap")), "a|b|c|d|e"
+    member = Contrast(sides, (group, group), "greater", "spearman-over-arms")
+    (row,) = power.table([Hypothesis("S.1", "x", (member,))], range(30))
+    assert (row.n, row.cluster, row.rejects) == ((5, 5), 1, "alone")
+    assert row.smallest_p == pytest.approx(1 / 120)
+    rng = np.random.default_rng(0)
+    names, seeds = np.repeat(list("abcde"), 6), np.tile(np.arange(6), 5)
+    samples = Samples(tuple(rng.standard_normal((2, 30))), clusters=seeds, arms=names)
+    d = detectable_effect("spearman", Plan((5, 5), "greater"))
+    assert power.detectable(member, samples) == pytest.approx(simulation.spearman_rho(d))
+
+
 def test_a_test_that_takes_no_clusters_never_rejects():
     pooled = Contrast(LOSS, ("a|b", "c"), "less", "mann-whitney")
     (row,) = power.table([Hypothesis("S.1", "x", (pooled,))], range(6))

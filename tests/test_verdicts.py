@@ -257,6 +257,23 @@ def test_a_refuted_contrast_shows_the_p_that_refuted_it():
     assert finding(telling(0.5, scale=0.1), one(margin=1.0)).decided_by is None
 
 
+def test_a_correlation_over_arms_says_what_it_is_about():
+    """Seeds are drawn, arms are not: new seeds of these arms, unless an arm is a unit."""
+    table = [row for arm in "abcde" for row in rows(arm, NOISE[0] + ord(arm))]
+    table += [row for arm in "abcde" for row in rows(arm, NOISE[1] + ord(arm), "test/gap")]
+    sides, group = (LOSS, Quantity("test/gap")), "a|b|c|d|e"
+
+    def reason(test, group):
+        member = contrast((group, group), "greater", test, sides)
+        return decide([hypothesis(member)], table, seeds=SEEDS)[0].reason
+
+    assert "is about new seeds of these arms and layers, not about other" in reason(
+        "spearman", group
+    )
+    assert "is about other arms that are chosen as" in reason("spearman-over-arms", group)
+    assert "is about" not in reason("spearman", "a")
+
+
 def test_the_difference_in_the_units_of_the_metric():
     x, y = NOISE[0] + 4, NOISE[1]
     (judgement,) = decide([hypothesis()], rows("sam", x) + rows("sgd", y), seeds=SEEDS)

@@ -263,8 +263,8 @@ def _find(
             null = test.null if contrast.null is None else contrast.null
             why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
     shown = Interval(confidence, *result.interval(confidence))
-    doubt = _doubt(contrast, test, samples)
-    reason = f"{why} {_said(test, result, shown)}{said}{doubt}"
+    about = f" {test.about}" if test.about and _several(samples) else ""
+    reason = f"{why} {_said(test, result, shown)}{about}{said}{_doubt(contrast, test, samples)}"
     return Finding(
         contrast,
         verdict,
@@ -287,6 +287,12 @@ def _said(test: Test, result: TestResult, interval: Interval) -> str:
     if math.isnan(result.effect):
         return f"{effect}: nothing is known ({result.nothing}), n = {rules.units(result)}."
     return f"{effect} {result.effect:.4g}{words}, n = {rules.units(result)}."
+
+
+def _several(samples: Samples) -> bool:
+    """Whether seeds have several units, or a correlation runs over several arms."""
+    arms = () if samples.arms is None else np.unique(samples.arms)
+    return samples.clusters is not None or len(arms) > 1
 
 
 def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:

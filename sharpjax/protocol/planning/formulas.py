@@ -164,8 +164,10 @@ class Fisher(NamedTuple):
 
 _NORMAL = 1e9  # degrees of freedom
 # Bonett and Wright, Psychometrika 65 (2000); Fieller, Hartley and Pearson, Biometrika 44 (1957).
+_SPEARMAN = Fisher(spearman_rho, 3, lambda rho: 1 + rho**2 / 2)
 FISHER: Mapping[str, Fisher] = {
-    "spearman": Fisher(spearman_rho, 3, lambda rho: 1 + rho**2 / 2),
+    "spearman": _SPEARMAN,
+    "spearman-over-arms": _SPEARMAN,
     "kendall": Fisher(kendall_tau, 4, lambda tau: 0.437),
     "pearson": Fisher(correlation, 3, lambda r: 1.0),
 }

@@ -49,7 +49,7 @@ class Planned(NamedTuple):
     Attributes:
         hypothesis: its id; `contrast` says it in words.
         n: independent units of each group: where a seed has several that are not independent
-            (layers of one model, arms that are pooled), the seeds.
+            (layers of one model, arms that are pooled), the seeds; the arms, where those are units.
         cluster: how many units each of them has; 1: they are the units.
         alpha: what p must not exceed, where no other contrast of its family rejects.
         smallest_p: that data of these sizes, in these clusters, could give.
@@ -168,7 +168,9 @@ def detectable(
     -2.73
     """
     sizes, cluster = tuple(len(group) for group in samples.groups), 1
-    if samples.clusters is not None:
+    if contrast.test in simulation.OVER_ARMS and samples.arms is not None:
+        sizes = (len(np.unique(samples.arms)),) * len(sizes)
+    elif samples.clusters is not None:
         seeds = len(np.unique(samples.clusters))
         cluster = max(2, round(max(sizes) / seeds))
         sizes = (seeds,) * len(sizes)
@@ -263,6 +265,8 @@ def _sizes(
 ) -> tuple[tuple[int, ...], int]:
     """Independent units of each group, and how many units each of them has."""
     kind = simulation.lookup(contrast.test).kind
+    if contrast.test in simulation.OVER_ARMS:
+        return tuple(len(arms(group)) for group in contrast.groups), 1
     sizes, cluster = [], 1
     for group, quantity in zip(contrast.groups, quantities(contrast), strict=True):
         further = [key for key in quantity.over if key not in ("seed", "pair")]

@@ -256,6 +256,7 @@ _DIMENSIONLESS: Mapping[str, Callable[[float, Plan], float]] = {
     "auc": lambda effect, plan: (1 + _cliffs_delta(effect, plan)) / 2,
     "log-rank": lambda effect, plan: math.exp(effect),
     "spearman": lambda effect, plan: simulation.spearman_rho(effect),
+    "spearman-over-arms": lambda effect, plan: simulation.spearman_rho(effect),
     "kendall": lambda effect, plan: simulation.kendall_tau(effect),
     "pearson": lambda effect, plan: simulation.correlation(effect),
 }

@@ -33,6 +33,7 @@ from sharpjax.protocol.tests.result import Alternative, Samples
 LEVEL = 5.0
 PAIR_CORRELATION = 0.5
 QUICK = ("wilcoxon", "mann-whitney", "auc", "pairwise-difference", "jonckheere", "page")
+OVER_ARMS = ("spearman-over-arms",)  # an arm is one unit
 # Their data have no chance in them, or no model here says what an effect would be.
 NO_MODEL = ("identical", "kendall-difference", "spearman-pooled", "fit-error")
 
