@@ -384,7 +384,7 @@ def test_missing_seeds_end_inconclusive_however_small_p_is():
     (judgement,) = judged(telling(1e-9), hypothesis(one()), seeds=range(6))
     found = judgement.findings[0]
     assert judgement.verdict == "inconclusive"
-    assert "Fewer units than were registered: test/loss is missing in" in judgement.reason
+    assert "Fewer units than were planned: test/loss is missing in" in judgement.reason
     assert found.result is not None and found.result.p == 1e-9  # and is there to be seen
     assert math.isnan(found.adjusted_p)
     (judgement,) = judged(telling(1e-9), hypothesis(one()), seeds=None)
@@ -398,7 +398,7 @@ def test_a_diverged_seed_is_what_the_registration_said():
         for rule in ("inconclusive", "left out")
     )
     assert by_default.verdict == "inconclusive"
-    assert "registered: 1 turned non-finite in training: arm 'sgd' seed 7." in by_default.reason
+    assert "planned: 1 turned non-finite in training: arm 'sgd' seed 7." in by_default.reason
     assert by_default.findings[0].difference.estimate == pytest.approx(-4, abs=1)  # is shown
     assert stated.verdict == "supported"
     assert stated.findings[0].result.n == (7, 7)

@@ -5,7 +5,7 @@ A contrast is
     supported     its adjusted p is at most alpha, in the direction of the claim
     refuted       its adjusted p in the opposite direction is
     equivalent    neither, and the interval at confidence 1 - 2 alpha lies within null +- margin
-    inconclusive  none of these, or fewer units than were registered
+    inconclusive  none of these, or fewer units than were planned
     not run       there is nothing to test, or no way to
 
 Claims of equivalence and of non-inferiority are supported by their p, and refuted where the

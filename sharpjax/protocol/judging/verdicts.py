@@ -249,7 +249,7 @@ def _find(
         return _nothing(contrast, gap + said, samples)
     test = tests[contrast.test]
     if gap:
-        why = f"Fewer units than were registered: {gap}"
+        why = f"Fewer units than were planned: {gap}"
         ruling = rules.Ruling("inconclusive", why, 1 - rule.each)
     else:
         ruling = rules.word(contrast, test, result, adjusted, rule)

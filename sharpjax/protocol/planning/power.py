@@ -102,8 +102,9 @@ def table(
     Args:
         hypotheses: those that are `missing` something are left out.
         seeds: the registered ones.
-        units: how many values of a further coordinate (`Quantity.over`) a seed has. Of one that is
-            not named: 1 where they are independent; else 2, the fewest that are a cluster.
+        units: how many values of a further coordinate (`Quantity.over`) a seed has, at most where
+            it can lack some. Of one that is not named: 1 where they are independent; else 2, the
+            fewest that are a cluster.
 
     Cost: half a second for a rank test of new sizes, and nothing for one whose sizes came before;
     two or three seconds where a test takes milliseconds.
