@@ -541,6 +541,27 @@ def test_a_margin_that_cannot_be_met_is_said():
     assert 0 < row.equivalent < 0.5 and "has a chance of" in row.warning
 
 
+@pytest.mark.parametrize("test", ["mean", "paired-t", "wilcoxon"])
+@pytest.mark.parametrize("n", [3, 4, 5, 6])
+def test_units_that_are_too_few_for_an_interval(test, n):
+    """As the test itself has it: an interval without end lies within no margin."""
+    (samples,) = studies(test, 0.3, (n,) * max(TESTS[test].groups[0], 1), 1)
+    low, high = run(test, samples, alternative="two-sided").interval(0.9)
+    endless = max(TESTS[test].bounds[0], -1e9) >= low and high >= min(TESTS[test].bounds[1], 1e9)
+    plan = Plan(tuple(len(group) for group in samples.groups))
+    assert equivalence.are_too_few(test, plan) == endless
+    if endless and test in ("mean", "paired-t"):
+        assert equivalence.of_means(test, plan, 50.0) == 0
+
+
+def test_a_claim_of_few_units_within_a_margin_of_the_metric():
+    member = Contrast(LOSS, ("a", "b"), "two-sided", "mean", margin=0.1, within=True)
+    hypothesis = Hypothesis("S.1", "They are equal.", (member,))
+    rejects = [power.table([hypothesis], range(n))[0].rejects for n in (4, 5)]
+    assert rejects == ["never", "alone"]
+    assert "4 are too few for an interval at 0.9" in power.table([hypothesis], range(4))[0].warning
+
+
 def test_a_claim_within_a_margin_that_cannot_be_met_never_comes_out():
     sides = (LOSS, Quantity("test/gap"))
     member = Contrast(sides, ("a", "a"), "two-sided", "kendall", margin=0.3, within=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from scipy import special, stats
 
 from sharpjax.protocol.planning.formulas import FISHER, PAIRS, TWO_GROUPS, Plan, of_count, tost
-from sharpjax.protocol.planning.sensitivity import least, solve
+from sharpjax.protocol.planning.sensitivity import least, smallest_p, solve
 from sharpjax.protocol.planning.simulation import lookup
 from sharpjax.protocol.tests import rank_effects
 
@@ -60,11 +60,19 @@ def reach(test: str, plan: Plan, margin: float, power: float = 0.8) -> Reach | N
 def chance(test: str, plan: Plan, margin: float) -> float:
     """That the interval at 1 - 2 alpha lies within `margin` of the null; NaN as `reach`."""
     null = lookup(test).null if plan.null is None else plan.null
+    if test not in (*FISHER, *_RANKS, "binomial"):
+        return math.nan
+    if are_too_few(test, plan):
+        return 0.0
     if test in FISHER:
         return _fisher(test, plan, null, margin)
-    if test == "binomial":
-        return _binomial(plan, null, margin)
-    return _ranks(test, plan, null, margin) if test in _RANKS else math.nan
+    return _binomial(plan, null, margin) if test == "binomial" else _ranks(test, plan, null, margin)
+
+
+def are_too_few(test: str, plan: Plan) -> bool:
+    """Whether an interval at 1 - 2 alpha is without end: it is as wide as the floor of p says."""
+    both = plan._replace(alternative="two-sided")
+    return test != "binomial" and smallest_p(test, both) / 2 > plan.alpha
 
 
 def least_margin(test: str, plan: Plan, power: float = 0.8) -> float:
@@ -76,6 +84,8 @@ def of_means(test: str, plan: Plan, deviations: float) -> float:
     """The chance for a margin in standard deviations, of tests of means; else NaN."""
     if test not in TWO_GROUPS + PAIRS:
         return math.nan
+    if are_too_few(test, plan):
+        return 0.0
     return tost(deviations, plan, paired=test in PAIRS)
 
 

@@ -226,7 +226,10 @@ def _planned(
     try:
         floor = smallest_p(test, plan)
         if contrast.within:
-            rejects = "never" if met is not None and not met.chance else "alone"
+            few = equivalence.are_too_few(test, of_interval)
+            rejects = "never" if few or (met is not None and not met.chance) else "alone"
+            if few:
+                warnings.append(f"{sizes[0]} are too few for an interval at {1 - 2 * each:.4g}")
             powers = {d: equivalence.of_means(test, of_interval, d) for d in EFFECTS}
             effect = equivalence.least_margin(test, of_interval, POWER)
             at_margin, how = math.nan if met is None else met.chance, "formula"

@@ -95,20 +95,20 @@ def smallest_p(test: str, plan: Plan) -> float:
     >>> smallest_p("spearman", Plan((8, 8), "greater", cluster=40)) == 2**-8
     True
     """
-    return _smallest_p(test, plan._replace(alpha=0.05, cluster=min(plan.cluster, 2)))
+    # A proportion's own floor falls slowly where the null lies near 0 or 1.
+    most = max(plan.sizes) if simulation.lookup(test).kind == "one" else LOOKED_AT
+    sizes = tuple(min(n, most) for n in plan.sizes)
+    return _smallest_p(test, plan._replace(sizes=sizes, alpha=0.05, cluster=min(plan.cluster, 2)))
 
 
 @functools.lru_cache(maxsize=4096)
 def _smallest_p(test: str, plan: Plan) -> float:
-    entry, rng = simulation.lookup(test), np.random.default_rng(0)
-    # A proportion's own floor falls slowly where the null lies near 0 or 1.
-    most = max(plan.sizes) if entry.kind == "one" else LOOKED_AT
-    sizes = tuple(min(n, most) for n in plan.sizes)
+    rng, options = np.random.default_rng(0), {"null": plan.null, "cluster": plan.cluster}
     result = catalog.run(
         test,
-        simulation.draw(test, 0.5, sizes, rng, null=plan.null, cluster=plan.cluster),
+        simulation.draw(test, 0.5, plan.sizes, rng, **options),
         alternative=plan.alternative,
-        margin=1.0 if entry.margin else 0.0,
+        margin=1.0 if simulation.lookup(test).margin else 0.0,
         null=plan.null,
     )
     return result.min_attainable_p
