@@ -373,13 +373,12 @@ def _check_quantity(quantity: Quantity, test: Test) -> None:
 def _check_names(
     contrast: Contrast, known_arms: Collection[str] | None, metrics: Collection[str] | None
 ) -> None:
-    for name in (arm for group in contrast.groups for arm in arms(group)):
-        if known_arms is not None and name not in known_arms:
-            raise unknown("arm", name, known_arms)
-    for quantity in quantities(contrast):
-        for name in (quantity.metric, quantity.seen):
-            if metrics is not None and name is not None and name not in metrics:
-                raise unknown("metric", name, metrics)
+    names = [arm for group in contrast.groups for arm in arms(group)]
+    measured = [name for q in quantities(contrast) for name in (q.metric, q.seen) if name]
+    for what, given, known in (("arm", names, known_arms), ("metric", measured, metrics)):
+        for name in given:
+            if known is not None and name not in known:
+                raise unknown(what, name, known)
 
 
 def _is_number(value: Any) -> bool:

@@ -66,7 +66,7 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
     >>> power_of("wilcoxon", 9.0, Plan((5, 5)))  # its smallest p is 0.0625
     0.0
     """
-    entry = simulation.lookup(test)
+    simulation.lookup(test)
     if not 0 < plan.alpha < 1:
         raise UserError(f"power: alpha must be in (0, 1), got {plan.alpha!r}.")
     if test in simulation.NO_MODEL:
@@ -75,15 +75,8 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
         return 0.0
     if test in FORMULAS:
         return FORMULAS[test](effect, plan)
-    p = simulation.p_values(
-        test,
-        0.0 if entry.margin else effect,
-        plan.sizes,
-        alternative=plan.alternative,
-        margin=effect if entry.margin else None,
-        null=plan.null,
-        cluster=_cluster(test, plan),
-    )
+    options = {"alternative": plan.alternative, "null": plan.null, "cluster": _cluster(test, plan)}
+    p = simulation.p_values(test, effect, plan.sizes, **options)
     return float((p <= plan.alpha).mean())
 
 

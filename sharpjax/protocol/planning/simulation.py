@@ -22,7 +22,6 @@ drawn independently; what they have in common makes the power of real ones small
 
 import functools
 import math
-from typing import Any
 
 import numpy as np
 
@@ -61,7 +60,6 @@ def p_values(
     sizes: tuple[int, ...],
     *,
     alternative: Alternative = "two-sided",
-    margin: float | None = None,
     null: float | None = None,
     cluster: int = 1,
     seed: int = 0,
@@ -69,8 +67,8 @@ def p_values(
     """Simulate studies under an effect in the direction of the alternative, and test each.
 
     Args:
-        effect: d; 0 for tests that need a margin, whose claim is its absence.
-        margin: in standard deviations, for tests that need one.
+        test: one that needs no margin; those that do have formulas.
+        effect: d.
         seed: of noise and resampling; studies of one seed share their noise, whatever the effect.
 
     Raises:
@@ -81,11 +79,10 @@ def p_values(
     True
     """
     rng, d = np.random.default_rng(seed), -effect if alternative == "less" else effect
-    options: dict[str, Any] = {"alternative": alternative, "null": null, "margin": margin or 0.0}
     p = []
     for i in range(num_studies(test)):
         samples = draw(test, d, sizes, rng, null=null, cluster=cluster)
-        p.append(catalog.run(test, samples, seed=seed + i, **options).p)
+        p.append(catalog.run(test, samples, alternative=alternative, null=null, seed=seed + i).p)
     return np.array(p)
 
 
