@@ -117,7 +117,6 @@ TESTS: Mapping[str, Test] = {
     "paired-difference-of-ratios": Test(
         means.paired_difference_of_ratios, "many-paired", _RATIOS, 0.0, (4, 4), clusters=True
     ),
-    "log-ratio-difference": Test(means.log_ratio_difference, "many", _LOGS, 0.0, (4, 4)),
     "paired-log-ratio-difference": Test(
         means.paired_log_ratio_difference, "many-paired", _LOGS, 0.0, (4, 4), clusters=True
     ),

@@ -41,7 +41,6 @@ class _Coefficient(NamedTuple):
         step: between the two largest values that it can take.
     """
 
-    name: str
     of: Callable[[np.ndarray, np.ndarray], bootstrap.Statistic]
     tails: Callable[[np.ndarray, np.ndarray, int], tuple[float, float]]
     lost: int
@@ -164,11 +163,13 @@ def _test(question: Question, coefficient: _Coefficient) -> TestResult:
     floor = 1 / math.factorial(min(x.size, 100))
     if math.isnan(effect):
         return nothing_known(question, effect, association.CONSTANT, floor)
-    spread = _deviation(coefficient, effect, x, y)
-    middle = _fisher(coefficient, effect, x.size)
+    left, most = x.size - coefficient.lost, 1 - coefficient.step(x.size) / 2
+    spread = math.sqrt(coefficient.variance(effect, x, y) / left) if left > 0 else None
+    middle = math.atanh(min(max(effect, -most), most))
     if question.null == 0:
         tails = coefficient.tails(x, y, question.seed)
-        floor = max(floor, _floor(coefficient, x.size))
+        if coefficient is not _KENDALL:  # exact where there are no ties
+            floor = shuffle.least(1 / floor)
     elif spread is None:
         tails = (1.0, 1.0)
     else:
@@ -183,18 +184,6 @@ def _test(question: Question, coefficient: _Coefficient) -> TestResult:
         return low, 1.0 if effect == 1 else math.tanh(middle + reach)
 
     return conclude(question, effect, interval, *tails, floor)
-
-
-def _fisher(coefficient: _Coefficient, effect: float, num_units: int) -> float:
-    most = 1 - coefficient.step(num_units) / 2
-    return math.atanh(min(max(effect, -most), most))
-
-
-def _deviation(
-    coefficient: _Coefficient, effect: float, x: np.ndarray, y: np.ndarray
-) -> float | None:
-    left = x.size - coefficient.lost
-    return math.sqrt(coefficient.variance(effect, x, y) / left) if left > 0 else None
 
 
 def _kendall_variance(_: float, x: np.ndarray, y: np.ndarray) -> float:
@@ -212,14 +201,7 @@ def _kendall_variance(_: float, x: np.ndarray, y: np.ndarray) -> float:
     return 0.437 * tied / (2 * (2 * n + 5) / (9 * every))
 
 
-def _floor(coefficient: _Coefficient, num_units: int) -> float:
-    if coefficient is _KENDALL:  # exact where there are no ties
-        return 0.0
-    return shuffle.least(float(math.factorial(min(num_units, 100))))
-
-
 _SPEARMAN = _Coefficient(
-    "spearman",
     association.spearman,
     independence.spearman,
     lost=3,
@@ -227,7 +209,6 @@ _SPEARMAN = _Coefficient(
     step=lambda n: 12 / (n**3 - n),
 )
 _KENDALL = _Coefficient(
-    "kendall",
     association.kendall,
     independence.kendall,
     lost=4,
@@ -235,7 +216,6 @@ _KENDALL = _Coefficient(
     step=lambda n: 4 / (n * (n - 1)),
 )
 _PEARSON = _Coefficient(
-    "pearson",
     association.pearson,
     independence.pearson,
     lost=3,

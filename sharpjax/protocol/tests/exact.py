@@ -109,6 +109,16 @@ def _rank_sum(ranks: np.ndarray, size: int, statistic: int, step: int) -> Tails:
     return Tails(float(above[statistic]), float(below[statistic]))
 
 
+def mann_whitney_law(first: int, second: int) -> np.ndarray:
+    """P(U = u), u from 0 to first * second, without ties.
+
+    >>> mann_whitney_law(2, 1) * 3
+    array([1., 1., 1.])
+    """
+    few, n = min(first, second), first + second
+    return _rank_sum_counts(tuple(range(n)), few)[few * (few - 1) // 2 :] / math.comb(n, few)
+
+
 def _normal(statistic: float, mean: float, deviation: float, continuity: float) -> Tails:
     above = special.ndtr(-(statistic - mean - continuity) / deviation)
     below = special.ndtr((statistic - mean + continuity) / deviation)
@@ -127,13 +137,18 @@ def _sign_flip_tails(weights: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=64)
 def _rank_sum_tails(ranks: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
+    return _cumulate(_rank_sum_counts(ranks, size), float(math.comb(len(ranks), size)))
+
+
+def _rank_sum_counts(ranks: tuple[int, ...], size: int) -> np.ndarray:
+    """In how many ways `size` of the ranks, ascending, have each sum."""
     largest = sum(ranks[len(ranks) - size :])
     counts = np.zeros((size + 1, largest + 1))
     counts[0, 0] = 1.0
     for rank in ranks:
         # numpy evaluates the right-hand side before it adds: no rank is drawn twice.
         counts[1:, rank:] += counts[:-1, : largest + 1 - rank]
-    return _cumulate(counts[size], float(math.comb(len(ranks), size)))
+    return counts[size]
 
 
 def _cumulate(mass: np.ndarray, total: float) -> tuple[np.ndarray, np.ndarray]:

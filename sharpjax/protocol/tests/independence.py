@@ -13,10 +13,9 @@ _EXACT_KENDALL = 170
 _SHUFFLED_KENDALL = 100
 
 
-def _shuffled(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
-    """Permutation tails of sum x_i y_i."""
-    index, exact = shuffle.orders(x.size, seed)
-    return shuffle.tails(y[index] @ x, float(y @ x), exact)
+def pearson(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
+    """Tails of Pearson's r."""
+    return _shuffled(x - x.mean(), y - y.mean(), seed)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
@@ -26,13 +25,12 @@ def spearman(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
     1.0
     """
     # Twice the ranks, centred: whole numbers, so that equal sums are equal.
-    ranks = [2 * stats.rankdata(v) - (v.size + 1) for v in (x, y)]
-    return _shuffled(ranks[0], ranks[1], seed)
+    return _shuffled(*(2 * stats.rankdata(v) - (v.size + 1) for v in (x, y)), seed)
 
 
-def pearson(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
-    """Tails of Pearson's r."""
-    return _shuffled(x - x.mean(), y - y.mean(), seed)
+def _shuffled(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
+    index, exact = shuffle.orders(x.size, seed)
+    return shuffle.tails(y[index] @ x, float(y @ x), exact)
 
 
 def kendall(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:

@@ -63,11 +63,6 @@ def paired_difference_of_ratios(question: Question) -> TestResult:
     return _ratio(question, paired=True)
 
 
-def log_ratio_difference(question: Question) -> TestResult:
-    """log(mean(a) / mean(b)) - log(mean(c) / mean(d)) of four independent groups; null 0."""
-    return _ratio(question, logs=True)
-
-
 def paired_log_ratio_difference(question: Question) -> TestResult:
     """log(mean(a) / mean(b)) - log(mean(c) / mean(d)) over units that all groups share; null 0."""
     return _ratio(question, paired=True, logs=True)

@@ -1,13 +1,12 @@
 """Whether several groups differ at all: Kruskal and Wallis for independent ones, Friedman for
 paired.
 
-Both take p from permutations of the ranks (all of them for Kruskal and Wallis up to 8 units, 9,999
-random ones otherwise), since chi squared is far off for a few units (three groups of three wholly
+Both take p from permutations of the ranks (all of them where they are few, 9,999 random ones
+otherwise), since chi squared is far off for a few units (three groups of three wholly
 apart: .027, exactly .0036). Ties need no correction then. No interval is given: the effects are 0
 only if all groups are alike to the last unit, and their bootstrap intervals start above the truth.
 """
 
-import functools
 import math
 from collections import Counter
 
@@ -71,17 +70,25 @@ def friedman(question: Question) -> TestResult:
     if most == 0:
         return TestResult(0.0, _no_interval, 1.0, 1.0, least, sizes, "all values are alike")
 
-    def agreement(shuffled: np.ndarray) -> np.ndarray:
-        return (shuffled.sum(-2) ** 2).sum(-1)
+    def agreement(*groups: np.ndarray, axis: int) -> np.ndarray:
+        return np.sum([group.sum(axis) ** 2 for group in groups], axis=0)
 
-    observed = float(agreement(ranks))
+    observed = float(agreement(*ranks.T, axis=-1))
     effect = observed / most
     if ranks.size > _SHUFFLED:
         p = float(stats.chi2.sf(n * (k - 1) * effect, k - 1))
+    elif n == 1:
+        p = 1.0
     else:
-        index = _within(n, k, question.seed, shuffle.NUM_ORDERS)
-        shuffled = np.take_along_axis(ranks[None], index, axis=-1)
-        p = max(least, shuffle.tails(agreement(shuffled), observed, exact=False)[0])
+        shuffled = stats.permutation_test(
+            *(list(ranks.T), agreement),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=shuffle.NUM_ORDERS,
+            alternative="greater",
+            rng=question.seed,
+        )
+        p = max(least, float(shuffled.pvalue))
     return TestResult(effect, _no_interval, p, p, least, sizes)
 
 
@@ -102,10 +109,3 @@ def _check(question: Question) -> None:
 def _ways_apart(sizes: tuple[int, ...]) -> int:
     """How many arrangements are as extreme as constant groups: those that swap groups of a size."""
     return math.prod(math.factorial(count) for count in Counter(sizes).values())
-
-
-@functools.lru_cache(maxsize=4)
-def _within(num_units: int, num_groups: int, seed: int, number: int) -> np.ndarray:
-    """Random orders of the groups within each unit, [orders, units, groups]."""
-    index = np.tile(np.arange(num_groups, dtype=np.int32), (number, num_units, 1))
-    return np.random.default_rng(seed).permuted(index, axis=-1)

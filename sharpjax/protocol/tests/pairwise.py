@@ -10,7 +10,6 @@ with all its pairs, at a time (Arvesen, Jackknifing U-statistics, Annals of Math
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -19,29 +18,6 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.tests import bootstrap
 from sharpjax.protocol.tests.question import Question, conclude
 from sharpjax.protocol.tests.result import TestResult
-
-
-class PairwiseMean(NamedTuple):
-    """A mean over pairs of models, and the jackknife's standard error of it."""
-
-    mean: float
-    standard_error: float
-    num_models: int
-
-
-def pairwise_mean(pairs: np.ndarray) -> PairwiseMean:
-    """The mean off the diagonal of one square array.
-
-    Raises:
-        UserError: no square array, fewer than three models, or pairs that are not finite.
-
-    >>> pairs = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]])
-    >>> pairwise_mean(pairs)
-    PairwiseMean(mean=3.0, standard_error=3.055050463303893, num_models=3)
-    """
-    (array,) = _read((pairs,))
-    mean, error = _jackknife(array)
-    return PairwiseMean(mean, error, len(array))
 
 
 def pairwise_difference(question: Question) -> TestResult:
@@ -57,7 +33,7 @@ def pairwise_difference(question: Question) -> TestResult:
     """
     first, second = _read(question.groups)
     n = len(first)
-    effect, error = _jackknife(first - second)
+    effect, error = jackknife(first - second)
     # Values that agree to rounding have no spread.
     rounding = 1e-12 * max(np.nanmax(np.abs(first)), np.nanmax(np.abs(second)))
     floor = bootstrap.units_floor(n)
@@ -77,7 +53,12 @@ def pairwise_difference(question: Question) -> TestResult:
     return conclude(question, effect, interval, greater, less, floor)
 
 
-def _jackknife(array: np.ndarray) -> tuple[float, float]:
+def jackknife(array: np.ndarray) -> tuple[float, float]:
+    """The mean off the diagonal of a square array, and the standard error of it.
+
+    >>> jackknife(np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]]))
+    (3.0, 3.055050463303893)
+    """
     n = len(array)
     filled = np.where(np.eye(n, dtype=bool), 0.0, array)
     total = float(filled.sum())

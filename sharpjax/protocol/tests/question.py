@@ -88,7 +88,7 @@ def conclude(
         floor: the smallest one-sided p of any samples of these sizes, whatever the null.
         least: the same where it depends on the null, for `greater` and `less`.
     """
-    greater, less = max(floor, greater), max(floor, less)
+    greater, less = (min(1.0, max(floor, p)) for p in (greater, less))
     p, opposite_p = directed(question.alternative, greater, less)
     smallest, _ = directed(question.alternative, *(least or (floor, floor)))
 
