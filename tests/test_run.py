@@ -1,6 +1,7 @@
 """Whole runs through the command line: what they leave, and what stops them."""
 
 import json
+import os
 import re
 import signal
 
@@ -164,6 +165,8 @@ def stop(command, pattern, signum):
     """Send a signal at the first line that matches; what was said before and after."""
     with start_until(pattern, *command) as process:
         before = wait_for(process, pattern)
+        # It says the line before it stops: a SIGCONT that came first would be lost.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         process.send_signal(signum)
         process.send_signal(signal.SIGCONT)
         after = process.stdout.read()
