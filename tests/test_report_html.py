@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import Contrast, Hypothesis
-from sharpjax.protocol.tests.catalog import run
+from sharpjax.protocol.tests.catalog import TESTS, run
 from sharpjax.protocol.tests.result import Samples
 from sharpjax.report import (
     axis,
@@ -192,6 +192,18 @@ def test_one_plot_holds_all_contrasts_by_effect():
     plots = [e for e in page.all("svg", role="img") if "details" not in e[3]]
     labels = [t for e in plots for t in [e[2]] if "H1.8 train[:512]" in t]
     assert len(labels) == 1
+
+
+def test_what_a_correlation_is_about_is_said():
+    page = document(judgements=(*reports.five(), reports.kinds()[-1]))
+    notes = [text for text in page.texts("p", class_="note") if "not about other arms" in text]
+    assert len(notes) == 1 and "; spearman. Where a seed has several units" in notes[0]
+
+
+def test_every_effect_in_units_of_the_metric_is_one_of_some_test():
+    effects = [test.effect for test in TESTS.values()]
+    assert all(any(x.startswith(prefix) for x in effects) for prefix in evidence._IN_UNITS)
+    assert not any(x.startswith(evidence._IN_UNITS) for x in effects if "ratio" in x or "'s" in x)
 
 
 def test_figures_stand_beside_the_hypothesis_that_they_show():

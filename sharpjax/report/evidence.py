@@ -16,10 +16,7 @@ from sharpjax.report import marks, words
 _MOST_NAMED = 3
 _UNKNOWN = (math.nan,) * 3  # confidence and ends of an interval
 # Effects in the units of the metric.
-_IN_UNITS = (
-    *("mean difference", "difference of means", "difference of restricted means"),
-    *("difference of interquartile means", "difference nearest", "interquartile mean"),
-)
+_IN_UNITS = ("mean difference", "difference of means", "difference nearest")
 _CORRECTIONS = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
@@ -29,7 +26,7 @@ class Evidence(NamedTuple):
     name: str  # the composites that its contrast belongs to
     comparison: str  # `sam less than sgd`
     quantity: str  # the metrics, with coordinates and step
-    test: str
+    test: str  # its name, and what its claim is about where a reader could take it for more
     effect: str  # its name and unit
     kind: str  # how the samples belong together: `protocol.tests.catalog.Kind`
     groups: tuple[tuple[str, np.ndarray], ...]  # name and values; pairs of models once each
@@ -106,7 +103,7 @@ def evidence(finding: Finding, name: str = "") -> Evidence:
         name=name,
         comparison=words.comparison(contrast),
         quantity="; ".join(dict.fromkeys(map(words.quantity, quantities(contrast)))),
-        test=contrast.test.replace("-", " ").replace("_", " "),
+        test=contrast.test.replace("-", " ") + (f". {test.about}" if test and test.about else ""),
         effect=test.effect if test else "effect",
         kind=kind,
         groups=tuple(zip(_groups(contrast, kind, len(arrays)), arrays, strict=True)),
