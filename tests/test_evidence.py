@@ -222,17 +222,17 @@ def test_a_changed_schema_is_another_design(tmp_path, monkeypatch):
 # Other code.
 
 
-def changed(monkeypatch, tmp_path, *modules):
-    """From now on the sources of these modules are others."""
+def changed(monkeypatch, tmp_path, *modules, old="", new=""):
+    """From now on the sources of these modules are others: longer, or with `new` for `old`."""
     there = imports.source_of
 
     def source_of(name):
         path = there(name)
         if name not in modules or path is None:
             return path
-        copy = sources.PACKAGE / path.relative_to(sources.PACKAGE)
-        copy = tmp_path / copy.name
-        copy.write_text(path.read_text() + "\n# another\n")
+        copy, text = tmp_path / path.name, path.read_text()
+        assert old in text
+        copy.write_text(text.replace(old, new) if old else text + "\n# another\n")
         return copy
 
     monkeypatch.setattr(imports, "source_of", source_of)
@@ -245,6 +245,16 @@ def test_the_code_of_a_metric_is_changed_before_the_run(tmp_path, monkeypatch):
     assert "the code that makes the numbers has changed" in begin(path, config(), finish=True)
     monkeypatch.undo()
     assert_caught(path, "not made by the code that was registered: process 1")
+
+
+def test_how_a_test_is_called_is_part_of_the_analysis(tmp_path, monkeypatch):
+    """`run` and its checks stand beside the table of tests, which counts by its entries."""
+    module, before = "sharpjax.protocol.tests.catalog", study.digests_of(config())["analysis"]
+    with monkeypatch.context() as other:
+        changed(other, tmp_path, module, old='"error of the fit', new='"the error of the fit')
+        assert study.digests_of(config())["analysis"] == before  # of a test that is not named
+    changed(monkeypatch, tmp_path, module, old="clusters = None", new="pass")
+    assert study.digests_of(config())["analysis"] != before
 
 
 @pytest.mark.parametrize(

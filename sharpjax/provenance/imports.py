@@ -48,6 +48,15 @@ def imported(name: str) -> tuple[str, ...]:
     return tuple(module for module in found if _is_module(module, name))
 
 
+def functions(name: str) -> list[str]:
+    """The texts of a module's functions and classes: all but its imports and constants."""
+    path = source_of(name)
+    text = path.read_text() if path else ""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    found = (node for node in ast.parse(text).body if isinstance(node, kinds))
+    return [ast.get_source_segment(text, node) or "" for node in found]
+
+
 def closure(roots: Iterable[str], follow: Callable[[str], bool]) -> dict[str, pathlib.Path]:
     """The files of `roots` and of all that they import, directly or not, where `follow(name)`."""
     found: dict[str, pathlib.Path] = {}

@@ -17,6 +17,7 @@ from sharpjax.provenance import imports
 PACKAGE = imports.PACKAGE
 ROOT = PACKAGE.parent
 _PROTOCOL = "sharpjax.protocol"
+_CATALOG = f"{_PROTOCOL}.tests.catalog"
 # Of files that git does not follow: what is longer counts by its length alone.
 MAX_HASHED_BYTES = 2**24
 
@@ -70,14 +71,16 @@ def analysis_digest(tests: Iterable[str]) -> str:
     """That of what turns rows into verdicts, for hypotheses that name these tests.
 
     It covers `runs/conclude.py` and what that imports of `protocol`; of each test its module, what
-    that imports there, and its entry in the catalog. Planning, wording and other tests are not in
-    it. A test that this version does not have counts by its name.
+    that imports there, and its entry in the catalog; and how the catalog calls a test. Planning,
+    wording and other tests are not in it. A test that this version does not have counts by its
+    name.
     """
     known = {name: TESTS.get(name) for name in sorted(set(tests))}
     files = imports.closure(["sharpjax.runs.conclude"], _decides)
     modules = [test.function.__module__ for test in known.values() if test]
     files |= imports.closure(modules, _is_part_of_a_test)
-    entries = {name: _entry(test) for name, test in known.items()}
+    entries: dict[str, Any] = {name: _entry(test) for name, test in known.items()}
+    entries["called by"] = imports.functions(_CATALOG)
     return _sum(files.values(), canonical_json(entries))
 
 
@@ -87,7 +90,7 @@ def _decides(name: str) -> bool:
 
 
 def _is_part_of_a_test(name: str) -> bool:
-    return _is_of(name, f"{_PROTOCOL}.tests") and name != f"{_PROTOCOL}.tests.catalog"
+    return _is_of(name, f"{_PROTOCOL}.tests") and name != _CATALOG
 
 
 def _entry(test: Test | None) -> list[str]:
