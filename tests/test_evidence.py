@@ -211,12 +211,18 @@ def test_a_changed_schema_is_another_design(tmp_path, monkeypatch):
     """A default that changes under a registration is refused, though no field names it."""
     path = tmp_path / "run"
     registered.register(path, config())
-    plan = study.plan_of(config())
-    first = dataclasses.replace(plan.stages[0], epochs=plan.stages[0].epochs + 1)
-    monkeypatch.setattr(
-        study, "plan_of", lambda made: plan._replace(stages=(first, *plan.stages[1:]))
-    )
-    assert "plan.stages[0].epochs: 2 registered, 3 now" in refused(begin, path, config())
+    plan_of = study.plan_of
+
+    def longer(made):
+        plan = plan_of(made)
+        first = dataclasses.replace(plan.stages[0], epochs=plan.stages[0].epochs + 1)
+        return plan._replace(stages=(first, *plan.stages[1:]))
+
+    monkeypatch.setattr(study, "plan_of", longer)
+    differs = "plan.stages[0].epochs: 2 registered, 3 now"
+    assert differs in refused(begin, path, config())
+    fewer = register.held(standing.read(path), config(seeds=(0, 2)))
+    assert differs in fewer.refused and fewer.missing_seeds == (1, 3)
 
 
 # Other code.

@@ -185,16 +185,6 @@ def test_what_was_asked_may_not_change(change, words):
     assert standing.missing_seeds == ()
 
 
-def test_fewer_seeds_run():
-    now = registered(seeds=(0, 1, 5), config_digest="e" * 64)
-    assert compare(registered(), now) == ("", (2, 3, 4, 6, 7))
-    # But not with anything else that differs.
-    now = registered(seeds=(0, 1), measurements={}, config_digest="e" * 64)
-    standing = compare(registered(), now)
-    assert "measurements.test" in standing.refused and "more" not in standing.refused
-    assert compare(registered(), registered(seeds=(0, 9))).refused
-
-
 def test_sources_that_differ_do_not_refuse():
     assert compare(registered(), registered()) == ("", ())
     others = {"analysis": "e" * 64, "code": "f" * 64, "measures": "1" * 64}

@@ -76,8 +76,15 @@ def describe(
 
 
 def held(there: Registration, config: Config) -> registration.Standing:
-    """How what would be run stands to what was registered."""
-    return registration.compare(there, describe(config, like=there.plan))
+    """How what would be run stands to what was registered, of which it may run fewer seeds."""
+    missing: tuple[int, ...] = ()
+    if set(config.seeds) < set(there.seeds):
+        missing = tuple(seed for seed in there.seeds if seed not in config.seeds)
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.seeds = there.seeds
+    now = describe(config, like=there.plan)
+    return registration.compare(there, now, missing_seeds=missing)
 
 
 def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> None:

@@ -166,14 +166,16 @@ class Standing(NamedTuple):
     missing_seeds: tuple[int, ...]
 
 
-def compare(registered: Registration, now: Registration) -> Standing:
-    """What follows from the differences between a registration and the run as it is now."""
-    missing = tuple(s for s in registered.seeds if s not in now.seeds)
-    fewer = bool(missing) and set(now.seeds) < set(registered.seeds)
-    differs = list(differences(registered, now))
-    if fewer:  # and the config and the plan, which hold the seeds, tell nothing
-        holding = ("seeds:", "config digest:", "plan.")
-        differs = [d for d in differs if not d.startswith(holding)]
+def compare(
+    registered: Registration, now: Registration, *, missing_seeds: tuple[int, ...] = ()
+) -> Standing:
+    """What follows from the differences between a registration and the run as it is now.
+
+    Args:
+        now: the run with all of its registered seeds.
+        missing_seeds: those of them that are not run.
+    """
+    differs = differences(registered, now)
     refused = ""
     if differs:
         more = f" (and {len(differs) - 1} more)" if len(differs) > 1 else ""
@@ -181,7 +183,7 @@ def compare(registered: Registration, now: Registration) -> Standing:
             f"what was registered differs from this run: {differs[0]}{more}. Run what was "
             f"registered, or register this in another workdir."
         )
-    return Standing(refused, missing if fewer else ())
+    return Standing(refused, missing_seeds)
 
 
 def differences(registered: Registration, now: Registration) -> tuple[str, ...]:
