@@ -55,13 +55,14 @@ def begin(path, config, finish=False):
     return lines
 
 
-def write(run, config):
-    """What a process of the run does: rows of two arms."""
+def write(run, config, also=lambda: None):
+    """What a process of the run does: rows of two arms, and what else is asked for."""
     with record.recorded(run, study.code_of(config), {}, lambda line: None):
         run.append("sam", [row("sam", seed, 8) for seed in config.seeds])
         run.append("sgd", [row("sgd", seed, 8, value=0.6 + seed / 9) for seed in config.seeds])
         for arm in ("sam", "sgd"):
             run.publish_segment(arm, 8)
+        also()
 
 
 def seal(run, config):

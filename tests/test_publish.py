@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 
 from sharpjax import workdir
@@ -21,16 +22,16 @@ def asked(monkeypatch, tmp_path):
 @pytest.fixture
 def path(tmp_path):
     """A registered run with rows, arrays and a checkpoint."""
-    import numpy as np
-
     path, made = tmp_path / "run", config()
     registered.register(path, made)
+    large = {"0.logits": np.random.default_rng(0).random(200_000)}
     with opened(path, made) as run:
-        registered.write(run, made)
-        run.publish_arrays("sam", 8, "outputs", {"0.logits": np.arange(12.0)})
-        run.publish_arrays(
-            "sam", 8, "large", {"0.logits": np.random.default_rng(0).random(200_000)}
-        )
+
+        def also():
+            run.publish_arrays("sam", 8, "outputs", {"0.logits": np.arange(12.0)})
+            run.publish_arrays("sam", 8, "large", large)
+
+        registered.write(run, made, also)
         folder = run.path / "checkpoints" / "sam" / "8"
         (folder / "state").mkdir(parents=True)
         (folder / "state" / "data").write_bytes(b"weights")

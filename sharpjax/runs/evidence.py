@@ -5,16 +5,17 @@ code make the numbers, and decide? Is each file of rows what a process of the ru
 """
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sharpjax import workdir
-from sharpjax.errors import UserError
-from sharpjax.protocol.seals import amendments
+from sharpjax.errors import UserError, printable
+from sharpjax.protocol.judging.verdicts import Judgement
+from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.amendments import Amendment
 from sharpjax.protocol.seals.registration import Registration
 from sharpjax.provenance import sources
-from sharpjax.runs import read, standing
+from sharpjax.runs import conclude, read, standing
 from sharpjax.runs.read import Folder
 from sharpjax.workdir import journal
 
@@ -40,11 +41,12 @@ def evidence(run: Folder) -> Evidence:
         UserError: its registration or its amendments are damaged.
     """
     there = standing.read(run.path)
-    failures = [*_journal(run), *_strangers(run)]
+    failures = [*_journal(run), *_strangers(run, there)]
     if there is None:
         return Evidence(tuple(failures), ("Unregistered: everything is exploratory.",))
     lines, held = standing.amended(run.path), standing.official()
-    failures = [*_order(run, there), *_seal(run, there, held), *_code(run, there, lines), *failures]
+    asked = (*_order(run, there), *_seal(run, there, held), *_data(run, there))
+    failures = [*asked, *_code(run, there, lines), *failures]
     return Evidence(tuple(failures), tuple(_caveats(run, there, lines, held)))
 
 
@@ -68,6 +70,8 @@ def _order(run: Folder, there: Registration) -> Iterator[str]:
     begun, sealed = _begun(run), run.recorded("times", "sealed")
     if not _times(run) and run.manifest is not None:
         yield f"{workdir.PROCESSES} names no process, so nothing says when the run was begun."
+    if run.recorded("processes") not in (None, run.tables(workdir.PROCESSES)):
+        yield f"{workdir.PROCESSES} is not what {workdir.MANIFEST} holds of the run's processes."
     if begun and there.time > begun:
         yield (
             f"It was registered {there.time}, after the run had begun ({begun}): what it asks may "
@@ -97,6 +101,15 @@ def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]
                 f"The registration of this config in the repository ({path.name}) has another "
                 f"seal, {held.seal[:12]}, than the one here, {there.seal[:12]}."
             )
+
+
+def _data(run: Folder, there: Registration) -> Iterator[str]:
+    """What was trained and measured on is what was registered."""
+    recorded = run.recorded("data")
+    tables = recorded if isinstance(recorded, dict) else {}
+    digests = {key: own.get("digests") for key, own in tables.items() if isinstance(own, dict)}
+    for line in registration.different_data(there.data, digests):
+        yield f"The data were not those that were registered: {line}."
 
 
 def _code(run: Folder, there: Registration, lines: tuple[Amendment, ...]) -> Iterator[str]:
@@ -156,9 +169,10 @@ def _journal(run: Folder) -> Iterator[str]:
             yield f"Rows of process {number} were written before it started, or after it ended."
 
 
-def _strangers(run: Folder) -> Iterator[str]:
-    """A segment holds rows of its own arm and study; all arms are those of the plan."""
-    arms = set(run.arms)
+def _strangers(run: Folder, there: Registration | None) -> Iterator[str]:
+    """A segment holds rows of its own arm and study; all arms are those of the plan, and no row is
+    of a seed that was registered and left out."""
+    arms, seeds = set(run.arms), set(there.seeds if there else ()) - set(run.config["seeds"])
     for path in read.segments(run.path):
         owner = path.parent.name
         for row in workdir.rows_in(path):
@@ -166,6 +180,8 @@ def _strangers(run: Folder) -> Iterator[str]:
                 what = f"of study '{row['study']}', arm '{row['arm']}', which is none of the run"
             elif owner in arms and row["arm"] != owner:
                 what = f"of arm '{row['arm']}'"
+            elif row["seed"] in seeds:
+                what = f"of seed {row['seed']}, which was registered and not run"
             else:
                 continue
             yield f"{workdir.METRICS}/{owner}/{path.name} holds a row {what}."
@@ -194,6 +210,19 @@ def _caveats(
     if there.dirty or run.recorded("code", "dirty"):
         when = "it was sealed" if there.dirty else "it ran"
         yield f"Files differed from the commit when {when}: others cannot see all of the code."
+
+
+def verdicts(run: Folder, here: Iterable[Judgement]) -> Iterator[str]:
+    """A sentence for each verdict that the run recorded, and that is not what its rows give here.
+
+    Args:
+        here: as the registered hypotheses are judged here.
+    """
+    recorded, words = run.recorded("verdicts"), conclude.words(here)
+    for name in dict.fromkeys([*recorded, *words]) if isinstance(recorded, dict) else ():
+        there, now = recorded.get(name, "absent"), words.get(name, "absent")
+        if there != now:
+            yield f"{printable(name)} is {there} in the folder, and {now} by the analysis here."
 
 
 def place(there: Registration) -> str:

@@ -33,6 +33,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
     rows = list(read.in_order(read.rows(folder.path), arms))
     conclusion = conclude.conclude(folder.path, folder.config, rows)
     there, shown = conclusion.registered, evidence.evidence(folder)
+    others = evidence.verdicts(folder, conclusion.judgements) if there else ()
     processes = folder.tables(workdir.PROCESSES)
     config_file = _config_file(processes)
     later = (row for path in read.exploratory(folder.path) for row in workdir.rows_in(path))
@@ -49,7 +50,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         figures=_figures(folder.path),
         rows=csv if len(csv := export.as_csv(rows)) <= MAX_CSV_BYTES else None,
         captions=folder.table(read.CAPTIONS),
-        warnings=(*shown.failures, *(shown.caveats if there else ())),
+        warnings=(*shown.failures, *others, *(shown.caveats if there else ())),
         funnel=conclusion.funnel,
         amendments=standing.amended(folder.path),
         environment=tuple(folder.tables(workdir.ENVIRONMENT)),

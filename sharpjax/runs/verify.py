@@ -146,16 +146,9 @@ def _fingerprint(rows: Iterable[workdir.Row]) -> tuple[int, int]:
 
 def _check_verdicts(run: Folder) -> list[str]:
     """The verdicts are those that the rows give here."""
-    stored, there = run.recorded("verdicts"), standing.read(run.path)
-    if not isinstance(stored, dict) or there is None:
+    if (there := standing.read(run.path)) is None:
         return []
-    here = conclude.words(conclude.judge(there, read.rows(run.path)))
-    return [
-        f"{name} is {stored.get(name, 'absent')} in the folder, and {here.get(name, 'absent')} by "
-        f"the analysis here"
-        for name in dict.fromkeys([*stored, *here])
-        if stored.get(name) != here.get(name)
-    ]
+    return list(evidence.verdicts(run, conclude.judge(there, read.rows(run.path))))
 
 
 def _check_compared(run: Folder) -> tuple[list[str], list[str]]:
