@@ -44,15 +44,19 @@ def go_on(path, made=None):
         registered.seal(run, made)
 
 
+def page(path, name):
+    text = html.unescape((pathlib.Path(path) / name).read_text())
+    return text.replace("\\", "").replace("<wbr>", "")
+
+
 def assert_caught(path, *words):
     """One sentence, at the top of the page, and a failed `verify`."""
     problems = verify.verify(path).problems
     assert any(all(word in line for word in words) for line in problems), problems
     report.write(epath.Path(path))
     for name in ("report.html", "report.md"):
-        page = html.unescape((pathlib.Path(path) / name).read_text())
-        page = page.replace("\\", "").replace("<wbr>", "")
-        top = page[: page.index("is lower under SAM")]
+        text = page(path, name)
+        top = text[: text.index("is lower under SAM")]
         assert all(word in top for word in words), (name, words)
 
 
@@ -380,6 +384,9 @@ def test_what_cannot_be_prevented_is_said(tmp_path):
     assert any("this folder alone says" in line for line in registered.found(path).caveats)
     shutil.copy(path / "registration.json", tmp_path / "official" / "sam_cifar-smoke.json")
     assert not any("this folder alone" in line for line in registered.found(path).caveats)
+    assert any("sam_cifar-smoke.json" in line for line in verify.verify(path).notes)
+    report.write(epath.Path(path))
+    assert "sam_cifar-smoke.json, which is not committed" in page(path, "report.html")
 
 
 def test_rows_of_a_process_lie_within_its_time(tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ class Content:
     tables: tuple[Table, ...] = ()  # the study's own
     pictures: tuple[Picture, ...] = ()
     amendments: tuple[Amendment, ...] = ()
+    place: str = ""  # where the repository holds the registration, and since when
     environment: tuple[Mapping[str, Any], ...] = ()  # of each process that worked on the run
     processes: tuple[Mapping[str, Any], ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)

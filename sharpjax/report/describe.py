@@ -70,6 +70,7 @@ def _lead(content: Content) -> Iterator[Block]:
         pairs += [
             ("Sealed", words.moment(sealed.time)),
             ("Seal", record.value(sealed.seal)),
+            *([("Held as", content.place)] if content.place else []),
             ("Commit", (record.value(sealed.commit or "unknown"), dirty)),
             ("Amendments", amended if content.amendments else "none"),
         ]

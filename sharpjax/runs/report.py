@@ -52,6 +52,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         captions=folder.table(read.CAPTIONS),
         warnings=(*shown.failures, *others, *(shown.caveats if there else ())),
         funnel=conclusion.funnel,
+        place=evidence.place(there) if there else "",
         amendments=standing.amended(folder.path),
         environment=tuple(folder.tables(workdir.ENVIRONMENT)),
         processes=tuple(processes),
