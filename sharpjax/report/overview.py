@@ -142,14 +142,14 @@ def _run(run: Run, content: Content) -> Iterator[Text | Cell]:
     """A line: what it asked, what came of it, and at which cost."""
     sealed, when = content.registration, record.started(content)
     rows = (", ", Span("rows", "link", run.rows)) if run.rows else ()
-    yield Cell((_link(run), *rows, Span(f" {words.moment(when)}", "minor")), when)
+    yield Cell((_link(run), *rows, " ", Span(words.moment(when), "minor")), when)
     lines: list[Text] = [(Span("negative result", "tag"), " ")] if is_negative(content) else []
     for kind in words.VERDICTS:
         if ids := [j.hypothesis.id for j in content.judgements if j.verdict == kind]:
             badge = verdicts.verdict(kind, exploratory=sealed is None)
             lines += [badge, f": {', '.join(ids)}. "]
     yield tuple(lines)
-    yield content.title
+    yield content.title, " ", Span(content.source, "minor")
     yield record.cost(content.processes).partition(";")[0]
     yield (
         "no: exploratory"

@@ -34,7 +34,7 @@ def funnel(content: Content) -> Iterator[Block]:
     total = ", ".join(f"{sum(getattr(f, n) for f in content.funnel):,} {n}" for n in names)
     if rows:
         caption = f"Runs, one seed of one arm each: {total}"
-        yield blocks.Table(caption, columns, rows, sortable=True)
+        yield blocks.Table(caption, columns, rows, sortable=True).compact()
 
 
 def metrics(content: Content) -> Iterator[Block]:
