@@ -459,6 +459,23 @@ def test_hostile_texts_add_no_markup():
     assert r"\u202e\u0000\ud800" in text and "&lt;/style&gt;&lt;script&gt;" in text
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -5, 10**400, "many", [3], None, True])
+def test_odd_numbers_of_anybody_make_a_page_too(odd):
+    planned = {"hypothesis": "S.1", "contrast": odd, "n": odd, "alpha": odd, "power": {"1.0": odd},
+               "power_at_margin": odd, "equivalent": odd, "equivalent_likely": odd,
+               "cluster": odd, "warning": odd}  # fmt: skip
+    made = reports.full(
+        processes=({"seconds": {"total": odd}, "peak_bytes": {"host": odd}, "started": odd},),
+        environment=({"processor": odd, "device_kind": odd, "device_count": odd},),
+        manifest={"data": {"x": {"spec": {"size": odd}}}, "code": {"commit": odd}},
+        captions={"curves": {"caption": odd, "metrics": odd}},
+    )
+    registration = dataclasses.replace(made.registration, power=(planned,))
+    made = dataclasses.replace(made, registration=registration)
+    assert describe.pages(made).keys() == {"report.html", "report.md"}
+    overview.pages((), (overview.Run("one", made),))
+
+
 @given(st.text())
 def test_every_text_survives(text):
     page = Document(elements.tag("p", text, title=text))

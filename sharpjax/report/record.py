@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from sharpjax.driver.progress import duration
 from sharpjax.protocol.summary import Summary, grid
@@ -113,11 +113,8 @@ def power_table(rows: Sequence[Mapping[str, Any]], caption: str) -> blocks.Table
             [
                 *(str(row.get(name) or "") for name in ("hypothesis", "contrast")),
                 (", ".join(map(str, n)) if isinstance(n, list | tuple) else "")
-                + (f" of {cluster}" if isinstance(cluster, int) and cluster > 1 else ""),
-                *(
-                    Cell(words.number(x, 3), x) if isinstance(x, int | float) else words.MISSING
-                    for x in values
-                ),
+                + (f" of {cluster}" if _is_amount(cluster) and cluster > 1 else ""),
+                *(Cell(words.number(x, 3), x) if _is_amount(x) else words.MISSING for x in values),
                 str(row.get("warning") or ""),
             ]
         )
@@ -134,10 +131,10 @@ def planned(row: Mapping[str, Any]) -> str:
         row.get(name) for name in ("power_at_margin", "equivalent", "equivalent_likely")
     )
     parts = []
-    if isinstance(margin, int | float):
+    if _is_amount(margin):
         parts.append(f"power {words.number(margin, 3)} at the margin")
-    if isinstance(chance, int | float):
-        later = f", and 0.8 from {units} units on" if isinstance(units, int) else ""
+    if _is_amount(chance):
+        later = f", and 0.8 from {units} units on" if _is_amount(units) else ""
         parts.append(f"chance of 'equivalent' {words.number(chance, 3)}{later}")
     return "; ".join(parts)
 
@@ -180,7 +177,7 @@ def cost(processes: Sequence[Mapping[str, Any]]) -> str:
     """
     used = [p["seconds"].get("total") for p in processes if isinstance(p.get("seconds"), Mapping)]
     peaks = [p["peak_bytes"] for p in processes if isinstance(p.get("peak_bytes"), Mapping)]
-    known = [x for x in used if isinstance(x, int | float)]
+    known = [x for x in used if _is_amount(x)]
     if not known:
         return ""
     total = sum(known)
@@ -188,8 +185,13 @@ def cost(processes: Sequence[Mapping[str, Any]]) -> str:
     text = f"{time} in {words.many(len(processes), 'process')}"
     if lost := len(processes) - len(known):
         text += f", {lost} of them without record"
-    most = [x for peak in peaks for x in peak.values() if isinstance(x, int | float)]
+    most = [x for peak in peaks for x in peak.values() if _is_amount(x)]
     return text + (f"; {words.amount(max(most), 'B')} of memory" if most else "")
+
+
+def _is_amount(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that can be shown, whoever wrote it down."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
 
 
 def _in_a_line(fields: Mapping[str, Any]) -> str:
