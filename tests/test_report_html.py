@@ -139,6 +139,16 @@ def test_the_answer_comes_first():
     assert places == sorted(places) and main.count(describe.CANNOT) == 1
 
 
+def test_a_refuted_claim_is_not_hidden_behind_supported_ones():
+    good = [reports.judgement(f"S.{i}", f"Good {i}.", reports.finding()) for i in range(9)]
+    bad = reports.judgement("S.9", "Bad.", reports.finding("refuted"))
+    (answer,) = document(judgements=(*good, bad)).texts("p", class_="answer")
+    assert answer == (
+        "10 hypotheses: 9 supported, 1 refuted. supported: Good 0 (S.0); Good 1 (S.1); "
+        "Good 2 (S.2). refuted: Bad (S.9)."
+    )
+
+
 def test_a_line_of_the_table_names_its_effect_and_the_sources_number():
     page = document()
     (table,) = [e[2] for e in page.all("tbody")][:1]

@@ -65,7 +65,7 @@ def test_the_same_numbers_as_on_the_page(full):
 def test_an_unregistered_run_says_so():
     text = reports.as_markdown(reports.full(registration=None))
     assert f"> **{markdown.text(describe.UNREGISTERED)}**" in text
-    assert text.count("(exploratory)") == 13 and "Sealed" not in text
+    assert text.count("(exploratory)") == 14 and "Sealed" not in text
     assert "Everything in this report: nothing was registered." in text
 
 

@@ -17,7 +17,7 @@ CANNOT = (
     "registration that lies in git, or by a replay. That somebody looked at such data in another "
     "folder first, or registered again elsewhere, cannot be prevented."
 )
-_MOST_SAID = 3
+_MOST_SAID = 4
 
 
 def pages(content: Content) -> dict[str, bytes]:
@@ -79,15 +79,16 @@ def _lead(content: Content) -> Iterator[Block]:
 
 
 def _answer(judgements: Sequence[Judgement], *, exploratory: bool) -> Iterator[Block]:
-    """How many hypotheses came to what, and the first of them that were decided."""
+    """How many hypotheses came to what, and some in words: the first of each verdict first."""
     if not judgements:
         return
     given = [j.verdict for j in judgements]
     parts: list[Text] = [Span(f"{words.many(len(given), 'hypothesis')}: {words.counts(given)}.")]
-    left = _MOST_SAID
-    for word in words.VERDICTS[:-1]:  # but for those that were not run
-        said = [j.hypothesis for j in judgements if j.verdict == word][:left]
-        left -= len(said)
+    places = [(given[:i].count(word), words.VERDICTS.index(word)) for i, word in enumerate(given)]
+    ranked = sorted(zip(places, judgements, strict=True), key=lambda pair: pair[0])
+    run = [j for _, j in ranked if j.verdict != "not run"][:_MOST_SAID]
+    for word in words.VERDICTS:
+        said = [j.hypothesis for j in run if j.verdict == word]
         if said:
             claims = "; ".join(f"{h.claim.rstrip('.')} ({h.id})" for h in said)
             parts += [" ", verdicts.verdict(word, exploratory=exploratory), f": {claims}."]
