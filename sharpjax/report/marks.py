@@ -125,7 +125,7 @@ def points(
     if paired and not shares:
         parts += _pair_lines(arrays, places, axis)
     for i, ((name, _), x, y) in enumerate(zip(groups, finite, places, strict=True)):
-        parts.append(_text(_short(name), 0, y + 4))
+        parts.append(_text(_short(name, tail=7), 0, y + 4))
         if not x.size:
             parts.append(_text("no values", _LABELS, y + 4, class_="minor"))
         elif shares:
@@ -288,9 +288,16 @@ def _figure(parts: Sequence[Markup], height: float, title: str, description: str
     return tag("svg", *parts, viewBox=box, role="img", aria_label=f"{title}. {description}")
 
 
-def _short(name: str, most: int = _MOST_LETTERS) -> str:
+def _short(name: str, most: int = _MOST_LETTERS, tail: int = 0) -> str:
+    """The first letters and `tail` last ones, by which names as `add97-svd_12-80` differ.
+
+    >>> _short("add97-svd_12-80"), _short("add97-svd_12-80", tail=7)
+    ('add97-svd_12-…', 'add97-…d_12-80')
+    """
     name = words.clean(name)
-    return name if len(name) <= most else name[: most - 1] + "…"
+    if len(name) <= most:
+        return name
+    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
 
 
 def in_words(name: str, values: np.ndarray) -> str:
