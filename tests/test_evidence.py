@@ -340,6 +340,18 @@ def test_an_amendment_after_the_data_takes_nothing_back(tmp_path, monkeypatch):
     assert_caught(path, "not reached by the analysis that was registered")
 
 
+def test_an_amendment_is_written_after_the_data_by_a_clock_set_back(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    at(monkeypatch, 1)
+    registered.register(path, config())
+    changed(monkeypatch, tmp_path, "sharpjax.protocol.judging.rules")
+    at(monkeypatch, 3)
+    begin(path, config(), finish=True)
+    at(monkeypatch, 2)
+    standing.amend(epath.Path(path), "typo")
+    assert_caught(path, "not reached by the analysis that was registered")
+
+
 def test_other_data_are_refused_before_anything_is_trained(tmp_path):
     path = tmp_path / "run"
     registered.register(path, config())

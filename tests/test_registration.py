@@ -238,10 +238,11 @@ def test_amendments_are_a_chain():
     assert CHAIN.startswith(amended())  # what was there stays
 
 
-def test_amendments_name_digests_and_times():
+def test_amendments_name_digests():
     found = amendments.read(amended(CHAIN, analysis="5" * 64, time="2026-11-27"), seal=SEAL)
     assert amendments.named(found, "analysis") == {digit * 64 for digit in "135"}
-    assert amendments.named(found, "analysis", "2026-11-26") == {"1" * 64, "3" * 64}
+    ends = [amendments.end(CHAIN[: CHAIN.index(b"\n") + 1]), amendments.end(CHAIN), "e" * 64, ""]
+    assert [len(amendments.until(found, end)) for end in ends] == [1, 3, 0, 0]
     assert amendments.named(found, "measures") == {"4" * 64}
     assert amendments.named((), "analysis") == set()
 

@@ -45,9 +45,10 @@ def evidence(run: Folder) -> Evidence:
     if there is None:
         return Evidence(tuple(failures), ("Unregistered: everything is exploratory.",))
     lines, held = standing.amended(run.path), standing.official()
+    early = _before_the_data(run, lines)
     asked = (*_order(run, there), *_seal(run, there, held), *_data(run, there))
-    failures = [*asked, *_code(run, there, lines), *failures]
-    return Evidence(tuple(failures), tuple(_caveats(run, there, lines, held)))
+    failures = [*asked, *_code(run, there, early), *failures]
+    return Evidence(tuple(failures), tuple(_caveats(run, there, lines, early, held)))
 
 
 def _times(run: Folder) -> list[str]:
@@ -63,6 +64,15 @@ def _begun(run: Folder) -> str:
     except UserError:
         written = []
     return min([*_times(run), *written], default="")
+
+
+def _before_the_data(run: Folder, lines: tuple[Amendment, ...]) -> tuple[Amendment, ...]:
+    """The amendments that the first process found, and that are of no later time."""
+    begun, processes = _begun(run) or "~", run.tables(workdir.PROCESSES)
+    found = processes[0].get("amended") if processes else None
+    if isinstance(found, str):  # the first runs did not write it down
+        lines = amendments.until(lines, found)
+    return tuple(line for line in lines if line.time <= begun)
 
 
 def _order(run: Folder, there: Registration) -> Iterator[str]:
@@ -112,10 +122,9 @@ def _data(run: Folder, there: Registration) -> Iterator[str]:
         yield f"The data were not those that were registered: {line}."
 
 
-def _code(run: Folder, there: Registration, lines: tuple[Amendment, ...]) -> Iterator[str]:
+def _code(run: Folder, there: Registration, early: tuple[Amendment, ...]) -> Iterator[str]:
     """The registered code made the numbers and decided, or that of an amendment before the data."""
-    begun = _begun(run) or "~"
-    known = amendments.named(lines, "measures", begun) | {there.digests.measures}
+    known = amendments.named(early, "measures") | {there.digests.measures}
     if known != {""}:
         for number, process in enumerate(run.tables(workdir.PROCESSES), 1):
             code = process.get("code")
@@ -127,7 +136,7 @@ def _code(run: Folder, there: Registration, lines: tuple[Amendment, ...]) -> Ite
                     f"{_brief(there.digests.measures)} was sealed."
                 )
     decided = run.recorded("code", "analysis")
-    known = amendments.named(lines, "analysis", begun) | {there.digests.analysis}
+    known = amendments.named(early, "analysis") | {there.digests.analysis}
     if run.manifest is not None and decided not in known:
         yield (
             f"The verdicts were not reached by the analysis that was registered: the run decided "
@@ -189,18 +198,21 @@ def _strangers(run: Folder, there: Registration | None) -> Iterator[str]:
 
 
 def _caveats(
-    run: Folder, there: Registration, lines: tuple[Amendment, ...], official: Official
+    run: Folder,
+    there: Registration,
+    lines: tuple[Amendment, ...],
+    early: tuple[Amendment, ...],
+    official: Official,
 ) -> Iterator[str]:
-    begun = _begun(run) or "~"
     here = standing.analysis_here(there)
-    if here not in amendments.named(lines, "analysis", begun) | {there.digests.analysis}:
+    if here not in amendments.named(early, "analysis") | {there.digests.analysis}:
         later = next((a for a in lines if a.analysis == here), None)
         why = f": it was amended {later.time}, after the run had begun" if later else ""
         yield (
             f"The analysis that decides on this page ({here[:12]}) is not the one that was "
             f"registered ({there.digests.analysis[:12]}){why}."
         )
-    if not there.digests.measures and not amendments.named(lines, "measures", begun):
+    if not there.digests.measures and not amendments.named(early, "measures"):
         yield "Its registration is of a format that did not seal the code that makes the numbers."
     if not any(held.seal == there.seal for held in official.values()):
         yield (

@@ -9,6 +9,7 @@ from typing import Any
 
 from sharpjax import workdir
 from sharpjax.driver.interrupt import Interrupted
+from sharpjax.protocol.seals import amendments
 from sharpjax.provenance import machine
 
 
@@ -52,6 +53,7 @@ def recorded(
         "command": sys.argv,
         "code": code,
         "registration": _seal(run),
+        "amended": _amended(run),
         "started": workdir.timestamp(),
         "ended": None,
         "outcome": "killed",
@@ -91,6 +93,12 @@ def manifest(config: Mapping[str, Any], run: workdir.Run) -> dict[str, Any]:
 def _seal(run: workdir.Run) -> str | None:
     path = run.path / workdir.REGISTRATION
     return json.loads(path.read_bytes())["seal"] if path.exists() else None
+
+
+def _amended(run: workdir.Run) -> str:
+    """The end of the chain of amendments, so that none can be put before the data later."""
+    path = run.path / workdir.AMENDMENTS
+    return amendments.end(path.read_bytes()) if path.exists() else ""
 
 
 def _listed(run: workdir.Run, name: str) -> list[dict[str, Any]]:

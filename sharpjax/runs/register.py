@@ -156,7 +156,7 @@ def begin(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> N
         if known != {""} and study.digests_of(config)[digest] not in known:
             say(
                 f"the code {what} has changed since it was registered: the report will say so; "
-                f"`studies amend` before the first row, with the reason, registers the change"
+                f"`studies amend` before a run is first started, with the reason, registers it"
             )
 
 

@@ -7,11 +7,11 @@ first one the registration's seal; so none can be edited, moved or taken out of 
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.canonical import canonical_json
+from sharpjax.protocol.canonical import canonical_json, digest
 from sharpjax.protocol.seals.registration import MOST_BYTES
 
 
@@ -46,7 +46,7 @@ def append(data: bytes, *, seal: str, reason: str, time: str, **digests: str) ->
     if not reason.strip():
         raise UserError("an amendment needs a reason; say what was changed and why.")
     read(data, seal=seal)
-    line = Amendment(reason.strip(), time, previous=_last(data, seal), **digests)
+    line = Amendment(reason.strip(), time, previous=end(data) or seal, **digests)
     return data + canonical_json(line._asdict()).encode() + b"\n"
 
 
@@ -79,13 +79,21 @@ def read(data: bytes, *, seal: str, name: str = "amendments.jsonl") -> tuple[Ame
     return tuple(amendments)
 
 
-def named(amendments: Iterable[Amendment], name: str, before: str = "~") -> set[str]:
-    """The digests, of `analysis` or of `measures`, that amendments name.
+def named(amendments: Iterable[Amendment], name: str) -> set[str]:
+    """The digests, of `analysis` or of `measures`, that amendments name."""
+    return {getattr(a, name) for a in amendments}
 
-    Args:
-        before: a time in ISO 8601: only amendments of that time or earlier; default: all.
-    """
-    return {getattr(a, name) for a in amendments if a.time <= before}
+
+def until(amendments: Sequence[Amendment], end: str) -> tuple[Amendment, ...]:
+    """Those up to the line with this SHA-256; none where there is no such line."""
+    sums = [digest(amendment._asdict()) for amendment in amendments]
+    return tuple(amendments[: sums.index(end) + 1]) if end in sums else ()
+
+
+def end(data: bytes) -> str:
+    """SHA-256 of the last line; '' where there is none."""
+    lines = data.split(b"\n")[:-1]
+    return hashlib.sha256(lines[-1]).hexdigest() if lines else ""
 
 
 def _read(line: bytes) -> Amendment | None:
@@ -98,8 +106,3 @@ def _read(line: bytes) -> Amendment | None:
     except (ValueError, AttributeError, TypeError, RecursionError):
         pass
     return None
-
-
-def _last(data: bytes, seal: str) -> str:
-    lines = data.split(b"\n")[:-1]
-    return hashlib.sha256(lines[-1]).hexdigest() if lines else seal
