@@ -9,10 +9,10 @@ import shutil
 import pytest
 from etils import epath
 
-from sharpjax import workdir
+from sharpjax import catalog, workdir
 from sharpjax.protocol.judging import verdicts
 from sharpjax.protocol.seals import registration
-from sharpjax.provenance import imports
+from sharpjax.provenance import imports, sources
 from sharpjax.runs import conclude, register, report, standing, study, verify
 from tests import registered
 from tests.registered import begin, config, opened, refused
@@ -273,6 +273,7 @@ def test_how_a_test_is_called_is_part_of_the_analysis(tmp_path, monkeypatch):
         ("measures", "sharpjax.geometry.probes", True),
         ("measures", "sharpjax.train.steps", True),
         ("measures", "sharpjax.nn.conv", True),
+        ("measures", "sharpjax.runs.loading", True),
         ("measures", "sharpjax.report.words", False),
         ("measures", "sharpjax.studies.sharpness.shows", False),
         ("measures", "sharpjax.protocol.judging.rules", False),
@@ -292,6 +293,29 @@ def test_what_the_digests_cover(tmp_path, monkeypatch, digest, name, seen):
     assert imports.source_of(name) is not None
     changed(monkeypatch, tmp_path, name)
     assert (study.digests_of(config())[digest] != before) == seen
+
+
+def test_a_study_of_somebody_else_has_one_digest_wherever_it_lies(tmp_path, monkeypatch):
+    def digest(place, value):
+        package = tmp_path / place / "a_study"
+        package.mkdir(parents=True)
+        (package / "plan.py").write_text("from . import parts\n")
+        (package / "parts.py").write_text(f"PARTS = {value}\n")
+        monkeypatch.setattr(imports, "_package", lambda name: package)
+        forget()
+        return sources.measures_digest("a_study", frozenset())
+
+    def forget():
+        imports.source_of.cache_clear()
+        imports.imported.cache_clear()
+
+    monkeypatch.setitem(catalog.STUDIES, "a_study", "a_study")
+    try:
+        here = digest("here", 3)
+        assert digest("else/where", 3) == here
+        assert digest("changed", 4) != here
+    finally:
+        forget()
 
 
 def test_the_path_that_concludes_is_changed_before_the_run(tmp_path, monkeypatch):

@@ -37,8 +37,9 @@ def imported(name: str) -> tuple[str, ...]:
     for node in ast.walk(ast.parse(path.read_bytes())) if path else ():
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [_above(name, path, node.level), node.module]))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
             continue
         for one in names:
@@ -46,6 +47,13 @@ def imported(name: str) -> tuple[str, ...]:
             for end in range(1, len(parts) + 1):
                 found[".".join(parts[:end])] = None
     return tuple(module for module in found if _is_module(module, name))
+
+
+def _above(name: str, path: pathlib.Path | None, level: int) -> str:
+    """The package that a relative import of a module starts from; '': it is not relative."""
+    parts = name.split(".")
+    own = len(parts) if path and path.name == "__init__.py" else len(parts) - 1
+    return ".".join(parts[: own + 1 - level]) if level else ""
 
 
 def functions(name: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import pathlib
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,11 +35,13 @@ class Commit(NamedTuple):
     diff: str | None
 
 
-def digest(files: Iterable[pathlib.Path], base: pathlib.Path) -> str:
-    """SHA-256 over the names below `base`, lengths and bytes of files, in the order of names."""
+def digest(files: Mapping[str, pathlib.Path]) -> str:
+    """SHA-256 over names, lengths and bytes of files, in the order of names.
+
+    The names are given, since where a package lies is not what it says.
+    """
     total = hashlib.sha256()
-    named = ((pathlib.Path(os.path.relpath(path, base)).as_posix(), path) for path in files)
-    for name, path in sorted(named):
+    for name, path in sorted(files.items()):
         content = path.read_bytes()
         total.update(f"{name}\0{len(content)}\0".encode() + content)
     return total.hexdigest()
@@ -49,7 +50,7 @@ def digest(files: Iterable[pathlib.Path], base: pathlib.Path) -> str:
 @functools.cache
 def code_digest() -> str:
     """That of all of `sharpjax/`."""
-    return digest(PACKAGE.rglob("*.py"), PACKAGE)
+    return digest({path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")})
 
 
 def digests(
@@ -81,7 +82,7 @@ def analysis_digest(tests: Iterable[str]) -> str:
     files |= imports.closure(modules, _is_part_of_a_test)
     entries: dict[str, Any] = {name: _entry(test) for name, test in known.items()}
     entries["called by"] = imports.functions(_CATALOG)
-    return _sum(files.values(), canonical_json(entries))
+    return _sum(files, canonical_json(entries))
 
 
 def _decides(name: str) -> bool:
@@ -102,7 +103,7 @@ def _entry(test: Test | None) -> list[str]:
 def measures_digest(study: str, names: frozenset[str]) -> str:
     """That of what makes the numbers of a study: evaluators, metrics, geometry, training.
 
-    It covers what the study's `plan` imports of this package, what trains and stores, and the
+    It covers what the study's `plan` imports of this package, what loads and trains, and the
     modules and entries of the catalog that a config names; not what the study asks, shows and
     lets a config hold, in modules of these names.
 
@@ -112,12 +113,14 @@ def measures_digest(study: str, names: frozenset[str]) -> str:
     entries = dict(_named(names))
     own = catalog.STUDIES[study]
     besides = [f"{own}.{module}" for module in ("asks", "shows", "schema")]
-    roots = [f"{own}.plan", "sharpjax.train.task", "sharpjax.train.units"]
+    roots = [f"{own}.plan", *_MAKES]
     roots += [module for entry in entries.values() for module in _modules(entry)]
     files = imports.closure(roots, lambda name: name not in besides and _measures(name))
-    return _sum(files.values(), canonical_json(entries))
+    return _sum(files, canonical_json(entries))
 
 
+# Beside the plan of the study.
+_MAKES = ("sharpjax.train.task", "sharpjax.train.units", "sharpjax.runs.loading")
 # Rooms in which no number is made: what they say is in the plan, or is of the whole package alone.
 _NO_MEASURES = ("catalog", "commandline", "errors", "plots", "provenance", "report", "runs",
                 "schema", "workdir", "protocol.claims", "studies.papers")  # fmt: skip
@@ -157,8 +160,8 @@ def _modules(entry: Any) -> Iterator[str]:
             yield text.partition(":")[0]
 
 
-def _sum(files: Iterable[pathlib.Path], entries: str) -> str:
-    return hashlib.sha256(f"{digest(files, PACKAGE)}\n{entries}".encode()).hexdigest()
+def _sum(files: Mapping[str, pathlib.Path], entries: str) -> str:
+    return hashlib.sha256(f"{digest(files)}\n{entries}".encode()).hexdigest()
 
 
 def package_of(study: str) -> pathlib.Path:
