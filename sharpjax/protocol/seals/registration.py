@@ -175,7 +175,7 @@ def compare(
         now: the run with all of its registered seeds.
         missing_seeds: those of them that are not run.
     """
-    differs = differences(registered, now)
+    differs = list(differences(registered, now))
     refused = ""
     if differs:
         more = f" (and {len(differs) - 1} more)" if len(differs) > 1 else ""
