@@ -116,8 +116,9 @@ def bca(
     edge = 1 / (replicates.size + 1)
     bias = float(special.ndtri(min(max(below, edge), 1 - edge)))
     influences = [_influences(statistic, strata, place, members) for place in range(len(strata))]
-    acceleration = _acceleration(influences)
-    expansion, freedom = _correction(influences) if expand else (0.0, 1.0)
+    acceleration, expansion, freedom = _corrections(influences)
+    if not expand:
+        expansion = 0.0
     return Bootstrap(estimate, replicates, undefined, bias, acceleration, expansion, freedom)
 
 
@@ -211,7 +212,7 @@ def units_floor(num_units: int) -> float:
 
 def strata_floor(sizes: Sequence[int]) -> float:
     """The smallest one-sided p of an exact permutation test of the first group and the others."""
-    return exact.share_of_one_choice(sizes[0], sum(sizes[1:]))
+    return 1 / exact.arrangements((sizes[0], sum(sizes[1:])))
 
 
 def _evaluate(statistic, counts: Sequence[np.ndarray], members: np.ndarray | None) -> np.ndarray:
@@ -271,21 +272,19 @@ def _influences(statistic, strata, place: int, members: np.ndarray | None) -> np
     return np.where(finite, (size - 1) * (values[finite].mean() - np.where(finite, values, 0)), 0)
 
 
-def _acceleration(influences: Sequence[np.ndarray]) -> float:
-    cubes = sum(float((x**3).sum()) / x.size**3 for x in influences)
-    squares = sum(float((x**2).sum()) / x.size**2 for x in influences)
-    return cubes / (6 * squares**1.5) if squares > 0 else 0.0
-
-
-def _correction(influences: Sequence[np.ndarray]) -> tuple[float, float]:
-    """sqrt of the unbiased variance over the bootstrap's, and Welch's degrees of freedom."""
+def _corrections(influences: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """a, sqrt of the unbiased variance over the bootstrap's, and Welch's degrees of freedom."""
     sizes = np.array([x.size for x in influences], np.float64)
     biased = np.array([float((x**2).sum()) for x in influences]) / sizes**2
-    if not biased.sum() > 0:
+    acceleration = 0.0
+    if biased.sum() > 0:
+        cubes = sum(float((x**3).sum()) / x.size**3 for x in influences)
+        acceleration = cubes / (6 * float(biased.sum()) ** 1.5)
+    else:
         biased = np.ones_like(sizes)
     variance = biased * sizes / (sizes - 1)
     freedom = variance.sum() ** 2 / (variance**2 / (sizes - 1)).sum()
-    return float(np.sqrt(variance.sum() / biased.sum())), float(freedom)
+    return acceleration, float(np.sqrt(variance.sum() / biased.sum())), float(freedom)
 
 
 def _adjusted(bootstrap: Bootstrap, z: float) -> float:

@@ -26,7 +26,8 @@ Kind = Literal[
     "one", "independent", "paired", "many", "many-paired", "correlation", "times", "pairwise"
 ]
 _ALIGNED = ("paired", "many-paired", "correlation")
-_MANY = 1_000  # more groups than anybody has
+_TWO = (2, 2)
+_MANY = (2, 1_000)  # more groups than anybody has
 _ANY = (-math.inf, math.inf)
 _RANK = (-1.0, 1.0)
 _SHARE = (0.0, 1.0)
@@ -49,7 +50,7 @@ class Test(NamedTuple):
         bounds: between which its effect, and so every null other than its own, lies.
         margin: whether it needs a smallest effect of interest; then `p` is against that.
         equivalence: whether its claim is that there is no effect as large as the margin.
-        clusters: whether it can take units that come in clusters.
+        clustered: whether it can take units that come in clusters; None: if groups share units.
         about: what its claim is about, in a sentence, where a reader could take it for more; ''
             where it is about the groups that are named.
     """
@@ -60,26 +61,17 @@ class Test(NamedTuple):
     kind: Kind
     effect: str
     null: float
-    groups: tuple[int, int]
+    groups: tuple[int, int] = _TWO
     bounds: tuple[float, float] = _ANY
     margin: bool = False
     equivalence: bool = False
-    clusters: bool = False
+    clustered: bool | None = None
     about: str = ""
 
-
-def _paired(function, effect: str, null: float, groups: tuple[int, int], **more) -> Test:
-    return Test(function, "paired", effect, null, groups, clusters=True, **more)
-
-
-def _independent(function, effect: str, null: float = 0.0, **more) -> Test:
-    return Test(function, "independent", effect, null, (2, 2), **more)
-
-
-def _correlation(function, effect: str, bounds=_RANK, null: float = 0.0, groups=(2, 2)) -> Test:
-    return Test(
-        *(function, "correlation", effect, null, groups, bounds), clusters=True, about=_THESE_ARMS
-    )
+    @property
+    def clusters(self) -> bool:
+        """Whether it can take units that come in clusters."""
+        return self.kind in _ALIGNED if self.clustered is None else self.clustered
 
 
 _THESE_ARMS = (
@@ -92,61 +84,68 @@ _MEAN = "mean difference"
 _RATIO = "ratio of means"
 _RATIOS = "a/b - c/d of means"
 _LOGS = "log(a/b) - log(c/d) of means"
+
+
+def _correlation(
+    function, effect: str, null: float = 0.0, groups=_TWO, bounds=_RANK, about=_THESE_ARMS
+) -> Test:
+    return Test(function, "correlation", effect, null, groups, bounds, about=about)
+
+
 TESTS: Mapping[str, Test] = {
-    "paired-t": _paired(t_tests.paired_t, _MEAN, 0.0, (1, 2)),
-    "wilcoxon": _paired(
-        ranks.wilcoxon, "matched-pairs rank-biserial correlation", 0.0, (1, 2), bounds=_RANK
+    "paired-t": Test(t_tests.paired_t, "paired", _MEAN, 0.0, (1, 2)),
+    "wilcoxon": Test(
+        ranks.wilcoxon, "paired", "matched-pairs rank-biserial correlation", 0.0, (1, 2), _RANK
     ),
-    "mean": _paired(means.mean, _MEAN, 0.0, (1, 2)),
-    "welch": _independent(t_tests.welch, _DIFFERENCE),
-    "mann-whitney": _independent(ranks.mann_whitney, "Cliff's delta", bounds=_RANK),
-    "auc": _independent(ranks.auc, "area under the ROC curve", 0.5, bounds=_SHARE, clusters=True),
-    "mean-difference": _independent(means.mean_difference, _DIFFERENCE),
-    "tost": _independent(t_tests.tost, _DIFFERENCE, margin=True, equivalence=True),
-    "non-inferiority": _independent(t_tests.non_inferiority, _DIFFERENCE, margin=True),
-    "paired-non-inferiority": _paired(
-        t_tests.paired_non_inferiority, _MEAN, 0.0, (1, 2), margin=True
+    "mean": Test(means.mean, "paired", _MEAN, 0.0, (1, 2)),
+    "welch": Test(t_tests.welch, "independent", _DIFFERENCE, 0.0),
+    "mann-whitney": Test(ranks.mann_whitney, "independent", "Cliff's delta", 0.0, _TWO, _RANK),
+    "auc": Test(
+        *(ranks.auc, "independent", "area under the ROC curve", 0.5, _TWO, _SHARE), clustered=True
+    ),
+    "mean-difference": Test(means.mean_difference, "independent", _DIFFERENCE, 0.0),
+    "tost": Test(t_tests.tost, "independent", _DIFFERENCE, 0.0, margin=True, equivalence=True),
+    "non-inferiority": Test(t_tests.non_inferiority, "independent", _DIFFERENCE, 0.0, margin=True),
+    "paired-non-inferiority": Test(
+        t_tests.paired_non_inferiority, "paired", _MEAN, 0.0, (1, 2), margin=True
     ),
     "binomial": Test(proportion.binomial, "one", "proportion of ones", 0.5, (1, 1), _SHARE),
-    "identical": _paired(equality.identical, "difference nearest to the other side", 0.0, (2, 2)),
-    "ratio-of-means": _independent(means.ratio_of_means, _RATIO, 1.0, bounds=_POSITIVE),
-    "paired-ratio-of-means": _paired(
-        means.paired_ratio_of_means, _RATIO, 1.0, (2, 2), bounds=_POSITIVE
+    "identical": Test(equality.identical, "paired", "difference nearest to the other side", 0.0),
+    "ratio-of-means": Test(means.ratio_of_means, "independent", _RATIO, 1.0, _TWO, _POSITIVE),
+    "paired-ratio-of-means": Test(
+        means.paired_ratio_of_means, "paired", _RATIO, 1.0, _TWO, _POSITIVE
     ),
     "difference-of-ratios": Test(means.difference_of_ratios, "many", _RATIOS, 0.0, (4, 4)),
     "paired-difference-of-ratios": Test(
-        means.paired_difference_of_ratios, "many-paired", _RATIOS, 0.0, (4, 4), clusters=True
+        means.paired_difference_of_ratios, "many-paired", _RATIOS, 0.0, (4, 4)
     ),
     "paired-log-ratio-difference": Test(
-        means.paired_log_ratio_difference, "many-paired", _LOGS, 0.0, (4, 4), clusters=True
+        means.paired_log_ratio_difference, "many-paired", _LOGS, 0.0, (4, 4)
     ),
     "spearman": _correlation(correlation.spearman, "Spearman's rho"),
     "spearman-over-arms": _correlation(
-        correlation.spearman_over_arms, "Spearman's rho of the means of arms"
-    )._replace(about=_OTHER_ARMS),
+        correlation.spearman_over_arms, "Spearman's rho of the means of arms", about=_OTHER_ARMS
+    ),
     "kendall": _correlation(correlation.kendall, "Kendall's tau"),
     "pearson": _correlation(correlation.pearson, "Pearson's r"),
     "fit-error": _correlation(
-        correlation.fit_error, "error of the fit over that of the mean", _SHARE, 1.0
+        correlation.fit_error, "error of the fit over that of the mean", 1.0, bounds=_SHARE
     ),
     "kendall-difference": _correlation(
-        correlation.kendall_difference, "difference of |tau|", groups=(3, 3)
+        correlation.kendall_difference, "difference of |tau|", 0.0, (3, 3)
     ),
     "spearman-pooled": _correlation(
-        correlation.spearman_pooled, "pooled rho - rho within", (-2.0, 2.0), groups=(4, 100)
+        correlation.spearman_pooled, "pooled rho - rho within", 0.0, (4, 100), (-2.0, 2.0)
     ),
-    "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, (2, 2), _POSITIVE),
+    "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, _TWO, _POSITIVE),
     "jonckheere": Test(
-        trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, (2, _MANY), _RANK
+        trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, _MANY, _RANK
     ),
-    "page": Test(
-        *(trend.page, "many-paired", "mean rank correlation of a unit", 0.0, (2, _MANY), _RANK),
-        clusters=True,
-    ),
-    "kruskal-wallis": Test(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, (2, _MANY)),
-    "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, (2, _MANY)),
+    "page": Test(trend.page, "many-paired", "mean rank correlation of a unit", 0.0, _MANY, _RANK),
+    "kruskal-wallis": Test(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, _MANY),
+    "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, _MANY, clustered=False),
     "pairwise-difference": Test(
-        pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0, (2, 2)
+        pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0
     ),
 }
 

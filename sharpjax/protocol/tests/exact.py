@@ -74,19 +74,6 @@ def rank_sum(doubled_ranks: np.ndarray, size: int, statistic: int) -> Tails:
     return _rank_sum(scaled, size, statistic, step)
 
 
-@functools.lru_cache(maxsize=256)
-def share_of_one_choice(n1: int, n2: int) -> float:
-    """1 / C(n1 + n2, n1), the smallest tail of a rank sum; 0 where it is below every float.
-
-    >>> share_of_one_choice(3, 3)
-    0.05
-    """
-    if n1 + n2 <= 1000:
-        return 1 / math.comb(n1 + n2, n1)
-    logs = special.gammaln(n1 + n2 + 1) - special.gammaln(n1 + 1) - special.gammaln(n2 + 1)
-    return float(np.exp(-logs))
-
-
 def arrangements(sizes: Sequence[int]) -> float:
     """In how many ways N units fall into groups of these sizes: N! / prod n_i!
 

@@ -116,7 +116,7 @@ def _rank_sum(question: Question, differences: bool = False) -> TestResult:
     if 0 < theta < 1 and min(n) > 1:
         spread = above.var(ddof=1) / (n1 * (2 * n2) ** 2) + below.var(ddof=1) / (n2 * (2 * n1) ** 2)
         inflation = max(1.0, float(spread) / rank_effects.deviation(theta, n) ** 2)
-    floor = exact.share_of_one_choice(n1, n2)
+    floor = 1 / exact.arrangements(n)
     return rank_effects.answer(
         question, theta, tails, floor, sizes=n, inflation=inflation, differences=differences
     )

@@ -163,7 +163,7 @@ def of_two_groups(question: Question) -> Location:
     a, b = float(x.var(ddof=1)) / n[0], float(y.var(ddof=1)) / n[1]
     error = math.sqrt(a + b)
     if error <= resolution:
-        floor = exact.share_of_one_choice(*n)
+        floor = 1 / exact.arrangements(n)
         return Location(difference, 0.0, n[0] + n[1] - 2.0, floor, resolution)
     share = a / (a + b)  # squares of tiny variances would underflow
     df = 1.0 / (share**2 / (n[0] - 1) + (1 - share) ** 2 / (n[1] - 1))
