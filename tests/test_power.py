@@ -645,16 +645,3 @@ def test_seeds_for_any_test():
     assert power_of("mann-whitney", 1.0, Plan((n, n))) >= 0.8
     assert num_seeds(1.0, test="tost") == num_seeds(1.0, test="tost")
     assert num_seeds(0.5, test="binomial") > 20
-
-
-def test_units_over_arms_are_the_arms():
-    """However many seeds there are: 4 arms have a p of 1/24 at best."""
-    group = "a|b|c|d"
-    contrast = Contrast((LOSS, LOSS), (group, group), "greater", "spearman-over-arms")
-    (row,) = power.table([Hypothesis("S.1", "x", (contrast,), alpha=0.01)], range(50))
-    assert row.n == (4, 4) and row.smallest_p == pytest.approx(1 / 24) and row.rejects == "never"
-    arm, values = np.repeat(np.arange(9), 3), np.random.default_rng(0).normal(size=(2, 27))
-    samples = Samples(tuple(values), clusters=np.tile(np.arange(3), 9), arms=arm)
-    means = Samples(tuple(values.reshape(2, 9, 3).mean(-1)))
-    seen = power.detectable(contrast, samples)
-    assert seen > 0 and seen == pytest.approx(power.detectable(contrast, means))

@@ -203,7 +203,6 @@ def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float, power
 
 
 # Effects that chance alone makes positive, and one without chance.
-_OVER_ARMS = "spearman-over-arms"  # whose units are the arms
 _NO_SCALE = ("kruskal-wallis", "friedman", "identical")
 _ON_LOG_SCALE = ("log-rank",)
 

@@ -19,7 +19,7 @@ from sharpjax.protocol.tests import (
     t_tests,
     trend,
 )
-from sharpjax.protocol.tests.question import Question, cluster_codes, codes, vectors
+from sharpjax.protocol.tests.question import Question, cluster_codes, codes, vector
 from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Kind = Literal[
@@ -213,7 +213,7 @@ def _question(
         raise UserError(f"{given} group{'s' * (given != 1)}; it takes {wanted}.")
     groups, clusters = samples.groups, samples.clusters
     if test.kind != "pairwise":
-        groups = vectors(groups)
+        groups = tuple(vector(group, i) for i, group in enumerate(groups, start=1))
     sizes = [len(group) for group in groups]
     units = sizes[0]
     if test.kind in _ALIGNED:

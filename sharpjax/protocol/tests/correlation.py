@@ -25,7 +25,7 @@ import numpy as np
 from scipy import special
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests import association, bootstrap, independence, shuffle
+from sharpjax.protocol.tests import association, bootstrap, shuffle
 from sharpjax.protocol.tests.question import Question, conclude, nothing_known
 from sharpjax.protocol.tests.result import Alternative, TestResult
 
@@ -203,21 +203,21 @@ def _kendall_variance(_: float, x: np.ndarray, y: np.ndarray) -> float:
 
 _SPEARMAN = _Coefficient(
     association.spearman,
-    independence.spearman,
+    shuffle.of_spearman,
     lost=3,
     variance=lambda rho, x, y: 1 + rho * rho / 2,
     step=lambda n: 12 / (n**3 - n),
 )
 _KENDALL = _Coefficient(
     association.kendall,
-    independence.kendall,
+    shuffle.of_kendall,
     lost=4,
     variance=_kendall_variance,
     step=lambda n: 4 / (n * (n - 1)),
 )
 _PEARSON = _Coefficient(
     association.pearson,
-    independence.pearson,
+    shuffle.of_pearson,
     lost=3,
     variance=lambda r, x, y: 1.0,
     step=lambda _: 2e-12,

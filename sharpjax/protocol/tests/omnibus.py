@@ -35,7 +35,9 @@ def kruskal_wallis(question: Question) -> TestResult:
     ranks = stats.rankdata(np.concatenate(groups))
     ranks -= ranks.mean()
     total = float((ranks**2).sum())
-    least = shuffle.least(exact.arrangements(sizes) / _ways_apart(sizes))
+    # Constant groups are as extreme where those of one size change places.
+    same = math.prod(math.factorial(count) for count in Counter(sizes).values())
+    least = shuffle.least(exact.arrangements(sizes) / same)
     if total == 0:
         return TestResult(0.0, _no_interval, 1.0, 1.0, least, sizes, "all values are alike")
     starts = np.cumsum((0, *sizes[:-1]))
@@ -104,8 +106,3 @@ def _check(question: Question) -> None:
         )
     if question.null:
         raise UserError(f"null={question.null}; that all groups are alike is its only null, 0.")
-
-
-def _ways_apart(sizes: tuple[int, ...]) -> int:
-    """How many arrangements are as extreme as constant groups: those that swap groups of a size."""
-    return math.prod(math.factorial(count) for count in Counter(sizes).values())

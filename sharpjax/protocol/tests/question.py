@@ -134,22 +134,17 @@ def directed(alternative: Alternative, greater: float, less: float) -> tuple[flo
     return both, both
 
 
-def vectors(groups: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """The groups as float64 vectors.
+def vector(group: np.ndarray, number: int) -> np.ndarray:
+    """A group as float64.
 
     Raises:
-        UserError: one is empty or no vector, or a value is not finite (below 1e150).
+        UserError: it is empty or no vector, or a value is not finite (below 1e150).
     """
-    return tuple(_vector(group, number) for number, group in enumerate(groups, start=1))
-
-
-def _vector(group: np.ndarray, number: int) -> np.ndarray:
     values = np.asarray(group, np.float64)
     if values.ndim != 1 or not values.size:
         raise UserError(f"group {number} has shape {values.shape}; give one number for each unit.")
-    finite = np.abs(values) < _LARGEST
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
+    bad = np.flatnonzero(~(np.abs(values) < _LARGEST))
+    if bad.size:
         some = "1 value that is" if bad.size == 1 else f"{bad.size} values that are"
         raise UserError(
             f"group {number} has {some} not finite (unit {bad[0]} is {values[bad[0]]:g}; the limit "

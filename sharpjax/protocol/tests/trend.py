@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import special, stats
 
-from sharpjax.protocol.tests import association, bootstrap, exact, independence, shuffle
+from sharpjax.protocol.tests import association, bootstrap, exact, shuffle
 from sharpjax.protocol.tests.question import Question, conclude
 from sharpjax.protocol.tests.result import TestResult
 
@@ -47,7 +47,7 @@ def jonckheere(question: Question) -> TestResult:
         law, concordant = _jonckheere_law(sizes), round((pairs + excess) / 2)
         tails = float(law[concordant:].sum()), float(law[: concordant + 1].sum())
     else:
-        tails = independence.kendall(-label.astype(float), values, question.seed)
+        tails = shuffle.of_kendall(-label.astype(float), values, question.seed)
     return conclude(question, excess / pairs, lambda c: drawn().interval(c), *tails, floor)
 
 
