@@ -118,6 +118,16 @@ def test_p_inverts_the_interval(confidence):
     assert tails(distribution, high)[1] == pytest.approx(half, abs=1e-4)
 
 
+def test_p_inverts_the_interval_where_the_outermost_replicates_tie():
+    """Some 14 of 9,999 resamples are all zeros: the tenth, where the normal tail starts, is one."""
+    distribution = bca(weighted_mean(np.array([0.0, 0, 1, 1, 1, 1])), [6])
+    assert distribution.replicates[9] == 0 < distribution.replicates[30]
+    p = tails(distribution, 0.0)[0]
+    low, _ = interval(distribution, 1 - 2.02 * p)
+    assert low == pytest.approx(0, abs=1e-9)
+    assert interval(distribution, 1 - 1.9 * p)[0] < 0
+
+
 def test_infinite_scores():
     """A null beyond replicates without spread: certain one way, impossible the other."""
     distribution = bca(weighted_mean(np.full(5, 0.3)), [5])

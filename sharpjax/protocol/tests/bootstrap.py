@@ -326,9 +326,8 @@ def _score(bootstrap: Bootstrap, value: float) -> float:
     left, right = _places(values, value)
     if right > left:
         position = (left + right - 1) / 2
-    elif left in (0, values.size):
-        position = left - 0.5
     else:
         a, b = float(values[left - 1]), float(values[left])
         position = left - 1 + ((value - a) / (b - a) if math.isfinite(b - a) else 0.5)
-    return float(special.ndtri(np.clip(position / (values.size - 1), 0, 1)))
+    position = np.clip(position, _TAIL - 1, values.size - _TAIL)  # equal values reach into the tail
+    return float(special.ndtri(position / (values.size - 1)))
