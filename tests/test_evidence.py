@@ -274,6 +274,8 @@ def test_how_a_test_is_called_is_part_of_the_analysis(tmp_path, monkeypatch):
         ("measures", "sharpjax.train.steps", True),
         ("measures", "sharpjax.nn.conv", True),
         ("measures", "sharpjax.runs.loading", True),
+        ("measures", "sharpjax.driver.drive", True),
+        ("measures", "sharpjax.driver.progress", False),
         ("measures", "sharpjax.report.words", False),
         ("measures", "sharpjax.studies.sharpness.shows", False),
         ("measures", "sharpjax.protocol.judging.rules", False),
@@ -393,11 +395,24 @@ def test_the_manifest_is_edited(tmp_path):
     zeros = {name: "0" * 64 for name in standing.read(path).data["digits"]}
     edited = {"verdicts": {"T.1": "refuted"}, "data": {"digits": {"digests": zeros}}}
     edited["processes"] = [manifest["processes"][0] | {"ended": "2999-01-01T00:00:00+00:00"}]
+    edited["environments"] = [manifest["environments"][0] | {"processor": "another"}]
     (path / "manifest.json").write_text(json.dumps(manifest | edited))
     reseal(path)
     assert_caught(path, "T.1 is refuted in the folder, and supported by the analysis here")
     assert_caught(path, "The data were not those that were registered: data 'digits'.test")
-    assert_caught(path, "processes.json is not what manifest.json holds")
+    assert_caught(path, "processes.json is not what manifest.json holds of the run's processes")
+    assert_caught(path, "environment.json is not what manifest.json holds of the run's env")
+
+
+def test_a_config_without_seeds_and_arms_is_no_traceback(tmp_path):
+    path = tmp_path / "run"
+    begin(path, config(), finish=True)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"config_digest": None}))
+    for seeds in (None, [[]], 3):
+        (path / "config.json").write_text(json.dumps({"study": "sharpness", "seeds": seeds}))
+        reseal(path)
+        assert verify.verify(path).problems
 
 
 def test_rows_of_a_seed_that_was_registered_and_not_run(tmp_path):

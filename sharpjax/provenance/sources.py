@@ -122,8 +122,9 @@ def measures_digest(study: str, names: frozenset[str]) -> str:
 # Beside the plan of the study.
 _MAKES = ("sharpjax.train.task", "sharpjax.train.units", "sharpjax.runs.loading")
 # Rooms in which no number is made: what they say is in the plan, or is of the whole package alone.
-_NO_MEASURES = ("catalog", "commandline", "errors", "plots", "provenance", "report", "runs",
-                "schema", "workdir", "protocol.claims", "studies.papers")  # fmt: skip
+_NO_MEASURES = ("catalog", "commandline", "driver.interrupt", "driver.progress", "errors", "plots",
+                "protocol.claims", "provenance", "report", "runs", "schema", "studies.papers",
+                "workdir")  # fmt: skip
 
 
 def _measures(name: str) -> bool:

@@ -80,8 +80,9 @@ def _order(run: Folder, there: Registration) -> Iterator[str]:
     begun, sealed = _begun(run), run.recorded("times", "sealed")
     if not _times(run) and run.manifest is not None:
         yield f"{workdir.PROCESSES} names no process, so nothing says when the run was begun."
-    if run.recorded("processes") not in (None, run.tables(workdir.PROCESSES)):
-        yield f"{workdir.PROCESSES} is not what {workdir.MANIFEST} holds of the run's processes."
+    for kept, name in (("processes", workdir.PROCESSES), ("environments", workdir.ENVIRONMENT)):
+        if run.recorded(kept) not in (None, run.tables(name)):
+            yield f"{name} is not what {workdir.MANIFEST} holds of the run's {kept}."
     if begun and there.time > begun:
         yield (
             f"It was registered {there.time}, after the run had begun ({begun}): what it asks may "
@@ -181,7 +182,8 @@ def _journal(run: Folder) -> Iterator[str]:
 def _strangers(run: Folder, there: Registration | None) -> Iterator[str]:
     """A segment holds rows of its own arm and study; all arms are those of the plan, and no row is
     of a seed that was registered and left out."""
-    arms, seeds = set(run.arms), set(there.seeds if there else ()) - set(run.config["seeds"])
+    arms, own = set(run.arms), run.config.get("seeds")
+    seeds = [s for s in there.seeds if s not in own] if there and isinstance(own, list) else []
     for path in read.segments(run.path):
         owner = path.parent.name
         for row in workdir.rows_in(path):

@@ -32,9 +32,10 @@ class Folder(NamedTuple):
     @property
     def arms(self) -> list[str]:
         """The arms in the order of the plan, where the manifest names it."""
-        named = self.recorded("arm_order")
-        is_order = isinstance(named, list) and all(isinstance(name, str) for name in named)
-        return named if is_order else list(self.config["arms"])
+        named, own = self.recorded("arm_order"), self.config.get("arms")
+        if isinstance(named, list) and all(isinstance(name, str) for name in named):
+            return named
+        return list(own) if isinstance(own, dict) else []
 
     @property
     def commit(self) -> str:
