@@ -57,7 +57,7 @@ def finding(
     reason = f"{verdict}, as its interval shows"
     decided = {"supported": PValue(p, adjusted), "refuted": PValue(1 - p, 1 - p)}
     return Finding(
-        contrast, verdict, reason, Samples(arrays, seen), result, adjusted, 1 - p, detectable,
+        contrast, verdict, reason, Samples(arrays, seen), result, adjusted, detectable,
         interval=Interval(0.95, *interval), decided_by=decided.get(verdict),
         difference=difference and Difference(difference[0], Interval(0.95, *difference[1:])),
     )  # fmt: skip
@@ -65,7 +65,7 @@ def finding(
 
 def not_run(quantity=ERROR, reason="no rows of 'test/error' in arm sam"):
     contrast = Contrast(quantity, ("sam", "sgd"), "less", "wilcoxon")
-    return Finding(contrast, "not run", reason, None, None, NAN, NAN, NAN)
+    return Finding(contrast, "not run", reason, None, None, NAN, NAN)
 
 
 def judgement(id, claim, *findings, verdict=None, reason=None, **fields):

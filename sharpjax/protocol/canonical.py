@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,7 +11,6 @@ from sharpjax.errors import UserError, nearest
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 
 Part = Quantity | Contrast | Composite | Hypothesis
-_PARTS = {"contrasts", "members", "refuting"}
 # Fields of the first registrations, which are always written. A field that is added later is left
 # out where it has its default, so that what does not use it keeps its text, digest and seal.
 _FIRST: Mapping[type, str] = {
@@ -47,25 +46,19 @@ def to_dict(part: Part) -> dict[str, Any]:
     >>> list(to_dict(Quantity("test/loss")))
     ['metric', 'at', 'of', 'over', 'seen', 'independent']
     """
-    first = _first(type(part))
-    values = ((field, getattr(part, field.name)) for field in fields(part))
-    return {
-        field.name: float(value) if _is_number(field, value) else _plain(value)
-        for field, value in values
-        if field.name in first or value != _default(field)
-    }
+    first, document = _first(type(part)), {}
+    for field in fields(part):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value = getattr(part, field.name)
+        if field.name in first or value != default:
+            if value is not None and float in _types(field.type):
+                value = float(value)
+            document[field.name] = _plain(value)
+    return document
 
 
 def _first(kind: type) -> list[str]:
     return next(names.split() for known, names in _FIRST.items() if issubclass(kind, known))
-
-
-def _default(field: Field) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def _is_number(field: Field, value: Any) -> bool:
-    return value is not None and float in _types(field.type)
 
 
 def _plain(value: Any) -> Any:
@@ -89,25 +82,28 @@ def _read(kind: type, document: Any) -> Any:
     what = kind.__name__.lower()
     if not isinstance(document, Mapping):
         raise UserError(f"a {what} is a table of fields, not {_short(document)}.")
-    names = tuple(field.name for field in fields(kind))
-    for name in sorted(document.keys() - set(names)):
+    names = {field.name: field.type for field in fields(kind)}
+    for name in sorted(document.keys() - names.keys()):
         raise UserError(f"a {what} has no field {_short(name)}{nearest(str(name), names) or '.'}")
     for name in _first(kind):
         if name not in document:
             raise UserError(f"a {what} lacks the field '{name}'.")
-    return kind(**{name: _value(kind, name, value) for name, value in document.items()})
+    return kind(**{name: _value(what, name, names[name], v) for name, v in document.items()})
 
 
-def _value(kind: type, name: str, value: Any) -> Any:
-    if name in _PARTS:
-        parts = _list(kind, name, value)
-        return tuple(_read(Composite if _is_composite(v) else Contrast, v) for v in parts)
+def _value(what: str, name: str, hint: Any, value: Any) -> Any:
     if name == "quantity":
         many = isinstance(value, list)
         return tuple(_read(Quantity, v) for v in value) if many else _read(Quantity, value)
+    if name not in ("contrasts", "members", "refuting", "groups", "over"):
+        return _expect(what, name, value, *_types(hint))
+    items = _expect(what, name, value, list)
     if name in ("groups", "over"):
-        return tuple(_expect(kind, name, item, str) for item in _list(kind, name, value))
-    return _expect(kind, name, value, *_types(next(f.type for f in fields(kind) if f.name == name)))
+        return tuple(_expect(what, name, item, str) for item in items)
+    return tuple(
+        _read(Composite if isinstance(item, Mapping) and "members" in item else Contrast, item)
+        for item in items
+    )
 
 
 def _types(hint: Any) -> tuple[type, ...]:
@@ -123,19 +119,10 @@ def _types(hint: Any) -> tuple[type, ...]:
     return {float: (float, int), Mapping[str, Any]: (dict,)}.get(hint, (hint,))
 
 
-def _list(kind: type, name: str, value: Any) -> list[Any]:
-    return _expect(kind, name, value, list)
-
-
-def _expect(kind: type, name: str, value: Any, *types: type) -> Any:
+def _expect(what: str, name: str, value: Any, *types: type) -> Any:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        what = kind.__name__.lower()
         raise UserError(f"field '{name}' of a {what} is {_short(value)}, which it cannot be.")
     return value
-
-
-def _is_composite(document: Any) -> bool:
-    return isinstance(document, Mapping) and "members" in document
 
 
 def _short(value: Any) -> str:

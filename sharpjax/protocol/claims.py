@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -142,12 +142,17 @@ def contrasts(member: Contrast | Composite | Hypothesis) -> Iterator[Contrast]:
     >>> len(list(contrasts(Hypothesis("S.1", "Lower.", (loss, Composite((loss, loss)))))))
     3
     """
-    if isinstance(member, Contrast):
+    return (part for part in _parts(member) if isinstance(part, Contrast))
+
+
+def _parts(member: Contrast | Composite | Hypothesis) -> Iterator[Contrast | Composite]:
+    if not isinstance(member, Hypothesis):
         yield member
+    if isinstance(member, Contrast):
         return
     inside = member.members if isinstance(member, Composite) else member.contrasts + member.refuting
     for part in inside:
-        yield from contrasts(part)
+        yield from _parts(part)
 
 
 def tests_of(hypotheses: Iterable[Hypothesis]) -> tuple[str, ...]:
@@ -173,17 +178,14 @@ def arms(group: str) -> tuple[str, ...]:
 
 def families(hypothesis: Hypothesis) -> Iterator[tuple[Contrast, str]]:
     """Each contrast, as `contrasts` gives them, with the name of its family."""
-    own = hypothesis.family or hypothesis.id
-    for contrast in (c for member in hypothesis.contrasts for c in contrasts(member)):
-        yield contrast, contrast.family or own
-    for contrast in (c for member in hypothesis.refuting for c in contrasts(member)):
-        yield contrast, f"{contrast.family or own} (refuting)"
+    for members, suffix in ((hypothesis.contrasts, ""), (hypothesis.refuting, " (refuting)")):
+        for contrast in contrasts(Composite(members)):
+            yield contrast, (contrast.family or hypothesis.family or hypothesis.id) + suffix
 
 
 def check(
     hypotheses: Iterable[Hypothesis],
     *,
-    tests: Mapping[str, Test] | None = None,
     arms: Collection[str] | None = None,
     metrics: Collection[str] | None = None,
     sealed: bool = False,
@@ -191,7 +193,6 @@ def check(
     """Refuse hypotheses that could not be decided, or that chance alone would decide.
 
     Args:
-        tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
         arms, metrics: those that the study has; None: not known, so that any name passes.
         sealed: they were registered, maybe before a rule against deciding by chance or without
             independent units, and are held to what they say.
@@ -204,21 +205,16 @@ def check(
         ...
     sharpjax.errors.UserError: hypothesis S.1: alpha=1.5; give a number between 0 and 1.
     """
-    known = catalog.TESTS if tests is None else tests
-    by_id: dict[str, Hypothesis] = {}
+    ids: set[str] = set()
     first_of: dict[str, Hypothesis] = {}
     for hypothesis in hypotheses:
-        if hypothesis.id in by_id:
+        if hypothesis.id in ids:
             raise UserError(f"two hypotheses have the id {hypothesis.id}; an id names one claim.")
-        by_id[hypothesis.id] = hypothesis
+        ids.add(hypothesis.id)
         try:
-            for composite in _check_hypothesis(hypothesis):
-                if not sealed:
-                    _check_chance(composite, hypothesis)
+            _check_hypothesis(hypothesis, sealed=sealed)
             for contrast in contrasts(hypothesis):
-                _check_contrast(contrast, known)
-                if not sealed:
-                    _check_clusters(contrast, known[contrast.test])
+                _check_contrast(contrast, sealed=sealed)
                 _check_names(contrast, arms, metrics)
         except UserError as error:
             raise UserError(f"hypothesis {hypothesis.id or '(no id)'}: {error}") from None
@@ -233,34 +229,43 @@ def check(
                     )
 
 
-def _check_hypothesis(hypothesis: Hypothesis) -> Sequence[Composite]:
-    """Refuse what no contrast is to blame for; the composites, the whole first."""
+def _check_hypothesis(hypothesis: Hypothesis, *, sealed: bool) -> None:
+    """Refuse what no contrast is to blame for."""
     if not hypothesis.id.strip():
         raise UserError("id is empty; give one, as S.1.")
     if not _is_number(hypothesis.alpha) or not 0 < hypothesis.alpha < 1:
         raise UserError(f"alpha={hypothesis.alpha!r}; give a number between 0 and 1.")
-    for what, name, words in (
-        ("correction", "correction", Correction),
-        ("status", "status", Certainty),
-        ("rule for diverged seeds", "diverged", Diverged),
+    for what, given, words in (
+        ("correction", hypothesis.correction, Correction),
+        ("status", hypothesis.status, Certainty),
+        ("rule for diverged seeds", hypothesis.diverged, Diverged),
     ):
-        if (given := getattr(hypothesis, name)) not in get_args(words):
+        if given not in get_args(words):
             raise unknown(what, str(given), get_args(words))
     if not hypothesis.contrasts:
         if not hypothesis.missing:
             raise UserError("it has no contrast; give one, or say in `missing` why there is none.")
-        return ()
+        return
     whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
-    found = [c for member in (whole, *hypothesis.refuting) for c in _composites(member)]
-    for composite in found:
-        size = len(composite.members)
-        if not size:
-            raise UserError(f"composite '{composite.name}' has no members.")
-        name = "combine" if composite is whole else "supported_by"
-        _check_count(name, composite.supported_by, size)
-        if composite.refuted_by != "never":
-            _check_count("refuted_by", composite.refuted_by, size)
-    return found
+    for part in (part for member in (whole, *hypothesis.refuting) for part in _parts(member)):
+        if isinstance(part, Composite):
+            _check_composite(part, "combine" if part is whole else "supported_by")
+            if not sealed:
+                _check_chance(part, hypothesis)
+
+
+def _check_composite(composite: Composite, rule: str) -> None:
+    size = len(composite.members)
+    if not size:
+        raise UserError(f"composite '{composite.name}' has no members.")
+    rules = {rule: composite.supported_by, "refuted_by": composite.refuted_by}
+    for name, value in rules.items():
+        words = ("all", "any", "majority", *(["never"] if name == "refuted_by" else []))
+        number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= size
+        if value not in words and not number:
+            raise UserError(
+                f"{name}={value!r}; give 'all', 'any', 'majority' or a number 1 to {size}."
+            )
 
 
 def _check_chance(composite: Composite, hypothesis: Hypothesis) -> None:
@@ -276,29 +281,15 @@ def _check_chance(composite: Composite, hypothesis: Hypothesis) -> None:
         )
 
 
-def _composites(member: Contrast | Composite) -> Iterator[Composite]:
-    if isinstance(member, Composite):
-        yield member
-        for part in member.members:
-            yield from _composites(part)
-
-
-def _check_count(name: str, rule: str | int, size: int) -> None:
-    words = isinstance(rule, str) and rule in ("all", "any", "majority")
-    number = isinstance(rule, int) and not isinstance(rule, bool) and 1 <= rule <= size
-    if not words and not number:
-        raise UserError(f"{name}={rule!r}; give 'all', 'any', 'majority' or a number 1 to {size}.")
-
-
-def _check_contrast(contrast: Contrast, tests: Mapping[str, Test]) -> None:
-    if contrast.test not in tests:
-        raise unknown("test", contrast.test, tests)
-    test = tests[contrast.test]
+def _check_contrast(contrast: Contrast, *, sealed: bool) -> None:
+    name, margin, count = contrast.test, contrast.margin, len(contrast.groups)
+    if name not in catalog.TESTS:
+        raise unknown("test", name, catalog.TESTS)
+    test = catalog.TESTS[name]
     least, most = test.groups
-    count = len(contrast.groups)
     if not least <= count <= most:
         wanted = f"{least}" if least == most else f"{least} to {most}"
-        raise UserError(f"test '{contrast.test}' takes {wanted} groups, not {count}.")
+        raise UserError(f"test '{name}' takes {wanted} groups, not {count}.")
     if contrast.direction not in get_args(Alternative):
         raise unknown("direction", str(contrast.direction), get_args(Alternative))
     if not isinstance(contrast.quantity, Quantity) and len(contrast.quantity) != count:
@@ -306,68 +297,59 @@ def _check_contrast(contrast: Contrast, tests: Mapping[str, Test]) -> None:
             f"{len(contrast.quantity)} quantities for {count} groups; give one of all, or one each."
         )
     if test.equivalence and contrast.within:
-        raise UserError(
-            f"test '{contrast.test}' is one of equivalence already; leave `within` out."
-        )
+        raise UserError(f"test '{name}' is one of equivalence already; leave `within` out.")
     if (test.equivalence or contrast.within) and contrast.direction != "two-sided":
         raise UserError(
-            f"a claim of equivalence (test '{contrast.test}') has no direction; give 'two-sided', "
+            f"a claim of equivalence (test '{name}') has no direction; give 'two-sided', "
             f"not '{contrast.direction}'."
         )
-    if contrast.margin is None and (test.margin or test.equivalence or contrast.within):
-        raise UserError(f"test '{contrast.test}' needs a margin, the smallest effect of interest.")
-    if contrast.margin is not None and not (_is_number(contrast.margin) and contrast.margin > 0):
-        raise UserError(f"margin={contrast.margin!r}; give a finite number above 0.")
-    if contrast.null is not None and not _is_number(contrast.null):
-        raise UserError(f"null={contrast.null!r}; give a finite number.")
-    if contrast.reported is not None and not _is_number(contrast.reported):
-        raise UserError(f"reported={contrast.reported!r}; give a finite number.")
+    if margin is None and (test.margin or contrast.within):
+        raise UserError(f"test '{name}' needs a margin, the smallest effect of interest.")
+    if margin is not None and not (_is_number(margin) and margin > 0):
+        raise UserError(f"margin={margin!r}; give a finite number above 0.")
+    for field_, value in (("null", contrast.null), ("reported", contrast.reported)):
+        if value is not None and not _is_number(value):
+            raise UserError(f"{field_}={value!r}; give a finite number.")
     for quantity in quantities(contrast):
         _check_quantity(quantity, test)
-    sizes = {len(arms(group)) for group in contrast.groups}
-    if test.kind == "pairwise" and sizes != {1}:
-        raise UserError(
-            f"test '{contrast.test}' compares models of one arm; a group pools several."
-        )
-    if test.kind in ("paired", "many-paired", "correlation") and len(sizes) > 1:
+    sizes = [len(arms(group)) for group in contrast.groups]
+    if test.kind == "pairwise" and set(sizes) != {1}:
+        raise UserError(f"test '{name}' compares models of one arm; a group pools several.")
+    if test.kind in ("paired", "many-paired", "correlation") and len(set(sizes)) > 1:
         raise UserError(f"groups {', '.join(contrast.groups)} pool different numbers of arms.")
-
-
-def _check_clusters(contrast: Contrast, test: Test) -> None:
-    """Refuse several units of one seed where a test needs independent ones."""
-    sides = zip(contrast.groups, quantities(contrast), strict=True)
     several = any(
-        not quantity.independent and (len(quantity.over) > 1 or len(arms(group)) > 1)
-        for group, quantity in sides
+        not quantity.independent and (len(quantity.over) > 1 or size > 1)
+        for size, quantity in zip(sizes, quantities(contrast), strict=True)
     )
-    if several and not test.clusters:
+    if several and not test.clusters and not sealed:
         raise UserError(
-            f"test '{contrast.test}' needs independent units, and a seed has several here (layers, "
+            f"test '{name}' needs independent units, and a seed has several here (layers, "
             f"pooled arms); take a paired test, auc or a correlation, or say that they are "
             f"`independent`."
         )
 
 
 def _check_quantity(quantity: Quantity, test: Test) -> None:
-    if not quantity.metric:
+    metric, at, over, of = quantity.metric, quantity.at, quantity.over, quantity.of
+    pairs = test.kind == "pairwise"
+    if not metric:
         raise UserError("a quantity has no metric; name one, as test/accuracy.")
-    at = quantity.at
     if at != "last" and (not isinstance(at, int) or isinstance(at, bool) or at < 0):
-        raise UserError(f"at={at!r} of {quantity.metric}; give 'last' or a step.")
-    if (quantity.over == ("pair",)) != (test.kind == "pairwise"):
+        raise UserError(f"at={at!r} of {metric}; give 'last' or a step.")
+    if (over == ("pair",)) != pairs:
         raise UserError("over=('pair',) and pairwise tests go together.")
-    if quantity.optional and test.kind == "pairwise":
-        raise UserError(f"{quantity.metric}: units of pairwise tests are models, none is optional.")
-    if quantity.over != ("pair",) and ("seed" not in quantity.over or "pair" in quantity.over):
-        raise UserError(f"over={quantity.over!r} of {quantity.metric}; 'seed' must be among them.")
+    if quantity.optional and pairs:
+        raise UserError(f"{metric}: units of pairwise tests are models, none is optional.")
+    if not pairs and ("seed" not in over or "pair" in over):
+        raise UserError(f"over={over!r} of {metric}; 'seed' must be among them.")
     if (quantity.seen is not None) != (test.kind == "times"):
-        raise UserError(f"{quantity.metric}: `seen` and tests of times go together.")
+        raise UserError(f"{metric}: `seen` and tests of times go together.")
     try:
-        plain = json.loads(json.dumps(quantity.of, allow_nan=False)) == quantity.of
+        plain = json.loads(json.dumps(of, allow_nan=False)) == of
     except (TypeError, ValueError):
         plain = False
     if not plain:
-        raise UserError(f"of={quantity.of!r} of {quantity.metric} is not plain JSON.")
+        raise UserError(f"of={of!r} of {metric} is not plain JSON.")
 
 
 def _check_names(

@@ -86,7 +86,6 @@ def gather(
     contrast: Contrast,
     *,
     seeds: Sequence[int] | None = None,
-    kind: Kind | None = None,
     diverged: Diverged = "inconclusive",
 ) -> Gathered:
     """The samples of one contrast.
@@ -100,7 +99,6 @@ def gather(
         rows: the results table, or its `table`.
         seeds: those that were registered: rows of others are left out, and one of these that is
             missing is a gap. None: those that there are.
-        kind: how the test's samples are gathered; None: as `protocol.tests.catalog` says.
         diverged: as `Hypothesis.diverged`.
 
     Raises:
@@ -117,7 +115,7 @@ def gather(
     "test/loss is missing in arm 'sgd' seed 0."
     """
     index, said = table(rows), _Said([], [], diverged)
-    kind = kind or catalog.TESTS[contrast.test].kind
+    kind = catalog.TESTS[contrast.test].kind
     sides = [
         _Side(index, group, quantity, seeds)
         for group, quantity in zip(contrast.groups, quantities(contrast), strict=True)

@@ -4,6 +4,7 @@
 numbers has p = 1 in it, so that nothing becomes significant because something else was not run.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args
@@ -41,7 +42,7 @@ class Finding(NamedTuple):
     """What one contrast came to.
 
     Attributes:
-        adjusted_p, adjusted_opposite_p: corrected within the family; NaN where not run.
+        adjusted_p: corrected within the family; NaN where it was not counted.
         detectable: the effect that these numbers of units could have seen with power 0.8 if no
             other member of the family rejects, in units of the test's effect; NaN where no formula
             or simulation gives one.
@@ -61,7 +62,6 @@ class Finding(NamedTuple):
     samples: Samples | None
     result: TestResult | None
     adjusted_p: float
-    adjusted_opposite_p: float
     detectable: float
     refuting: bool = False
     interval: Interval | None = None
@@ -109,9 +109,7 @@ def decide(
     rows: Iterable[Row] | Table,
     *,
     seeds: Sequence[int] | None,
-    tests: Mapping[str, Test] | None = None,
     detectable: Detectable | None = None,
-    seed: int = 0,
 ) -> tuple[Judgement, ...]:
     """Answer every hypothesis, in its order.
 
@@ -119,44 +117,40 @@ def decide(
         hypotheses: all that were registered.
         rows: the results table.
         seeds: the registered ones; None: nothing was registered, and those count that are there.
-        tests: the tests there are; None: `protocol.tests.catalog.TESTS`.
         detectable: the effect that could have been seen, as `planning.power.detectable`; None: left
             out.
-        seed: of resampling.
 
     Raises:
         UserError: the hypotheses contradict each other, or rows are duplicated.
     """
     hypotheses = tuple(hypotheses)
-    tests = catalog.TESTS if tests is None else tests
-    check(hypotheses, tests=tests, sealed=True)
+    check(hypotheses, sealed=True)
     index = table(rows)
     measured: dict[_Key, _Measured] = {}
-    sizes: dict[str, dict[_Key, None]] = {}  # the members of each family, in order
+    members: dict[str, dict[_Key, None]] = {}  # of each family, in order
+    corrections: dict[str, Correction] = {}
     for hypothesis in hypotheses:
         for contrast, family in families(hypothesis):
             key = _key(contrast, hypothesis)
-            sizes.setdefault(family, {})[key] = None
+            members.setdefault(family, {})[key] = None
+            corrections[family] = hypothesis.correction
             if not hypothesis.missing and key not in measured:
-                measured[key] = _measure(contrast, index, seeds, tests, hypothesis, seed)
-    corrections: dict[str, Correction] = {
-        family: h.correction for h in hypotheses for _, family in families(h)
-    }
+                measured[key] = _measure(contrast, index, seeds, hypothesis.diverged)
     adjusted = {
-        family: _adjusted(keys, measured, corrections[family]) for family, keys in sizes.items()
+        family: _adjusted(keys, measured, corrections[family]) for family, keys in members.items()
     }
     judgements = []
     for hypothesis in hypotheses:
         findings = []
-        number = sum(1 for member in hypothesis.contrasts for _ in contrasts(member))
+        number = sum(1 for _ in contrasts(Composite(hypothesis.contrasts)))
         for i, (contrast, family) in enumerate(families(hypothesis)):
-            key = _key(contrast, hypothesis)
             if hypothesis.missing:
                 finding = _nothing(contrast, hypothesis.missing)
             else:
-                members = len(sizes[family]) if hypothesis.correction != "none" else 1
-                rule = rules.Rule(hypothesis.alpha, hypothesis.correction, members)
-                finding = _find(measured[key], adjusted[family][key], rule, tests, detectable)
+                key = _key(contrast, hypothesis)
+                size = len(members[family]) if hypothesis.correction != "none" else 1
+                rule = rules.Rule(hypothesis.alpha, hypothesis.correction, size)
+                finding = _find(measured[key], adjusted[family][key], rule, detectable)
             findings.append(finding._replace(refuting=i >= number))
         judgements.append(_judge(hypothesis, tuple(findings)))
     return tuple(judgements)
@@ -166,20 +160,16 @@ def require_all(registered: Iterable[Hypothesis], judgements: Iterable[Judgement
     """Refuse answers that are not one to one, and in order, with what was registered.
 
     Raises:
-        UserError: names the first hypothesis that was left out, added, changed or moved.
+        UserError: names the first place where they part.
     """
-    asked = list(registered)
     answered = [judgement.hypothesis for judgement in judgements]
-    ids, ids_answered = [h.id for h in asked], [h.id for h in answered]
-    for name in (*ids, *ids_answered):
-        if name not in ids:
-            raise UserError(f"hypothesis {name} was not registered; what it finds is exploratory.")
-        if (count := ids_answered.count(name)) != 1:
-            raise UserError(f"registered hypothesis {name} has {count} verdicts; each has one.")
-    for mine, theirs in zip(asked, answered, strict=True):
+    for mine, theirs in itertools.zip_longest(registered, answered):
         if mine != theirs:
-            what = "is out of order" if mine.id != theirs.id else "is not as it was registered"
-            raise UserError(f"hypothesis {theirs.id} {what}.")
+            place = "the end" if mine is None else f"hypothesis {mine.id}"
+            raise UserError(
+                f"the verdicts part from the registration at {place}: each hypothesis has one, in "
+                f"order, and as it was registered."
+            )
 
 
 def _key(contrast: Contrast, hypothesis: Hypothesis) -> _Key:
@@ -187,30 +177,16 @@ def _key(contrast: Contrast, hypothesis: Hypothesis) -> _Key:
 
 
 def _measure(
-    contrast: Contrast,
-    index: Table,
-    seeds: Sequence[int] | None,
-    tests: Mapping[str, Test],
-    hypothesis: Hypothesis,
-    seed: int,
+    contrast: Contrast, index: Table, seeds: Sequence[int] | None, diverged: Diverged
 ) -> _Measured:
-    kind = tests[contrast.test].kind
-    there = gather(index, contrast, seeds=seeds, kind=kind, diverged=hypothesis.diverged)
-    samples, gap, left_out = there
-    if samples is None:
-        return _Measured(contrast, None, None, gap, left_out)
-    try:
-        result = catalog.run(
-            contrast.test,
-            samples,
-            alternative=contrast.direction,
-            margin=contrast.margin or 0.0,
-            null=contrast.null,
-            seed=seed,
-            tests=tests,
-        )
-    except UserError as error:
-        return _Measured(contrast, samples, None, f"{gap} {error}".strip(), left_out)
+    samples, gap, left_out = gather(index, contrast, seeds=seeds, diverged=diverged)
+    result, margin = None, contrast.margin or 0.0
+    options = {"alternative": contrast.direction, "margin": margin, "null": contrast.null}
+    if samples is not None:
+        try:
+            result = catalog.run(contrast.test, samples, **options)
+        except UserError as error:
+            gap = f"{gap} {error}".strip()
     return _Measured(contrast, samples, result, gap, left_out)
 
 
@@ -233,28 +209,25 @@ def _p(member: _Measured | None, name: str) -> float:
 
 
 def _nothing(contrast: Contrast, reason: str, samples: Samples | None = None) -> Finding:
-    return Finding(contrast, "not run", reason, samples, None, math.nan, math.nan, math.nan)
+    return Finding(contrast, "not run", reason, samples, None, math.nan, math.nan)
 
 
 def _find(
     measured: _Measured,
     adjusted: tuple[float, float],
     rule: rules.Rule,
-    tests: Mapping[str, Test],
     detectable: Detectable | None,
 ) -> Finding:
     contrast, samples, result, gap, left_out = measured
     said = f" {_LEFT_OUT} {left_out}" if left_out else ""
     if samples is None or result is None:
         return _nothing(contrast, gap + said, samples)
-    test = tests[contrast.test]
+    test = catalog.TESTS[contrast.test]
     if gap:
         why = f"Fewer units than were planned: {gap}"
         ruling = rules.Ruling("inconclusive", why, 1 - rule.each)
     else:
         ruling = rules.word(contrast, test, result, adjusted, rule)
-    if gap or contrast.within:
-        adjusted = (math.nan, math.nan)
     verdict, why, confidence, decided_by = ruling
     effect = math.nan
     if verdict == "inconclusive" and detectable is not None and not contrast.within:
@@ -263,15 +236,13 @@ def _find(
             null = test.null if contrast.null is None else contrast.null
             why += f" An effect of {size(effect, null):.3g} could have been seen with power 0.8."
     shown = Interval(confidence, *result.interval(confidence))
-    about = f" {test.about}" if test.about and _several(samples) else ""
-    reason = f"{why} {_said(test, result, shown)}{about}{said}{_doubt(contrast, test, samples)}"
     return Finding(
         contrast,
         verdict,
-        reason,
+        f"{why} {_said(test, result, shown, samples)}{said}{_doubt(contrast, test, samples)}",
         samples,
         result,
-        *adjusted,
+        math.nan if gap or contrast.within else adjusted[0],
         effect,
         interval=shown,
         difference=difference(contrast.test, samples, confidence),
@@ -280,19 +251,16 @@ def _find(
     )
 
 
-def _said(test: Test, result: TestResult, interval: Interval) -> str:
-    _, low, high = interval
-    words = "" if math.isnan(low) and math.isnan(high) else f" [{low:.4g}, {high:.4g}]"
-    effect = test.effect[:1].upper() + test.effect[1:]
-    if math.isnan(result.effect):
-        return f"{effect}: nothing is known ({result.nothing}), n = {rules.units(result)}."
-    return f"{effect} {result.effect:.4g}{words}, n = {rules.units(result)}."
-
-
-def _several(samples: Samples) -> bool:
-    """Whether seeds have several units, or a correlation runs over several arms."""
-    arms = () if samples.arms is None else np.unique(samples.arms)
-    return samples.clusters is not None or len(arms) > 1
+def _said(test: Test, result: TestResult, shown: Interval, samples: Samples) -> str:
+    """The effect with its interval, and what the claim is about where one could mistake that."""
+    n, effect = rules.units(result), test.effect[:1].upper() + test.effect[1:]
+    words = f"{effect}: nothing is known ({result.nothing}), n = {n}."
+    if not math.isnan(result.effect):
+        ends = "" if math.isnan(shown.low) else f" [{shown.low:.4g}, {shown.high:.4g}]"
+        words = f"{effect} {result.effect:.4g}{ends}, n = {n}."
+    several_arms = samples.arms is not None and len(np.unique(samples.arms)) > 1
+    several_units = samples.clusters is not None or several_arms
+    return f"{words} {test.about}" if test.about and several_units else words
 
 
 def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:
@@ -327,7 +295,8 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...]) -> Judgement:
     verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
     if isinstance(hypothesis.contrasts[0], Contrast) and len(members) == 1:
         return Judgement(hypothesis, verdict, findings[0].reason, findings, parts)
-    reason = _counts(parts)
+    words = [f"{parts.count(word)} {word}" for word in get_args(Verdict) if word in parts]
+    reason = f"Of {len(parts)} parts, {', '.join(words)}."
     nothing = [finding.reason for finding in findings if finding.verdict == "not run"]
     left_out = dict.fromkeys(finding.left_out for finding in findings if finding.left_out)
     reason += f" Not run: {nothing[0]}" if nothing else ""
@@ -342,8 +311,3 @@ def _parts(hypothesis: Hypothesis, findings: Sequence[Finding]) -> tuple[Verdict
         parts = parts[0].members
     verdicts: Iterator[Verdict] = (finding.verdict for finding in findings)
     return tuple(rules.answer(part, verdicts) for part in parts)
-
-
-def _counts(votes: Sequence[Verdict]) -> str:
-    words = [f"{votes.count(word)} {word}" for word in get_args(Verdict) if word in votes]
-    return f"Of {len(votes)} parts, {', '.join(words)}."

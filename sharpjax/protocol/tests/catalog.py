@@ -158,7 +158,6 @@ def run(
     margin: float = 0.0,
     null: float | None = None,
     seed: int = 0,
-    tests: Mapping[str, Test] = TESTS,
 ) -> TestResult:
     """What the test of this name says of samples.
 
@@ -167,7 +166,6 @@ def run(
         margin: the smallest effect of interest, for tests that need one.
         null: the effect under the null hypothesis; None: the test's own.
         seed: of resampling, so that the same samples give the same numbers.
-        tests: the tests there are.
 
     Raises:
         UserError: there is no such test, or it cannot take these samples or options; the message
@@ -178,9 +176,9 @@ def run(
     >>> result.effect, result.p, result.min_attainable_p
     (1.0, 0.1, 0.1)
     """
-    if name not in tests:
-        raise unknown("test", name, tests)
-    test = tests[name]
+    if name not in TESTS:
+        raise unknown("test", name, TESTS)
+    test = TESTS[name]
     try:
         null = test.null if null is None else null
         return test.function(_question(test, samples, alternative, margin, null, seed))
