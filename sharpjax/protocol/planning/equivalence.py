@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 from scipy import special, stats
 
-from sharpjax.protocol.planning.formulas import FISHER, PAIRS, TWO_GROUPS, Plan, of_count, tost
+from sharpjax.protocol.planning.formulas import (
+    FISHER,
+    PAIRS,
+    POWER,
+    TWO_GROUPS,
+    Plan,
+    of_count,
+    tost,
+)
 from sharpjax.protocol.planning.sensitivity import least, smallest_p, solve
 from sharpjax.protocol.planning.simulation import lookup
 from sharpjax.protocol.tests import rank_effects
@@ -27,7 +35,7 @@ class Reach(NamedTuple):
     Attributes:
         chance: at the sizes of the plan.
         possible: the least number of units a group at which it can be; None: not by 20,000.
-        likely: the least for which the chance is the power asked for.
+        likely: the least for which the chance is 0.8.
     """
 
     chance: float
@@ -36,7 +44,7 @@ class Reach(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def reach(test: str, plan: Plan, margin: float, power: float = 0.8) -> Reach | None:
+def reach(test: str, plan: Plan, margin: float) -> Reach | None:
     """Of a margin in the units of the test's effect; None where those are units of the metric.
 
     Args:
@@ -53,7 +61,7 @@ def reach(test: str, plan: Plan, margin: float, power: float = 0.8) -> Reach | N
     if math.isnan(here):
         return None
     possible = least(lambda n: at(n) > 0, MOST_UNITS)
-    likely = None if possible is None else least(lambda n: at(n) >= power, MOST_UNITS, possible)
+    likely = None if possible is None else least(lambda n: at(n) >= POWER, MOST_UNITS, possible)
     return Reach(here, possible, likely)
 
 
@@ -75,9 +83,9 @@ def are_too_few(test: str, plan: Plan) -> bool:
     return test != "binomial" and smallest_p(test, both) / 2 > plan.alpha
 
 
-def least_margin(test: str, plan: Plan, power: float = 0.8) -> float:
-    """The margin, in standard deviations, that is met with chance `power`; NaN: not known."""
-    return solve(lambda deviations: of_means(test, plan, deviations), power, 20.0)
+def least_margin(test: str, plan: Plan) -> float:
+    """The margin, in standard deviations, that is met with chance 0.8; NaN: not known."""
+    return solve(lambda deviations: of_means(test, plan, deviations), POWER, 20.0)
 
 
 def of_means(test: str, plan: Plan, deviations: float) -> float:
@@ -114,11 +122,7 @@ def _ranks(test: str, plan: Plan, null: float, margin: float) -> float:
 
 def _crossing(holds: Callable[[float], bool]) -> float:
     """Where in [0, 1] something begins to hold."""
-    low, high = 0.0, 1.0
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    return bisect.bisect_left(range(2**24), True, key=lambda i: holds(i / 2**24)) / 2**24
 
 
 def _fisher(test: str, plan: Plan, null: float, margin: float) -> float:

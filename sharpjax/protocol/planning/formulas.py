@@ -25,6 +25,7 @@ from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Formula = Callable[[float, "Plan"], float]
+POWER = 0.8  # with which an effect or a margin counts as seen
 
 
 class Plan(NamedTuple):

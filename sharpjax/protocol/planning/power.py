@@ -23,7 +23,7 @@ from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import levels
 from sharpjax.protocol.planning import equivalence, simulation
 from sharpjax.protocol.planning.equivalence import Reach
-from sharpjax.protocol.planning.formulas import Plan
+from sharpjax.protocol.planning.formulas import POWER, Plan
 from sharpjax.protocol.planning.sensitivity import (
     detectable_effect,
     in_units_of,
@@ -38,7 +38,6 @@ from sharpjax.protocol.tests.result import Samples
 from sharpjax.protocol.wording import describe
 
 EFFECTS = (0.5, 0.8, 1.0, 1.5)
-POWER = 0.8
 LOW = 0.5  # power below which a margin is worth a warning
 _ALIGNED = ("paired", "many-paired", "correlation", "pairwise")
 
@@ -75,16 +74,16 @@ class Planned(NamedTuple):
     n: tuple[int, ...]
     cluster: int
     alpha: float
-    smallest_p: float
-    rejects: Literal["alone", "together", "never"]
-    method: str
-    power: Mapping[str, float]
-    power_at_margin: float
-    detectable: float
-    equivalent: float
-    equivalent_possible: int | None
-    equivalent_likely: int | None
-    warning: str
+    smallest_p: float = math.nan
+    rejects: Literal["alone", "together", "never"] = "never"
+    method: str = "none"
+    power: Mapping[str, float] = {}
+    power_at_margin: float = math.nan
+    detectable: float = math.nan
+    equivalent: float = math.nan
+    equivalent_possible: int | None = None
+    equivalent_likely: int | None = None
+    warning: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The same for a registration: lists for tuples, None for NaN."""
@@ -152,9 +151,7 @@ def hopeless(hypotheses: Iterable[Hypothesis], rows: Iterable[Mapping[str, Any]]
             )
 
 
-def detectable(
-    contrast: Contrast, samples: Samples, *, alpha: float = 0.05, power: float = POWER
-) -> float:
+def detectable(contrast: Contrast, samples: Samples, *, alpha: float = 0.05) -> float:
     """The effect that these numbers of units could have seen, in units of the test's effect.
 
     Where the effect is in the units of the metric, the samples' own standard deviation gives the
@@ -179,21 +176,21 @@ def detectable(
     if min(sizes) < 2 or contrast.within or smallest_p(contrast.test, plan) > alpha:
         return math.nan
     if is_quick(contrast.test):
-        effect = detectable_effect(contrast.test, plan, power)
+        effect = detectable_effect(contrast.test, plan)
         value = in_units_of(contrast.test, effect, plan, samples=samples)
         if not math.isnan(value):
             return value
     if contrast.test in _NO_SCALE:
         return math.nan
-    return _by_standard_error(contrast, samples, alpha, power)
+    return _by_standard_error(contrast, samples, alpha)
 
 
-def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float, power: float) -> float:
+def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float) -> float:
     options: dict[str, Any] = {"alternative": contrast.direction, "null": contrast.null}
     low, high = catalog.run(contrast.test, samples, **options).interval(0.95)
     null = _null(contrast)
     tails = 2 if contrast.direction == "two-sided" else 1
-    shift = special.ndtri(1 - alpha / tails) + special.ndtri(power)
+    shift = special.ndtri(1 - alpha / tails) + special.ndtri(POWER)
     scale = shift / (2 * special.ndtri(0.975)) * (-1 if contrast.direction == "less" else 1)
     if contrast.test not in _ON_LOG_SCALE:
         return float(null + scale * (high - low))
@@ -219,49 +216,41 @@ def _planned(
     plan = Plan(sizes, contrast.direction, alone, contrast.null, cluster)
     each = hypothesis.alpha / (1 if hypothesis.correction == "none" else members)
     of_interval, met = plan._replace(alternative="two-sided", alpha=each), None
+    row, warnings = Planned(hypothesis.id, describe(contrast), test, sizes, cluster, alone), []
     if margin is not None and not simulation.lookup(test).margin:
-        met = equivalence.reach(test, of_interval, margin, POWER)
-    known: dict[str, Any] = {"floor": math.nan, "rejects": "never", "how": "none"}
-    powers, at_margin, effect, warnings = {}, math.nan, math.nan, []
+        met = equivalence.reach(test, of_interval, margin)
+    if met is not None:
+        row = row._replace(
+            equivalent=met.chance, equivalent_possible=met.possible, equivalent_likely=met.likely
+        )
     try:
         floor = smallest_p(test, plan)
         if contrast.within:
             few = equivalence.are_too_few(test, of_interval)
-            rejects = "never" if few or (met is not None and not met.chance) else "alone"
             if few:
                 warnings.append(f"{sizes[0]} are too few for an interval at {1 - 2 * each:.4g}")
-            powers = {d: equivalence.of_means(test, of_interval, d) for d in EFFECTS}
-            effect = equivalence.least_margin(test, of_interval, POWER)
-            at_margin, how = math.nan if met is None else met.chance, "formula"
+            row = row._replace(
+                smallest_p=floor,
+                rejects="never" if few or (met is not None and not met.chance) else "alone",
+                method="formula",
+                power={str(d): equivalence.of_means(test, of_interval, d) for d in EFFECTS},
+                power_at_margin=math.nan if met is None else met.chance,
+                detectable=equivalence.least_margin(test, of_interval),
+            )
         else:
-            rejects = "alone" if floor <= alone else "together" if floor <= together else "never"
-            powers = {d: power_of(test, d, plan) for d in EFFECTS}
-            effect, how = detectable_effect(test, plan, POWER), method(test)
-            at_margin = _at_margin(contrast, plan)
-            warnings += _of_floor(test, plan, floor, rejects, together)
-        known = {"floor": floor, "rejects": rejects, "how": how}
+            row = row._replace(
+                smallest_p=floor,
+                rejects="alone" if floor <= alone else "together" if floor <= together else "never",
+                method=method(test),
+                power={str(d): power_of(test, d, plan) for d in EFFECTS},
+                power_at_margin=_at_margin(contrast, plan),
+                detectable=detectable_effect(test, plan),
+            )
+            warnings += _of_floor(test, plan, row, together)
     except UserError as error:  # the test cannot take such units
         warnings.append(f"it can never reject: {error}")
-    warnings += _of_margin(contrast, sizes, at_margin, met)
-    chance, possible, likely = met or Reach(math.nan, None, None)
-    return Planned(
-        hypothesis.id,
-        describe(contrast),
-        test,
-        sizes,
-        cluster,
-        alone,
-        known["floor"],
-        known["rejects"],
-        known["how"],
-        {str(d): value for d, value in powers.items()},
-        at_margin,
-        effect,
-        chance,
-        possible,
-        likely,
-        "; ".join(warnings),
-    )
+    warnings += _of_margin(contrast, row, met)
+    return row._replace(warning="; ".join(warnings))
 
 
 def _sizes(
@@ -294,28 +283,26 @@ def _at_margin(contrast: Contrast, plan: Plan) -> float:
     return effect if math.isnan(effect) else power_of(test, effect, plan)
 
 
-def _of_floor(test: str, plan: Plan, floor: float, rejects: str, together: float) -> Iterator[str]:
-    if rejects == "alone":
+def _of_floor(test: str, plan: Plan, row: Planned, together: float) -> Iterator[str]:
+    if row.rejects == "alone":
         return
     of = "seeds" if plan.cluster > 1 else "units"
     number = plan.sizes[0] if len(set(plan.sizes)) == 1 else f"{list(plan.sizes)}"
-    said = f"no p of {test} with {number} {of} is below {floor:.3g}"
-    asked = plan.alpha if rejects == "together" else together
+    said = f"no p of {test} with {number} {of} is below {row.smallest_p:.3g}"
+    asked = plan.alpha if row.rejects == "together" else together
     larger = (plan._replace(sizes=(n,) * len(plan.sizes)) for n in range(max(plan.sizes) + 1, 65))
     enough = next((p.sizes[0] for p in larger if smallest_p(test, p) <= asked), None)
     remedy = f"; {enough} {of} would do" if enough else ""
-    if rejects == "together":
+    if row.rejects == "together":
         yield f"{said}: it can reject only together with others of its family{remedy} alone"
     else:
         yield f"it can never reject: {said}, and {asked:.3g} is asked for{remedy}"
 
 
-def _of_margin(
-    contrast: Contrast, sizes: tuple[int, ...], at_margin: float, met: Reach | None
-) -> Iterator[str]:
+def _of_margin(contrast: Contrast, row: Planned, met: Reach | None) -> Iterator[str]:
     what = f"the margin {contrast.margin:g}" if contrast.margin is not None else ""
-    if not contrast.within and at_margin < LOW:
-        yield f"a true effect of {what} is seen with power {at_margin:.2g}"
+    if not contrast.within and row.power_at_margin < LOW:
+        yield f"a true effect of {what} is seen with power {row.power_at_margin:.2g}"
     if met is None or met.chance >= LOW:
         return
     verdict = "supported" if contrast.within else "equivalent"
@@ -323,11 +310,9 @@ def _of_margin(
         yield f"'{verdict}' is out of reach, {what} being so narrow"
         return
     needs = "more than 20,000" if met.likely is None else f"{met.likely:,}"
-    here = (
-        f"has a chance of {met.chance:.2g} with {max(sizes):,}"
-        if met.chance
-        else (f"is out of reach below {met.possible:,} units")
-    )
+    here = f"is out of reach below {met.possible:,} units"
+    if met.chance:
+        here = f"has a chance of {met.chance:.2g} with {max(row.n):,}"
     yield f"'{verdict}' within {what} {here}, and needs {needs} for power {POWER:g}"
 
 

@@ -5,6 +5,7 @@ By formula where `formulas` has one, else by simulation. Effects are in standard
 catalog's `margin`), the effect is the margin, and the truth is nought.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.planning import simulation
-from sharpjax.protocol.planning.formulas import FORMULAS, Plan
+from sharpjax.protocol.planning.formulas import FISHER, FORMULAS, POWER, Plan
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 
@@ -39,11 +40,6 @@ def is_quick(test: str) -> bool:
     return test in FORMULAS or simulation.num_studies(test) > 100
 
 
-def _cluster(test: str, plan: Plan) -> int:
-    """Units of a cluster in the model: of pairs and means, each cluster is one unit."""
-    return plan.cluster if simulation.lookup(test).kind in ("correlation", "independent") else 1
-
-
 def power_of(test: str, effect: float, plan: Plan) -> float:
     """The chance that a test rejects.
 
@@ -66,7 +62,7 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
     >>> power_of("wilcoxon", 9.0, Plan((5, 5)))  # its smallest p is 0.0625
     0.0
     """
-    simulation.lookup(test)
+    kind = simulation.lookup(test).kind
     if not 0 < plan.alpha < 1:
         raise UserError(f"power: alpha must be in (0, 1), got {plan.alpha!r}.")
     if test in simulation.NO_MODEL:
@@ -75,7 +71,9 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
         return 0.0
     if test in FORMULAS:
         return FORMULAS[test](effect, plan)
-    options = {"alternative": plan.alternative, "null": plan.null, "cluster": _cluster(test, plan)}
+    # Of pairs and means, each cluster is one unit.
+    cluster = plan.cluster if kind in ("correlation", "independent") else 1
+    options = {"alternative": plan.alternative, "null": plan.null, "cluster": cluster}
     p = simulation.p_values(test, effect, plan.sizes, **options)
     return float((p <= plan.alpha).mean())
 
@@ -119,10 +117,7 @@ def least(reached: Callable[[int], bool], most: int, first: int = 2) -> int | No
         low, high = high, 2 * high
         if high > most:
             return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=reached)
 
 
 def num_seeds(effect: float, power: float = 0.8, *, test: str, alpha: float = 0.05) -> int:
@@ -172,8 +167,8 @@ def solve(reaches: Callable[[float], float], wanted: float, most: float) -> floa
 
 
 @functools.lru_cache(maxsize=4096)
-def detectable_effect(test: str, plan: Plan, power: float = 0.8) -> float:
-    """The effect, in standard deviations, that is seen with chance `power`; NaN where none is.
+def detectable_effect(test: str, plan: Plan) -> float:
+    """The effect, in standard deviations, that is seen with power 0.8; NaN where none is.
 
     Simulated power is interpolated on the probit scale, up to 10 standard deviations, or 2.5 where
     the test must be called again and again.
@@ -182,13 +177,13 @@ def detectable_effect(test: str, plan: Plan, power: float = 0.8) -> float:
     1.32
     """
     if test in FORMULAS:
-        return solve(lambda effect: power_of(test, effect, plan), power, LARGEST_EFFECT)
+        return solve(lambda effect: power_of(test, effect, plan), POWER, LARGEST_EFFECT)
     lower, below = 0.0, plan.alpha
     for upper in GRID if is_quick(test) else GRID[:5]:
         above = power_of(test, upper, plan)
-        if above >= power:
+        if above >= POWER:
             ends = special.ndtri(np.clip([below, above], 1e-3, 1 - 1e-3))
-            share = float(np.interp(special.ndtri(power), ends, [0, 1]))
+            share = float(np.interp(special.ndtri(POWER), ends, [0, 1]))
             return lower + share * (upper - lower)
         lower, below = upper, above
     return math.nan
@@ -204,11 +199,14 @@ def in_units_of(test: str, effect: float, plan: Plan, *, samples: Samples | None
     0.52
     """
     sign = -1 if plan.alternative == "less" else 1
+    if test in FISHER:
+        return FISHER[test].truth(sign * effect)
     if test in _DIMENSIONLESS:
         return _DIMENSIONLESS[test](sign * effect, plan)
-    if test == "binomial":
-        return simulation.proportion(sign * effect, 0.5 if plan.null is None else plan.null)
     entry = simulation.lookup(test)
+    null = entry.null if plan.null is None else plan.null
+    if test == "binomial":
+        return simulation.proportion(sign * effect, null)
     if samples is None or entry.kind not in ("paired", "independent"):
         return math.nan
     scale = _spread(samples.groups, entry.kind)
@@ -216,7 +214,7 @@ def in_units_of(test: str, effect: float, plan: Plan, *, samples: Samples | None
         return effect * scale
     if "ratio" in test:
         scale /= abs(float(np.mean(samples.groups[-1]))) or math.nan
-    return (entry.null if plan.null is None else plan.null) + sign * effect * scale
+    return null + sign * effect * scale
 
 
 def _spread(groups: tuple[np.ndarray, ...], kind: catalog.Kind) -> float:
@@ -248,8 +246,4 @@ _DIMENSIONLESS: Mapping[str, Callable[[float, Plan], float]] = {
     "mann-whitney": _cliffs_delta,
     "auc": lambda effect, plan: (1 + _cliffs_delta(effect, plan)) / 2,
     "log-rank": lambda effect, plan: math.exp(effect),
-    "spearman": lambda effect, plan: simulation.spearman_rho(effect),
-    "spearman-over-arms": lambda effect, plan: simulation.spearman_rho(effect),
-    "kendall": lambda effect, plan: simulation.kendall_tau(effect),
-    "pearson": lambda effect, plan: simulation.correlation(effect),
 }
