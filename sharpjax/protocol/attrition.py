@@ -37,11 +37,9 @@ def funnel(
 
 
 def _of(index: Table, arm: str, seeds: Sequence[int]) -> Funnel:
-    there = [row for (owner, _), rows in index.rows.items() if owner == arm for row in rows]
-    last: dict[int, int] = {}
-    for row in there:
-        last[row["seed"]] = max(last.get(row["seed"], 0), row["step"])
-    dead = {row["seed"] for row in there if row["metric"] == ALIVE and row["value"] == 0}
+    steps = sorted((step, own) for (owner, step), own in index.seeds.items() if owner == arm)
+    last = {seed: step for step, own in steps for seed in own}
+    dead = {row["seed"] for row in index.rows.get((arm, ALIVE), ()) if row["value"] == 0}
     failed = [why for seed in seeds if (why := _failed(seed, last, dead, index.last.get(arm, 0)))]
     strangers = sorted(last.keys() - set(seeds))
     unplanned = [f"seed {seed} was not planned, and is left out" for seed in strangers]

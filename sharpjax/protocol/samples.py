@@ -114,15 +114,15 @@ def gather(
     >>> gather(rows[:3], loss).gap
     "test/loss is missing in arm 'sgd' seed 0."
     """
-    index, said = table(rows), _Said([], [], diverged)
+    index, said, samples = table(rows), _Said([], [], diverged), None
     kind = catalog.TESTS[contrast.test].kind
-    sides = [
-        _Side(index, group, quantity, seeds)
-        for group, quantity in zip(contrast.groups, quantities(contrast), strict=True)
-    ]
-    samples = None
+    asked = zip(contrast.groups, quantities(contrast), strict=True)
+    sides = [_Side(index, group, quantity, seeds) for group, quantity in asked]
     try:
-        samples = (_squares if kind == "pairwise" else _vectors)(sides, kind, seeds, said)
+        if kind == "pairwise":
+            samples = _squares(sides, seeds, said)
+        else:
+            samples = _vectors(sides, kind, seeds, said)
     except _Nothing as nothing:
         if not said.gaps:
             said.gaps.append(str(nothing))
@@ -150,6 +150,14 @@ class _Said(NamedTuple):
     gaps: list[str]
     left_out: list[str]
     diverged: Diverged
+
+    def gap(self, words: str, names: Sequence[str], more: str = "") -> None:
+        if names:
+            self.gaps.append(f"{words} {_some(names)}{more}")
+
+    def without(self, metric: str, names: Sequence[str]) -> None:
+        if names:
+            self.left_out.append(f"{len(names)} without {metric}: {_some(names)}")
 
     def death(self, names: Iterable[str]) -> None:
         if models := list(dict.fromkeys(names)):
@@ -236,8 +244,8 @@ class _Side:
     def look(self, values: Values, wanted: Iterable[int], said: _Said) -> None:
         """Say which values are not finite, and which of the wanted seeds have none."""
         metric, there = self.quantity.metric, {unit[:2] for unit in values}
-        if bad := sorted({unit[:2] for unit, value in values.items() if value is None}):
-            said.gaps.append(f"{metric} is not finite in {self.names(bad)}")
+        bad = sorted({unit[:2] for unit, value in values.items() if value is None})
+        said.gap(f"{metric} is not finite in", self.names(bad))
         if metric != ALIVE:
             said.death(
                 self.name((place, row["seed"], *([canonical_json(row["of"])] if row["of"] else [])))
@@ -251,21 +259,18 @@ class _Side:
         places = range(len(self.arms))
         lacking = [(p, s) for s in sorted(wanted) for p in places if (p, s) not in there | dead]
         without = [unit for unit in lacking if optional and unit[1] in ran[unit[0]]]
-        if without:
-            said.left_out.append(f"{len(without)} without {metric}: {self.names(without)}")
-            lacking = [unit for unit in lacking if unit not in without]
-        if lacking:
-            said.gaps.append(f"{metric} is missing in {self.names(lacking)}")
+        said.without(metric, self.names(without))
+        said.gap(f"{metric} is missing in", self.names(u for u in lacking if u not in without))
 
     def look_for_pairs(self, values: Values, whole: set[Unit], said: _Said) -> None:
         """Say which units beyond the seed (layers) other groups have and this one lacks."""
         metric, there = self.quantity.metric, {unit[:2] for unit in values}
-        if not (lacking := sorted(u for u in whole - values.keys() if u[:2] in there)):
-            return
+        lacking = sorted(unit for unit in whole - values.keys() if unit[:2] in there)
         if self.quantity.optional:
-            said.left_out.append(f"{len(lacking)} without {metric}: {self.names(lacking)}")
-        elif lacking := [unit for unit in lacking if not self._has_died(unit)]:
-            said.gaps.append(f"{metric} is missing in {self.names(lacking)}, and pairs need it")
+            said.without(metric, self.names(lacking))
+        else:
+            names = self.names(unit for unit in lacking if not self._has_died(unit))
+            said.gap(f"{metric} is missing in", names, ", and pairs need it")
 
     def _has_died(self, unit: Unit) -> bool:
         own = dict(zip(self.further, unit[2:], strict=True))
@@ -278,8 +283,8 @@ class _Side:
     def name(self, unit: Unit) -> str:
         return f"arm '{self.arms[unit[0]]}' seed {' '.join(map(str, unit[1:]))}"
 
-    def names(self, units: Iterable[Unit]) -> str:
-        return _some([self.name(unit) for unit in units])
+    def names(self, units: Iterable[Unit]) -> list[str]:
+        return [self.name(unit) for unit in units]
 
 
 def _finite(value: Any) -> float | None:
@@ -292,9 +297,8 @@ def _vectors(
     """One vector for each group."""
     aligned = kind in ("paired", "many-paired", "correlation")
     groups = [side.values(side.quantity.metric) for side in sides]
-    wanted = () if seeds is None else seeds
-    if aligned and seeds is None:
-        wanted = sorted({unit[1] for values in groups for unit in values})
+    common = {unit[1] for values in groups for unit in values} if aligned else ()
+    wanted = common if seeds is None else seeds
     for side, values in zip(sides, groups, strict=True):
         side.look(values, wanted, said)
     units = [sorted(u for u, value in values.items() if value is not None) for values in groups]
@@ -302,28 +306,21 @@ def _vectors(
         for side, values in zip(sides, groups, strict=True):
             side.look_for_pairs(values, set().union(*groups), said)
         units = [sorted(set(units[0]).intersection(*units[1:]))] * len(groups)
-    seen = None
+    seen, clusters, over = None, None, None
     if kind == "times":
         seen, units = _seen(sides, units, said)
-    for side, own in zip(sides, units, strict=True):
+    arrays = []
+    for side, values, own in zip(sides, groups, units, strict=True):
         if not own:
             raise _Nothing(f"there is no value of '{side.group}' to compare.")
-    arrays = [
-        np.array([values[unit] for unit in own], np.float64)
-        for values, own in zip(groups, units, strict=True)
-    ]
-    independent = sides[0].quantity.independent
-    clusters = None if independent else _clusters(units[:1] if aligned else units)
-    over = None
+        arrays.append(np.array([values[unit] for unit in own], np.float64))
+    labels = [[unit[1] for unit in own] for own in (units[:1] if aligned else units)]
+    several = any(len(set(own)) < len(own) for own in labels)  # units of one seed
+    if several and not sides[0].quantity.independent:
+        clusters = np.concatenate(labels)
     if kind == "correlation":
         over = np.array([sides[0].arms[unit[0]] for unit in units[0]])
     return Samples(tuple(arrays), seen, clusters, over)
-
-
-def _clusters(groups: Sequence[Sequence[Unit]]) -> np.ndarray | None:
-    seeds = [[unit[1] for unit in units] for units in groups]
-    together = any(len(set(own)) < len(own) for own in seeds)
-    return np.concatenate(seeds) if together else None
 
 
 def _seen(
@@ -338,16 +335,13 @@ def _seen(
         if odd:
             raise _Nothing(f"{name} says whether an event was seen: 0 or 1, not {odd[0]:g}.")
         known = [unit for unit in there if values.get(unit) is not None]
-        if lost := [unit for unit in there if unit not in known]:
-            said.gaps.append(f"{name} is missing in {side.names(lost)}")
+        said.gap(f"{name} is missing in", side.names(u for u in there if u not in known))
         kept.append(known)
         flags.append(np.array([values[unit] == 1.0 for unit in known], bool))
     return tuple(flags), kept
 
 
-def _squares(
-    sides: Sequence[_Side], kind: Kind, seeds: Sequence[int] | None, said: _Said
-) -> Samples:
+def _squares(sides: Sequence[_Side], seeds: Sequence[int] | None, said: _Said) -> Samples:
     """One square array for each group, over the models that all groups have whole.
 
     A pair that is given one way holds both ways.
@@ -358,9 +352,8 @@ def _squares(
         said.death(side.name((0, seed)) for seed in sorted(dead))
         models = sorted(({i for pair in pairs for i in pair} if seeds is None else {*seeds}) - dead)
         lacking = {(i, j) for i in models for j in models if i != j and pairs.get((i, j)) is None}
-        if lacking:
-            named = [f"pair {list(pair)} of arm '{side.group}'" for pair in sorted(lacking)]
-            said.gaps.append(f"{side.quantity.metric} is missing in {_some(named)}")
+        named = [f"pair {list(pair)} of arm '{side.group}'" for pair in sorted(lacking)]
+        said.gap(f"{side.quantity.metric} is missing in", named)
         while lacking:  # leave out the model that most pairs lack
             worst = max(models, key=lambda m: sum(m in pair for pair in lacking))
             models.remove(worst)
