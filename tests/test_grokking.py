@@ -79,7 +79,7 @@ def finished(tmp_path_factory):
 
 def test_a_run(finished):
     folder, said = finished
-    assert "epoch, paper" in said and "add7-svd_50-80" in said and "Q.3" in said
+    assert all(words in said for words in ("generalised", "add7-svd_50-80", "Q.3"))
     assert workdir.verify(folder) == []
     manifest = json.loads((folder / "manifest.json").read_text())
     arm = manifest["arms"]["add7-svd_50-80"]

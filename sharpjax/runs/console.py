@@ -70,7 +70,8 @@ def table(shown: blocks.Table) -> Table:
         justify = "right" if kind == "number" else "left"
         kept = kind in ("name", "number", "id")
         ratio = {"claim": 2, "words": 3}.get(kind)
-        head = escape(textwrap.fill(name, _HEAD) if kind == "number" else name)
+        lines = textwrap.wrap(name, _HEAD, break_long_words=False)
+        head = escape("\n".join(lines) if kind == "number" else name)
         drawn.add_column(head, no_wrap=kept, justify=justify, overflow="fold", ratio=ratio)
     for row in shown.rows:
         drawn.add_row(*(escape(blocks.plain(cell)) for cell in row))
