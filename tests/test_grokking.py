@@ -94,7 +94,7 @@ def test_a_run(finished):
     assert figures == {"accuracy-add7-80.png", "sharpness-add7-80.png", "captions.json"}
     captions = json.loads((folder / "figures" / "captions.json").read_text())
     report = (folder / "report.md").read_text()
-    assert all(f"![{escaped(caption)}]" in report for caption in captions.values())
+    assert all(f"![{escaped(own['caption'])}]" in report for own in captions.values())
     html, markdown = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert "epoch, paper" in html and "| generalised |" in markdown
     assert "add7-80. Training accuracy (dashed)" in html

@@ -67,7 +67,7 @@ def _block(block: Block, level: int) -> Iterator[str]:
             heads = block.heads()
             numeric = "".join("r" if column.kind == "number" else " " for column in heads)
             body = [[_text(c.text if isinstance(c, Cell) else c) for c in row] for row in rows]
-            yield f"{text(caption)}."
+            yield f"{text(caption.removesuffix('.'))}."
             yield table([text(column.name) for column in heads], body, numeric)
         case blocks.Drawing(caption, _, line) if line:
             yield f"{text(caption)}:"
