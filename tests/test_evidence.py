@@ -429,11 +429,15 @@ def test_rows_of_a_seed_that_was_registered_and_not_run(tmp_path):
     assert_caught(path, "metrics/sam/9.jsonl holds a row of seed 3", "registered and not run")
 
 
-def test_what_cannot_be_prevented_is_said(tmp_path):
-    """A registration that the repository does not hold is believed on its own word alone."""
+def test_what_cannot_be_prevented_is_said(tmp_path, monkeypatch):
+    """A registration that no commit of the repository holds is believed on its own word alone."""
     path = sealed(tmp_path / "run")
     assert any("this folder alone says" in line for line in registered.found(path).caveats)
     shutil.copy(path / "registration.json", tmp_path / "official" / "sam_cifar-smoke.json")
+    assert any(
+        "is in no commit (sam_cifar-smoke" in line for line in registered.found(path).caveats
+    )
+    monkeypatch.setattr(sources, "added", lambda path: "0123456 (2026-01-01)")
     assert not any("this folder alone" in line for line in registered.found(path).caveats)
     assert any("sam_cifar-smoke.json" in line for line in verify.verify(path).notes)
     report.write(epath.Path(path))

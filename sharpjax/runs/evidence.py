@@ -216,11 +216,10 @@ def _caveats(
         )
     if not there.digests.measures and not amendments.named(early, "measures"):
         yield "Its registration is of a format that did not seal the code that makes the numbers."
-    if not any(held.seal == there.seal for held in official.values()):
-        yield (
-            "Its registration is none that the repository holds: when it was sealed, this folder "
-            "alone says."
-        )
+    path = next((path for path, held in official.items() if held.seal == there.seal), None)
+    if path is None or not sources.added(path):
+        what = f"in no commit ({path.name})" if path else "none that the repository holds"
+        yield f"Its registration is {what}: when it was sealed, this folder alone says."
     if there.dirty or run.recorded("code", "dirty"):
         when = "it was sealed" if there.dirty else "it ran"
         yield f"Files differed from the commit when {when}: others cannot see all of the code."
