@@ -7,7 +7,7 @@ import numpy as np
 
 from sharpjax.protocol.attrition import Funnel
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
-from sharpjax.protocol.judging.shown import Difference, Interval, PValue
+from sharpjax.protocol.judging.shown import Difference, Interval
 from sharpjax.protocol.judging.verdicts import Finding, Judgement
 from sharpjax.protocol.seals import registration
 from sharpjax.protocol.seals.amendments import Amendment
@@ -55,7 +55,7 @@ def finding(
         effect, lambda confidence: interval, p, 1 - p, least, tuple(len(a) for a in arrays)
     )
     reason = f"{verdict}, as its interval shows"
-    decided = {"supported": PValue(p, adjusted), "refuted": PValue(1 - p, 1 - p)}
+    decided = {"supported": adjusted, "refuted": 1 - p}
     return Finding(
         contrast, verdict, reason, Samples(arrays, seen), result, adjusted, detectable,
         interval=Interval(0.95, *interval), decided_by=decided.get(verdict),

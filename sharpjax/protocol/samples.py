@@ -7,16 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sharpjax.errors import UserError, nearest
+from sharpjax.protocol import claims
 from sharpjax.protocol.canonical import canonical_json
-from sharpjax.protocol.claims import (
-    Contrast,
-    Diverged,
-    Hypothesis,
-    Quantity,
-    arms,
-    contrasts,
-    quantities,
-)
+from sharpjax.protocol.claims import Contrast, Diverged, Hypothesis, Quantity
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.catalog import Kind
 from sharpjax.protocol.tests.result import Samples
@@ -116,7 +109,7 @@ def gather(
     """
     index, said, samples = table(rows), _Said([], [], diverged), None
     kind = catalog.TESTS[contrast.test].kind
-    asked = zip(contrast.groups, quantities(contrast), strict=True)
+    asked = zip(contrast.groups, claims.quantities(contrast), strict=True)
     sides = [_Side(index, group, quantity, seeds) for group, quantity in asked]
     try:
         if kind == "pairwise":
@@ -132,10 +125,10 @@ def gather(
 def resting_on(rows: Iterable[Row] | Table, hypotheses: Iterable[Hypothesis]) -> Iterator[Row]:
     """The rows that the verdicts on some hypotheses rest on, some of them more than once."""
     index = table(rows)
-    for contrast in (c for h in hypotheses for c in contrasts(h)):
-        for group, quantity in zip(contrast.groups, quantities(contrast), strict=True):
+    for contrast in (c for h in hypotheses for c in claims.contrasts(h)):
+        for group, quantity in zip(contrast.groups, claims.quantities(contrast), strict=True):
             names = filter(None, (quantity.metric, quantity.seen))
-            for arm, name in itertools.product(arms(group), names):
+            for arm, name in itertools.product(claims.arms(group), names):
                 step = index.last.get(arm) if quantity.at == "last" else quantity.at
                 for row in index.rows.get((arm, name), ()):
                     if row["step"] == step and quantity.of.items() <= row["of"].items():
@@ -169,7 +162,7 @@ class _Side:
     """One group of a contrast, what is asked of it, and which of its models died by then."""
 
     def __init__(self, index: Table, group: str, quantity: Quantity, seeds: Sequence[int] | None):
-        self.group, self.arms, self.quantity = group, arms(group), quantity
+        self.group, self.arms, self.quantity = group, claims.arms(group), quantity
         self.further = [key for key in quantity.over if key != "seed"]
         self._index, self._seeds = index, None if seeds is None else frozenset(seeds)
         self.deaths = [

@@ -64,7 +64,7 @@ class Evidence(NamedTuple):
         decided, word = self.finding.decided_by, self.finding.verdict
         if decided is None and word in ("supported", "refuted", "equivalent"):
             return "interval", math.nan
-        adjusted = self.finding.adjusted_p if decided is None else decided.adjusted
+        adjusted = self.finding.adjusted_p if decided is None else decided
         return words.p_value(adjusted), adjusted
 
     @property
@@ -155,10 +155,11 @@ def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
         yield "Means ± standard errors", "; ".join(_mean(name, x) for name, x in e.groups)
     yield "n", e.units
     if not finding.contrast.within:  # which is decided by an interval
-        raw, adjusted = finding.decided_by or (result.p, finding.adjusted_p)
         opposite = finding.verdict == "refuted" and finding.decided_by is not None
+        raw = result.opposite_p if opposite else result.p
         yield "p in the opposite direction" if opposite else "p", words.p_value(raw)
         if hypothesis.correction != "none":
+            adjusted = finding.adjusted_p if finding.decided_by is None else finding.decided_by
             name = f"p adjusted ({_CORRECTIONS[hypothesis.correction]})"
             yield name, words.p_value(adjusted)
         least = words.p_value(result.min_attainable_p) if result.min_attainable_p else "no floor"

@@ -21,7 +21,6 @@ from typing import Literal, NamedTuple
 
 from sharpjax.protocol.claims import Composite, Contrast, Correction
 from sharpjax.protocol.judging import corrections
-from sharpjax.protocol.judging.shown import PValue
 from sharpjax.protocol.tests.catalog import Test
 from sharpjax.protocol.tests.result import TestResult
 
@@ -51,13 +50,13 @@ class Ruling(NamedTuple):
 
     Attributes:
         confidence: of the interval that decided, or that is shown beside a p.
-        decided_by: the p that decided; None where an interval did, or nothing.
+        decided_by: the corrected p that decided; None where an interval did, or nothing.
     """
 
     verdict: Verdict
     why: str
     confidence: float
-    decided_by: PValue | None = None
+    decided_by: float | None = None
 
 
 def word(
@@ -82,9 +81,9 @@ def word(
         return Ruling("inconclusive", f"{_named(narrow)} does not lie {within}", narrow)
     if math.isnan(result.p):
         return Ruling("inconclusive", "The test gives no p for these numbers.", wide)
-    asked = PValue(result.p, p)
+    asked = _p_words(result.p, p, rule)
     if p <= alpha:
-        return Ruling("supported", f"{_p_words(asked, rule)} <= {alpha:g}.", wide, asked)
+        return Ruling("supported", f"{asked} <= {alpha:g}.", wide, p)
     if margin is not None and (test.margin or test.equivalence):
         if _beyond(interval(wide), null, margin, contrast.direction):
             why = f"{_named(wide)} lies wholly beyond the margin {margin:g}."
@@ -92,19 +91,19 @@ def word(
     elif opposite_p <= alpha and (
         contrast.direction != "two-sided" or result.opposite_p != result.p
     ):
-        opposite = PValue(result.opposite_p, opposite_p)
-        why = f"In the opposite direction, {_p_words(opposite, rule)} <= {alpha:g}."
-        return Ruling("refuted", why, wide, opposite)
+        opposite = _p_words(result.opposite_p, opposite_p, rule)
+        why = f"In the opposite direction, {opposite} <= {alpha:g}."
+        return Ruling("refuted", why, wide, opposite_p)
     elif margin is not None and _inside(interval(narrow), null, margin):
         return Ruling("equivalent", f"{_named(narrow)} lies within {margin:g} of {null:g}.", narrow)
-    why = f"{_p_words(asked, rule)} > {alpha:g}."
+    why = f"{asked} > {alpha:g}."
     if result.min_attainable_p > rule.alone:
         floor = f"{result.min_attainable_p:.2g}"
         why += f" No numbers of {units(result)} units could have given p below {floor}"
         # Beside others of the family that reject it might have been enough.
         needs = f"; alone in its family it needs {rule.alone:.2g}"
         why += "." if result.min_attainable_p > alpha else f"{needs}."
-    return Ruling("inconclusive", why, wide, asked)
+    return Ruling("inconclusive", why, wide, p)
 
 
 def _named(confidence: float) -> str:
@@ -121,12 +120,11 @@ def _beyond(interval: tuple[float, float], null: float, margin: float, direction
     return {"two-sided": below or above, "greater": below, "less": above}[direction]
 
 
-def _p_words(p: PValue, rule: Rule) -> str:
+def _p_words(p: float, adjusted: float, rule: Rule) -> str:
     names = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
     if rule.size == 1 or rule.correction == "none":
-        return f"p = {p.raw:.2g}"
-    name = names[rule.correction]
-    return f"p = {p.raw:.2g}, after {name} over {rule.size} p = {p.adjusted:.2g}"
+        return f"p = {p:.2g}"
+    return f"p = {p:.2g}, after {names[rule.correction]} over {rule.size} p = {adjusted:.2g}"
 
 
 def units(result: TestResult) -> str:

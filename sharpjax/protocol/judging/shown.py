@@ -22,13 +22,6 @@ class Difference(NamedTuple):
     interval: Interval
 
 
-class PValue(NamedTuple):
-    """Of one test, and adjusted within its family."""
-
-    raw: float
-    adjusted: float
-
-
 def difference(test: str, samples: Samples, confidence: float) -> Difference | None:
     """The difference of the means, for tests whose effect is in units of ranks; else None.
 

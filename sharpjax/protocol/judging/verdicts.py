@@ -12,22 +12,14 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from sharpjax.errors import UserError
+from sharpjax.protocol import claims
 from sharpjax.protocol.canonical import canonical_json, to_dict
-from sharpjax.protocol.claims import (
-    Composite,
-    Contrast,
-    Correction,
-    Diverged,
-    Hypothesis,
-    check,
-    contrasts,
-    families,
-)
+from sharpjax.protocol.claims import Composite, Contrast, Correction, Diverged, Hypothesis
 from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import adjust
 from sharpjax.protocol.judging.rules import Verdict
-from sharpjax.protocol.judging.shown import Difference, Interval, PValue, difference
-from sharpjax.protocol.samples import Row, Table, gather, table
+from sharpjax.protocol.judging.shown import Difference, Interval, difference
+from sharpjax.protocol.samples import Gathered, Row, Table, gather, table
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.catalog import Test
 from sharpjax.protocol.tests.result import Samples, TestResult
@@ -36,6 +28,7 @@ from sharpjax.protocol.wording import describe, size
 Detectable = Callable[..., float]
 _LEFT_OUT = "Left out, as it says:"
 _Key = tuple[str, float, Diverged]  # a contrast as canonical JSON, and rules of its hypothesis
+_Measured = tuple[Gathered, TestResult | None]  # before correction
 
 
 class Finding(NamedTuple):
@@ -51,8 +44,8 @@ class Finding(NamedTuple):
         interval: of the test's effect, at the confidence at which it decides; None where not run.
         difference: of the means, first group less second, in the units of the metric, at the same
             confidence, for tests whose effect is in units of its own; else None.
-        decided_by: the p that the verdict rests on: of a refuted contrast that in the opposite
-            direction; None where an interval decided, or nothing.
+        decided_by: the corrected p that the verdict rests on, of a refuted contrast that in the
+            opposite direction; None where an interval decided, or nothing.
         left_out: the units that a rule of the hypothesis left out, counted, as a sentence.
     """
 
@@ -66,7 +59,7 @@ class Finding(NamedTuple):
     refuting: bool = False
     interval: Interval | None = None
     difference: Difference | None = None
-    decided_by: PValue | None = None
+    decided_by: float | None = None
     left_out: str = ""
 
     @property
@@ -94,16 +87,6 @@ class Judgement(NamedTuple):
     parts: tuple[Verdict, ...] = ()
 
 
-class _Measured(NamedTuple):
-    """A contrast before correction. `gap`: why it can neither be supported nor refuted."""
-
-    contrast: Contrast
-    samples: Samples | None
-    result: TestResult | None
-    gap: str
-    left_out: str
-
-
 def decide(
     hypotheses: Iterable[Hypothesis],
     rows: Iterable[Row] | Table,
@@ -124,33 +107,33 @@ def decide(
         UserError: the hypotheses contradict each other, or rows are duplicated.
     """
     hypotheses = tuple(hypotheses)
-    check(hypotheses, sealed=True)
+    claims.check(hypotheses, sealed=True)
     index = table(rows)
     measured: dict[_Key, _Measured] = {}
-    members: dict[str, dict[_Key, None]] = {}  # of each family, in order
+    members: dict[str, dict[_Key, Contrast]] = {}  # of each family, in order
     corrections: dict[str, Correction] = {}
     for hypothesis in hypotheses:
-        for contrast, family in families(hypothesis):
+        for contrast, family in claims.families(hypothesis):
             key = _key(contrast, hypothesis)
-            members.setdefault(family, {})[key] = None
+            members.setdefault(family, {})[key] = contrast
             corrections[family] = hypothesis.correction
             if not hypothesis.missing and key not in measured:
                 measured[key] = _measure(contrast, index, seeds, hypothesis.diverged)
     adjusted = {
-        family: _adjusted(keys, measured, corrections[family]) for family, keys in members.items()
+        family: _adjusted(own, measured, corrections[family]) for family, own in members.items()
     }
     judgements = []
     for hypothesis in hypotheses:
         findings = []
-        number = sum(1 for _ in contrasts(Composite(hypothesis.contrasts)))
-        for i, (contrast, family) in enumerate(families(hypothesis)):
+        number = sum(1 for _ in claims.contrasts(Composite(hypothesis.contrasts)))
+        for i, (contrast, family) in enumerate(claims.families(hypothesis)):
             if hypothesis.missing:
                 finding = _nothing(contrast, hypothesis.missing)
             else:
                 key = _key(contrast, hypothesis)
                 size = len(members[family]) if hypothesis.correction != "none" else 1
                 rule = rules.Rule(hypothesis.alpha, hypothesis.correction, size)
-                finding = _find(measured[key], adjusted[family][key], rule, detectable)
+                finding = _find(contrast, *measured[key], adjusted[family][key], rule, detectable)
             findings.append(finding._replace(refuting=i >= number))
         judgements.append(_judge(hypothesis, tuple(findings)))
     return tuple(judgements)
@@ -179,33 +162,32 @@ def _key(contrast: Contrast, hypothesis: Hypothesis) -> _Key:
 def _measure(
     contrast: Contrast, index: Table, seeds: Sequence[int] | None, diverged: Diverged
 ) -> _Measured:
-    samples, gap, left_out = gather(index, contrast, seeds=seeds, diverged=diverged)
-    result, margin = None, contrast.margin or 0.0
-    options = {"alternative": contrast.direction, "margin": margin, "null": contrast.null}
-    if samples is not None:
-        try:
-            result = catalog.run(contrast.test, samples, **options)
-        except UserError as error:
-            gap = f"{gap} {error}".strip()
-    return _Measured(contrast, samples, result, gap, left_out)
+    there = gather(index, contrast, seeds=seeds, diverged=diverged)
+    if there.samples is None:
+        return there, None
+    options = {"margin": contrast.margin or 0.0, "null": contrast.null}
+    try:
+        result = catalog.run(
+            contrast.test, there.samples, alternative=contrast.direction, **options
+        )
+    except UserError as error:
+        return there._replace(gap=f"{there.gap} {error}".strip()), None
+    return there, result
 
 
 def _adjusted(
-    keys: Iterable[_Key], measured: Mapping[_Key, _Measured], correction: Correction
+    members: Mapping[_Key, Contrast], measured: Mapping[_Key, _Measured], correction: Correction
 ) -> dict[_Key, tuple[float, float]]:
     """p and opposite p of the members of a family, corrected; 1 for those without."""
-    p, opposite = (
-        adjust([_p(measured.get(key), name) for key in keys], correction).tolist()
-        for name in ("p", "opposite_p")
-    )
-    return dict(zip(keys, zip(p, opposite, strict=True), strict=True))
-
-
-def _p(member: _Measured | None, name: str) -> float:
-    if member is None or member.result is None or member.gap or member.contrast.within:
-        return 1.0
-    p = getattr(member.result, name)
-    return 1.0 if math.isnan(p) else p
+    pairs = []
+    for key, contrast in members.items():
+        there, result = measured.get(key, (Gathered(None), None))
+        p = (1.0, 1.0)
+        if result is not None and not there.gap and not contrast.within:
+            p = [1.0 if math.isnan(x) else x for x in (result.p, result.opposite_p)]
+        pairs.append(p)
+    p, opposite = (adjust(each, correction).tolist() for each in zip(*pairs, strict=True))
+    return dict(zip(members, zip(p, opposite, strict=True), strict=True))
 
 
 def _nothing(contrast: Contrast, reason: str, samples: Samples | None = None) -> Finding:
@@ -213,12 +195,14 @@ def _nothing(contrast: Contrast, reason: str, samples: Samples | None = None) ->
 
 
 def _find(
-    measured: _Measured,
+    contrast: Contrast,
+    there: Gathered,
+    result: TestResult | None,
     adjusted: tuple[float, float],
     rule: rules.Rule,
     detectable: Detectable | None,
 ) -> Finding:
-    contrast, samples, result, gap, left_out = measured
+    samples, gap, left_out = there
     said = f" {_LEFT_OUT} {left_out}" if left_out else ""
     if samples is None or result is None:
         return _nothing(contrast, gap + said, samples)

@@ -12,15 +12,8 @@ from typing import NamedTuple
 
 from scipy import special, stats
 
-from sharpjax.protocol.planning.formulas import (
-    FISHER,
-    PAIRS,
-    POWER,
-    TWO_GROUPS,
-    Plan,
-    of_count,
-    tost,
-)
+from sharpjax.protocol.planning import formulas
+from sharpjax.protocol.planning.formulas import FISHER, PAIRS, POWER, TWO_GROUPS, Plan
 from sharpjax.protocol.planning.sensitivity import least, smallest_p, solve
 from sharpjax.protocol.planning.simulation import lookup
 from sharpjax.protocol.tests import rank_effects
@@ -94,7 +87,7 @@ def of_means(test: str, plan: Plan, deviations: float) -> float:
         return math.nan
     if are_too_few(test, plan):
         return 0.0
-    return tost(deviations, plan, paired=test in PAIRS)
+    return formulas.tost(deviations, plan, paired=test in PAIRS)
 
 
 def _ranks(test: str, plan: Plan, null: float, margin: float) -> float:
@@ -139,7 +132,7 @@ def _binomial(plan: Plan, null: float, margin: float) -> float:
     n = plan.sizes[0]
 
     def end(side: int, count: int) -> float:
-        return of_count(count, n, null, "two-sided").interval(1 - 2 * plan.alpha)[side]
+        return formulas.of_count(count, n, null, "two-sided").interval(1 - 2 * plan.alpha)[side]
 
     counts, low, high = range(n + 1), null - margin, null + margin
     first = bisect.bisect_left(counts, True, key=lambda count: end(0, count) > low)

@@ -15,12 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
-from sharpjax.protocol.planning.simulation import (
-    correlation,
-    kendall_tau,
-    proportion,
-    spearman_rho,
-)
+from sharpjax.protocol.planning import simulation
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
@@ -118,7 +113,10 @@ def binomial(effect: float, plan: Plan) -> float:
     """The test's own regions of rejection, at a truth Cohen's h = effect away from the null."""
     null = 0.5 if plan.null is None else plan.null
     n, way = plan.sizes[0], plan.alternative
-    truth, middle = proportion(-effect if way == "less" else effect, null), round(n * null)
+    truth, middle = (
+        simulation.proportion(-effect if way == "less" else effect, null),
+        round(n * null),
+    )
 
     def rejected(count: int) -> bool:
         return of_count(count, n, null, way).p <= plan.alpha
@@ -165,12 +163,12 @@ class Fisher(NamedTuple):
 
 _NORMAL = 1e9  # degrees of freedom
 # Bonett and Wright, Psychometrika 65 (2000); Fieller, Hartley and Pearson, Biometrika 44 (1957).
-_SPEARMAN = Fisher(spearman_rho, 3, lambda rho: 1 + rho**2 / 2)
+_SPEARMAN = Fisher(simulation.spearman_rho, 3, lambda rho: 1 + rho**2 / 2)
 FISHER: Mapping[str, Fisher] = {
     "spearman": _SPEARMAN,
     "spearman-over-arms": _SPEARMAN,
-    "kendall": Fisher(kendall_tau, 4, lambda tau: 0.437),
-    "pearson": Fisher(correlation, 3, lambda r: 1.0),
+    "kendall": Fisher(simulation.kendall_tau, 4, lambda tau: 0.437),
+    "pearson": Fisher(simulation.correlation, 3, lambda r: 1.0),
 }
 
 

@@ -9,6 +9,7 @@ below alpha / m (Bonferroni's bound; for Benjamini-Yekutieli alpha / (m sum 1/i)
 where others reject too is not counted.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,18 +22,9 @@ from sharpjax.protocol.canonical import canonical_json, to_dict
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, arms, families, quantities
 from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import levels
-from sharpjax.protocol.planning import equivalence, simulation
+from sharpjax.protocol.planning import equivalence, sensitivity, simulation
 from sharpjax.protocol.planning.equivalence import Reach
 from sharpjax.protocol.planning.formulas import POWER, Plan
-from sharpjax.protocol.planning.sensitivity import (
-    detectable_effect,
-    in_units_of,
-    is_quick,
-    method,
-    power_of,
-    smallest_p,
-    solve,
-)
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 from sharpjax.protocol.wording import describe
@@ -87,7 +79,7 @@ class Planned(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """The same for a registration: lists for tuples, None for NaN."""
-        return {name: _plain(value) for name, value in self._asdict().items()}
+        return json.loads(json.dumps(self._asdict()), parse_constant=lambda not_finite: None)
 
 
 def table(
@@ -173,11 +165,11 @@ def detectable(contrast: Contrast, samples: Samples, *, alpha: float = 0.05) -> 
         cluster = max(2, round(max(sizes) / seeds))
         sizes = (seeds,) * len(sizes)
     plan = Plan(sizes, contrast.direction, alpha, contrast.null, cluster)
-    if min(sizes) < 2 or contrast.within or smallest_p(contrast.test, plan) > alpha:
+    if min(sizes) < 2 or contrast.within or sensitivity.smallest_p(contrast.test, plan) > alpha:
         return math.nan
-    if is_quick(contrast.test):
-        effect = detectable_effect(contrast.test, plan)
-        value = in_units_of(contrast.test, effect, plan, samples=samples)
+    if sensitivity.is_quick(contrast.test):
+        effect = sensitivity.detectable_effect(contrast.test, plan)
+        value = sensitivity.in_units_of(contrast.test, effect, plan, samples=samples)
         if not math.isnan(value):
             return value
     if contrast.test in _NO_SCALE:
@@ -224,7 +216,7 @@ def _planned(
             equivalent=met.chance, equivalent_possible=met.possible, equivalent_likely=met.likely
         )
     try:
-        floor = smallest_p(test, plan)
+        floor = sensitivity.smallest_p(test, plan)
         if contrast.within:
             few = equivalence.are_too_few(test, of_interval)
             if few:
@@ -241,10 +233,10 @@ def _planned(
             row = row._replace(
                 smallest_p=floor,
                 rejects="alone" if floor <= alone else "together" if floor <= together else "never",
-                method=method(test),
-                power={str(d): power_of(test, d, plan) for d in EFFECTS},
+                method=sensitivity.method(test),
+                power={str(d): sensitivity.power_of(test, d, plan) for d in EFFECTS},
                 power_at_margin=_at_margin(contrast, plan),
-                detectable=detectable_effect(test, plan),
+                detectable=sensitivity.detectable_effect(test, plan),
             )
             warnings += _of_floor(test, plan, row, together)
     except UserError as error:  # the test cannot take such units
@@ -279,8 +271,10 @@ def _at_margin(contrast: Contrast, plan: Plan) -> float:
     test, margin, null = contrast.test, contrast.margin, _null(contrast)
     if margin is None or simulation.lookup(test).margin:
         return math.nan
-    effect = solve(lambda d: abs(in_units_of(test, d, plan) - null), margin, 20.0)
-    return effect if math.isnan(effect) else power_of(test, effect, plan)
+    effect = sensitivity.solve(
+        lambda d: abs(sensitivity.in_units_of(test, d, plan) - null), margin, 20.0
+    )
+    return effect if math.isnan(effect) else sensitivity.power_of(test, effect, plan)
 
 
 def _of_floor(test: str, plan: Plan, row: Planned, together: float) -> Iterator[str]:
@@ -291,7 +285,7 @@ def _of_floor(test: str, plan: Plan, row: Planned, together: float) -> Iterator[
     said = f"no p of {test} with {number} {of} is below {row.smallest_p:.3g}"
     asked = plan.alpha if row.rejects == "together" else together
     larger = (plan._replace(sizes=(n,) * len(plan.sizes)) for n in range(max(plan.sizes) + 1, 65))
-    enough = next((p.sizes[0] for p in larger if smallest_p(test, p) <= asked), None)
+    enough = next((p.sizes[0] for p in larger if sensitivity.smallest_p(test, p) <= asked), None)
     remedy = f"; {enough} {of} would do" if enough else ""
     if row.rejects == "together":
         yield f"{said}: it can reject only together with others of its family{remedy} alone"
@@ -314,11 +308,3 @@ def _of_margin(contrast: Contrast, row: Planned, met: Reach | None) -> Iterator[
     if met.chance:
         here = f"has a chance of {met.chance:.2g} with {max(row.n):,}"
     yield f"'{verdict}' within {what} {here}, and needs {needs} for power {POWER:g}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
