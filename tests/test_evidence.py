@@ -12,7 +12,7 @@ from etils import epath
 from sharpjax import catalog, workdir
 from sharpjax.protocol.judging import verdicts
 from sharpjax.protocol.seals import registration
-from sharpjax.provenance import imports, sources
+from sharpjax.provenance import imports, machine, sources
 from sharpjax.runs import conclude, register, report, standing, study, verify
 from tests import registered
 from tests.registered import begin, config, opened, refused
@@ -429,6 +429,17 @@ def test_rows_of_a_seed_that_was_registered_and_not_run(tmp_path):
     assert_caught(path, "metrics/sam/9.jsonl holds a row of seed 3", "registered and not run")
 
 
+def test_other_settings_of_jax_are_said(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    environment = machine.environment()
+    settings = environment["settings"] | {"jax_enable_x64": "both"}
+    monkeypatch.setattr(machine, "environment", lambda: environment | {"settings": settings})
+    begin(path, config(), finish=True)
+    found = [line for line in registered.found(path).caveats if "settings of jax" in line]
+    assert len(found) == 1 and 'jax_enable_x64 is false there and "both" here' in found[0]
+
+
 def test_what_cannot_be_prevented_is_said(tmp_path, monkeypatch):
     """A registration that no commit of the repository holds is believed on its own word alone."""
     path = sealed(tmp_path / "run")
@@ -437,11 +448,11 @@ def test_what_cannot_be_prevented_is_said(tmp_path, monkeypatch):
     assert any(
         "is in no commit (sam_cifar-smoke" in line for line in registered.found(path).caveats
     )
-    monkeypatch.setattr(sources, "added", lambda path: "0123456 (2026-01-01)")
-    assert not any("this folder alone" in line for line in registered.found(path).caveats)
     assert any("sam_cifar-smoke.json" in line for line in verify.verify(path).notes)
     report.write(epath.Path(path))
     assert "sam_cifar-smoke.json, which is not committed" in page(path, "report.html")
+    monkeypatch.setattr(sources, "added", lambda path: "0123456 (2026-01-01)")
+    assert not any("this folder alone" in line for line in registered.found(path).caveats)
 
 
 def test_rows_of_a_process_lie_within_its_time(tmp_path, monkeypatch):

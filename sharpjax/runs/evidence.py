@@ -220,6 +220,13 @@ def _caveats(
     if path is None or not sources.added(path):
         what = f"in no commit ({path.name})" if path else "none that the repository holds"
         yield f"Its registration is {what}: when it was sealed, this folder alone says."
+    registered = there.environment.get("settings")
+    for machine in run.tables(workdir.ENVIRONMENT):
+        own = machine.get("settings")
+        if isinstance(registered, dict) and isinstance(own, dict) and registered != own:
+            differs = workdir.difference(registered, own)
+            yield f"It ran under other settings of jax than were registered: {differs}."
+            break
     if there.dirty or run.recorded("code", "dirty"):
         when = "it was sealed" if there.dirty else "it ran"
         yield f"Files differed from the commit when {when}: others cannot see all of the code."
