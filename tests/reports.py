@@ -65,7 +65,7 @@ def finding(
 
 def not_run(quantity=ERROR, reason="no rows of 'test/error' in arm sam"):
     contrast = Contrast(quantity, ("sam", "sgd"), "less", "wilcoxon")
-    return Finding(contrast, "not run", reason, None, None, NAN, NAN)
+    return Finding(contrast, "not run", reason)
 
 
 def judgement(id, claim, *findings, verdict=None, reason=None, **fields):

@@ -32,19 +32,17 @@ def funnel(
     >>> funnel(rows, arms=["sgd"], seeds=[0, 1])[0]
     Funnel(arm='sgd', planned=2, done=1, failed=1, reasons=('seed 1 has no rows',))
     """
-    index = table(rows)
-    return tuple(_of(index, arm, seeds) for arm in arms)
-
-
-def _of(index: Table, arm: str, seeds: Sequence[int]) -> Funnel:
-    steps = sorted((step, own) for (owner, step), own in index.seeds.items() if owner == arm)
-    last = {seed: step for step, own in steps for seed in own}
-    dead = {row["seed"] for row in index.rows.get((arm, ALIVE), ()) if row["value"] == 0}
-    failed = [why for seed in seeds if (why := _failed(seed, last, dead, index.last.get(arm, 0)))]
-    strangers = sorted(last.keys() - set(seeds))
-    unplanned = [f"seed {seed} was not planned, and is left out" for seed in strangers]
-    done = len(seeds) - len(failed)
-    return Funnel(arm, len(seeds), done, len(failed), (*failed, *unplanned))
+    index, found = table(rows), []
+    for arm in arms:
+        steps = sorted((step, own) for (owner, step), own in index.seeds.items() if owner == arm)
+        last = {seed: step for step, own in steps for seed in own}
+        dead = {row["seed"] for row in index.rows.get((arm, ALIVE), ()) if row["value"] == 0}
+        why = [_failed(seed, last, dead, index.last.get(arm, 0)) for seed in seeds]
+        failed, strangers = list(filter(None, why)), sorted(last.keys() - set(seeds))
+        unplanned = [f"seed {seed} was not planned, and is left out" for seed in strangers]
+        done = len(seeds) - len(failed)
+        found.append(Funnel(arm, len(seeds), done, len(failed), (*failed, *unplanned)))
+    return tuple(found)
 
 
 def _failed(seed: int, last: Mapping[int, int], dead: set[int], end: int) -> str:

@@ -27,11 +27,10 @@ def describe(contrast: Contrast) -> str:
     else:
         subject, others = f"{names[0]}: {groups[0]}", groups[1:]
     if contrast.within:
-        words = " ".join([subject, *(f"and {group}" for group in others)])
-        words += f" equal within {contrast.margin:g}"
+        words = f"{' and '.join([subject, *others])} equal within {contrast.margin:g}"
     else:
-        word = "different" if contrast.direction == "two-sided" else contrast.direction
-        than = "from" if contrast.direction == "two-sided" else "than"
+        two_sided = contrast.direction == "two-sided"
+        word, than = ("different", "from") if two_sided else (contrast.direction, "than")
         words = f"{subject} {word}" + (f" {than} {', '.join(others)}" if others else "")
     return f"{words} ({', '.join(details)})"
 

@@ -46,11 +46,9 @@ class Rule(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """What a contrast comes to.
+    """What a contrast comes to, and the confidence of the interval that decided or is shown.
 
-    Attributes:
-        confidence: of the interval that decided, or that is shown beside a p.
-        decided_by: the corrected p that decided; None where an interval did, or nothing.
+    `decided_by` is the corrected p that decided; None where an interval did, or nothing.
     """
 
     verdict: Verdict
@@ -60,11 +58,7 @@ class Ruling(NamedTuple):
 
 
 def word(
-    contrast: Contrast,
-    test: Test,
-    result: TestResult,
-    adjusted: tuple[float, float],
-    rule: Rule,
+    contrast: Contrast, test: Test, result: TestResult, adjusted: tuple[float, float], rule: Rule
 ) -> Ruling:
     """The word for a contrast whose numbers are all there, and why."""
     alpha, (p, opposite_p) = rule.alpha, adjusted
@@ -84,7 +78,7 @@ def word(
     asked = _p_words(result.p, p, rule)
     if p <= alpha:
         return Ruling("supported", f"{asked} <= {alpha:g}.", wide, p)
-    if margin is not None and (test.margin or test.equivalence):
+    if margin is not None and test.margin:
         if _beyond(interval(wide), null, margin, contrast.direction):
             why = f"{_named(wide)} lies wholly beyond the margin {margin:g}."
             return Ruling("refuted", why, wide)

@@ -52,10 +52,10 @@ class Finding(NamedTuple):
     contrast: Contrast
     verdict: Verdict
     reason: str
-    samples: Samples | None
-    result: TestResult | None
-    adjusted_p: float
-    detectable: float
+    samples: Samples | None = None
+    result: TestResult | None = None
+    adjusted_p: float = math.nan
+    detectable: float = math.nan
     refuting: bool = False
     interval: Interval | None = None
     difference: Difference | None = None
@@ -128,7 +128,7 @@ def decide(
         number = sum(1 for _ in claims.contrasts(Composite(hypothesis.contrasts)))
         for i, (contrast, family) in enumerate(claims.families(hypothesis)):
             if hypothesis.missing:
-                finding = _nothing(contrast, hypothesis.missing)
+                finding = Finding(contrast, "not run", hypothesis.missing)
             else:
                 key = _key(contrast, hypothesis)
                 size = len(members[family]) if hypothesis.correction != "none" else 1
@@ -166,13 +166,11 @@ def _measure(
     if there.samples is None:
         return there, None
     options = {"margin": contrast.margin or 0.0, "null": contrast.null}
+    way = contrast.direction
     try:
-        result = catalog.run(
-            contrast.test, there.samples, alternative=contrast.direction, **options
-        )
+        return there, catalog.run(contrast.test, there.samples, alternative=way, **options)
     except UserError as error:
         return there._replace(gap=f"{there.gap} {error}".strip()), None
-    return there, result
 
 
 def _adjusted(
@@ -190,10 +188,6 @@ def _adjusted(
     return dict(zip(members, zip(p, opposite, strict=True), strict=True))
 
 
-def _nothing(contrast: Contrast, reason: str, samples: Samples | None = None) -> Finding:
-    return Finding(contrast, "not run", reason, samples, None, math.nan, math.nan)
-
-
 def _find(
     contrast: Contrast,
     there: Gathered,
@@ -205,7 +199,7 @@ def _find(
     samples, gap, left_out = there
     said = f" {_LEFT_OUT} {left_out}" if left_out else ""
     if samples is None or result is None:
-        return _nothing(contrast, gap + said, samples)
+        return Finding(contrast, "not run", gap + said, samples)
     test = catalog.TESTS[contrast.test]
     if gap:
         why = f"Fewer units than were planned: {gap}"

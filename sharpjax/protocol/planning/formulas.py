@@ -126,10 +126,8 @@ def binomial(effect: float, plan: Plan) -> float:
         least = middle + bisect.bisect_left(range(middle, n + 1), True, key=rejected)
         power += stats.binom.sf(least - 1, n, truth)
     if way != "greater":
-        most = middle - bisect.bisect_left(
-            range(middle + 1), True, key=lambda i: rejected(middle - i)
-        )
-        power += stats.binom.cdf(most, n, truth)
+        kept = bisect.bisect_left(range(middle + 1), True, key=lambda count: not rejected(count))
+        power += stats.binom.cdf(kept - 1, n, truth)
     return float(power)
 
 

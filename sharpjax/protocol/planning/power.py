@@ -24,7 +24,7 @@ from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import levels
 from sharpjax.protocol.planning import equivalence, sensitivity, simulation
 from sharpjax.protocol.planning.equivalence import Reach
-from sharpjax.protocol.planning.formulas import POWER, Plan
+from sharpjax.protocol.planning.formulas import FORMULAS, POWER, Plan
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 from sharpjax.protocol.wording import describe
@@ -167,7 +167,7 @@ def detectable(contrast: Contrast, samples: Samples, *, alpha: float = 0.05) -> 
     plan = Plan(sizes, contrast.direction, alpha, contrast.null, cluster)
     if min(sizes) < 2 or contrast.within or sensitivity.smallest_p(contrast.test, plan) > alpha:
         return math.nan
-    if sensitivity.is_quick(contrast.test):
+    if contrast.test in (*FORMULAS, *simulation.QUICK):
         effect = sensitivity.detectable_effect(contrast.test, plan)
         value = sensitivity.in_units_of(contrast.test, effect, plan, samples=samples)
         if not math.isnan(value):

@@ -35,11 +35,6 @@ def method(test: str) -> str:
     return f"simulation of {simulation.num_studies(test):,} studies"
 
 
-def is_quick(test: str) -> bool:
-    """Whether a grid of effects takes less than a second."""
-    return test in FORMULAS or simulation.num_studies(test) > 100
-
-
 def power_of(test: str, effect: float, plan: Plan) -> float:
     """The chance that a test rejects.
 
@@ -78,6 +73,7 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
     return float((p <= plan.alpha).mean())
 
 
+@functools.lru_cache(maxsize=4096)
 def smallest_p(test: str, plan: Plan) -> float:
     """The smallest p that data of these sizes, in these clusters, could give: the test says it.
 
@@ -87,21 +83,15 @@ def smallest_p(test: str, plan: Plan) -> float:
     True
     """
     # A proportion's own floor falls slowly where the null lies near 0 or 1.
-    most = max(plan.sizes) if simulation.lookup(test).kind == "one" else LOOKED_AT
-    sizes = tuple(min(n, most) for n in plan.sizes)
-    return _smallest_p(test, plan._replace(sizes=sizes, alpha=0.05, cluster=min(plan.cluster, 2)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _smallest_p(test: str, plan: Plan) -> float:
+    entry = simulation.lookup(test)
+    sizes = plan.sizes if entry.kind == "one" else tuple(min(n, LOOKED_AT) for n in plan.sizes)
+    least_plan = plan._replace(sizes=sizes, alpha=0.05, cluster=min(plan.cluster, 2))
+    if least_plan != plan:
+        return smallest_p(test, least_plan)
     rng, options = np.random.default_rng(0), {"null": plan.null, "cluster": plan.cluster}
-    result = catalog.run(
-        test,
-        simulation.draw(test, 0.5, plan.sizes, rng, **options),
-        alternative=plan.alternative,
-        margin=1.0 if simulation.lookup(test).margin else 0.0,
-        null=plan.null,
-    )
+    samples = simulation.draw(test, 0.5, plan.sizes, rng, **options)
+    margin = 1.0 if entry.margin else 0.0
+    result = catalog.run(test, samples, alternative=plan.alternative, margin=margin, null=plan.null)
     return result.min_attainable_p
 
 
@@ -133,7 +123,7 @@ def num_seeds(effect: float, power: float = 0.8, *, test: str, alpha: float = 0.
     [17, 34]
     """
     entry = simulation.lookup(test)
-    if not (math.isfinite(effect) and effect > 0):
+    if not 0 < effect < math.inf:
         raise UserError(f"number of seeds: effect must be above 0, got {effect!r}.")
     if not alpha < power < 1:
         raise UserError(f"number of seeds: power must be in (alpha, 1), got {power!r}.")
@@ -179,7 +169,7 @@ def detectable_effect(test: str, plan: Plan) -> float:
     if test in FORMULAS:
         return solve(lambda effect: power_of(test, effect, plan), POWER, LARGEST_EFFECT)
     lower, below = 0.0, plan.alpha
-    for upper in GRID if is_quick(test) else GRID[:5]:
+    for upper in GRID if test in simulation.QUICK else GRID[:5]:
         above = power_of(test, upper, plan)
         if above >= POWER:
             ends = special.ndtri(np.clip([below, above], 1e-3, 1 - 1e-3))

@@ -38,11 +38,7 @@ NO_MODEL = ("identical", "kendall-difference", "spearman-pooled", "fit-error")
 
 
 def lookup(test: str) -> catalog.Test:
-    """The entry of a test in the catalog.
-
-    Raises:
-        UserError: there is none of this name.
-    """
+    """The entry of a test in the catalog; `UserError` where there is none of this name."""
     if test not in catalog.TESTS:
         raise unknown("test", test, catalog.TESTS)
     return catalog.TESTS[test]
