@@ -78,11 +78,6 @@ def _rejects(shift: float, freedom: float, plan: Plan) -> float:
     return float(min(power, 1.0))
 
 
-def _no_worse(margin: float, plan: Plan, *, paired: bool = False) -> float:
-    """One-sided against the margin, where the groups are alike."""
-    return of_means(margin, plan._replace(alternative="greater"), paired=paired)
-
-
 def tost(margin: float, plan: Plan, *, paired: bool = False) -> float:
     """Two one-sided t tests against +-margin, where the groups are alike.
 
@@ -173,10 +168,8 @@ FISHER: Mapping[str, Fisher] = {
 TWO_GROUPS = ("welch", "mean-difference", "ratio-of-means")
 PAIRS = ("paired-t", "mean", "paired-ratio-of-means")
 FORMULAS: Mapping[str, Formula] = {
-    **dict.fromkeys(TWO_GROUPS, of_means),
-    **dict.fromkeys(PAIRS, functools.partial(of_means, paired=True)),
-    "non-inferiority": _no_worse,
-    "paired-non-inferiority": functools.partial(_no_worse, paired=True),
+    **dict.fromkeys((*TWO_GROUPS, "non-inferiority"), of_means),
+    **dict.fromkeys((*PAIRS, "paired-non-inferiority"), functools.partial(of_means, paired=True)),
     "tost": tost,
     "binomial": binomial,
     **FISHER,

@@ -23,7 +23,6 @@ from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, arms, fami
 from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.corrections import levels
 from sharpjax.protocol.planning import equivalence, sensitivity, simulation
-from sharpjax.protocol.planning.equivalence import Reach
 from sharpjax.protocol.planning.formulas import FORMULAS, POWER, Plan
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
@@ -39,9 +38,7 @@ class Planned(NamedTuple):
 
     Attributes:
         hypothesis: its id; `contrast` says it in words.
-        n: independent units of each group: where a seed has several that are not independent
-            (layers of one model, arms that are pooled), the seeds; the arms, where those are units.
-        cluster: how many units each of them has; 1: they are the units.
+        n, cluster: as `Plan.sizes` and `Plan.cluster`; the arms, where those are units.
         alpha: what p must not exceed, where no other contrast of its family rejects.
         smallest_p: that data of these sizes, in these clusters, could give.
         rejects: whether that is small enough: by itself, only together with others of its family,
@@ -172,8 +169,8 @@ def detectable(contrast: Contrast, samples: Samples, *, alpha: float = 0.05) -> 
         value = sensitivity.in_units_of(contrast.test, effect, plan, samples=samples)
         if not math.isnan(value):
             return value
-    if contrast.test in _NO_SCALE:
-        return math.nan
+    if contrast.test in ("kruskal-wallis", "friedman", "identical"):
+        return math.nan  # chance alone makes their effects positive, or there is no chance
     return _by_standard_error(contrast, samples, alpha)
 
 
@@ -184,16 +181,11 @@ def _by_standard_error(contrast: Contrast, samples: Samples, alpha: float) -> fl
     tails = 2 if contrast.direction == "two-sided" else 1
     shift = special.ndtri(1 - alpha / tails) + special.ndtri(POWER)
     scale = shift / (2 * special.ndtri(0.975)) * (-1 if contrast.direction == "less" else 1)
-    if contrast.test not in _ON_LOG_SCALE:
+    if contrast.test != "log-rank":  # a hazard ratio, on the log scale
         return float(null + scale * (high - low))
     if not (0 < low < high < math.inf and null > 0):
         return math.nan
     return math.exp(math.log(null) + scale * math.log(high / low))
-
-
-# Effects that chance alone makes positive, and one without chance.
-_NO_SCALE = ("kruskal-wallis", "friedman", "identical")
-_ON_LOG_SCALE = ("log-rank",)
 
 
 def _null(contrast: Contrast) -> float:
@@ -207,11 +199,10 @@ def _planned(
     alone, together = levels(hypothesis.alpha, members, hypothesis.correction)
     plan = Plan(sizes, contrast.direction, alone, contrast.null, cluster)
     each = hypothesis.alpha / (1 if hypothesis.correction == "none" else members)
-    of_interval, met = plan._replace(alternative="two-sided", alpha=each), None
+    of_interval = plan._replace(alternative="two-sided", alpha=each)
     row, warnings = Planned(hypothesis.id, describe(contrast), test, sizes, cluster, alone), []
-    if margin is not None and not simulation.lookup(test).margin:
-        met = equivalence.reach(test, of_interval, margin)
-    if met is not None:
+    can_be_equivalent = margin is not None and not simulation.lookup(test).margin
+    if can_be_equivalent and (met := equivalence.reach(test, of_interval, margin)):
         row = row._replace(
             equivalent=met.chance, equivalent_possible=met.possible, equivalent_likely=met.likely
         )
@@ -223,10 +214,10 @@ def _planned(
                 warnings.append(f"{sizes[0]} are too few for an interval at {1 - 2 * each:.4g}")
             row = row._replace(
                 smallest_p=floor,
-                rejects="never" if few or (met is not None and not met.chance) else "alone",
+                rejects="never" if few or row.equivalent == 0 else "alone",
                 method="formula",
                 power={str(d): equivalence.of_means(test, of_interval, d) for d in EFFECTS},
-                power_at_margin=math.nan if met is None else met.chance,
+                power_at_margin=row.equivalent,
                 detectable=equivalence.least_margin(test, of_interval),
             )
         else:
@@ -241,7 +232,7 @@ def _planned(
             warnings += _of_floor(test, plan, row, together)
     except UserError as error:  # the test cannot take such units
         warnings.append(f"it can never reject: {error}")
-    warnings += _of_margin(contrast, row, met)
+    warnings += _of_margin(contrast, row)
     return row._replace(warning="; ".join(warnings))
 
 
@@ -293,18 +284,18 @@ def _of_floor(test: str, plan: Plan, row: Planned, together: float) -> Iterator[
         yield f"it can never reject: {said}, and {asked:.3g} is asked for{remedy}"
 
 
-def _of_margin(contrast: Contrast, row: Planned, met: Reach | None) -> Iterator[str]:
+def _of_margin(contrast: Contrast, row: Planned) -> Iterator[str]:
     what = f"the margin {contrast.margin:g}" if contrast.margin is not None else ""
     if not contrast.within and row.power_at_margin < LOW:
         yield f"a true effect of {what} is seen with power {row.power_at_margin:.2g}"
-    if met is None or met.chance >= LOW:
+    if math.isnan(row.equivalent) or row.equivalent >= LOW:
         return
     verdict = "supported" if contrast.within else "equivalent"
-    if met.possible is None:
+    if row.equivalent_possible is None:
         yield f"'{verdict}' is out of reach, {what} being so narrow"
         return
-    needs = "more than 20,000" if met.likely is None else f"{met.likely:,}"
-    here = f"is out of reach below {met.possible:,} units"
-    if met.chance:
-        here = f"has a chance of {met.chance:.2g} with {max(row.n):,}"
+    likely, here = row.equivalent_likely, f"is out of reach below {row.equivalent_possible:,} units"
+    needs = "more than 20,000" if likely is None else f"{likely:,}"
+    if row.equivalent:
+        here = f"has a chance of {row.equivalent:.2g} with {max(row.n):,}"
     yield f"'{verdict}' within {what} {here}, and needs {needs} for power {POWER:g}"
