@@ -15,7 +15,7 @@ from sharpjax.protocol import attrition as funnel_module
 from sharpjax.protocol.attrition import Funnel, funnel
 from sharpjax.protocol.claims import Composite, Hypothesis, Quantity
 from sharpjax.protocol.judging import rules, shown, verdicts
-from sharpjax.protocol.judging.verdicts import decide, require_all
+from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.protocol.planning import power
 from sharpjax.protocol.tests.catalog import TESTS
 from sharpjax.protocol.tests.catalog import Test as CatalogTest
@@ -568,17 +568,6 @@ def test_answers_are_one_to_one_with_the_questions():
     asked = [hypothesis(one(), id=f"S.{i}") for i in range(3)]
     answers = judged(telling(0.01), *asked)
     assert [j.hypothesis for j in answers] == asked
-    require_all(asked, answers)
-    changed = dataclasses.replace(asked[1], alpha=0.1)
-    for registered, wrong, place in (
-        (asked, answers[:2], "hypothesis S.2"),
-        (asked, (*answers, answers[0]), "the end"),
-        (asked, (answers[1], answers[0], answers[2]), "hypothesis S.0"),
-        (asked[:2], answers, "the end"),
-        ([asked[0], changed, asked[2]], answers, "hypothesis S.1"),
-    ):
-        with pytest.raises(UserError, match=f"part from the registration at {place}"):
-            require_all(registered, wrong)
 
 
 def test_the_same_rows_in_any_order_give_the_same_answers():

@@ -14,7 +14,6 @@ from sharpjax.protocol.tests.result import Alternative
 Correction = Literal["none", "holm", "bh", "by"]
 Certainty = Literal["firm", "partial", "weak", "design"]
 Diverged = Literal["inconclusive", "left out"]
-POOL = "|"
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def arms(group: str) -> tuple[str, ...]:
     >>> arms("sgd|sam")
     ('sgd', 'sam')
     """
-    return tuple(group.split(POOL))
+    return tuple(group.split("|"))
 
 
 def families(hypothesis: Hypothesis) -> Iterator[tuple[Contrast, str]]:

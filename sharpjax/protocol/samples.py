@@ -240,10 +240,11 @@ class _Side:
         bad = sorted({unit[:2] for unit, value in values.items() if value is None})
         said.gap(f"{metric} is not finite in", self.names(bad))
         if metric != ALIVE:
-            said.death(
-                self.name((place, row["seed"], *([canonical_json(row["of"])] if row["of"] else [])))
+            models = [
+                (place, row["seed"], *([canonical_json(row["of"])] if row["of"] else []))
                 for place, row in self.deaths
-            )
+            ]
+            said.death(self.names(models))
         dead = {(place, row["seed"]) for place, row in self.deaths}
         ran = [self._index.seeds.get((arm, self._step(arm)), set()) for arm in self.arms]
         optional = self.quantity.optional
@@ -273,11 +274,8 @@ class _Side:
             for place, row in self.deaths
         )
 
-    def name(self, unit: Unit) -> str:
-        return f"arm '{self.arms[unit[0]]}' seed {' '.join(map(str, unit[1:]))}"
-
     def names(self, units: Iterable[Unit]) -> list[str]:
-        return [self.name(unit) for unit in units]
+        return [f"arm '{self.arms[u[0]]}' seed {' '.join(map(str, u[1:]))}" for u in units]
 
 
 def _finite(value: Any) -> float | None:
@@ -342,7 +340,7 @@ def _squares(sides: Sequence[_Side], seeds: Sequence[int] | None, said: _Said) -
     groups = []
     for side in sides:
         pairs, dead = _pairs(side), {row["seed"] for _, row in side.deaths}
-        said.death(side.name((0, seed)) for seed in sorted(dead))
+        said.death(side.names((0, seed) for seed in sorted(dead)))
         models = sorted(({i for pair in pairs for i in pair} if seeds is None else {*seeds}) - dead)
         lacking = {(i, j) for i in models for j in models if i != j and pairs.get((i, j)) is None}
         named = [f"pair {list(pair)} of arm '{side.group}'" for pair in sorted(lacking)]

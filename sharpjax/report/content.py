@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from sharpjax.errors import UserError
 from sharpjax.protocol.attrition import Funnel
 from sharpjax.protocol.claims import Hypothesis, contrasts, quantities
-from sharpjax.protocol.judging.verdicts import Judgement, require_all
+from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.protocol.seals.amendments import Amendment
 from sharpjax.protocol.seals.registration import Registration
 from sharpjax.protocol.summary import Summary, summarize_last
@@ -89,7 +90,12 @@ def make(
         asked = registration.hypotheses
         first = tuple(j for h in asked for j in judgements if j.hypothesis.id == h.id)
         rest = tuple(j for j in judgements if j.hypothesis.id not in {h.id for h in asked})
-    require_all(asked, first)
+    for hypothesis in asked:
+        found = [j.hypothesis for j in first if j.hypothesis.id == hypothesis.id]
+        if found != [hypothesis]:
+            what = f"has {len(found)} verdicts; each has one"
+            what = "is not as it was registered" if len(found) == 1 else what
+            raise UserError(f"report: hypothesis {hypothesis.id} {what}.")
     metrics = tuple(summarize_last(results, arms))
     order = tuple(dict.fromkeys((*arms, *(m.arm for m in metrics))))
     return Content(

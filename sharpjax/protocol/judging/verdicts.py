@@ -4,7 +4,6 @@
 numbers has p = 1 in it, so that nothing becomes significant because something else was not run.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args
@@ -137,22 +136,6 @@ def decide(
             findings.append(finding._replace(refuting=i >= number))
         judgements.append(_judge(hypothesis, tuple(findings)))
     return tuple(judgements)
-
-
-def require_all(registered: Iterable[Hypothesis], judgements: Iterable[Judgement]) -> None:
-    """Refuse answers that are not one to one, and in order, with what was registered.
-
-    Raises:
-        UserError: names the first place where they part.
-    """
-    answered = [judgement.hypothesis for judgement in judgements]
-    for mine, theirs in itertools.zip_longest(registered, answered):
-        if mine != theirs:
-            place = "the end" if mine is None else f"hypothesis {mine.id}"
-            raise UserError(
-                f"the verdicts part from the registration at {place}: each hypothesis has one, in "
-                f"order, and as it was registered."
-            )
 
 
 def _key(contrast: Contrast, hypothesis: Hypothesis) -> _Key:

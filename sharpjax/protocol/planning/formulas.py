@@ -20,6 +20,7 @@ from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Formula = Callable[[float, "Plan"], float]
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
 POWER = 0.8  # with which an effect or a margin counts as seen
 
 
@@ -93,15 +94,9 @@ def tost(margin: float, plan: Plan, *, paired: bool = False) -> float:
         return math.nan
     critical, room = special.stdtrit(freedom, 1 - plan.alpha), margin * math.sqrt(units)
     most = special.chdtr(freedom, freedom * (room / critical) ** 2)  # P(s leaves room)
-    nodes, weights = _quadrature()
-    s = np.sqrt(special.chdtri(freedom, 1 - most * (nodes + 1) / 2) / freedom)
+    s = np.sqrt(special.chdtri(freedom, 1 - most * (_NODES + 1) / 2) / freedom)
     inside = 2 * special.ndtr(room - critical * s) - 1
-    return float(np.sum(weights / 2 * most * np.maximum(inside, 0)))
-
-
-@functools.cache
-def _quadrature() -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(200)
+    return float(np.sum(_WEIGHTS / 2 * most * np.maximum(inside, 0)))
 
 
 def binomial(effect: float, plan: Plan) -> float:

@@ -1,8 +1,6 @@
 """Power, number of seeds and detectable effect of any test in `protocol.tests.catalog`.
 
-By formula where `formulas` has one, else by simulation. Effects are in standard deviations, as
-`simulation` defines them for each kind of test; of tests that show the absence of an effect (the
-catalog's `margin`), the effect is the margin, and the truth is nought.
+By formula where `formulas` has one, else by simulation; `formulas` says what an effect is.
 """
 
 import bisect
@@ -199,25 +197,18 @@ def in_units_of(test: str, effect: float, plan: Plan, *, samples: Samples | None
         return simulation.proportion(sign * effect, null)
     if samples is None or entry.kind not in ("paired", "independent"):
         return math.nan
-    scale = _spread(samples.groups, entry.kind)
+    first, *others = samples.groups
+    if min(len(group) for group in samples.groups) < 2:
+        return math.nan
+    if entry.kind == "paired":
+        scale = float(np.std(first - others[0] if others else first, ddof=1))
+    else:  # pooled
+        scale = math.sqrt(float(np.mean([np.var(group, ddof=1) for group in samples.groups])))
     if entry.margin:
         return effect * scale
     if "ratio" in test:
         scale /= abs(float(np.mean(samples.groups[-1]))) or math.nan
     return null + sign * effect * scale
-
-
-def _spread(groups: tuple[np.ndarray, ...], kind: catalog.Kind) -> float:
-    """The standard deviation in which effects are measured; NaN where a group has one unit.
-
-    Of the differences of pairs, else of the groups, pooled.
-    """
-    if min(len(group) for group in groups) < 2:
-        return math.nan
-    if kind == "paired":
-        first, *others = groups
-        return float(np.std(first - others[0] if others else first, ddof=1))
-    return math.sqrt(sum(float(np.var(group, ddof=1)) for group in groups) / len(groups))
 
 
 def _rank_biserial(effect: float, plan: Plan) -> float:
