@@ -107,11 +107,7 @@ def _value(what: str, name: str, hint: Any, value: Any) -> Any:
 
 
 def _types(hint: Any) -> tuple[type, ...]:
-    """What JSON has for the type of a field.
-
-    >>> _types(float | None), _types(Literal["all", "any"])
-    ((<class 'float'>, <class 'int'>, <class 'NoneType'>), (<class 'str'>,))
-    """
+    """What JSON has for the type of a field: a float may stand there as an int."""
     if get_origin(hint) is Literal:
         return (str,)
     if isinstance(hint, UnionType):

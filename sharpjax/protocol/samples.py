@@ -382,9 +382,5 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def _sentences(parts: Iterable[str]) -> str:
-    """
-    >>> _sentences(["2 without x", "y is missing."])
-    '2 without x; y is missing.'
-    """
     text = "; ".join(dict.fromkeys(part.rstrip(".") for part in parts))
     return text if not text or text.endswith("?") else f"{text}."
