@@ -18,7 +18,7 @@ stats: Any = scipy.stats  # whose annotations do not know its results' fields
 
 spearman, kendall, pearson = named("spearman"), named("kendall"), named("pearson")
 fit_error, kendall_difference = named("fit-error"), named("kendall-difference")
-spearman_pooled, spearman_over_arms = named("spearman-pooled"), named("spearman-over-arms")
+spearman_over_arms = named("spearman-over-arms")
 TESTS = [spearman, kendall, pearson]
 SCIPY = {spearman: stats.spearmanr, kendall: stats.kendalltau, pearson: stats.pearsonr}
 COEFFICIENTS = {
@@ -373,34 +373,6 @@ def test_kendall_difference_level():
 
     found = rates(kendall_difference, equal, studies=500)
     assert 0.01 <= found.level <= 0.07 and found.coverage >= 0.93
-
-
-def test_simpsons_paradox():
-    """Rising within each condition, falling over all of them together."""
-    generator = np.random.default_rng(0)
-    groups = []
-    for shift in (0.0, 5.0, 10.0):
-        x = generator.normal(size=12)
-        groups += [x + shift, x + 0.5 * generator.normal(size=12) - shift]
-    result = spearman_pooled(Samples(tuple(groups)), alternative="less")
-    pooled = stats.spearmanr(np.concatenate(groups[0::2]), np.concatenate(groups[1::2]))
-    within = stats.spearmanr(groups[0], groups[1])
-    assert pooled.statistic < -0.5 and within.statistic > 0.5
-    assert result.effect == pytest.approx(pooled.statistic - within.statistic)
-    assert result.min_attainable_p == 2.0**-12 < result.p < 0.01 and result.n == (12,) * 6
-
-
-def test_spearman_pooled_level():
-    def nothing(generator):
-        return Samples(tuple(generator.normal(size=(6, 10))))
-
-    found = rates(spearman_pooled, nothing, studies=300)
-    assert 0.01 <= found.level <= 0.08 and 0.01 <= found.opposite <= 0.08
-
-
-def test_spearman_pooled_takes_pairs_of_groups():
-    with pytest.raises(UserError, match="pairs"):
-        spearman_pooled(Samples((np.ones(4),) * 5), alternative="less")
 
 
 # Over arms.

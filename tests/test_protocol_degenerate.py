@@ -32,7 +32,6 @@ def drawn(generator, name):
     seen = clusters = None
     least, most = TESTS[name].groups
     count = int(generator.integers(least, min(most, 5) + 1))
-    count -= count % 2 if name == "spearman-pooled" else 0
     if TESTS[name].kind == "pairwise":
         n = int(generator.integers(3, 8))
         groups = [awkward(generator, n * n).reshape(n, n) for _ in range(2)]

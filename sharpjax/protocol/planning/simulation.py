@@ -34,7 +34,7 @@ PAIR_CORRELATION = 0.5
 QUICK = ("wilcoxon", "mann-whitney", "auc", "pairwise-difference", "jonckheere", "page")
 OVER_ARMS = ("spearman-over-arms",)  # an arm is one unit
 # Their data have no chance in them, or no model here says what an effect would be.
-NO_MODEL = ("identical", "kendall-difference", "spearman-pooled", "fit-error")
+NO_MODEL = ("identical", "kendall-difference", "fit-error")
 
 
 def lookup(test: str) -> catalog.Test:

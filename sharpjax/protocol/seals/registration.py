@@ -104,8 +104,7 @@ def register(**given: Any) -> Registration:
             seeds=tuple(given["seeds"]),
             digests=Digests("", *sources),
         )
-        digests = Digests(asked(unsealed), *sources)
-        unsealed = replace(unsealed, digests=digests)
+        unsealed = replace(unsealed, digests=Digests(asked(unsealed), *sources))
         return replace(unsealed, seal=seal(unsealed))
     except (TypeError, ValueError) as error:
         raise UserError(f"a registration must be plain JSON: {error}.") from None
@@ -143,10 +142,10 @@ def from_json(text: str | bytes, name: str = "registration.json") -> Registratio
     except (UserError, ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, UserError) else "not readable JSON"
         raise UserError(f"{name} is damaged: {why.rstrip('.')}.") from None
-    if registration.seal != seal(registration):
+    if (there := registration.seal) != (here := seal(registration)):
         raise UserError(
-            f"{name} was changed after it was sealed: its seal is {registration.seal[:12]}, and "
-            f"what it holds has {seal(registration)[:12]}. Bring it back from a copy."
+            f"{name} was changed after it was sealed: its seal is {there[:12]}, and what it holds "
+            f"has {here[:12]}. Bring it back from a copy."
         )
     if registration.digests.design != asked(registration):
         raise UserError(f"{name}: its design digest is not that of what it asks.")
@@ -176,13 +175,13 @@ def compare(
         missing_seeds: those of them that are not run.
     """
     differs = list(differences(registered, now))
-    refused = ""
-    if differs:
-        more = f" (and {len(differs) - 1} more)" if len(differs) > 1 else ""
-        refused = (
-            f"what was registered differs from this run: {differs[0]}{more}. Run what was "
-            f"registered, or register this in another workdir."
-        )
+    if not differs:
+        return Standing("", missing_seeds)
+    more = f" (and {len(differs) - 1} more)" if len(differs) > 1 else ""
+    refused = (
+        f"what was registered differs from this run: {differs[0]}{more}. Run what was registered, "
+        f"or register this in another workdir."
+    )
     return Standing(refused, missing_seeds)
 
 
@@ -279,13 +278,13 @@ def _document(registration: Registration) -> dict[str, Any]:
 
 def _from_document(document: Any) -> Registration:
     names = {f.name for f in fields(Registration)}
-    if not isinstance(document, dict) or not names - set(_OF_FORMAT_2) <= document.keys() <= names:
+    form = document.get("format", FORMAT) if isinstance(document, dict) else None
+    if (old := form == 1) and not isinstance(form, bool):
+        names -= set(_OF_FORMAT_2)
+    if not isinstance(document, dict) or document.keys() != names:
         raise UserError("it has not the fields of a registration")
-    old = document["format"] == 1
-    if document["format"] not in (1, FORMAT) or isinstance(document["format"], bool):
-        raise UserError(f"its format is {document['format']!r}, and this program reads {FORMAT}")
-    if (document.keys() == names) == old:
-        raise UserError("it has not the fields of a registration")
+    if form not in (1, FORMAT) or isinstance(form, bool):
+        raise UserError(f"its format is {form!r}, and this program reads {FORMAT}")
     kinds = {
         "arms": dict, "measurements": dict, "environment": dict, "digests": dict, "seeds": list,
         "hypotheses": list, "power": list, "dirty": bool, "format": int, "plan": dict, "data": dict,

@@ -134,9 +134,6 @@ TESTS: Mapping[str, Test] = {
     "kendall-difference": _correlation(
         correlation.kendall_difference, "difference of |tau|", 0.0, (3, 3)
     ),
-    "spearman-pooled": _correlation(
-        correlation.spearman_pooled, "pooled rho - rho within", 0.0, (4, 100), (-2.0, 2.0)
-    ),
     "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, _TWO, _POSITIVE),
     "jonckheere": Test(
         trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, _MANY, _RANK

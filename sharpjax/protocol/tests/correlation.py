@@ -24,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from sharpjax.errors import UserError
 from sharpjax.protocol.tests import association, bootstrap, shuffle
 from sharpjax.protocol.tests.question import Question, conclude, nothing_known
 from sharpjax.protocol.tests.result import Alternative, TestResult
@@ -128,29 +127,6 @@ def kendall_difference(question: Question) -> TestResult:
     return association.resampled(
         question, lambda counts: np.abs(first(counts)) - np.abs(second(counts)), floor
     )
-
-
-def spearman_pooled(question: Question) -> TestResult:
-    """Spearman's rho over all pairs of groups together, less that within the first pair.
-
-    Groups x1, y1, x2, y2, ...: the two quantities in one condition, then in the next; unit i is the
-    same seed in all. Seeds are resampled, with all their conditions; null 0. A difference where
-    the two have opposite signs is Simpson's paradox.
-
-    Raises:
-        UserError: an odd number of groups.
-    """
-    groups = question.groups
-    if len(groups) % 2:
-        raise UserError(f"{len(groups)} groups; it takes pairs of them: x1, y1, x2, y2.")
-    pooled = association.spearman(np.concatenate(groups[0::2]), np.concatenate(groups[1::2]))
-    within = association.spearman(groups[0], groups[1])
-
-    def difference(counts: np.ndarray) -> np.ndarray:
-        return pooled(np.concatenate([counts] * (len(groups) // 2), axis=-1)) - within(counts)
-
-    floor = bootstrap.units_floor(question.units)
-    return association.resampled(question, difference, floor)
 
 
 def _test(question: Question, coefficient: _Coefficient) -> TestResult:
