@@ -20,6 +20,7 @@ from sharpjax.report import blocks, words
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
 # Of a metric with more coordinates than this none is listed.
 _MOST_COORDINATES = 12
+_MOST_LINED = 8  # columns with lines between them
 _HEAD = 10  # letters in a line of a head over numbers
 
 Cells = Mapping[str, Mapping[str, str]]  # by line, by column
@@ -64,9 +65,12 @@ def print_table(
 
 
 def table(shown: blocks.Table) -> Table:
-    """A table of a page for a terminal."""
+    """A table of a page for a terminal; of many columns without lines between them."""
+    heads = shown.heads()
     drawn = Table(title=escape(shown.caption), title_justify="left")
-    for name, kind in shown.heads():
+    if len(heads) > _MOST_LINED:
+        drawn.box, drawn.pad_edge, drawn.padding = box.SIMPLE_HEAD, False, (0, 1, 0, 0)
+    for name, kind in heads:
         justify = "right" if kind == "number" else "left"
         kept = kind in ("name", "number", "id")
         ratio = {"claim": 2, "words": 3}.get(kind)
