@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from sharpjax import workdir
+from sharpjax.provenance import sources
 from sharpjax.runs import publish, report, verify
 from tests import registered
+from tests.commands import ROOT
 from tests.registered import begin, config, opened, refused
 from tests.runs import listing
 
@@ -105,3 +107,18 @@ def test_what_it_refuses(path, tmp_path):
     (unfinished / "DONE").unlink()
     assert refused(publish.publish, unfinished, str(tmp_path / "x"), print)
     assert not (tmp_path / "x").exists()
+
+
+PUBLISHED = sorted(path.parent for path in ROOT.glob("docs/results/*/left_out.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
+def test_the_published_results_verify(path, monkeypatch):
+    monkeypatch.undo()  # with the studies and the registrations of the repository
+    found = verify.verify(path)
+    assert found.problems == ()
+    assert any("in the repository since" in line for line in found.notes) or not git()
+
+
+def git():
+    return sources.commit().commit

@@ -15,7 +15,7 @@ from sharpjax.studies.sharpness import asks as sam
 from sharpjax.train import planning
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PUBLISHED = ROOT / "docs" / "results" / "2026-11-25-sam_cifar-quick"
+PUBLISHED = ROOT / "docs" / "results" / "2026-11-28-sam_cifar-quick"
 
 
 def config(form):
