@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sharpjax import workdir
+from sharpjax.errors import UserError
 from sharpjax.provenance import sources
 from sharpjax.runs import publish, report, verify
 from tests import registered
@@ -107,6 +108,17 @@ def test_what_it_refuses(path, tmp_path):
     (unfinished / "DONE").unlink()
     assert refused(publish.publish, unfinished, str(tmp_path / "x"), print)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), UserError("no page")])
+def test_it_leaves_no_half_of_a_folder(path, tmp_path, monkeypatch, error):
+    def write(*given, **options):
+        raise error
+
+    monkeypatch.setattr(report, "write", write)
+    message = refused(publish.publish, path, str(tmp_path / "published"), print)
+    assert "No space left" in message or "no page" in message
+    assert not (tmp_path / "published").exists()
 
 
 PUBLISHED = sorted(path.parent for path in ROOT.glob("docs/results/*/left_out.json"))

@@ -5,6 +5,7 @@ file that is not there, with its size, its sum and why, and `verify` holds it to
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -52,9 +53,13 @@ def publish(path: os.PathLike | str, target: str, say: Say) -> None:
         listed = {"files": {name: entry._asdict() for name, entry in left_out.items()}}
         workdir.publish(there / workdir.LEFT_OUT, workdir.json_file(listed).encode())
         workdir.write_derived(there)
-    except OSError as error:
-        raise UserError(f"publish: '{target}' cannot be written: {error.strerror}.") from error
-    report.write(there, where=target)
+        report.write(there, where=target)
+    except BaseException as error:  # a folder that is there is whole
+        shutil.rmtree(there, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise UserError(f"publish: '{target}' cannot be written: {reason}.") from error
+        raise
     size = sum(file.stat().length for file in workdir.walk(there))
     say(f"{target}: {len(kept)} files, {size:,} bytes; left out: {len(left_out)} files")
     for problem in verify.verify(there).problems:

@@ -27,8 +27,6 @@ from sharpjax.workdir.rows import Row, lines_of, rows_in
 if TYPE_CHECKING:
     import numpy as np
 
-GROWING = "growing.jsonl"
-
 
 class Run:
     """An open workdir. `open_run` makes it; `sharpjax.workdir` says what lies where.
@@ -172,7 +170,7 @@ class Run:
         return self.path / kind / _part(arm)
 
     def _growing_file(self, arm: str) -> epath.Path:
-        return self._folder(seal.METRICS, arm) / GROWING
+        return self._folder(seal.METRICS, arm) / seal.GROWING
 
     def _growing(self, arm: str) -> list[Row]:
         if is_remote(self.path):
@@ -204,7 +202,7 @@ def mend(folder: epath.Path) -> None:
     for path in [*walk(folder / seal.METRICS), *walk(folder / seal.ARRAYS), *growing]:
         if path.name.endswith(TEMPORARY):
             path.unlink()
-        elif path.name in (GROWING, journal.NAME):
+        elif path.name in (seal.GROWING, journal.NAME):
             with open(path, "rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
 

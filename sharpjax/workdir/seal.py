@@ -41,7 +41,7 @@ ENVIRONMENT, PROCESSES = "environment.json", "processes.json"
 REGISTRATION, AMENDMENTS = "registration.json", "amendments.jsonl"
 METRICS, ARRAYS, CHECKPOINTS = "metrics", "arrays", "checkpoints"
 MANIFEST, DERIVED, DONE, SUMS = "manifest.json", "derived.json", "DONE", "SHA256SUMS"
-LEFT_OUT = "left_out.json"
+LEFT_OUT, GROWING = "left_out.json", "growing.jsonl"
 FIGURES, REPORTS, EXPLORATORY = "figures", ("report.html", "report.md"), "exploratory"
 
 SEAL = (MANIFEST, DERIVED, DONE)
@@ -126,14 +126,10 @@ def _differences(expected: Mapping[str, Entry], found: Mapping[str, epath.Path])
 
 
 def sums_of(folder: epath.Path, *names: str) -> dict[str, str]:
-    """SHA-256 of every file at or below entries of a folder, by its name in it."""
+    """SHA-256 of every file at or below entries of a folder, by its name in it; but of segments
+    that still grow."""
     files = _below(folder, names)
-    growing = (f"{METRICS}/", "growing.jsonl")
-    return {
-        name: size_and_digest(path)[1]
-        for name, path in files.items()
-        if not (name.startswith(growing[0]) and name.endswith(growing[1]))
-    }
+    return {n: size_and_digest(path)[1] for n, path in files.items() if path.name != GROWING}
 
 
 def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:

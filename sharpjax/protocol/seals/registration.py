@@ -89,7 +89,7 @@ def register(**given: Any) -> Registration:
         given: the fields of a `Registration`; of its digests `analysis`, `measures` and `code`.
 
     Raises:
-        UserError: as `hypotheses.check`; or something is no plain JSON.
+        UserError: as `claims.check`; or something is no plain JSON.
     """
     check(given["hypotheses"])
     sources = [given.pop(name) for name in ("analysis", "measures", "code")]
