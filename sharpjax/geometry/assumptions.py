@@ -8,7 +8,7 @@ the status of every result is `ASSUMPTION_FAILED`.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jax.tree_util import Partial
 from sharpjax import loops
 from sharpjax.errors import UserError
 from sharpjax.geometry.status import Status
+
+Solve = TypeVar("Solve", bound=Callable[..., Any])
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +74,7 @@ def mark(result: Any, checked: Checked | None) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, result)
 
 
-def solver(solve: Callable) -> Callable:
+def solver(solve: Solve) -> Solve:
     """Marks what a solver finds of an operator, its first argument, that carries a `Checked`."""
 
     @functools.wraps(solve)
@@ -82,7 +84,7 @@ def solver(solve: Callable) -> Callable:
         carried = [node for node in nodes if isinstance(node, Checked)]
         return mark(result, functools.reduce(both, carried)) if carried else result
 
-    return marked
+    return cast(Solve, marked)
 
 
 def _is_float(x):

@@ -49,8 +49,8 @@ _MEANING = {
     Status.BREAKDOWN: "it broke down: no direction was left to search in",
     Status.NOT_POSITIVE: "the operator is not positive, so its log-determinant is not a number; "
     "add more damping than its smallest eigenvalue is negative",
-    Status.ASSUMPTION_FAILED: "the loss is not what it was taken for, such as a mean over examples; "
-    "call the same outside of jit and vmap, and the error says what is wrong",
+    Status.ASSUMPTION_FAILED: "the loss is not what it was taken for, such as a mean over "
+    "examples; make the same call outside of jit and vmap, and the error says what is wrong",
 }
 
 
