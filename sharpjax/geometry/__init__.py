@@ -18,6 +18,8 @@ from sharpjax.geometry.blocks import block_diagonal as block_diagonal
 from sharpjax.geometry.blocks import layers as layers
 from sharpjax.geometry.blocks import masked as masked
 from sharpjax.geometry.checks import check_deterministic as check_deterministic
+from sharpjax.geometry.composed import Composed as Composed
+from sharpjax.geometry.composed import composed as composed
 from sharpjax.geometry.control import ControlledTrace as ControlledTrace
 from sharpjax.geometry.control import controlled_trace as controlled_trace
 from sharpjax.geometry.control_diagonal import ControlledDiagonal as ControlledDiagonal

@@ -191,7 +191,12 @@ def freeze(fn: Any, params: Params, where: str | Sequence[str] | None) -> tuple[
     if where is None:
         return fn, params
     params, frozen = tree.partition(params, tree.select(params, where))
-    return Partial(_call_with_frozen, fn, widen(frozen)), params
+    return Partial(call_with_frozen, fn, widen(frozen)), params
+
+
+def call_with_frozen(fn: Any, frozen: Params, params: Params, *batch: Any) -> Any:
+    """`fn(params, *batch)` with the leaves that are held fixed put back."""
+    return fn(tree.combine(params, frozen), *batch)
 
 
 def _groups(caller, like, groups) -> dict[str, tuple[str, ...]]:
@@ -266,7 +271,3 @@ def _masked_product(product, mask, vector):
 
 def _keep(mask, vector):
     return jax.tree.map(lambda m, x: jnp.where(m.astype(bool), x, jnp.zeros_like(x)), mask, vector)
-
-
-def _call_with_frozen(fn, frozen, params, batch):
-    return fn(tree.combine(params, frozen), batch)

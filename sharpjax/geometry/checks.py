@@ -147,6 +147,8 @@ _SIGNATURES = {
     "loss": "loss(params, batch) -> scalar",
     "model_fn": "model_fn(params, batch) -> outputs",
     "outer_loss": "outer_loss(outputs, batch) -> scalar",
+    "regularizer": "regularizer(params) -> scalar",
+    "example_weight": "example_weight(batch) -> [N]",
 }
 _KEY_REMEDY = (
     "Keep randomness out of the loss, or let it hold a key as an array "

@@ -98,7 +98,18 @@ def lower(fn: Any, precision: str) -> Any:
     """
     if precision not in get_args(Precision):
         raise unknown("precision", precision, get_args(Precision))
-    return fn if precision == "highest" else Partial(_in_bfloat16, fn)
+    return fn if precision == "highest" else Partial(in_bfloat16, fn)
+
+
+def in_bfloat16(fn: Any, first: Any, batch: Any) -> Any:
+    """`fn(first, batch)` of arrays cast to bfloat16; what it returns is widened."""
+
+    def leaf(x):
+        floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(jnp.bfloat16) if floating else x
+
+    fn, first, batch = jax.tree.map(leaf, (fn, first, batch))
+    return widen(fn(first, batch))
 
 
 class _Carry(NamedTuple):
@@ -169,12 +180,3 @@ def _finish(carry: _Carry) -> ProductError:
 
 def _both(product, reference, vector):
     return product(vector), reference(vector)
-
-
-def _in_bfloat16(fn, first, batch):
-    def leaf(x):
-        floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-        return x.astype(jnp.bfloat16) if floating else x
-
-    fn, first, batch = jax.tree.map(leaf, (fn, first, batch))
-    return widen(fn(first, batch))
