@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, density, hessian, krylov, quadrature, recurrence
+from sharpjax.geometry import Status, density, hessian, krylov, quadrature, recurrence, units
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.algebra import linearize
 from sharpjax.geometry.density import spectral_density
@@ -82,6 +82,7 @@ def test_quadrature_is_exact_for_polynomials(x64, strict, key):
     step = recurrence.RecurrenceStep()
     state, _ = loops.iterate(step, state, linearize(operator), max_steps=4)
     nodes, vectors = krylov.ritz(state)
+    nodes = state.unit * nodes
     for j in range(8):
         expected = u @ np.linalg.matrix_power(matrix, j) @ u
         np.testing.assert_allclose(jnp.sum(jnp.square(vectors[0]) * nodes**j), expected, rtol=1e-11)
@@ -94,8 +95,9 @@ def test_the_recurrence_is_that_of_the_process_with_a_basis(x64, key):
     product = linearize(operator)
     kept, _ = loops.iterate(krylov.LanczosStep(), kept, product, max_steps=10)
     free, _ = loops.iterate(recurrence.RecurrenceStep(), free, product, max_steps=10)
-    for name in ("alpha", "beta"):
-        np.testing.assert_allclose(getattr(kept, name)[:10], getattr(free, name)[:10], rtol=1e-9)
+    for name in ("unit", "alpha", "beta"):
+        one, other = (np.ravel(getattr(state, name))[:10] for state in (kept, free))
+        np.testing.assert_allclose(one, other, rtol=1e-9)
     np.testing.assert_allclose(kept.scale, free.scale, rtol=1e-9)
     np.testing.assert_allclose(flat(kept.vector), flat(free.vector), atol=1e-9)
 
@@ -109,6 +111,7 @@ def test_copies_of_values_change_no_density(key):
     kept, _ = loops.iterate(krylov.LanczosStep(), kept, product, max_steps=96)
     free, _ = loops.iterate(recurrence.RecurrenceStep(), free, product, max_steps=96)
     (theirs, v), (ours, w) = krylov.ritz(kept), krylov.ritz(free)
+    theirs, ours = kept.unit * theirs, free.unit * ours
     assert (ours > 4.2).sum() > (theirs > 4.2).sum() == 9
     grid, sigma = np.linspace(-1, 21, 400), 0.2
     kernels = [np.exp(-((grid[:, None] - x) ** 2) / 2 / sigma**2) for x in (theirs, ours)]
@@ -124,7 +127,8 @@ def test_it_ends_where_the_space_does(key, values, products):
     assert state.invariant and state.finite
     assert state.num_products == products and state.beta[products - 1] == 0
     nodes = np.sort(np.unique(values))
-    np.testing.assert_allclose(krylov.ritz(state)[0][:products], nodes, atol=1e-6)
+    found = units.known(state.unit) * krylov.ritz(state)[0][:products]
+    np.testing.assert_allclose(found, nodes, atol=1e-6)
 
 
 # Known spectra.
@@ -200,6 +204,30 @@ def test_bands_cover_at_their_rate(num_probes):
         assert 0.92 < inside < 0.98, inside
 
 
+@pytest.mark.parametrize("num_probes", [1, 2, 4])
+def test_a_trace_covers_where_one_eigenvalue_dominates(num_probes):
+    """Nominal .95, and at least so: 500 keys have a standard error of .01."""
+    values = np.r_[100.0, np.linspace(-0.5, 0.5, 399)]
+    found = lanes(diagonal(values), 500, num_steps=8, num_probes=num_probes)
+    value, error, _ = jax.vmap(lambda d: d.trace_of(jnp.asarray))(found)
+    assert np.mean(np.abs(value - values.sum()) < 1.96 * error) > 0.97
+    value, error, _ = jax.vmap(lambda d: d.estimates()["frobenius"])(found)
+    assert np.mean(np.abs(value - np.linalg.norm(values)) < 1.96 * error) > 0.93
+    # Where nothing varies, nothing is in doubt.
+    alike = lanes(diagonal(np.full(400, 3.0)), 4, num_steps=8, num_probes=num_probes)
+    value, error, _ = jax.vmap(lambda d: d.trace_of(jnp.asarray))(alike)
+    np.testing.assert_allclose(value, 1200, rtol=1e-5)
+    assert (error < 1e-2).all()
+
+
+def test_a_grid_covers_the_atoms(key, pairs):
+    """The integral of a density is 1, on the grid that it gives."""
+    found = spectral_density(diagonal(OUTLIERS), key=key, atoms=pairs, num_probes=4)
+    for sigma in (None, 0.3):
+        grid = found.grid(4000, sigma=sigma)
+        assert abs(integral(found.evaluate(grid, sigma).value, grid) - 1) < 1e-3
+
+
 def test_a_relative_error_is_reached_or_said(key):
     operator = diagonal(OUTLIERS)
     solve = functools.partial(spectral_density, operator, key=key, num_steps=32, num_probes=40)
@@ -248,8 +276,8 @@ def test_atoms_are_eigenvalues_of_their_own(key, pairs):
     found = geometry.check(spectral_density(operator, key=key, atoms=pairs, num_probes=8))
     np.testing.assert_allclose(found.atoms, OUTLIERS[:10], rtol=1e-5)
     assert found.width() < 0.04  # that of the rest alone
-    grid = found.grid(2000, sigma=0.1)
-    assert grid[-1] < 4
+    grid = found.grid(2000, sigma=0.1, atoms=False)
+    assert grid[-1] < 4 and found.grid()[-1] > 20
     rest = integral(found.evaluate(grid, 0.1, atoms=False).value, grid)
     np.testing.assert_allclose(rest, 490 / 500, rtol=1e-4)
     shares = found.cumulative(jnp.asarray([3.5, 4.2, 12.0, 21.0])).value

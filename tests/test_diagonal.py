@@ -107,6 +107,14 @@ def test_errors_of_a_diagonal(method):
     assert 0.95 < ratio < 1.1
 
 
+def test_xdiag_is_refused_where_its_figure_means_nothing(key):
+    with pytest.raises(UserError, match="xdiag' mean nothing for 6 parameters"):
+        diagonal(Diagonal(jnp.arange(6.0)), key=key, method="xdiag")
+    nothing = diagonal(Diagonal(jnp.zeros(40)), key=key, method="xdiag")
+    assert nothing.status == Status.NOT_CONVERGED or nothing.error == 0
+    np.testing.assert_array_equal(nothing.value, np.zeros(40))
+
+
 def test_figures_of_xdiag():
     matrix = rotated(NETWORK)
     options = {"method": "xdiag", "max_probes": 64}

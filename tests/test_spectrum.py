@@ -305,7 +305,7 @@ def test_the_basis_stays_orthonormal_in_float32(key):
     assert np.abs(rows @ rows.T - np.eye(120)).max() < 2e-6
     projected = rows * np.asarray(operator.values["a"], np.float64) @ rows.T
     matrix = np.diag(state.alpha) + np.diag(state.beta[:-1], 1) + np.diag(state.beta[:-1], -1)
-    np.testing.assert_allclose(projected, matrix, atol=1e-4)
+    np.testing.assert_allclose(projected, state.unit * matrix, atol=1e-4)
 
 
 def test_a_vector_inside_the_basis_is_replaced(x64, key):

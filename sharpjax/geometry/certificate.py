@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import loops, tree
-from sharpjax.geometry import krylov, ritz
+from sharpjax.geometry import krylov, ritz, units
 from sharpjax.geometry.algebra import Matvec
 from sharpjax.geometry.stopping import Search, SearchStep
 
@@ -36,8 +36,8 @@ def certify(
         wanted: whether to look at all; else no product is taken.
 
     Returns:
-        The root of the sum of squares, less what the noise of one product adds, and the number of
-        products, 1 or 0.
+        The root of the sum of squares, less what the noise of one product adds, in units of the
+        process, and the number of products, 1 or 0.
     """
     carry = _begin(step, search, key)
     steps = jnp.asarray(wanted, jnp.int32)
@@ -48,6 +48,7 @@ def certify(
 class _Carry(NamedTuple):
     vector: Params
     expected: Params
+    unit: jax.Array
     noise: jax.Array
     error: jax.Array
 
@@ -61,7 +62,8 @@ def _begin(step, search, key) -> _Carry:
     signs = jax.random.rademacher(key, wanted.shape, found.values.dtype)
     signs = jnp.where(step.wanted(exist), signs, 0)
     signed = found.weights[:, wanted] * jnp.expand_dims(signs, 0)
-    scaled = signed * jnp.expand_dims(found.values[wanted], 0)
+    unit = units.known(state.unit)
+    scaled = signed * jnp.expand_dims(found.values[wanted] / unit, 0)
     pair = jnp.stack([jnp.sum(signed, 1), jnp.sum(scaled, 1)], axis=1)
     both = krylov.combine_rows(state.basis, pair)
     last = jnp.maximum(state.row - 1, 0)
@@ -69,6 +71,7 @@ def _begin(step, search, key) -> _Carry:
     return _Carry(
         vector=tree.index(both, 0),
         expected=tree.add_scaled(tree.index(both, 1), along, state.vector),
+        unit=unit,
         noise=len(wanted) ** 0.5 * krylov.noise(found.values.dtype) * state.scale,
         error=jnp.zeros_like(state.scale),
     )
@@ -80,6 +83,6 @@ class _CertifyStep:
         return carry.vector
 
     def absorb(self, carry: _Carry, product) -> _Carry:
-        rest = tree.add_scaled(carry.expected, -1.0, product)
+        rest = tree.add_scaled(carry.expected, -1 / carry.unit, product)
         square = jnp.square(tree.norm(rest)) - jnp.square(carry.noise)
         return carry._replace(error=jnp.sqrt(jnp.maximum(square, 0)))

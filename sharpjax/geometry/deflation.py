@@ -61,7 +61,7 @@ def run(
     if not traced and not steps:
         state = probe(statistic, state, product, max_probes=max_products - _PILOTS)
         return state, jnp.zeros_like(state.count)
-    space = start(kind, start_key, like, min(basis_size, tree.size(like)))
+    space = start(kind, start_key, like, min(basis_size, tree.size(like)), state.unit)
     growth, _ = loops.iterate(
         GrowStep(statistic),
         _begin(statistic, space, state, max_products),
@@ -81,22 +81,26 @@ class Growth(NamedTuple):
 
     Attributes:
         space: the basis.
+        unit: of the operator, for all that follows.
         probes, products: the pilots `z` and `P A P z`, leaves (_PILOTS, *shape).
         exact, sums: of the statistic, the sums over the pilots.
         best: the least of the scores so far.
         since: the products since then.
+        count: int32, of the pilots.
         max_products: int32.
         accuracy: what is asked for.
         done: growing further does not pay, or cannot be.
     """
 
     space: Any
+    unit: jax.Array
     probes: Params
     products: Params
     exact: Any
     sums: Any
     best: jax.Array
     since: jax.Array
+    count: jax.Array
     max_products: jax.Array
     accuracy: Accuracy
     done: jax.Array
@@ -132,10 +136,9 @@ def judge(statistic: Statistic, state: Growth) -> Growth:
     else the variance that is left when all are used. It falls where a product saves more than
     itself.
     """
-    count = jnp.full_like(state.since, _PILOTS)
-    size, error = statistic.estimate(state.exact, state.sums, count)
+    _, error, allowed = hutchinson.estimate(statistic, state)
     variance = _PILOTS * jnp.square(error)  # of one probe
-    allowed = jnp.square(state.accuracy.allowed(size))
+    allowed = jnp.square(allowed)
     space = state.space
     left = (state.max_products - space.num_products).astype(error.dtype)
     needed = variance / jnp.where(allowed > 0, allowed, 1)
@@ -161,8 +164,7 @@ def _deflate(q, b, probe, product):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _steps_worth_taking(kind, statistic, state: Probing, max_products, basis_size) -> jax.Array:
     """The products a basis may take; 0 where the pilots say that few probes more will do."""
-    size, error = statistic.estimate(state.exact, state.sums, state.count)
-    allowed = state.accuracy.allowed(size)
+    _, error, allowed = hutchinson.estimate(statistic, state)
     limit = jnp.asarray(max_products, error.dtype)
     ratio = jnp.where(allowed > 0, error / jnp.where(allowed > 0, allowed, 1), limit)
     needed = jnp.maximum(_PILOTS * jnp.square(ratio), statistic.least)
@@ -180,12 +182,14 @@ def _begin(statistic, space, state: Probing, max_products) -> Growth:
     _, error = statistic.estimate(state.exact, state.sums, state.count)
     growth = Growth(
         space=space,
+        unit=state.unit,
         probes=probes,
         products=products,
         exact=state.exact,
         sums=state.sums,
         best=jnp.full_like(error, jnp.inf),
         since=jnp.zeros_like(state.count),
+        count=jnp.full_like(state.count, _PILOTS),
         max_products=jnp.zeros_like(state.count) + jnp.asarray(max_products, jnp.int32),
         accuracy=state.accuracy,
         done=~state.finite,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import deflation, hutchinson, xdiag
+from sharpjax.geometry import deflation, hutchinson, units, xdiag
 from sharpjax.geometry.accuracy import Target, ask, how_it_ended
 from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.checks import check_key, check_operator
@@ -187,11 +187,12 @@ def _finish(method, to_accuracy, state: hutchinson.Probing, steps) -> Diagonal:
     statistic = DiagonalStatistic()
     value, variance = statistic.entries(state.exact, state.sums, state.count)
     norm, error = statistic.estimate(state.exact, state.sums, state.count)
+    unit = units.known(state.unit)
     return Diagonal(
-        value=value,
-        standard_error=jax.tree.map(jnp.sqrt, variance),
-        norm=norm,
-        error=error,
+        value=tree.scale(unit, value),
+        standard_error=tree.scale(unit, jax.tree.map(jnp.sqrt, variance)),
+        norm=norm * unit,
+        error=error * unit,
         num_evaluations=state.count + steps,
         status=hutchinson.status(statistic, state, to_accuracy),
         method=method,
@@ -201,11 +202,13 @@ def _finish(method, to_accuracy, state: hutchinson.Probing, steps) -> Diagonal:
 @functools.partial(jax.jit, static_argnames="to_accuracy")
 def _finish_xdiag(to_accuracy, found: xdiag.Found) -> Diagonal:
     met = xdiag.is_reached(found) if to_accuracy else found.columns.finite
+    met &= jnp.isfinite(found.error)  # a column at least has to have been left out
+    unit = units.known(found.columns.unit)
     return Diagonal(
-        value=found.value,
-        standard_error=jax.tree.map(jnp.sqrt, found.variance),
-        norm=found.norm,
-        error=found.error,
+        value=tree.scale(unit, found.value),
+        standard_error=tree.scale(unit, jax.tree.map(jnp.sqrt, found.variance)),
+        norm=found.norm * unit,
+        error=found.error * unit,
         num_evaluations=found.columns.num_products,
         status=how_it_ended(met, found.columns.finite),
         method="xdiag",
@@ -214,12 +217,12 @@ def _finish_xdiag(to_accuracy, found: xdiag.Found) -> Diagonal:
 
 @jax.jit
 def _of_control(found: ControlledDiagonal) -> Diagonal:
-    error = tree.norm(found.standard_error)
-    square = tree.vdot(found.value, found.value)
+    whole, error = units.norm(found.value), units.norm(found.standard_error)
+    share = jnp.square(error / jnp.where(whole > 0, whole, 1))
     return Diagonal(
         value=found.value,
         standard_error=found.standard_error,
-        norm=jnp.sqrt(jnp.maximum(square - jnp.square(error), 0)),
+        norm=whole * jnp.sqrt(jnp.maximum(1 - share, 0)),
         error=error,
         num_evaluations=found.num_evaluations,
         status=found.status,
@@ -229,7 +232,7 @@ def _of_control(found: ControlledDiagonal) -> Diagonal:
 
 @jax.jit
 def _of_exact(found: ExactDiagonal) -> Diagonal:
-    norm = tree.norm(found.value)
+    norm = units.norm(found.value)
     return Diagonal(
         value=found.value,
         standard_error=tree.zeros_like(found.value),

@@ -12,17 +12,21 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import loops, tree
+from sharpjax.geometry import units
 from sharpjax.geometry.accuracy import Accuracy, how_it_ended
 from sharpjax.geometry.algebra import Matvec, widen
 
 Params = Any
+
+_BOUNDLESS = 1e15
 
 
 class Statistic(Protocol):
     """What is made of probes: a frozen dataclass, equal by value.
 
     With `B` for `P A P`, the part of an operator that is left to probes, `exact` is what the part
-    that is known gives to the quantity, and `sums` are sums over probes `z` and products `B z`.
+    that is known gives to the quantity, and `sums` are sums over probes `z` and products `B z`; all
+    of the operator in units of the process (`Probing.unit`).
     """
 
     @property
@@ -71,6 +75,7 @@ class Probing(NamedTuple):
         probe: the next one, of the whole space.
         key: for those after it.
         complement: a `Complement` where they are looked at, or None for everywhere.
+        unit: of the operator; 0 until a product is not zero.
         kept: the first probes and their products, leaves (rows, *shape), or None.
         exact, sums: of the statistic.
         count: int32, the probes in `sums`.
@@ -81,6 +86,7 @@ class Probing(NamedTuple):
     probe: Params
     key: jax.Array
     complement: Any
+    unit: jax.Array
     kept: tuple[Params, Params] | None
     exact: Any
     sums: Any
@@ -115,7 +121,21 @@ def run(
 def status(statistic: Statistic, state: Probing, to_accuracy: bool) -> jax.Array:
     """A `Status`: `OK` where the accuracy asked for is reached, or none was asked for."""
     met = Reached(statistic)(state) if to_accuracy else state.finite
-    return how_it_ended(met, state.finite)
+    return how_it_ended(met & units.has_digits(state.unit), state.finite)
+
+
+def estimate(statistic: Statistic, state: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Size and error as the statistic has them, and the error that is allowed, in their unit.
+
+    Args:
+        statistic: what is estimated.
+        state: with `unit`, `exact`, `sums`, `count` and `accuracy`.
+    """
+    size, error = statistic.estimate(state.exact, state.sums, state.count)
+    unit = units.known(state.unit)
+    # More than any error there is, but with a square that is a number.
+    allowed = jnp.minimum(state.accuracy.allowed(size * unit) / unit, _BOUNDLESS)
+    return size, error, allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +151,7 @@ class ProbeStep:
 
     def absorb(self, state: Probing, product: Params) -> Probing:
         product = jax.tree.map(lambda p, z: p.astype(z.dtype), product, state.probe)
+        unit, product = units.scale(state.unit, product)
         if state.complement is not None:
             product = state.complement.restrict(state.probe, product)
         kept = state.kept
@@ -144,6 +165,7 @@ class ProbeStep:
         return state._replace(
             probe=probe,
             key=key,
+            unit=unit,
             kept=kept,
             sums=sums,
             count=count,
@@ -158,9 +180,8 @@ class Reached:
     statistic: Statistic
 
     def __call__(self, state: Probing) -> jax.Array:
-        size, error = self.statistic.estimate(state.exact, state.sums, state.count)
-        within = error <= state.accuracy.allowed(size)
-        return (state.count >= self.statistic.least) & within | ~state.finite
+        _, error, allowed = estimate(self.statistic, state)
+        return (state.count >= self.statistic.least) & (error <= allowed) | ~state.finite
 
 
 def is_not_finite(state: Probing) -> jax.Array:
@@ -194,6 +215,7 @@ def _begin(statistic, key, like, accuracy, keep) -> Probing:
         probe=probe,
         key=key,
         complement=None,
+        unit=zero,
         kept=(rows, rows) if keep else None,
         exact=exact,
         sums=sums,

@@ -3,8 +3,8 @@
 After j products, `Q' A Q = T` is tridiagonal with `alpha` on and `beta` beside its diagonal, and
 `A Q = Q T + beta_j q_{j+1} e_j'` (Paige, 1972; Parlett, The Symmetric Eigenvalue Problem, 1998,
 chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)` that lies on the devices as the leaf
-does: nothing is ever flattened into one vector. Norms are plain sums of squares, so an operator may
-be neither smaller than 1e-16 nor larger than 1e16 in float32.
+does: nothing is ever flattened into one vector. What is found of the operator is held in units of
+its first product (`sharpjax.geometry.units`).
 
 A basis that may not grow is restarted when it is full: Ritz vectors `Y` replace it, and `A Y = Y
 Theta + q_{j+1} s'` is again of that form, with an arrow of couplings `s` in the column after them
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.geometry import lanes, orthogonal, recurrence
+from sharpjax.geometry import lanes, orthogonal, recurrence, units
 from sharpjax.geometry.algebra import widen
 
 Params = Any
@@ -32,6 +32,7 @@ class Lanczos(NamedTuple):
     Attributes:
         basis: leaves (m, *shape); row j is `q_j`, rows not reached are zero.
         vector: the next basis vector, of norm 1; what the operator is applied to next.
+        unit: of all that follows; 0 until a product is not zero.
         alpha, beta: (m,); `beta[j]` couples `q_j` and `q_{j+1}`, and is 0 where the space spanned
             so far is invariant.
         arrow: (m,); couples the rows kept at a restart with the row `kept`; 0 elsewhere.
@@ -50,6 +51,7 @@ class Lanczos(NamedTuple):
 
     basis: Params
     vector: Params
+    unit: jax.Array
     alpha: jax.Array
     beta: jax.Array
     arrow: jax.Array
@@ -151,6 +153,7 @@ class LanczosStep:
         row = lanes.of_furthest(state.num_products, state.row)
         q = state.vector
         product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, q)
+        unit, product = units.scale(state.unit, product)
         basis = jax.tree.map(lambda b, x: _set_row(b, x, row), state.basis, q)
         last = jnp.maximum(row - 1, 0)
         alpha = tree.vdot(q, product)
@@ -172,13 +175,14 @@ class LanczosStep:
             exhausted=exhausted,
         )
         invariant = exhausted | found.fresh
-        unit = tree.scale(jnp.where(found.norm == 0, 0, 1 / found.norm), found.vector)
+        vector = tree.scale(jnp.where(found.norm == 0, 0, 1 / found.norm), found.vector)
         unforeseen = found.overlaps - jnp.where(row == state.kept, state.arrow, 0)
         own = jnp.arange(len(unforeseen), dtype=jnp.int32) >= state.locked
         leak = jnp.sqrt(jnp.sum(jnp.where(own, jnp.square(unforeseen), 0)))
         return state._replace(
             basis=basis,
-            vector=unit,
+            vector=vector,
+            unit=unit,
             alpha=_set_row(state.alpha, alpha + _get_row(found.overlaps, row), row),
             beta=_set_row(state.beta, jnp.where(invariant, 0, found.norm), row),
             row=state.row + 1,
@@ -204,8 +208,9 @@ def ritz(state: Lanczos | recurrence.Recurrence) -> tuple[jax.Array, jax.Array]:
     """Ritz values and the weights of their vectors, by a dense solver that every backend has.
 
     Returns:
-        Values (m,), ascending; those at `num_values` and beyond mean nothing, and lie above the
-        others. Weights (m, m): column i holds the coefficients of vector i in the basis.
+        Values (m,), ascending, in units of the process; those at `num_values` and beyond mean
+        nothing, and lie above the others. Weights (m, m): column i holds the coefficients of vector
+        i in the basis.
     """
     index = jnp.arange(len(state.alpha), dtype=jnp.int32)
     end = num_taken(state)
@@ -275,6 +280,7 @@ def _start(key, like, rows, vector, locked, lie) -> Lanczos:
     return Lanczos(
         basis=basis,
         vector=vector,
+        unit=zero,
         alpha=jnp.full(rows, zero),
         beta=jnp.full(rows, zero),
         arrow=jnp.full(rows, zero),

@@ -144,6 +144,7 @@ def from_probes(
     logs = jnp.sum(jnp.where(is_known, _log(jnp.where(is_known, known, 0) + damping), 0))
     mean, error = quadrature.mean_and_error(probed, _log(probed.nodes + damping))
     value, error = probed.dimension * mean + logs, probed.dimension * error
+    error = jnp.maximum(error, quadrature.least_error(probed, _log(probed.nodes + damping), mean))
 
     smallest, residual = quadrature.lowest(probed)
     smallest = smallest + damping
@@ -192,7 +193,9 @@ def _shorter_mean(probed: quadrature.Probed, damping, steps: int) -> jax.Array:
 
     def one(alpha, beta):
         part = recurrence.Recurrence(
-            *(None, None, alpha[:steps], beta[:steps], probed.dimension),
+            *(None, None, jnp.ones_like(probed.dimension), alpha[:steps], beta[:steps]),
+            scale=probed.dimension,
+            leak=probed.dimension,
             num_products=jnp.int32(steps),
             finite=probed.finite,
             invariant=~probed.finite,

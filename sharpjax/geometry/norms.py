@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import deflation, hutchinson
+from sharpjax.geometry import deflation, hutchinson, units
 from sharpjax.geometry.accuracy import Target, ask
 from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.checks import check_key, check_operator
@@ -134,9 +134,10 @@ class FrobeniusStatistic:
 def _finish(to_accuracy, state: hutchinson.Probing, steps) -> Frobenius:
     statistic = FrobeniusStatistic()
     value, error = statistic.estimate(state.exact, state.sums, state.count)
+    unit = units.known(state.unit)
     return Frobenius(
-        value=value,
-        standard_error=error,
+        value=value * unit,
+        standard_error=error * unit,
         num_evaluations=state.count + steps,
         status=hutchinson.status(statistic, state, to_accuracy),
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
+from sharpjax.geometry import units
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.status import Status
 
@@ -133,13 +134,14 @@ def _resolve(pairs: Eigenpairs) -> tuple[jax.Array, jax.Array]:
     gaps = jnp.min(jnp.where(before, distance, jnp.inf), axis=1) - next_error
     largest = jnp.max(jnp.where(before, jnp.expand_dims(errors, 0), 0), axis=1)
     converged = jnp.cumprod(pairs.converged)[1:] == 1
-    residual = jnp.sqrt(jnp.cumsum(jnp.square(pairs.residuals))[:-1])
+    unit = units.known(units.power_of_two(values))
+    residual = unit * jnp.sqrt(jnp.cumsum(jnp.square(pairs.residuals / unit))[:-1])
     resolved = converged & (gaps > largest)
     return resolved, residual / jnp.where(resolved, gaps, 1)
 
 
 def _distance(a, b):
-    return jnp.abs(jnp.where(a * b < 0, jnp.abs(a) - jnp.abs(b), a - b))
+    return jnp.abs(jnp.where(jnp.sign(a) * jnp.sign(b) < 0, jnp.abs(a) - jnp.abs(b), a - b))
 
 
 def _check_alike(caller: str, a: Any, b: Any) -> None:

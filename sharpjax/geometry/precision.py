@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from sharpjax import loops, tree
 from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
+from sharpjax.geometry import units
 from sharpjax.geometry.algebra import Operator, check_same_space, linearize, widen
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.status import if_finite
@@ -113,10 +114,12 @@ def in_bfloat16(fn: Any, first: Any, batch: Any) -> Any:
 
 
 class _Carry(NamedTuple):
-    """`errors` and `norms` hold `|B z - A z|^2` and `|A z|^2` of the probes that were made."""
+    """`errors` and `norms` hold `|B z - A z|^2` and `|A z|^2` of the probes that were made, by the
+    square of `unit`."""
 
     probe: Any
     key: jax.Array
+    unit: jax.Array
     errors: jax.Array
     norms: jax.Array
     count: jax.Array
@@ -131,11 +134,13 @@ class _ProbeStep:
 
     def absorb(self, carry: _Carry, product) -> _Carry:
         found, exact = product
-        error = tree.add_scaled(found, -1.0, exact)
+        unit, exact = units.scale(carry.unit, exact)
+        error = tree.add_scaled(exact, -1 / units.known(unit), found)
         probe, key = _draw(carry.key, carry.probe)
         return _Carry(
             probe=probe,
             key=key,
+            unit=unit,
             errors=carry.errors.at[carry.count].set(tree.vdot(error, error)),
             norms=carry.norms.at[carry.count].set(tree.vdot(exact, exact)),
             count=carry.count + 1,
@@ -154,7 +159,7 @@ def _begin(key, like, num_probes) -> _Carry:
     zero = tree.vdot(zeros, zeros)
     probe, key = _draw(key, zeros)
     each = jnp.full(num_probes, zero)
-    return _Carry(probe=probe, key=key, errors=each, norms=each, count=zero.astype(jnp.int32))
+    return _Carry(probe, key, zero, errors=each, norms=each, count=zero.astype(jnp.int32))
 
 
 @jax.jit

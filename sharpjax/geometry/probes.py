@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import deflation, hutchinson, quadratic, xtrace
+from sharpjax.geometry import deflation, hutchinson, quadratic, units, xtrace
 from sharpjax.geometry.accuracy import Target, ask, how_it_ended
 from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.checks import check_key, check_operator
@@ -220,14 +220,15 @@ class TraceStatistic:
 @functools.partial(jax.jit, static_argnames=("method", "names", "to_accuracy"))
 def _of_probes(method, names, to_accuracy, state: hutchinson.Probing, steps) -> Trace:
     statistic = TraceStatistic()
-    values, errors = statistic.leaves(state.exact, state.sums, state.count)
     _, error = statistic.estimate(state.exact, state.sums, state.count)
-    count = state.count + steps
+    unit, count = units.known(state.unit), state.count + steps
+    leaves = statistic.leaves(state.exact, state.sums, state.count)
+    values, errors, error, exact = (x * unit for x in (*leaves, error, state.exact))
     return Trace(
         value=jnp.sum(values),
         standard_error=jnp.full_like(error, jnp.nan) if method == "hutchpp" else error,
         num_evaluations=count,
-        remainder=jnp.sum(values) - jnp.sum(state.exact),
+        remainder=jnp.sum(values) - jnp.sum(exact),
         error_figure=error,
         by_leaf={n: Estimate(values[i], errors[i], count) for i, n in enumerate(names)},
         status=hutchinson.status(statistic, state, to_accuracy),
@@ -239,6 +240,7 @@ def _of_probes(method, names, to_accuracy, state: hutchinson.Probing, steps) -> 
 def _of_columns(to_accuracy, state: xtrace.Columns) -> Trace:
     value, figure, remainder = xtrace.estimate(state)
     met = state.done | state.whole if to_accuracy else state.finite
+    met &= units.has_digits(state.unit)
     return Trace(
         value=value,
         standard_error=jnp.full_like(figure, jnp.nan),
@@ -253,14 +255,15 @@ def _of_columns(to_accuracy, state: xtrace.Columns) -> Trace:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _of_values(to_accuracy, state: quadratic.Values) -> Trace:
-    error = quadratic.standard_error(state)
+    mean, error = quadratic.mean_and_error(state)
     finite = ~quadratic.is_not_finite(state)
     met = quadratic.is_reached(state) if to_accuracy else finite
+    met &= units.has_digits(state.unit)
     return Trace(
-        value=state.mean,
+        value=mean,
         standard_error=error,
         num_evaluations=state.count,
-        remainder=state.mean,
+        remainder=mean,
         error_figure=error,
         by_leaf={},
         status=how_it_ended(met, finite),

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
+from sharpjax.geometry import units
 from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.algebra import Operator, widen
 from sharpjax.geometry.operators import Hessian
@@ -49,10 +50,11 @@ def quadratic_form(operator: Operator) -> Partial:
 
 
 class Values(NamedTuple):
-    """Values `z'Hz` under way: their mean, and `spread`, the sum of squares about it."""
+    """Values `z'Hz` under way: their mean, and `spread`, the sum of squares about it, in a unit."""
 
     probe: Params
     key: jax.Array
+    unit: jax.Array
     mean: jax.Array
     spread: jax.Array
     count: jax.Array
@@ -70,10 +72,13 @@ class ValueStep:
         probe, key = _draw(state.key, state.probe)
         count = state.count + 1
         number = count.astype(state.mean.dtype)
+        unit, value = units.scale(state.unit, value)
         off = value.astype(state.mean.dtype) - state.mean
         mean = state.mean + off / number  # Welford, 1962
         spread = state.spread + jnp.square(off) * (number - 1) / number
-        return state._replace(probe=probe, key=key, mean=mean, spread=spread, count=count)
+        return state._replace(
+            probe=probe, key=key, unit=unit, mean=mean, spread=spread, count=count
+        )
 
 
 def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_probes: int) -> Values:
@@ -88,13 +93,16 @@ def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_probes: i
     return state
 
 
-def standard_error(state: Values) -> jax.Array:
-    number = state.count.astype(state.mean.dtype)
-    return jnp.sqrt(state.spread / (number * jnp.maximum(number - 1, 1)))
+def mean_and_error(state: Values) -> tuple[jax.Array, jax.Array]:
+    """The mean and its standard error, in no unit."""
+    number, unit = state.count.astype(state.mean.dtype), units.known(state.unit)
+    error = jnp.sqrt(state.spread / (number * jnp.maximum(number - 1, 1)))
+    return state.mean * unit, error * unit
 
 
 def is_reached(state: Values) -> jax.Array:
-    within = standard_error(state) <= state.accuracy.allowed(jnp.abs(state.mean))
+    mean, error = mean_and_error(state)
+    within = error <= state.accuracy.allowed(jnp.abs(mean))
     return (state.count >= LEAST) & within | is_not_finite(state)
 
 
@@ -115,6 +123,7 @@ def _begin(key, like, accuracy) -> Values:
     return Values(
         probe=probe,
         key=key,
+        unit=zero,
         mean=zero,
         spread=zero,
         count=zero.astype(jnp.int32),

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
-from sharpjax.geometry import krylov, lanes, recurrence
+from sharpjax.geometry import krylov, lanes, recurrence, units
 from sharpjax.geometry.algebra import Operator, linearize, widen
 
 Params = Any
@@ -101,10 +101,25 @@ def mean_and_error(probed: Probed, values: jax.Array) -> tuple[jax.Array, jax.Ar
     count = probed.num_probes.astype(probed.weights.dtype)
     weights = probed.weights / count
     present = weights > 0
-    mean = jnp.sum(jnp.where(present, weights * values, 0))
+    values = jnp.where(present, values, 0)
+    unit = units.known(units.power_of_two(values))
+    values = values / unit
+    mean = jnp.sum(weights * values)
     # About the mean, not as a difference: f may be nearly constant.
-    spread = jnp.sum(jnp.where(present, weights * jnp.square(values - mean), 0))
-    return mean, jnp.sqrt(2 * spread / ((probed.dimension + 2) * count))
+    spread = jnp.sum(weights * jnp.square(values - mean))
+    return unit * mean, unit * jnp.sqrt(2 * spread / ((probed.dimension + 2) * count))
+
+
+def least_error(probed: Probed, values: jax.Array, mean: jax.Array) -> jax.Array:
+    """The standard error that one eigenvalue alone gives to `tr f(A)`, of those that were met.
+
+    Args:
+        probed: from `run`.
+        values: (N, m), of f at the nodes.
+        mean: of f over the spectrum, from `mean_and_error`.
+    """
+    furthest = jnp.max(jnp.where(_present(probed), jnp.abs(values - mean), 0))
+    return jnp.sqrt(2 / probed.num_probes.astype(furthest.dtype)) * furthest
 
 
 def extent(probed: Probed) -> tuple[jax.Array, jax.Array]:
@@ -112,9 +127,13 @@ def extent(probed: Probed) -> tuple[jax.Array, jax.Array]:
 
     Others are traces of a frame in the rounding errors, seen by no density.
     """
-    present = probed.weights * probed.dimension > 1e-3
+    present = _present(probed)
     low = jnp.min(jnp.where(present, probed.nodes, jnp.inf))
     return low, jnp.max(jnp.where(present, probed.nodes, -jnp.inf))
+
+
+def _present(probed: Probed) -> jax.Array:
+    return probed.weights * probed.dimension > 1e-3
 
 
 def lowest(probed: Probed) -> tuple[jax.Array, jax.Array]:
@@ -168,7 +187,9 @@ class _ProbeStep:
         state = state._replace(
             vector=vector,
             num_products=jnp.where(over, 0, state.num_products),
+            unit=jnp.where(over, 0, state.unit),
             scale=jnp.where(over, 0, state.scale),
+            leak=jnp.where(over, 0, state.leak),
             invariant=state.invariant & ~over,
         )
         full = probed.num_probes >= len(probed.nodes)
@@ -188,7 +209,7 @@ class _ProbeStep:
 
     def _record(self, carry: _Carry) -> Probed:
         old, state = carry.probed, carry.state
-        nodes, weights, residuals = self.each(_quadrature)(state)
+        nodes, weights, residuals, alpha, beta = self.each(_quadrature)(state)
         row = old.num_probes
 
         def put(rows, new):
@@ -199,8 +220,8 @@ class _ProbeStep:
             nodes=put(old.nodes, nodes),
             weights=put(old.weights, weights),
             residuals=put(old.residuals, residuals),
-            alpha=put(old.alpha, state.alpha),
-            beta=put(old.beta, state.beta),
+            alpha=put(old.alpha, alpha),
+            beta=put(old.beta, beta),
             num_probes=row + self.width,
             num_products=old.num_products + jnp.sum(state.num_products, dtype=jnp.int32),
             finite=old.finite & jnp.all(state.finite),
@@ -210,8 +231,8 @@ class _ProbeStep:
         return probed._replace(met=self.criterion(probed, carry.targets))
 
 
-def _quadrature(state: recurrence.Recurrence) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Nodes, weights, residuals; all (m,)."""
+def _quadrature(state: recurrence.Recurrence) -> tuple[jax.Array, ...]:
+    """Nodes, weights, residuals, alpha and beta, in no unit; all (m,)."""
     nodes, vectors = krylov.ritz(state)
     count = state.num_products
     reached = jnp.arange(len(nodes), dtype=jnp.int32) < count
@@ -219,10 +240,13 @@ def _quadrature(state: recurrence.Recurrence) -> tuple[jax.Array, jax.Array, jax
     here = jnp.arange(len(nodes), dtype=jnp.int32) == last
     beta = jnp.sum(jnp.where(here, state.beta, 0))
     end = jnp.sum(jnp.where(jnp.expand_dims(here, 1), vectors, 0), axis=0)
+    unit = units.known(state.unit)
     return (
-        jnp.where(reached, nodes, nodes[0]),
+        jnp.where(reached, nodes, nodes[0]) * unit,
         jnp.where(reached, jnp.square(vectors[0]), 0),
-        jnp.where(reached, jnp.abs(beta * end), 0),
+        jnp.where(reached, jnp.abs(beta * end), 0) * unit,
+        state.alpha * unit,
+        state.beta * unit,
     )
 
 

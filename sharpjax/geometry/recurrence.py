@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax import tree
+from sharpjax.geometry import units
 from sharpjax.geometry.algebra import widen
 
 Params = Any
@@ -27,9 +28,11 @@ class Recurrence(NamedTuple):
     Attributes:
         vector: the next vector, of norm 1; what the operator is applied to next.
         previous: the one before it; zero at the start.
+        unit: of all that follows; 0 until a product is not zero (`sharpjax.geometry.units`).
         alpha, beta: (m,); `beta[j]` couples vectors j and j + 1, and is 0 where the space spanned
             so far is invariant.
         scale: the largest `|A q_j|`.
+        leak: the largest `|q_{j-1}'A q_j - beta_{j-1}|`, which is 0 but for the noise of products.
         num_products: int32; stands still once the space is invariant.
         finite: no product has held a NaN or an infinity.
         invariant: nothing was left of the last product: `vector` is zero, there is nothing more to
@@ -38,9 +41,11 @@ class Recurrence(NamedTuple):
 
     vector: Params
     previous: Params
+    unit: jax.Array
     alpha: jax.Array
     beta: jax.Array
     scale: jax.Array
+    leak: jax.Array
     num_products: jax.Array
     finite: jax.Array
     invariant: jax.Array
@@ -63,9 +68,11 @@ def begin(vector: Params, num_steps: int) -> Recurrence:
     return Recurrence(
         vector=vector,
         previous=tree.zeros_like(vector),
+        unit=zero,
         alpha=jnp.full(num_steps, zero),
         beta=jnp.full(num_steps, zero),
         scale=zero,
+        leak=zero,
         num_products=zero.astype(jnp.int32),
         finite=jnp.isfinite(zero),
         invariant=~jnp.isfinite(zero),
@@ -90,9 +97,11 @@ class RecurrenceStep:
         q = state.vector
         here = jnp.arange(len(state.alpha), dtype=jnp.int32) - state.num_products
         product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, q)
+        unit, product = units.scale(state.unit, product)
         beta = jnp.sum(jnp.where(here == -1, state.beta, 0))  # 0 in the first step
         # In this order, alpha after beta: the other one loses more (Paige, 1972).
         w = tree.add_scaled(product, -beta, state.previous)
+        defect = jnp.abs(tree.vdot(state.previous, w))
         alpha = tree.vdot(q, w)
         w = tree.add_scaled(w, -alpha, q)
         norm = tree.norm(w)
@@ -102,9 +111,11 @@ class RecurrenceStep:
         return Recurrence(
             vector=tree.scale(jnp.where(gone, 0, 1 / jnp.where(gone, 1, norm)), w),
             previous=q,
+            unit=unit,
             alpha=jnp.where(here == 0, alpha, state.alpha),
             beta=jnp.where(here == 0, jnp.where(gone, 0, norm), state.beta),
             scale=scale,
+            leak=jnp.maximum(state.leak, defect),
             num_products=state.num_products + jnp.where(state.invariant, 0, 1).astype(jnp.int32),
             finite=state.finite & jnp.isfinite(alpha) & jnp.isfinite(norm),
             invariant=state.invariant | gone,

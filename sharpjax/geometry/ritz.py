@@ -6,21 +6,24 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.geometry import krylov, recurrence
+from sharpjax.geometry import krylov, recurrence, units
 
 _UNSEEN = 10  # noise of products over what leaks into the basis: 2 in float32, 7 in bfloat16
+_SHIFT = 5  # what noise moves a value by, over the same: 3 with a basis, 4 without, at the most
 
 
 class Ritz(NamedTuple):
     """All (m,) in ascending order of the values; only the first `krylov.num_values` mean anything.
 
     Attributes:
-        values, weights: as `krylov.ritz` gives them.
+        values: as `krylov.ritz` gives them, but not in units of the process, as all else here.
+        weights: as `krylov.ritz` gives them.
         residuals: `|A y - value y|`, not below the noise of products.
         gaps: distance to the nearest Ritz value outside of the cluster, less that one's residual.
         value_errors: `residual^2 / gap`, with the sum over the cluster above, or the residual
-            itself if it is less.
+            itself if it is less; not below what the noise of products moves a value by.
         vector_errors: `residual / gap`, at most 1.
+        shift: what the noise of products may move a value by, a scalar; no error is below it.
         heads: whether a value is the outermost of its cluster, seen from above and from below:
             (2, m).
         extent: what `|A|` is not below, a scalar.
@@ -32,16 +35,18 @@ class Ritz(NamedTuple):
     gaps: jax.Array
     value_errors: jax.Array
     vector_errors: jax.Array
+    shift: jax.Array
     heads: jax.Array
     extent: jax.Array
 
 
 def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.ArrayLike = 0.0) -> Ritz:
-    """Ritz values and their bounds; no residual is below `error`.
+    """Ritz values and their bounds; no residual is below `error`, in units of the process.
 
     Values whose intervals `value +- residual` overlap, directly or through others, are one cluster.
-    Without a basis nothing shows the noise of products, and copies of a value that has converged
-    are as near to it as rounding lets them.
+    Noise of the products moves values at first order, so no bound on a value is below what was
+    measured of it. Without a basis it is measured on neighbours alone, and copies of a value that
+    has converged are as near to it as rounding lets them.
     """
     values, weights = krylov.ritz(state)
     count = krylov.num_values(state)
@@ -49,17 +54,18 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
     reached = index < count
     size = jnp.maximum(jnp.max(jnp.where(reached, jnp.abs(values), 0)), state.scale)
     noise = krylov.noise(values.dtype) * size
+    lost = units.lost(state.unit, tree.size(state.vector))
     if isinstance(state, krylov.Lanczos):
         last = jnp.maximum(state.row - 1, 0)
         floor = jnp.maximum(jnp.maximum(noise, _UNSEEN * state.leak), error)
         exhausted = state.row >= tree.size(state.vector)
     else:
         last = jnp.maximum(count - 1, 0)
-        floor = 10 * noise
+        floor = jnp.maximum(10 * noise, _UNSEEN * state.leak)
         exhausted = state.invariant
     raw = jnp.abs(state.beta[last] * weights[last])
     # None is known better than a product is: the recurrence goes on as if there were no noise.
-    residuals = jnp.maximum(raw, floor)
+    residuals = jnp.maximum(jnp.maximum(raw, floor), lost)
 
     upper = jnp.where(reached, values + residuals, -jnp.inf)
     lower = jnp.where(reached, values - residuals, jnp.inf)
@@ -80,14 +86,17 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
     own = jnp.expand_dims(jnp.where(reached, jnp.square(residuals), 0), 0)
     squares = jnp.sum(jnp.where(together, own, 0), axis=1)
     safe = jnp.where(gaps > 0, gaps, 1)
-    quadratic = jnp.maximum(squares / safe, noise)
+    shift = jnp.maximum(jnp.maximum(noise, _SHIFT * state.leak), lost)
+    quadratic = jnp.maximum(squares / safe, shift)
+    unit = units.known(state.unit)
     return Ritz(
-        values=values,
+        values=values * unit,
         weights=weights,
-        residuals=residuals,
-        gaps=gaps,
-        value_errors=jnp.where(gaps > 0, jnp.minimum(quadratic, residuals), residuals),
+        residuals=residuals * unit,
+        gaps=gaps * unit,
+        value_errors=jnp.where(gaps > 0, jnp.minimum(quadratic, residuals), residuals) * unit,
         vector_errors=jnp.where(gaps > residuals, residuals / safe, 1),
+        shift=shift * unit,
         heads=jnp.stack([is_last, is_first]),
-        extent=size,
+        extent=size * unit,
     )

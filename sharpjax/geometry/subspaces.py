@@ -1,10 +1,10 @@
 """Spaces in which an operator is known exactly, grown by one vector at a time.
 
-Each new vector `q`, of norm 1 in the complement of those before, comes with `b = P A q`. All kinds
-have: `cost`, products for each vector of the basis; `vector`, what the operator is applied to next;
-`num_products` and `num_rows`; `exhausted`, nothing is left to grow by, or no room; `finite`;
-`absorb(product)`, which gives the space with one product more, `q` and `b`, zeros where no vector
-was added; and `complement()`.
+Each new vector `q`, of norm 1 in the complement of those before, comes with `b = P A q`, in units
+that are given (`sharpjax.geometry.units`). All kinds have: `cost`, products for each vector of the
+basis; `vector`, what the operator is applied to next; `num_products` and `num_rows`; `exhausted`,
+nothing is left to grow by, or no room; `finite`; `absorb(product)`, which gives the space with one
+product more, `q` and `b`, zeros where no vector was added; and `complement()`.
 """
 
 import functools
@@ -14,18 +14,20 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.geometry import krylov, lanes, orthogonal, recurrence
+from sharpjax.geometry import krylov, lanes, orthogonal, recurrence, units
 from sharpjax.geometry.algebra import widen
 
 Params = Any
 
 
-def start(kind: "Kind", key: jax.Array, like: Params, basis_size: int) -> "Krylov | Sketch":
+def start(
+    kind: "Kind", key: jax.Array, like: Params, basis_size: int, unit: jax.Array
+) -> "Krylov | Sketch":
     """A space of one of the kinds below, with no vector yet and room for `basis_size`."""
     rows = krylov.num_rows(basis_size)
     if kind is Krylov:
-        return Krylov(krylov.start(key, like, rows))
-    return _start_sketch(key, like, rows, recurrence.shardings(like))
+        return Krylov(krylov.start(key, like, rows)._replace(unit=unit))
+    return _start_sketch(key, like, rows, recurrence.shardings(like))._replace(unit=unit)
 
 
 class Krylov(NamedTuple):
@@ -105,6 +107,7 @@ class Sketch(NamedTuple):
         basis: leaves (m, *shape).
         vector: a column of Omega, or the new vector of the basis.
         key: for the next column.
+        unit: of products.
         is_column: whether `vector` is a column of Omega.
         num_rows, num_products: int32.
         spanned: the last column brought nothing new: the space holds all that A reaches.
@@ -114,6 +117,7 @@ class Sketch(NamedTuple):
     basis: Params
     vector: Params
     key: jax.Array
+    unit: jax.Array
     is_column: jax.Array
     num_rows: jax.Array
     num_products: jax.Array
@@ -129,12 +133,13 @@ class Sketch(NamedTuple):
     def absorb(self, product: Params) -> tuple["Sketch", Params, Params]:
         row = lanes.furthest(self.num_rows)
         product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, self.vector)
+        unit, product = units.scale(self.unit, product)
         norm = tree.norm(product)
         b = _sweep(self.basis, product, row, norm)
         free = _sweep(self.basis, b, row, norm)
         length = tree.norm(free)
         spanned = length <= 10 * krylov.noise(length.dtype) * norm
-        unit = tree.scale(jnp.where(spanned, 0, 1 / jnp.where(spanned, 1, length)), free)
+        fresh = tree.scale(jnp.where(spanned, 0, 1 / jnp.where(spanned, 1, length)), free)
         is_column = lanes.of_furthest(self.num_products, self.is_column)
         zeros = tree.zeros_like(b)
         q, b = _select(is_column, (zeros, zeros), (self.vector, b))
@@ -142,8 +147,9 @@ class Sketch(NamedTuple):
         subkey, key = jax.random.split(self.key)
         space = Sketch(
             basis=basis,
-            vector=_select(is_column, unit, random_column(subkey, zeros)),
+            vector=_select(is_column, fresh, random_column(subkey, zeros)),
             key=key,
+            unit=unit,
             is_column=~self.is_column,
             num_rows=self.num_rows + jnp.where(is_column, 0, 1),
             num_products=self.num_products + 1,
@@ -221,6 +227,7 @@ def _start_sketch(key, like, rows, lie) -> Sketch:
         basis=allocate_rows(zeros, rows, lie),
         vector=random_column(subkey, zeros),
         key=key,
+        unit=zero,
         is_column=zero == 0,
         num_rows=zero.astype(jnp.int32),
         num_products=zero.astype(jnp.int32),

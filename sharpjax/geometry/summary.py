@@ -10,7 +10,7 @@ import numpy as np
 from sharpjax import tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import density, log_determinant, quadrature, spectrum
+from sharpjax.geometry import density, log_determinant, quadrature, spectrum, units
 from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
@@ -187,19 +187,21 @@ def curvature_report(
 
 
 class _Moments(NamedTuple):
-    """Of the first products of probes: sums of `u'Au` and `|Au|^2`, what is known beside them, and
-    the error asked for."""
+    """Of the first products of probes: sums of `u'Au` and `|Au|^2`, in a unit, how far from the
+    mean an eigenvalue was met, what is known beside them, and the error asked for."""
 
     count: jax.Array
     values: jax.Array
     squares: jax.Array
+    unit: jax.Array
+    furthest: jax.Array
     known: jax.Array
     relative_error: jax.Array
 
 
 def _add_moments(probed: quadrature.Probed, moments: _Moments) -> _Moments:
     used = jnp.arange(len(probed.alpha), dtype=jnp.int32) < probed.num_probes
-    alpha, beta = (jnp.where(used, x[:, 0], 0) for x in (probed.alpha, probed.beta))
+    alpha, beta = (jnp.where(used, x[:, 0] / moments.unit, 0) for x in (probed.alpha, probed.beta))
     return moments._replace(
         count=moments.count + probed.num_probes.astype(alpha.dtype),
         values=moments.values + jnp.sum(alpha),
@@ -211,7 +213,10 @@ def _trace(dimension, moments: _Moments) -> tuple[jax.Array, jax.Array]:
     mean = moments.values / moments.count
     spread = jnp.maximum(moments.squares / moments.count - jnp.square(mean), 0)
     error = jnp.sqrt(2 * spread / ((dimension + 2) * moments.count))
-    return dimension * mean + moments.known, dimension * error
+    unit = moments.unit * dimension
+    # As in `Density.trace_of`: a few probes do not tell how large a single eigenvalue is.
+    least = moments.furthest / jnp.sqrt(moments.count)
+    return unit * mean + moments.known, jnp.maximum(unit * error, least)
 
 
 def _trace_is_within(probed: quadrature.Probed, targets: _Moments) -> jax.Array:
@@ -228,7 +233,12 @@ def _split(key):
 def _begin_trace(probed, atoms, relative_error) -> _Moments:
     zero = jnp.zeros_like(probed.dimension)
     known = jnp.sum(jnp.where(jnp.isnan(atoms), 0, atoms))
-    moments = _Moments(zero, zero, zero, known, jnp.asarray(relative_error, zero.dtype))
+    unit = units.known(units.power_of_two((probed.alpha[:, 0], probed.beta[:, 0])))
+    mean, _ = quadrature.mean_and_error(probed, probed.nodes)
+    furthest = quadrature.least_error(probed, probed.nodes, mean)
+    furthest *= jnp.sqrt(probed.num_probes.astype(zero.dtype))
+    target = jnp.asarray(relative_error, zero.dtype)
+    moments = _Moments(zero, zero, zero, unit, furthest, known, target)
     return _add_moments(probed, moments)
 
 

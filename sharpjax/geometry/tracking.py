@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax import loops, tree
-from sharpjax.geometry import krylov, lanes, ritz
+from sharpjax.geometry import krylov, lanes, ritz, units
 from sharpjax.geometry.algebra import Matvec, widen
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.starts import GUARDS, MOST_DRIFT, Start, innermost
@@ -214,13 +214,14 @@ def _bound(step: SearchStep, carry: _Follow) -> _Found:
     exhausted = state.row >= tree.size(state.vector)
     narrow = jnp.where(exhausted, gaps, jnp.minimum(gaps, now - edge))
     # The sum of squared residuals over the cluster, where it was taken to bound the value.
-    squares = found.value_errors[places] * jnp.where(exhausted, 1, gaps)
+    unit = units.known(state.unit)
+    squares = found.value_errors[places] / unit * jnp.where(exhausted, 1, gaps)
     safe = jnp.where(narrow > 0, narrow, 1)
-    noise = krylov.noise(values.dtype) * found.extent
-    errors = jnp.where(narrow > 0, jnp.maximum(squares / safe, noise), residuals)
+    errors = jnp.where(narrow > 0, jnp.maximum(squares / safe * unit, found.shift), residuals)
     errors = jnp.minimum(errors, residuals)
     errors = jnp.where(exhausted, found.value_errors[places], errors)
     vector_errors = jnp.where(narrow > residuals, residuals / safe, 1)
+    noise = krylov.noise(values.dtype) * found.extent
     threshold = jnp.maximum(carry.tol * jnp.abs(values) * _STRICTER, 10 * noise)
     return _Found(
         places=places,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax import loops, tree
-from sharpjax.geometry import krylov, lanes, ritz
+from sharpjax.geometry import krylov, lanes, ritz, units
 from sharpjax.geometry.algebra import Matvec
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.status import Status
@@ -180,7 +180,7 @@ class _Pass(NamedTuple):
 
     Attributes:
         state: Lanczos in the complement.
-        couplings: (k, m), `y_i' A q_j` of the found vectors and the basis.
+        couplings: (k, m), `y_i' A q_j` of the found vectors and the basis, in units of `state`.
         edges: (2,), the last of the found values at either end: what is beyond was skipped.
         size: what `|A|` is not below.
         passed: tests passed without a break.
@@ -203,7 +203,8 @@ def _start(step: SearchStep, state: krylov.Lanczos, carry: _Carry) -> _Pass:
     edges = values[jnp.array([first - 1, first if second else 0], jnp.int32)]
     couplings = jnp.expand_dims(values, 1) * jnp.expand_dims(jnp.zeros_like(state.alpha), 0)
     return _Pass(
-        state=state,
+        # There may be nothing left in the complement, but beside what was found.
+        state=state._replace(unit=units.power_of_two(values)),
         couplings=couplings,
         edges=jnp.abs(edges) if step.which == "LM" else edges,
         size=jnp.max(jnp.abs(values)),
@@ -240,6 +241,9 @@ class _PassStep:
         before, k = search.state, self.step.k
         row = lanes.of_furthest(before.num_products, before.row)
 
+        state = krylov.LanczosStep().absorb(before, product)
+        product = tree.scale(1 / units.known(state.unit), product)
+
         def along(i):
             y = jax.tree.map(lambda b: b[i], before.basis)
             return tree.vdot(y, product)
@@ -248,7 +252,6 @@ class _PassStep:
         couplings = jax.lax.dynamic_update_slice_in_dim(
             search.couplings, jnp.expand_dims(coupled.astype(search.couplings.dtype), 1), row, 1
         )
-        state = krylov.LanczosStep().absorb(before, product)
         search = search._replace(state=state, couplings=couplings)
         period = max(1, len(state.alpha) // 32)
         count = lanes.furthest(state.num_products)
@@ -289,7 +292,8 @@ class _PassStep:
 
 
 def _threshold(search: _Pass, values) -> jax.Array:
-    noise = krylov.noise(values.dtype) * jnp.maximum(search.size, search.state.scale)
+    extent = search.state.scale * units.known(search.state.unit)
+    noise = krylov.noise(values.dtype) * jnp.maximum(search.size, extent)
     return jnp.maximum(search.tol * jnp.abs(values), 10 * noise)
 
 
@@ -307,8 +311,11 @@ def _beyond(step: SearchStep, values, edges) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="step")
 def _merge(step: SearchStep, carry: _Carry, search: _Pass) -> _Carry:
     """The k outermost Ritz pairs on the found vectors and the Krylov space together."""
-    pairs, state, k = carry.pairs, search.state, step.k
+    given, state, k = carry.pairs, search.state, step.k
     found = ritz.bound(state)
+    unit = units.known(state.unit)
+    pairs, found = _divide(given, unit), _divide(found, unit)
+    size = jnp.maximum(search.size / unit, found.extent / unit)
     count = krylov.num_values(state)
     index = jnp.arange(len(found.values), dtype=jnp.int32)
     reached = index < count
@@ -316,7 +323,7 @@ def _merge(step: SearchStep, carry: _Carry, search: _Pass) -> _Carry:
 
     # In the basis of the found vectors and the Ritz vectors of the complement.
     coupled = jnp.matmul(search.couplings, weights, precision="highest")
-    beyond = 4 * jnp.maximum(search.size, found.extent) + 1
+    beyond = jnp.where(size > 0, 4 * size, 1)
     values = jnp.where(reached, found.values, beyond)
     diagonal = jnp.diag(jnp.concatenate([pairs.values, values]))
     matrix = diagonal.at[:k, k:].set(coupled).at[k:, :k].set(coupled.T)
@@ -332,7 +339,6 @@ def _merge(step: SearchStep, carry: _Carry, search: _Pass) -> _Carry:
     last = jnp.maximum(state.row - 1, 0)
     along = state.beta[last] * jnp.matmul(weights[last], new, precision="highest")
     residuals = jnp.abs(along) + jnp.matmul(rest, jnp.abs(old), precision="highest")
-    size = jnp.maximum(search.size, found.extent)
     residuals = jnp.maximum(residuals, krylov.noise(values.dtype) * size)
 
     def carried(old_errors, new_errors, power):
@@ -344,31 +350,40 @@ def _merge(step: SearchStep, carry: _Carry, search: _Pass) -> _Carry:
     value_errors = carried(pairs.value_errors, found.value_errors, 2)
     value_errors = jnp.minimum(value_errors, residuals)
     vector_errors = jnp.minimum(carried(pairs.vector_errors, found.vector_errors, 1), 1)
-    thresholds = _threshold(search, values)
+    values, residuals, value_errors = (x * unit for x in (values, residuals, value_errors))
     gained = (
-        jnp.abs(values) - jnp.abs(pairs.values)
+        jnp.abs(values) - jnp.abs(given.values)
         if step.which == "LM"
-        else jnp.where(_from_top(step), values - pairs.values, pairs.values - values)
+        else jnp.where(_from_top(step), values - given.values, given.values - values)
     )
-    grown = jnp.any(gained > _threshold(search, pairs.values))
-    merged = pairs._replace(
+    grown = jnp.any(gained > _threshold(search, given.values))
+    merged = given._replace(
         values=values,
         vectors=krylov.combine_rows(state.basis, _in_basis(old, jnp.matmul(weights, new))),
         residuals=residuals,
         value_errors=value_errors,
         vector_errors=vector_errors,
-        converged=(value_errors <= thresholds) & (vector_errors <= search.vector_tol),
+        converged=(value_errors <= _threshold(search, values))
+        & (vector_errors <= search.vector_tol),
     )
     ok = search.done & state.finite
-    taken = jax.tree.map(lambda a, b: jnp.where(grown & ok, a, b), merged, pairs)
-    status = jnp.where(state.finite, pairs.status, Status.NON_FINITE).astype(jnp.int32)
+    taken = jax.tree.map(lambda a, b: jnp.where(grown & ok, a, b), merged, given)
+    status = jnp.where(state.finite, given.status, Status.NON_FINITE).astype(jnp.int32)
     return carry._replace(
-        pairs=taken._replace(num_products=pairs.num_products + state.num_products, status=status),
+        pairs=taken._replace(num_products=given.num_products + state.num_products, status=status),
         num_passes=carry.num_passes + 1,
         num_steps=carry.num_steps + state.num_products,
         last_steps=state.num_products,
         complete=ok & ~grown,
         over=~(ok & grown),
+    )
+
+
+def _divide(found: Any, unit: jax.Array) -> Any:
+    return found._replace(
+        values=found.values / unit,
+        residuals=found.residuals / unit,
+        value_errors=found.value_errors / unit,
     )
 
 

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import loops, tree
-from sharpjax.geometry import krylov, xtrace
+from sharpjax.errors import UserError
+from sharpjax.geometry import krylov, units, xtrace
 from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.algebra import Operator, linearize
 
 Params = Any
 
+LEAST_SIZE = 30  # of a diagonal; at 6 entries the error that is claimed is 2/3 of the true one
 _FIRST = 8  # columns before the figure is looked at; then at each doubling
 
 
@@ -26,7 +28,7 @@ class Found(NamedTuple):
     """A diagonal and what is known of its error.
 
     Attributes:
-        columns: what it comes from.
+        columns: what it comes from, in whose unit all that follows is.
         value: tree like a vector.
         variance: of each entry, such a tree.
         norm, error: as in `Diagonal`.
@@ -40,7 +42,16 @@ class Found(NamedTuple):
 
 
 def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_products: int) -> Found:
-    """Columns until the figure is as asked for, as many as `max_products` allow at the most."""
+    """Columns until the figure is as asked for, as many as `max_products` allow at the most.
+
+    Raises:
+        UserError: there are fewer entries than columns that tell their error.
+    """
+    if tree.size(operator.like) < LEAST_SIZE:
+        raise UserError(
+            f"diagonal: the errors of method='xdiag' mean nothing for {tree.size(operator.like)} "
+            f"parameters; leave it out, or give {LEAST_SIZE} parameters or more."
+        )
     product = linearize(operator)
     most = min(max_products // 2, tree.size(operator.like))
     columns = xtrace.begin(key, operator.like, most, accuracy, signs=True)
@@ -110,7 +121,8 @@ def assemble(columns: xtrace.Columns) -> Found:
 def is_reached(found: Found) -> jax.Array:
     columns = found.columns
     enough = columns.whole | (columns.count >= _FIRST)
-    return enough & (found.error <= columns.accuracy.allowed(found.norm))
+    unit = units.known(columns.unit)
+    return enough & (found.error * unit <= columns.accuracy.allowed(found.norm * unit))
 
 
 def _advance(columns, product, size):

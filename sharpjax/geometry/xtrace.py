@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import loops, tree
-from sharpjax.geometry import krylov, lanes, orthogonal, recurrence
+from sharpjax.geometry import krylov, lanes, orthogonal, recurrence, units
 from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.algebra import Operator, linearize, widen
 from sharpjax.geometry.subspaces import allocate_rows
@@ -38,6 +38,7 @@ class Columns(NamedTuple):
         test: the last column of `Omega`.
         is_test: whether `vector` is a column of `Omega`.
         key: for the next.
+        unit: of all that follows; 0 until a product is not zero.
         factor: `R`, (m, m), upper triangular; 1 on the diagonal where no column is.
         known: `H`, (m, m).
         overlaps: `W`, (m, m).
@@ -56,6 +57,7 @@ class Columns(NamedTuple):
     test: Params
     is_test: jax.Array
     key: jax.Array
+    unit: jax.Array
     factor: jax.Array
     known: jax.Array
     overlaps: jax.Array
@@ -104,6 +106,7 @@ class ColumnStep:
         row = lanes.furthest(state.count)
         is_test = lanes.of_furthest(state.num_products, state.is_test)
         product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, state.vector)
+        unit, product = units.scale(state.unit, product)
         zeros = jnp.zeros_like(state.factor[0])
         norm = tree.norm(product)
         last = jnp.maximum(row - 1, 0)
@@ -113,7 +116,7 @@ class ColumnStep:
         free, again = orthogonal.sweep(state.basis, free, zeros, last)
         length = tree.norm(free)
         gone = length <= 10 * krylov.noise(length.dtype) * norm
-        unit = tree.scale(jnp.where(gone, 0, 1 / jnp.where(gone, 1, length)), free)
+        beyond = tree.scale(jnp.where(gone, 0, 1 / jnp.where(gone, 1, length)), free)
         place = jnp.arange(len(zeros), dtype=jnp.int32)
         column = jnp.where(place < row, taken + again, 0) + jnp.where(place == row, length, 0)
 
@@ -141,10 +144,11 @@ class ColumnStep:
             basis=basis,
             tests=tests,
             images=images,
-            vector=_select(is_test & ~gone, unit, fresh),
+            vector=_select(is_test & ~gone, beyond, fresh),
             test=_select(is_test, state.vector, state.test),
             is_test=~state.is_test | missed,
             key=key,
+            unit=unit,
             factor=jnp.where(is_test & ~gone, _set_column(state.factor, column, row), state.factor),
             known=either(state.known, _set_row(_set_column(state.known, known, row), known, row)),
             overlaps=either(
@@ -189,7 +193,8 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     figure = jnp.sqrt(spread / jnp.maximum(count * (count - 1), 1))
     figure = jnp.where(count > 1, figure, jnp.inf)
     value = jnp.where(state.whole, whole, mean)
-    return value, jnp.where(state.whole, 0, figure), value - whole
+    scale = units.known(state.unit)
+    return value * scale, jnp.where(state.whole, 0, figure * scale), (value - whole) * scale
 
 
 def leave_out(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -268,6 +273,7 @@ def _begin(key, like, rows, lie, signs, accuracy) -> Columns:
         test=first,
         is_test=zero == 0,
         key=key,
+        unit=zero,
         factor=jnp.eye(rows, dtype=zero.dtype) + zero,
         known=matrix,
         overlaps=matrix,

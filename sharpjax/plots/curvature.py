@@ -88,7 +88,7 @@ def density(found: Density, *, sigma: float | None = None, num_points: int = 102
     if not np.isfinite(found.nodes).all():
         raise UserError("plots.density: the density is not finite; look at its status.")
     sigma = float(found.width() if sigma is None else sigma)
-    grid = found.grid(num_points, sigma=sigma)
+    grid = found.grid(num_points, sigma=sigma, atoms=False)
     curve = found.evaluate(grid, sigma, atoms=False)
     value, error = np.asarray(curve.value), 2 * np.asarray(curve.standard_error)
     single = 1 / (float(found.size) * sigma * np.sqrt(2 * np.pi))
