@@ -11,6 +11,7 @@ from sharpjax import loops, tree
 from sharpjax.geometry.algebra import Composable, Matvec, Params, widen
 from sharpjax.geometry.blocks import freeze
 from sharpjax.geometry.checks import as_loss, check_problem
+from sharpjax.geometry.finite import poison, poisoned
 from sharpjax.geometry.precision import Precision, lower
 
 
@@ -40,8 +41,9 @@ class Hessian(Composable):
             chunks = loops.split_chunks("hessian", self.batch, self.microbatch_size)
             return Partial(_mean_product, self.loss, params, chunks)
         with jax.default_matmul_precision("highest"):
-            _, product = jax.linearize(Partial(_gradient, self.loss, self.batch), params)
-        return Partial(_apply, product)
+            gradient = Partial(_gradient, self.loss, self.batch)
+            _, product, value = jax.linearize(gradient, params, has_aux=True)
+        return Partial(poisoned, product, value)
 
 
 def hessian(
@@ -138,17 +140,16 @@ def _hessian(caller, loss, params, batch, where, microbatch_size) -> Hessian:
 
 
 def _gradient(loss, batch, params):
-    return jax.grad(loss)(params, batch)
-
-
-def _apply(product, vector):
-    return product(vector)
+    value, gradient = jax.value_and_grad(loss)(params, batch)
+    return gradient, value
 
 
 def _chunk_product(operands, chunk):
     loss, params, vector = operands
     with jax.default_matmul_precision("highest"):
-        return jax.jvp(Partial(_gradient, loss, chunk), (params,), (vector,))[1]
+        gradient = Partial(_gradient, loss, chunk)
+        _, product, value = jax.jvp(gradient, (params,), (vector,), has_aux=True)
+        return poison(product, value)
 
 
 def _mean_product(loss, params, chunks, vector):

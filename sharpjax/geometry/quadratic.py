@@ -13,6 +13,7 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import units
 from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.algebra import Operator, widen
+from sharpjax.geometry.finite import poison
 from sharpjax.geometry.operators import Hessian
 
 Params = Any
@@ -139,14 +140,17 @@ def _moved(loss, params, batch, vector, t):
 
 
 def _slope(along, t):
-    return jax.jvp(along, (t,), (jnp.ones_like(t),))[1]
+    value, slope = jax.jvp(along, (t,), (jnp.ones_like(t),))
+    return slope, value
 
 
 def _curvature(loss, params, batch, vector):
     along = functools.partial(_moved, loss, params, batch, vector)
     zero = jnp.zeros_like(tree.vdot(vector, vector))
     with jax.default_matmul_precision("highest"):
-        return _slope(functools.partial(_slope, along), zero)
+        slope, one = functools.partial(_slope, along), jnp.ones_like(zero)
+        _, curvature, value = jax.jvp(slope, (zero,), (one,), has_aux=True)
+        return poison(curvature, value)
 
 
 def _chunk_curvature(operands, chunk):
