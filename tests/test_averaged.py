@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, averaging, batches, hessian, subsample
+from sharpjax.geometry import Restricted, averaging, batches, composed, hessian, subsample
 from sharpjax.geometry.algebra import linearize
 from sharpjax.geometry.averaging import averaged, linearization_bytes
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
@@ -185,8 +185,8 @@ def test_other_operators(x64, key):
     """Some of their linearisations kept."""
     net = nets.mlp()
     of_model = {
-        "gauss_newton": functools.partial(gauss_newton, *net[:3]),
-        "fisher": functools.partial(fisher, *net[:3], labels="observed"),
+        "gauss_newton": functools.partial(gauss_newton, composed(*net[:2]), net.params),
+        "fisher": functools.partial(fisher, composed(*net[:2]), net.params, labels="observed"),
         "empirical_fisher": functools.partial(empirical_fisher, net.loss, net.params),
     }
     v = tree.random_normal(key, net.params)

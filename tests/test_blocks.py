@@ -10,7 +10,7 @@ import pytest
 
 from sharpjax import perturbation, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra, blocks, hessian, scaling, top_eigenpairs
+from sharpjax.geometry import algebra, blocks, composed, hessian, scaling, top_eigenpairs
 from sharpjax.geometry.blocks import BlockDiagonal, Restricted, block_diagonal, layers, masked
 from sharpjax.geometry.jacobian import gauss_newton
 from sharpjax.geometry.scaling import congruence, preconditioned
@@ -115,7 +115,9 @@ def test_a_block_computes_only_what_depends_on_it(kind, microbatch_size):
     def make(where=None):
         if kind == "hessian":
             return hessian(deep_loss, DEEP, DATA, where=where, **options)
-        return gauss_newton(deep_outputs, CrossEntropy(), DEEP, DATA, where=where, **options)
+        return gauss_newton(
+            composed(deep_outputs, CrossEntropy()), DEEP, DATA, where=where, **options
+        )
 
     full = make()
     for where in ("head", "body/5"):

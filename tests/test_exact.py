@@ -16,7 +16,15 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, contributions, exact, matrix_form, per_example
+from sharpjax.geometry import (
+    Restricted,
+    Status,
+    composed,
+    contributions,
+    exact,
+    matrix_form,
+    per_example,
+)
 from sharpjax.geometry import cotangents as cotangents_module
 from sharpjax.geometry.exact import exact_diagonal, exact_trace
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
@@ -225,7 +233,7 @@ WAYS = {  # of the trace, and of the diagonal
 def test_gauss_newton_equals_the_dense_one(x64, name, outer):
     model, params, batch = PROBLEMS[name]()
     truth = gauss_newton_truth(model, outer, params, batch)
-    ways = assert_equal(gauss_newton(model, outer, params, batch), truth, params)
+    ways = assert_equal(gauss_newton(composed(model, outer), params, batch), truth, params)
     for taken, expected in zip(ways, WAYS[name], strict=True):
         assert set(taken.values()) <= expected and list(taken) == tree.path_names(params)
 
@@ -248,7 +256,7 @@ def test_every_way_into_a_product(x64, strict):
     params = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
     batch = {"x": jnp.asarray(rng.normal(size=(5, 3))), "y": jnp.asarray(rng.integers(0, 3, 5))}
     truth = gauss_newton_truth(heads, cross_entropy, params, batch)
-    operator = gauss_newton(heads, cross_entropy, params, batch)
+    operator = gauss_newton(composed(heads, cross_entropy), params, batch)
     ways, diagonal = assert_equal(operator, truth, params)
     assert ways.pop("gain") == "gradients" and "gradients" not in ways.values()
     assert {ways[n] for n in ("turned", "flat", "left", "grouped", "wide")} == {"norms"}
@@ -350,9 +358,9 @@ def test_fisher_matrices_equal_the_dense_ones(x64, key):
         return outer(model(params, batch), batch)
 
     middle = gauss_newton_truth(model, outer, params, batch)
-    assert_equal(fisher(model, outer, params, batch), middle, params)
+    assert_equal(fisher(composed(model, outer), params, batch), middle, params)
     observed = scatter(each(loss, params, batch))
-    assert_equal(fisher(model, outer, params, batch, labels="observed"), observed, params)
+    assert_equal(fisher(composed(model, outer), params, batch, labels="observed"), observed, params)
     assert_equal(empirical_fisher(loss, params, batch), observed, params)
     outputs: Any = model(params, batch)
     drawn_labels = jax.vmap(outer.sample)(
@@ -361,13 +369,13 @@ def test_fisher_matrices_equal_the_dense_ones(x64, key):
         {"y": batch["y"][:, None]},
     )
     sampled = scatter(each(loss, params, {**batch, "y": drawn_labels["y"][:, 0]}))
-    assert_equal(fisher(model, outer, params, batch, key=key), sampled, params)
+    assert_equal(fisher(composed(model, outer), params, batch, key=key), sampled, params)
 
 
 def test_a_square_root_replaces_the_eigenproblem(x64):
     model, params, batch = PROBLEMS["tanh"]()
-    plain = exact_trace(gauss_newton(model, cross_entropy, params, batch))
-    found = exact_trace(gauss_newton(model, Categorical(), params, batch))
+    plain = exact_trace(gauss_newton(composed(model, cross_entropy), params, batch))
+    found = exact_trace(gauss_newton(composed(model, Categorical()), params, batch))
     np.testing.assert_allclose(found.value, plain.value, rtol=1e-12)
     assert plain.num_evaluations == 3 and found.num_evaluations == 2
 
@@ -383,12 +391,12 @@ def test_blocks_and_chunks(x64, monkeypatch):
         jax.tree.map(lambda m, x: np.full(x.shape, m), tree.select(params, "*/kernel"), params)
     )
     block = truth[np.ix_(mask, mask)]
-    operator = gauss_newton(model, cross_entropy, params, batch)
+    operator = gauss_newton(composed(model, cross_entropy), params, batch)
     restricted = Restricted(operator, "*/kernel")
     assert_equal(restricted, block, restricted.like)
-    restricted = gauss_newton(model, cross_entropy, params, batch, where="*/kernel")
+    restricted = gauss_newton(composed(model, cross_entropy), params, batch, where="*/kernel")
     assert_equal(restricted, block, restricted.like)
-    chunked = gauss_newton(model, cross_entropy, params, batch, microbatch_size=1)
+    chunked = gauss_newton(composed(model, cross_entropy), params, batch, microbatch_size=1)
     assert_equal(chunked, truth, params)
     steps, iterate = [], exact.loops.iterate
 
@@ -415,7 +423,7 @@ def to_target(outputs, batch):
 def test_awkward_trees(x64, strict):
     params, batch = awkward_net()
     truth = gauss_newton_truth(awkward, to_target, params, batch)
-    ways, _ = assert_equal(gauss_newton(awkward, to_target, params, batch), truth, params)
+    ways, _ = assert_equal(gauss_newton(composed(awkward, to_target), params, batch), truth, params)
     assert ways["unused"] == ways["empty"] == "unused" and ways["gain"] == "gradients"
 
 
@@ -425,7 +433,8 @@ def test_narrow_parameters():
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
     found, expected = (
-        exact_diagonal(gauss_newton(awkward, to_target, p, batch)).value for p in (narrow, wide)
+        exact_diagonal(gauss_newton(composed(awkward, to_target), p, batch)).value
+        for p in (narrow, wide)
     )
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     np.testing.assert_array_equal(flat(found), flat(expected))
@@ -439,7 +448,7 @@ def half(params, batch):
 def test_a_model_that_computes_in_bfloat16():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(6, 4)), "float32")
-    found = exact_diagonal(gauss_newton(half, squared, jnp.ones((4, 3)), {"x": x}))
+    found = exact_diagonal(gauss_newton(composed(half, squared), jnp.ones((4, 3)), {"x": x}))
     assert found.ways == (("", "norms"),) and found.value.dtype == jnp.float32
     expected = 2 / 3 * np.mean(np.square(x), axis=0)
     np.testing.assert_allclose(found.value, np.tile(expected[:, None], 3), rtol=2e-2)
@@ -463,7 +472,7 @@ def problem(i, size=6):
 
 def test_new_numbers_compile_nothing():
     def solve(i):
-        operator = gauss_newton(counted, cross_entropy, *problem(i))
+        operator = gauss_newton(composed(counted, cross_entropy), *problem(i))
         return exact_trace(operator).value, exact_diagonal(operator).value
 
     solve(0)
@@ -477,7 +486,7 @@ def test_lanes_and_jit():
     together = tree.stack(members)
 
     def solve(params, batch):
-        operator = gauss_newton(counted, cross_entropy, params, batch)
+        operator = gauss_newton(composed(counted, cross_entropy), params, batch)
         return exact_trace(operator), exact_diagonal(operator)
 
     traces, diagonals = jax.vmap(solve)(*together)
@@ -498,13 +507,13 @@ def test_lanes_and_jit():
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_sharded_examples(kind):
     params, batch = problem(0, size=8)
-    operator = gauss_newton(counted, cross_entropy, params, batch)
+    operator = gauss_newton(composed(counted, cross_entropy), params, batch)
     expected = exact_trace(operator), exact_diagonal(operator)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(getattr(jax.sharding.AxisType, kind),))
     with jax.set_mesh(mesh):
         batch = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
         params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
-        operator = gauss_newton(counted, cross_entropy, params, batch)
+        operator = gauss_newton(composed(counted, cross_entropy), params, batch)
         found = exact_trace(operator), exact_diagonal(operator)
     np.testing.assert_allclose(found[0].value, expected[0].value, rtol=1e-5)
     np.testing.assert_allclose(flat(found[1].value), flat(expected[1].value), rtol=1e-4)
@@ -515,7 +524,9 @@ def not_finite(params, batch):
 
 
 def test_a_model_that_is_not_finite():
-    operator = gauss_newton(not_finite, squared, jnp.ones((3, 2)), {"x": jnp.zeros((4, 3))})
+    operator = gauss_newton(
+        composed(not_finite, squared), jnp.ones((3, 2)), {"x": jnp.zeros((4, 3))}
+    )
     assert exact_trace(operator).status == Status.NON_FINITE
     assert exact_diagonal(operator).status == Status.NON_FINITE
 
@@ -528,7 +539,7 @@ def normalised(params, batch):
 
 def test_examples_that_see_each_other_are_refused():
     params, batch = problem(0)
-    operator = gauss_newton(normalised, squared, params["w"], batch)
+    operator = gauss_newton(composed(normalised, squared), params["w"], batch)
     with pytest.raises(UserError, match="exact_trace: the outputs of one example depend on"):
         exact_trace(operator)
     with pytest.raises(UserError, match="exact_diagonal: the outputs of one example depend on"):

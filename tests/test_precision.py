@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, algebra, hessian, precision, top_eigenpairs
+from sharpjax.geometry import Status, algebra, composed, hessian, precision, top_eigenpairs
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
 from sharpjax.geometry.precision import product_error
 from tests import nets
@@ -54,10 +54,10 @@ def test_bfloat16_products_are_a_hundredth_off(key, kind):
 
     def make(precision):
         if kind in ("hessian", "empirical_fisher"):
-            arguments = (Partial(composed, *net[:2]), *net[2:])
+            arguments = (Partial(plain_loss, *net[:2]), *net[2:])
             constructor = {"hessian": hessian, "empirical_fisher": empirical_fisher}[kind]
         else:
-            arguments = net
+            arguments = (composed(*net[:2]), *net[2:])
             constructor = {"gauss_newton": gauss_newton, "fisher": fisher}[kind]
         return constructor(*arguments, precision=precision)
 
@@ -72,7 +72,7 @@ def test_bfloat16_products_are_a_hundredth_off(key, kind):
         np.testing.assert_allclose(pairs.values, truth, rtol=0.05)
 
 
-def composed(model_fn, outer_loss, params, batch):
+def plain_loss(model_fn, outer_loss, params, batch):
     return outer_loss(model_fn(params, batch), batch)
 
 

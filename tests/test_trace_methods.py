@@ -16,6 +16,7 @@ from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import (
     Status,
+    composed,
     deflation,
     hessian,
     probes,
@@ -264,21 +265,18 @@ def _loss(params, batch):
     return _outer(_model(params, batch), batch)
 
 
-def test_exact_and_by_a_control(x64, key):
+def test_exact_of_a_hessian_and_of_its_gauss_newton_part(x64, key):
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.normal(size=(3, 4))), "v": jnp.asarray(rng.normal(size=(4, 2)))}
     batch = {"x": jnp.asarray(rng.normal(size=(8, 3))), "y": jnp.asarray(rng.normal(size=(8, 2)))}
     matrix = dense(_loss, params, batch)
-    gauss = gauss_newton(_model, _outer, params, batch)
-    found = trace(hessian(_loss, params, batch), key=key, control=gauss)
-    exact = trace(gauss, key=key, method="exact")
-    for result, method in ((found, "control"), (exact, "exact")):
-        assert result.status == Status.OK and result.method == method
+    loss = composed(_model, _outer)
+    for operator in (hessian(loss, params, batch), gauss_newton(loss, params, batch)):
+        result = trace(operator, key=key, method="exact")
+        assert result.status == Status.OK and result.method == "exact"
         np.testing.assert_allclose(result.value, np.trace(matrix), rtol=1e-12)
         assert result.remainder == result.standard_error == 0
         np.testing.assert_allclose(result.block("v").value, np.diag(matrix)[:8].sum(), rtol=1e-12)
-    with pytest.raises(UserError, match="control= is a method of its own"):
-        trace(hessian(_loss, params, batch), key=key, control=gauss, method="hutchpp")
 
 
 # What must not change a number, and how it ends.
@@ -354,6 +352,8 @@ def test_how_it_ends(key, method):
         ({"method": "hutch"}, "unknown method 'hutch'"),
         ({"method": "forward", "max_probes": 15}, "max_probes must be a whole number >= 16"),
         ({"method": "forward"}, "only a Hessian can be had forward over forward"),
+        ({"method": "exact", "max_probes": 15}, "max_probes must be a whole number >= 16"),
+        ({"method": "exact"}, "exact' is for Gauss-Newton and Fisher.*composed.*got Diagonal"),
         ({"basis_size": 0}, "basis_size must be a whole number >= 1"),
     ],
 )

@@ -26,8 +26,10 @@ class Peer(JaxPeer):
         return geometry.hessian(self.loss, self.params, self.batch if batch is None else batch)
 
     def _gauss_newton(self):
-        gauss_newton = _public("gauss_newton")
-        return gauss_newton(self.model, self.outer, self.params, self.batch)
+        return geometry.gauss_newton(self._parts(), self.params, self.batch)
+
+    def _parts(self):
+        return geometry.composed(self.model, self.outer)
 
     def _all_batches(self):
         averaged = _public("averaged")
@@ -76,19 +78,17 @@ class Peer(JaxPeer):
         return Outcome(float(found.value), int(found.num_evaluations), {"said": said})
 
     def exact_trace(self, seed):
-        """Of the Hessian: the exact trace of the Gauss-Newton as control, the rest certified."""
-        _needs(geometry.trace, "control")
-        control = self._gauss_newton()
-        found = geometry.trace(self._hessian(), key=_key(seed), control=control)
+        """Of the Hessian: the Gauss-Newton part exactly, the rest certified."""
+        operator = geometry.hessian(self._parts(), self.params, self.batch)
+        found = geometry.trace(operator, key=_key(seed), method="exact")
         detail = {"remainder": float(found.remainder), "said": float(found.standard_error)}
         return Outcome(float(found.value), int(found.num_evaluations), detail)
 
     def controlled_trace(self, seed, relative_error, max_probes=2000):
-        _needs(geometry.trace, "control")
         found = geometry.trace(
-            *(self._hessian(),),
+            geometry.hessian(self._parts(), self.params, self.batch),
             key=_key(seed),
-            control=self._gauss_newton(),
+            method="exact",
             relative_error=relative_error,
             max_probes=max_probes,
         )

@@ -20,10 +20,6 @@ from sharpjax.geometry.blocks import masked as masked
 from sharpjax.geometry.checks import check_deterministic as check_deterministic
 from sharpjax.geometry.composed import Composed as Composed
 from sharpjax.geometry.composed import composed as composed
-from sharpjax.geometry.control import ControlledTrace as ControlledTrace
-from sharpjax.geometry.control import controlled_trace as controlled_trace
-from sharpjax.geometry.control_diagonal import ControlledDiagonal as ControlledDiagonal
-from sharpjax.geometry.control_diagonal import controlled_diagonal as controlled_diagonal
 from sharpjax.geometry.density import Curve as Curve
 from sharpjax.geometry.density import Density as Density
 from sharpjax.geometry.density import spectral_density as spectral_density

@@ -7,7 +7,7 @@ the block of each leaf is zero, and `tr H = tr G`, `diag H = diag G`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from sharpjax import loops, tree
 from sharpjax.geometry import per_example
 from sharpjax.geometry.algebra import Params, widen
+from sharpjax.geometry.composed import Composed, chunk_weights
 from sharpjax.geometry.dependence import reaches
 from sharpjax.geometry.operators import Hessian
 
@@ -66,18 +67,23 @@ class Units:
         return sums
 
 
-class Model(NamedTuple):
-    """A loss in two parts."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is probed: the parts of a loss, and where. Its regulariser is no matter here."""
 
-    model: Any
-    outer: Any
+    loss: Composed
+    params: Params
+    batch: Any
+    microbatch_size: int | None = dataclasses.field(metadata={"static": True})
 
 
-def find_units(model: Any, params: Params, batch: Any) -> Units:
+def find_units(problem: Problem) -> Units:
     """What must be probed, found by tracing the model.
 
     A second derivative along one leaf is dropped by jax itself where it is zero by construction.
     """
+    params, model, batch = problem.params, problem.loss.model_fn, problem.batch
     closed = jax.make_jaxpr(_call)(params, model, batch)
     leaves = jax.tree.leaves((params, model, batch))
     evaluate = jaxpr_as_fun(closed)
@@ -102,27 +108,25 @@ def find_units(model: Any, params: Params, batch: Any) -> Units:
     return Units(tuple(count(i) for i in range(len(uses))))
 
 
-def bend(
-    parts: Model, params: Params, batch: Any, microbatch_size: int | None, direction: Params
-) -> jax.Array:
+def bend(problem: Problem, direction: Params) -> jax.Array:
     """`z' (H - G) z`, as `d^2/dt^2 <r, f(params + t z)>` by forward over forward.
 
     Args:
         direction: z: None in place of leaves that do not move.
     """
-    if microbatch_size is None:
-        return _bend((parts, params, direction), batch)
-    chunks = loops.split_chunks("trace", batch, microbatch_size)
-    return loops.mean_over_chunks(_bend, (parts, params, direction), chunks)
+    operands = problem.loss, problem.params, direction
+    if problem.microbatch_size is None:
+        return _bend(operands, problem.batch)
+    chunks = loops.split_chunks("trace", problem.batch, problem.microbatch_size)
+    weight = chunk_weights(problem.loss, chunks)
+    return loops.mean_over_chunks(_bend, operands, chunks, *(() if weight is None else (weight,)))
 
 
-def bending(
-    parts: Model, params: Params, batch: Any, microbatch_size: int | None, units: Units
-) -> Hessian:
+def bending(problem: Problem, units: Units) -> Hessian:
     """`H - G` of the leaves that are probed."""
-    free, rest = units.split(params)
-    loss = Partial(_pairing, parts, params, rest)
-    return Hessian(loss, free, batch, microbatch_size)
+    free, rest = units.split(problem.params)
+    loss = _Pairing(problem.loss, problem.params, rest)
+    return Hessian(loss, free, problem.batch, problem.microbatch_size)
 
 
 def draw(
@@ -154,15 +158,29 @@ def _slope(fn, direction, at):
     return jax.jvp(fn, (at,), (direction,))[1]
 
 
-def _pairing(parts, params, rest, free, batch):
-    """`<r, f>`: r at `params`, f at the free leaves."""
-    outputs = _call(params, parts.model, batch)
-    slopes = jax.lax.stop_gradient(jax.grad(lambda o: parts.outer(o, batch))(outputs))
-    return tree.vdot(slopes, _call(tree.combine(free, rest), parts.model, batch))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pairing:
+    """`<r, f>`: r at `params`, f at the free leaves; a weighted mean as `loss` is."""
+
+    loss: Composed
+    params: Params
+    rest: Params
+
+    def __call__(self, free, batch):
+        model = self.loss.model_fn
+        outputs = _call(self.params, model, batch)
+        slopes = jax.grad(lambda o: self.loss.outer_loss(o, batch))(outputs)
+        found = _call(tree.combine(free, self.rest), model, batch)
+        return tree.vdot(jax.lax.stop_gradient(slopes), found)
+
+    @property
+    def example_weight(self):
+        return self.loss.example_weight
 
 
 def _bend(operands, batch):
-    parts, params, direction = operands
+    loss, params, direction = operands
     params = widen(params)
     free, rest = (
         jax.tree.map(
@@ -174,7 +192,7 @@ def _bend(operands, batch):
     )
 
     def value(free):
-        return _pairing(parts, params, rest, free, batch)
+        return _Pairing(loss, params, rest)(free, batch)
 
     with jax.default_matmul_precision("highest"):
         return jax.jvp(Partial(_slope, value, direction), (free,), (direction,))[1]

@@ -32,26 +32,19 @@ def check_problem(
 
 
 def check_model(
-    caller: str,
-    model_fn: Any,
-    outer_loss: Any,
-    params: Params,
-    batch: Any,
-    microbatch_size: int | None,
-) -> tuple[Any, Any]:
-    """As `check_problem`, for a loss in two parts: `outer_loss(model_fn(params, batch), batch)`.
+    caller: str, loss: Any, params: Params, batch: Any, microbatch_size: int | None
+) -> Any:
+    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs.
 
     Raises:
         UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
     """
-    model_fn = as_loss(caller, model_fn, "model_fn")
-    outer_loss = as_loss(caller, outer_loss, "outer_loss")
     _check_arrays(caller, params, batch, microbatch_size)
     with _noting(caller, params):
-        outputs = _outputs.eval_shape(model_fn, params, batch)
+        outputs = _outputs.eval_shape(loss.model_fn, params, batch)
     _check_outputs(caller, outputs, batch)
-    _check_scalar(caller, Partial(_composed, model_fn, outer_loss), params, batch)
-    return model_fn, outer_loss
+    _check_scalar(caller, loss, params, batch)
+    return outputs
 
 
 def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
@@ -241,10 +234,6 @@ def _value(loss, params, batch):
 @jax.jit
 def _outputs(model_fn, params, batch):
     return model_fn(widen(params), batch)
-
-
-def _composed(model_fn, outer_loss, params, batch):
-    return outer_loss(widen(model_fn(params, batch)), batch)
 
 
 def _trace(loss, params, batch):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from sharpjax import loops
+from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.algebra import widen
 from sharpjax.geometry.blocks import call_with_frozen
@@ -123,8 +123,16 @@ def parts(loss: Any) -> Composed | None:
     return _composed(type(fn).__name__, fn.model_fn, fn.outer_loss, *optional)
 
 
+def is_composed(loss: Any) -> bool:
+    """Whether a loss is called by way of its parts."""
+    fn, *arguments = _unwrapped(loss)
+    if fn is call_with_frozen or fn is in_bfloat16:
+        return is_composed(arguments[0])
+    return isinstance(fn, Composed)
+
+
 def weights(loss: Any, batch: Any) -> jax.Array | None:
-    """The declared weight of each example, [N] in float32 at least; None where none are declared.
+    """The declared weight of each example, [N] in jax's default type of floats, or None.
 
     Raises:
         UserError: it is not one number for each example.
@@ -141,14 +149,21 @@ def weights(loss: Any, batch: Any) -> jax.Array | None:
             f"example_weight(batch) must return one number for each of the {count} examples; it "
             f"returned {jnp.shape(found)}."
         )
-    found = jnp.asarray(found)
-    return found if found.dtype == jnp.float64 else found.astype(jnp.float32)
+    return jnp.asarray(found).astype(float)
 
 
 def total_weight(loss: Any, batch: Any) -> jax.Array | int:
     """What a batch counts in a mean over batches: the sum of its weights, or its examples."""
     found = weights(loss, batch)
     return loops.count_examples("batch", batch) if found is None else jnp.sum(found)
+
+
+def chunk_weights(loss: Any, chunks: Any) -> jax.Array | None:
+    """The total weight of each chunk, for `loops.mean_over_chunks`; None for chunks that count
+    alike."""
+    if weights(loss, tree.index(chunks, 0)) is None:
+        return None
+    return jax.vmap(Partial(total_weight, loss))(chunks)
 
 
 def methods(fn: Any) -> Any:

@@ -6,17 +6,18 @@ each.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from sharpjax import loops
 from sharpjax.errors import UserError
 from sharpjax.geometry.algebra import Params
 from sharpjax.geometry.blocks import Restricted, freeze
-from sharpjax.geometry.jacobian import EmpiricalFisher, Fisher, GaussNewton
+from sharpjax.geometry.composed import methods, weights
+from sharpjax.geometry.jacobian import EmpiricalFisher, Fisher, GaussNewton, require_parts
 
 Rule = Literal["curvature", "slope", "sampled", "value"]
 
@@ -31,6 +32,7 @@ class Problem:
         outer: callable pytree, `outer(outputs, batch) -> scalar`, or None.
         params, batch: what they are called with.
         keys: one for each example, or None.
+        weight: of each example, [N], or None where all count alike.
         rule: "curvature": M is the Hessian of `outer`; "slope": one square, that of its gradient;
             "sampled": likewise, at labels drawn with the keys; "value": outputs are the losses, M
             is 1.
@@ -42,6 +44,7 @@ class Problem:
     params: Params
     batch: Any
     keys: jax.Array | None
+    weight: jax.Array | None
     rule: Rule = dataclasses.field(metadata={"static": True})
     microbatch_size: int | None = dataclasses.field(metadata={"static": True})
 
@@ -53,24 +56,26 @@ def as_problem(caller: str, operator: Any) -> Problem:
         UserError: names `caller`; the operator has no such form.
     """
     if isinstance(operator, Restricted):
-        problem = as_problem(caller, operator.operator)
-        model, params = freeze(problem.model, problem.params, operator.where)
-        return dataclasses.replace(problem, model=model, params=params)
+        inner = operator.operator
+        if isinstance(inner, Restricted):
+            raise UserError(f"{caller}: restrict an operator once, by all globs together.")
+        operator = restrict(inner, operator.where) if hasattr(inner, "loss") else inner
     if not isinstance(operator, GaussNewton | Fisher | EmpiricalFisher):
         raise UserError(
             f"{caller}: only Gauss-Newton and Fisher matrices have it exactly, made by "
             f"gauss_newton, fisher or empirical_fisher; got {type(operator).__name__}."
         )
-    params, batch, size = operator.params, operator.batch, operator.microbatch_size
-    count = loops.count_examples(caller, batch)
+    loss, params, batch = operator.loss, operator.params, operator.batch
+    count, size = loops.count_examples(caller, batch), operator.microbatch_size
+    weight = weigh(loss, batch)
     if isinstance(operator, EmpiricalFisher):
-        return Problem(operator.loss, None, params, batch, None, "value", size)
-    model, outer, keys, rule = operator.model_fn, operator.outer_loss, None, "curvature"
+        return Problem(loss, None, params, batch, None, weight, "value", size)
+    keys, rule = None, "curvature"
     if isinstance(operator, Fisher) and operator.key is not None:
         keys, rule = jax.random.split(operator.key, count), "sampled"
     elif isinstance(operator, Fisher) and operator.labels == "observed":
         rule = "slope"
-    return Problem(model, outer, params, batch, keys, rule, size)
+    return Problem(loss.model_fn, loss.outer_loss, params, batch, keys, weight, rule, size)
 
 
 def squares(problem: Problem, outputs: Any, one: Any, key: Any) -> tuple[jax.Array, Any]:
@@ -91,27 +96,43 @@ def squares(problem: Problem, outputs: Any, one: Any, key: Any) -> tuple[jax.Arr
     """
     if problem.rule == "value":
         return jnp.ones(1, outputs.dtype), jnp.ones_like(outputs)[None]
-    methods = _unwrapped(problem.outer)
+    likelihood = methods(problem.outer)
     if problem.rule == "sampled":
-        one = jax.lax.stop_gradient(methods.sample(key, outputs, one))
-    if problem.rule == "curvature" and hasattr(methods, "square_root"):
-        columns = methods.square_root(outputs, one)
+        one = jax.lax.stop_gradient(likelihood.sample(key, outputs, one))
+    if problem.rule == "curvature" and hasattr(likelihood, "square_root"):
+        columns = likelihood.square_root(outputs, one)
         leaf = jax.tree.leaves(columns)[0]
         return jnp.ones(len(leaf), leaf.dtype), columns
     slope = jax.grad(lambda outputs: problem.outer(outputs, one))
     if problem.rule != "curvature":
-        columns = jax.tree.map(lambda x: x[None], slope(outputs))
-        return jnp.ones(1, jax.tree.leaves(columns)[0].dtype), columns
+        columns = jax.tree.map(_of_rows, slope(outputs))
+        leaf = jax.tree.leaves(columns)[0]
+        return jnp.ones(len(leaf), leaf.dtype), columns
     matrix, unravel = _hessian(slope, outputs)
     values, vectors = jnp.linalg.eigh(matrix)
     rows = jnp.sqrt(jnp.abs(values)).reshape(-1, 1) * vectors.T
     return jnp.sign(values), jax.vmap(unravel)(rows)
 
 
-def _unwrapped(outer) -> Any:
-    """An outer loss without arrays is held in a `Partial`, which hides its methods."""
-    bare = isinstance(outer, Partial) and not outer.args and not outer.keywords
-    return outer.func if bare else outer
+def restrict(operator: Any, where: str | Sequence[str]) -> Any:
+    """The block of some leaves, the others held fixed, of an operator of a loss."""
+    loss, params = freeze(operator.loss, operator.params, where)
+    if isinstance(operator, GaussNewton | Fisher):
+        loss = require_parts("restrict", loss)
+    return dataclasses.replace(operator, loss=loss, params=params)
+
+
+@jax.jit
+def weigh(loss: Any, batch: Any) -> jax.Array | None:
+    """`composed.weights`, compiled."""
+    return weights(loss, batch)
+
+
+def _of_rows(slope):
+    """Of each of R rows its square by itself: with the slope of its own, R times this, a mean."""
+    rows = len(slope)
+    apart = rows**0.5 * jnp.eye(rows, dtype=slope.dtype)
+    return apart.reshape(rows, rows, *(1,) * (slope.ndim - 1)) * jnp.expand_dims(slope, 0)
 
 
 def _hessian(slope, outputs):

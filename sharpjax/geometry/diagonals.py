@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import deflation, hutchinson, units, xdiag
 from sharpjax.geometry.accuracy import Target, ask, how_it_ended
 from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.assumptions import mark, solver
 from sharpjax.geometry.checks import check_key, check_operator
-from sharpjax.geometry.control_diagonal import ControlledDiagonal, controlled_diagonal
-from sharpjax.geometry.exact import ExactDiagonal, exact_diagonal
+from sharpjax.geometry.decomposition import Found, Request, decompose
 from sharpjax.geometry.subspaces import Krylov, Sketch
 
 Method = Literal["deflated", "exact", "hutchinson", "hutchpp", "xdiag"]
@@ -34,9 +34,10 @@ class Diagonal:
         standard_error: such a tree; the standard deviation of each entry over the probes.
         norm: `|diag A|_2`, freed of what the errors add to it in the mean.
         error: the root mean square of `|value - diag A|_2`, over the probes.
-        num_evaluations: int32, products that it took.
+        num_evaluations: int32, products that it took; with "exact" also the back-propagations of
+            each example.
         status: `Status`, int32.
-        method: how it was done; "control" where a control was given.
+        method: how it was done.
     """
 
     value: Params
@@ -52,11 +53,11 @@ class Diagonal:
         return {"diagonal_norm": Estimate(self.norm, self.error, self.num_evaluations)}
 
 
+@solver
 def diagonal(
     operator: Operator,
     *,
     key: jax.Array,
-    control: Operator | None = None,
     method: Method = "deflated",
     relative_error: Target = None,
     absolute_error: Target = None,
@@ -77,10 +78,9 @@ def diagonal(
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
         key: for the probes; not used by "exact".
-        control: for a Hessian, `gauss_newton(...)` of the same model, loss, parameters and batch:
-            its exact diagonal, plus the difference by probes on one leaf at a time. Exact for
-            piecewise-linear nets, where all errors are 0 (`controlled_diagonal`).
-        method: "exact": no probe, for Gauss-Newton and Fisher matrices (`exact_diagonal`).
+        method: "exact": no probe where none is needed, of losses that know their parts, as in
+            `trace`: Gauss-Newton and Fisher matrices (`exact_diagonal`); Hessians of piecewise
+            linear nets, where all errors are 0, and of others by probes on one leaf at a time.
             "deflated": a Krylov basis as far as it pays, and probes. "hutchpp" (Diag++): the
             same with a sketch for a basis. "hutchinson": probes alone. "xdiag": all in a sketch,
             each column a probe of what the others leave (Epperly, Tropp and Webber, arXiv
@@ -88,12 +88,13 @@ def diagonal(
             other.
         relative_error: stop where `error` is at most this share of `norm`.
         absolute_error: or at most this. Without either, `max_probes` are used.
-        max_probes: products at the most, of every kind; with `control`, probes of each leaf. Where
-            they do not reach the error that is asked for, `status` is `NOT_CONVERGED`.
+        max_probes: products at the most, of every kind; with "exact", probes of each leaf that must
+            be probed. Where they do not reach the error that is asked for, `status` is
+            `NOT_CONVERGED`.
         basis_size: vectors in the basis at the most.
 
     Raises:
-        UserError: an argument does not fit.
+        UserError: an argument does not fit; with "exact" as in `trace`.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -109,19 +110,11 @@ def diagonal(
     max_probes = whole_number("diagonal", "max_probes", max_probes, least=_LEAST)
     basis_size = whole_number("diagonal", "basis_size", basis_size)
     check_key("diagonal", key)
-    if control is not None and method != "deflated":
-        raise UserError(f"diagonal: control= has a method of its own; leave out method={method!r}.")
-    if control is not None:
-        probed = controlled_diagonal(
-            *(operator, control),
-            key=key,
-            relative_error=relative_error,
-            absolute_error=absolute_error,
-            max_probes=max_probes,
-        )
-        return _of_control(probed)
     if method == "exact":
-        return _of_exact(exact_diagonal(operator))
+        request = Request("diagonal", "diagonal", accuracy, max_probes, DiagonalStatistic(), _read)
+        found = decompose(request, operator, key)
+        result = _of_parts(accuracy.is_asked, accuracy, found._replace(checked=None))
+        return mark(result, found.checked)
     if method == "xdiag":
         found = xdiag.run(key, operator, accuracy=accuracy, max_products=max_probes)
         return _finish_xdiag(accuracy.is_asked, found)
@@ -215,30 +208,26 @@ def _finish_xdiag(to_accuracy, found: xdiag.Found) -> Diagonal:
     )
 
 
-@jax.jit
-def _of_control(found: ControlledDiagonal) -> Diagonal:
-    whole, error = units.norm(found.value), units.norm(found.standard_error)
+def _read(params, state: hutchinson.Probing):
+    """The value and the error of each entry."""
+    value, variance = DiagonalStatistic().entries(state.exact, state.sums, state.count)
+    unit = units.known(state.unit)
+    return tree.scale(unit, value), tree.scale(unit, jax.tree.map(jnp.sqrt, variance))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _of_parts(to_accuracy, accuracy, found: Found) -> Diagonal:
+    whole, error = units.norm(found.value), units.norm(found.error)
     share = jnp.square(error / jnp.where(whole > 0, whole, 1))
+    norm = whole * jnp.sqrt(jnp.maximum(1 - share, 0))
+    within = error <= accuracy.fill(0 * norm).allowed(norm)
+    met = (error == 0) | within | (not to_accuracy)
     return Diagonal(
         value=found.value,
-        standard_error=found.standard_error,
-        norm=whole * jnp.sqrt(jnp.maximum(1 - share, 0)),
+        standard_error=found.error,
+        norm=norm,
         error=error,
         num_evaluations=found.num_evaluations,
-        status=found.status,
-        method="control",
-    )
-
-
-@jax.jit
-def _of_exact(found: ExactDiagonal) -> Diagonal:
-    norm = units.norm(found.value)
-    return Diagonal(
-        value=found.value,
-        standard_error=tree.zeros_like(found.value),
-        norm=norm,
-        error=jnp.zeros_like(norm),
-        num_evaluations=found.num_evaluations,
-        status=found.status,
+        status=how_it_ended(met, jnp.isfinite(whole + error)),
         method="exact",
     )

@@ -1,5 +1,6 @@
 """Exact traces and diagonals of Gauss-Newton and Fisher matrices: no probe, no variance."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -13,8 +14,11 @@ from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import contributions, cotangents
 from sharpjax.geometry.algebra import widen
+from sharpjax.geometry.assumptions import Checked, mark, require, solver
 from sharpjax.geometry.contributions import Kind
 from sharpjax.geometry.cotangents import Problem, as_problem
+from sharpjax.geometry.objective import scalar_type
+from sharpjax.geometry.outer_check import is_explicit
 from sharpjax.geometry.status import if_finite
 
 # What the examples of one chunk may take. A CPU is fastest where that stays in its cache: on a
@@ -64,6 +68,7 @@ class ExactDiagonal:
     ways: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True})
 
 
+@solver
 def exact_trace(operator: Any) -> ExactTrace:
     """The trace of a Gauss-Newton or Fisher matrix, exactly: no probe, no variance.
 
@@ -94,27 +99,26 @@ def exact_trace(operator: Any) -> ExactTrace:
     Args:
         operator: from `gauss_newton`, `fisher` or `empirical_fisher`, or `Restricted` to some of
             its leaves. The model must act on each example by itself (BatchNorm with frozen
-            statistics); on the first two examples this is checked, outside of jit.
+            statistics); on the first two examples this is checked.
 
     Raises:
         UserError: another operator, or the first two examples have other outputs together than
             alone.
 
-    >>> from sharpjax.geometry.jacobian import gauss_newton
+    >>> from sharpjax.geometry import composed, gauss_newton
     >>> def model(w, batch):
     ...     return batch @ w
     >>> def squared(outputs, batch):
     ...     return jnp.mean(jnp.sum(outputs**2, axis=1)) / 2
-    >>> operator = gauss_newton(model, squared, jnp.ones((3, 2)), jnp.eye(3))
+    >>> operator = gauss_newton(composed(model, squared), jnp.ones((3, 2)), jnp.eye(3))
     >>> found = exact_trace(operator)
     >>> print(found.value, found.ways)
     2.0 (('', 'norms'),)
     """
-    problem = as_problem("exact_trace", operator)
-    _refuse_mixing("exact_trace", problem)
-    return _finish_trace(*_solve("trace", problem))
+    return exact_of("exact_trace", "trace", operator)
 
 
+@solver
 def exact_diagonal(operator: Any) -> ExactDiagonal:
     """The diagonal of a Gauss-Newton or Fisher matrix, exactly: no probe, no variance.
 
@@ -128,18 +132,39 @@ def exact_diagonal(operator: Any) -> ExactDiagonal:
     Raises:
         UserError: as in `exact_trace`.
 
-    >>> from sharpjax.geometry.jacobian import gauss_newton
+    >>> from sharpjax.geometry import composed, gauss_newton
     >>> def model(w, batch):
     ...     return batch @ w
     >>> def squared(outputs, batch):
     ...     return jnp.mean(jnp.sum(outputs**2, axis=1)) / 2
-    >>> operator = gauss_newton(model, squared, jnp.ones((2, 1)), jnp.array([[1.0, 2.0]]))
+    >>> operator = gauss_newton(composed(model, squared), jnp.ones((2, 1)), jnp.array([[1.0, 2.0]]))
     >>> exact_diagonal(operator).value.tolist()
     [[1.0], [4.0]]
     """
-    problem = as_problem("exact_diagonal", operator)
-    _refuse_mixing("exact_diagonal", problem)
-    return _finish_diagonal(*_solve("diagonal", problem))
+    return exact_of("exact_diagonal", "diagonal", operator)
+
+
+def exact_of(caller: str, kind: Kind, operator: Any) -> Any:
+    """`exact_trace` or `exact_diagonal`, in the name of a caller.
+
+    Raises:
+        UserError: names `caller`; as in these.
+    """
+    if getattr(getattr(operator, "loss", None), "regularizer", None) is not None:
+        raise UserError(
+            f"{caller}: the loss has a regularizer, whose part may have to be probed: take "
+            f"trace or diagonal with method='exact' and a key."
+        )
+    problem = as_problem(caller, operator)
+    return mark(exact_part(kind, problem), refuse_mixing(caller, problem))
+
+
+def exact_part(kind: Kind, problem: Problem) -> Any:
+    """An `ExactTrace` or `ExactDiagonal`; nothing is checked."""
+    # An example that does not count may be no number by itself.
+    with jax.debug_nans(False) if problem.weight is not None else contextlib.nullcontext():
+        found, plan = _solve(kind, problem)
+    return _finish_trace(found, plan) if kind == "trace" else _finish_diagonal(found, plan)
 
 
 @jax.tree_util.register_static
@@ -151,6 +176,7 @@ class _Plan:
         examples, chunks: examples in a chunk, and the number of chunks.
         cotangents, passes: cotangents in a pass, and the number of passes over each chunk.
         total: cotangents of one example.
+        weighted: examples count as their weights say.
         ways: for each leaf, its name and way.
     """
 
@@ -159,6 +185,7 @@ class _Plan:
     cotangents: int
     passes: int
     total: int
+    weighted: bool
     ways: tuple[tuple[str, str], ...]
 
 
@@ -184,13 +211,13 @@ class _Pass:
             add_up = jax.sharding.auto_axes(add_up, out_sharding=lies)
         with jax.default_matmul_precision("highest"):
             added = add_up(problem, examples, index % self.plan.passes)
-        return index + 1, jax.tree.map(jnp.add, total, added)
+        return index + 1, jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, added)
 
 
 def _solve(kind: Kind, problem: Problem) -> tuple[Any, _Plan]:
     budget = _CPU_BYTES if jax.default_backend() == "cpu" else _BYTES
     plan, carry, examples = _begin(kind, budget, problem)
-    operands = (dataclasses.replace(problem, batch=None, keys=None), examples)
+    operands = (dataclasses.replace(problem, batch=None, keys=None, weight=None), examples)
     steps = plan.chunks * plan.passes
     carry, _ = loops.iterate(_Pass(kind, plan), carry, operands, max_steps=steps)
     return carry[1], plan
@@ -198,7 +225,7 @@ def _solve(kind: Kind, problem: Problem) -> tuple[Any, _Plan]:
 
 def _add_up(step: _Pass, problem, examples, index):
     """What a chunk of examples adds to the total."""
-    params = widen(problem.params)
+    params, weighted = widen(problem.params), step.plan.weighted
     traced = []
 
     def one(example, key, weight):
@@ -206,12 +233,14 @@ def _add_up(step: _Pass, problem, examples, index):
         model, _ = _trace(step.kind, problem, one, key)
         outputs, pull, reads = contributions.pull_back(model, params, problem.model, one)
         signs, vectors = cotangents.squares(problem, outputs, one, key)
-        signs = signs * weight.astype(signs.dtype)
+        signs = signs * jnp.where(weight > 0, weight, 0).astype(signs.dtype)
         signs, vectors = jax.tree.map(lambda x: _pass(step.plan, x, index), (signs, vectors))
         traced.append(model)
-        return contributions.contributions(
+        added = contributions.contributions(
             *(step.kind, model, signs, reads), *jax.vmap(pull)(vectors)
         )
+        # An example that does not count may have no finite loss.
+        return jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), added) if weighted else added
 
     added = jax.vmap(one)(*examples)
     leaves, treedef = jax.tree.flatten(problem.params)
@@ -248,9 +277,11 @@ def _begin(kind, budget, problem):
     total = tree.zeros_like(params)
     if kind == "trace":
         total = jax.tree.map(jnp.sum, total)
-    dtype = tree.vdot(params, params).dtype
     held = plan.examples * plan.chunks
-    weights = (jnp.arange(held) < count).astype(dtype) / count
+    weights = (jnp.arange(held) < count).astype(scalar_type(params)) / count
+    if problem.weight is not None:
+        weight = problem.weight.astype(weights.dtype)
+        weights = jnp.pad(weight / jnp.sum(weight), (0, held - count))
 
     def cut(x):
         # Interleaved: a chunk takes a share of what lies on each device.
@@ -274,19 +305,21 @@ def _cut(traced, problem, count, total, budget) -> _Plan:
     chunks = math.ceil(count / min(most, count))
     names = tree.path_names(problem.params)
     ways = tuple((name, route.way) for name, route in zip(names, traced.routes, strict=True))
-    return _Plan(math.ceil(count / chunks), chunks, together, passes, total, ways)
+    weighted = problem.weight is not None
+    return _Plan(math.ceil(count / chunks), chunks, together, passes, total, weighted, ways)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _finish_trace(leaves, plan) -> ExactTrace:
-    value = tree.total(jax.tree.leaves(leaves))
+    each = jax.tree.leaves(leaves)
+    value = tree.total([x.astype(jnp.result_type(*each)) for x in each])
     status = if_finite(jnp.isfinite(value))
     return ExactTrace(value, leaves, _count(value, plan), status, plan.ways)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _finish_diagonal(value, plan) -> ExactDiagonal:
-    total = tree.total([jnp.sum(x) for x in jax.tree.leaves(value)])
+    total = tree.vdot(value, jax.tree.map(jnp.ones_like, value))
     return ExactDiagonal(value, _count(total, plan), if_finite(jnp.isfinite(total)), plan.ways)
 
 
@@ -294,21 +327,21 @@ def _count(value, plan):
     return jnp.zeros_like(value, jnp.int32) + plan.total
 
 
-def _refuse_mixing(caller: str, problem: Problem) -> None:
-    """Outside a trace: two examples must have the outputs together that they have alone."""
-    if is_explicit() or loops.inside_jit() or loops.is_traced(problem):
-        return
-    if loops.count_examples(caller, problem.batch) > 1 and _mixes(problem):
-        raise UserError(
-            f"{caller}: the outputs of one example depend on the others of its batch, as those of "
-            f"BatchNorm in training mode do. Call the model in evaluation mode, with frozen "
-            f"statistics, so that it acts on each example by itself."
-        )
+def refuse_mixing(caller: str, problem: Problem) -> Checked | None:
+    """Two examples must have the outputs together that they have alone.
 
-
-def is_explicit() -> bool:
-    """Whether the mesh in use has Explicit axes."""
-    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    Raises:
+        UserError: names `caller`; they have not.
+    """
+    if is_explicit() or loops.count_examples(caller, problem.batch) == 1:
+        return None
+    return require(
+        caller,
+        ~_mixes(problem),
+        "the outputs of one example depend on the others of its batch, as those of BatchNorm in "
+        "training mode do. Call the model in evaluation mode, with frozen statistics, so that it "
+        "acts on each example by itself.",
+    )
 
 
 @jax.jit

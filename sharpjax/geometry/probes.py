@@ -11,19 +11,20 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import deflation, hutchinson, quadratic, units, xtrace
+from sharpjax.geometry import deflation, hutchinson, quadratic, remainder, units, xtrace
 from sharpjax.geometry.accuracy import Target, ask, how_it_ended
 from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.assumptions import mark, solver
 from sharpjax.geometry.checks import check_key, check_operator
-from sharpjax.geometry.control import controlled_trace
-from sharpjax.geometry.exact import exact_trace
+from sharpjax.geometry.decomposition import Found, Request, decompose
 from sharpjax.geometry.hutchinson import by_leaf
 from sharpjax.geometry.subspaces import Krylov, Sketch
 
 Method = Literal["deflated", "exact", "hutchinson", "forward", "hutchpp", "xtrace"]
 Params = Any
 
-_LEAST = {"forward": quadratic.LEAST}  # of probes; 4 with all others
+# Of probes; 4 with all others.
+_LEAST = {"forward": quadratic.LEAST, "exact": remainder.LEAST_PROBES}
 
 
 @jax.tree_util.register_dataclass
@@ -34,14 +35,15 @@ class Trace:
     Attributes:
         value: the estimate.
         standard_error: its standard deviation over the probes; NaN with "hutchpp" and "xtrace".
-        num_evaluations: int32, products that it took, of every kind.
+        num_evaluations: int32, products that it took, of every kind; with "exact" also the
+            back-propagations of each example.
         remainder: the part of `value` that was probed; the rest is exact.
         error_figure: what the method says of its own error; the standard error where there is one.
         by_leaf: the trace of the diagonal block of each leaf, by its name, from the same probes;
             empty with "forward" and "xtrace". The errors are bounds, at most a factor sqrt(2) too
             large, whose squares add up to that of the whole.
         status: `Status`, int32.
-        method: how it was done; "control" where a control was given.
+        method: how it was done.
     """
 
     value: jax.Array
@@ -77,11 +79,11 @@ class Trace:
         return Estimate(value, jnp.sqrt(variance), self.num_evaluations)
 
 
+@solver
 def trace(
     operator: Operator,
     *,
     key: jax.Array,
-    control: Operator | None = None,
     method: Method = "deflated",
     relative_error: Target = None,
     absolute_error: Target = None,
@@ -100,10 +102,14 @@ def trace(
     * "deflated": on a small Krylov space, basis Q, the trace is exact, and probes are of the rest,
       `P A P` with `P = I - QQ'`. Four probes taken first say how large the basis should be, none
       included. On a dense net (670,000 parameters) 230 products in place of 840 gave 1 %.
-    * "exact": no probe, for Gauss-Newton and Fisher matrices (`exact_trace`).
-    * "control": not by this name, but by `control=`: the exact trace of that, plus the difference,
-      by probes on one leaf at a time. Exact for piecewise-linear nets, where `remainder` is 0
-      (`controlled_trace`).
+    * "exact": no probe where none is needed, for matrices of losses that know their parts
+      (`composed`), and for their multiples, sums, dampings and means over batches. Gauss-Newton and
+      Fisher matrices: exact (`exact_trace`). Hessians: the exact trace of the Gauss-Newton part,
+      and what the model's own curvature adds, by probes on one leaf at a time (`remainder_trace`):
+      none on piecewise linear nets that use no weight twice, at most three forward passes each
+      elsewhere. For deep nets that bend, "deflated" is cheaper. A regulariser is exact where two
+      products certify that its Hessian is diagonal, and probed where not. The standard error is
+      that of what was probed, 0 where nothing was.
     * "hutchinson": probes alone. "forward": the same for a Hessian by `z'Hz` alone, forward over
       forward: 20 to 30 percent faster per probe on a dense net and without the residuals of a
       gradient in memory; its error is that of a mean of values, and 16 are taken at least.
@@ -120,18 +126,19 @@ def trace(
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
         key: for the probes; not used by "exact".
-        control: for a Hessian, `gauss_newton(...)` of the same model, loss, parameters and batch.
         method: as above.
         relative_error: stop where the standard error (the figure, with "hutchpp" and "xtrace") is
             at most this share of the estimate.
         absolute_error: or at most this. Without either, `max_probes` are used. A trace near zero
             never meets a relative error.
-        max_probes: products at the most, those for a basis included; with `control`, probes of each
-            leaf. Where they do not reach the error that is asked for, `status` is `NOT_CONVERGED`.
+        max_probes: products at the most, those for a basis included; with "exact", probes of each
+            leaf that must be probed, 16 or more. Where they do not reach the error that is asked
+            for, `status` is `NOT_CONVERGED`.
         basis_size: vectors in the basis of "deflated" and "hutchpp" at the most.
 
     Raises:
-        UserError: an argument does not fit.
+        UserError: an argument does not fit; with "exact", the loss has no parts, or its outer loss
+            is no mean over the examples.
 
     References: arXiv 2010.09649 (Hutch++), 2109.10659 (its adaptive form), 2301.07825 (XTrace).
 
@@ -152,20 +159,11 @@ def trace(
     basis_size = whole_number("trace", "basis_size", basis_size)
     check_key("trace", key)
     names = tuple(tree.path_names(operator.like))
-    if control is not None:
-        if method != "deflated":
-            raise UserError(f"trace: control= is a method of its own; leave out method='{method}'.")
-        found = controlled_trace(
-            operator,
-            control,
-            key=key,
-            relative_error=relative_error,
-            absolute_error=absolute_error,
-            max_probes=max_probes,
-        )
-        return _of_control(names, found)
     if method == "exact":
-        return _of_exact(names, exact_trace(operator))
+        request = Request("trace", "trace", accuracy, max_probes, TraceStatistic(), _read)
+        found = decompose(request, operator, key)
+        result = _of_parts(names, accuracy.is_asked, accuracy, found._replace(checked=None))
+        return mark(result, found.checked)
     if method == "forward":
         values = quadratic.run(key, operator, accuracy=accuracy, max_probes=max_probes)
         return _of_values(accuracy.is_asked, values)
@@ -271,32 +269,30 @@ def _of_values(to_accuracy, state: quadratic.Values) -> Trace:
     )
 
 
-def _of_control(names, found) -> Trace:
-    leaves = jax.tree.leaves(found.leaves, is_leaf=lambda x: isinstance(x, Estimate))
-    return Trace(
-        value=found.value,
-        standard_error=found.standard_error,
-        num_evaluations=found.num_evaluations,
-        remainder=found.remainder,
-        error_figure=found.standard_error,
-        by_leaf=dict(zip(names, leaves, strict=True)),
-        status=found.status,
-        method="control",
+def _read(params, state: hutchinson.Probing):
+    """The value and the error of each leaf, as trees."""
+    both = TraceStatistic().leaves(state.exact, state.sums, state.count)
+    values, errors = (units.known(state.unit) * x for x in both)
+    treedef = jax.tree.structure(params)
+    return treedef.unflatten(list(values)), treedef.unflatten(list(errors))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _of_parts(names, to_accuracy, accuracy, found: Found) -> Trace:
+    value, errors, probed = (
+        jnp.stack([x.astype(jnp.result_type(*leaves)) for x in leaves])
+        for leaves in map(jax.tree.leaves, found[:3])
     )
-
-
-def _of_exact(names, found) -> Trace:
-    zero, count = jnp.zeros_like(found.value), found.num_evaluations
-    leaves = [
-        Estimate(value, jnp.zeros_like(value), count) for value in jax.tree.leaves(found.leaves)
-    ]
+    whole, error, count = jnp.sum(value), units.norm(errors), found.num_evaluations
+    within = error <= accuracy.fill(0 * whole).allowed(jnp.abs(whole))
+    met = (error == 0) | within | (not to_accuracy)
     return Trace(
-        value=found.value,
-        standard_error=zero,
+        value=whole,
+        standard_error=error,
         num_evaluations=count,
-        remainder=zero,
-        error_figure=zero,
-        by_leaf=dict(zip(names, leaves, strict=True)),
-        status=found.status,
+        remainder=jnp.sum(probed),
+        error_figure=error,
+        by_leaf={n: Estimate(value[i], errors[i], count) for i, n in enumerate(names)},
+        status=how_it_ended(met, jnp.isfinite(whole + error)),
         method="exact",
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from flax.errors import InvalidRngError, ScopeCollectionNotFound
 
@@ -43,8 +42,7 @@ class Classification:
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, params: Any, batch: Batch) -> jax.Array:
-        logits = self.logits(params, batch)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
+        return self.outer_loss(self.logits(params, batch), batch)
 
     def logits(self, params: Any, batch: Batch) -> jax.Array:
         """The model's outputs, [B, K]."""
@@ -52,7 +50,7 @@ class Classification:
 
     @property
     def model_fn(self) -> "Logits":
-        """The model as `model_fn(params, batch)`, for `geometry.gauss_newton` and `fisher`."""
+        """The model as `model_fn(params, batch)`; geometry finds both parts by their names."""
         return Logits(self.model, self.variables)
 
     @property
