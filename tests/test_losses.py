@@ -188,11 +188,26 @@ def test_confident_logits_stay_finite():
     np.testing.assert_allclose(grads["head"]["bias"], [-1, 1, 0, 0, 0], atol=1e-6)
 
 
-def test_a_label_that_is_no_class_is_not_silently_something():
+@pytest.mark.parametrize("label", [-100, -1, 5])
+def test_a_label_that_is_no_class_is_not_silently_something(label):
+    """Neither in the loss nor in what is made of its derivatives."""
     model, batch = nn.MLP(num_classes=5, width=2), example_batch()
     params, _ = initial(model)
-    batch["label"] = batch["label"].at[0].set(5)
-    assert jnp.isnan(Classification(model)(params, batch))
+    batch["label"] = batch["label"].at[0].set(label)
+    classification, outer = Classification(model), CrossEntropy()
+    logits = classification.logits(params, batch)
+    for value, gradient in (
+        jax.value_and_grad(classification)(params, batch),
+        jax.value_and_grad(lambda p: Objective(model)(p, batch)[0])(params),
+        jax.value_and_grad(outer)(logits, batch),
+    ):
+        assert jnp.isnan(value) and jnp.isnan(tree.norm(gradient))
+
+
+def test_one_logit_is_no_distribution():
+    batch = {"label": jnp.zeros(3, jnp.int32)}
+    with pytest.raises(UserError, match=r"logits of shape \(3, 1\) are of one class"):
+        CrossEntropy()(jnp.zeros((3, 1)), batch)
 
 
 @pytest.mark.parametrize("make", [residual_net, lambda dtype: nn.SmallConv(5, 4, dtype)])

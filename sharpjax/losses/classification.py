@@ -20,7 +20,7 @@ class Classification:
 
     L(w) = -1/B sum_i log softmax(f(w, image_i))[label_i]. Examples do not see each other, so it may
     be cut into microbatches. Logits and loss are float32 at least, whatever the model computes in.
-    A label of K or more makes the loss NaN.
+    A label that is no class, below 0 or K or more, makes the loss and its derivatives NaN.
 
     Attributes:
         model: a Flax Linen module, equal by value to every other one made alike.

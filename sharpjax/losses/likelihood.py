@@ -13,6 +13,37 @@ from sharpjax.errors import UserError
 Batch = Mapping[str, jax.Array]
 
 
+def cross_entropies(caller: str, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label] of each row, [N]; NaN, as all its derivatives are, where the
+    label is no class: below 0 (as -1 and -100 that mean "none" elsewhere), or K or more.
+
+    Args:
+        caller: for errors.
+        logits: [N, K], K >= 2.
+        labels: integers [N].
+
+    Raises:
+        UserError: logits of another rank, or of one class.
+
+    >>> cross_entropies("f", jnp.zeros((3, 4)), jnp.array([3, 4, -1])).tolist()
+    [1.3862943649291992, nan, nan]
+    """
+    if logits.ndim != 2:
+        raise UserError(
+            f"{caller}: logits must be [N, K], got {logits.shape}. Models of sequences reshape "
+            f"them: `logits.reshape(-1, logits.shape[-1])`."
+        )
+    if logits.shape[1] < 2:
+        raise UserError(
+            f"{caller}: logits of shape {logits.shape} are of one class, whose loss is 0 whatever "
+            f"they are. For two classes by one logit z give [0, z]: "
+            f"`jnp.concatenate([jnp.zeros_like(z), z], axis=1)`."
+        )
+    is_class = (labels >= 0) & (labels < logits.shape[1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(is_class, labels, 0))
+    return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
@@ -20,9 +51,11 @@ class CrossEntropy:
     -log p of a categorical distribution in its natural parameter.
 
     Labels may have any shape of N numbers: models of sequences return [B * S, K] for labels [B, S].
+    One that is no class, below 0 or K or more, makes the loss and all its derivatives NaN: rows
+    that shall not count have to be left out, or weigh nothing.
 
     Raises:
-        UserError: when called, where the logits have another rank than 2.
+        UserError: when called, where the logits have another rank than 2, or one class.
 
     >>> batch = {"label": jnp.array([0, 1])}
     >>> print(CrossEntropy()(jnp.zeros((2, 4)), batch))  # log 4
@@ -32,13 +65,7 @@ class CrossEntropy:
     canonical: ClassVar[bool] = True  # the Fisher matrix is the Gauss-Newton matrix
 
     def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        if logits.ndim != 2:
-            raise UserError(
-                f"losses.CrossEntropy: logits must be [N, K], got {logits.shape}. Models of "
-                f"sequences reshape them: `logits.reshape(-1, logits.shape[-1])`."
-            )
-        labels = batch["label"].reshape(-1)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return jnp.mean(cross_entropies("losses.CrossEntropy", logits, batch["label"].reshape(-1)))
 
     def sample(self, key: jax.Array, logits: jax.Array, batch: Batch) -> Batch:
         """The batch with labels drawn from the model: p = softmax(logits)."""

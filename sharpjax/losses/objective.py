@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.losses.classification import apply
-from sharpjax.losses.likelihood import Batch, SquaredError
+from sharpjax.losses.likelihood import Batch, SquaredError, cross_entropies
 from sharpjax.losses.teacher import Teacher
 
 
@@ -99,7 +98,7 @@ class Objective:
 
     def _classification(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         label = batch["label"]
-        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
+        value = jnp.mean(cross_entropies("losses.Objective", logits, label))
         if self.label_smoothing:
             uniform = -jnp.mean(jax.nn.log_softmax(logits))
             value = (1 - self.label_smoothing) * value + self.label_smoothing * uniform
