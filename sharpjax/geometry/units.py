@@ -5,7 +5,6 @@ zero: dividing by it changes no bit of a result, and in float32 operators from 1
 good as any. A unit of 0 is one that is not known yet, and counts as 1.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -32,7 +31,7 @@ def power_of_two(numbers: Params, dtype: Any = None) -> jax.Array:
     leaves = jax.tree.leaves(numbers)
     dtype = leaves[0].dtype if dtype is None else dtype
     sizes = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in leaves]
-    largest = functools.reduce(jnp.maximum, sizes)
+    largest = jnp.max(jnp.stack(sizes))  # no chain, as in `tree.total`
     limits = jnp.finfo(dtype)
     _, exponent = jnp.frexp(largest)
     # So that 1 / unit is a normal number, too.
