@@ -1,0 +1,215 @@
+"""Random outer losses: those in which examples see each other are refused, and no other one is.
+
+Nothing here was written for a case that was once wrong: forms, strengths, sizes and types are
+drawn.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharpjax.errors import UserError
+from sharpjax.geometry import composed, fisher, gauss_newton
+
+DRAWS = 5
+
+
+# The loss of single examples, [N], from outputs [N, K].
+
+
+def squared(outputs, batch):
+    return jnp.mean(jnp.square(outputs - batch["target"]), axis=1)
+
+
+def cross_entropy(outputs, batch):
+    return -jnp.take_along_axis(jax.nn.log_softmax(outputs), batch["label"][:, None], 1)[:, 0]
+
+
+def robust(outputs, batch):
+    return jnp.mean(jnp.log(jnp.cosh(outputs - batch["target"])), axis=1)
+
+
+EACH = (squared, cross_entropy, robust)
+
+
+# What becomes of them: `how(each, outputs, batch, strength, numbers)`, with N random numbers.
+
+
+def total(each, outputs, batch, strength, numbers):
+    return jnp.sum(each)
+
+
+def power_of_mean(each, outputs, batch, strength, numbers):
+    return jnp.mean(each) ** (1 + strength)
+
+
+def log_of_mean(each, outputs, batch, strength, numbers):
+    return jnp.log(strength + jnp.mean(each))
+
+
+def soft_maximum(each, outputs, batch, strength, numbers):
+    return jax.nn.logsumexp(4 * strength * each) / (4 * strength) - np.log(len(each))
+
+
+def largest_half(each, outputs, batch, strength, numbers):
+    return jnp.mean(jnp.sort(each)[len(each) // 2 :])
+
+
+def spread(each, outputs, batch, strength, numbers):
+    return jnp.mean(each) + strength * jnp.std(each)
+
+
+def weighted_by_loss(each, outputs, batch, strength, numbers):
+    return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(4 * strength * each)) * each)
+
+
+def weighted(each, outputs, batch, strength, numbers):
+    weight = jnp.exp(strength * numbers)
+    return jnp.sum(weight * each) / jnp.sum(weight)
+
+
+def masked(each, outputs, batch, strength, numbers):
+    """The first is hidden, and as many as the numbers say."""
+    mask = (numbers > 0.5).astype(each.dtype).at[0].set(0).at[1].set(1)
+    return jnp.sum(mask * each) / jnp.sum(mask)
+
+
+def repelled(each, outputs, batch, strength, numbers):
+    return jnp.mean(each) + strength * jnp.mean(jnp.square(jnp.mean(outputs, axis=0)))
+
+
+def neighbours(each, outputs, batch, strength, numbers):
+    return jnp.mean(each) + strength * jnp.mean(jnp.square(outputs[1:] - outputs[:-1]))
+
+
+def coupled(each, outputs, batch, strength, numbers):
+    """A random form of rank one in the examples."""
+    return jnp.mean(each) + strength * jnp.sum(jnp.square(numbers @ outputs)) / len(each)
+
+
+def negatives(each, outputs, batch, strength, numbers):
+    scores = outputs @ batch["target"].T
+    return strength * jnp.mean(each) - jnp.mean(jnp.diagonal(jax.nn.log_softmax(scores)))
+
+
+MIXING = (
+    *(total, power_of_mean, log_of_mean, soft_maximum, largest_half, spread, weighted_by_loss),
+    *(weighted, masked, repelled, neighbours, coupled, negatives),
+)
+
+
+def mean(each, outputs, batch, strength, numbers):
+    return jnp.mean(each)
+
+
+def multiple(each, outputs, batch, strength, numbers):
+    return 1e3 ** (2 * strength - 1) * jnp.mean(each)
+
+
+def mean_of_curved(each, outputs, batch, strength, numbers):
+    return jnp.mean(jnp.exp(-strength * each))
+
+
+def mean_by_scan(each, outputs, batch, strength, numbers):
+    def add(carry, value):
+        return carry + value, None
+
+    return jax.lax.scan(add, jnp.zeros((), each.dtype), each)[0] / len(each)
+
+
+def mean_of_penalised(each, outputs, batch, strength, numbers):
+    return jnp.mean(each + strength * jnp.sum(outputs**4, axis=1))
+
+
+SOUND = (mean, multiple, mean_of_curved, mean_by_scan, mean_of_penalised)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """An outer loss whose numbers are traced: all draws of one form are one compilation."""
+
+    strength: Any
+    numbers: Any
+    each: Any = dataclasses.field(metadata={"static": True})
+    how: Any = dataclasses.field(metadata={"static": True})
+    canonical = True
+
+    def __call__(self, outputs, batch):
+        numbers = self.numbers[: len(outputs)]
+        return self.how(self.each(outputs, batch), outputs, batch, self.strength, numbers)
+
+
+def model(params, batch):
+    return batch["x"] @ params
+
+
+def draw(how, seed):
+    """A form with a loss of single examples, a size, and a type, `DRAWS` times."""
+    rng = np.random.default_rng((seed, *how.__name__.encode()))
+    dtype = rng.choice([np.float32, np.float64])
+    count, each = int(rng.choice([4, 9, 40, 150])), EACH[rng.integers(len(EACH))]
+    for _ in range(DRAWS):
+        batch = {
+            "x": jnp.asarray(rng.normal(size=(count, 2)), dtype),
+            "target": jnp.asarray(rng.normal(size=(count, 3)), dtype),
+            "label": jnp.asarray(rng.integers(0, 3, count)),
+        }
+        numbers = jnp.asarray(rng.normal(size=count), dtype)
+        outer = Outer(jnp.asarray(rng.uniform(0.2, 1), dtype), numbers, each, how)
+        yield outer, jnp.asarray(rng.normal(size=(2, 3)), dtype), batch
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("how", MIXING, ids=lambda how: how.__name__)
+def test_mixing_losses_are_refused(x64, how, seed):
+    make = (gauss_newton, fisher)[seed % 2]
+    for outer, params, batch in draw(how, seed):
+        with pytest.raises(UserError, match=r"outer_loss is (not|the sum)"):
+            make(composed(model, outer), params, batch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("how", SOUND, ids=lambda how: how.__name__)
+def test_means_are_not(x64, how, seed):
+    for outer, params, batch in draw(how, seed):
+        gauss_newton(composed(model, outer), params, batch)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ByNumber:
+    """Each example has the weight that lies in its batch."""
+
+    each: Any = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, outputs, batch):
+        total = jnp.sum(batch["weight"])
+        return jnp.sum(batch["weight"] * self.each(outputs, batch)) / total
+
+
+@pytest.mark.parametrize("each", EACH, ids=lambda each: each.__name__)
+def test_weights_are_those_declared(x64, each):
+    """With them declared the loss passes; with any other ones, or none, it does not."""
+    rng = np.random.default_rng(7)
+    for _, params, batch in draw(weighted, 11):
+        weight = rng.integers(0, 4, len(batch["x"])) * rng.lognormal(size=len(batch["x"]))
+        weight[:3] = 0, 1, 2
+        batch["weight"] = jnp.asarray(weight, batch["x"].dtype)
+        outer = ByNumber(each)
+        gauss_newton(composed(model, outer, example_weight=_weight), params, batch)
+        for declared in (None, _square):
+            with pytest.raises(UserError, match="outer_loss is not"):
+                gauss_newton(composed(model, outer, example_weight=declared), params, batch)
+
+
+def _weight(batch):
+    return batch["weight"]
+
+
+def _square(batch):
+    return batch["weight"] ** 2
