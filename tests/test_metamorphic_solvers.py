@@ -2,6 +2,9 @@
 claims."""
 
 import functools
+import inspect
+import re
+import sys
 from typing import Any, NamedTuple
 
 import jax
