@@ -219,8 +219,16 @@ def map_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) -
     return tree.stack([fn(operands, chunk) for chunk in _members(chunks)])
 
 
-def mean_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) -> Any:
+def mean_over_chunks(
+    fn: Callable[[Any, Any], Any],
+    operands: Any,
+    chunks: Any,
+    weights: jax.Array | None = None,
+) -> Any:
     """The mean of `fn(operands, chunk)` over the chunks on axis 0: for use inside a step.
+
+    With `weights`, numbers >= 0 for each chunk, the weighted mean: what has weight 0 does not
+    count, even where it is not finite, and where all have, the mean is NaN.
 
     Sums are kept in float32 at least, and rounded once to the type that `fn` gives; integers and
     booleans become float32. Memory: one result and its sum, however many the chunks. A scan, which
@@ -229,6 +237,9 @@ def mean_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) 
 
     >>> mean_over_chunks(jnp.multiply, jnp.float32(2), jnp.arange(4.0)).item()
     3.0
+    >>> chunks, weights = jnp.array([1.0, jnp.nan, 4.0]), jnp.array([1.0, 0.0, 2.0])
+    >>> mean_over_chunks(jnp.multiply, jnp.float32(2), chunks, weights).item()
+    6.0
     """
     count = jax.tree.leaves(chunks)[0].shape[0]
     first = tree.index(chunks, 0)
@@ -237,21 +248,28 @@ def mean_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) 
     def widened(x):
         return x.astype(_sum_type(x.dtype))
 
-    def add(total, value):
-        return jax.tree.map(lambda s, x: s + widened(x), total, value)
+    def term(chunk_and_weight):
+        chunk, weight = chunk_and_weight
+        value = jax.tree.map(widened, fn(operands, chunk))
+        if weight is None:
+            return value
+        return jax.tree.map(lambda x: jnp.where(weight > 0, weight.astype(x.dtype) * x, 0), value)
 
     if _unroll(fn, operands, chunks):
-        values = (jax.tree.map(widened, fn(operands, c)) for c in _members(chunks))
-        total = functools.reduce(add, values)
+        terms = map(term, _members((chunks, weights)))
+        total = functools.reduce(functools.partial(jax.tree.map, jnp.add), terms)
     else:
         zero = jax.tree.map(
             lambda x: jnp.zeros(x.shape, _sum_type(x.dtype), out_sharding=x.sharding), like
         )
-        total, _ = jax.lax.scan(lambda s, c: (add(s, fn(operands, c)), None), zero, chunks)
+        total, _ = jax.lax.scan(
+            lambda s, c: (jax.tree.map(jnp.add, s, term(c)), None), zero, (chunks, weights)
+        )
+    by = count if weights is None else jnp.sum(weights)
 
     def mean(s, x):
         kept = jnp.issubdtype(x.dtype, jnp.floating)
-        return (s / count).astype(x.dtype if kept else s.dtype)
+        return (s / jnp.asarray(by, s.dtype)).astype(x.dtype if kept else s.dtype)
 
     return jax.tree.map(mean, total, like)
 

@@ -44,8 +44,8 @@ class Operator(Protocol):
 
 
 class Composable:
-    """What every operator of this library can do: `A + B`, `A - B`, `-A`, `2 * A`, and `A + 0.1`
-    for `A + 0.1 I`.
+    """What every operator of this library can do: `A + B`, `A - B`, `-A`, `2 * A`, `A / 2`, and
+    `A + 0.1` for `A + 0.1 I`.
 
     Numbers are Python's, numpy's or scalars of jax, also traced ones; they are leaves, so that
     another number compiles nothing. Both operators of a sum must act on the same vectors.
@@ -86,6 +86,9 @@ class Composable:
         return Scaled(self, factor) if _is_number(factor) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor):
+        return Scaled(self, 1 / divisor) if _is_number(divisor) else NotImplemented
 
     def __neg__(self):
         return Scaled(self, -1.0)

@@ -75,12 +75,12 @@ def mark(result: Any, checked: Checked | None) -> Any:
 
 
 def solver(solve: Solve) -> Solve:
-    """Marks what a solver finds of an operator, its first argument, that carries a `Checked`."""
+    """Marks what a solver finds of operators, its arguments, of which any carries a `Checked`."""
 
     @functools.wraps(solve)
-    def marked(operator, *args, **kwargs):
-        result = solve(operator, *args, **kwargs)
-        nodes = jax.tree.leaves(operator, is_leaf=lambda node: isinstance(node, Checked))
+    def marked(*args, **kwargs):
+        result = solve(*args, **kwargs)
+        nodes = jax.tree.leaves((args, kwargs), is_leaf=lambda node: isinstance(node, Checked))
         carried = [node for node in nodes if isinstance(node, Checked)]
         return mark(result, functools.reduce(both, carried)) if carried else result
 

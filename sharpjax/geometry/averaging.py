@@ -11,50 +11,57 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry import cutting
 from sharpjax.geometry.algebra import Composable, Matvec, Operator, Params
+from sharpjax.geometry.assumptions import Checked, guard
 from sharpjax.geometry.batches import Batch, Cut, Listed, Loader, as_batches
+from sharpjax.geometry.composed import total_weight
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Averaged(Composable, loops.HostCode):
-    """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of a batch of `n_b` examples; `averaged`
-    makes it.
+    """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of a batch of `n_b` examples, or of that
+    weight in all; `averaged` makes it.
 
     Attributes:
         operator: of the first batch; the others differ from it in the field `batch` alone.
         batches: where the batches come from.
         cache_bytes: of linearisations that are kept.
+        checked: whether the loss is the mean of its parts, where only a trace knows.
     """
 
     operator: Any
     batches: Listed | Cut | Loader
     cache_bytes: int = dataclasses.field(metadata={"static": True})
+    checked: Checked | None = None
 
     @property
     def like(self) -> Any:
         return self.operator.like
 
-    def members(self) -> Iterator[tuple[int, Any]]:
-        """The number of examples and the operator of each batch, one after another.
+    def members(self) -> Iterator[tuple[int | jax.Array, Any]]:
+        """The number of examples (their weight in all, where the loss declares weights) and the
+        operator of each batch, one after another.
 
         For what is a mean over examples and not found from products, such as an exact trace.
         """
         for i, batch in enumerate(self.batches.read()):
-            yield _count(batch), member(self.operator, batch, i)
+            yield _weight(self.operator, batch), member(self.operator, batch, i)
 
     def linearize(self) -> Matvec:
         if loops.inside_jit():
-            return Partial(_mean, self.operator, self.batches.stacked())
-        cached, left = [], self.cache_bytes
+            return guard(Partial(_mean, self.operator, self.batches.stacked()), self.checked)
+        cached, left, rest = [], self.cache_bytes, Listed(())
         if getattr(self.operator, "microbatch_size", None) is not None:
             left = -1
         for i, batch in enumerate(self.batches.read()):
             left -= linearization_bytes(self.operator, batch)
             if left < 0:
-                return _Product(tuple(cached), self.operator, self.batches)
-            cached.append((_linearize(self.operator, batch, i), _count(batch)))
-        return _Product(tuple(cached), self.operator, Listed(()))
+                rest = self.batches
+                break
+            cached.append((_linearize(self.operator, batch, i), _weight(self.operator, batch)))
+        return guard(_Product(tuple(cached), self.operator, rest), self.checked)
 
 
 def averaged(
@@ -67,7 +74,10 @@ def averaged(
     """The operator of a whole data set: the mean over its batches, weighted by examples.
 
     For a loss that is a mean over the examples this is the operator of all of them in one batch,
-    `sum_b n_b A_b / sum_b n_b`, in the memory of one batch and of what is kept.
+    `sum_b n_b A_b / sum_b n_b`, in the memory of one batch and of what is kept. Where the loss
+    declares weights (`composed`), `n_b` is their sum over the batch. That the loss is such a mean
+    is checked on some examples of a few batches, of a loader the first two, by two forward passes
+    of these (`sharpjax.geometry.cutting`).
 
     A product is a Python loop over the batches round one compiled function (two, where the last
     batch is shorter), on every backend: scans over batches ran 1.1 to 20 times slower on CPU, and
@@ -104,7 +114,8 @@ def averaged(
     Raises:
         UserError: an argument does not fit: no batches, batches of different layout (the leaf is
             named), an iterator that cannot be read again. The last may also be found by the solver,
-            at the beginning of a pass.
+            at the beginning of a pass. Or the loss is not the mean of its parts; the message names
+            the remedies.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -121,15 +132,18 @@ def averaged(
             f"{type(operator_of).__name__}."
         )
     cache_bytes = whole_number("averaged", "cache_bytes", cache_bytes, least=0)
-    source, first = as_batches(batches, batch_size)
-    operator = operator_of(first)
+    source, few = as_batches(batches, batch_size)
+    operator = operator_of(few[0])
     if not (isinstance(operator, Operator) and hasattr(operator, "batch")):
         raise UserError(
             f"averaged: the function must return an operator with a field 'batch', such as "
             f"hessian(loss, params, batch); it returned {type(operator).__name__}. Compose "
             f"outside: averaged(...) + 0.1."
         )
-    return Averaged(operator, source, cache_bytes)
+    loss, checked = getattr(operator, "loss", None), None
+    if loss is not None:
+        checked = cutting.check_batches("averaged", loss, operator.like, few)
+    return Averaged(operator, source, cache_bytes, checked)
 
 
 def linearization_bytes(operator: Operator, batch: Batch) -> int:
@@ -149,10 +163,10 @@ def member(operator: Any, batch: Batch, number: jax.typing.ArrayLike) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Product(loops.HostCode):
-    """The product: linearisations that are kept, with their numbers of examples, then the batches
-    beyond them, linearised anew each time."""
+    """The product: linearisations that are kept, with their weights, then the batches beyond them,
+    linearised anew each time."""
 
-    cached: tuple[tuple[Matvec, int], ...]
+    cached: tuple[tuple[Matvec, int | jax.Array], ...]
     operator: Any
     batches: Listed | Cut | Loader
 
@@ -168,14 +182,18 @@ class _Product(loops.HostCode):
             # A batch is read while the one before it is at work, and no more than that one.
             if not loops.is_traced(total):
                 jax.block_until_ready(total)
-            size = _count(batch)
+            size = _weight(self.operator, batch)
             total = _add(total, _fresh_term(self.operator, batch, i, vector, size))
             count += size
         return _divide(total, count)
 
 
-def _count(batch) -> int:
-    return jnp.shape(jax.tree.leaves(batch)[0])[0]
+def _weight(operator, batch) -> int | jax.Array:
+    """What a batch counts: the weights that its loss declares, or its examples."""
+    loss = getattr(operator, "loss", None)
+    if loss is None:
+        return loops.count_examples("averaged", batch)
+    return total_weight(loss, batch)
 
 
 @jax.jit
@@ -185,12 +203,17 @@ def _linearize(operator, batch, number) -> Matvec:
 
 @jax.jit
 def _term(product, vector, size):
-    return tree.scale(size, product(vector))
+    return _scaled(size, product(vector))
 
 
 @jax.jit
 def _fresh_term(operator, batch, number, vector, size):
-    return tree.scale(size, member(operator, batch, number).linearize()(vector))
+    return _scaled(size, member(operator, batch, number).linearize()(vector))
+
+
+def _scaled(weight, vector):
+    """What has no weight may be anything."""
+    return jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), tree.scale(weight, vector))
 
 
 def _add(total, term):
@@ -204,22 +227,25 @@ def _sum(total, term):
 
 @jax.jit
 def _divide(total, count):
-    return tree.scale(1 / count, total)
+    return jax.tree.map(lambda x: x * (1 / jnp.asarray(count, x.dtype)), total)
 
 
 # Inside a trace: a scan over batches of equal shapes, which keeps nothing.
 
 
 def _mean(operator, groups, vector, cached=()):
-    terms = [(tree.scale(size, product(vector)), size) for product, size in cached]
+    terms = [(_scaled(size, product(vector)), size) for product, size in cached]
     for stacked, numbers in groups:
-        size = len(numbers) * jax.tree.leaves(stacked)[0].shape[1]
-        mean = loops.mean_over_chunks(_chunk_product, (operator, vector), (stacked, numbers))
-        terms.append((tree.scale(size, mean), size))
+        weights: Any = [_weight(operator, tree.index(stacked, i)) for i in range(len(numbers))]
+        size = sum(weights)
+        weights = None if isinstance(size, int) else jnp.stack(weights)
+        chunks = (stacked, numbers)
+        mean = loops.mean_over_chunks(_chunk_product, (operator, vector), chunks, weights)
+        terms.append((_scaled(size, mean), size))
     total, count = terms[0]
     for term, size in terms[1:]:
         total, count = jax.tree.map(jnp.add, total, term), count + size
-    return tree.scale(1 / count, total)
+    return _divide(total, count)
 
 
 def _chunk_product(operands, chunk):

@@ -11,6 +11,7 @@ import numpy as np
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry.cutting import num_batches
 
 Batch = Any
 
@@ -126,8 +127,9 @@ class Loader:
         )
 
 
-def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loader, Batch]:
-    """What a user gave as batches, and the first of them.
+def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loader, list[Batch]]:
+    """What a user gave as batches, and a few of them, beginning with the first: as far apart as
+    they can lie, but for a loader those that it gives first.
 
     Raises:
         UserError: names `averaged` and what is wrong with the batches.
@@ -140,11 +142,13 @@ def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loa
                 "loader have the size that it gives them."
             )
         cut = _cut(jax.tree.map(_array, batches), size)
-        return cut, cut.part(0)
+        return cut, [cut.part(i) for i in _apart(cut.count, size)]
     if callable(batches) or not isinstance(batches, Sequence | Mapping) and _is_loader(batches):
-        first = jax.tree.map(_own, _first(batches))
-        loops.count_examples("averaged", first)
-        return Loader(batches, jax.tree.map(_example, first)), first
+        few = _first(batches)
+        loader = Loader(batches, jax.tree.map(_example, few[0]))
+        for i, batch in enumerate(few):
+            _check_alike(batch, loader.example, i)
+        return loader, few
     if not isinstance(batches, Sequence) or isinstance(batches, str):
         raise UserError(
             f"averaged: batches must be a list of batches, or a function of nothing that returns "
@@ -157,7 +161,8 @@ def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loa
     loops.count_examples("averaged", listed[0])
     for i, batch in enumerate(listed):
         _check_alike(batch, listed[0], i)
-    return Listed(listed), listed[0]
+    size = loops.count_examples("averaged", listed[0])
+    return Listed(listed), [listed[i] for i in _apart(len(listed), size)]
 
 
 def even_counts(batch: Batch) -> list[int] | range:
@@ -201,13 +206,24 @@ def _is_loader(batches) -> bool:
     return isinstance(batches, Iterable) and not hasattr(batches, "shape")
 
 
-def _first(source: Any) -> Batch:
+def _apart(count: int, size: int) -> list[int]:
+    places = np.linspace(0, count - 1, min(count, num_batches(size)))
+    return [int(place) for place in places.round()]
+
+
+def _first(source: Any) -> list[Batch]:
+    """The first batches."""
     found = source() if callable(source) else source
     if callable(source) and found is source() and hasattr(found, "__next__"):
         raise _exhausted("nothing new: it returns the same iterator")
+    few = []
     for batch in _iterate(found):
-        return batch
-    raise UserError("averaged: batches gives no batch; the mean needs one at least.")
+        few.append(jax.tree.map(_own, batch))
+        if len(few) >= num_batches(loops.count_examples("averaged", few[0])):
+            break
+    if not few:
+        raise UserError("averaged: batches gives no batch; the mean needs one at least.")
+    return few
 
 
 def _iterate(found: Any) -> Iterator[Batch]:

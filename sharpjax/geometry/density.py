@@ -14,6 +14,7 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import quadrature, units
 from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.status import Status
@@ -149,6 +150,7 @@ class Density(NamedTuple):
         }
 
 
+@solver
 def spectral_density(
     operator: Operator,
     *,

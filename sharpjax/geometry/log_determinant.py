@@ -11,6 +11,7 @@ from sharpjax.errors import whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import krylov, quadrature, recurrence
 from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.density import check_error
 from sharpjax.geometry.status import Status
@@ -53,6 +54,7 @@ class LogDeterminant(NamedTuple):
         }
 
 
+@solver
 def logdet(
     operator: Operator,
     *,

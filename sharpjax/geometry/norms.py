@@ -13,6 +13,7 @@ from sharpjax.estimate import Estimate
 from sharpjax.geometry import deflation, hutchinson, units
 from sharpjax.geometry.accuracy import Target, ask
 from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.subspaces import Krylov
 
@@ -42,6 +43,7 @@ class Frobenius(NamedTuple):
         return {"frobenius": Estimate(self.value, self.standard_error, self.num_evaluations)}
 
 
+@solver
 def frobenius(
     operator: Operator,
     *,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import loops
+from sharpjax.geometry.composed import chunk_weights
 
 Params = Any
 
@@ -45,7 +46,8 @@ def _mean(fn, loss, params, batch, microbatch_size):
     if microbatch_size is None:
         return fn((loss, params), batch)
     chunks = loops.split_chunks("sharpness", batch, microbatch_size)
-    return loops.mean_over_chunks(fn, (loss, params), chunks)
+    weights = chunk_weights(loss, chunks)
+    return loops.mean_over_chunks(fn, (loss, params), chunks, weights)
 
 
 def _value(operands, batch):

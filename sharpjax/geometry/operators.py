@@ -8,9 +8,12 @@ import jax
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
+from sharpjax.geometry import cutting
 from sharpjax.geometry.algebra import Composable, Matvec, Params, widen
+from sharpjax.geometry.assumptions import Checked, guard
 from sharpjax.geometry.blocks import freeze
 from sharpjax.geometry.checks import as_loss, check_problem
+from sharpjax.geometry.composed import chunk_weights
 from sharpjax.geometry.finite import poison, poisoned
 from sharpjax.geometry.precision import Precision, lower
 
@@ -24,12 +27,14 @@ class Hessian(Composable):
         loss: callable pytree.
         params, batch: what it is called with.
         microbatch_size: examples per pass, or None for all at once.
+        checked: whether the batch may be cut, where only a trace knows.
     """
 
     loss: Any
     params: Params
     batch: Any
     microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
+    checked: Checked | None = None
 
     @property
     def like(self) -> Any:
@@ -39,7 +44,9 @@ class Hessian(Composable):
         params = widen(self.params)
         if self.microbatch_size is not None:
             chunks = loops.split_chunks("hessian", self.batch, self.microbatch_size)
-            return Partial(_mean_product, self.loss, params, chunks)
+            weights = chunk_weights(self.loss, chunks)
+            product = Partial(_mean_product, self.loss, params, chunks, weights)
+            return guard(product, self.checked)
         with jax.default_matmul_precision("highest"):
             gradient = Partial(_gradient, self.loss, self.batch)
             _, product, value = jax.linearize(gradient, params, has_aux=True)
@@ -73,7 +80,9 @@ def hessian(
         batch: pytree of arrays with the examples on axis 0.
         where: glob or globs on leaf names (`sharpjax.tree.path_names`): only the block of these
             leaves, the others held fixed. Vectors then have None in place of the others.
-        microbatch_size: examples per pass; divides the number of examples.
+        microbatch_size: examples per pass; divides the number of examples. The loss must be the
+            mean over the examples, or declare their weights (`composed`). That is checked by two
+            forward passes of at most 64 examples (`sharpjax.geometry.cutting`).
         precision: "highest", or "bfloat16": the loss gets its parameters, batch and own arrays in
             bfloat16, and products come back in float32. Residuals take half the memory; products
             carry an error of some 1e-2 (`product_error` measures it). A model that casts to a type
@@ -127,13 +136,14 @@ def hvp(
     operator = _hessian("hvp", loss, params, batch, None, microbatch_size)
     wide = widen(vector)
     tree.check_same_structure("hvp", "vector", wide, jax.eval_shape(widen, operator.params))
-    return _hvp(operator, wide)
+    return multiply(operator, wide)
 
 
 def _hessian(caller, loss, params, batch, where, microbatch_size) -> Hessian:
     loss = check_problem(caller, loss, params, batch, microbatch_size)
     loss, params = freeze(loss, params, where)
-    return Hessian(loss, params, batch, microbatch_size)
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    return Hessian(loss, params, batch, microbatch_size, checked)
 
 
 # What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.
@@ -152,12 +162,13 @@ def _chunk_product(operands, chunk):
         return poison(product, value)
 
 
-def _mean_product(loss, params, chunks, vector):
-    return loops.mean_over_chunks(_chunk_product, (loss, params, vector), chunks)
+def _mean_product(loss, params, chunks, weights, vector):
+    return loops.mean_over_chunks(_chunk_product, (loss, params, vector), chunks, weights)
 
 
 @jax.jit
-def _hvp(operator, vector):
+def multiply(operator: Hessian, vector: Params) -> Params:
+    """One product, of a vector in float32 at least; nothing is checked."""
     if operator.microbatch_size is not None:
         return operator.linearize()(vector)
     # From scratch: for one product, `linearize` would only add stored residuals.

@@ -13,6 +13,7 @@ from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import units
 from sharpjax.geometry.algebra import Operator, check_same_space, linearize, widen
+from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.status import if_finite
 
@@ -42,6 +43,7 @@ class ProductError(NamedTuple):
         return {"product_error": found}
 
 
+@solver
 def product_error(
     operator: Operator, reference: Operator, *, key: jax.Array, num_probes: int = 8
 ) -> ProductError:

@@ -13,6 +13,8 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import units
 from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.algebra import Operator, widen
+from sharpjax.geometry.assumptions import guard
+from sharpjax.geometry.composed import chunk_weights
 from sharpjax.geometry.finite import poison
 from sharpjax.geometry.operators import Hessian
 
@@ -47,7 +49,9 @@ def quadratic_form(operator: Operator) -> Partial:
     if size is None:
         return Partial(_curvature, operator.loss, params, operator.batch)
     chunks = loops.split_chunks("quadratic_form", operator.batch, size)
-    return Partial(_mean_curvature, operator.loss, params, chunks)
+    weights = chunk_weights(operator.loss, chunks)
+    form = Partial(_mean_curvature, operator.loss, params, chunks, weights)
+    return guard(form, operator.checked)
 
 
 class Values(NamedTuple):
@@ -158,5 +162,5 @@ def _chunk_curvature(operands, chunk):
     return _curvature(loss, params, chunk, vector)
 
 
-def _mean_curvature(loss, params, chunks, vector):
-    return loops.mean_over_chunks(_chunk_curvature, (loss, params, vector), chunks)
+def _mean_curvature(loss, params, chunks, weights, vector):
+    return loops.mean_over_chunks(_chunk_curvature, (loss, params, vector), chunks, weights)

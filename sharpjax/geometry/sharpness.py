@@ -20,7 +20,9 @@ from jax.typing import ArrayLike
 from sharpjax import loops, perturbation, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import algebra, checks, objective, operators, worst_case
+from sharpjax.geometry import algebra, checks, cutting, objective, operators, worst_case
+from sharpjax.geometry.assumptions import mark
+from sharpjax.geometry.composed import chunk_weights
 from sharpjax.geometry.status import if_finite
 
 Params = Any
@@ -33,7 +35,7 @@ class Sharpness(NamedTuple):
 
     Attributes:
         value: the rise `L(w + e) - L(w)`, the mean over chunks; for a worst case not negative.
-        loss: `L(w)`, on all examples.
+        loss: `L(w)`; with chunks the mean of theirs.
         perturbed_loss: the loss at the perturbation, the mean over chunks.
         perturbation: `e`, a tree like the parameters in float32 at least; None where each chunk has
             its own (they are not kept).
@@ -117,7 +119,8 @@ def worst_case_sharpness(
     orthogonal to the steepest direction, only random starts (`restarts`) find it.
 
     With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the mean over chunks of `m`
-    neighbouring examples of each chunk's own worst case. The true one never falls when chunks are
+    neighbouring examples of each chunk's own worst case, by the weights that the loss declares
+    (`composed`), if it does. The true one never falls when chunks are
     cut into smaller ones; found values that do are proof of too little search.
 
     Cost: `1 + steps * restarts` gradients over all examples, chunk after chunk, in one loop.
@@ -238,7 +241,8 @@ def sam_sharpness(
     """
     loss = checks.check_problem("sam_sharpness", loss, params, batch, microbatch_size)
     _check_rho("sam_sharpness", rho)
-    return _sam(loss, params, batch, rho, microbatch_size)
+    checked = cutting.check_cut("sam_sharpness", loss, params, batch, microbatch_size)
+    return mark(_sam(loss, params, batch, rho, microbatch_size), checked)
 
 
 def directional_curvature(
@@ -263,8 +267,10 @@ def directional_curvature(
     >>> print(found.value, found.gradient_norm, found.loss)
     6.0 6.0 3.0
     """
-    loss = checks.check_problem("directional_curvature", loss, params, batch, microbatch_size)
-    return _directional_curvature(loss, params, batch, microbatch_size)
+    caller = "directional_curvature"
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size)
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    return mark(_directional_curvature(loss, params, batch, microbatch_size), checked)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -293,7 +299,8 @@ def _directional_curvature(loss, params, batch, microbatch_size) -> DirectionalC
     params = algebra.widen(params)
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     unit = perturbation.ascent(gradient, params, rho=1.0)
-    product = operators.hvp(loss, params, batch, unit, microbatch_size=microbatch_size)
+    operator = operators.Hessian(loss, params, batch, microbatch_size)
+    product = operators.multiply(operator, unit)
     curvature = tree.vdot(unit, product)
     return DirectionalCurvature(
         value=curvature,
@@ -316,19 +323,21 @@ def _worst_case(
         microbatch_size=microbatch_size,
     )
     if m is None:
-        loss = checks.check_problem(caller, loss, params, batch, microbatch_size)
-        chunks = jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)
+        first, chunks = batch, jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)
     else:
         chunks = loops.split_chunks(caller, batch, whole_number(caller, "m", m))
-        loss = checks.check_problem(caller, loss, params, tree.index(chunks, 0), microbatch_size)
+        first = tree.index(chunks, 0)
+    loss = checks.check_problem(caller, loss, params, first, microbatch_size)
+    checked = cutting.check_cut(caller, loss, params, first, microbatch_size)
+    weights = None if m is None else chunk_weights(loss, chunks)
     params = jax.tree.map(jnp.asarray, algebra.widen(params))
     radius = jnp.asarray(rho, objective.scalar_type(params))
     found = worst_case.maximize(
         search,
-        worst_case.Operands(loss, params, chunks, radius, key),
+        worst_case.Operands(loss, params, chunks, radius, key, weights),
         keep_point=m is None,
     )
-    return Sharpness(
+    result = Sharpness(
         value=found.rise,
         loss=found.loss,
         perturbed_loss=found.loss + found.rise,
@@ -336,6 +345,7 @@ def _worst_case(
         num_gradients=jnp.int32(search.turns),
         status=if_finite(found.finite & jnp.isfinite(found.rise)),
     )
+    return mark(result, checked)
 
 
 def _exact(value, num_evaluations) -> Estimate:

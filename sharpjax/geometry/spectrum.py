@@ -13,6 +13,7 @@ from sharpjax import tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.geometry import krylov, lanes, recurrence, ritz, starts, tracking, verification
 from sharpjax.geometry.algebra import Operator, linearize
+from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.certificate import certify
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
@@ -21,6 +22,7 @@ from sharpjax.geometry.status import Status
 from sharpjax.geometry.stopping import Search, SearchStep, Which, is_met
 
 
+@solver
 def top_eigenpairs(
     operator: Operator,
     *,

@@ -12,6 +12,7 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import density, log_determinant, quadrature, spectrum, units
 from sharpjax.geometry.algebra import Operator
+from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.status import Status
@@ -88,6 +89,7 @@ class CurvatureReport(NamedTuple):
         return self.summary()
 
 
+@solver
 def curvature_report(
     operator: Operator,
     *,

@@ -21,8 +21,9 @@ class Highest(NamedTuple):
     """What a search found.
 
     Attributes:
-        rise: the mean over chunks of `L(w + e) - L(w)` at each one's highest finite point.
-        loss: `L(w)`, the mean over chunks.
+        rise: the mean over chunks, by their weights, of `L(w + e) - L(w)` at each one's highest
+            finite point.
+        loss: `L(w)`, the mean over chunks, likewise.
         perturbation: `e`, where it is asked for (there is one chunk then), else None.
         finite: whether all values and gradients were.
     """
@@ -90,6 +91,7 @@ class Search:
             begin=begin,
             first=objective.select(leads, direction, anywhere),
         )
+        counts = True if operands.weights is None else operands.weights[chunk] > 0
         highest = carry.highest[chunk]
         higher = ~at_centre & finite & (value > highest)
         return Carry(
@@ -98,18 +100,20 @@ class Search:
             centre=carry.centre.at[chunk].set(jnp.where(at_centre, value, carry.centre[chunk])),
             highest=carry.highest.at[chunk].set(jnp.where(at_centre | higher, value, highest)),
             point=None if carry.point is None else objective.select(higher, point, carry.point),
-            finite=carry.finite & finite,
+            finite=carry.finite & (finite | ~jnp.bool_(counts)),
         )
 
 
 class Operands(NamedTuple):
-    """What the loop reads; leaves of `chunks` are [chunks, examples, ...]."""
+    """What the loop reads; leaves of `chunks` are [chunks, examples, ...], `weights` those of the
+    chunks, or None for all alike."""
 
     loss: Any
     params: Params
     chunks: Any
     radius: jax.Array
     key: jax.Array
+    weights: jax.Array | None = None
 
 
 class Carry(NamedTuple):
@@ -133,7 +137,7 @@ def maximize(search: Search, operands: Operands, *, keep_point: bool) -> Highest
     num_chunks = len(leaves[0]) if leaves else 1
     carry = _start(search, operands.params, operands.radius, num_chunks, keep_point)
     carry, _ = loops.iterate(search, carry, operands, max_steps=num_chunks * search.turns)
-    return _finish(search, keep_point, operands.params, operands.radius, carry)
+    return _finish(search, keep_point, operands, carry)
 
 
 def random_direction(key: jax.Array, restart: jax.typing.ArrayLike, scale: Params, like: Params):
@@ -159,20 +163,27 @@ def _start(search, params, radius, num_chunks, keep_point) -> Carry:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _finish(search, keep_point, params, radius, carry: Carry) -> Highest:
-    e = None
+def _finish(search, keep_point, operands: Operands, carry: Carry) -> Highest:
+    e, radius, weights = None, operands.radius, operands.weights
     if keep_point:
         point, last = carry.point, carry.ascent
         if point is None:  # there was one search
             point = jax.tree.map(
                 lambda u: jnp.where(last.best_value > carry.centre[0], u, 0), last.best_point
             )
-        e = perturbation.from_unit(point, search.scaling(params))
+        e = perturbation.from_unit(point, search.scaling(operands.params))
+
+    def mean(x):
+        if weights is None:
+            return jnp.mean(x)
+        w = weights.astype(x.dtype)
+        return jnp.sum(jnp.where(w > 0, w * x, 0)) / jnp.sum(w)
+
     # A radius that was traced could not be checked. At 0 the value is 0 by more than luck.
     factor = jnp.where(radius > 0, 1.0, jnp.where(radius == 0, 0.0, jnp.nan))
     return Highest(
-        rise=jnp.mean(carry.highest - carry.centre) * factor.astype(radius.dtype),
-        loss=jnp.mean(carry.centre),
+        rise=mean(carry.highest - carry.centre) * factor.astype(radius.dtype),
+        loss=mean(carry.centre),
         perturbation=e,
         finite=carry.finite,
     )
