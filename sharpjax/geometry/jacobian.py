@@ -144,8 +144,8 @@ def gauss_newton(
     Args:
         loss: from `composed`, or any other that has its parts, such as
             `sharpjax.losses.Classification`. Its outer loss is the mean over the examples, or the
-            weighted mean that it declares: on at most 64 examples this is checked, in a millisecond
-            after the first time (`sharpjax.geometry.outer_check`).
+            weighted mean that it declares: on at most 64 examples this is checked, in less than a
+            millisecond after the first time (`sharpjax.geometry.outer_check`).
         params: pytree of floating arrays.
         batch: pytree of arrays with the examples on axis 0.
         where: glob or globs on leaf names: only the block of these leaves, as in `hessian`.

@@ -183,18 +183,19 @@ def _compare(parts, outputs, few, weight) -> _Found:
         pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
         wide = [(a.astype(value.dtype).ravel(), b.astype(value.dtype).ravel()) for a, b in pairs]
         # Largest entries: no square that underflows where a loss is tiny.
-        return [tuple(jnp.max(jnp.abs(v), initial=0) for v in (a, b, a - b)) for a, b in wide]
+        sizes = [(a, b, a - b, a - count * b) for a, b in wide]
+        return [[jnp.max(jnp.abs(v), initial=0) for v in each] for each in sizes]
 
     slopes = norms(whole.slope, singles.slope)
     products = norms(whole.product, singles.product)
     # Rounding of the gradient is the least that a curvature of zero shows.
-    floor = _ROUNDING * tree.total([jnp.maximum(a, b) for a, b, _ in slopes])
-    for a, b, off in (*slopes, *products):
+    floor = _ROUNDING * tree.total([jnp.maximum(a, b) for a, b, *_ in slopes])
+    for a, b, off, _ in (*slopes, *products):
         near &= off <= _TOLERANCE * jnp.maximum(a, b) + floor
-    total, alone = (tree.total([norm[i] for norm in slopes]) for i in (0, 1))
-    is_sum = jnp.abs(total - count * alone) <= _TOLERANCE * total
-    finite = jnp.isfinite(whole.value + total + tree.total([a for a, _, _ in products]))
-    return _Found(finite, near | ~finite, is_sum & (count > 1) & (total > 0), fair)
+    total, beside = (tree.total([size[i] for size in slopes]) for i in (0, 3))
+    is_sum = (beside <= _TOLERANCE * total) & (total > 0)
+    finite = jnp.isfinite(whole.value + total + tree.total([size[0] for size in products]))
+    return _Found(finite, near | ~finite, is_sum, fair)
 
 
 def _normal(like, first, second):
