@@ -327,3 +327,52 @@ def test_shapes_that_do_not_fit(logits, label, weight):
     arrays = jnp.zeros(logits), jnp.zeros(label, jnp.int32), jnp.zeros(weight)
     with pytest.raises(UserError, match=r"metrics.update: logits is .*give \[B, K\]"):
         metrics.update(metrics.init(5), *arrays)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    "logits, label, weight, place, message",
+    [
+        (np.zeros((3, 4)), [0, -1, 2], [1, 1, 1], 0, "label is no class: from 0 to 3"),
+        (np.zeros((3, 4)), [0, 4, 2], [1, 1, 1], 0, "label is no class"),
+        (np.full((3, 4), 0.25), [0, 1, 2], [1, 1, 1], 1, "these are probabilities"),
+        (np.zeros((3, 4)), [0, 1, 2], [1, 0.5, 1], 2, "weight is neither 0 nor 1"),
+    ],
+)
+def test_what_is_refused(logits, label, weight, place, message):
+    """Outside of a trace by an error; inside, all is NaN, and the totals say why."""
+    arguments = (jnp.asarray(logits), jnp.asarray(label), jnp.asarray(weight, jnp.float32))
+    with pytest.raises(UserError, match=message):
+        metrics.update(metrics.init(5), *arguments)
+    totals = update(metrics.init(5), *arguments)
+    np.testing.assert_array_equal(totals.refused, np.arange(3) == place)
+    found = metrics.compute(update(totals, *(x[2:] for x in arguments)))  # and stays so
+    for value, error, count in found.values():
+        assert np.isnan(value) and np.isnan(error) and count > 0
+
+
+def test_what_only_pads_is_not_refused():
+    """Labels of -1, and rows of probabilities, where the weight is 0; nor logits of 0 and 1."""
+    hard = update(metrics.init(5), jnp.eye(3), jnp.arange(3), jnp.ones(3))
+    assert not hard.refused.any() and values(hard)["accuracy"] == 1
+    logits = jnp.asarray([[0.2, 0.9], [0.5, 0.5], [0.3, 0.3]])
+    totals = update(metrics.init(5), logits, jnp.array([1, -1, 0]), jnp.array([1, 0, 1]))
+    assert not totals.refused.any() and values(totals)["accuracy"] == 1
+    nothing = update(metrics.init(5), logits, jnp.array([-1, -1, 9]), jnp.zeros(3))
+    assert not nothing.refused.any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_probabilities_are_known_by_their_sums(dtype):
+    z = jax.random.normal(jax.random.key(0), (64, 10))
+    label, weight = jnp.zeros(64, jnp.int32), jnp.ones(64)
+    probabilities = jax.nn.softmax(z).astype(dtype)
+    assert update(metrics.init(5), probabilities, label, weight).refused[1]
+    assert not update(metrics.init(5), z.astype(dtype), label, weight).refused.any()
+
+
+def test_one_logit_is_refused():
+    with pytest.raises(UserError, match="of one class"):
+        metrics.update(metrics.init(5), jnp.zeros((3, 1)), jnp.zeros(3, int), jnp.ones(3))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
@@ -31,11 +32,24 @@ class Totals(NamedTuple):
         bins: the predictions by confidence; their counts are also those of accuracy.
         nll: the sum of -log p(label).
         nll_scatter: the sum of its squared deviations from the mean.
+        refused: bool [3], whether a batch held what `update` refuses, as far as that was known
+            inside a trace alone: a label that is no class, probabilities, a weight that is neither
+            0 nor 1.
     """
 
     bins: Bins
     nll: Sum
     nll_scatter: jax.Array
+    refused: jax.Array
+
+
+_REASONS = (
+    "a label is no class: from 0 to {} is allowed. Give what shall not count weight 0",
+    "these are probabilities, each row in [0, 1] and of sum 1, and logits are asked for. Give the "
+    "outputs before the softmax, or the logarithms of these",
+    "a weight is neither 0 nor 1. A mean of weighted examples is not computed here",
+)
+_ROUNDING = 1e-5  # of the sum of a row of probabilities, in float32
 
 
 def init(num_bins: int) -> Totals:
@@ -46,7 +60,12 @@ def init(num_bins: int) -> Totals:
     """
     if not isinstance(num_bins, int) or num_bins < 1:
         raise UserError(f"metrics.init: num_bins={num_bins!r}; give an integer of 1 or more.")
-    return Totals(calibration.empty(num_bins), summation.zero(), jnp.zeros((), jnp.float32))
+    return Totals(
+        bins=calibration.empty(num_bins),
+        nll=summation.zero(),
+        nll_scatter=jnp.zeros((), jnp.float32),
+        refused=jnp.zeros(len(_REASONS), bool),
+    )
 
 
 def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Array) -> Totals:
@@ -54,12 +73,15 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
 
     Args:
         totals: from `init` or `update`.
-        logits: [B, K], never probabilities. Of equal largest ones the first is the prediction.
+        logits: [B, K], K >= 2; never probabilities. Of equal largest ones the first is the
+            prediction.
         label: integers [B], from 0 to K - 1.
         weight: [B]; 0 for what only pads the batch, and whose other values do not matter; else 1.
 
     Raises:
-        UserError: the shapes do not fit each other.
+        UserError: the shapes do not fit each other; or a label is no class, the logits are
+            probabilities, a weight is neither 0 nor 1. Inside a trace these three cannot be raised:
+            then all that `compute` gives is NaN, and `Totals.refused` says why.
 
     >>> certain = 100 * jnp.eye(4)  # four examples, each sure of its own class
     >>> totals = update(init(10), certain, jnp.array([0, 1, 2, 0]), jnp.array([1, 1, 1, 0]))
@@ -71,8 +93,18 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
             f"metrics.update: logits is {list(logits.shape)}, label {list(label.shape)} and weight "
             f"{list(weight.shape)}; give [B, K], [B] and [B]."
         )
-    logits = logits.astype(jnp.float32)
+    if logits.shape[1] < 2:
+        raise UserError(
+            f"metrics.update: logits is {list(logits.shape)}, of one class. For two classes by one "
+            f"logit z give [0, z]: `jnp.concatenate([jnp.zeros_like(z), z], axis=1)`."
+        )
     counted = weight != 0
+    refused = _refuse(logits, label, weight, counted)
+    if not isinstance(refused, Tracer):
+        for reason, holds in zip(_REASONS, refused.tolist(), strict=True):
+            if holds:
+                raise UserError(f"metrics.update: {reason.format(logits.shape[1] - 1)}.")
+    logits = logits.astype(jnp.float32)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     nll = jnp.where(counted, nll, 0.0)
     # This is 1 / sum exp(z - max z), and exact where all z are equal, as exp(log_softmax) is not:
@@ -84,6 +116,25 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
         bins=calibration.add(totals.bins, confidence, correct, counted),
         nll=summation.add(totals.nll, summation.over_examples(nll)),
         nll_scatter=_add_scatter(totals, nll, counted),
+        refused=totals.refused | refused,
+    )
+
+
+def _refuse(logits, label, weight, counted) -> jax.Array:
+    """Which of `_REASONS` hold, bool [3]."""
+    no_class = (label < 0) | (label >= logits.shape[1])
+    in_range = jnp.all((logits >= 0) & (logits <= 1), axis=1)
+    rounding = max(_ROUNDING, float(jnp.finfo(logits.dtype).eps))
+    of_sum_one = jnp.abs(jnp.sum(logits.astype(jnp.float32), axis=1) - 1) <= rounding
+    probability = in_range & of_sum_one
+    # Logits that are all 0 and 1 are as well a hard choice.
+    soft = jnp.any((logits > 0) & (logits < 1), axis=1)
+    return jnp.stack(
+        [
+            jnp.any(counted & no_class),
+            jnp.any(counted & soft) & jnp.all(probability | ~counted),
+            jnp.any(counted & (weight != 1)),
+        ]
     )
 
 
@@ -105,12 +156,12 @@ def compute(totals: Totals) -> dict[str, Estimate]:
     Standard errors are those of a mean over examples drawn at random, sample standard deviation /
     sqrt(n): for the accuracy p sqrt(p (1 - p) / (n - 1)), and for the calibration error see
     `calibration.expected_calibration_error`. They are NaN for one example, and for none the values
-    are too. `num_evaluations` is the number of examples.
+    are too. `num_evaluations` is the number of examples. Where a batch was refused, all are NaN.
     """
     num_examples = jnp.sum(totals.bins.count)
     n = num_examples.astype(jnp.float32)
     accuracy = jnp.sum(totals.bins.correct).astype(jnp.float32) / n
-    return {
+    found = {
         "accuracy": Estimate(accuracy, jnp.sqrt(accuracy * (1 - accuracy) / (n - 1)), num_examples),
         "nll": Estimate(
             summation.value(totals.nll) / n,
@@ -118,4 +169,9 @@ def compute(totals: Totals) -> dict[str, Estimate]:
             num_examples,
         ),
         "ece": calibration.expected_calibration_error(totals.bins),
+    }
+    bad = jnp.any(totals.refused)
+    return {
+        name: Estimate(jnp.where(bad, jnp.nan, value), jnp.where(bad, jnp.nan, error), count)
+        for name, (value, error, count) in found.items()
     }
