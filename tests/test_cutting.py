@@ -13,7 +13,7 @@ import pytest
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, averaged, composed, cutting, hessian, hvp
+from sharpjax.geometry import Status, averaged, averaging, composed, cutting, hessian, hvp
 from sharpjax.geometry.algebra import linearize
 from sharpjax.losses import CrossEntropy
 from tests.problems import dense, flat
@@ -437,6 +437,23 @@ def test_masks_are_found_whatever_they_hide(size):
         except UserError:
             pass
     assert missed <= 1
+
+
+@pytest.mark.parametrize("kept", [0, 2, 4])
+def test_padding_in_the_last_batch_of_a_loader(kept):
+    """Found where a pass ends, whatever is kept; declared, it is right."""
+    params, batch = problem(dtype=np.float32)
+    hidden = batch | {"mask": jnp.asarray(np.arange(COUNT) < 21, jnp.float32)}
+    source = Loader([rows(hidden, i, i + 6) for i in range(0, COUNT, 6)])
+    case = WEIGHTED["mask at the end"]
+    operator_of = functools.partial(hessian, case, params)
+    each = averaging.linearization_bytes(operator_of(rows(hidden, 0, 6)), rows(hidden, 0, 6))
+    operator = averaged(operator_of, source, cache_bytes=kept * each)
+    with pytest.raises(UserError, match="averaged: the loss is not the mean of its parts"):
+        linearize(operator)(params)
+    declared = averaged(functools.partial(hessian, case.declared(), params), source)
+    found = linearize(declared)(params)
+    np.testing.assert_allclose(flat(found), flat(hvp(case, params, hidden, params)), rtol=1e-3)
 
 
 def test_a_mean_of_operators_is_the_way_out(x64):

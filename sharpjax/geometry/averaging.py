@@ -46,7 +46,7 @@ class Averaged(Composable, loops.HostCode):
 
         For what is a mean over examples and not found from products, such as an exact trace.
         """
-        for i, batch in enumerate(self.batches.read()):
+        for i, batch in enumerate(_read(self.operator, self.batches)):
             yield _weight(self.operator, batch), member(self.operator, batch, i)
 
     def linearize(self) -> Matvec:
@@ -55,7 +55,7 @@ class Averaged(Composable, loops.HostCode):
         cached, left, rest = [], self.cache_bytes, Listed(())
         if getattr(self.operator, "microbatch_size", None) is not None:
             left = -1
-        for i, batch in enumerate(self.batches.read()):
+        for i, batch in enumerate(_read(self.operator, self.batches)):
             left -= linearization_bytes(self.operator, batch)
             if left < 0:
                 rest = self.batches
@@ -76,8 +76,9 @@ def averaged(
     For a loss that is a mean over the examples this is the operator of all of them in one batch,
     `sum_b n_b A_b / sum_b n_b`, in the memory of one batch and of what is kept. Where the loss
     declares weights (`composed`), `n_b` is their sum over the batch. That the loss is such a mean
-    is checked on some examples of a few batches, of a loader the first two, by two forward passes
-    of these (`sharpjax.geometry.cutting`).
+    is checked on some examples of a few batches, by two forward passes of these
+    (`sharpjax.geometry.cutting`); of a loader on the first two, and at the end of each pass on the
+    last two.
 
     A product is a Python loop over the batches round one compiled function (two, where the last
     batch is shorter), on every backend: scans over batches ran 1.1 to 20 times slower on CPU, and
@@ -178,7 +179,7 @@ class _Product(loops.HostCode):
         for product, size in self.cached:
             total = _add(total, _term(product, vector, size))
             count += size
-        for i, batch in enumerate(self.batches.read(start), start):
+        for i, batch in enumerate(_read(self.operator, self.batches, start), start):
             # A batch is read while the one before it is at work, and no more than that one.
             if not loops.is_traced(total):
                 jax.block_until_ready(total)
@@ -194,6 +195,21 @@ def _weight(operator, batch) -> int | jax.Array:
     if loss is None:
         return loops.count_examples("averaged", batch)
     return total_weight(loss, batch)
+
+
+def _read(operator, batches, start: int = 0) -> Iterator[Batch]:
+    """The batches from number `start` on. Those that end a pass of a loader, where the padding is,
+    were not there when its first ones were looked at: they are looked at here."""
+    loss = getattr(operator, "loss", None)
+    if loss is None or not isinstance(batches, Loader):
+        yield from batches.read(start)
+        return
+    begin, few = max(start - 1, 0), []
+    for i, batch in enumerate(batches.read(begin), begin):
+        few = [*few[-1:], cutting.few_of(batch)]
+        if i >= start:
+            yield batch
+    cutting.check_batches("averaged", loss, operator.like, few)
 
 
 @jax.jit

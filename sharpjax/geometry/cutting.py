@@ -85,6 +85,11 @@ def check_batches(caller: str, loss: Any, params: Any, batches: Sequence[Batch])
     return _check(caller, loss, params, some, _TOGETHER, _MOST, "a mean over batches", _PER_BATCH)
 
 
+def few_of(batch: Batch) -> Batch:
+    """The examples of a batch that `check_batches` looks at, if it sees two."""
+    return _some([batch], _MOST // 2)
+
+
 def num_batches(num_examples: int) -> int:
     """How many batches of so many examples `check_batches` should see, if there are so many."""
     return max(2, math.ceil(_LEAST / num_examples))
@@ -171,7 +176,7 @@ def _values(operands, parts: Parts) -> _Found:
         whole=jnp.nan_to_num(whole, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf),
         mean=jnp.nan_to_num(mean, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf),
         differ=jnp.isfinite(whole) & (total > 0) & ~is_mean,
-        alike=jnp.abs(values[0] - values[1]) <= _ALIKE * size,
+        alike=~(jnp.abs(values[0] - values[1]) > _ALIKE * size),  # or NaN, which says nothing
     )
 
 
