@@ -78,13 +78,16 @@ def test_the_trace_covers_and_log_determinants_do():
     found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(4), 300))
     assert (found.status == Status.OK).all() and len(np.unique(found.num_products)) > 4
     logdet, truth = found.logdet, np.log(VALUES + 0.5).sum()
-    for value, error, expected in (
-        (found.trace.value, found.trace.standard_error, VALUES.sum()),
-        (found.frobenius.value, found.frobenius.standard_error, np.linalg.norm(VALUES)),
-        (logdet.value, logdet.standard_error, truth),
+    for value, error, expected, most in (
+        (found.trace.value, found.trace.standard_error, VALUES.sum(), 0.985),
+        # At least that of the largest eigenvalue left, which has most of it: at times too large.
+        (found.frobenius.value, found.frobenius.standard_error, np.linalg.norm(VALUES), 1.0),
+        (logdet.value, logdet.standard_error, truth, 0.985),
     ):
-        covered = np.mean(np.abs(value - expected) < 2 * error)
-        assert 0.9 < covered < 0.985, covered
+        off = np.abs(value - expected)
+        assert 0.9 < np.mean(off < 2 * error) <= most
+        claimed, true = (np.sqrt(np.mean(np.square(x))) for x in (error, off))
+        assert 0.85 * true < claimed < 1.2 * true
     assert np.mean(np.abs(found.smallest - VALUES.min()) <= found.smallest_residual) == 1
 
 
