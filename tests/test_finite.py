@@ -50,6 +50,33 @@ def test_every_status_says_so(microbatch_size):
     }
 
 
+def affine(params, batch):
+    return batch["x"] @ params["w"] + params["b"]
+
+
+def labelled(outputs, batch):
+    """Cross-entropy whose value alone is NaN where a label is none."""
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), batch["label"][:, None], 1)[:, 0]
+    rows = jax.nn.logsumexp(outputs, axis=1) + 0 * jax.lax.stop_gradient(chosen)
+    return jnp.mean(rows)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 2])
+@pytest.mark.parametrize("kind", ["gauss_newton", "fisher", "empirical_fisher"])
+def test_matrices_of_outputs_say_so(kind, microbatch_size):
+    x = jax.random.normal(KEY, (8, 3))
+    batch = {"x": x, "label": jnp.array([0, 1, 2, 9, 0, 1, 2, 3])}
+    params = {"w": jnp.ones((3, 4)), "b": jnp.zeros(4)}
+    loss = geometry.composed(affine, labelled)
+    options = {"labels": "observed"} if kind == "fisher" else {}
+    good = batch | {"label": jnp.arange(8) % 4}
+    for data, status in ((good, Status.OK), (batch, Status.NON_FINITE)):
+        make = getattr(geometry, kind)
+        operator = make(loss, params, data, microbatch_size=microbatch_size, **options)
+        for method in ("hutchinson", "exact"):
+            assert geometry.trace(operator, key=KEY, method=method).status == status
+
+
 def test_a_value_alone_poisons_products():
     """The derivatives of this loss are all finite."""
     w = jnp.ones(5)

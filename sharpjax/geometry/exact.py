@@ -17,6 +17,7 @@ from sharpjax.geometry.algebra import widen
 from sharpjax.geometry.assumptions import Checked, mark, require, solver
 from sharpjax.geometry.contributions import Kind
 from sharpjax.geometry.cotangents import Problem, as_problem
+from sharpjax.geometry.finite import poison
 from sharpjax.geometry.objective import scalar_type
 from sharpjax.geometry.outer_check import is_explicit
 from sharpjax.geometry.status import if_finite
@@ -239,6 +240,7 @@ def _add_up(step: _Pass, problem, examples, index):
         added = contributions.contributions(
             *(step.kind, model, signs, reads), *jax.vmap(pull)(vectors)
         )
+        added = poison(added, _value(problem, outputs, one))
         # An example that does not count may have no finite loss.
         return jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), added) if weighted else added
 
@@ -248,6 +250,15 @@ def _add_up(step: _Pass, problem, examples, index):
         return jax.tree.unflatten(treedef, [jnp.sum(x) for x in added])
     each = zip(traced[0].routes, leaves, added, strict=True)
     return jax.tree.unflatten(treedef, [contributions.assemble(r, x.shape, a) for r, x, a in each])
+
+
+def _value(problem, outputs, one):
+    """The loss of an example, as far as a matrix rests on it."""
+    if problem.rule == "sampled":
+        return jnp.zeros(())
+    if problem.rule == "value":
+        return sum(map(jnp.sum, jax.tree.leaves(outputs)))
+    return problem.outer(outputs, one)
 
 
 def _pass(plan, x, index):

@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from sharpjax import loops
 from sharpjax.geometry.algebra import Matvec, Params, widen
 from sharpjax.geometry.composed import chunk_weights, methods, weights
+from sharpjax.geometry.finite import poisoned
 
 Rule = Callable[[Any, Params, Any], tuple[Matvec, Matvec]]
 
@@ -37,11 +38,17 @@ def linearize_products(
 def add_regularizer(product: Matvec, regularizer: Any, params: Params) -> Matvec:
     """The product, and that with the Hessian of `regularizer(params)`."""
     with jax.default_matmul_precision("highest"):
-        _, other = jax.linearize(jax.grad(regularizer), widen(params))
-    return Partial(_sum, product, other)
+        gradient = Partial(_gradient, regularizer)
+        _, other, value = jax.linearize(gradient, widen(params), has_aux=True)
+    return Partial(_sum, product, Partial(poisoned, other, value))
 
 
 # What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.
+
+
+def _gradient(regularizer, params):
+    value, gradient = jax.value_and_grad(regularizer)(params)
+    return gradient, value
 
 
 def _sum(product, other, vector):
@@ -71,9 +78,8 @@ def _mean_product(make, params, chunks, weight, vector):
 def curved(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
     """M is the Hessian of the outer loss."""
     outputs, jacobian = _outputs(loss.model_fn, params, batch)
-    slope = jax.grad(Partial(_outer, loss.outer_loss, batch))
-    _, middle = jax.linearize(slope, outputs)
-    return jacobian, middle
+    _, middle, value = jax.linearize(Partial(_slope, loss.outer_loss, batch), outputs, has_aux=True)
+    return jacobian, Partial(poisoned, middle, value)
 
 
 def observed(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
@@ -115,7 +121,7 @@ def _split_rows(outputs, count):
 def _outer_products(loss, rows, ones, batch):
     """`u_r -> share_r s_r (s_r'u_r)`, with `s_r` the slope of row r alone: that of its example, a
     mean of R rows, is `s_r / R`."""
-    slopes = jax.vmap(jax.grad(loss.outer_loss))(rows, ones)
+    values, slopes = jax.vmap(jax.value_and_grad(loss.outer_loss))(rows, ones)
     weight, (count, length) = weights(loss, batch), jax.tree.leaves(rows)[0].shape[:2]
     share = jnp.ones(count) / count if weight is None else weight / jnp.sum(weight)
 
@@ -123,7 +129,9 @@ def _outer_products(loss, rows, ones, batch):
         counts = jnp.expand_dims(share, tuple(range(1, x.ndim))) > 0
         return jnp.where(counts, x, 0).reshape(-1, *x.shape[2:])
 
-    return Partial(_along_slopes, jnp.repeat(share * length, length), jax.tree.map(counted, slopes))
+    finite = jnp.sum(counted(jnp.expand_dims(values, 1)))
+    squares = jnp.repeat(share * length, length), jax.tree.map(counted, slopes)
+    return Partial(poisoned, Partial(_along_slopes, *squares), finite)
 
 
 def _along_slopes(share, slopes, tangents):
@@ -142,8 +150,8 @@ def scattered(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
         counts, other = weight > 0, jnp.argmax(weight)
         places = jnp.where(counts, jnp.arange(len(weight)), other)
         batch = jax.tree.map(lambda x: jnp.asarray(x)[places], batch)
-    _, jacobian = jax.linearize(Partial(_each, loss, batch), params)
-    return jacobian, Partial(_share, share)
+    losses, jacobian = jax.linearize(Partial(_each, loss, batch), params)
+    return jacobian, Partial(poisoned, Partial(_share, share), jnp.sum(losses))
 
 
 def _each(loss, batch, params):
@@ -164,5 +172,6 @@ def _model(model_fn, batch, params):
     return widen(model_fn(params, batch))
 
 
-def _outer(outer_loss, batch, outputs):
-    return outer_loss(outputs, batch)
+def _slope(outer_loss, batch, outputs):
+    value, slope = jax.value_and_grad(outer_loss)(outputs, batch)
+    return slope, value
