@@ -4,12 +4,13 @@ Everything here takes any pytree of arrays (Flax, Equinox, Haiku, plain dicts) a
 into one vector: a leaf keeps its shape, its type and its place on the devices.
 """
 
+import collections
 import difflib
 import fnmatch
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,12 +28,22 @@ PyTree = Any
 def path_names(tree: PyTree) -> list[str]:
     """The name of each leaf, in the order of `jax.tree.leaves`.
 
+    No two are the same: where a key holds the separator, as in `{"a/b": .., "a": {"b": ..}}`, the
+    leaves that would share a name are named by their whole paths.
+
     >>> path_names({"block": [{"kernel": 1.0}, {"kernel": 2.0}]})
     ['block/0/kernel', 'block/1/kernel']
+    >>> path_names({"a/b": 1.0, "a": {"b": 2.0}})
+    ["['a']['b']", "['a/b']"]
     """
+    paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    counts = collections.Counter(names)
     return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree.leaves_with_path(tree)
+        name if counts[name] == 1 else jax.tree_util.keystr(path)
+        for name, path in zip(names, paths, strict=True)
     ]
 
 
@@ -93,6 +104,20 @@ def combine(selected: PyTree, rest: PyTree) -> PyTree:
     return jax.tree.map(
         lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda leaf: leaf is None
     )
+
+
+def plain(tree: PyTree) -> PyTree:
+    """The tree with dicts in place of objects that behave as dicts and that jax takes for leaves,
+    such as the batches of tokenizers.
+
+    >>> plain([collections.UserDict(x=1.0)])
+    [{'x': 1.0}]
+    """
+
+    def leaf(x):
+        return {k: plain(v) for k, v in x.items()} if isinstance(x, Mapping) else x
+
+    return jax.tree.map(leaf, tree)
 
 
 # Algebra. Products are written jnp.sum(x * y), not jnp.vdot: that one fails on leaves sharded over
@@ -175,6 +200,11 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+def countable(tree: PyTree) -> int:
+    """`size`, but no more than an int32 holds: to be compared with counts of steps, which are."""
+    return min(size(tree), 2**31 - 1)
+
+
 def random_normal(key: jax.Array, like: PyTree) -> PyTree:
     """Independent standard normal entries in the shapes and types of `like`."""
     return _random(jax.random.normal, key, like)
@@ -244,10 +274,18 @@ def check_floating(caller: str, params: PyTree) -> None:
         if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
     ]
     if bad:
+        remedy = (
+            "Keep other leaves in the loss (a registered dataclass or a `jax.tree_util.Partial`), "
+            "or split them off (`equinox.partition`, `flax.nnx.split`)."
+        )
+        if any(jnp.issubdtype(getattr(x, "dtype", int), jnp.complexfloating) for x in leaves):
+            remedy = (
+                "Give a complex array as two real ones, which the loss puts together "
+                "(`jax.lax.complex(params['re'], params['im'])`): its curvature is in both."
+            )
         raise UserError(
             f"{caller}: every leaf of params must be an array of floating point numbers; "
-            f"{_shorten(bad)}. Keep other leaves in the loss (a registered dataclass or a "
-            f"`jax.tree_util.Partial`), or split them off (`equinox.partition`, `flax.nnx.split`)."
+            f"{_shorten(bad)}. {remedy}"
         )
 
 

@@ -1,6 +1,5 @@
 """Exact traces and diagonals of Hessians, of what is made of them, and what must be probed."""
 
-import collections
 import doctest
 import functools
 
@@ -36,8 +35,8 @@ from tests.test_exact import (
     squared,
     to_target,
 )
+from tests.traces import TRACES, traced
 
-TRACES = collections.Counter()
 SHARED = [pytest.param(n, marks=pytest.mark.slow) for n in ("tied", "attention", "recurrent")]
 
 
@@ -232,7 +231,7 @@ def test_awkward_trees_and_narrow_parameters(x64, strict, key, dtype):
 
 
 def net(scale, params, batch):
-    TRACES["model"] += 1
+    traced("model")
     return scale * (jnp.tanh(batch["x"] @ params["w"]) @ params["v"])
 
 

@@ -1,6 +1,5 @@
 """Exact traces and diagonals against dense matrices, and what must not change a number."""
 
-import collections
 import dataclasses
 import doctest
 import functools
@@ -29,8 +28,7 @@ from sharpjax.geometry import cotangents as cotangents_module
 from sharpjax.geometry.exact import exact_diagonal, exact_trace
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
 from tests.problems import awkward_net, flat
-
-TRACES = collections.Counter()
+from tests.traces import TRACES, traced
 
 
 @pytest.mark.parametrize(
@@ -458,7 +456,7 @@ def test_a_model_that_computes_in_bfloat16():
 
 
 def counted(params, batch):
-    TRACES["model"] += 1
+    traced("model")
     return jnp.tanh(batch["x"] @ params["w"]) @ params["v"]
 
 

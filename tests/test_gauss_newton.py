@@ -1,6 +1,5 @@
 """Gauss-Newton and Fisher matrices against dense ones that are written down by hand."""
 
-import collections
 import doctest
 from typing import Any
 
@@ -26,8 +25,7 @@ from sharpjax.geometry.jacobian import (
 from sharpjax.losses import Classification, CrossEntropy, SquaredError
 from tests import nets
 from tests.problems import awkward_loss, awkward_net, columns, dense, flat
-
-TRACES = collections.Counter()
+from tests.traces import TRACES, traced
 
 
 def test_examples():
@@ -224,7 +222,7 @@ def test_a_population(x64, strict, key):
 
 
 def counted_outputs(scale, params, batch):
-    TRACES["model"] += 1
+    traced("model")
     return scale * nets.mlp_outputs(params, batch)
 
 

@@ -1,7 +1,6 @@
 """Products against dense Hessians, what may change without a new compilation, and what is said
 about wrong arguments."""
 
-import collections
 import dataclasses
 import doctest
 import functools
@@ -31,8 +30,7 @@ from sharpjax.geometry import (
 from sharpjax.geometry.blocks import Restricted
 from sharpjax.geometry.checks import check_deterministic
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
-
-TRACES = collections.Counter()
+from tests.traces import TRACES, traced
 
 
 def test_examples():
@@ -181,7 +179,7 @@ def test_bfloat16_on_request(microbatch_size):
 
 
 def counted_loss(params, batch):
-    TRACES["bare"] += 1
+    traced("bare")
     return jnp.mean(jnp.square(batch @ params))
 
 
@@ -194,12 +192,12 @@ class Scaled:
     power: int = dataclasses.field(metadata={"static": True})
 
     def __call__(self, params, batch):
-        TRACES["registered"] += 1
+        traced("registered")
         return jnp.mean((batch @ params) ** self.power) * self.scale
 
 
 def counted_partial(scale, params, batch):
-    TRACES["partial"] += 1
+    traced("partial")
     return jnp.mean(jnp.square(batch @ params)) * scale
 
 
@@ -464,7 +462,7 @@ def test_two_calls_are_compared_on_request():
 
 def test_a_check_is_made_once_for_each_structure():
     def loss(scale, params, batch):
-        TRACES["checked"] += 1
+        traced("checked")
         return scale * jnp.sum(params["w"] ** 2)
 
     for i in range(3):

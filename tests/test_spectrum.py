@@ -1,6 +1,5 @@
 """Eigenpairs against dense ones, what a certificate is worth, and what must not change a number."""
 
-import collections
 import dataclasses
 import doctest
 import functools
@@ -18,8 +17,7 @@ from sharpjax.geometry import Restricted, Status, hessian, krylov, orthogonal, s
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.losses import Classification
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
-
-TRACES = collections.Counter()
+from tests.traces import TRACES, traced
 
 
 def test_examples():
@@ -407,7 +405,7 @@ def test_convolutions_choose_the_host_form():
 
 
 def counted_loss(scale, params, batch):
-    TRACES["loss"] += 1
+    traced("loss")
     return jnp.mean(jnp.tanh(batch @ params["w"]) ** 2) * scale + jnp.sum(params["b"] ** 2)
 
 

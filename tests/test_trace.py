@@ -1,6 +1,5 @@
 """The trace of an operator, and what its standard error is worth."""
 
-import collections
 import doctest
 import functools
 
@@ -14,8 +13,8 @@ from sharpjax import geometry, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import Restricted, Status, accuracy, hessian, hutchinson, probes, trace
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
+from tests.traces import TRACES, traced
 
-TRACES = collections.Counter()
 # That of a trained network: a few values above a bulk.
 SPECTRUM = np.r_[40, 23, 18, 16, 16, 14, 10, 9, 6, 4, np.linspace(-0.5, 2, 190)]
 DOMINATED = np.r_[40, np.linspace(-0.5, 1, 199)]
@@ -167,7 +166,7 @@ def test_sharded_parameters(key, kind):
 
 
 def counted_loss(scale, params, batch):
-    TRACES["loss"] += 1
+    traced("loss")
     return jnp.mean(jnp.tanh(batch @ params) ** 2) * scale
 
 

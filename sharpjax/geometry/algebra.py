@@ -5,6 +5,7 @@ arrays are leaves, so one compilation serves every checkpoint and one vmap a who
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,9 +39,25 @@ class Operator(Protocol):
         """The product, with all that does not depend on the vector computed once.
 
         A solver jits this method and calls it once per solve, so the result is a
-        `jax.tree_util.Partial` of a module-level function: a closure cannot leave a jit.
+        `jax.tree_util.Partial` of a module-level function: a closure cannot leave a jit. Called
+        outside of any trace, the operators of this library compile it, and the product that they
+        return, once for each structure.
         """
         ...
+
+
+def _compiled(method):
+    """A method `linearize` that is compiled when it is called outside of a trace."""
+
+    @functools.wraps(method)
+    def linearize(self):
+        is_off = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        inside = is_off or loops.is_traced(self) or loops.inside_jit()
+        if inside or loops.holds_host_code(self):
+            return method(self)
+        return Partial(loops.call, _linearize(self))
+
+    return linearize
 
 
 class Composable:
@@ -61,6 +78,11 @@ class Composable:
     """
 
     __array_ufunc__ = None  # so that numpy's scalars leave `2 * A` to this class
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "linearize" in vars(cls):
+            cls.linearize = _compiled(cls.linearize)
 
     def __add__(self, other):
         if _is_number(other):
@@ -151,12 +173,50 @@ def linearize(operator: Operator) -> Matvec:
     that take it as an operand are compiled once, too. An operator that holds host code, such as
     one averaged over a data set, compiles its own parts.
     """
-    return operator.linearize() if loops.holds_host_code(operator) else _linearize(operator)
+    if not loops.holds_host_code(operator):
+        return _solved(operator)
+    traced = loops.is_traced(operator)
+    return (without_derivative(operator) if traced else operator).linearize()
 
 
 @jax.jit
 def _linearize(operator: Operator) -> Matvec:
     return operator.linearize()
+
+
+@jax.jit
+def _solved(operator: Operator) -> Matvec:
+    return without_derivative(operator).linearize()
+
+
+def without_derivative(tree: Any) -> Any:
+    """The same tree, for what goes on to a solver, through which no derivative is propagated.
+
+    Raises:
+        UserError: where one is asked for.
+    """
+
+    def leaf(x):
+        is_float = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return _without_derivative(x) if is_float else x
+
+    return jax.tree.map(leaf, tree)
+
+
+@jax.custom_jvp
+def _without_derivative(x):
+    return x
+
+
+@_without_derivative.defjvp
+def _refuse_derivative(primals, tangents):
+    raise UserError(
+        "a solver has no derivative (jax.grad, jax.jvp): it ends by a condition, after steps whose "
+        "number depends on the numbers. Take what it finds as a constant (jax.lax.stop_gradient of "
+        "the parameters that it gets). The derivative of an eigenvalue is that of v'Hv = "
+        "sharpjax.tree.vdot(v, operator.linearize()(v)) with its vector v held constant, and that "
+        "of a trace the mean of z'Hz over fixed probes z."
+    )
 
 
 def widen(vector: Any) -> Any:

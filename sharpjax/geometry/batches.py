@@ -110,6 +110,7 @@ class Loader:
         """
         source, i = self.restart() if callable(self.restart) else self.restart, -1
         for i, batch in enumerate(_iterate(source)):
+            batch = tree.plain(batch)
             if i == 0:
                 _check_again(batch, self.example)
             if i >= start:
@@ -191,7 +192,7 @@ def _cut(batch, size) -> Cut:
 
 def _num_local(x) -> int:
     """The examples of an array that one device holds."""
-    sharding = x.sharding if isinstance(x, jax.Array) else None
+    sharding = x.sharding if isinstance(x, jax.Array) and not loops.is_traced(x) else None
     return (sharding.shard_shape(x.shape) if sharding else jnp.shape(x))[0]
 
 
@@ -245,12 +246,17 @@ def _exhausted(given) -> UserError:
 
 
 def _array(x):
-    """An array of jax or, without a copy, of numpy."""
+    """An array of jax or, without a copy, of numpy; a dict of them for what behaves as one."""
+    if isinstance(x, Mapping):
+        return jax.tree.map(_array, tree.plain(x))
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _own(x):
-    """An array on the device. Copied, since a loader may use its buffer again."""
+    """An array on the device; a dict of them for what behaves as one. Copied, since a loader may
+    use its buffer again."""
+    if isinstance(x, Mapping):
+        return jax.tree.map(_own, tree.plain(x))
     return x if isinstance(x, jax.Array) else jnp.array(np.asarray(x))
 
 

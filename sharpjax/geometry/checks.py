@@ -1,40 +1,45 @@
 """What is refused before anything is compiled: losses, batches, operators, keys."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import dependence
+from sharpjax.geometry import closures, dependence, differentiable
 from sharpjax.geometry.algebra import Operator, is_narrow, widen
 
 Params = Any
 
 
 def check_problem(
-    caller: str, loss: Any, params: Params, batch: Any, microbatch_size: int | None
+    caller: str,
+    loss: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
+    need: differentiable.Need = "gradient",
 ) -> Any:
     """Refuses what does not fit, before anything is compiled; returns the loss as `as_loss` does.
 
     Raises:
-        UserError: names `caller`, the leaf and the remedy.
+        UserError: names `caller`, the leaf and the remedy; the loss lacks the derivative that is
+            needed.
     """
     loss = as_loss(caller, loss)
     _check_arrays(caller, params, batch, microbatch_size)
-    _check_scalar(caller, loss, params, batch)
-    return loss
+    return _check_scalar(caller, loss, params, batch, need)
 
 
 def check_model(
     caller: str, loss: Any, params: Params, batch: Any, microbatch_size: int | None
-) -> Any:
-    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs.
+) -> tuple[Any, Any]:
+    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs, too.
 
     Raises:
         UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
@@ -43,8 +48,8 @@ def check_model(
     with _noting(caller, params):
         outputs = _outputs.eval_shape(loss.model_fn, params, batch)
     _check_outputs(caller, outputs, batch)
-    _check_scalar(caller, loss, params, batch)
-    return outputs
+    loss = _check_scalar(caller, loss, params, batch, "forward")
+    return loss, outputs
 
 
 def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
@@ -52,18 +57,21 @@ def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
 
     Solvers assume that a product is the same linear map each time. The constructors compare the
     numbers in two traces of the loss, which finds Python's and numpy's generators; this finds
-    callbacks and generators inside data structures, too, at the cost of two forward passes outside
-    of jit. Best effort: a generator inside your own jit is frozen by its first trace.
+    callbacks and generators inside data structures, too, and state that changed unseen since the
+    loss was compiled, at the cost of two forward passes outside of jit and one inside. Best effort:
+    a generator inside your own jit is frozen by its first trace.
 
     Args:
         loss, params, batch: as in `hessian`; concrete arrays.
 
     Raises:
-        UserError: two values differ by more than rounding.
+        UserError: two values differ by more than rounding, or by more than 1e-3 of it from the
+            compiled one.
 
     >>> check_deterministic(lambda w, batch: jnp.sum(w**2), jnp.ones(3), None)
     """
     caller = "check_deterministic"
+    batch = as_batch(caller, batch)
     loss = check_problem(caller, loss, params, batch, None)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((loss, params, batch))):
         raise UserError(f"{caller}: call it outside of jit, grad and vmap; nothing runs in there.")
@@ -74,10 +82,18 @@ def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
             f"{caller}: two calls of the loss on the same arguments gave {first:.9g} and "
             f"{second:.9g}. {_KEY_REMEDY}"
         )
+    compiled = np.asarray(_compiled_value(loss, params, batch), np.float64)
+    if not np.allclose(first, compiled, rtol=1e-3, atol=0, equal_nan=True):
+        raise UserError(
+            f"{caller}: the loss is {first:.9g} when it is called and {compiled:.9g} compiled. It "
+            f"reads something that changed where it cannot be seen, such as inside a library or a "
+            f"jitted function. Let it hold that as an array (`jax.tree_util.Partial`, or a "
+            f"registered dataclass)."
+        )
 
 
 def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
-    """The loss as a callable pytree: bare functions are wrapped in `jax.tree_util.Partial`.
+    """The loss as a callable pytree, whose structure holds what it reads beside its arguments.
 
     Raises:
         UserError: names `caller` and `argument`; it cannot be called, hashed, or traced.
@@ -96,7 +112,7 @@ def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
                 f"traced. Register its class (`jax.tree_util.register_dataclass`), or put its "
                 f"arrays into a `jax.tree_util.Partial` of a module-level function."
             ) from None
-        return Partial(loss)
+        return closures.current(loss)
     for name, leaf in zip(tree.path_names(loss), jax.tree.leaves(loss), strict=True):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
             raise UserError(
@@ -104,7 +120,32 @@ def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
                 f"array. Mark the field as static "
                 f'(`dataclasses.field(metadata={{"static": True}})`).'
             )
-    return loss
+    return closures.current(loss)
+
+
+def as_batch(caller: str, batch: Any) -> Any:
+    """One batch, with dicts in place of what behaves as one, such as what tokenizers return.
+
+    Raises:
+        UserError: names `caller` and the leaf that is no array; many batches are given, by a loader
+            or a generator.
+    """
+    batch = tree.plain(batch)
+    for name, leaf in zip(tree.path_names(batch), jax.tree.leaves(batch), strict=True):
+        if hasattr(leaf, "shape") or isinstance(leaf, bool | int | float | complex):
+            continue
+        kind, place = type(leaf).__name__, f"leaf '{name}' of batch" if name else "batch"
+        if callable(leaf) or hasattr(leaf, "__iter__") and not isinstance(leaf, str | bytes):
+            raise UserError(
+                f"{caller}: {place} is a {kind}, which gives many batches; one is meant, a pytree "
+                f"of arrays, such as next(iter(loader)). The operator of all batches together: "
+                f"averaged(functools.partial(hessian, loss, params), batches)."
+            )
+        raise UserError(
+            f"{caller}: {place} is a {kind}, not an array. Leave out what the loss does not "
+            f"compute with, or encode it as numbers."
+        )
+    return batch
 
 
 def check_operator(caller: str, operator: Any) -> None:
@@ -120,20 +161,27 @@ def check_operator(caller: str, operator: Any) -> None:
         )
 
 
-def check_key(caller: str, key: Any) -> None:
-    """Refuses what is not one random key.
+def check_key(caller: str, key: Any) -> jax.Array:
+    """One random key; a legacy one (`jax.random.PRNGKey`) as a typed one.
 
     Raises:
-        UserError: names `caller`.
+        UserError: names `caller`; it is something else, or several keys.
+
+    >>> check_key("trace", jax.random.PRNGKey(0)) == jax.random.key(0)
+    Array(True, dtype=bool)
     """
     typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and hasattr(key, "dtype") and key.dtype == jnp.uint32:
+        one = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+        if key.shape[-1:] == one:
+            typed, key = True, jax.random.wrap_key_data(jnp.asarray(key))
     if not typed or key.shape:
         shape = f" of shape {key.shape}" if typed else ""
         raise UserError(
             f"{caller}: key must be one random key, such as jax.random.key(0); got "
-            f"{'keys' if typed else type(key).__name__}{shape}. Legacy keys: "
-            f"jax.random.wrap_key_data; several keys: jax.vmap."
+            f"{'keys' if typed else type(key).__name__}{shape}. Several keys: jax.vmap."
         )
+    return key
 
 
 _SIGNATURES = {
@@ -149,11 +197,20 @@ _KEY_REMEDY = (
 )
 
 
+_COLLECTIONS = frozenset(("batch_stats", "cache", "intermediates"))
+
+
 class _Refused(UserError):
     """What is wrong with a loss, found at its trace, where the caller's name is not known."""
 
 
 def _check_arrays(caller, params, batch, microbatch_size):
+    if isinstance(params, Mapping) and not _COLLECTIONS.isdisjoint(params):
+        raise UserError(
+            f"{caller}: params holds the collections {', '.join(map(repr, params))} of a Flax "
+            f"model, of which only 'params' are varied. Give variables['params'], and let the loss "
+            f"hold the others as arrays (`jax.tree_util.Partial`, or a registered dataclass)."
+        )
     tree.check_floating(caller, params)
     if not tree.size(params):
         raise UserError(f"{caller}: the arrays of params are empty; there is nothing to vary.")
@@ -189,14 +246,29 @@ def _check_outputs(caller, outputs, batch):
     )
 
 
-def _check_scalar(caller, loss, params, batch):
+def _check_scalar(caller, loss, params, batch, need):
+    before = jax.tree.structure(loss)
     with _noting(caller, params):
         try:
             # Of a jitted function: its trace is remembered, seconds saved at every call on a
             # ResNet.
-            _value.eval_shape(loss, params, batch)
+            _, suspects = _value.eval_shape(loss, params, batch)
         except _Refused as error:
             raise UserError(f"{caller}: {error}") from None
+    refusal = differentiable.refusal(need, suspects, loss, params, batch)
+    if refusal:
+        raise UserError(f"{caller}: {refusal}")
+    return _settle(loss, before, params, batch)
+
+
+def _settle(loss, before, params, batch):
+    """The loss, told apart by a trace as well where it reads what cannot be looked into; by that
+    alone where it writes what it reads, as one that counts its traces."""
+    writes = jax.tree.structure(loss) != before
+    if not writes and not any(map(closures.is_opaque, closures.members(loss))):
+        return loss
+    token = dependence.digest(_trace(loss, params, batch)[0])
+    return closures.replace(loss, lambda member: member.with_token(token, walked=not writes))
 
 
 @contextlib.contextmanager
@@ -213,7 +285,7 @@ def _noting(caller, params):
 
 @jax.jit
 def _value(loss, params, batch):
-    """The value; what runs here runs once per structure."""
+    """The value, and what may have no derivative; what runs here runs once per structure."""
     closed, shapes = _trace(loss, params, batch)
     _refuse_unless_scalar(shapes)
     start, count = len(jax.tree.leaves(loss)), len(jax.tree.leaves(params))
@@ -228,7 +300,12 @@ def _value(loss, params, batch):
             f"two traces of the loss hold different numbers: it draws from a generator of Python "
             f"or numpy. {_KEY_REMEDY}"
         )
-    return loss(widen(params), batch)
+    return loss(widen(params), batch), differentiable.suspects(closed.jaxpr)
+
+
+@jax.jit
+def _compiled_value(loss, params, batch):
+    return loss(params, batch)
 
 
 @jax.jit

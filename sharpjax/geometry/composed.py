@@ -17,6 +17,7 @@ from sharpjax.errors import UserError
 from sharpjax.geometry.algebra import widen
 from sharpjax.geometry.blocks import call_with_frozen
 from sharpjax.geometry.checks import as_loss
+from sharpjax.geometry.closures import Current
 from sharpjax.geometry.precision import in_bfloat16, lower
 
 Params = Any
@@ -167,7 +168,7 @@ def chunk_weights(loss: Any, chunks: Any) -> jax.Array | None:
 
 
 def methods(fn: Any) -> Any:
-    """What the user passed, with its methods: what is not a pytree was wrapped in a `Partial`."""
+    """What the user passed, with its methods: functions were wrapped."""
     return _unwrapped(fn)[0]
 
 
@@ -181,9 +182,14 @@ def _composed(caller, model_fn, outer_loss, regularizer, example_weight) -> Comp
 
 
 def _unwrapped(fn) -> tuple[Any, ...]:
-    """The function of a `Partial` and its arguments, or a callable by itself."""
-    while isinstance(fn, Partial) and not fn.keywords:
-        if fn.args:
+    """The function of a `Partial` or a `Current` and its arguments, or a callable by itself."""
+    while isinstance(fn, Current | Partial):
+        if isinstance(fn, Current):
+            fn = fn.fn
+        elif fn.keywords:
+            break
+        elif fn.args:
             return fn.func, *fn.args
-        fn = fn.func
+        else:
+            fn = fn.func
     return (fn,)

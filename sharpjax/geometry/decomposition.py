@@ -231,7 +231,7 @@ def _of_hessian(request, operator: Hessian, key) -> Found:
     caller, params, batch = request.caller, operator.params, operator.batch
     size, keys = operator.microbatch_size, jax.random.split(key)
     loss = require_parts(caller, operator.loss)
-    outputs = check_model(caller, loss, params, batch, size)
+    loss, outputs = check_model(caller, loss, params, batch, size)
     checked = check_outer(caller, loss, params, batch, outputs)
     checked = both(checked, _refuse_other(caller, operator, loss))
     around = GaussNewton(loss, params, batch, size, both(checked, _carried(operator)))

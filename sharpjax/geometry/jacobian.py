@@ -11,7 +11,7 @@ from sharpjax.errors import UserError, unknown
 from sharpjax.geometry.algebra import Composable, Matvec, Params
 from sharpjax.geometry.assumptions import Checked, both, guard
 from sharpjax.geometry.blocks import freeze
-from sharpjax.geometry.checks import as_loss, check_key, check_model, check_problem
+from sharpjax.geometry.checks import as_batch, as_loss, check_key, check_model, check_problem
 from sharpjax.geometry.composed import Composed, methods, parts
 from sharpjax.geometry.cutting import check_alone, check_cut
 from sharpjax.geometry.jacobian_products import (
@@ -169,8 +169,9 @@ def gauss_newton(
     {'w': Array([0.5, 0. ], dtype=float32)}
     """
     caller = "gauss_newton"
+    batch = as_batch(caller, batch)
     found = lower_model(require_parts(caller, loss), precision)
-    outputs = check_model(caller, found, params, batch, microbatch_size)
+    found, outputs = check_model(caller, found, params, batch, microbatch_size)
     checked = check_outer(caller, found, params, batch, outputs)
     checked = both(checked, check_cut(caller, found, params, batch, microbatch_size))
     found, params = freeze(found, params, where)
@@ -236,9 +237,11 @@ def fisher(
     caller = "fisher"
     if labels not in get_args(Labels):
         raise unknown("labels", labels, get_args(Labels))
+    batch = as_batch(caller, batch)
+    key = None if key is None else check_key(caller, key)
     found = dataclasses.replace(require_parts(caller, loss), regularizer=None)
     found = lower_model(found, precision)
-    outputs = check_model(caller, found, params, batch, microbatch_size)
+    found, outputs = check_model(caller, found, params, batch, microbatch_size)
     _check_likelihood(found, labels, key, batch, outputs)
     checked = check_outer(caller, found, params, batch, outputs)
     checked = both(checked, check_cut(caller, found, params, batch, microbatch_size))
@@ -280,11 +283,12 @@ def empirical_fisher(
     [0.5, 4.5]
     """
     caller = "empirical_fisher"
+    batch = as_batch(caller, batch)
     found = parts(loss)
     loss = loss if found is None else dataclasses.replace(found, regularizer=None)
     loss = lower(as_loss(caller, loss), precision)
     loops.count_examples(caller, batch)
-    loss = check_problem(caller, loss, params, batch, microbatch_size)
+    loss = check_problem(caller, loss, params, batch, microbatch_size, "forward")
     loss, params = freeze(loss, params, where)
     checked = check_alone(caller, loss, params, batch)
     return EmpiricalFisher(loss, params, batch, microbatch_size, checked)
@@ -344,7 +348,6 @@ def _check_likelihood(loss, labels, key, batch, outputs):
                 f"model."
             )
     else:
-        check_key("fisher", key)
         if not callable(getattr(likelihood, "sample", None)):
             raise UserError(
                 f"fisher: a key asks for labels drawn from the model, but {name} has no method "

@@ -12,7 +12,7 @@ from sharpjax.geometry import cutting
 from sharpjax.geometry.algebra import Composable, Matvec, Params, widen
 from sharpjax.geometry.assumptions import Checked, guard
 from sharpjax.geometry.blocks import freeze
-from sharpjax.geometry.checks import as_loss, check_problem
+from sharpjax.geometry.checks import as_batch, as_loss, check_problem
 from sharpjax.geometry.composed import chunk_weights
 from sharpjax.geometry.finite import poison, poisoned
 from sharpjax.geometry.precision import Precision, lower
@@ -140,7 +140,10 @@ def hvp(
 
 
 def _hessian(caller, loss, params, batch, where, microbatch_size) -> Hessian:
-    loss = check_problem(caller, loss, params, batch, microbatch_size)
+    batch = as_batch(caller, batch)
+    # One product, and products of microbatches, are not linearised first.
+    need = "linearized" if caller == "hessian" and microbatch_size is None else "product"
+    loss = check_problem(caller, loss, params, batch, microbatch_size, need)
     loss, params = freeze(loss, params, where)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
     return Hessian(loss, params, batch, microbatch_size, checked)

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from sharpjax import loops, perturbation, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry import algebra, checks, cutting, objective, operators, worst_case
+from sharpjax.geometry import algebra, checks, closures, cutting, objective, operators, worst_case
 from sharpjax.geometry.assumptions import mark
 from sharpjax.geometry.composed import chunk_weights
 from sharpjax.geometry.status import if_finite
@@ -239,6 +239,7 @@ def sam_sharpness(
     >>> print(f"{sam_sharpness(loss, jnp.array([0.6, 0.8]), jnp.ones(4), rho=0.5).value:.4f}")
     1.2500
     """
+    batch = checks.as_batch("sam_sharpness", batch)
     loss = checks.check_problem("sam_sharpness", loss, params, batch, microbatch_size)
     _check_rho("sam_sharpness", rho)
     checked = cutting.check_cut("sam_sharpness", loss, params, batch, microbatch_size)
@@ -268,7 +269,8 @@ def directional_curvature(
     6.0 6.0 3.0
     """
     caller = "directional_curvature"
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size)
+    batch = checks.as_batch(caller, batch)
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "product")
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
     return mark(_directional_curvature(loss, params, batch, microbatch_size), checked)
 
@@ -315,9 +317,10 @@ def _worst_case(
 ) -> Sharpness:
     _check_rho(caller, rho)
     _check_scaling(caller, scaling)
-    checks.check_key(caller, key)
+    key = checks.check_key(caller, key)
+    batch = checks.as_batch(caller, batch)
     search = worst_case.Search(
-        scaling=scaling,
+        scaling=closures.rule(scaling),
         steps=whole_number(caller, "steps", steps),
         restarts=whole_number(caller, "restarts", restarts),
         microbatch_size=microbatch_size,
@@ -331,6 +334,8 @@ def _worst_case(
     checked = cutting.check_cut(caller, loss, params, first, microbatch_size)
     weights = None if m is None else chunk_weights(loss, chunks)
     params = jax.tree.map(jnp.asarray, algebra.widen(params))
+    if loops.is_traced(params):
+        params = algebra.without_derivative(params)
     radius = jnp.asarray(rho, objective.scalar_type(params))
     found = worst_case.maximize(
         search,

@@ -1,0 +1,341 @@
+"""What a function reads beside its arguments: closure, defaults, globals, attributes.
+
+What is read is found from the code: closure cells, defaults, globals and attributes by the names
+that the bytecode holds, through plain functions, methods, `functools.partial`, `jax.jit` and other
+wrappers. Numbers and strings count by value, containers by what is in them, arrays of jax, which
+cannot change, by identity, arrays of numpy by content, objects by the attributes that are named.
+Libraries (`_LIBRARIES`, the standard library) count as constants.
+"""
+
+import collections
+import dataclasses
+import dis
+import enum
+import functools
+import hashlib
+import sys
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_LIBRARIES = frozenset(
+    "chex einops equinox flax haiku jax jaxlib jaxtyping ml_dtypes numpy optax orbax scipy "
+    "sharpjax".split()
+)
+_EQUAL_BY_VALUE = frozenset("jax jaxlib ml_dtypes numpy".split())  # shardings, types, devices
+MOST_ITEMS = 10_000
+_MOST_BYTES = 2**20  # of an array of numpy whose content is looked at
+_PLAIN = (bool, int, str, bytes, type(None), type(...), type(NotImplemented), range, np.dtype)
+_ANY_ATTRIBUTE = frozenset("getattr vars __dict__ asdict astuple fields replace".split())
+_ANY_NAME = frozenset("globals locals eval exec".split())
+_ASKED = frozenset("canonical sample square_root".split())  # of a likelihood, by geometry
+_ABSENT = "absent"
+
+
+class Found:
+    """What `look` finds.
+
+    Attributes:
+        tokens: equal to those of another look where what is read is the same.
+        names: attributes that the code names.
+        reads: whether there is anything that may change.
+        is_opaque: whether there is something that could not be looked into.
+    """
+
+    __slots__ = ("is_opaque", "names", "reads", "tokens")
+
+    def __init__(self, tokens, names, reads, is_opaque):
+        self.tokens, self.names, self.reads, self.is_opaque = tokens, names, reads, is_opaque
+
+
+def look(fn: Any, names: frozenset[str] = frozenset(), skip: type | None = None) -> Found:
+    """What a function, or the static part of a callable pytree, reads beside its arguments, now.
+
+    Takes some .02 to .07 ms.
+
+    Args:
+        fn: function or callable pytree.
+        names: attributes that its code is known to name, from an earlier look.
+        skip: a type of nodes of pytrees, which see to themselves.
+
+    >>> settings = {"scale": 2.0}
+    >>> fn = functools.partial(lambda settings, x: settings["scale"] * x, settings)
+    >>> before = look(fn).tokens
+    >>> settings["scale"] = 3.0
+    >>> look(fn).tokens == before
+    False
+    """
+    structure = jax.tree.structure(fn)
+    is_leaf = jax.tree_util.treedef_is_leaf(structure)
+    names = names or _ASKED
+    while True:
+        walk = _Walk(names, skip)
+        walk.visit(fn) if is_leaf else walk.structure(structure)
+        if walk.names <= names or len(walk.tokens) > MOST_ITEMS:
+            return Found(tuple(walk.tokens), names, walk.reads, walk.is_opaque)
+        names = names | walk.names
+
+
+class _Same:
+    """Equal to another of the same object, as long as that lives."""
+
+    __slots__ = ("_number", "_of")
+
+    def __init__(self, x):
+        self._number = id(x)
+        try:
+            self._of = weakref.ref(x)
+        except TypeError:
+            self._of = lambda: x
+
+    def __hash__(self):
+        return self._number
+
+    def __eq__(self, other):
+        mine = self._of()
+        return mine is not None and isinstance(other, _Same) and mine is other._of()
+
+
+class _Walk:
+    """One walk through what is read, with the attributes that are known to be named."""
+
+    def __init__(self, names: frozenset[str], skip: type | None):
+        self.skip = skip
+        self.wanted, self.known = names, sorted(names)
+        self.all_attributes = not _ANY_ATTRIBUTE.isdisjoint(names)
+        self.names: set[str] = set()
+        self.tokens: list[Any] = []
+        self.seen: dict[int, tuple[int, Any]] = {}
+        self.reads = self.is_opaque = False
+
+    def visit(self, x: Any) -> None:
+        kind = type(x)
+        if kind in _PLAIN:
+            self.tokens.append((kind, x))
+            return
+        if kind is float or kind is complex:
+            self.tokens.append((kind, repr(x)))  # NaN equals itself, and -0.0 is not 0.0
+            return
+        if isinstance(x, jax.Array):
+            self.tokens.append(_Same(x))
+            return
+        if id(x) in self.seen:
+            self.tokens.append(("again", self.seen[id(x)][0]))
+            return
+        if len(self.tokens) > MOST_ITEMS:
+            self.is_opaque = True
+            return
+        self.seen[id(x)] = (len(self.seen), x)  # kept, so that no other object gets its id
+        if isinstance(x, types.FunctionType):
+            self.function(x)
+        elif isinstance(x, np.ndarray | np.generic):
+            self.array(x)
+        elif isinstance(x, types.MethodType):
+            self.visit(x.__func__)
+            self.visit(x.__self__)
+        elif isinstance(x, functools.partial):
+            self.tokens.append("partial")
+            self.items((x.func, x.args, x.keywords))
+        elif isinstance(x, types.ModuleType):
+            self.module(x)
+        elif isinstance(x, type):
+            self.type(x)
+        elif isinstance(x, tuple | list | collections.deque):
+            self.tokens.append((kind, len(x)))
+            self.reads |= not isinstance(x, tuple)
+            self.items(x)
+        elif isinstance(x, Mapping):
+            self.tokens.append((kind, len(x)))
+            self.reads = True
+            self.items(part for item in x.items() for part in item)
+        elif isinstance(x, set | frozenset) and all(type(y) in _PLAIN for y in x):
+            self.tokens.append((kind, frozenset(x)))
+            self.reads |= kind is not frozenset
+        elif isinstance(x, enum.Enum | types.BuiltinFunctionType | np.ufunc):
+            self.tokens.append(_Same(x))
+        elif isinstance(x, int | float | complex | str | bytes):
+            self.tokens.append((kind, repr(x)))
+        else:
+            self.object(x)
+
+    def items(self, values) -> None:
+        for value in values:
+            self.visit(value)
+
+    def structure(self, structure: Any) -> None:
+        """Of a pytree: the types of its nodes and their static parts, without its leaves."""
+        data = structure.node_data()
+        if data is None or data[0] is self.skip:
+            return
+        self.items(data)
+        for child in structure.children():
+            self.structure(child)
+
+    def function(self, x: Any) -> None:
+        self.tokens.append(_Same(x))
+        for cell in x.__closure__ or ():
+            try:
+                self.visit(cell.cell_contents)
+            except ValueError:  # not filled yet
+                self.tokens.append(_ABSENT)
+        self.items(x.__defaults__ or ())
+        self.items((x.__kwdefaults__ or {}).values())
+        if x.__dict__:
+            self.attributes(x.__dict__, ("__wrapped__", *self.known))
+        scope = x.__globals__
+        if _is_library(scope.get("__name__")):
+            return
+        self.reads = True
+        read, imported, attributes = _named_in(x.__code__)
+        self.names |= attributes
+        self.is_opaque |= not _ANY_NAME.isdisjoint(read)
+        for name in read:
+            self.visit(scope.get(name, _ABSENT))
+        for name in imported:
+            self.visit(sys.modules.get(name, _ABSENT))
+
+    def array(self, x: Any) -> None:
+        if x.dtype.hasobject or x.nbytes > _MOST_BYTES:
+            self.tokens.append(_Same(x))
+            self.reads = self.is_opaque = True
+            return
+        self.reads |= isinstance(x, np.ndarray)
+        digest = hashlib.blake2b(x.tobytes(), digest_size=16).digest()
+        self.tokens.append((str(x.dtype), x.shape, digest))
+
+    def module(self, x: Any) -> None:
+        self.tokens.append(("module", x.__name__))
+        if not _is_library(x.__name__):
+            self.attributes(vars(x), self.known)
+
+    def attributes(self, found: Mapping[str, Any], names) -> None:
+        for name in names:
+            if name in found:
+                self.tokens.append(name)
+                self.visit(found[name])
+
+    def type(self, x: type) -> None:
+        self.tokens.append(_Same(x))
+        for base in x.__mro__[:-1]:
+            if not _is_library(base.__module__):
+                self.reads = True
+                for name, value in vars(base).items():
+                    special = isinstance(value, types.FunctionType) and _is_operator(name)
+                    if special or name in self.wanted:
+                        self.tokens.append(name)
+                        self.visit(_function_of(value))
+
+    def object(self, x: Any) -> None:
+        kind = type(x)
+        root = kind.__module__.partition(".")[0]
+        wrapped, held = _attribute(x, "__wrapped__"), _attribute(x, "__dict__")
+        if wrapped is None and root in _EQUAL_BY_VALUE and _is_hashable(x):
+            self.tokens.append(x)
+            return
+        self.reads |= root not in _LIBRARIES
+        self.tokens.append(kind)
+        if wrapped is not None:
+            self.visit(wrapped)
+        self.type(kind)
+        found = dict(_slots(x)) | (held or {})
+        hidden = held is None and wrapped is None and kind.__basicsize__ > object.__basicsize__
+        if not found and (hidden or kind is object):
+            self.tokens.append(_Same(x))
+            self.is_opaque |= hidden
+            self.reads |= hidden
+        elif self.all_attributes or _has_library_base(kind):
+            fields = dataclasses.fields(x) if dataclasses.is_dataclass(x) else ()
+            self.attributes(found, [field.name for field in fields] or list(found))
+        else:
+            self.attributes(found, self.known)
+
+
+def _has_library_base(kind: type) -> bool:
+    """Whether code that is not walked through, such as that of Flax for its modules, may read any
+    attribute of such an object."""
+    return any(b.__module__.partition(".")[0] in _LIBRARIES for b in kind.__mro__[:-1])
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+
+def _attribute(x: Any, name: str) -> Any:
+    """An attribute, or None; by no code of the user, such as a `__getattr__`."""
+    try:
+        return object.__getattribute__(x, name)
+    except AttributeError:
+        return None
+
+
+def _slots(x: Any) -> Iterator[tuple[str, Any]]:
+    for base in type(x).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__"):
+                yield name, _attribute(x, name)
+
+
+def _function_of(value: Any) -> Any:
+    """What a class holds under a name, as the function that is called for it."""
+    if isinstance(value, staticmethod | classmethod):
+        return value.__func__
+    if isinstance(value, property):
+        return value.fget
+    if isinstance(value, functools.cached_property):
+        return value.func
+    # The slot of an attribute: its value is looked up in the object.
+    return None if isinstance(value, types.MemberDescriptorType) else value
+
+
+_MADE_BY_DATACLASS = frozenset(
+    "__init__ __new__ __repr__ __eq__ __hash__ __setattr__ __delattr__ __post_init__ "
+    "__init_subclass__ __replace__ __getstate__ __setstate__ __del__ __lt__ __le__ __gt__ "
+    "__ge__".split()
+)
+
+
+def _is_operator(name: str) -> bool:
+    """Whether syntax calls the method, so that no code names it: `self(x)`, `self[i]`, `a + b`."""
+    return name.startswith("__") and name not in _MADE_BY_DATACLASS
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_library(module: str | None) -> bool:
+    root = (module or "").partition(".")[0]
+    return root in _LIBRARIES or root in sys.stdlib_module_names and root != "__main__"
+
+
+@functools.lru_cache(maxsize=4096)
+def _named_in(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...], frozenset[str]]:
+    """The globals, the modules and the attributes that a code names, and the code inside it."""
+    read: dict[str, None] = {}
+    imported: dict[str, None] = {}
+    attributes = set()
+    for instruction in dis.get_instructions(code):
+        name = instruction.argval
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            read[name] = None
+            if name in _ANY_ATTRIBUTE:
+                attributes.add(name)
+        elif instruction.opname == "IMPORT_NAME":
+            imported[name] = None
+        elif instruction.arg is not None and "ATTR" in instruction.opname:
+            attributes.add(name)
+        elif instruction.opname in ("LOAD_METHOD", "IMPORT_FROM"):
+            attributes.add(name)
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            more, modules, named = _named_in(inner)
+            read |= dict.fromkeys(more)
+            imported |= dict.fromkeys(modules)
+            attributes |= named
+    return tuple(read), tuple(imported), frozenset(attributes)
