@@ -169,7 +169,7 @@ def _steps_worth_taking(kind, statistic, state: Probing, max_products, basis_siz
     ratio = jnp.where(allowed > 0, error / jnp.where(allowed > 0, allowed, 1), limit)
     needed = jnp.maximum(_PILOTS * jnp.square(ratio), statistic.least)
     pays = state.finite & (error > 0) & (jnp.minimum(needed, limit) >= _PILOTS + _WORTH)
-    most = jnp.minimum(basis_size, tree.size(state.probe)) * kind.cost
+    most = jnp.minimum(basis_size, tree.countable(state.probe)) * kind.cost
     spared = 0 if statistic.least <= _PILOTS else statistic.least  # for probes after the basis
     most = jnp.minimum(most, max_products - _PILOTS - spared)
     return jnp.where(pays, most // kind.cost * kind.cost, 0).astype(jnp.int32)

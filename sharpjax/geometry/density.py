@@ -17,7 +17,7 @@ from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
-from sharpjax.geometry.status import Status
+from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
@@ -218,7 +218,7 @@ def spectral_density(
             f"{caller}: probes_per_product={width} does not divide num_probes={num_probes}."
         )
     check_error(caller, "relative_error", relative_error)
-    check_key(caller, key)
+    key = check_key(caller, key)
     check_atoms(caller, operator, atoms)
     frame, values = (None, None) if atoms is None else keep_converged(atoms)
     probed = quadrature.run(
@@ -270,6 +270,7 @@ def check_atoms(caller: str, operator: Operator, atoms: Eigenpairs | None) -> No
         )
 
 
+@tells_unknown
 @jax.jit
 def keep_converged(atoms: Eigenpairs) -> tuple[Params, jax.Array]:
     """Vectors and values; zeros and NaN where one has not converged."""
@@ -298,7 +299,7 @@ def from_probes(
         weights=probed.weights,
         residuals=probed.residuals,
         atoms=jnp.full(0, zero) if values is None else values,
-        size=zero + size,
+        size=zero + float(size),
         num_probes=probed.num_probes,
         num_products=probed.num_products,
         status=status.astype(jnp.int32),

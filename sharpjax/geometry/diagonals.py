@@ -109,7 +109,7 @@ def diagonal(
         raise unknown("method", method, get_args(Method))
     max_probes = whole_number("diagonal", "max_probes", max_probes, least=_LEAST)
     basis_size = whole_number("diagonal", "basis_size", basis_size)
-    check_key("diagonal", key)
+    key = check_key("diagonal", key)
     if method == "exact":
         request = Request("diagonal", "diagonal", accuracy, max_probes, DiagonalStatistic(), _read)
         found = decompose(request, operator, key)

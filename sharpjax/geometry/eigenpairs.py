@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax.estimate import Estimate
+from sharpjax.geometry.status import tells_unknown
 
 
 class Eigenpairs(NamedTuple):
@@ -39,6 +40,7 @@ class Eigenpairs(NamedTuple):
     verification: Any = None
     carried: Any = None
 
+    @tells_unknown
     def estimates(self) -> dict[str, Estimate]:
         """`lambda_i`, `lambda_i_residual` for each value, and `num_products`.
 

@@ -161,7 +161,7 @@ class LanczosStep:
         w = tree.add_scaled(product, -alpha, q)
         w = tree.add_scaled(w, -beta, jax.tree.map(lambda b: _get_row(b, last), basis))
 
-        exhausted = row + 1 >= tree.size(q)
+        exhausted = row + 1 >= tree.countable(q)
         # Not by the row: a restart comes back to it, and may have kept what stood in there before.
         turn = (state.locked + state.num_products).astype(jnp.uint32)
         found = orthogonal.orthogonalize(

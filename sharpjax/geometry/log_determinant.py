@@ -14,7 +14,7 @@ from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.density import check_error
-from sharpjax.geometry.status import Status
+from sharpjax.geometry.status import Status, tells_unknown
 
 _MIN_PROBES = 4
 _SLOWEST = 0.9  # ratio of one difference to the one before, at the most
@@ -24,16 +24,17 @@ class LogDeterminant(NamedTuple):
     """An estimate of `log det A`.
 
     Attributes:
-        value: the estimate; NaN where A is not positive.
+        value: the estimate; NaN where A is not positive, or singular in this precision.
         standard_error: that of the probes.
         num_evaluations: int32, products.
         quadrature_error: how far the m products of a probe are from having seen its spectrum, as
             far as their own convergence tells; the standard error knows nothing of it. With too few
             products the value is too large.
         smallest, smallest_residual: the smallest Ritz value, and how near an eigenvalue lies.
-        status: `Status`, int32. `NOT_POSITIVE`: A is not positive. `NOT_CONVERGED`: it may not
-            be, as far as the smallest Ritz value less its residual tells in this precision; or the
-            errors are larger than was asked for.
+        status: `Status`, int32. `NOT_POSITIVE`: A is not positive, or singular in this precision:
+            an eigenvalue lies below the noise of the products. `NOT_CONVERGED`: it may not be
+            positive, as far as the smallest Ritz value less its residual tells; or the errors are
+            larger than was asked for.
     """
 
     value: jax.Array
@@ -44,6 +45,7 @@ class LogDeterminant(NamedTuple):
     smallest_residual: jax.Array
     status: jax.Array
 
+    @tells_unknown
     def estimates(self) -> dict[str, Estimate]:
         """The estimate, as `logdet`; its quadrature error, as exact as it is."""
         count = self.num_evaluations
@@ -72,8 +74,8 @@ def logdet(
 
     That A is positive is checked in the same run: the smallest Ritz value less its residual must
     lie above the noise of the products, which in float32 is 6e-6 of the largest eigenvalue. Where
-    it does not, the logarithms of the smallest eigenvalues are noise, and `status` says so. Where
-    the smallest Ritz value is negative beyond the noise, A is not positive, and the value is NaN.
+    it does not, `status` says so. Where the smallest Ritz value itself does not, the logarithms of
+    the smallest eigenvalues are noise, and the value is NaN: damping helps, more products do not.
 
     Cost: `num_steps` products for each probe. Memory: three vectors. The number of products that
     it takes grows as the root of the condition number: `quadrature_error` tells whether they were
@@ -108,9 +110,9 @@ def logdet(
     max_probes = whole_number("logdet", "max_probes", max_probes, least=_MIN_PROBES)
     check_error("logdet", "relative_error", relative_error)
     check_error("logdet", "absolute_error", absolute_error)
-    check_key("logdet", key)
+    key = check_key("logdet", key)
     has_target = relative_error is not None or absolute_error is not None
-    targets = tuple(jnp.asarray(e or 0.0) for e in (relative_error, absolute_error))
+    targets = tuple(jnp.asarray(0.0 if e is None else e) for e in (relative_error, absolute_error))
     probed = quadrature.run(
         *(operator, key),
         num_steps=num_steps,
@@ -121,6 +123,7 @@ def logdet(
     return from_probes(has_target, tree.size(operator.like), probed, None, 0.0, targets)
 
 
+@tells_unknown
 @functools.partial(jax.jit, static_argnames=("has_target", "size"))
 def from_probes(
     has_target: bool,
@@ -155,7 +158,8 @@ def from_probes(
     noise = 10 * krylov.noise(probed.nodes.dtype) * (largest + jnp.abs(damping))
     bias = probed.dimension * _bias(probed, damping)
 
-    negative = smallest < -noise
+    # What is no larger than the noise of products may as well be zero, or below it.
+    negative = smallest <= noise
     sure = smallest - residual > noise
     asked = jnp.maximum(targets[0] * jnp.abs(value), targets[1]) if has_target else 2 * error
     met = sure & (bias <= jnp.maximum(asked, 1e-6 * jnp.abs(value)))

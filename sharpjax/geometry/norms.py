@@ -92,7 +92,7 @@ def frobenius(
         raise unknown("method", method, get_args(Method))
     max_probes = whole_number("frobenius", "max_probes", max_probes, least=_LEAST)
     basis_size = whole_number("frobenius", "basis_size", basis_size)
-    check_key("frobenius", key)
+    key = check_key("frobenius", key)
     state, steps = deflation.run(
         Krylov if method == "deflated" else None,
         *(FrobeniusStatistic(), key, operator),

@@ -10,7 +10,7 @@ from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import units
 from sharpjax.geometry.eigenpairs import Eigenpairs
-from sharpjax.geometry.status import Status
+from sharpjax.geometry.status import Status, tells_unknown
 
 
 class Overlap(NamedTuple):
@@ -93,6 +93,7 @@ def subspace_overlap(pairs_a: Eigenpairs, pairs_b: Eigenpairs) -> Overlap:
     return _compare(pairs_a, pairs_b)
 
 
+@tells_unknown
 @jax.jit
 def _compare(a: Eigenpairs, b: Eigenpairs) -> Overlap:
     (ok_a, error_a), (ok_b, error_b) = _resolve(a), _resolve(b)

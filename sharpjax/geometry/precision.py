@@ -82,7 +82,7 @@ def product_error(
     check_operator(caller, reference)
     check_same_space("product_error(B, A)", operator, reference)
     num_probes = whole_number(caller, "num_probes", num_probes, least=2)
-    check_key(caller, key)
+    key = check_key(caller, key)
     products = Partial(_both, linearize(operator), linearize(reference))
     carry = _begin(key, reference.like, num_probes)
     carry, _ = loops.iterate(_ProbeStep(), carry, products, max_steps=num_probes)

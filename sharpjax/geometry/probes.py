@@ -18,6 +18,7 @@ from sharpjax.geometry.assumptions import mark, solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.decomposition import Found, Request, decompose
 from sharpjax.geometry.hutchinson import by_leaf
+from sharpjax.geometry.status import tells_unknown
 from sharpjax.geometry.subspaces import Krylov, Sketch
 
 Method = Literal["deflated", "exact", "hutchinson", "forward", "hutchpp", "xtrace"]
@@ -157,7 +158,7 @@ def trace(
     least = _LEAST.get(method, 4)
     max_probes = whole_number("trace", "max_probes", max_probes, least=least)
     basis_size = whole_number("trace", "basis_size", basis_size)
-    check_key("trace", key)
+    key = check_key("trace", key)
     names = tuple(tree.path_names(operator.like))
     if method == "exact":
         request = Request("trace", "trace", accuracy, max_probes, TraceStatistic(), _read)
@@ -215,6 +216,7 @@ class TraceStatistic:
         return exact + values / number, jnp.sqrt(2 * squares) / number
 
 
+@tells_unknown
 @functools.partial(jax.jit, static_argnames=("method", "names", "to_accuracy"))
 def _of_probes(method, names, to_accuracy, state: hutchinson.Probing, steps) -> Trace:
     statistic = TraceStatistic()
@@ -234,6 +236,7 @@ def _of_probes(method, names, to_accuracy, state: hutchinson.Probing, steps) -> 
     )
 
 
+@tells_unknown
 @functools.partial(jax.jit, static_argnums=0)
 def _of_columns(to_accuracy, state: xtrace.Columns) -> Trace:
     value, figure, remainder = xtrace.estimate(state)

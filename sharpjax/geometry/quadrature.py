@@ -262,12 +262,7 @@ def _draw(like, frame, key) -> Params:
 
 def _complement(frame, vector):
     """`v - V V'v`, with sums of products: a contraction over Explicit axes is refused."""
-
-    def along(q, x):
-        return jnp.sum(q * jnp.expand_dims(x, 0), axis=tuple(range(1, q.ndim)))
-
-    pairs = zip(jax.tree.leaves(frame), jax.tree.leaves(vector), strict=True)
-    overlaps = functools.reduce(jnp.add, [along(q, x) for q, x in pairs])
+    overlaps = jax.vmap(lambda q: tree.vdot(q, vector))(frame)
 
     def leaf(q, x):
         return x - jnp.sum(q * overlaps.astype(q.dtype).reshape(-1, *(1,) * x.ndim), axis=0)
@@ -282,10 +277,7 @@ def _begin(step, lie, num_probes, key, like, frame, targets) -> _Carry:
     used = 0
     if frame is not None:
         frame = jax.tree.map(lambda q, z: q.astype(z.dtype), frame, zeros)
-        used = sum(
-            jnp.sum(jnp.square(q), axis=tuple(range(1, q.ndim))) for q in jax.tree.leaves(frame)
-        )
-        used = jnp.sum(jnp.round(used))
+        used = jnp.sum(jnp.round(jax.vmap(lambda q: tree.vdot(q, q))(frame)))
     if step.width > 1:
         zeros = jax.tree.map(lambda z: jnp.stack([z] * step.width), zeros)
     vector = step.draw(key, jnp.int32(0), zeros, frame)
@@ -300,7 +292,7 @@ def _begin(step, lie, num_probes, key, like, frame, targets) -> _Carry:
         residuals=rows,
         alpha=rows,
         beta=rows,
-        dimension=size - used + zero,
+        dimension=float(size) - used + zero,
         num_probes=zero.astype(jnp.int32),
         num_products=zero.astype(jnp.int32),
         finite=zero == 0,

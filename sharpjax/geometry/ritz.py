@@ -58,7 +58,7 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
     if isinstance(state, krylov.Lanczos):
         last = jnp.maximum(state.row - 1, 0)
         floor = jnp.maximum(jnp.maximum(noise, _UNSEEN * state.leak), error)
-        exhausted = state.row >= tree.size(state.vector)
+        exhausted = state.row >= tree.countable(state.vector)
     else:
         last = jnp.maximum(count - 1, 0)
         floor = jnp.maximum(10 * noise, _UNSEEN * state.leak)

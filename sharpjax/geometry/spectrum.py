@@ -18,7 +18,7 @@ from sharpjax.geometry.certificate import certify
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.search import solve
-from sharpjax.geometry.status import Status
+from sharpjax.geometry.status import Status, tells_unknown
 from sharpjax.geometry.stopping import Search, SearchStep, Which, is_met
 
 
@@ -145,7 +145,7 @@ def top_eigenpairs(
             f"top_eigenpairs: max_products={limit} cannot give k={k} values; each takes one "
             f"product at least, and 3 k + 10 are usual."
         )
-    check_key("top_eigenpairs", key)
+    key = check_key("top_eigenpairs", key)
     step = SearchStep(k, which, guards)
     rows = _check_basis_size(step, basis_size, vectors, size)
 
@@ -268,6 +268,7 @@ def _check_basis_size(step: SearchStep, basis_size, vectors, size) -> int | None
     return rows
 
 
+@tells_unknown
 @functools.partial(jax.jit, static_argnames=("step", "vectors"))
 def _finish(step, vectors, search: Search, error, used) -> Eigenpairs:
     state = search.state

@@ -1,13 +1,17 @@
 """How a computation ended. Inside a trace nothing can be raised, so results carry it."""
 
 import enum
-from typing import Protocol, TypeVar
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sharpjax.errors import RunFailed
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Status(enum.IntEnum):
@@ -30,6 +34,26 @@ def if_finite(finite: jax.Array) -> jax.Array:
     return jnp.where(finite, jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE))
 
 
+def tells_unknown(fn: Function) -> Function:
+    """Marks what fills results: numbers that are not known are NaN, which is no error of arithmetic
+    that `jax_debug_nans` should stop at.
+
+    Inside the caller's own jit that option still does: give it results without such numbers, or
+    leave it off.
+
+    >>> with jax.debug_nans(True):
+    ...     print(tells_unknown(jax.jit(lambda: jnp.float32(jnp.nan)))())
+    nan
+    """
+
+    @functools.wraps(fn)
+    def told(*args, **kwargs):
+        with jax.debug_nans(False):
+            return fn(*args, **kwargs)
+
+    return cast(Function, told)
+
+
 class NotOk(RunFailed):
     """A result that `check` refused."""
 
@@ -47,8 +71,9 @@ _MEANING = {
     Status.NON_FINITE: "it met a number that is not finite (NaN or infinity); look at the loss and "
     "its gradient at these parameters",
     Status.BREAKDOWN: "it broke down: no direction was left to search in",
-    Status.NOT_POSITIVE: "the operator is not positive, so its log-determinant is not a number; "
-    "add more damping than its smallest eigenvalue is negative",
+    Status.NOT_POSITIVE: "the operator is not positive, or is singular in this precision, so its "
+    "log-determinant is not a number, whatever the work; add damping, such as operator + 0.1, that "
+    "lifts the field `smallest` well above 0",
     Status.ASSUMPTION_FAILED: "the loss is not what it was taken for, such as a mean over "
     "examples; make the same call outside of jit and vmap, and the error says what is wrong",
 }

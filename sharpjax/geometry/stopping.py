@@ -114,7 +114,7 @@ class SearchStep:
         from_above, from_below = reached, reached
         with_basis = isinstance(state, krylov.Lanczos)
         if not with_basis:
-            from_above, from_below = reached & found.heads
+            from_above, from_below = jnp.expand_dims(reached, 0) & found.heads
         if self.which == "LM":
             ok = jnp.where(values >= 0, from_above, from_below)
             order = jnp.argsort(jnp.where(ok, -jnp.abs(values), math.inf))
@@ -174,14 +174,14 @@ def _first(ok, count):
     """The first places where it holds, as many as are asked for, and which exist."""
     rank = jnp.expand_dims(jnp.arange(count, dtype=jnp.int32), 1)
     before = jnp.cumsum(ok, dtype=jnp.int32) - 1
-    chosen = ok & (jnp.expand_dims(before, 0) == rank)
+    chosen = jnp.expand_dims(ok, 0) & (jnp.expand_dims(before, 0) == rank)
     return jnp.argmax(chosen, axis=1).astype(jnp.int32), jnp.any(chosen, axis=1)
 
 
 def exhausted(state: krylov.Lanczos | recurrence.Recurrence) -> jax.Array:
     """Whether no start in this space can show more."""
     if isinstance(state, krylov.Lanczos):
-        return state.row >= tree.size(state.vector)
+        return state.row >= tree.countable(state.vector)
     return state.invariant
 
 

@@ -64,7 +64,7 @@ def subsample_start(
     """
     caller = "subsample_start"
     check_operator(caller, operator)
-    check_key(caller, key)
+    key = check_key(caller, key)
     few = starts.num_carried(whole_number(caller, "k", k), which)
     few = min(few, tree.size(operator.like))
     num_steps = whole_number(caller, "num_steps", num_steps, least=few)
@@ -96,7 +96,7 @@ def subsampled(operator: Operator, *, key: jax.Array, num_examples: int = 512) -
     (10,)
     """
     check_operator("subsampled", operator)
-    check_key("subsampled", key)
+    key = check_key("subsampled", key)
     num_examples = whole_number("subsampled", "num_examples", num_examples)
     found = jax.tree.leaves(operator, is_leaf=_has_data)
     if not any(map(_has_data, found)):

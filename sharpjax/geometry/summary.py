@@ -15,7 +15,9 @@ from sharpjax.geometry.algebra import Operator
 from sharpjax.geometry.assumptions import solver
 from sharpjax.geometry.checks import check_key, check_operator
 from sharpjax.geometry.eigenpairs import Eigenpairs
-from sharpjax.geometry.status import Status
+from sharpjax.geometry.status import Status, tells_unknown
+
+_USUAL_ERROR = 0.03  # of a trace, relative
 
 
 class CurvatureReport(NamedTuple):
@@ -94,9 +96,9 @@ def curvature_report(
     operator: Operator,
     *,
     key: jax.Array,
-    k: int = 10,
+    k: int | None = None,
     tol: float | jax.Array = 1e-3,
-    relative_error: float | jax.Array = 0.03,
+    relative_error: float | jax.Array | None = None,
     num_steps: int = 48,
     num_probes: int = 3,
     max_probes: int = 100,
@@ -119,9 +121,12 @@ def curvature_report(
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
         key: for start and probes.
-        k: how many of the largest eigenvalues, less than the number of parameters.
+        k: how many of the largest eigenvalues, less than the number of parameters; default 10, or
+            as many as that allows.
         tol: their relative error, as in `top_eigenpairs`.
-        relative_error: of the trace; it is not reached where the trace is near zero.
+        relative_error: of the trace. Where it is asked for and not reached, as where the trace is
+            near zero, `status` is `NOT_CONVERGED`. Default: probes stop at 0.03, and where they do
+            not reach it, the standard error says what they did reach.
         num_steps: products for each probe of the density, at least 4. The smallest eigenvalue
             takes 30 to 50 on networks; its residual tells how well it is known.
         num_probes: of the density.
@@ -147,7 +152,12 @@ def curvature_report(
     caller = "curvature_report"
     check_operator(caller, operator)
     size = tree.size(operator.like)
-    k = whole_number(caller, "k", k)
+    if size == 1:
+        raise UserError(
+            f"{caller}: one parameter has one eigenvalue, and nothing beside it to probe. Take "
+            f"top_eigenpairs(operator, key=key, k=1)."
+        )
+    k = min(10, size - 1) if k is None else whole_number(caller, "k", k)
     if k >= size:
         raise UserError(
             f"{caller}: k={k} of {size} eigenvalues leave nothing to probe; k < {size}."
@@ -160,10 +170,12 @@ def curvature_report(
         raise UserError(
             f"{caller}: probes_per_product={width} does not divide num_probes={num_probes}."
         )
+    density.check_error(caller, "tol", tol)
     density.check_error(caller, "relative_error", relative_error)
     density.check_error(caller, "damping", damping)
-    check_key(caller, key)
-    keys = _split(key)
+    key = check_key(caller, key)
+    keys, to_accuracy = _split(key), relative_error is not None
+    relative_error = _USUAL_ERROR if relative_error is None else relative_error
 
     top = spectrum.top_eigenpairs(operator, key=keys[0], k=k, tol=tol)
     frame, atoms = density.keep_converged(top)
@@ -185,7 +197,7 @@ def curvature_report(
             criterion=_trace_is_within,
             targets=targets,
         )
-    return _finish(size, vectors, top, atoms, probed, more, targets, damping)
+    return _finish(size, vectors, to_accuracy, top, atoms, probed, more, targets, damping)
 
 
 class _Moments(NamedTuple):
@@ -244,8 +256,11 @@ def _begin_trace(probed, atoms, relative_error) -> _Moments:
     return _add_moments(probed, moments)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "vectors"))
-def _finish(size, vectors, top, atoms, probed, more, targets, damping) -> CurvatureReport:
+@tells_unknown
+@functools.partial(jax.jit, static_argnames=("size", "vectors", "to_accuracy"))
+def _finish(
+    size, vectors, to_accuracy, top, atoms, probed, more, targets, damping
+) -> CurvatureReport:
     moments, num_products = targets, top.num_products + probed.num_products
     finite = probed.finite
     if more is not None:
@@ -255,7 +270,7 @@ def _finish(size, vectors, top, atoms, probed, more, targets, damping) -> Curvat
     value, error = _trace(probed.dimension, moments)
     met = error <= targets.relative_error * jnp.abs(value)
     shape = density.from_probes(False, size, probed, atoms)
-    status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
+    status = jnp.where(met | (not to_accuracy), Status.OK, Status.NOT_CONVERGED)
     status = jnp.where(finite, status, Status.NON_FINITE)
     status = jnp.maximum(status, top.status)
     log = None

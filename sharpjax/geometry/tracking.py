@@ -18,7 +18,7 @@ from sharpjax.geometry import krylov, lanes, ritz, units
 from sharpjax.geometry.algebra import Matvec, widen
 from sharpjax.geometry.eigenpairs import Eigenpairs
 from sharpjax.geometry.starts import GUARDS, MOST_DRIFT, Start, innermost
-from sharpjax.geometry.status import Status
+from sharpjax.geometry.status import Status, tells_unknown
 from sharpjax.geometry.stopping import SearchStep, Which
 
 Params = Any
@@ -132,7 +132,7 @@ class _FollowStep:
     def absorb(self, carry: _Follow, product) -> _Follow:
         state = krylov.LanczosStep().absorb(carry.state, product)
         carry = carry._replace(state=state)
-        exhausted = state.row >= tree.size(state.vector)
+        exhausted = state.row >= tree.countable(state.vector)
         due = (lanes.furthest(state.num_products) >= sum(self.step.tested)) | exhausted
         asked = ~self.step.is_guard()
 
@@ -211,7 +211,7 @@ def _bound(step: SearchStep, carry: _Follow) -> _Found:
     edge = _by_end(step, before + moved, unseen, jnp.max)
 
     gaps = found.gaps[places]
-    exhausted = state.row >= tree.size(state.vector)
+    exhausted = state.row >= tree.countable(state.vector)
     narrow = jnp.where(exhausted, gaps, jnp.minimum(gaps, now - edge))
     # The sum of squared residuals over the cluster, where it was taken to bound the value.
     unit = units.known(state.unit)
@@ -236,6 +236,7 @@ def _bound(step: SearchStep, carry: _Follow) -> _Found:
     )
 
 
+@tells_unknown
 @functools.partial(jax.jit, static_argnames="step")
 def _finish(
     step: SearchStep, carry: _Follow, start: Start, due

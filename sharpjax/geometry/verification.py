@@ -255,7 +255,7 @@ class _PassStep:
         search = search._replace(state=state, couplings=couplings)
         period = max(1, len(state.alpha) // 32)
         count = lanes.furthest(state.num_products)
-        last = state.row >= tree.size(state.vector)
+        last = state.row >= tree.countable(state.vector)
         due = (count % period == 0) | lanes.any_lane(last)
         ok = jax.lax.cond(due, lambda: self._test(search), lambda: search.passed >= 0)
         passed = jnp.where(due, jnp.where(ok, search.passed + 1, 0), search.passed)
@@ -275,7 +275,7 @@ class _PassStep:
         met = found.value_errors[places] <= enough
         met &= ~beyond | (found.vector_errors[places] <= search.vector_tol)
         met_as_guard = (found.residuals * found.vector_errors)[places] <= enough
-        exhausted = state.row >= tree.size(state.vector)
+        exhausted = state.row >= tree.countable(state.vector)
         split, ok = step.tested[0], []
         for part in (slice(0, split), slice(split, len(values))):
             rank = jnp.arange(part.stop - part.start, dtype=jnp.int32)
@@ -410,7 +410,7 @@ def _in_basis(old, new):
 def _finish(step: SearchStep, carry: _Carry, size: int) -> tuple[Eigenpairs, Verification]:
     pairs = carry.pairs
     dtype = pairs.values.dtype
-    dimension = size - step.k
+    dimension = float(size - step.k)
     steps = carry.last_steps.astype(dtype)
     power = jnp.log(jnp.asarray(1.648 * math.sqrt(max(dimension, 1)) / _CHANCE, dtype))
     distance = jnp.square(power / jnp.maximum(2 * steps - 1, 0))

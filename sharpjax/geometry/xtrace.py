@@ -157,7 +157,7 @@ class ColumnStep:
             count=count,
             num_products=state.num_products + 1,
             misses=misses,
-            whole=(misses >= _MISSES[self.signs]) | (count >= tree.size(q)),
+            whole=(misses >= _MISSES[self.signs]) | (count >= tree.countable(q)),
             finite=state.finite & jnp.isfinite(norm),
         )
         if self.signs:
@@ -183,7 +183,7 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     probed = inner(overlaps, factor) - 2 * inner(x, factor) + inner(x, dot(known, x))
     # The part of a normal vector outside of the space, at the length that is right in the mean.
     squares = _squares(state) - inner(x, x)
-    size = tree.size(state.vector)
+    size = float(tree.size(state.vector))
     count = state.count.astype(factor.dtype)
     length = jnp.maximum(size - count + 1, 1)
     probed = probed * if_there(length / jnp.where(squares > 0, squares, 1), 0)
