@@ -7,6 +7,7 @@ in place of parameters.
 import dataclasses
 import doctest
 import functools
+import os
 import sys
 import types
 from typing import Any
@@ -559,23 +560,14 @@ def test_what_an_inner_jit_has_frozen_stays_as_calling_it_gives():
         np.testing.assert_allclose(factor_of(loss), 1.0, rtol=1e-6)
 
 
-UNSEEN = [1.0]
-
-
-class Unseen:
-    """Finds what no code names."""
-
-    def __getattr__(self, name):
-        return sys.modules[__name__].__dict__["UN" + name][0]
-
-
-def test_a_compiled_value_that_differs_is_refused():
-    unseen = Unseen()
+def test_a_compiled_value_that_differs_is_refused(monkeypatch):
+    """The environment is read through the standard library, which counts as constant."""
 
     def loss(w, batch):
-        return form(unseen.SEEN, w, batch)
+        return form(float(os.environ["FACTOR_OF_A_TEST"]), w, batch)
 
+    monkeypatch.setenv("FACTOR_OF_A_TEST", "1")
     check_deterministic(loss, PARAMS, BATCH)
-    UNSEEN[0] = 2.0
+    monkeypatch.setenv("FACTOR_OF_A_TEST", "2")
     with pytest.raises(UserError, match=r"is 7\.5 when it is called and 3\.75 compiled"):
         check_deterministic(loss, PARAMS, BATCH)

@@ -293,7 +293,8 @@ def _function_of(value: Any) -> Any:
     if isinstance(value, functools.cached_property):
         return value.func
     # The slot of an attribute: its value is looked up in the object.
-    return None if isinstance(value, types.MemberDescriptorType) else value
+    slots = types.MemberDescriptorType | types.GetSetDescriptorType
+    return None if isinstance(value, slots) else value
 
 
 _MADE_BY_DATACLASS = frozenset(
