@@ -85,11 +85,6 @@ def check_batches(caller: str, loss: Any, params: Any, batches: Sequence[Batch])
     return _check(caller, loss, params, some, _TOGETHER, _MOST, "a mean over batches", _PER_BATCH)
 
 
-def few_of(batch: Batch) -> Batch:
-    """The examples of a batch that `check_batches` looks at, if it sees two."""
-    return _some([batch], _MOST // 2)
-
-
 def num_batches(num_examples: int) -> int:
     """How many batches of so many examples `check_batches` should see, if there are so many."""
     return max(2, math.ceil(_LEAST / num_examples))
