@@ -119,7 +119,7 @@ def bend(problem: Problem, direction: Params) -> jax.Array:
         return _bend(operands, problem.batch)
     chunks = loops.split_chunks("trace", problem.batch, problem.microbatch_size)
     weight = chunk_weights(problem.loss, chunks)
-    return loops.mean_over_chunks(_bend, operands, chunks, *(() if weight is None else (weight,)))
+    return loops.mean_over_chunks(_bend, operands, chunks, weight)
 
 
 def bending(problem: Problem, units: Units) -> Hessian:

@@ -71,8 +71,7 @@ def _chunk_product(operands, chunk):
 
 
 def _mean_product(make, params, chunks, weight, vector):
-    optional = () if weight is None else (weight,)
-    return loops.mean_over_chunks(_chunk_product, (make, params, vector), chunks, *optional)
+    return loops.mean_over_chunks(_chunk_product, (make, params, vector), chunks, weight)
 
 
 def curved(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
