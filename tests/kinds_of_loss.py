@@ -271,7 +271,8 @@ LOSSES = (
 @functools.cache
 def case(name: str) -> Case:
     """Call it in float64."""
-    model_fn, outer_loss, shapes, weight, reference = (*_lookup()[name], None, None)[:5]
+    row: tuple[Any, ...] = (*_lookup()[name], None, None)
+    model_fn, outer_loss, shapes, weight, reference = row[:5]
     rng = np.random.default_rng(LOSSES.index(name))
     params = {leaf: jnp.asarray(rng.normal(size=shape)) for leaf, shape in shapes.items()}
     if name == "mixed_types":

@@ -150,6 +150,13 @@ def averaged(name, operator):
     return metamorphic.by_products(mean), outside(name, operator)
 
 
+def exact(name, operator):
+    """Its exact diagonal, which takes no products, is that of the dense matrix."""
+    found = geometry.diagonal(made(name, operator), key=key(), method="exact")
+    _, right = is_dense(name, operator)
+    return np.asarray(metamorphic.flat(found.value)), np.diag(right)
+
+
 WHOLE = (is_dense, mapped, scaled, ridged, turned, permuted, doubled)
 CUT = (microbatched, averaged)
 IN_TRACE = (scaled, ridged, turned, permuted)  # all of it, so that nothing can be raised
@@ -173,6 +180,7 @@ class Otherwise(NamedTuple):
     refused: str | None = None
 
 
+EXACT = ("gauss_newton", "observed fisher", "composed empirical_fisher")
 HESSIANS = ("hessian", "composed hessian")
 JACOBIANS = ("gauss_newton", "fisher", "observed fisher", "drawn fisher")
 SINGLES = ("empirical_fisher", "composed empirical_fisher")
@@ -188,17 +196,17 @@ OTHERWISE = (
         refused="custom_vjp",
     ),
     Otherwise(
-        *(NO_FORWARD_MODE, JACOBIANS + SINGLES, WHOLE + CUT),
+        *(NO_FORWARD_MODE, JACOBIANS + SINGLES, (*WHOLE, *CUT, exact)),
         because="J v is a derivative of the forward pass, which a custom_vjp does not give",
         refused="custom_vjp",
     ),
     Otherwise(
-        *(MIXING, JACOBIANS, WHOLE + CUT),
+        *(MIXING, JACOBIANS, (*WHOLE, *CUT, exact)),
         because="the outer loss is no mean over the examples",
         refused="not (the|their) mean",
     ),
     Otherwise(
-        *(("norm_training", *MIXING), SINGLES, WHOLE + CUT),
+        *(("norm_training", *MIXING), SINGLES, (*WHOLE, *CUT, exact)),
         because="the loss is not the mean of its values at single examples",
         refused="mean of its parts",
     ),
@@ -216,6 +224,11 @@ OTHERWISE = (
         *(("norm_training", *MIXING), None, CUT),
         because="the loss is not the mean of its parts, and says so of none",
         refused="mean of its parts",
+    ),
+    Otherwise(
+        *(("norm_training",), JACOBIANS, (exact,)),
+        because="what one example adds alone is not what it adds in its batch",
+        refused="evaluation mode",
     ),
     Otherwise(("sum",), HESSIANS, (doubled,), "twice as many terms"),
     Otherwise(
@@ -244,7 +257,7 @@ TRIPLES = [
     (name, operator, relation)
     for name in LOSSES
     for operator in metamorphic.operators(name)
-    for relation in WHOLE + CUT
+    for relation in (*WHOLE, *CUT, *((exact,) if operator in EXACT else ()))
 ]
 
 

@@ -86,7 +86,7 @@ def problem(params, batch) -> Problem:
 
 
 @functools.cache
-def truth(name) -> dict[str, np.ndarray]:
+def truth(name) -> dict[str, Any]:
     params, batch = data(name)
     reference = kinds_of_loss.net if name == "mixed_types" else loss(False).model_fn
     outer = loss(name == "mixed_types").outer_loss

@@ -151,7 +151,7 @@ def model(params, batch):
 def draw(how, seed):
     """A form with a loss of single examples, a size, and a type, `DRAWS` times."""
     rng = np.random.default_rng((seed, *how.__name__.encode()))
-    dtype = rng.choice([np.float32, np.float64])
+    dtype = (np.float32, np.float64)[rng.integers(2)]
     count, each = int(rng.choice([4, 9, 40, 150])), EACH[rng.integers(len(EACH))]
     for _ in range(DRAWS):
         batch = {
