@@ -257,7 +257,7 @@ def _value(problem, outputs, one):
     if problem.rule == "sampled":
         return jnp.zeros(())
     if problem.rule == "value":
-        return sum(map(jnp.sum, jax.tree.leaves(outputs)))
+        return tree.total([jnp.sum(x) for x in jax.tree.leaves(outputs)])
     return problem.outer(outputs, one)
 
 
