@@ -1,10 +1,11 @@
-"""Random outer losses: those in which examples see each other are refused, and no other one is.
+"""Random losses: those in which examples see each other are refused, and no other one is.
 
 Nothing here was written for a case that was once wrong: forms, strengths, sizes and types are
 drawn.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.geometry import composed, fisher, gauss_newton
+from sharpjax.geometry import averaged, composed, empirical_fisher, fisher, gauss_newton, hessian
+from tests.metamorphic import at_once
 
 DRAWS = 5
+PARTS = {4: 2, 9: 3, 40: 8, 150: 30}  # examples of a batch, and of a part of it
 
 
 # The loss of single examples, [N], from outputs [N, K].
@@ -36,62 +39,62 @@ def robust(outputs, batch):
 EACH = (squared, cross_entropy, robust)
 
 
-# What becomes of them: `how(each, outputs, batch, strength, numbers)`, with N random numbers.
+# What becomes of them: `how(each, outputs, batch, strength)`, with N random numbers.
 
 
-def total(each, outputs, batch, strength, numbers):
+def total(each, outputs, batch, strength):
     return jnp.sum(each)
 
 
-def power_of_mean(each, outputs, batch, strength, numbers):
+def power_of_mean(each, outputs, batch, strength):
     return jnp.mean(each) ** (1 + strength)
 
 
-def log_of_mean(each, outputs, batch, strength, numbers):
+def log_of_mean(each, outputs, batch, strength):
     return jnp.log(strength + jnp.mean(each))
 
 
-def soft_maximum(each, outputs, batch, strength, numbers):
+def soft_maximum(each, outputs, batch, strength):
     return jax.nn.logsumexp(4 * strength * each) / (4 * strength) - np.log(len(each))
 
 
-def largest_half(each, outputs, batch, strength, numbers):
+def largest_half(each, outputs, batch, strength):
     return jnp.mean(jnp.sort(each)[len(each) // 2 :])
 
 
-def spread(each, outputs, batch, strength, numbers):
+def spread(each, outputs, batch, strength):
     return jnp.mean(each) + strength * jnp.std(each)
 
 
-def weighted_by_loss(each, outputs, batch, strength, numbers):
+def weighted_by_loss(each, outputs, batch, strength):
     return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(4 * strength * each)) * each)
 
 
-def weighted(each, outputs, batch, strength, numbers):
-    weight = jnp.exp(strength * numbers)
+def weighted(each, outputs, batch, strength):
+    weight = jnp.exp(strength * batch["number"])
     return jnp.sum(weight * each) / jnp.sum(weight)
 
 
-def masked(each, outputs, batch, strength, numbers):
-    """The first is hidden, and as many as the numbers say."""
-    mask = (numbers > 0.5).astype(each.dtype).at[0].set(0).at[1].set(1)
-    return jnp.sum(mask * each) / jnp.sum(mask)
+def masked(each, outputs, batch, strength):
+    """About half are hidden."""
+    mask = batch["number"] > 0
+    return jnp.sum(jnp.where(mask, each, 0)) / jnp.sum(mask)
 
 
-def repelled(each, outputs, batch, strength, numbers):
+def repelled(each, outputs, batch, strength):
     return jnp.mean(each) + strength * jnp.mean(jnp.square(jnp.mean(outputs, axis=0)))
 
 
-def neighbours(each, outputs, batch, strength, numbers):
+def neighbours(each, outputs, batch, strength):
     return jnp.mean(each) + strength * jnp.mean(jnp.square(outputs[1:] - outputs[:-1]))
 
 
-def coupled(each, outputs, batch, strength, numbers):
+def coupled(each, outputs, batch, strength):
     """A random form of rank one in the examples."""
-    return jnp.mean(each) + strength * jnp.sum(jnp.square(numbers @ outputs)) / len(each)
+    return jnp.mean(each) + strength * jnp.sum(jnp.square(batch["number"] @ outputs)) / len(each)
 
 
-def negatives(each, outputs, batch, strength, numbers):
+def negatives(each, outputs, batch, strength):
     scores = outputs @ batch["target"].T
     return strength * jnp.mean(each) - jnp.mean(jnp.diagonal(jax.nn.log_softmax(scores)))
 
@@ -102,26 +105,26 @@ MIXING = (
 )
 
 
-def mean(each, outputs, batch, strength, numbers):
+def mean(each, outputs, batch, strength):
     return jnp.mean(each)
 
 
-def multiple(each, outputs, batch, strength, numbers):
+def multiple(each, outputs, batch, strength):
     return 1e3 ** (2 * strength - 1) * jnp.mean(each)
 
 
-def mean_of_curved(each, outputs, batch, strength, numbers):
+def mean_of_curved(each, outputs, batch, strength):
     return jnp.mean(jnp.exp(-strength * each))
 
 
-def mean_by_scan(each, outputs, batch, strength, numbers):
+def mean_by_scan(each, outputs, batch, strength):
     def add(carry, value):
         return carry + value, None
 
     return jax.lax.scan(add, jnp.zeros((), each.dtype), each)[0] / len(each)
 
 
-def mean_of_penalised(each, outputs, batch, strength, numbers):
+def mean_of_penalised(each, outputs, batch, strength):
     return jnp.mean(each + strength * jnp.sum(outputs**4, axis=1))
 
 
@@ -131,17 +134,15 @@ SOUND = (mean, multiple, mean_of_curved, mean_by_scan, mean_of_penalised)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outer:
-    """An outer loss whose numbers are traced: all draws of one form are one compilation."""
+    """An outer loss whose strength is traced: all draws of one form are one compilation."""
 
     strength: Any
-    numbers: Any
     each: Any = dataclasses.field(metadata={"static": True})
     how: Any = dataclasses.field(metadata={"static": True})
     canonical = True
 
     def __call__(self, outputs, batch):
-        numbers = self.numbers[: len(outputs)]
-        return self.how(self.each(outputs, batch), outputs, batch, self.strength, numbers)
+        return self.how(self.each(outputs, batch), outputs, batch, self.strength)
 
 
 def model(params, batch):
@@ -152,15 +153,17 @@ def draw(how, seed):
     """A form with a loss of single examples, a size, and a type, `DRAWS` times."""
     rng = np.random.default_rng((seed, *how.__name__.encode()))
     dtype = (np.float32, np.float64)[rng.integers(2)]
-    count, each = int(rng.choice([4, 9, 40, 150])), EACH[rng.integers(len(EACH))]
+    count, each = int(rng.choice(list(PARTS))), EACH[rng.integers(len(EACH))]
     for _ in range(DRAWS):
+        number = rng.normal(size=count)
+        number[:2] = -1, 1
         batch = {
             "x": jnp.asarray(rng.normal(size=(count, 2)), dtype),
             "target": jnp.asarray(rng.normal(size=(count, 3)), dtype),
             "label": jnp.asarray(rng.integers(0, 3, count)),
+            "number": jnp.asarray(number, dtype),
         }
-        numbers = jnp.asarray(rng.normal(size=count), dtype)
-        outer = Outer(jnp.asarray(rng.uniform(0.2, 1), dtype), numbers, each, how)
+        outer = Outer(jnp.asarray(rng.uniform(0.2, 1), dtype), each, how)
         yield outer, jnp.asarray(rng.normal(size=(2, 3)), dtype), batch
 
 
@@ -178,6 +181,57 @@ def test_mixing_losses_are_refused(x64, how, seed):
 def test_means_are_not(x64, how, seed):
     for outer, params, batch in draw(how, seed):
         gauss_newton(composed(model, outer), params, batch)
+
+
+def cut(outer, params, batch):
+    """The loss in microbatches, in batches, and in single examples."""
+    loss, size = composed(model, outer), PARTS[len(batch["x"])]
+    yield lambda: hessian(loss, params, batch, microbatch_size=size)
+    yield lambda: averaged(functools.partial(hessian, loss, params), batch, batch_size=size)
+    yield lambda: empirical_fisher(loss, params, batch)
+
+
+@pytest.mark.parametrize("how", MIXING, ids=lambda how: how.__name__)
+def test_mixing_losses_are_not_cut(x64, how):
+    """Or their parts happen to count alike, or hold nothing that counts."""
+    refused = 0
+    for outer, params, batch in draw(how, 5):
+        for make in cut(outer, params, batch):
+            try:
+                found = at_once(make())
+            except UserError as error:
+                assert "the loss is not the mean of its parts" in str(error)
+                refused += 1
+                continue
+            whole = at_once(hessian(composed(model, outer), params, batch))
+            assert np.isnan(found).any() or np.allclose(found, whole, rtol=0, atol=1e-3)
+    assert refused >= 2 * DRAWS  # of three times as many
+
+
+@pytest.mark.parametrize("number", [[0, 1] * 4 + [0], [0, 1, 1, 0, 1, 1, 1, 0, 1]])
+def test_masks_that_pairs_do_not_show(x64, number):
+    """Of two examples that lie apart, both are hidden, or none is."""
+    outer, params, batch = next(draw(masked, 1008))
+    batch = jax.tree.map(lambda x: x[:9], batch)
+    batch["number"] = jnp.asarray(number, batch["x"].dtype)
+    for make in cut(outer, params, batch):
+        with pytest.raises(UserError, match="the loss is not the mean of its parts"):
+            make()
+
+
+@pytest.mark.parametrize("seed", [1013, 1023])
+def test_curved_functions_of_the_mean_are_not_cut(x64, seed):
+    """Where the parts of a group are a few per cent apart, a curve shows the square of that."""
+    for outer, params, batch in draw(log_of_mean, seed):
+        with pytest.raises(UserError, match="the loss is not the mean of its parts"):
+            next(cut(outer, params, batch))()
+
+
+@pytest.mark.parametrize("how", SOUND, ids=lambda how: how.__name__)
+def test_means_are_cut(x64, how):
+    for outer, params, batch in draw(how, 5):
+        for make in cut(outer, params, batch):
+            make()
 
 
 @jax.tree_util.register_dataclass

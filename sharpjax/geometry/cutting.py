@@ -28,7 +28,7 @@ from sharpjax.geometry.composed import parts as parts_of
 from sharpjax.geometry.composed import total_weight, weights
 
 _TOLERANCE = 1e-3
-_ALIKE = 1e-2  # values as near as this say little of their weights
+_ALIKE = 0.1  # values as near as this say little of their weights, and of what is done with them
 _FINE = float(jnp.finfo(jnp.float32).eps)
 _TOGETHER = 8  # examples at the most, in parts of 3 and 5
 _GROUPS = 4  # of examples that are taken together, where there are so many
@@ -118,6 +118,10 @@ def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | No
     for moves in (False, True):
         point = _moved(params) if moves else params
         found = jax.device_get([_values((told, point), part) for part in parts])
+        if not moves:
+            beside = _beside(found, parts)
+            found += jax.device_get([_values((told, point), part) for part in beside])
+            parts = parts + beside
         for part, (whole, mean, differ, _) in zip(parts, found, strict=True):
             if differ and not abs(whole - mean) <= _rounding((told, point), part):
                 a, b = (loops.count_examples(caller, x) for x in part)
@@ -135,6 +139,15 @@ def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | No
         if not all(each.alike for each in found):
             break
     return None
+
+
+def _beside(found, parts) -> list[Parts]:
+    """A group whose value is no number beside one whose value is: that of a mean is none, either,
+    but a mask that hides all of one group leaves that of the other."""
+    known = [bool(np.isfinite(each.whole)) for each in found]
+    if all(known) or not any(known):
+        return []
+    return [(_join(parts[known.index(False)]), _join(parts[known.index(True)]))]
 
 
 def _is_wrong(operands, parts):
