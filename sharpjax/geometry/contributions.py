@@ -131,9 +131,11 @@ def contributions(
     for route, a, parameter in zip(traced.routes, reads, traced.jaxpr.jaxpr.invars, strict=False):
         if route.form is not None and route.entry is not None:
             d = widen(jax.vmap(route.form.errors)(errors[route.entry.path]))
-            added.append(_FORMULAS[kind, route.way](signs, a, d))
+            same = signs.astype(d.dtype), a.astype(d.dtype), d
+            added.append(_FORMULAS[kind, route.way](*same))
         elif route.way == "gradients":
-            added.append(_of_gradients(kind, signs, widen(next(free))))
+            g = widen(next(free))
+            added.append(_of_gradients(kind, signs.astype(g.dtype), g))
         else:
             zero = 0 * jnp.sum(signs)
             added.append(zero if kind == "trace" else jnp.full(parameter.aval.shape, zero))

@@ -219,7 +219,7 @@ def _diagonal(kind, product, params, key) -> tuple[Found, jax.Array]:
     value = jax.tree.map(jnp.multiply, one, product(one))
     seen = product(other)
     off = tree.add_scaled(seen, -1.0, jax.tree.map(jnp.multiply, value, other))
-    eps = max(jnp.finfo(x.dtype).eps for x in jax.tree.leaves(zeros))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(zeros))
     is_diagonal = units.norm(off) <= _DIAGONAL_ROUNDING * eps * units.norm(seen)
     if kind == "trace":
         value = jax.tree.map(jnp.sum, value)
