@@ -12,7 +12,7 @@ import scipy.sparse.linalg
 from jax.tree_util import Partial
 
 from sharpjax import loops
-from sharpjax.geometry import Status, recurrence, ritz, stopping
+from sharpjax.geometry import Status, krylov, recurrence, ritz, stopping
 from sharpjax.geometry import top_eigenpairs as top
 from tests.problems import Diagonal
 
@@ -100,13 +100,18 @@ SPECTRA = {
 
 @pytest.mark.parametrize("options", [("LA", 3), ("SA", 3), ("LM", 4), ("BE", 5), ("LA", 40)])
 def test_every_certified_value_is_near_an_eigenvalue(options):
-    """And all are certified before space is exhausted, or then."""
+    """And all are certified before space is exhausted, or then: but in a lane where more noise was
+    measured than a product in float32 has, which can be seen where all of space is in the basis."""
     which, k = options
     for name, values in SPECTRA.items():
         values = values.astype(np.float32)
         found = lanes(values, 50, which=which, k=k, max_products=40)
         assert wrong(found, values, which)[0] == 0, name
-        assert (found.status == Status.OK).all(), name
+        noisy = (
+            found.value_errors.max(axis=1) > 10 * krylov.noise(np.float32) * np.abs(values).max()
+        )
+        failed = found.status != Status.OK
+        assert noisy[failed].all() and failed.sum() <= 5, name
         assert found.num_products.max() <= 40
 
 
