@@ -544,6 +544,36 @@ def test_examples_that_see_each_other_are_refused():
         exact_diagonal(operator)
 
 
+def normalised_net(params, batch):
+    w, v, c = params
+    return normalised(w, batch) @ v + c
+
+
+def test_they_are_where_the_outputs_hardly_show_it():
+    """With a head of zeros they are all alike, with a large bias nearly; and two neighbours that
+    are one example have no other batch statistics together than alone."""
+    rng = np.random.default_rng(0)
+    x, w, v = (jnp.asarray(rng.normal(size=size)) for size in ((8, 5), (5, 6), (6, 3)))
+    twins = x.at[1].set(x[0])
+    nets = ((x, 0 * v, jnp.zeros(3)), (x, v, jnp.full(3, 200.0)), (twins, v, jnp.zeros(3)))
+    for x, v, c in nets:
+        operator = gauss_newton(composed(normalised_net, squared), (w, v, c), {"x": x})
+        with pytest.raises(UserError, match="exact_trace: the outputs of one example depend on"):
+            exact_trace(operator)
+
+
+def slightly_centred(params, batch):
+    outputs = jnp.tanh(batch["x"] @ params)
+    return outputs - 0.04 * outputs.mean(axis=0)
+
+
+def test_they_are_where_they_see_each_other_a_little():
+    params, batch = problem(0)
+    operator = gauss_newton(composed(slightly_centred, squared), params["w"], batch)
+    with pytest.raises(UserError, match="exact_trace: the outputs of one example depend on"):
+        exact_trace(operator)
+
+
 def test_other_operators_are_refused():
     with pytest.raises(UserError, match="exact_trace: only Gauss-Newton and Fisher.* got Array"):
         exact_trace(jnp.ones(3))
