@@ -41,6 +41,16 @@ def turned(angle, i, j, n=6):
     return rows
 
 
+@pytest.mark.parametrize("status", [Status.NON_FINITE, Status.ASSUMPTION_FAILED])
+def test_what_is_wrong_with_a_result_is_said(x64, strict, status):
+    """That it did not converge would be a wrong reason."""
+    values = [5.0, 4, 3, 1]
+    sound = pairs(values, np.eye(6)[:4])
+    bad = pairs(np.full(4, np.nan), np.eye(6)[:4], converged=False)
+    bad = bad._replace(status=jnp.int32(status))
+    assert subspace_overlap(bad, sound).status == subspace_overlap(sound, bad).status == status
+
+
 def test_principal_angles_of_known_spaces(x64, strict):
     values = [5.0, 4, 3, 1]
     same = pairs(values, np.eye(6)[:4])

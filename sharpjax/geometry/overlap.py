@@ -23,7 +23,7 @@ class Overlap(NamedTuple):
         cosines: (k - 1,), of the principal angles, descending; NaN from `rank` on.
         rank: int32, the dimension that is compared.
         num_products: int32, of both results.
-        status: `Status`, int32: `NOT_CONVERGED` where `rank` is 0.
+        status: `Status`, int32: where `rank` is 0, `NOT_CONVERGED`, or what is worse in a result.
     """
 
     value: jax.Array
@@ -114,13 +114,15 @@ def _compare(a: Eigenpairs, b: Eigenpairs) -> Overlap:
     value = jnp.sum(jnp.where(inside, jnp.square(cosines), 0)) / size
     # tr (P - P~) Q <= the sum of the sines between P and P~ <= sqrt(rank) |sin|_F, if 0 <= Q <= I.
     error = (error_a[last] + error_b[last]) / jnp.sqrt(size)
+    # Why there is none: it may be that nothing converged since nothing was a number.
+    why = jnp.maximum(jnp.maximum(a.status, b.status), Status.NOT_CONVERGED)
     return Overlap(
         value=jnp.where(found, value, jnp.nan),
         error=jnp.where(found, jnp.minimum(error, 1), jnp.nan),
         cosines=cosines,
         rank=rank,
         num_products=a.num_products + b.num_products,
-        status=jnp.where(found, Status.OK, Status.NOT_CONVERGED).astype(jnp.int32),
+        status=jnp.where(found, Status.OK, why).astype(jnp.int32),
     )
 
 
