@@ -172,7 +172,7 @@ def draw(how, seed):
 def test_mixing_losses_are_refused(x64, how, seed):
     make = (gauss_newton, fisher)[seed % 2]
     for outer, params, batch in draw(how, seed):
-        with pytest.raises(UserError, match=r"outer_loss is (not|the sum)"):
+        with pytest.raises(UserError, match=r"outer_loss is (not|a sum)"):
             make(composed(model, outer), params, batch)
 
 
@@ -232,6 +232,21 @@ def test_means_are_cut(x64, how):
     for outer, params, batch in draw(how, 5):
         for make in cut(outer, params, batch):
             make()
+
+
+def test_the_remedy_of_a_sum_gives_its_matrix(x64):
+    """Of one that is divided by a constant, too: even where that is the number of examples."""
+    outer, params, batch = next(draw(mean, 3))
+    count, mean_loss = len(batch["x"]), composed(model, outer)
+    for divisor in (1.0, 7.0, float(count)):
+        loss = composed(model, lambda o, b, c=divisor: jnp.sum(outer.each(o, b)) / c)
+        with pytest.raises(UserError, match=r"is a sum .*\(N / c\) \* operator of a sum that is"):
+            gauss_newton(loss, params, batch)
+        remedy = (count / divisor) * gauss_newton(mean_loss, params, batch)
+        v = jnp.ones_like(params)
+        right = jax.jvp(lambda p, loss=loss: jax.grad(loss)(p, batch), (params,), (v,))[1]
+        # The model is linear, so that the Hessian is the Gauss-Newton matrix.
+        np.testing.assert_allclose(remedy.linearize()(v), right, rtol=1e-4)
 
 
 @jax.tree_util.register_dataclass

@@ -29,10 +29,13 @@ _NUMBERS = tuple(
 
 _REMEDY = (
     "If it is a weighted or masked mean, declare the weights, composed(..., example_weight=). A "
-    "loss in which examples see each other (in-batch negatives) has no such matrix; the Hessian "
-    "has none of these needs."
+    "loss in which examples see each other (in-batch negatives) has no such matrix; products with "
+    "its Hessian, and methods that probe by them, need none of this."
 )
-_SUM_REMEDY = "Give the mean over the examples, and multiply the operator: N * operator."
+_SUM_REMEDY = (
+    "Give the mean over the examples, and multiply the operator: N * operator of a plain sum, "
+    "(N / c) * operator of a sum that is divided by a number c."
+)
 
 
 def check_outer(
@@ -75,7 +78,7 @@ def check_outer(
     mean = assumptions.require(
         caller,
         found.holds,
-        "outer_loss is the sum over the examples, not their mean. " + _SUM_REMEDY
+        "outer_loss is a sum over the examples, not their mean. " + _SUM_REMEDY
         if is_sum
         else f"outer_loss is not the mean over the examples: on {_MOST} of them or fewer, its "
         f"value, gradient or curvature is not the mean of those of single examples. {_REMEDY}",
