@@ -529,6 +529,20 @@ def test_a_model_that_is_not_finite():
     assert exact_diagonal(operator).status == Status.NON_FINITE
 
 
+def test_without_any_weight_there_is_no_number():
+    """The loss is 0 / 0, and so are its products."""
+
+    def outer(outputs, batch):
+        return jnp.sum(batch["m"] * jnp.sum(outputs**2, axis=1)) / jnp.sum(batch["m"])
+
+    params, batch = problem(0)
+    batch["m"] = jnp.zeros(len(batch["x"]))
+    loss = composed(lambda w, b: b["x"] @ w, outer, example_weight=lambda b: b["m"])
+    operator = gauss_newton(loss, params["w"], batch)
+    assert exact_trace(operator).status == Status.NON_FINITE
+    assert exact_diagonal(operator).status == Status.NON_FINITE
+
+
 def normalised(params, batch):
     """As BatchNorm in training mode."""
     x = batch["x"] @ params

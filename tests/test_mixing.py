@@ -234,6 +234,19 @@ def test_means_are_cut(x64, how):
             make()
 
 
+@pytest.mark.parametrize("bad", [-2.0, np.nan])
+def test_a_weight_below_zero_is_found_wherever_it_is(x64, bad):
+    """Also among the examples that are not looked at further."""
+    outer, params, batch = next(draw(mean, 3))
+    count = 300
+    batch = jax.tree.map(lambda x: jnp.concatenate([x] * count)[:count], batch)
+    for place in range(0, count, 7):
+        batch["weight"] = jnp.ones(count, batch["x"].dtype).at[place].set(bad)
+        loss = composed(model, ByNumber(outer.each), example_weight=_weight)
+        with pytest.raises(UserError, match="must return numbers >= 0"):
+            gauss_newton(loss, params, batch)
+
+
 def test_the_remedy_of_a_sum_gives_its_matrix(x64):
     """Of one that is divided by a constant, too: even where that is the number of examples."""
     outer, params, batch = next(draw(mean, 3))

@@ -295,6 +295,8 @@ def _begin(kind, budget, problem):
     weights = (jnp.arange(held) < count).astype(scalar_type(params)) / count
     if problem.weight is not None:
         weight = problem.weight.astype(weights.dtype)
+        nothing = jnp.where(jnp.sum(weight) > 0, 0, jnp.nan)  # the loss is 0 / 0
+        total = jax.tree.map(lambda x: x + nothing.astype(x.dtype), total)
         weights = jnp.pad(weight / jnp.sum(weight), (0, held - count))
 
     def cut(x):

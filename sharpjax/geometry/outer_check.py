@@ -131,21 +131,22 @@ def _spread(count):
 @functools.partial(jax.jit, static_argnums=0)
 def _at_random(like, parts, batch) -> _Found:
     treedef, rows, leaves = like
-    few, weight = _choose(parts, batch)
+    few, weight, fair = _choose(parts, batch)
     shapes = [jax.ShapeDtypeStruct((len(weight) * rows, *shape), dtype) for shape, dtype in leaves]
     outputs = jax.tree.unflatten(treedef, [fixed_normal(x) for x in shapes])
-    return _compare(parts, outputs, few, weight)
+    return _compare(parts, outputs, few, weight, fair)
 
 
 @jax.jit
 def _at_outputs(loss, params, batch) -> _Found:
-    few, weight = _choose((loss.outer_loss, loss.example_weight), batch)
+    few, weight, fair = _choose((loss.outer_loss, loss.example_weight), batch)
     outputs = widen(loss.model_fn(widen(params), few))
-    return _compare((loss.outer_loss, loss.example_weight), outputs, few, weight)
+    return _compare((loss.outer_loss, loss.example_weight), outputs, few, weight, fair)
 
 
 def _choose(parts, batch):
-    """Some examples spread over the batch, those that count first, and their weights."""
+    """Some examples spread over the batch, those that count first, their weights, and whether all
+    weights of the batch are at least 0."""
     count = loops.count_examples("outer_loss", batch)
     chosen = jnp.asarray(_spread(count))
     weight = _weigh(parts, batch)
@@ -156,17 +157,18 @@ def _choose(parts, batch):
         place = jnp.arange(most, dtype=jnp.int32) * jnp.maximum(counted, most) // most
         chosen = order[place]
     few = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
-    return few, jnp.ones(len(chosen)) if weight is None else weight[chosen]
+    if weight is None:
+        return few, jnp.ones(len(chosen)), jnp.ones((), bool)
+    return few, weight[chosen], jnp.all(weight >= 0)
 
 
 def _weigh(parts, batch) -> Any:
     return weights(Composed(None, *parts[:1], example_weight=parts[1]), batch)
 
 
-def _compare(parts, outputs, few, weight) -> _Found:
+def _compare(parts, outputs, few, weight, fair) -> _Found:
     count = len(weight)
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), few)
-    fair = jnp.all(weight >= 0)
     if parts[1] is not None:
         alone = jnp.ravel(jax.vmap(lambda one: _weigh(parts, one))(ones))
         fair &= jnp.all(jnp.abs(alone - weight) <= _TOLERANCE * jnp.abs(weight))
