@@ -247,6 +247,22 @@ def test_a_weight_below_zero_is_found_wherever_it_is(x64, bad):
             gauss_newton(loss, params, batch)
 
 
+def test_a_mean_in_bfloat16_is_a_mean(x64):
+    """And what mixes examples in it is refused all the same."""
+
+    def low(outer):
+        def loss(outputs, batch):
+            return outer(outputs.astype(jnp.bfloat16), batch).astype(jnp.float32)
+
+        return composed(model, loss)
+
+    drawn = [next(draw(how, seed)) for seed in range(8) for how in (mean, soft_maximum)]
+    for (outer, params, batch), (mixing, *other) in zip(drawn[::2], drawn[1::2], strict=True):
+        gauss_newton(low(outer), params, batch)
+        with pytest.raises(UserError, match="outer_loss is not"):
+            gauss_newton(low(mixing), *other)
+
+
 def test_the_remedy_of_a_sum_gives_its_matrix(x64):
     """Of one that is divided by a constant, too: even where that is the number of examples."""
     outer, params, batch = next(draw(mean, 3))

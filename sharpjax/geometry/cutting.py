@@ -201,7 +201,7 @@ def _rounding(operands, parts: Parts):
     """What rounding the parameters and the value does to the value."""
     loss, params = operands
     params, both = widen(params), _join(parts)
-    eps = _coarsest(jax.make_jaxpr(loss)(params, both).jaxpr)
+    eps = coarsest(jax.make_jaxpr(loss)(params, both).jaxpr)
     with jax.default_matmul_precision("highest"):
         whole, slopes = jax.value_and_grad(loss)(params, both)
     moved = tree.norm(jax.tree.map(jnp.multiply, params, slopes))
@@ -210,7 +210,7 @@ def _rounding(operands, parts: Parts):
     return jnp.where(jnp.isfinite(allowed), allowed, 0)
 
 
-def _coarsest(jaxpr) -> float:
+def coarsest(jaxpr) -> float:
     """The coarsest rounding of a computation: that of bfloat16, where it is in use."""
     found = [_FINE]
     for eqn in jaxpr.eqns:
@@ -220,7 +220,7 @@ def _coarsest(jaxpr) -> float:
         for value in eqn.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
-                found += [_coarsest(inner)] if hasattr(inner, "eqns") else []
+                found += [coarsest(inner)] if hasattr(inner, "eqns") else []
     return max(found)
 
 

@@ -18,6 +18,7 @@ from sharpjax.geometry import assumptions
 from sharpjax.geometry.algebra import Params, widen
 from sharpjax.geometry.assumptions import Checked
 from sharpjax.geometry.composed import Composed, weights
+from sharpjax.geometry.cutting import coarsest
 
 _MOST = 64
 _TOLERANCE = 1e-3
@@ -168,6 +169,8 @@ def _weigh(parts, batch) -> Any:
 
 def _compare(parts, outputs, few, weight, fair) -> _Found:
     count = len(weight)
+    # Wider where the loss itself is computed in bfloat16.
+    tolerance = max(_TOLERANCE, 8 * coarsest(jax.make_jaxpr(parts[0])(outputs, few).jaxpr))
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), few)
     if parts[1] is not None:
         alone = jnp.ravel(jax.vmap(lambda one: _weigh(parts, one))(ones))
@@ -190,7 +193,7 @@ def _compare(parts, outputs, few, weight, fair) -> _Found:
 
     singles = jax.tree.map(mean, each)
     value, size = jnp.sum(singles.value), jnp.sum(singles.size)
-    near = jnp.abs(whole.value - value) <= _TOLERANCE * jnp.maximum(whole.size, size)
+    near = jnp.abs(whole.value - value) <= tolerance * jnp.maximum(whole.size, size)
 
     def norms(x, y):
         pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
@@ -204,9 +207,9 @@ def _compare(parts, outputs, few, weight, fair) -> _Found:
     # Rounding of the gradient is the least that a curvature of zero shows.
     floor = _ROUNDING * tree.total([jnp.maximum(a, b) for a, b, *_ in slopes])
     for a, b, off, _ in (*slopes, *products):
-        near &= off <= _TOLERANCE * jnp.maximum(a, b) + floor
+        near &= off <= tolerance * jnp.maximum(a, b) + floor
     total, beside = (tree.total([size[i] for size in slopes]) for i in (0, 3))
-    is_sum = (beside <= _TOLERANCE * total) & (total > 0)
+    is_sum = (beside <= tolerance * total) & (total > 0)
     finite = jnp.isfinite(whole.value + total + tree.total([size[0] for size in products]))
     return _Found(finite, near | ~finite, is_sum, fair)
 
