@@ -495,6 +495,23 @@ def test_rounding_is_no_difference():
         hessian(loss, w, x, microbatch_size=size)
 
 
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_residuals_of_rounding_alone_are_no_difference(size):
+    """A net that fits its targets, as a student that has become its teacher: the loss is what
+    rounding leaves, which depends on how many examples are computed together."""
+
+    def squared(outputs, batch):
+        return jnp.mean((outputs - batch["target"]) ** 2)
+
+    params, batch = problem(dtype=np.float32)
+    for seed in range(3):
+        params = tree.add_scaled(params, 1.0, tree.random_normal(jax.random.key(seed), params))
+        for change in (1.0, 1 + 1e-7, 1 - 3e-7):
+            batch["target"] = change * jax.jit(model)(params, batch)
+            hessian(composed(model, squared), params, batch, microbatch_size=size)
+            geometry.empirical_fisher(composed(model, squared), params, batch)
+
+
 @pytest.mark.parametrize("way", ["hessian, 4", "list"])
 def test_models_in_bfloat16(way):
     params, batch = problem(dtype=np.float32)

@@ -204,9 +204,13 @@ def _rounding(operands, parts: Parts):
     eps = coarsest(jax.make_jaxpr(loss)(params, both).jaxpr)
     with jax.default_matmul_precision("highest"):
         whole, slopes = jax.value_and_grad(loss)(params, both)
+        # Where the slope is nothing, as where a net fits its targets.
+        z = tree.random_normal(jax.random.key(0), params)
+        shaken = loss(jax.tree.map(lambda w, z: w + 8 * _FINE * w * z, params, z), both)
     moved = tree.norm(jax.tree.map(jnp.multiply, params, slopes))
-    whole = widen(jnp.abs(whole))
+    whole, shaken = widen(jnp.abs(whole)), widen(jnp.abs(shaken))
     allowed = (8 * _FINE + eps) * moved.astype(whole.dtype) + 2 * eps * whole
+    allowed += 2 * jnp.abs(shaken - whole)
     return jnp.where(jnp.isfinite(allowed), allowed, 0)
 
 
