@@ -14,10 +14,13 @@ from sharpjax.geometry import (
     averaged,
     check,
     check_deterministic,
+    composed,
     curvature_report,
     directional_curvature,
     empirical_fisher,
+    exact_trace,
     frobenius,
+    gauss_newton,
     hessian,
     hvp,
     logdet,
@@ -35,6 +38,9 @@ BATCH = {"x": jnp.linspace(-2, 1, 40).reshape(8, 5)}
 
 def loss(params, batch):
     return jnp.mean((batch["x"] @ params["w"]) ** 2)
+
+
+IN_PARTS = composed(lambda p, b: jnp.tanh(b["x"] @ p["w"]), lambda o, b: jnp.mean(o**2))
 
 
 def refused(fn, *args, **kwargs):
@@ -143,6 +149,8 @@ def test_a_callback():
     [
         lambda p: top_eigenpairs(hessian(loss, p, BATCH), key=KEY, k=1).values[0],
         lambda p: trace(hessian(loss, p, BATCH), key=KEY, max_probes=4).value,
+        lambda p: trace(hessian(IN_PARTS, p, BATCH), key=KEY, method="exact").value,
+        lambda p: exact_trace(gauss_newton(IN_PARTS, p, BATCH)).value,
         lambda p: frobenius(hessian(loss, p, BATCH), key=KEY, max_probes=16).value,
         lambda p: logdet(hessian(loss, p, BATCH) + 1.0, key=KEY, num_steps=4).value,
         lambda p: spectral_density(hessian(loss, p, BATCH), key=KEY, num_steps=4).nodes[0, 0],
@@ -153,7 +161,17 @@ def test_a_callback():
             ).value
         ),
     ],
-    ids=["top", "trace", "frobenius", "logdet", "density", "worst case", "averaged"],
+    ids=[
+        "top",
+        "trace",
+        "exact",
+        "exact_trace",
+        "frobenius",
+        "logdet",
+        "density",
+        "worst case",
+        "averaged",
+    ],
 )
 @pytest.mark.parametrize("jitted", [False, True])
 def test_a_derivative_of_a_solver(solve, jitted):

@@ -13,7 +13,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.geometry import contributions, cotangents
-from sharpjax.geometry.algebra import widen
+from sharpjax.geometry.algebra import widen, without_derivative
 from sharpjax.geometry.assumptions import Checked, mark, require, solver
 from sharpjax.geometry.contributions import Kind
 from sharpjax.geometry.cotangents import Problem, as_problem
@@ -165,6 +165,8 @@ def exact_of(caller: str, kind: Kind, operator: Any) -> Any:
 
 def exact_part(kind: Kind, problem: Problem) -> Any:
     """An `ExactTrace` or `ExactDiagonal`; nothing is checked."""
+    if loops.is_traced(problem):
+        problem = without_derivative(problem)
     # An example that does not count may be no number by itself.
     with jax.debug_nans(False) if problem.weight is not None else contextlib.nullcontext():
         found, plan = _solve(kind, problem)
