@@ -92,14 +92,6 @@ def is_explicit() -> bool:
     return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
-def fixed_normal(like: Any, *, other: bool = False) -> jax.Array:
-    """Normal numbers of a shape and a type, the same at each call; `other` ones. It takes far less
-    time than jax's generator."""
-    first, second = reversed(_NUMBERS) if other else _NUMBERS
-    numbers = jnp.resize(first, like.shape) + jnp.resize(second[::-1], like.shape)
-    return (numbers / 2**0.5).astype(like.dtype)
-
-
 class _Found(NamedTuple):
     """`finite`: the loss is; `holds`: it is the mean; `is_sum`; `fair`: the weights are right."""
 
@@ -134,7 +126,7 @@ def _at_random(like, parts, batch) -> _Found:
     treedef, rows, leaves = like
     few, weight, fair = _choose(parts, batch)
     shapes = [jax.ShapeDtypeStruct((len(weight) * rows, *shape), dtype) for shape, dtype in leaves]
-    outputs = jax.tree.unflatten(treedef, [fixed_normal(x) for x in shapes])
+    outputs = jax.tree.unflatten(treedef, [_normal(x, *_NUMBERS) for x in shapes])
     return _compare(parts, outputs, few, weight, fair)
 
 
@@ -175,7 +167,7 @@ def _compare(parts, outputs, few, weight, fair) -> _Found:
     if parts[1] is not None:
         alone = jnp.ravel(jax.vmap(lambda one: _weigh(parts, one))(ones))
         fair &= jnp.all(jnp.abs(alone - weight) <= _TOLERANCE * jnp.abs(weight))
-    vector = jax.tree.map(lambda x: fixed_normal(x, other=True), outputs)
+    vector = jax.tree.map(lambda x: _normal(x, *reversed(_NUMBERS)), outputs)
 
     def apart(x):
         return x.reshape(count, -1, *x.shape[1:])
@@ -212,6 +204,12 @@ def _compare(parts, outputs, few, weight, fair) -> _Found:
     is_sum = (beside <= tolerance * total) & (total > 0)
     finite = jnp.isfinite(whole.value + total + tree.total([size[0] for size in products]))
     return _Found(finite, near | ~finite, is_sum, fair)
+
+
+def _normal(like, first, second):
+    """Normal numbers, the same at each call, other ones where the tables change places."""
+    numbers = jnp.resize(first, like.shape) + jnp.resize(second[::-1], like.shape)
+    return (numbers / 2**0.5).astype(like.dtype)
 
 
 def _derive(outer_loss, outputs, batch, vector) -> _Derivatives:
