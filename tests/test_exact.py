@@ -20,9 +20,12 @@ from sharpjax.geometry import (
     Status,
     composed,
     contributions,
+    diagonal,
     exact,
+    hessian,
     matrix_form,
     per_example,
+    trace,
 )
 from sharpjax.geometry import cotangents as cotangents_module
 from sharpjax.geometry.exact import exact_diagonal, exact_trace
@@ -450,6 +453,27 @@ def test_a_model_that_computes_in_bfloat16():
     assert found.ways == (("", "norms"),) and found.value.dtype == jnp.float32
     expected = 2 / 3 * np.mean(np.square(x), axis=0)
     np.testing.assert_allclose(found.value, np.tile(expected[:, None], 3), rtol=2e-2)
+
+
+@pytest.mark.parametrize("where", [None, "w"])
+def test_operators_in_bfloat16_have_none(key, where):
+    """Their products are 1e-2 off, and a standard error of 0 would hide it."""
+    loss = composed(narrow_net, squared)
+    problem = loss, {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, {"x": jnp.ones((6, 4))}
+    operators = [
+        make(*problem, where=where, precision="bfloat16")
+        for make in (gauss_newton, empirical_fisher, hessian)
+    ]
+    for operator in operators:
+        for solve in (trace, diagonal):
+            with pytest.raises(UserError, match=f"^{solve.__name__}: .*precision='highest'"):
+                solve(operator, key=key, method="exact")
+    with pytest.raises(UserError, match="^exact_trace: .*precision='highest'"):
+        exact_trace(operators[0])
+
+
+def narrow_net(params, batch):
+    return batch["x"] @ params["w"] + params["b"]
 
 
 # How it is called.

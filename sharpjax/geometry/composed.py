@@ -172,6 +172,16 @@ def methods(fn: Any) -> Any:
     return _unwrapped(fn)[0]
 
 
+def is_lowered(fn: Any) -> bool:
+    """Whether `precision="bfloat16"` was asked for it.
+
+    >>> is_lowered(lower(Partial(jnp.dot), "bfloat16")), is_lowered(Partial(jnp.dot))
+    (True, False)
+    """
+    fn, *arguments = _unwrapped(fn)
+    return fn is in_bfloat16 or (fn is call_with_frozen and is_lowered(arguments[0]))
+
+
 def _composed(caller, model_fn, outer_loss, regularizer, example_weight) -> Composed:
     optional = {"regularizer": regularizer, "example_weight": example_weight}
     return Composed(

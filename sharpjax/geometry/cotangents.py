@@ -16,7 +16,7 @@ from sharpjax import loops
 from sharpjax.errors import UserError
 from sharpjax.geometry.algebra import Params
 from sharpjax.geometry.blocks import Restricted, freeze
-from sharpjax.geometry.composed import methods, weights
+from sharpjax.geometry.composed import is_lowered, methods, weights
 from sharpjax.geometry.jacobian import EmpiricalFisher, Fisher, GaussNewton, require_parts
 
 Rule = Literal["curvature", "slope", "sampled", "value"]
@@ -53,7 +53,7 @@ def as_problem(caller: str, operator: Any) -> Problem:
     """The Jacobians and the matrix between them.
 
     Raises:
-        UserError: names `caller`; the operator has no such form.
+        UserError: names `caller`; the operator has no such form, or computes in bfloat16.
     """
     if isinstance(operator, Restricted):
         inner = operator.operator
@@ -66,6 +66,12 @@ def as_problem(caller: str, operator: Any) -> Problem:
             f"gauss_newton, fisher or empirical_fisher; got {type(operator).__name__}."
         )
     loss, params, batch = operator.loss, operator.params, operator.batch
+    if is_lowered(getattr(loss, "model_fn", loss)):
+        raise UserError(
+            f"{caller}: an operator with precision='bfloat16' has no exact trace or diagonal: its "
+            f"products are some 1e-2 off, which no standard error of 0 may hide. Make it with "
+            f"precision='highest'."
+        )
     count, size = loops.count_examples(caller, batch), operator.microbatch_size
     weight = weigh(loss, batch)
     if isinstance(operator, EmpiricalFisher):

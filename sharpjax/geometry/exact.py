@@ -34,7 +34,7 @@ _SEEN = 0.01
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExactTrace:
-    """A trace that is exact up to rounding.
+    """A trace that is exact up to rounding, in the type that the model computes in.
 
     Attributes:
         value: the trace.
@@ -59,7 +59,7 @@ class ExactTrace:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExactDiagonal:
-    """A diagonal that is exact up to rounding.
+    """A diagonal that is exact up to rounding, in the type that the model computes in.
 
     Attributes:
         value: a tree like the parameters, in float32 at least.
