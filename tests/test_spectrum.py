@@ -221,7 +221,6 @@ def test_breakdown_is_said_where_no_vector_can_be_made(key, monkeypatch):
         ({"max_products": 0}, "max_products must be a whole number >= 1"),
         ({"key": 0}, "key must be one random key.*got int"),
         ({"key": jax.random.split(jax.random.key(0))}, r"got keys of shape \(2,\)"),
-        ({"key": np.zeros(2, np.uint32)}, "Legacy keys"),
     ],
 )
 def test_wrong_arguments(options, message):

@@ -1,6 +1,5 @@
 """Traces by more than plain probes: deflated, sketched, forward, exact; by leaf; over many keys."""
 
-import collections
 import dataclasses
 import doctest
 import functools
@@ -29,8 +28,8 @@ from sharpjax.geometry.accuracy import ask
 from sharpjax.geometry.jacobian import gauss_newton
 from sharpjax.geometry.quadratic import quadratic_form
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
+from tests.traces import TRACES, traced
 
-TRACES = collections.Counter()
 SPECTRA = {
     # That of a trained network: a few values above a bulk.
     "network": np.r_[40, 23, 18, 16, 16, 14, 10, 9, 6, 4, np.linspace(-0.5, 2, 190)],
@@ -298,7 +297,7 @@ def test_lanes_equal_single_calls(x64, strict, key, method):
 
 
 def _counted(params, batch):
-    TRACES["loss"] += 1
+    traced("loss")
     return jnp.mean(jnp.cos(batch @ params))
 
 
@@ -312,9 +311,9 @@ def test_new_numbers_compile_nothing(key, method):
         return trace(operator, key=jax.random.key(i), method=method, absolute_error=error)
 
     solve(1)
-    traced = TRACES["loss"]
+    before = TRACES["loss"]
     assert solve(2).num_evaluations > 4 and solve(3).num_evaluations > 4
-    assert TRACES["loss"] == traced
+    assert TRACES["loss"] == before
 
 
 @pytest.mark.slow
