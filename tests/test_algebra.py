@@ -1,6 +1,5 @@
 """Sums, multiples and damping: against matrices, over odd trees, and what is refused."""
 
-import doctest
 import functools
 from typing import Any
 
@@ -19,10 +18,6 @@ from sharpjax.geometry.algebra import Damped, Scaled, Sum
 from sharpjax.geometry.blocks import Restricted, block_diagonal, masked
 from sharpjax.geometry.scaling import congruence
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
-
-
-def test_examples():
-    assert doctest.testmod(algebra).failed == 0
 
 
 @jax.jit

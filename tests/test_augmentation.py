@@ -1,23 +1,16 @@
 """Augmentation and order: against NumPy, and as pure functions of their keys."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharpjax.data import augment, augmentation, epoch_order, normalize, order
+from sharpjax.data import augment, epoch_order, normalize
 from sharpjax.errors import UserError
 
 
 def images(num, shape=(6, 5, 3), seed=0):
     return np.random.default_rng(seed).integers(1, 256, (num, *shape), np.uint8)
-
-
-def test_doctests():
-    for module in (augmentation, order):
-        assert doctest.testmod(module).failed == 0
 
 
 def in_numpy(key, image, *, pad, flip, fill=0):

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import doctest
 import functools
 from typing import Any
 
@@ -14,18 +13,13 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, averaging, batches, composed, hessian, subsample
+from sharpjax.geometry import Restricted, composed, hessian
 from sharpjax.geometry.algebra import linearize
 from sharpjax.geometry.averaging import averaged, linearization_bytes
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
 from sharpjax.geometry.subsample import subsample_start, subsampled
 from tests import nets
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
-
-
-@pytest.mark.parametrize("module", [averaging, batches, subsample], ids=lambda m: m.__name__)
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 class Loader:

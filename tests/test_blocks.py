@@ -1,7 +1,5 @@
 """Blocks and other units against dense matrices, what they cost, and what is refused."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +8,12 @@ import pytest
 
 from sharpjax import perturbation, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra, blocks, composed, hessian, scaling, top_eigenpairs
+from sharpjax.geometry import algebra, composed, hessian, top_eigenpairs
 from sharpjax.geometry.blocks import BlockDiagonal, Restricted, block_diagonal, layers, masked
 from sharpjax.geometry.jacobian import gauss_newton
 from sharpjax.geometry.scaling import congruence, preconditioned
 from sharpjax.losses import CrossEntropy
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
-
-
-def test_examples():
-    assert doctest.testmod(blocks).failed == 0
-    assert doctest.testmod(scaling).failed == 0
 
 
 def matrix(operator):

@@ -1,17 +1,12 @@
 """A paper's hypotheses, asked of the arms, data sets and nets that a config has."""
 
 import dataclasses
-import doctest
 
 import pytest
 
 from sharpjax.protocol.claims import Composite, check, contrasts
 from sharpjax.studies.papers import cells, paper1, paper2, paper5, paper6, paper7
 from tests.protocol_cases import contrast, hypothesis
-
-
-def test_docstrings():
-    assert doctest.testmod(cells).failed == 0
 
 
 def built(asked):

@@ -5,7 +5,6 @@ in place of parameters.
 """
 
 import dataclasses
-import doctest
 import functools
 import os
 import sys
@@ -22,7 +21,6 @@ from sharpjax.geometry import (
     adaptive_sharpness,
     averaged,
     check_deterministic,
-    closures,
     composed,
     diagonal,
     directional_curvature,
@@ -53,11 +51,6 @@ ITEMS = [1.0, 2.0]
 MODULE: Any = types.ModuleType("settings_of_a_test")
 MODULE.factor = 1.0
 sys.modules["settings_of_a_test"] = MODULE
-
-
-def test_examples():
-    for module in (closures, reads):
-        assert doctest.testmod(module).failed == 0
 
 
 def form(factor, w, batch):

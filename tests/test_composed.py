@@ -1,8 +1,6 @@
 """One loss object: its parts and weights, and what is refused of an outer loss."""
 
-import doctest
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +24,14 @@ from sharpjax.geometry import (
     fisher,
     gauss_newton,
     hessian,
-    outer_check,
     trace,
 )
 from sharpjax.geometry.algebra import linearize
+from sharpjax.geometry.composed import parts
 from sharpjax.losses import Classification
 from sharpjax.nn import MLP
 from tests import nets
 from tests.problems import columns, dense, flat
-
-composed_module = sys.modules["sharpjax.geometry.composed"]
-
-
-@pytest.mark.parametrize("module", [composed_module, outer_check])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def matrix(operator):
@@ -497,7 +488,7 @@ def test_a_classification(key):
     found = trace(hessian(loss, params, batch), key=key, method="exact")
     truth = np.trace(dense(loss, params, batch))
     np.testing.assert_allclose(found.value, truth, rtol=1e-4)
-    assert composed_module.parts(hessian(loss, params, batch, where="*/bias").loss) is not None
+    assert parts(hessian(loss, params, batch, where="*/bias").loss) is not None
     assert found.standard_error == 0 and found.num_evaluations == 2
 
 

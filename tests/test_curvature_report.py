@@ -1,7 +1,5 @@
 """The whole report against a dense matrix, its cost, and its table."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 
 from sharpjax import geometry, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, hessian, summary
+from sharpjax.geometry import Status, hessian
 from sharpjax.geometry.density import spectral_density
 from sharpjax.geometry.summary import curvature_report
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
@@ -19,10 +17,6 @@ VALUES = np.r_[30.0, 22, 17, 12, 9, 7, np.random.default_rng(0).uniform(-0.2, 1,
 
 def operator(values=VALUES):
     return Diagonal(jnp.asarray(values, jnp.float32))
-
-
-def test_examples():
-    assert doctest.testmod(summary).failed == 0
 
 
 @pytest.fixture(scope="module")

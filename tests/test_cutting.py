@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import doctest
 import functools
 from typing import Any
 
@@ -13,16 +12,12 @@ import pytest
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, averaged, averaging, composed, cutting, hessian, hvp
+from sharpjax.geometry import Status, averaged, averaging, composed, hessian, hvp
 from sharpjax.geometry.algebra import linearize
 from sharpjax.losses import CrossEntropy
 from tests.problems import dense, flat
 
 COUNT, CLASSES, TOKENS = 24, 3, 4
-
-
-def test_examples():
-    assert doctest.testmod(cutting).failed == 0
 
 
 def problem(seed=0, dtype: Any = np.float64):

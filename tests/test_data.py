@@ -1,7 +1,6 @@
 """What `data.Images` promises of every set, shown on the digits: real data, always there."""
 
 import dataclasses
-import doctest
 import json
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from sharpjax import catalog, data, losses
-from sharpjax.data import Images, digits, examples, normalization, spec
+from sharpjax.data import Images, normalization, spec
 from sharpjax.data.examples import digest
 from sharpjax.data.normalization import channel_statistics, padding_value
 from sharpjax.errors import UserError
@@ -22,11 +21,6 @@ from sharpjax.errors import UserError
 @pytest.fixture(scope="module")
 def loaded():
     return Images("digits").load()
-
-
-def test_doctests():
-    for module in (digits, examples, normalization, spec):
-        assert doctest.testmod(module).failed == 0
 
 
 def test_importing_brings_in_no_source():

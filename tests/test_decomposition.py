@@ -1,6 +1,5 @@
 """Exact traces and diagonals of Hessians, of what is made of them, and what must be probed."""
 
-import doctest
 import functools
 
 import flax.linen as nn
@@ -16,11 +15,8 @@ from sharpjax.geometry import (
     Status,
     bending,
     composed,
-    decomposition,
     diagonal,
     hessian,
-    remainder,
-    remainder_diagonal,
     trace,
 )
 from sharpjax.geometry.algebra import linearize
@@ -38,11 +34,6 @@ from tests.test_exact import (
 from tests.traces import TRACES, traced
 
 SHARED = [pytest.param(n, marks=pytest.mark.slow) for n in ("tied", "attention", "recurrent")]
-
-
-@pytest.mark.parametrize("module", [bending, decomposition, remainder, remainder_diagonal])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def of_parts(model, outer, params, batch, **options):

@@ -1,6 +1,5 @@
 """Densities against known spectra, the rate at which bands cover, and what changes no number."""
 
-import doctest
 import functools
 
 import jax
@@ -12,16 +11,11 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, density, hessian, krylov, quadrature, recurrence, units
+from sharpjax.geometry import Status, hessian, krylov, recurrence, units
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.algebra import linearize
 from sharpjax.geometry.density import spectral_density
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
-
-
-@pytest.mark.parametrize("module", [recurrence, quadrature, density])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def diagonal(values, dtype=np.float32):

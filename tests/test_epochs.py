@@ -1,7 +1,6 @@
 """Whole epochs as one program: the numbers of a plain loop, and what stops a seed."""
 
 import dataclasses
-import doctest
 
 import jax
 import jax.numpy as jnp
@@ -86,10 +85,6 @@ def start(step, data, seed=1):
 
 def same(a, b):
     return tree.digest(a) == tree.digest(b)
-
-
-def test_examples():
-    assert doctest.testmod(epochs).failed == 0
 
 
 # One epoch.

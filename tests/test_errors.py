@@ -1,16 +1,10 @@
 """How errors are said, and names that stand for what they name."""
 
-import doctest
-
 import numpy as np
 import pytest
 
 from sharpjax import catalog, errors
 from sharpjax.errors import UserError
-
-
-def test_examples():
-    assert doctest.testmod(errors).failed == 0
 
 
 @pytest.mark.parametrize("value", [1, np.int32(1)])

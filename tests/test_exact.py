@@ -1,7 +1,6 @@
 """Exact traces and diagonals against dense matrices, and what must not change a number."""
 
 import dataclasses
-import doctest
 import functools
 from typing import Any
 
@@ -19,27 +18,16 @@ from sharpjax.geometry import (
     Restricted,
     Status,
     composed,
-    contributions,
     diagonal,
     exact,
     hessian,
     matrix_form,
-    per_example,
     trace,
 )
-from sharpjax.geometry import cotangents as cotangents_module
 from sharpjax.geometry.exact import exact_diagonal, exact_trace
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
 from tests.problems import awkward_net, flat
 from tests.traces import TRACES, traced
-
-
-@pytest.mark.parametrize(
-    "module", [exact, contributions, cotangents_module, matrix_form, per_example]
-)
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
-
 
 # Outer losses, and models that act on each example.
 

@@ -1,7 +1,5 @@
 """A loss that is not finite where its curvature is: said in every status, and in every product."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +97,3 @@ def test_the_smallest_leaf_carries_it():
     assert np.isnan(poisoned["c"]).all() and np.isfinite(flat({"a": poisoned["a"]})).all()
     kept = finite.poison(tree, jnp.array(2.0))
     jax.tree.map(np.testing.assert_array_equal, kept, tree)
-
-
-def test_examples():
-    assert doctest.testmod(finite).failed == 0

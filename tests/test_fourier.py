@@ -1,6 +1,5 @@
 """Fourier measures and spectra of weights on arrays whose answers are known."""
 
-import doctest
 import functools
 import math
 
@@ -13,12 +12,6 @@ from sharpjax.data import modular
 from sharpjax.errors import UserError
 from sharpjax.metrics import fourier, spectra
 from sharpjax.nn import quadratic
-
-
-@pytest.mark.parametrize("module", [fourier, spectra])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
-
 
 # One program each, not one for every operation.
 energy = jax.jit(fourier.energy)

@@ -1,6 +1,5 @@
 """Gauss-Newton and Fisher matrices against dense ones that are written down by hand."""
 
-import doctest
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra, composed, hessian, jacobian
+from sharpjax.geometry import algebra, composed, hessian
 from sharpjax.geometry.blocks import Restricted, masked
 from sharpjax.geometry.jacobian import (
     EmpiricalFisher,
@@ -26,10 +25,6 @@ from sharpjax.losses import Classification, CrossEntropy, SquaredError
 from tests import nets
 from tests.problems import awkward_loss, awkward_net, columns, dense, flat
 from tests.traces import TRACES, traced
-
-
-def test_examples():
-    assert doctest.testmod(jacobian).failed == 0
 
 
 def matrix(operator):

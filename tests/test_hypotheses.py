@@ -1,7 +1,6 @@
 """Hypotheses that could not be decided are refused; those that can survive JSON to the bit."""
 
 import dataclasses
-import doctest
 import json
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import canonical, claims, wording
+from sharpjax.protocol import canonical, claims
 from sharpjax.protocol.canonical import canonical_json, from_dict, to_dict
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, check
 from sharpjax.protocol.judging import verdicts
@@ -24,11 +23,6 @@ def refused(*given, **options):
         check(given, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def test_docstrings():
-    for module in (claims, canonical, wording):
-        assert doctest.testmod(module).failed == 0
 
 
 def test_good_hypotheses_pass():

@@ -1,7 +1,5 @@
 """Noisy labels: exact counts, always another class, and the same for the same seed."""
 
-import doctest
-
 import numpy as np
 import pytest
 
@@ -12,10 +10,6 @@ from sharpjax.data.label_noise import noisy
 def examples(num, num_classes=10, seed=0):
     label = np.random.default_rng(seed).integers(0, num_classes, num, dtype=np.int32)
     return Examples(np.arange(num, dtype=np.float32)[:, None], label)
-
-
-def test_doctests():
-    assert doctest.testmod(label_noise).failed == 0
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])

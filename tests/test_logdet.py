@@ -1,7 +1,5 @@
 """Log-determinants against exact ones, how often their errors hold, and when none is given."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +7,9 @@ import pytest
 
 from sharpjax import geometry
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, hessian, log_determinant
+from sharpjax.geometry import Status, hessian
 from sharpjax.geometry.log_determinant import logdet
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
-
-
-def test_examples():
-    assert doctest.testmod(log_determinant).failed == 0
 
 
 def test_a_hessian_with_a_damping(x64, strict, key):

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import doctest
 import functools
 
 import jax
@@ -78,10 +77,6 @@ def conv_problem(key, dtype):
         "target": jax.random.normal(d, (8, 3), dtype),
     }
     return params, batch
-
-
-def test_examples():
-    assert doctest.testmod(loops).failed == 0
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,8 +1,6 @@
 """Losses against numpy, what they hand on, and how often they compile."""
 
-import doctest
 import functools
-import importlib
 from typing import Any
 
 import jax
@@ -20,13 +18,6 @@ from sharpjax.losses import (
     SquaredError,
 )
 from sharpjax.nn.resnet import ResNet
-
-
-@pytest.mark.parametrize("name", ["classification", "likelihood"])
-def test_examples(name):
-    module = importlib.import_module(f"sharpjax.losses.{name}")
-    result = doctest.testmod(module)
-    assert result.failed == 0 and result.attempted > 1
 
 
 def residual_net(dtype=jnp.float32):

@@ -1,7 +1,6 @@
 """Distances between models within an arm, to a reference, across arms; ranks from rows."""
 
 import dataclasses
-import doctest
 import itertools
 import math
 
@@ -12,16 +11,12 @@ from hypothesis import strategies as st
 
 from sharpjax.data import Examples, Splits
 from sharpjax.errors import UserError
-from sharpjax.metrics import disagreement, functional
+from sharpjax.metrics import disagreement
 from sharpjax.train.measures import Across, MeanRank, ToReference, Within, at_end
 from sharpjax.train.plan import Compare, Derive, Member, Ref, Teacher
 from sharpjax.train.results import of
 from tests.plans import a_plan, an_arm, rows, run, values, with_outputs
 from tests.test_stages import SCALE
-
-
-def test_examples():
-    assert doctest.testmod(functional).failed == 0
 
 
 def logits(*predicted):

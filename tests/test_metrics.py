@@ -1,7 +1,5 @@
 """Accuracy, NLL and ECE: closed forms, numpy in float64, and independence of the batching."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +7,7 @@ import pytest
 
 from sharpjax import metrics, tree
 from sharpjax.errors import UserError
-from sharpjax.metrics import calibration, classification, summation
-
-
-@pytest.mark.parametrize("module", [calibration, classification, summation])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
-
+from sharpjax.metrics import calibration, summation
 
 update = jax.jit(metrics.update)
 

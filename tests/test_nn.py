@@ -1,7 +1,6 @@
 """Parameter counts, layers against numpy, types, and what a model refuses."""
 
 import dataclasses
-import doctest
 import functools
 
 import jax
@@ -13,14 +12,9 @@ from jax import lax
 
 from sharpjax import catalog, nn, tree
 from sharpjax.errors import UserError
-from sharpjax.nn import conv, factory, layers, mlp, resnet
+from sharpjax.nn import layers, resnet
 
 SHAPES = {name: known.shape for name, known in catalog.DATA_SETS.items()}
-
-
-@pytest.mark.parametrize("module", [conv, factory, mlp, resnet])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,6 @@
 """What a training step minimises: the bits of what it was, masks, dropout, targets, SAM."""
 
 import dataclasses
-import doctest
 import functools
 import importlib
 
@@ -32,10 +31,6 @@ def example_batch(size=8, seed=0):
 def initial(model, seed=0):
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 6, 6, 1))))
     return variables.pop("params"), variables
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0
 
 
 @functools.partial(jax.jit, static_argnames="m")

@@ -2,7 +2,6 @@
 about wrong arguments."""
 
 import dataclasses
-import doctest
 import functools
 import subprocess
 import sys
@@ -21,22 +20,13 @@ from sharpjax.geometry import (
     Hessian,
     Operator,
     algebra,
-    checks,
-    dependence,
     hessian,
     hvp,
-    operators,
 )
 from sharpjax.geometry.blocks import Restricted
 from sharpjax.geometry.checks import check_deterministic
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
 from tests.traces import TRACES, traced
-
-
-def test_examples():
-    for module in (operators, checks, dependence):
-        assert doctest.testmod(module).failed == 0
-
 
 # The mathematics.
 

@@ -1,6 +1,5 @@
 """Overlaps of eigenspaces that are known, and only where the spectra say what these are."""
 
-import doctest
 from typing import Any
 
 import jax
@@ -9,12 +8,8 @@ import numpy as np
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.geometry import Eigenpairs, Status, overlap
+from sharpjax.geometry import Eigenpairs, Status
 from sharpjax.geometry.overlap import subspace_overlap
-
-
-def test_examples():
-    assert doctest.testmod(overlap).failed == 0
 
 
 def pairs(values, rows, error=1e-9, residual=1e-9, converged: Any = True, split=2):

@@ -1,7 +1,6 @@
 """The registry of the seven papers: all 50 hypotheses, as the papers' page lists them."""
 
 import dataclasses
-import doctest
 import itertools
 import json
 import math
@@ -25,7 +24,6 @@ from sharpjax.protocol.claims import (
 from sharpjax.protocol.judging.corrections import levels
 from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.protocol.tests import catalog
-from sharpjax.studies import papers
 from sharpjax.studies.papers import (
     HYPOTHESES,
     PAPERS,
@@ -36,7 +34,6 @@ from sharpjax.studies.papers import (
     paper5,
     paper6,
     paper7,
-    shorthand,
 )
 
 stats: Any = scipy.stats  # whose annotations do not know its results' fields
@@ -59,11 +56,6 @@ STATUS = {
     "H7.6": "firm",
 }  # fmt: skip
 BY_ID = {h.id: h for h in HYPOTHESES}
-
-
-def test_docstrings():
-    for module in (papers, shorthand, *PAPERS):
-        assert doctest.testmod(module).failed == 0
 
 
 def test_all_fifty_in_order_with_their_certainty():

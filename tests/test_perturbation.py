@@ -1,7 +1,6 @@
 """Scalings, the ascent direction and the ball: closed forms, zero gradients, tiny and bfloat16
 numbers."""
 
-import doctest
 import math
 
 import jax
@@ -33,10 +32,6 @@ def trees(key, dtype=jnp.float32):
 
 def flat(t):
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(t)])
-
-
-def test_doctests():
-    assert doctest.testmod(perturbation).failed == 0
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,6 +1,5 @@
 """Pictures draw what they were given, and refuse what they cannot draw."""
 
-import doctest
 import io
 
 import jax
@@ -13,7 +12,7 @@ from sharpjax import plots
 from sharpjax.errors import UserError
 from sharpjax.geometry import Eigenpairs
 from sharpjax.geometry.density import Density
-from sharpjax.plots import Panel, Surface, series, style
+from sharpjax.plots import Panel, Surface, style
 from sharpjax.plots.line import average
 
 
@@ -119,11 +118,6 @@ def curves(number, seeds=3, length=20):
         arm: {seed: (np.arange(length), np.full(length, i + seed)) for seed in range(seeds)}
         for i, arm in enumerate(arms(number))
     }
-
-
-@pytest.mark.parametrize("module", [style, series])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def test_styles_can_be_told_apart_with_and_without_colours():

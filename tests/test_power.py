@@ -1,6 +1,5 @@
 """Power, numbers of seeds and detectable effects: against closed forms, statsmodels, simulation."""
 
-import doctest
 import itertools
 import math
 
@@ -29,16 +28,6 @@ from sharpjax.protocol.tests.result import Samples
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 LOSS = Quantity("test/loss")
-
-
-@pytest.mark.parametrize(
-    "module",
-    [equivalence, formulas, power, sensitivity, simulation],
-    ids=lambda m: m.__name__,
-)
-def test_docstrings(module):
-    done = doctest.testmod(module)
-    assert done.failed == 0 and done.attempted > 0
 
 
 # t tests.

@@ -1,7 +1,5 @@
 """The error of products, where it is known, and what solvers make of it."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,11 @@ import pytest
 from jax.tree_util import Partial
 
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, algebra, composed, hessian, precision, top_eigenpairs
+from sharpjax.geometry import Status, algebra, composed, hessian, top_eigenpairs
 from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
 from sharpjax.geometry.precision import product_error
 from tests import nets
 from tests.problems import Diagonal, columns
-
-
-def test_examples():
-    assert doctest.testmod(precision).failed == 0
 
 
 def test_the_error_is_that_of_the_frobenius_norms(x64, key):

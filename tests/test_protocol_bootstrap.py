@@ -1,6 +1,5 @@
 """The bootstrap: against scipy and Student's t, its level, and what it makes of bad samples."""
 
-import doctest
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests import bootstrap, catalog
+from sharpjax.protocol.tests import bootstrap
 from sharpjax.protocol.tests.bootstrap import (
     bca,
     interval,
@@ -38,12 +37,6 @@ def in_clusters(generator, clusters=10, members=4):
     shared = generator.normal(size=(clusters, 1))
     own = generator.normal(size=(clusters, members))
     return Samples(((shared + own).ravel(),), clusters=np.repeat(np.arange(clusters), members))
-
-
-@pytest.mark.parametrize("module", [bootstrap, catalog], ids=lambda m: m.__name__)
-def test_examples(module):
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
-    assert result.attempted and not result.failed
 
 
 # The engine.

@@ -1,6 +1,5 @@
 """Correlations: against scipy and brute force, paper 6's numbers, levels, clusters, differences."""
 
-import doctest
 import itertools
 import math
 from typing import Any
@@ -59,12 +58,6 @@ def layers(generator, seeds=10, depth=5):
         for by_layer in (first, second)
     ]
     return Samples(tuple(s.ravel() for s in sides), clusters=np.repeat(np.arange(seeds), depth))
-
-
-@pytest.mark.parametrize("module", [association, shuffle], ids=lambda m: m.__name__)
-def test_examples(module):
-    result = doctest.testmod(module)
-    assert result.attempted and not result.failed
 
 
 # Coefficients.

@@ -1,6 +1,5 @@
 """Proportions, deterministic comparisons, and corrections for many tests."""
 
-import doctest
 import math
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.judging import corrections
 from sharpjax.protocol.judging.corrections import adjust
 from sharpjax.protocol.tests.result import Samples
 from tests.simulated import named, plain
@@ -24,11 +22,6 @@ def samples(*groups):
 
 def counts(successes, n):
     return samples(np.repeat([1.0, 0.0], [successes, n - successes]))
-
-
-@pytest.mark.parametrize("module", [corrections])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 # Proportions.

@@ -1,7 +1,6 @@
 """Tests of means and of equivalence, against scipy, statsmodels and their definitions."""
 
 import dataclasses
-import doctest
 import functools
 import math
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests import question
 from sharpjax.protocol.tests.catalog import TESTS
 from sharpjax.protocol.tests.result import Samples
 from tests.simulated import named
@@ -31,10 +29,6 @@ def samples(*groups, clusters=None):
 def drawn(seed, n1=10, n2=10, shift=0.5, ratio=1.0):
     rng = np.random.default_rng(seed)
     return samples(rng.normal(shift, ratio, n1), rng.normal(0, 1, n2))
-
-
-def test_examples():
-    assert doctest.testmod(question).failed == 0
 
 
 # Against scipy and statsmodels.

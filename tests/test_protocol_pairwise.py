@@ -1,6 +1,5 @@
 """Pairs of models: the jackknife against simulation, and the mistake that it replaces."""
 
-import doctest
 import math
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests import pairwise
 from sharpjax.protocol.tests.pairwise import jackknife
 from sharpjax.protocol.tests.result import Samples
 from tests.simulated import named, rates
@@ -43,11 +41,6 @@ def naive(pairs):
     """The authors' standard error: all ordered pairs as so many observations, ddof 0."""
     values = pairs[~np.eye(len(pairs), dtype=bool)]
     return values.std() / math.sqrt(values.size)
-
-
-def test_examples():
-    result = doctest.testmod(pairwise)
-    assert result.attempted and not result.failed
 
 
 def test_naive_standard_error_is_three_times_too_small():

@@ -1,6 +1,5 @@
 """Ratios: closed forms, invariances, levels at n = 10, and denominators that are not there."""
 
-import doctest
 import itertools
 import math
 from typing import Any
@@ -42,11 +41,6 @@ def sharing(*scales, n=10):
         return Samples(tuple(common * lognormal(generator, n, scale, 0.2) for scale in scales))
 
     return draw
-
-
-def test_examples():
-    result = doctest.testmod(means, optionflags=doctest.ELLIPSIS)
-    assert result.attempted and not result.failed
 
 
 # What they estimate.

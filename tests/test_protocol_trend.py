@@ -1,6 +1,5 @@
 """Trends and omnibus tests: against brute force and scipy, levels, what is perfect or constant."""
 
-import doctest
 import itertools
 import math
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import scipy.stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol.tests import shuffle, trend
+from sharpjax.protocol.tests import trend
 from sharpjax.protocol.tests.result import Samples
 from tests.simulated import level, named, rates
 
@@ -30,12 +29,6 @@ def tied(*sizes, values=4):
 def falling(k, n):
     """Groups wholly apart, the first the highest."""
     return Samples(tuple(100.0 * (k - g) + np.arange(n) for g in range(k)))
-
-
-@pytest.mark.parametrize("module", [shuffle], ids=lambda m: m.__name__)
-def test_examples(module):
-    result = doctest.testmod(module)
-    assert result.attempted and not result.failed
 
 
 # Jonckheere and Terpstra.

@@ -1,6 +1,5 @@
 """The summary over seeds, and the table on the console."""
 
-import doctest
 import io
 import math
 
@@ -42,10 +41,6 @@ def printed(rows, width=140):
     text = io.StringIO()
     print_table(rows, Console(file=text, width=width))
     return text.getvalue()
-
-
-def test_examples():
-    assert doctest.testmod(summary).failed == 0
 
 
 def test_summary_is_of_the_last_step_of_each_arm():

@@ -2,9 +2,7 @@
 
 import base64
 import dataclasses
-import doctest
 import hashlib
-import importlib
 import math
 import pathlib
 import re
@@ -84,11 +82,6 @@ def document(**fields):
 @pytest.fixture(scope="module")
 def full():
     return reports.as_html(reports.full((*reports.five(), *reports.kinds())))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_examples(path):
-    assert doctest.testmod(importlib.import_module(f"sharpjax.report.{path.stem}")).failed == 0
 
 
 # What is shown.

@@ -1,6 +1,5 @@
 """Images of another size: exact where the answer is known, and against exact fractions."""
 
-import doctest
 from fractions import Fraction
 
 import numpy as np
@@ -12,10 +11,6 @@ from sharpjax.data.resizing import overlaps, resized
 
 def images(num, height, width, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (num, height, width, channels), np.uint8)
-
-
-def test_doctests():
-    assert doctest.testmod(resizing).failed == 0
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 12, 28, 64])

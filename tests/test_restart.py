@@ -1,6 +1,5 @@
 """A basis that may not grow: the same numbers from less memory, and what checks them."""
 
-import doctest
 import functools
 
 import jax
@@ -14,11 +13,6 @@ from sharpjax.geometry import Status, certificate, hessian, krylov, lanes, ritz,
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.algebra import linearize
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
-
-
-def test_examples():
-    for module in (certificate, krylov, lanes, ritz, search, stopping):
-        assert doctest.testmod(module).failed == 0
 
 
 def bulk(n):

@@ -1,6 +1,5 @@
 """S.1 to S.4, and the names that a hypothesis of the sharpness study may ask for."""
 
-import doctest
 import json
 import pathlib
 import runpy
@@ -53,7 +52,3 @@ def test_an_unknown_metric_is_refused_at_registration(monkeypatch):
     monkeypatch.setattr(study, "hypotheses_of", lambda config: (asked,))
     with pytest.raises(UserError, match="T.1.*'test/acuracy'.*did you mean 'test/accuracy'"):
         register.describe(config("quick"))
-
-
-def test_examples():
-    assert doctest.testmod(sam).failed == 0

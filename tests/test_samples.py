@@ -1,13 +1,11 @@
 """The numbers that a contrast compares: aligned, complete, or said to be neither."""
 
-import doctest
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import samples
 from sharpjax.protocol.claims import Quantity
 from sharpjax.protocol.samples import gather
 from tests.protocol_cases import LOSS, contrast, rows
@@ -30,10 +28,6 @@ def incomplete(table, one, **options) -> tuple[str, Any]:
 
 def lists(found):
     return [group.tolist() for group in found.groups]
-
-
-def test_docstrings():
-    assert doctest.testmod(samples).failed == 0
 
 
 def test_pairs_are_aligned_by_seed_whatever_the_order_of_rows():

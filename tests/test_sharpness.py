@@ -3,7 +3,6 @@ change them (chunks, lanes, loop forms, rescalings), then what a user can get wr
 
 import collections
 import dataclasses
-import doctest
 import functools
 import math
 from typing import Any
@@ -16,7 +15,7 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, perturbation, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import ascent, objective, sharpness, status, worst_case
+from sharpjax.geometry import ascent, sharpness, status, worst_case
 from sharpjax.geometry.sharpness import (
     adaptive_sharpness,
     directional_curvature,
@@ -26,11 +25,6 @@ from sharpjax.geometry.sharpness import (
 from sharpjax.geometry.status import Status
 
 ONE = {"weight": np.ones(1)}  # a batch for losses that need none
-
-
-@pytest.mark.parametrize("module", [ascent, objective, sharpness, status, worst_case])
-def test_doctests(module):
-    assert doctest.testmod(module).failed == 0
 
 
 # Losses with known answers. Arrays are leaves of the loss, as frozen statistics would be.

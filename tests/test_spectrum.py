@@ -1,7 +1,6 @@
 """Eigenpairs against dense ones, what a certificate is worth, and what must not change a number."""
 
 import dataclasses
-import doctest
 import functools
 
 import flax.linen as nn
@@ -13,15 +12,11 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, hessian, krylov, orthogonal, spectrum
+from sharpjax.geometry import Restricted, Status, hessian, krylov, orthogonal
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.losses import Classification
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 from tests.traces import TRACES, traced
-
-
-def test_examples():
-    assert doctest.testmod(spectrum).failed == 0
 
 
 def diagonal(*values):

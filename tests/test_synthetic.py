@@ -1,12 +1,10 @@
 """Computed sets: minima that are known, circles that are circles, and streams of their own."""
 
-import doctest
-
 import numpy as np
 import pytest
 from sklearn.datasets import make_circles
 
-from sharpjax.data import Circles, Surface, synthetic
+from sharpjax.data import Circles, Surface
 from sharpjax.data.synthetic import SURFACES
 from sharpjax.errors import UserError
 
@@ -32,10 +30,6 @@ AT_2_1 = {
     "three_hump_camel": 8 - 16.8 + 64 / 6 + 2 + 1,
     "himmelblau": 36 + 16,
 }
-
-
-def test_doctests():
-    assert doctest.testmod(synthetic).failed == 0
 
 
 @pytest.mark.parametrize("name", SURFACES)

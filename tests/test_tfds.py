@@ -1,6 +1,5 @@
 """Preparing and reading TFDS sets, from a few images of our own in the upstream formats."""
 
-import doctest
 import functools
 import gzip
 import hashlib
@@ -41,11 +40,6 @@ from tests.tiny_tfds import (  # noqa: F401 (fixtures)
 @pytest.fixture(params=NAMES)
 def name(request):
     return request.param
-
-
-def test_doctests():
-    for module in (builders, upstream, tfds):
-        assert doctest.testmod(module).failed == 0
 
 
 def test_the_order_is_the_one_published_for_cifar10():

@@ -1,6 +1,5 @@
 """The trace of an operator, and what its standard error is worth."""
 
-import doctest
 import functools
 
 import jax
@@ -11,18 +10,13 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, accuracy, hessian, hutchinson, probes, trace
+from sharpjax.geometry import Restricted, Status, hessian, trace
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
 from tests.traces import TRACES, traced
 
 # That of a trained network: a few values above a bulk.
 SPECTRUM = np.r_[40, 23, 18, 16, 16, 14, 10, 9, 6, 4, np.linspace(-0.5, 2, 190)]
 DOMINATED = np.r_[40, np.linspace(-0.5, 1, 199)]
-
-
-def test_examples():
-    for module in (probes, hutchinson, accuracy):
-        assert doctest.testmod(module).failed == 0
 
 
 def test_it_equals_the_mean_over_its_own_probes(x64, strict, key):

@@ -1,7 +1,6 @@
 """Traces by more than plain probes: deflated, sketched, forward, exact; by leaf; over many keys."""
 
 import dataclasses
-import doctest
 import functools
 from typing import Any
 
@@ -19,8 +18,6 @@ from sharpjax.geometry import (
     deflation,
     hessian,
     probes,
-    quadratic,
-    subspaces,
     trace,
     xtrace,
 )
@@ -38,11 +35,6 @@ SPECTRA = {
     "indefinite": np.r_[30, 20, 10, -28, -18, -14, np.linspace(-1, 1, 194)],
 }
 NETWORK = SPECTRA["network"]
-
-
-def test_examples():
-    for module in (deflation, subspaces, xtrace, quadratic):
-        assert doctest.testmod(module).failed == 0
 
 
 def _multiply(matrix, vector):

@@ -1,7 +1,6 @@
 """Eigenvalues that move are followed, and what cannot be followed is said."""
 
 import dataclasses
-import doctest
 import functools
 from typing import Any
 
@@ -30,10 +29,6 @@ from tests.problems import Diagonal
 
 KEYS = 32
 N = 200
-
-
-def test_examples():
-    assert doctest.testmod(tracking).failed == 0
 
 
 def _multiply(matrix, vector):

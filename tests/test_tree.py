@@ -1,7 +1,5 @@
 """Pytree algebra against numpy, selection by name, and what is said about wrong arguments."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +15,6 @@ def params():
         "head": [jnp.float32(2.0), jnp.zeros((0, 4))],
         "none": None,
     }
-
-
-def test_examples():
-    assert doctest.testmod(tree).failed == 0
 
 
 def test_path_names_follow_the_leaves():

@@ -1,7 +1,5 @@
 """An operator of any size: results that scale with it, bit for bit."""
 
-import doctest
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,7 +176,3 @@ def test_a_unit_and_its_inverse_are_normal_numbers(dtype):
             assert number / unit < 4
         for number in (0.0, np.inf, np.nan):
             assert units.power_of_two(jnp.asarray([number], dtype)) == 0
-
-
-def test_examples():
-    assert doctest.testmod(units).failed == 0

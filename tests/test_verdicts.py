@@ -1,7 +1,6 @@
 """Each of the five words by data made for it; families, composites, and answers one to one."""
 
 import dataclasses
-import doctest
 import math
 from typing import Any
 from unittest import mock
@@ -11,10 +10,9 @@ import pytest
 from scipy import stats
 
 from sharpjax.errors import UserError
-from sharpjax.protocol import attrition as funnel_module
 from sharpjax.protocol.attrition import Funnel, funnel
 from sharpjax.protocol.claims import Composite, Hypothesis, Quantity
-from sharpjax.protocol.judging import rules, shown, verdicts
+from sharpjax.protocol.judging import rules
 from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.protocol.planning import power
 from sharpjax.protocol.tests.catalog import TESTS
@@ -72,11 +70,6 @@ def finding(table, member, **fields):
 
 def word(table, member, **fields):
     return finding(table, member, **fields).verdict
-
-
-def test_docstrings():
-    for module in (verdicts, rules, shown, funnel_module):
-        assert doctest.testmod(module).failed == 0
 
 
 NOISE = np.random.default_rng(0).normal(size=(2, 8))

@@ -1,6 +1,5 @@
 """Multiplicity comes out right, and nothing beyond the k is left: as rates over many keys."""
 
-import doctest
 import functools
 from typing import Any
 
@@ -22,10 +21,6 @@ from sharpjax.geometry.stopping import SearchStep
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 
 KEYS = 32
-
-
-def test_examples():
-    assert doctest.testmod(verification).failed == 0
 
 
 def bulk(n):

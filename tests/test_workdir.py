@@ -1,7 +1,6 @@
 """A run's folder: what it refuses, what survives a kill, and that no byte of it changes unseen."""
 
 import contextlib
-import doctest
 import errno
 import hashlib
 import json
@@ -24,8 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sharpjax import workdir
 from sharpjax.errors import RunFailed, UserError
-from sharpjax.workdir import arrays, files, lease, rows, seal, untrusted
-from sharpjax.workdir import config as config_module
+from sharpjax.workdir import files, lease, seal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = {"study": "sharpness", "seeds": (0, 1), "optim": {"rho": 0.05, "name": "sgd"}, "arms": {}}
@@ -86,11 +84,6 @@ def object_store(monkeypatch):
     monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: store)
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
     return store
-
-
-@pytest.mark.parametrize("module", [files, config_module, untrusted, rows, arrays])
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def test_nothing_heavy_is_imported():
