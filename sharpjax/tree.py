@@ -334,3 +334,22 @@ def digest(tree: PyTree) -> str:
         total.update(f"{name}|{kind}|{array.dtype}|{array.shape}|".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def widen(vector: Any) -> Any:
+    """The same tree with float32 in place of narrower floating types.
+
+    >>> widen({"w": jnp.ones(2, jnp.bfloat16)})
+    {'w': Array([1., 1.], dtype=float32)}
+    """
+
+    def leaf(x):
+        narrow = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) and is_narrow(x)
+        return x.astype(jnp.float32) if narrow else x
+
+    return jax.tree.map(leaf, vector)
+
+
+def is_narrow(x: Any) -> bool:
+    """Whether numbers of this array or type are shorter than float32."""
+    return x.dtype.itemsize < 4

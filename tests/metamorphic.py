@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from sharpjax import geometry
-from sharpjax.geometry.algebra import linearize
+from sharpjax.geometry.operators.algebra import linearize
 from tests.kinds_of_loss import case
 
 # The same loss, seen otherwise.

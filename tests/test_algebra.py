@@ -13,10 +13,10 @@ from jax.flatten_util import ravel_pytree
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra, hessian
-from sharpjax.geometry.algebra import Damped, Scaled, Sum
-from sharpjax.geometry.blocks import Restricted, block_diagonal, masked
-from sharpjax.geometry.scaling import congruence
+from sharpjax.geometry import hessian
+from sharpjax.geometry.operators.algebra import Damped, Scaled, Sum
+from sharpjax.geometry.operators.blocks import Restricted, block_diagonal, masked
+from sharpjax.geometry.operators.scaling import congruence
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 
 
@@ -98,7 +98,7 @@ def test_narrow_parameters():
     params, batch = awkward_net(dtype=np.float32)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     a = hessian(awkward_loss, narrow, batch)
-    wide = hessian(awkward_loss, algebra.widen(narrow), batch)
+    wide = hessian(awkward_loss, tree.widen(narrow), batch)
     v = tree.random_normal(jax.random.key(0), wide.params)
     found, expected = jax.jit(lambda *o: [x.linearize()(v) for x in o])(
         2 * (a + wide) - 3.0, 4 * wide - 3.0
@@ -193,7 +193,7 @@ def test_products_are_linear_symmetric_and_made_of_blocks(structure, seed):
     with jax.enable_x64(True):
         params = make(structure, seed)
         a = hessian(any_loss, params, None)
-        u, v = (tree.random_normal(jax.random.key(i), algebra.widen(params)) for i in (1, 2))
+        u, v = (tree.random_normal(jax.random.key(i), tree.widen(params)) for i in (1, 2))
         where = tree.path_names(params)[0].replace("[", "[[]")
         mask = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape) % 2, params)
         halves = jax.tree.map(lambda x: jnp.float32(0.5), params)

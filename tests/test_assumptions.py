@@ -8,7 +8,7 @@ import pytest
 
 from sharpjax import geometry
 from sharpjax.errors import UserError
-from sharpjax.geometry import assumptions
+from sharpjax.geometry.loss import assumptions
 
 
 class Found(NamedTuple):

@@ -14,10 +14,10 @@ from jax.tree_util import Partial
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import Restricted, composed, hessian
-from sharpjax.geometry.algebra import linearize
-from sharpjax.geometry.averaging import averaged, linearization_bytes
-from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
-from sharpjax.geometry.subsample import subsample_start, subsampled
+from sharpjax.geometry.eigenpairs.subsample import subsample_start, subsampled
+from sharpjax.geometry.operators.algebra import linearize
+from sharpjax.geometry.operators.averaging import averaged, linearization_bytes
+from sharpjax.geometry.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from tests import nets
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 

@@ -8,10 +8,17 @@ import pytest
 
 from sharpjax import perturbation, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra, composed, hessian, top_eigenpairs
-from sharpjax.geometry.blocks import BlockDiagonal, Restricted, block_diagonal, layers, masked
-from sharpjax.geometry.jacobian import gauss_newton
-from sharpjax.geometry.scaling import congruence, preconditioned
+from sharpjax.geometry import composed, hessian, top_eigenpairs
+from sharpjax.geometry.operators import algebra
+from sharpjax.geometry.operators.blocks import (
+    BlockDiagonal,
+    Restricted,
+    block_diagonal,
+    layers,
+    masked,
+)
+from sharpjax.geometry.operators.gauss_newton import gauss_newton
+from sharpjax.geometry.operators.scaling import congruence, preconditioned
 from sharpjax.losses import CrossEntropy
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
 

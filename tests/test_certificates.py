@@ -12,8 +12,10 @@ import scipy.sparse.linalg
 from jax.tree_util import Partial
 
 from sharpjax import loops
-from sharpjax.geometry import Status, krylov, recurrence, ritz, stopping
+from sharpjax.geometry import Status
 from sharpjax.geometry import top_eigenpairs as top
+from sharpjax.geometry.eigenpairs import convergence
+from sharpjax.geometry.lanczos import krylov, recurrence, ritz
 from tests.problems import Diagonal
 
 SLOW = pytest.mark.slow
@@ -188,7 +190,7 @@ def test_copies_appear_without_a_basis_and_are_not_counted():
     found = ritz.bound(state)
     copies = np.abs(np.expand_dims(found.values[:40], 1) - np.float32([100, 90, 80])) < 1e-2
     assert (copies.sum(0) > 1).all()
-    search = stopping.SearchStep(1, "LA", 2)
+    search = convergence.SearchStep(1, "LA", 2)
     places, exist = search.places(state, found, search.tested)
     assert exist.all()
     distance = np.abs(found.values[places] - np.float32([100, 90, 80]))

@@ -30,13 +30,13 @@ from sharpjax.geometry import (
     hessian,
     hvp,
     quadratic_form,
-    reads,
     sam_sharpness,
     spectral_density,
     top_eigenpairs,
     trace,
     worst_case_sharpness,
 )
+from sharpjax.geometry.loss import reads
 
 N = 4
 PARAMS, BATCH = jnp.arange(1.0, N + 1), jnp.ones(N)

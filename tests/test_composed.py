@@ -26,8 +26,8 @@ from sharpjax.geometry import (
     hessian,
     trace,
 )
-from sharpjax.geometry.algebra import linearize
-from sharpjax.geometry.composed import parts
+from sharpjax.geometry.loss.composed import parts
+from sharpjax.geometry.operators.algebra import linearize
 from sharpjax.losses import Classification
 from sharpjax.nn import MLP
 from tests import nets

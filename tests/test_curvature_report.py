@@ -8,8 +8,8 @@ import pytest
 from sharpjax import geometry, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, hessian
-from sharpjax.geometry.density import spectral_density
-from sharpjax.geometry.summary import curvature_report
+from sharpjax.geometry.report import curvature_report
+from sharpjax.geometry.spectra.density import spectral_density
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
 
 VALUES = np.r_[30.0, 22, 17, 12, 9, 7, np.random.default_rng(0).uniform(-0.2, 1, 794)]

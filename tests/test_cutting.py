@@ -12,8 +12,9 @@ import pytest
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, averaged, averaging, composed, hessian, hvp
-from sharpjax.geometry.algebra import linearize
+from sharpjax.geometry import Status, averaged, composed, hessian, hvp
+from sharpjax.geometry.operators import averaging
+from sharpjax.geometry.operators.algebra import linearize
 from sharpjax.losses import CrossEntropy
 from tests.problems import dense, flat
 

@@ -10,16 +10,9 @@ import pytest
 from jax.tree_util import Partial
 
 from sharpjax import tree
-from sharpjax.geometry import (
-    Restricted,
-    Status,
-    bending,
-    composed,
-    diagonal,
-    hessian,
-    trace,
-)
-from sharpjax.geometry.algebra import linearize
+from sharpjax.geometry import Restricted, Status, composed, diagonal, hessian, trace
+from sharpjax.geometry.exact import bending
+from sharpjax.geometry.operators.algebra import linearize
 from tests.problems import awkward_net, flat
 from tests.test_exact import (
     PROBLEMS,

@@ -11,10 +11,11 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, hessian, krylov, recurrence, units
+from sharpjax.geometry import Status, hessian
 from sharpjax.geometry import top_eigenpairs as top
-from sharpjax.geometry.algebra import linearize
-from sharpjax.geometry.density import spectral_density
+from sharpjax.geometry.lanczos import krylov, recurrence, units
+from sharpjax.geometry.operators.algebra import linearize
+from sharpjax.geometry.spectra.density import spectral_density
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 
 

@@ -13,9 +13,9 @@ from jax.tree_util import Partial
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, composed, hessian
-from sharpjax.geometry.diagonals import diagonal
-from sharpjax.geometry.jacobian import gauss_newton
-from sharpjax.geometry.norms import frobenius
+from sharpjax.geometry.estimators.diagonal import diagonal
+from sharpjax.geometry.estimators.frobenius import frobenius
+from sharpjax.geometry.operators.gauss_newton import gauss_newton
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 from tests.traces import TRACES, traced
 

@@ -270,7 +270,7 @@ def test_how_a_test_is_called_is_part_of_the_analysis(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("digest", "name", "seen"),
     [
-        ("measures", "sharpjax.geometry.probes", True),
+        ("measures", "sharpjax.geometry.estimators.trace", True),
         ("measures", "sharpjax.train.steps", True),
         ("measures", "sharpjax.nn.conv", True),
         ("measures", "sharpjax.runs.loading", True),

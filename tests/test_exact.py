@@ -14,18 +14,11 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import (
-    Restricted,
-    Status,
-    composed,
-    diagonal,
-    exact,
-    hessian,
-    matrix_form,
-    trace,
-)
-from sharpjax.geometry.exact import exact_diagonal, exact_trace
-from sharpjax.geometry.jacobian import empirical_fisher, fisher, gauss_newton
+from sharpjax.geometry import Restricted, Status, composed, diagonal, hessian, trace
+from sharpjax.geometry.exact import gauss_newton as exact
+from sharpjax.geometry.exact import matrix_form
+from sharpjax.geometry.exact.gauss_newton import exact_diagonal, exact_trace
+from sharpjax.geometry.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from tests.problems import awkward_net, flat
 from tests.traces import TRACES, traced
 
@@ -387,7 +380,7 @@ def test_blocks_and_chunks(x64, monkeypatch):
     assert_equal(restricted, block, restricted.like)
     chunked = gauss_newton(composed(model, cross_entropy), params, batch, microbatch_size=1)
     assert_equal(chunked, truth, params)
-    steps, iterate = [], exact.loops.iterate
+    steps, iterate = [], gauss_newton.loops.iterate
 
     def counted(*args, max_steps):
         steps.append(max_steps)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sharpjax import geometry
-from sharpjax.geometry import Status, finite, sharpness
+from sharpjax.geometry import Status
+from sharpjax.geometry.loss import finite
+from sharpjax.geometry.sharpness import measures
 from sharpjax.losses import Classification
 from sharpjax.nn import MLP
 from tests.problems import flat
@@ -37,9 +39,9 @@ def test_every_status_says_so(microbatch_size):
         "trace": geometry.trace(operator, key=KEY, max_probes=4),
         "forward": geometry.trace(operator, key=KEY, method="forward", max_probes=16),
         "norm": geometry.frobenius(operator, key=KEY, max_probes=16),
-        "sam": sharpness.sam_sharpness(loss, params, batch, rho=0.1, **options),
-        "along": sharpness.directional_curvature(loss, params, batch, **options),
-        "worst": sharpness.worst_case_sharpness(
+        "sam": measures.sam_sharpness(loss, params, batch, rho=0.1, **options),
+        "along": measures.directional_curvature(loss, params, batch, **options),
+        "worst": measures.worst_case_sharpness(
             loss, params, batch, key=KEY, rho=0.1, steps=2, **options
         ),
     }

@@ -1,9 +1,12 @@
 """A room imports only from floors below its own: what keeps the house in one piece."""
 
 import ast
+import inspect
 import pathlib
 
 import pytest
+
+from sharpjax import geometry
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "sharpjax"
 
@@ -120,3 +123,30 @@ def test_parts_of_the_protocol_know_those_below_them(part):
 def test_every_part_of_the_protocol_has_a_place():
     entries = {p.stem for p in (PACKAGE / "protocol").iterdir()} - {"__init__", "__pycache__"}
     assert entries == set(KNOWS)
+
+
+# The parts of `geometry`, each of which may import those before it.
+PARTS = (
+    *("status", "accuracy", "loss", "operators", "lanczos", "eigenpairs", "exact", "estimators"),
+    *("spectra", "report", "sharpness"),
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_geometry_know_those_before_them(part):
+    home = PACKAGE / "geometry"
+    paths = [home / f"{part}.py"] if (home / f"{part}.py").exists() else (home / part).rglob("*.py")
+    names = {name for path in paths for name in imported(path)}
+    inside = {name.split(".")[2] for name in names if name.startswith("sharpjax.geometry.")}
+    assert inside <= {*PARTS[: PARTS.index(part) + 1]}
+
+
+def test_every_part_of_geometry_has_a_place():
+    entries = {p.stem for p in (PACKAGE / "geometry").iterdir()} - {"__init__", "__pycache__"}
+    assert entries == set(PARTS)
+
+
+def test_geometry_shows_what_is_public():
+    shown = set(dir(geometry))
+    assert "hessian" in shown and not shown & {*PARTS, "annotations", "__builtins__"}
+    assert not [name for name in shown if inspect.ismodule(getattr(geometry, name))]

@@ -11,9 +11,10 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra, composed, hessian
-from sharpjax.geometry.blocks import Restricted, masked
-from sharpjax.geometry.jacobian import (
+from sharpjax.geometry import composed, hessian
+from sharpjax.geometry.operators import algebra
+from sharpjax.geometry.operators.blocks import Restricted, masked
+from sharpjax.geometry.operators.gauss_newton import (
     EmpiricalFisher,
     Fisher,
     GaussNewton,

@@ -8,7 +8,7 @@ import pytest
 from sharpjax import geometry
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, hessian
-from sharpjax.geometry.log_determinant import logdet
+from sharpjax.geometry.spectra.logdet import logdet
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
 
 

@@ -218,11 +218,6 @@ def curvature_report(p, key):
     return Found(sampled, bounded, found.status)
 
 
-def product_error(p, key):
-    found = geometry.product_error(p.hessian, p.gauss_newton, key=key, num_probes=32)
-    return Found({"difference": (found.value, found.standard_error)}, {}, found.status)
-
-
 def subspace_overlap(p, key):
     pairs = [geometry.top_eigenpairs(p.hessian, key=k, k=3, tol=TOL) for k in jax.random.split(key)]
     found = geometry.subspace_overlap(*pairs)
@@ -309,7 +304,6 @@ SOLVERS = {
     "spectral_density": spectral_density,
     "logdet": logdet,
     "curvature_report": curvature_report,
-    "product_error": product_error,
     "subspace_overlap": subspace_overlap,
     "subsample_start": subsample_start,
     "sam_sharpness": sam_sharpness,

@@ -16,15 +16,10 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import (
-    Hessian,
-    Operator,
-    algebra,
-    hessian,
-    hvp,
-)
-from sharpjax.geometry.blocks import Restricted
-from sharpjax.geometry.checks import check_deterministic
+from sharpjax.geometry import Hessian, Operator, hessian, hvp
+from sharpjax.geometry.loss.checks import check_deterministic
+from sharpjax.geometry.operators import algebra
+from sharpjax.geometry.operators.blocks import Restricted
 from tests.problems import Diagonal, awkward_loss, awkward_net, columns, dense, flat
 from tests.traces import TRACES, traced
 

@@ -9,7 +9,7 @@ import pytest
 
 from sharpjax.errors import UserError
 from sharpjax.geometry import Eigenpairs, Status
-from sharpjax.geometry.overlap import subspace_overlap
+from sharpjax.geometry.eigenpairs.overlap import subspace_overlap
 
 
 def pairs(values, rows, error=1e-9, residual=1e-9, converged: Any = True, split=2):

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from sharpjax import plots
 from sharpjax.errors import UserError
 from sharpjax.geometry import Eigenpairs
-from sharpjax.geometry.density import Density
+from sharpjax.geometry.spectra.density import Density
 from sharpjax.plots import Panel, Surface, style
 from sharpjax.plots.line import average
 

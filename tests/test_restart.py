@@ -9,9 +9,11 @@ import pytest
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, certificate, hessian, krylov, lanes, ritz, search, stopping
+from sharpjax.geometry import Status, hessian
 from sharpjax.geometry import top_eigenpairs as top
-from sharpjax.geometry.algebra import linearize
+from sharpjax.geometry.eigenpairs import certificate, convergence, search
+from sharpjax.geometry.lanczos import krylov, lanes, ritz
+from sharpjax.geometry.operators.algebra import linearize
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 
 
@@ -27,7 +29,7 @@ def chain(*values, n=400):
 
 def run(operator, key, *, rows, products, k=2, which="LA", guards=2, **options):
     """A search that stops for nothing."""
-    step = stopping.SearchStep(k, which, guards)
+    step = convergence.SearchStep(k, which, guards)
     state = krylov.start(key, operator.like, rows, **options)
     product = linearize(operator)
     return search.solve(
@@ -126,7 +128,7 @@ def test_a_search_stays_orthogonal_to_locked_vectors(x64, key):
     known = unit_vectors(operator, 2)
     state = krylov.start(key, operator.like, 40, locked=known)
     assert state.row == state.locked == 2
-    step = stopping.SearchStep(1, "LA", 0)
+    step = convergence.SearchStep(1, "LA", 0)
     found = search.solve(step, linearize(operator), state, tol=1e-8, max_products=38)
     values, weights = krylov.ritz(found.state)
     values = found.state.unit * values

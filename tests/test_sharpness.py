@@ -15,8 +15,9 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, perturbation, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import ascent, sharpness, status, worst_case
-from sharpjax.geometry.sharpness import (
+from sharpjax.geometry import status
+from sharpjax.geometry.sharpness import ascent, measures, worst_case
+from sharpjax.geometry.sharpness.measures import (
     adaptive_sharpness,
     directional_curvature,
     sam_sharpness,
@@ -462,7 +463,7 @@ def test_second_call_compiles_nothing(key, monkeypatch):
         adaptive_sharpness(loss, params, batch, key=jax.random.key(seed), rho=rho, m=4, steps=3)
         sam_sharpness(loss, params, batch, rho=rho)
         directional_curvature(loss, params, batch)
-        compiled: list[Any] = [sharpness._sam, sharpness._directional_curvature]
+        compiled: list[Any] = [measures._sam, measures._directional_curvature]
         compiled += [worst_case._start, worst_case._finish, loops._device_loop]
         return traces["search"], [f._cache_size() for f in compiled]
 

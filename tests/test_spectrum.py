@@ -12,8 +12,9 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, hessian, krylov, orthogonal
+from sharpjax.geometry import Restricted, Status, hessian
 from sharpjax.geometry import top_eigenpairs as top
+from sharpjax.geometry.lanczos import gram_schmidt, krylov
 from sharpjax.losses import Classification
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 from tests.traces import TRACES, traced
@@ -309,7 +310,7 @@ def test_a_vector_inside_the_basis_is_replaced(x64, key):
     inside = tree.index(basis, 1)
 
     def free(seed):
-        return orthogonal.orthogonalize(
+        return gram_schmidt.orthogonalize(
             *(basis, inside),
             row=jnp.int32(5),
             taken=jnp.zeros(()),

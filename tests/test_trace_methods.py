@@ -12,18 +12,12 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import (
-    Status,
-    composed,
-    deflation,
-    hessian,
-    probes,
-    trace,
-    xtrace,
-)
+from sharpjax.geometry import Status, composed, hessian, trace
 from sharpjax.geometry.accuracy import ask
-from sharpjax.geometry.jacobian import gauss_newton
-from sharpjax.geometry.quadratic import quadratic_form
+from sharpjax.geometry.estimators import deflation, xtrace
+from sharpjax.geometry.estimators import trace as probes
+from sharpjax.geometry.estimators.quadratic import quadratic_form
+from sharpjax.geometry.operators.gauss_newton import gauss_newton
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 from tests.traces import TRACES, traced
 

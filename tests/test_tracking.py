@@ -13,18 +13,11 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import (
-    Eigenpairs,
-    Status,
-    algebra,
-    hessian,
-    krylov,
-    search,
-    starts,
-    top_eigenpairs,
-    tracking,
-)
-from sharpjax.geometry.stopping import SearchStep
+from sharpjax.geometry import Eigenpairs, Status, hessian, top_eigenpairs
+from sharpjax.geometry.eigenpairs import search, starts, tracking
+from sharpjax.geometry.eigenpairs.convergence import SearchStep
+from sharpjax.geometry.lanczos import krylov
+from sharpjax.geometry.operators import algebra
 from tests.problems import Diagonal
 
 KEYS = 32

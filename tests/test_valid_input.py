@@ -25,7 +25,6 @@ from sharpjax.geometry import (
     hvp,
     layers,
     logdet,
-    product_error,
     sam_sharpness,
     spectral_density,
     subsample_start,
@@ -74,7 +73,6 @@ SOLVERS: dict[str, Any] = {
     "curvature_report": functools.partial(
         curvature_report, k=2, num_steps=6, num_probes=2, max_probes=4, damping=5.0
     ),
-    "product_error": lambda operator, key: product_error(operator, operator, key=key),
     "subsample_start": functools.partial(subsample_start, k=1, num_examples=4),
     "overlap": overlap,
 }

@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 
 from sharpjax import tree
-from sharpjax.geometry import (
-    Eigenpairs,
-    Status,
-    algebra,
-    hessian,
-    top_eigenpairs,
-    verification,
-)
-from sharpjax.geometry.stopping import SearchStep
+from sharpjax.geometry import Eigenpairs, Status, hessian, top_eigenpairs
+from sharpjax.geometry.eigenpairs import completeness
+from sharpjax.geometry.eigenpairs.convergence import SearchStep
+from sharpjax.geometry.operators import algebra
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 
 KEYS = 32
@@ -31,7 +26,7 @@ def solve(operator, key, k=4, which: Any = "LA", tol=1e-3, most=36, **options):
     """A search, and the search verified."""
     one, two = jax.random.split(key)
     found = top_eigenpairs(operator, key=one, k=k, which=which, tol=tol, max_products=most)
-    verified = verification.verify(
+    verified = completeness.verify(
         SearchStep(k, which, 2),
         algebra.linearize(operator),
         found,
@@ -149,7 +144,7 @@ def test_every_end(x64, strict, which, places):
         return {"a": x[..., :20].reshape(*x.shape[:-1], 4, 5), "b": (x[..., 20:], None)}
 
     operator = Diagonal(split(jnp.asarray(values)))
-    after, verified = verification.verify(
+    after, verified = completeness.verify(
         *(SearchStep(3, which, 2), algebra.linearize(operator)),
         lost._replace(vectors=split(lost.vectors)),
         **{"key": jax.random.key(1), "like": operator.like, "max_products": 50},
@@ -241,7 +236,7 @@ def test_a_search_that_went_wrong_is_corrected(x64, key):
 
     def verify(pairs, **options):
         step = SearchStep(3, "LA", 2)
-        return verification.verify(step, product, pairs, key=key, like=operator.like, **options)
+        return completeness.verify(step, product, pairs, key=key, like=operator.like, **options)
 
     after, verified = verify(lost, max_products=60)
     np.testing.assert_allclose(after.values, found.values, rtol=1e-3)

@@ -1,7 +1,7 @@
 """How often a loss is traced, counted where the loss reads nothing that the count would change.
 
 A loss that counts in a global reads what it writes, and is taken for another one each time
-(`sharpjax.geometry.closures`).
+(`sharpjax.geometry.loss.closures`).
 """
 
 import collections

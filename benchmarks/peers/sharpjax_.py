@@ -11,7 +11,7 @@ from benchmarks.peers import Missing, Outcome
 from benchmarks.peers.jax_peer import JaxPeer
 from sharpjax import geometry, loops, losses, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import algebra
+from sharpjax.geometry.operators import algebra
 
 
 class Peer(JaxPeer):

@@ -4,70 +4,79 @@ Knows of pytrees, jax, numpy and optax alone: any model's parameters are a pytre
 arrays, and a loss is `loss(params, batch) -> scalar`.
 """
 
-from sharpjax.geometry.algebra import Composable as Composable
-from sharpjax.geometry.algebra import Damped as Damped
-from sharpjax.geometry.algebra import Operator as Operator
-from sharpjax.geometry.algebra import Scaled as Scaled
-from sharpjax.geometry.algebra import Sum as Sum
-from sharpjax.geometry.averaging import Averaged as Averaged
-from sharpjax.geometry.averaging import averaged as averaged
-from sharpjax.geometry.blocks import BlockDiagonal as BlockDiagonal
-from sharpjax.geometry.blocks import Masked as Masked
-from sharpjax.geometry.blocks import Restricted as Restricted
-from sharpjax.geometry.blocks import block_diagonal as block_diagonal
-from sharpjax.geometry.blocks import layers as layers
-from sharpjax.geometry.blocks import masked as masked
-from sharpjax.geometry.checks import check_deterministic as check_deterministic
-from sharpjax.geometry.composed import Composed as Composed
-from sharpjax.geometry.composed import composed as composed
-from sharpjax.geometry.density import Curve as Curve
-from sharpjax.geometry.density import Density as Density
-from sharpjax.geometry.density import spectral_density as spectral_density
-from sharpjax.geometry.diagonals import Diagonal as Diagonal
-from sharpjax.geometry.diagonals import diagonal as diagonal
-from sharpjax.geometry.eigenpairs import Eigenpairs as Eigenpairs
-from sharpjax.geometry.exact import ExactDiagonal as ExactDiagonal
-from sharpjax.geometry.exact import ExactTrace as ExactTrace
-from sharpjax.geometry.exact import exact_diagonal as exact_diagonal
-from sharpjax.geometry.exact import exact_trace as exact_trace
-from sharpjax.geometry.jacobian import EmpiricalFisher as EmpiricalFisher
-from sharpjax.geometry.jacobian import Fisher as Fisher
-from sharpjax.geometry.jacobian import GaussNewton as GaussNewton
-from sharpjax.geometry.jacobian import empirical_fisher as empirical_fisher
-from sharpjax.geometry.jacobian import fisher as fisher
-from sharpjax.geometry.jacobian import gauss_newton as gauss_newton
-from sharpjax.geometry.log_determinant import LogDeterminant as LogDeterminant
-from sharpjax.geometry.log_determinant import logdet as logdet
-from sharpjax.geometry.norms import Frobenius as Frobenius
-from sharpjax.geometry.norms import frobenius as frobenius
-from sharpjax.geometry.operators import Hessian as Hessian
-from sharpjax.geometry.operators import hessian as hessian
-from sharpjax.geometry.operators import hvp as hvp
-from sharpjax.geometry.overlap import Overlap as Overlap
-from sharpjax.geometry.overlap import subspace_overlap as subspace_overlap
-from sharpjax.geometry.precision import ProductError as ProductError
-from sharpjax.geometry.precision import product_error as product_error
-from sharpjax.geometry.probes import Trace as Trace
-from sharpjax.geometry.probes import trace as trace
-from sharpjax.geometry.quadratic import quadratic_form as quadratic_form
-from sharpjax.geometry.scaling import Congruence as Congruence
-from sharpjax.geometry.scaling import congruence as congruence
-from sharpjax.geometry.scaling import preconditioned as preconditioned
-from sharpjax.geometry.sharpness import AdaptiveSharpness as AdaptiveSharpness
-from sharpjax.geometry.sharpness import DirectionalCurvature as DirectionalCurvature
-from sharpjax.geometry.sharpness import SamSharpness as SamSharpness
-from sharpjax.geometry.sharpness import Sharpness as Sharpness
-from sharpjax.geometry.sharpness import adaptive_sharpness as adaptive_sharpness
-from sharpjax.geometry.sharpness import directional_curvature as directional_curvature
-from sharpjax.geometry.sharpness import sam_sharpness as sam_sharpness
-from sharpjax.geometry.sharpness import worst_case_sharpness as worst_case_sharpness
-from sharpjax.geometry.spectrum import top_eigenpairs as top_eigenpairs
-from sharpjax.geometry.starts import Start as Start
+from types import ModuleType as _ModuleType
+
+from sharpjax.geometry.eigenpairs.completeness import Verification as Verification
+from sharpjax.geometry.eigenpairs.overlap import Overlap as Overlap
+from sharpjax.geometry.eigenpairs.overlap import subspace_overlap as subspace_overlap
+from sharpjax.geometry.eigenpairs.result import Eigenpairs as Eigenpairs
+from sharpjax.geometry.eigenpairs.starts import Start as Start
+from sharpjax.geometry.eigenpairs.subsample import subsample_start as subsample_start
+from sharpjax.geometry.eigenpairs.subsample import subsampled as subsampled
+from sharpjax.geometry.eigenpairs.top import top_eigenpairs as top_eigenpairs
+from sharpjax.geometry.estimators.diagonal import Diagonal as Diagonal
+from sharpjax.geometry.estimators.diagonal import diagonal as diagonal
+from sharpjax.geometry.estimators.frobenius import Frobenius as Frobenius
+from sharpjax.geometry.estimators.frobenius import frobenius as frobenius
+from sharpjax.geometry.estimators.quadratic import quadratic_form as quadratic_form
+from sharpjax.geometry.estimators.trace import Trace as Trace
+from sharpjax.geometry.estimators.trace import trace as trace
+from sharpjax.geometry.exact.gauss_newton import ExactDiagonal as ExactDiagonal
+from sharpjax.geometry.exact.gauss_newton import ExactTrace as ExactTrace
+from sharpjax.geometry.exact.gauss_newton import exact_diagonal as exact_diagonal
+from sharpjax.geometry.exact.gauss_newton import exact_trace as exact_trace
+from sharpjax.geometry.loss.checks import check_deterministic as check_deterministic
+from sharpjax.geometry.loss.composed import Composed as Composed
+from sharpjax.geometry.loss.composed import composed as composed
+from sharpjax.geometry.operators.algebra import Composable as Composable
+from sharpjax.geometry.operators.algebra import Damped as Damped
+from sharpjax.geometry.operators.algebra import Operator as Operator
+from sharpjax.geometry.operators.algebra import Scaled as Scaled
+from sharpjax.geometry.operators.algebra import Sum as Sum
+from sharpjax.geometry.operators.averaging import Averaged as Averaged
+from sharpjax.geometry.operators.averaging import averaged as averaged
+from sharpjax.geometry.operators.blocks import BlockDiagonal as BlockDiagonal
+from sharpjax.geometry.operators.blocks import Masked as Masked
+from sharpjax.geometry.operators.blocks import Restricted as Restricted
+from sharpjax.geometry.operators.blocks import block_diagonal as block_diagonal
+from sharpjax.geometry.operators.blocks import layers as layers
+from sharpjax.geometry.operators.blocks import masked as masked
+from sharpjax.geometry.operators.gauss_newton import EmpiricalFisher as EmpiricalFisher
+from sharpjax.geometry.operators.gauss_newton import Fisher as Fisher
+from sharpjax.geometry.operators.gauss_newton import GaussNewton as GaussNewton
+from sharpjax.geometry.operators.gauss_newton import empirical_fisher as empirical_fisher
+from sharpjax.geometry.operators.gauss_newton import fisher as fisher
+from sharpjax.geometry.operators.gauss_newton import gauss_newton as gauss_newton
+from sharpjax.geometry.operators.hessian import Hessian as Hessian
+from sharpjax.geometry.operators.hessian import hessian as hessian
+from sharpjax.geometry.operators.hessian import hvp as hvp
+from sharpjax.geometry.operators.scaling import Congruence as Congruence
+from sharpjax.geometry.operators.scaling import congruence as congruence
+from sharpjax.geometry.operators.scaling import preconditioned as preconditioned
+from sharpjax.geometry.report import CurvatureReport as CurvatureReport
+from sharpjax.geometry.report import curvature_report as curvature_report
+from sharpjax.geometry.sharpness.measures import AdaptiveSharpness as AdaptiveSharpness
+from sharpjax.geometry.sharpness.measures import DirectionalCurvature as DirectionalCurvature
+from sharpjax.geometry.sharpness.measures import SamSharpness as SamSharpness
+from sharpjax.geometry.sharpness.measures import Sharpness as Sharpness
+from sharpjax.geometry.sharpness.measures import adaptive_sharpness as adaptive_sharpness
+from sharpjax.geometry.sharpness.measures import directional_curvature as directional_curvature
+from sharpjax.geometry.sharpness.measures import sam_sharpness as sam_sharpness
+from sharpjax.geometry.sharpness.measures import worst_case_sharpness as worst_case_sharpness
+from sharpjax.geometry.spectra.density import Curve as Curve
+from sharpjax.geometry.spectra.density import Density as Density
+from sharpjax.geometry.spectra.density import spectral_density as spectral_density
+from sharpjax.geometry.spectra.logdet import LogDeterminant as LogDeterminant
+from sharpjax.geometry.spectra.logdet import logdet as logdet
 from sharpjax.geometry.status import NotOk as NotOk
 from sharpjax.geometry.status import Status as Status
 from sharpjax.geometry.status import check as check
-from sharpjax.geometry.subsample import subsample_start as subsample_start
-from sharpjax.geometry.subsample import subsampled as subsampled
-from sharpjax.geometry.summary import CurvatureReport as CurvatureReport
-from sharpjax.geometry.summary import curvature_report as curvature_report
-from sharpjax.geometry.verification import Verification as Verification
+
+
+def __dir__() -> list[str]:
+    """What is public; modules are found by their own names."""
+    return sorted(name for name, found in globals().items() if _is_public(name, found))
+
+
+def _is_public(name: str, found: object) -> bool:
+    return not name.startswith("_") and not isinstance(found, _ModuleType)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sharpjax.errors import UserError
-from sharpjax.geometry.density import Density
-from sharpjax.geometry.spectrum import Eigenpairs
+from sharpjax.geometry.eigenpairs.top import Eigenpairs
+from sharpjax.geometry.spectra.density import Density
 from sharpjax.plots import figure as figures
 from sharpjax.plots.style import COLORS, MARKERS
 

@@ -1,0 +1,1 @@
+"""Extreme eigenpairs: searches, when they have converged, warm starts, overlaps."""

@@ -1,0 +1,88 @@
+"""What one further product tells of the residuals of all vectors together."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, tree
+from sharpjax.geometry.eigenpairs.convergence import Search, SearchStep
+from sharpjax.geometry.lanczos import krylov, ritz, units
+from sharpjax.geometry.operators.algebra import Matvec
+
+Params = Any
+
+
+def certify(
+    step: SearchStep,
+    search: Search,
+    product: Matvec,
+    key: jax.Array,
+    wanted: bool | jax.Array = True,
+) -> tuple[jax.Array, jax.Array]:
+    """The part of the residuals of the k Ritz vectors that the recurrence knows nothing of.
+
+    With random signs, the mean of `|sum_i +-(A y_i - value_i y_i)|^2` is the sum of all squared
+    residuals. Those that Lanczos knows of are all along its next vector, where signs may cancel
+    them; what is beside it is rounding that has piled up, or an operator that is not symmetric or
+    not the same at each product.
+
+    Args:
+        step, search: the k values, and the process they come from, which has a basis.
+        product: what it was run with.
+        key: for the signs.
+        wanted: whether to look at all; else no product is taken.
+
+    Returns:
+        The root of the sum of squares, less what the noise of one product adds, in units of the
+        process, and the number of products, 1 or 0.
+    """
+    carry = _begin(step, search, key)
+    steps = jnp.asarray(wanted, jnp.int32)
+    carry, used = loops.iterate(_CertifyStep(), carry, product, max_steps=steps)
+    return carry.error, used
+
+
+class _Carry(NamedTuple):
+    vector: Params
+    expected: Params
+    unit: jax.Array
+    noise: jax.Array
+    error: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="step")
+def _begin(step, search, key) -> _Carry:
+    state = search.state
+    found = ritz.bound(state)
+    places, exist = step.places(state, found, step.tested)
+    wanted = step.wanted(places)
+    signs = jax.random.rademacher(key, wanted.shape, found.values.dtype)
+    signs = jnp.where(step.wanted(exist), signs, 0)
+    signed = found.weights[:, wanted] * jnp.expand_dims(signs, 0)
+    unit = units.known(state.unit)
+    scaled = signed * jnp.expand_dims(found.values[wanted] / unit, 0)
+    pair = jnp.stack([jnp.sum(signed, 1), jnp.sum(scaled, 1)], axis=1)
+    both = krylov.combine_rows(state.basis, pair)
+    last = jnp.maximum(state.row - 1, 0)
+    along = state.beta[last] * pair[last, 0]
+    return _Carry(
+        vector=tree.index(both, 0),
+        expected=tree.add_scaled(tree.index(both, 1), along, state.vector),
+        unit=unit,
+        noise=len(wanted) ** 0.5 * krylov.noise(found.values.dtype) * state.scale,
+        error=jnp.zeros_like(state.scale),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _CertifyStep:
+    def propose(self, carry: _Carry):
+        return carry.vector
+
+    def absorb(self, carry: _Carry, product) -> _Carry:
+        rest = tree.add_scaled(carry.expected, -1 / carry.unit, product)
+        square = jnp.square(tree.norm(rest)) - jnp.square(carry.noise)
+        return carry._replace(error=jnp.sqrt(jnp.maximum(square, 0)))

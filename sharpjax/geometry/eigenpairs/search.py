@@ -1,0 +1,99 @@
+"""A search for extreme eigenvalues as it runs: its basis grows or is restarted, also in a trace."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sharpjax import loops
+from sharpjax.geometry.eigenpairs import convergence
+from sharpjax.geometry.eigenpairs.convergence import Search, SearchStep, is_done
+from sharpjax.geometry.lanczos import krylov, recurrence
+from sharpjax.geometry.operators.algebra import Matvec
+
+
+def solve(
+    step: SearchStep,
+    product: Matvec,
+    state: krylov.Lanczos | recurrence.Recurrence,
+    *,
+    tol: float | jax.Array,
+    vector_tol: float | jax.Array = math.inf,
+    max_products: int,
+    bounded: bool = False,
+) -> Search:
+    """A search from where a process stands until all has converged.
+
+    Outside of a trace a full basis is doubled, or, where it is bounded, restarted. Inside, nothing
+    can be looked at on the way: `state` has room for `max_products`, or is bounded.
+
+    Args:
+        step: what is looked for, and when it has converged.
+        product: from `algebra.linearize`.
+        state: from `krylov.start` or `recurrence.start`; given away (`loops.iterate`).
+        tol, vector_tol: as in `top_eigenpairs`.
+        max_products: from here on.
+        bounded: the basis may not grow.
+    """
+    search = _begin(step, state, tol, vector_tol)
+    state, rows = search.state, len(state.alpha)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((search, product))):
+        first = min(max_products, rows)
+        search, used = loops.iterate(step, search, product, max_steps=first, until=is_done)
+        if bounded and max_products > rows:
+            carry, _ = loops.iterate(
+                *(_Cycle(step), _Cycles(search, max_products - used), product),
+                max_steps=-(-(max_products - rows) // _num_new(step, rows)),
+                until=_is_last_cycle,
+            )
+            search = carry.search
+        return search
+    left, room = max_products, rows - int(krylov.num_taken(state))
+    while True:
+        steps = min(room, left)
+        search, used = loops.iterate(
+            step, search, product, max_steps=steps, until=is_done, donate=True
+        )
+        left -= int(used)
+        if not left or search.done:
+            return search
+        if bounded:
+            search, room = _restart(step, search), _num_new(step, rows)
+        else:
+            room = min(krylov.num_rows(rows), krylov.num_rows(left))
+            rows += room
+            search = search._replace(state=krylov.grow(search.state, rows))
+
+
+class _Cycles(NamedTuple):
+    search: Search
+    left: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cycle:
+    """A restart, and steps until the basis is full again."""
+
+    step: SearchStep
+
+    def __call__(self, carry: _Cycles, product) -> _Cycles:
+        search = convergence.restart(self.step, carry.search)
+        steps = jnp.minimum(carry.left, _num_new(self.step, len(search.state.alpha)))
+        search, used = loops.iterate(self.step, search, product, max_steps=steps, until=is_done)
+        return _Cycles(search, carry.left - used)
+
+
+def _is_last_cycle(carry: _Cycles) -> jax.Array:
+    return carry.search.done
+
+
+def _num_new(step, rows) -> int:
+    return rows - sum(step.kept(rows))
+
+
+# Donated: there may be no room for two bases.
+_begin = jax.jit(convergence.begin, static_argnames="step", donate_argnames="state")
+_restart = jax.jit(convergence.restart, static_argnames="step", donate_argnames="search")

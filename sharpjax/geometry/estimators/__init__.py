@@ -1,0 +1,1 @@
+"""Traces, diagonals and norms by random probes, with what is known taken out."""

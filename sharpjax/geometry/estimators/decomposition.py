@@ -1,0 +1,312 @@
+"""Traces and diagonals that are exact as far as the structure of an operator allows.
+
+Of a loss in parts, `H = G + R + (H - G - R)`: the Gauss-Newton part exactly, the regulariser's by
+its own products, and the curvature of the model, zero on most piecewise linear nets, by probes on
+one leaf at a time. Multiples, sums, dampings and means over batches follow from their terms.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError
+from sharpjax.geometry.accuracy import Accuracy
+from sharpjax.geometry.estimators import deflation
+from sharpjax.geometry.estimators.hutchinson import Probing, Statistic
+from sharpjax.geometry.exact import bending
+from sharpjax.geometry.exact.contributions import Kind
+from sharpjax.geometry.exact.cotangents import as_problem, restrict
+from sharpjax.geometry.exact.gauss_newton import exact_part, refuse_mixing
+from sharpjax.geometry.exact.remainder import remainder_trace
+from sharpjax.geometry.exact.remainder_diagonal import remainder_diagonal
+from sharpjax.geometry.lanczos import units
+from sharpjax.geometry.loss import dependence
+from sharpjax.geometry.loss.assumptions import Checked, both, require
+from sharpjax.geometry.loss.checks import check_model
+from sharpjax.geometry.loss.composed import Composed, is_composed
+from sharpjax.geometry.loss.outer_check import check_outer, is_explicit
+from sharpjax.geometry.operators.algebra import Damped, Params, Scaled, Sum, linearize
+from sharpjax.geometry.operators.averaging import Averaged
+from sharpjax.geometry.operators.blocks import BlockDiagonal, Restricted
+from sharpjax.geometry.operators.gauss_newton import (
+    EmpiricalFisher,
+    Fisher,
+    GaussNewton,
+    require_parts,
+)
+from sharpjax.geometry.operators.hessian import Hessian
+
+# Of what two products of a regulariser may differ by where its Hessian is diagonal, in units of
+# rounding: L2 has 0, log(1 + w^2) about 1, the group lasso 50,000.
+_DIAGONAL_ROUNDING = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        caller, kind: the name of the public function, and "trace" or "diagonal".
+        accuracy, max_probes: of each part that must be probed.
+        statistic, read: for probes of a whole matrix: the value and the error of a state.
+    """
+
+    caller: str
+    kind: Kind
+    accuracy: Accuracy
+    max_probes: int
+    statistic: Statistic
+    read: Callable[[Params, Probing], tuple[Any, Any]]
+
+
+class Found(NamedTuple):
+    """A trace or a diagonal, leaf by leaf.
+
+    Attributes:
+        value: a tree like the parameters, of scalars (trace) or of arrays (diagonal).
+        error: likewise, the standard error of what was probed.
+        probed: likewise, the part of `value` that was.
+        num_evaluations: int32, back-propagations of each example, products and probes.
+        checked: what it rests on, inside a trace.
+    """
+
+    value: Any
+    error: Any
+    probed: Any
+    num_evaluations: jax.Array
+    checked: Checked | None = None
+
+
+def decompose(request: Request, operator: Any, key: jax.Array) -> Found:
+    """The trace or the diagonal of an operator.
+
+    Raises:
+        UserError: names the caller; the operator has no exact part, or a check of its loss fails.
+    """
+    operator = _inwards(operator)
+    if isinstance(operator, Scaled):
+        return _scaled(decompose(request, operator.operator, key), operator.factor)
+    if isinstance(operator, Damped):
+        return _damped(request.kind, decompose(request, operator.operator, key), operator)
+    if isinstance(operator, Sum | Averaged):
+        return _of_terms(request, operator, key)
+    if isinstance(operator, BlockDiagonal):  # which has every diagonal block
+        return decompose(request, operator.operator, key)
+    if isinstance(operator, Hessian):
+        return _of_hessian(request, operator, key)
+    if isinstance(operator, GaussNewton | Fisher | EmpiricalFisher):
+        return _with_regularizer(request, _exact(request, operator), operator, key)
+    raise UserError(
+        f"{request.caller}: method='exact' is for Gauss-Newton and Fisher matrices, for Hessians "
+        f"of losses that know their parts (geometry.composed), and for their means over batches, "
+        f"sums and multiples; got {type(operator).__name__}."
+    )
+
+
+def _inwards(operator):
+    """`Restricted` moved from a composition to its terms."""
+    if not isinstance(operator, Restricted):
+        return operator
+    inner, where = _inwards(operator.operator), operator.where
+    if isinstance(inner, Scaled | Damped):
+        return dataclasses.replace(inner, operator=Restricted(inner.operator, where))
+    if isinstance(inner, Sum):
+        return Sum(tuple(Restricted(term, where) for term in inner.operators))
+    if isinstance(inner, Averaged):
+        return dataclasses.replace(inner, operator=_inwards(Restricted(inner.operator, where)))
+    if isinstance(inner, Hessian | GaussNewton | Fisher | EmpiricalFisher):
+        return restrict(inner, where)
+    return operator
+
+
+def _of_terms(request, operator: Sum | Averaged, key) -> Found:
+    is_sum = isinstance(operator, Sum)
+    terms = ((1, term) for term in operator.operators) if is_sum else operator.members()
+    weights, found = [], None
+    for i, (weight, term) in enumerate(terms):  # one batch at a time
+        part = _scaled(decompose(request, term, jax.random.fold_in(key, i)), weight)
+        found = part if found is None else _sum(found, part)
+        weights.append(jnp.asarray(weight, float))
+    assert found is not None
+    return found if is_sum else _scaled(found, 1 / jnp.sum(jnp.stack(weights)))
+
+
+@jax.jit
+def _scaled(found: Found, factor) -> Found:
+    def times(factor, values):
+        # What counts nothing may be no number.
+        return jax.tree.map(
+            lambda x: jnp.where(factor == 0, 0, jnp.asarray(factor, x.dtype) * x), values
+        )
+
+    return found._replace(
+        value=times(factor, found.value),
+        error=times(jnp.abs(factor), found.error),
+        probed=times(factor, found.probed),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _damped(kind, found: Found, operator: Damped) -> Found:
+    def add(x, like):
+        number = like.size if kind == "trace" else 1
+        return x + jnp.asarray(operator.damping, x.dtype) * number
+
+    return found._replace(value=jax.tree.map(add, found.value, operator.like))
+
+
+@jax.jit
+def _sum(one: Found, other: Found) -> Found:
+    def add(a, b):
+        return jax.tree.map(lambda x, y: x + y.astype(x.dtype), a, b)
+
+    checked = both(one.checked, other.checked)
+    error = jax.tree.map(lambda x, y: jnp.hypot(x, y.astype(x.dtype)), one.error, other.error)
+    one, other = one._replace(checked=None), other._replace(checked=None)
+    return add(one, other)._replace(error=error, checked=checked)
+
+
+def _exact(request, operator) -> Found:
+    problem = as_problem(request.caller, operator)
+    checked = refuse_mixing(request.caller, problem)
+    found = exact_part(request.kind, problem)
+    value = found.leaves if request.kind == "trace" else found.value
+    zeros = tree.zeros_like(value)
+    return Found(value, zeros, zeros, found.num_evaluations, both(checked, _carried(operator)))
+
+
+def _carried(operator) -> Checked | None:
+    return getattr(operator, "checked", None)
+
+
+def _with_regularizer(request, found: Found, operator, key) -> Found:
+    regularizer = getattr(operator.loss, "regularizer", None)
+    if regularizer is None or isinstance(operator, EmpiricalFisher):
+        return found
+    return _sum(found, _of_regularizer(request, regularizer, operator.params, key))
+
+
+def _of_regularizer(request, regularizer, params, key) -> Found:
+    """Exact where two random products certify that its Hessian is diagonal, else by probes."""
+    operator = Hessian(Partial(_of_params, regularizer), params, None)
+    key, subkey = jax.random.split(key)
+    exact, is_diagonal = _diagonal(request.kind, linearize(operator), params, subkey)
+    if not loops.is_traced(is_diagonal) and is_diagonal:
+        return exact
+    state, _ = deflation.run(
+        None,
+        *(request.statistic, key, operator),
+        accuracy=request.accuracy,
+        max_products=request.max_probes,
+        basis_size=1,
+    )
+    value, error = request.read(params, state)
+    probed = Found(value, error, value, state.count + 2)
+    return jax.tree.map(lambda x, y: jnp.where(is_diagonal, x, y), exact, probed)
+
+
+def _of_params(regularizer, params, batch):
+    return regularizer(params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _diagonal(kind, product, params, key) -> tuple[Found, jax.Array]:
+    zeros = tree.zeros_like(tree.widen(params))
+    one, other = (
+        tree.add_scaled(zeros, 1.0, draw(k, zeros))
+        for draw, k in zip(
+            (tree.random_rademacher, tree.random_normal), jax.random.split(key), strict=True
+        )
+    )
+    value = jax.tree.map(jnp.multiply, one, product(one))
+    seen = product(other)
+    off = tree.add_scaled(seen, -1.0, jax.tree.map(jnp.multiply, value, other))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(zeros))
+    is_diagonal = units.norm(off) <= _DIAGONAL_ROUNDING * eps * units.norm(seen)
+    if kind == "trace":
+        value = jax.tree.map(jnp.sum, value)
+    zeros = tree.zeros_like(value)
+    return Found(value, zeros, zeros, jnp.int32(2)), is_diagonal
+
+
+def _of_hessian(request, operator: Hessian, key) -> Found:
+    caller, params, batch = request.caller, operator.params, operator.batch
+    size, keys = operator.microbatch_size, jax.random.split(key)
+    loss = require_parts(caller, operator.loss)
+    loss, outputs = check_model(caller, loss, params, batch, size)
+    checked = check_outer(caller, loss, params, batch, outputs)
+    checked = both(checked, _refuse_other(caller, operator, loss))
+    around = GaussNewton(loss, params, batch, size, both(checked, _carried(operator)))
+    found = _with_regularizer(request, _exact(request, around), around, keys[0])
+    problem = bending.Problem(dataclasses.replace(loss, regularizer=None), params, batch, size)
+    if request.kind == "trace":
+        solve, exact = remainder_trace, _total(found.value)
+    else:
+        solve, exact = remainder_diagonal, found.value
+    rest = solve(
+        *(problem, exact), key=keys[1], accuracy=request.accuracy, max_probes=request.max_probes
+    )
+    return _sum(found, Found(rest.value, rest.error, rest.value, rest.num_evaluations))
+
+
+@jax.jit
+def _total(leaves):
+    each = jax.tree.leaves(leaves)
+    return tree.total([x.astype(jnp.result_type(*each)) for x in each])
+
+
+def _refuse_other(caller, operator: Hessian, loss: Composed) -> Checked | None:
+    """A loss object with parts that is called in a way of its own must be what they give."""
+    if is_composed(operator.loss):
+        return None
+    args = operator.loss, loss, operator.params, operator.batch
+    leaves, treedef = jax.tree.flatten(args)
+    if _is_same(treedef, tuple(jax.typeof(x) for x in leaves)):
+        return None
+    return require(
+        caller,
+        _is_near(*args),
+        "calling the loss does not give outer_loss(model_fn(params, batch), batch) + "
+        "regularizer(params) of its attributes: on two examples the curvature differs. Let it "
+        "have all of its parts, or call it by them.",
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _is_same(treedef, avals) -> bool:
+    """Whether the operations are the same, one by one."""
+    structs = [
+        jax.ShapeDtypeStruct(
+            a.shape, a.dtype, sharding=None if a.sharding.mesh.empty else a.sharding
+        )
+        for a in avals
+    ]
+    loss, other, params, batch = jax.tree.unflatten(treedef, structs)
+    one, another = (
+        jax.make_jaxpr(lambda p, b, fn=fn: fn(tree.widen(p), b))(params, batch)
+        for fn in (loss, other)
+    )
+    return str(one) == str(another) and not dependence.differ(one, another)
+
+
+@jax.jit
+def _is_near(loss, other, params, batch):
+    few = batch if is_explicit() else jax.tree.map(lambda x: jnp.asarray(x)[:2], batch)
+    params = tree.widen(params)
+    z = tree.random_normal(jax.random.key(0), params)
+
+    def along(fn):
+        with jax.default_matmul_precision("highest"):
+            return jax.jvp(lambda p: jax.grad(fn)(p, few), (params,), (z,))[1]
+
+    one, another = along(loss), along(other)
+    # How far their traces are apart, but for the spread of one probe, and for rounding.
+    off = jnp.abs(tree.vdot(z, tree.add_scaled(one, -1.0, another)))
+    tolerance = max(300 * jnp.finfo(off.dtype).eps, 1e-6)
+    return off <= tolerance * (jnp.abs(tree.vdot(z, one)) + units.norm(one))

@@ -1,0 +1,146 @@
+"""The Frobenius norm of an operator, with the standard error of the estimate."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.errors import unknown, whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry.accuracy import Target, ask
+from sharpjax.geometry.estimators import deflation, hutchinson
+from sharpjax.geometry.estimators.subspaces import Krylov
+from sharpjax.geometry.lanczos import units
+from sharpjax.geometry.loss.assumptions import solver
+from sharpjax.geometry.operators.algebra import Operator
+from sharpjax.geometry.operators.arguments import check_key, check_operator
+
+Method = Literal["deflated", "hutchinson"]
+Params = Any
+
+_LEAST = 16
+
+
+class Frobenius(NamedTuple):
+    """An estimate of a Frobenius norm.
+
+    Attributes:
+        value: the estimate.
+        standard_error: its standard deviation over the probes.
+        num_evaluations: int32, products that it took.
+        status: `Status`, int32.
+    """
+
+    value: jax.Array
+    standard_error: jax.Array
+    num_evaluations: jax.Array
+    status: jax.Array
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The estimate, as `frobenius`."""
+        return {"frobenius": Estimate(self.value, self.standard_error, self.num_evaluations)}
+
+
+@solver
+def frobenius(
+    operator: Operator,
+    *,
+    key: jax.Array,
+    method: Method = "deflated",
+    relative_error: Target = None,
+    absolute_error: Target = None,
+    max_probes: int = 100,
+    basis_size: int = 32,
+) -> Frobenius:
+    """The Frobenius norm of a symmetric operator, the root of its sum of squared eigenvalues.
+
+    `|A|_F^2 = E |A z|^2` for normal `z`, and the variance of one probe is `2 tr A^4`: nearly all of
+    it comes from the largest eigenvalues, which a small Krylov basis takes out: with `P = I - QQ'`,
+    `|A|_F^2 = |Q'AQ|_F^2 + 2 |P A Q|_F^2 + |P A P|_F^2`, the first two exact. The error is that of
+    a mean, from the spread of `|P A P z|^2`, and 16 probes at least are taken. It covers in .92 to
+    .94 of runs where it is nominally .95, and in .87 to .91 with a basis, which may leave a part of
+    one large eigenvalue.
+
+    Cost: one product per probe and per vector of the basis. Memory: three vectors with
+    "hutchinson", with "deflated" nine more and the basis.
+
+    Args:
+        operator: symmetric, such as `hessian(loss, params, batch)`.
+        key: for the probes.
+        method: "deflated": a Krylov basis as far as it pays, and probes. "hutchinson": probes.
+        relative_error: stop where the standard error is at most this share of the estimate.
+        absolute_error: or at most this. Without either, `max_probes` are used.
+        max_probes: products at the most, of every kind. Where they do not reach the error that is
+            asked for, `status` is `NOT_CONVERGED`.
+        basis_size: vectors in the basis at the most.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> from sharpjax.geometry import hessian
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(jnp.arange(4.0) * w**2) / 2
+    >>> found = frobenius(hessian(loss, jnp.ones(4), jnp.ones(8)), key=jax.random.key(0))
+    >>> round(float(found.value) ** 2, 4)
+    14.0
+    """
+    check_operator("frobenius", operator)
+    accuracy = ask("frobenius", relative_error, absolute_error)
+    if method not in get_args(Method):
+        raise unknown("method", method, get_args(Method))
+    max_probes = whole_number("frobenius", "max_probes", max_probes, least=_LEAST)
+    basis_size = whole_number("frobenius", "basis_size", basis_size)
+    key = check_key("frobenius", key)
+    state, steps = deflation.run(
+        Krylov if method == "deflated" else None,
+        *(FrobeniusStatistic(), key, operator),
+        accuracy=accuracy,
+        max_products=max_probes,
+        basis_size=basis_size,
+    )
+    return _finish(accuracy.is_asked, state, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrobeniusStatistic:
+    """`exact` squared; sums of `|Bz|^2` and `|Bz|^4`."""
+
+    least: int = _LEAST
+
+    def draw(self, key: jax.Array, like: Params) -> Params:
+        return tree.random_normal(key, like)
+
+    def begin(self, like: Params) -> tuple[Any, Any]:
+        zero = tree.vdot(like, like)
+        return zero, (zero, zero)
+
+    def add(self, sums: Any, probe: Params, product: Params) -> Any:
+        square = tree.vdot(product, product)
+        return sums[0] + square, sums[1] + jnp.square(square)
+
+    def deflate(self, exact: Any, q: Params, b: Params) -> Any:
+        return exact + 2 * tree.vdot(b, b) - jnp.square(tree.vdot(q, b))
+
+    def estimate(self, exact: Any, sums: Any, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total, squares = sums
+        number = count.astype(total.dtype)
+        size = jnp.sqrt(exact + total / number)
+        spread = jnp.maximum(squares - jnp.square(total) / number, 0)
+        error = jnp.sqrt(spread / (number * jnp.maximum(number - 1, 1)))
+        return size, error / jnp.where(size > 0, 2 * size, 1)
+
+
+@functools.partial(jax.jit, static_argnames="to_accuracy")
+def _finish(to_accuracy, state: hutchinson.Probing, steps) -> Frobenius:
+    statistic = FrobeniusStatistic()
+    value, error = statistic.estimate(state.exact, state.sums, state.count)
+    unit = units.known(state.unit)
+    return Frobenius(
+        value=value * unit,
+        standard_error=error * unit,
+        num_evaluations=state.count + steps,
+        status=hutchinson.status(statistic, state, to_accuracy),
+    )

@@ -1,0 +1,233 @@
+"""Random probes of an operator: `z` and `A z`, and what a statistic makes of them.
+
+For normal `z`, `E z'Az = tr A` (Hutchinson, 1990). Where part of the operator is known, the probes
+are of the rest: of `P A P` with `P = I - Q Q'` (`sharpjax.geometry.estimators.deflation`).
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, tree
+from sharpjax.geometry.accuracy import Accuracy, how_it_ended
+from sharpjax.geometry.lanczos import units
+from sharpjax.geometry.operators.algebra import Matvec
+
+Params = Any
+
+_BOUNDLESS = 1e15
+
+
+class Statistic(Protocol):
+    """What is made of probes: a frozen dataclass, equal by value.
+
+    With `B` for `P A P`, the part of an operator that is left to probes, `exact` is what the part
+    that is known gives to the quantity, and `sums` are sums over probes `z` and products `B z`; all
+    of the operator in units of the process (`Probing.unit`).
+    """
+
+    @property
+    def least(self) -> int:
+        """The probes that must be seen before an error is believed."""
+        ...
+
+    def draw(self, key: jax.Array, like: Params) -> Params:
+        """One probe."""
+        ...
+
+    def begin(self, like: Params) -> tuple[Any, Any]:
+        """`exact` where nothing is known, and the sums over no probe."""
+        ...
+
+    def add(self, sums: Any, probe: Params, product: Params) -> Any: ...
+
+    def deflate(self, exact: Any, q: Params, b: Params) -> Any:
+        """`exact` after one more vector: `q`, of norm 1 and `P q = q`, with `b = P A q`.
+
+        What is left changes by `P A P - (I - qq') P A P (I - qq') = qb' + bq' - (q'b) qq'`.
+        """
+        ...
+
+    def estimate(self, exact: Any, sums: Any, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The size of the quantity, to which relative errors refer, and its standard error."""
+        ...
+
+
+class Complement(Protocol):
+    """A space that is known, seen from outside: the projection on its complement."""
+
+    def project(self, probe: Params) -> Params:
+        """`P z`."""
+        ...
+
+    def restrict(self, probe: Params, product: Params) -> Params:
+        """`P A P z`, from `z` and `A P z`."""
+        ...
+
+
+class Probing(NamedTuple):
+    """Probes under way.
+
+    Attributes:
+        probe: the next one, of the whole space.
+        key: for those after it.
+        complement: a `Complement` where they are looked at, or None for everywhere.
+        unit: of the operator; 0 until a product is not zero.
+        kept: the first probes and their products, leaves (rows, *shape), or None.
+        exact, sums: of the statistic.
+        count: int32, the probes in `sums`.
+        finite: no product has held a NaN or an infinity.
+        accuracy: what is asked for.
+    """
+
+    probe: Params
+    key: jax.Array
+    complement: Any
+    unit: jax.Array
+    kept: tuple[Params, Params] | None
+    exact: Any
+    sums: Any
+    count: jax.Array
+    finite: jax.Array
+    accuracy: Accuracy
+
+
+def begin(
+    statistic: Statistic, key: jax.Array, like: Params, accuracy: Accuracy, *, keep: int = 0
+) -> Probing:
+    """No probe taken yet; the first `keep` are to be kept. Compiled once per structure."""
+    return _begin(statistic, key, like, accuracy, keep)
+
+
+def run(
+    statistic: Statistic,
+    state: Probing,
+    product: Matvec,
+    *,
+    max_probes: int | jax.Array,
+    to_accuracy: bool,
+) -> Probing:
+    """Takes probes, `max_probes` at the most, or until the accuracy asked for is reached."""
+    until = Reached(statistic) if to_accuracy else is_not_finite
+    state, _ = loops.iterate(
+        ProbeStep(statistic), state, product, max_steps=max_probes, until=until
+    )
+    return state
+
+
+def status(statistic: Statistic, state: Probing, to_accuracy: bool) -> jax.Array:
+    """A `Status`: `OK` where the accuracy asked for is reached, or none was asked for."""
+    met = Reached(statistic)(state) if to_accuracy else state.finite
+    return how_it_ended(met & units.has_digits(state.unit), state.finite)
+
+
+def estimate(statistic: Statistic, state: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Size and error as the statistic has them, and the error that is allowed, in their unit.
+
+    Args:
+        statistic: what is estimated.
+        state: with `unit`, `exact`, `sums`, `count` and `accuracy`.
+    """
+    size, error = statistic.estimate(state.exact, state.sums, state.count)
+    unit = units.known(state.unit)
+    # More than any error there is, but with a square that is a number.
+    allowed = jnp.minimum(state.accuracy.allowed(size * unit) / unit, _BOUNDLESS)
+    return size, error, allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeStep:
+    """One probe, for `sharpjax.loops.iterate`."""
+
+    statistic: Statistic
+
+    def propose(self, state: Probing) -> Params:
+        if state.complement is None:
+            return state.probe
+        return state.complement.project(state.probe)
+
+    def absorb(self, state: Probing, product: Params) -> Probing:
+        product = jax.tree.map(lambda p, z: p.astype(z.dtype), product, state.probe)
+        unit, product = units.scale(state.unit, product)
+        if state.complement is not None:
+            product = state.complement.restrict(state.probe, product)
+        kept = state.kept
+        if kept is not None:
+            pair = (state.probe, product)
+            kept = jax.tree.map(lambda rows, x: _keep(rows, x, state.count), kept, pair)
+        probe, key = draw(self.statistic, state.key, state.probe)
+        sums = self.statistic.add(state.sums, state.probe, product)
+        count = state.count + 1
+        size, error = self.statistic.estimate(state.exact, sums, count)
+        return state._replace(
+            probe=probe,
+            key=key,
+            unit=unit,
+            kept=kept,
+            sums=sums,
+            count=count,
+            finite=state.finite & jnp.isfinite(size) & jnp.isfinite(error),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """Whether one of the errors asked for is met, or nothing can be."""
+
+    statistic: Statistic
+
+    def __call__(self, state: Probing) -> jax.Array:
+        _, error, allowed = estimate(self.statistic, state)
+        return (state.count >= self.statistic.least) & (error <= allowed) | ~state.finite
+
+
+def is_not_finite(state: Probing) -> jax.Array:
+    return ~state.finite
+
+
+def draw(statistic: Statistic, key: jax.Array, like: Params) -> tuple[Params, jax.Array]:
+    """A probe that lies as `like` does, and the key for the next."""
+    key, subkey = jax.random.split(key)
+    # A sum with zeros of the leaf takes its sharding, where types carry it.
+    return tree.add_scaled(tree.zeros_like(like), 1.0, statistic.draw(subkey, like)), key
+
+
+def by_leaf(a: Params, b: Params) -> jax.Array:
+    """The inner product of each pair of leaves, (num_leaves,), in float32 at least."""
+    zero = jnp.zeros_like(tree.vdot(a, b))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jnp.stack([jnp.sum(x.astype(zero.dtype) * y.astype(zero.dtype)) for x, y in pairs])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _begin(statistic, key, like, accuracy, keep) -> Probing:
+    zeros = tree.zeros_like(tree.widen(like))
+    zero = tree.vdot(zeros, zeros)
+    probe, key = draw(statistic, key, zeros)
+    exact, sums = statistic.begin(zeros)
+    rows = jax.tree.map(
+        lambda z: jnp.zeros((keep, *z.shape), z.dtype) + jnp.expand_dims(z, 0), zeros
+    )
+    return Probing(
+        probe=probe,
+        key=key,
+        complement=None,
+        unit=zero,
+        kept=(rows, rows) if keep else None,
+        exact=exact,
+        sums=sums,
+        count=zero.astype(jnp.int32),
+        finite=zero == 0,
+        accuracy=accuracy.fill(zero),
+    )
+
+
+def _keep(rows, x, count):
+    """`rows` with `x` at place `count`, if there is one."""
+    place = jnp.minimum(count, rows.shape[0] - 1)
+    there = jax.lax.dynamic_index_in_dim(rows, place, 0, keepdims=False)
+    value = jnp.where(count < rows.shape[0], x, there)
+    return jax.lax.dynamic_update_index_in_dim(rows, value, place, 0)

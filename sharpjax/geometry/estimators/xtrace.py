@@ -1,0 +1,287 @@
+"""XTrace: each column of a sketch is a test of the space that the others span.
+
+With `Y = A Omega = Q R`, k columns, leaving out column i leaves the space of `Q (I - s_i s_i')`,
+`s_i` the normalised column i of `R^-T`. In it the trace is known; outside, the column left out is a
+probe; and the estimate is the mean over i (Epperly, Tropp and Webber, arXiv 2301.07825). For
+symmetric A all of it follows from the matrices `R`, `H = Q'AQ` and `W = Q'Omega`.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, tree
+from sharpjax.geometry.accuracy import Accuracy
+from sharpjax.geometry.estimators.subspaces import allocate_rows
+from sharpjax.geometry.lanczos import gram_schmidt, krylov, lanes, recurrence, units
+from sharpjax.geometry.operators.algebra import Operator, linearize
+
+Params = Any
+
+_LEAST = 16  # columns before the figure is believed
+# Columns in a row that bring nothing new, after which the space is said to hold all that the
+# operator reaches. Of normal numbers one tells; a column of signs lies in any given proper subspace
+# with a chance of 1/2 at most.
+_MISSES = {False: 1, True: 20}
+
+
+class Columns(NamedTuple):
+    """Columns under way.
+
+    Attributes:
+        basis, tests: `Q` and `Omega`, leaves (m, *shape).
+        images: `A Q`, leaves (m, *shape), or None where they are not asked for.
+        vector: the next column of `Omega`, or of `Q`.
+        test: the last column of `Omega`.
+        is_test: whether `vector` is a column of `Omega`.
+        key: for the next.
+        unit: of all that follows; 0 until a product is not zero.
+        factor: `R`, (m, m), upper triangular; 1 on the diagonal where no column is.
+        known: `H`, (m, m).
+        overlaps: `W`, (m, m).
+        count: int32, columns.
+        num_products: int32.
+        misses: int32, the last columns of `Omega` that brought nothing new.
+        whole: the space holds all that A reaches, and the trace is that of `H`.
+        finite: no product has held a NaN or an infinity.
+        accuracy: what is asked for.
+    """
+
+    basis: Params
+    tests: Params
+    images: Params | None
+    vector: Params
+    test: Params
+    is_test: jax.Array
+    key: jax.Array
+    unit: jax.Array
+    factor: jax.Array
+    known: jax.Array
+    overlaps: jax.Array
+    count: jax.Array
+    num_products: jax.Array
+    misses: jax.Array
+    whole: jax.Array
+    done: jax.Array
+    finite: jax.Array
+    accuracy: Accuracy
+
+
+def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_products: int) -> Columns:
+    """Columns until the figure is as asked for, as many as `max_products` allow at the most."""
+    most = min(max_products // 2, tree.size(operator.like))
+    state, _ = loops.iterate(
+        ColumnStep(signs=False),
+        begin(key, operator.like, most, accuracy, signs=False),
+        linearize(operator),
+        max_steps=max_products // 2 * 2,
+        until=is_over,
+        donate=True,
+    )
+    return state
+
+
+def begin(key: jax.Array, like: Params, size: int, accuracy: Accuracy, *, signs: bool) -> Columns:
+    """No column yet, with room for `size`. Columns of signs keep the images, too."""
+    return _begin(key, like, krylov.num_rows(size), recurrence.shardings(like), signs, accuracy)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnStep:
+    """One product, of a column of `Omega` or of `Q`, for `sharpjax.loops.iterate`.
+
+    Attributes:
+        signs: whether the entries of `Omega` are signs or normal numbers.
+    """
+
+    signs: bool
+
+    def propose(self, state: Columns) -> Params:
+        return state.vector
+
+    def absorb(self, state: Columns, product: Params) -> Columns:
+        row = lanes.furthest(state.count)
+        is_test = lanes.of_furthest(state.num_products, state.is_test)
+        product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, state.vector)
+        unit, product = units.scale(state.unit, product)
+        zeros = jnp.zeros_like(state.factor[0])
+        norm = tree.norm(product)
+        last = jnp.maximum(row - 1, 0)
+
+        # A product of Omega gives a column of R and the next of Q.
+        free, taken = gram_schmidt.sweep(state.basis, product, zeros, last)
+        free, again = gram_schmidt.sweep(state.basis, free, zeros, last)
+        length = tree.norm(free)
+        gone = length <= 10 * krylov.noise(length.dtype) * norm
+        beyond = tree.scale(jnp.where(gone, 0, 1 / jnp.where(gone, 1, length)), free)
+        place = jnp.arange(len(zeros), dtype=jnp.int32)
+        column = jnp.where(place < row, taken + again, 0) + jnp.where(place == row, length, 0)
+
+        # A product of Q gives a row and a column of H and W.
+        q = tree.scale(jnp.where(is_test, 0, 1), state.vector)
+        put = functools.partial(_set_row, row=row)
+        basis = jax.tree.map(put, state.basis, q)
+        tests = jax.tree.map(put, state.tests, state.test)
+        known, seen, tested = (
+            _dots(a, b) for a, b in ((basis, product), (basis, state.test), (tests, q))
+        )
+
+        def either(matrix, new):
+            return jnp.where(is_test, matrix, new)
+
+        images = state.images
+        if images is not None:
+            images = jax.tree.map(put, images, product)
+        subkey, key = jax.random.split(state.key)
+        fresh = _draw(self.signs, subkey, tree.zeros_like(q))
+        count = state.count + jnp.where(is_test, 0, 1)
+        missed = is_test & gone
+        misses = jnp.where(is_test, jnp.where(gone, state.misses + 1, 0), state.misses)
+        state = state._replace(
+            basis=basis,
+            tests=tests,
+            images=images,
+            vector=_select(is_test & ~gone, beyond, fresh),
+            test=_select(is_test, state.vector, state.test),
+            is_test=~state.is_test | missed,
+            key=key,
+            unit=unit,
+            factor=jnp.where(is_test & ~gone, _set_column(state.factor, column, row), state.factor),
+            known=either(state.known, _set_row(_set_column(state.known, known, row), known, row)),
+            overlaps=either(
+                state.overlaps, _set_row(_set_column(state.overlaps, seen, row), tested, row)
+            ),
+            count=count,
+            num_products=state.num_products + 1,
+            misses=misses,
+            whole=(misses >= _MISSES[self.signs]) | (count >= tree.countable(q)),
+            finite=state.finite & jnp.isfinite(norm),
+        )
+        if self.signs:
+            return state
+        due = ~is_test & (count >= _LEAST)
+        reached = jax.lax.cond(
+            lanes.any_lane(due), lambda: due & is_reached(state), lambda: jnp.zeros_like(due)
+        )
+        return state._replace(done=reached)
+
+
+def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The trace, the spread of the estimates that leave one column out as the error of their mean,
+    and the part of the trace that was probed."""
+    known, overlaps = state.known, state.overlaps
+    there, factor, left_out = leave_out(state)
+    if_there = functools.partial(jnp.where, there)
+    inner = functools.partial(jnp.einsum, "ki,ki->i", precision="highest")
+    dot = functools.partial(jnp.matmul, precision="highest")
+    whole = jnp.trace(known)
+    lost = inner(left_out, dot(known, left_out))
+    x = overlaps - left_out * jnp.expand_dims(inner(left_out, overlaps), 0)
+    probed = inner(overlaps, factor) - 2 * inner(x, factor) + inner(x, dot(known, x))
+    # The part of a normal vector outside of the space, at the length that is right in the mean.
+    squares = _squares(state) - inner(x, x)
+    size = float(tree.size(state.vector))
+    count = state.count.astype(factor.dtype)
+    length = jnp.maximum(size - count + 1, 1)
+    probed = probed * if_there(length / jnp.where(squares > 0, squares, 1), 0)
+    values = if_there(whole - lost + probed, 0)
+    mean = jnp.sum(values) / jnp.maximum(count, 1)
+    spread = jnp.sum(if_there(jnp.square(values - mean), 0))
+    figure = jnp.sqrt(spread / jnp.maximum(count * (count - 1), 1))
+    figure = jnp.where(count > 1, figure, jnp.inf)
+    value = jnp.where(state.whole, whole, mean)
+    scale = units.known(state.unit)
+    return value * scale, jnp.where(state.whole, 0, figure * scale), (value - whole) * scale
+
+
+def leave_out(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which columns there are, (m,); `R`, (m, m); and `s_i`, the columns of `R^-T` at norm 1."""
+    # Where a column has been begun and not ended, R has it and the others do not.
+    there = jnp.arange(len(state.factor), dtype=jnp.int32) < state.count
+    unit = jnp.eye(len(there), dtype=state.factor.dtype)
+    inside = jnp.expand_dims(there, 0) & jnp.expand_dims(there, 1)
+    factor = jnp.where(inside, state.factor, unit)
+    inverse = jax.scipy.linalg.solve_triangular(factor, unit, trans=1, lower=False)
+    # Scaled first: the square of a large entry would overflow.
+    inverse = inverse / jnp.max(jnp.abs(inverse), axis=0, keepdims=True)
+    return there, factor, inverse / jnp.linalg.norm(inverse, axis=0, keepdims=True)
+
+
+def is_reached(state: Columns) -> jax.Array:
+    """Whether the figure is within the accuracy asked for, or the trace is exact."""
+    value, figure, _ = estimate(state)
+    return (figure <= state.accuracy.allowed(jnp.abs(value))) & state.finite
+
+
+def is_over(state: Columns) -> jax.Array:
+    return state.whole | state.done | ~state.finite
+
+
+def _draw(signs, key, zeros):
+    sample = tree.random_rademacher if signs else tree.random_normal
+    return tree.add_scaled(zeros, 1.0, sample(key, zeros))
+
+
+def _squares(state: Columns) -> jax.Array:
+    """`|omega_i|^2`, (m,)."""
+    return _sum_leaves(
+        [jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(state.tests)]
+    )
+
+
+def _dots(rows: Params, vector: Params) -> jax.Array:
+    """The inner product of each row with a vector, (m,)."""
+    pairs = zip(jax.tree.leaves(rows), jax.tree.leaves(vector), strict=True)
+    return _sum_leaves(
+        [jnp.sum(q * jnp.expand_dims(x, 0), axis=tuple(range(1, q.ndim))) for q, x in pairs]
+    )
+
+
+def _sum_leaves(terms):
+    dtype = jnp.float64 if any(t.dtype == jnp.float64 for t in terms) else jnp.float32
+    return functools.reduce(jnp.add, [t.astype(dtype) for t in terms])
+
+
+def _select(condition, if_true, if_false):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def _set_row(x, value, row):
+    return jax.lax.dynamic_update_index_in_dim(x, value, row, 0)
+
+
+def _set_column(x, value, column):
+    return jax.lax.dynamic_update_index_in_dim(x, value, column, 1)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _begin(key, like, rows, lie, signs, accuracy) -> Columns:
+    zeros = tree.zeros_like(tree.widen(like))
+    zero = tree.vdot(zeros, zeros)
+    subkey, key = jax.random.split(key)
+    first = _draw(signs, subkey, zeros)
+    empty = allocate_rows(zeros, rows, lie)
+    matrix = jnp.full((rows, rows), zero)
+    return Columns(
+        basis=empty,
+        tests=empty,
+        images=empty if signs else None,
+        vector=first,
+        test=first,
+        is_test=zero == 0,
+        key=key,
+        unit=zero,
+        factor=jnp.eye(rows, dtype=zero.dtype) + zero,
+        known=matrix,
+        overlaps=matrix,
+        count=zero.astype(jnp.int32),
+        num_products=zero.astype(jnp.int32),
+        misses=zero.astype(jnp.int32),
+        whole=zero != 0,
+        done=zero != 0,
+        finite=zero == 0,
+        accuracy=accuracy.fill(zero),
+    )

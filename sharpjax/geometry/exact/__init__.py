@@ -1,0 +1,1 @@
+"""Exact traces and diagonals, by the structure of the model."""

@@ -1,0 +1,1 @@
+"""Lanczos processes, with a basis and without, and their Ritz values."""

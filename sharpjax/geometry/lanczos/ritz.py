@@ -1,0 +1,102 @@
+"""Ritz values of a Lanczos process, and how far from eigenvalues they may be."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.geometry.lanczos import krylov, recurrence, units
+
+_UNSEEN = 10  # noise of products over what leaks into the basis: 2 in float32, 7 in bfloat16
+_SHIFT = 5  # what noise moves a value by, over the same: 3 with a basis, 4 without, at the most
+
+
+class Ritz(NamedTuple):
+    """All (m,) in ascending order of the values; only the first `krylov.num_values` mean anything.
+
+    Attributes:
+        values: as `krylov.ritz` gives them, but not in units of the process, as all else here.
+        weights: as `krylov.ritz` gives them.
+        residuals: `|A y - value y|`, not below the noise of products.
+        gaps: distance to the nearest Ritz value outside of the cluster, less that one's residual.
+        value_errors: `residual^2 / gap`, with the sum over the cluster above, or the residual
+            itself if it is less; not below what the noise of products moves a value by.
+        vector_errors: `residual / gap`, at most 1.
+        shift: what the noise of products may move a value by, a scalar; no error is below it.
+        heads: whether a value is the outermost of its cluster, seen from above and from below:
+            (2, m).
+        extent: what `|A|` is not below, a scalar.
+    """
+
+    values: jax.Array
+    weights: jax.Array
+    residuals: jax.Array
+    gaps: jax.Array
+    value_errors: jax.Array
+    vector_errors: jax.Array
+    shift: jax.Array
+    heads: jax.Array
+    extent: jax.Array
+
+
+def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.ArrayLike = 0.0) -> Ritz:
+    """Ritz values and their bounds; no residual is below `error`, in units of the process.
+
+    Values whose intervals `value +- residual` overlap, directly or through others, are one cluster.
+    Noise of the products moves values at first order, so no bound on a value is below what was
+    measured of it. Without a basis it is measured on neighbours alone, and copies of a value that
+    has converged are as near to it as rounding lets them.
+    """
+    values, weights = krylov.ritz(state)
+    count = krylov.num_values(state)
+    index = jnp.arange(len(values), dtype=jnp.int32)
+    reached = index < count
+    size = jnp.maximum(jnp.max(jnp.where(reached, jnp.abs(values), 0)), state.scale)
+    noise = krylov.noise(values.dtype) * size
+    lost = units.lost(state.unit, tree.size(state.vector))
+    if isinstance(state, krylov.Lanczos):
+        last = jnp.maximum(state.row - 1, 0)
+        floor = jnp.maximum(jnp.maximum(noise, _UNSEEN * state.leak), error)
+        exhausted = state.row >= tree.countable(state.vector)
+    else:
+        last = jnp.maximum(count - 1, 0)
+        floor = jnp.maximum(10 * noise, _UNSEEN * state.leak)
+        exhausted = state.invariant
+    raw = jnp.abs(state.beta[last] * weights[last])
+    # None is known better than a product is: the recurrence goes on as if there were no noise.
+    residuals = jnp.maximum(jnp.maximum(raw, floor), lost)
+
+    upper = jnp.where(reached, values + residuals, -jnp.inf)
+    lower = jnp.where(reached, values - residuals, jnp.inf)
+    highest_so_far = jax.lax.cummax(upper)
+    lowest_from_here = jax.lax.cummin(lower, reverse=True)
+    below = jnp.concatenate([jnp.full_like(upper[:1], -jnp.inf), highest_so_far[:-1]])
+    is_first = lowest_from_here > below
+    above = jnp.concatenate([lowest_from_here[1:], jnp.full_like(lower[:1], jnp.inf)])
+    is_last = highest_so_far < above
+    edge_below = jax.lax.cummax(jnp.where(is_first, below, -jnp.inf))
+    edge_above = jax.lax.cummin(jnp.where(is_last, above, jnp.inf), reverse=True)
+    gaps = jnp.minimum(values - edge_below, edge_above - values)
+    # Without any other value nothing is known of the gap, but that there is none in all of space.
+    gaps = jnp.where(jnp.isinf(gaps) & ~exhausted, 0, gaps)
+
+    cluster = jnp.cumsum(is_first)
+    together = jnp.expand_dims(cluster, 1) == jnp.expand_dims(cluster, 0)
+    own = jnp.expand_dims(jnp.where(reached, jnp.square(residuals), 0), 0)
+    squares = jnp.sum(jnp.where(together, own, 0), axis=1)
+    safe = jnp.where(gaps > 0, gaps, 1)
+    shift = jnp.maximum(jnp.maximum(noise, _SHIFT * state.leak), lost)
+    quadratic = jnp.maximum(squares / safe, shift)
+    unit = units.known(state.unit)
+    return Ritz(
+        values=values * unit,
+        weights=weights,
+        residuals=residuals * unit,
+        gaps=gaps * unit,
+        value_errors=jnp.where(gaps > 0, jnp.minimum(quadratic, residuals), residuals) * unit,
+        vector_errors=jnp.where(gaps > residuals, residuals / safe, 1),
+        shift=shift * unit,
+        heads=jnp.stack([is_last, is_first]),
+        extent=size * unit,
+    )

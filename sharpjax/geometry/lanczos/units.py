@@ -1,0 +1,77 @@
+"""Products in units of their own size, so that no square of them underflows or overflows.
+
+The unit of a process is the power of two below the largest entry of its first product that is not
+zero: dividing by it changes no bit of a result, and in float32 operators from 1e-30 to 1e30 are as
+good as any. A unit of 0 is one that is not known yet, and counts as 1.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.geometry.lanczos import lanes
+
+Params = Any
+
+_DIGITS = 2.0**12  # how far above the smallest normal number a product has digits enough
+
+
+def power_of_two(numbers: Params, dtype: Any = None) -> jax.Array:
+    """The largest power of two up to the largest entry; 0 where that is zero or not finite.
+
+    Args:
+        numbers: a tree of arrays.
+        dtype: of the result; default that of the first leaf.
+
+    >>> power_of_two([jnp.array([3.0, -5.0]), jnp.array(0.5)]).item()
+    4.0
+    """
+    leaves = jax.tree.leaves(numbers)
+    dtype = leaves[0].dtype if dtype is None else dtype
+    sizes = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in leaves]
+    largest = jnp.max(jnp.stack(sizes))  # no chain, as in `tree.total`
+    limits = jnp.finfo(dtype)
+    _, exponent = jnp.frexp(largest)
+    # So that 1 / unit is a normal number, too.
+    exponent = jnp.clip(exponent - 1, limits.minexp, limits.maxexp - 2)
+    known = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(known, jnp.ldexp(jnp.ones_like(largest), exponent), 0)
+
+
+def known(unit: jax.Array) -> jax.Array:
+    """The unit, or 1 where it is not known."""
+    return jnp.where(unit > 0, unit, 1)
+
+
+def scale(unit: jax.Array, product: Params) -> tuple[jax.Array, Params]:
+    """The unit, found from this product where it was not known, and the product divided by it."""
+    unknown = unit == 0
+    unit = jax.lax.cond(
+        lanes.any_lane(unknown),
+        lambda: jnp.where(unknown, power_of_two(product, unit.dtype), unit),
+        lambda: unit,
+    )
+    return unit, tree.scale(1 / known(unit), product)
+
+
+def lost(unit: jax.Array, size: int) -> jax.Array:
+    """The norm of what may have underflowed in a product of `size` entries, in its unit."""
+    tiny = float(jnp.finfo(unit.dtype).tiny)
+    return jnp.where(unit > 0, size**0.5 * tiny / known(unit), 0)
+
+
+def has_digits(unit: jax.Array) -> jax.Array:
+    """Whether products in this unit are not among the subnormal numbers, where digits are lost."""
+    return (unit == 0) | (unit >= _DIGITS * float(jnp.finfo(unit.dtype).tiny))
+
+
+def norm(a: Params) -> jax.Array:
+    """The Euclidean norm of a tree of any size, by two passes: `tree.norm` squares its entries.
+
+    >>> print(norm([jnp.array([3e-30]), jnp.array([[4e-30]])]))
+    5e-30
+    """
+    unit = known(power_of_two(a, tree.vdot(a, a).dtype))
+    return unit * tree.norm(tree.scale(1 / unit, a))

@@ -1,0 +1,300 @@
+"""What is refused before anything is compiled: losses, batches, operators, keys."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError
+from sharpjax.geometry.loss import closures, dependence, differentiable
+
+Params = Any
+
+
+def check_problem(
+    caller: str,
+    loss: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
+    need: differentiable.Need = "gradient",
+) -> Any:
+    """Refuses what does not fit, before anything is compiled; returns the loss as `as_loss` does.
+
+    Raises:
+        UserError: names `caller`, the leaf and the remedy; the loss lacks the derivative that is
+            needed.
+    """
+    loss = as_loss(caller, loss)
+    _check_arrays(caller, params, batch, microbatch_size)
+    return _check_scalar(caller, loss, params, batch, need)
+
+
+def check_model(
+    caller: str, loss: Any, params: Params, batch: Any, microbatch_size: int | None
+) -> tuple[Any, Any]:
+    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs, too.
+
+    Raises:
+        UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
+    """
+    _check_arrays(caller, params, batch, microbatch_size)
+    with _noting(caller, params):
+        outputs = _outputs.eval_shape(loss.model_fn, params, batch)
+    _check_outputs(caller, outputs, batch)
+    loss = _check_scalar(caller, loss, params, batch, "forward")
+    return loss, outputs
+
+
+def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
+    """Refuses a loss that draws other random numbers at each call, by calling it twice.
+
+    Solvers assume that a product is the same linear map each time. The constructors compare the
+    numbers in two traces of the loss, which finds Python's and numpy's generators; this finds
+    callbacks and generators inside data structures, too, and state that changed unseen since the
+    loss was compiled, at the cost of two forward passes outside of jit and one inside. Best effort:
+    a generator inside your own jit is frozen by its first trace.
+
+    Args:
+        loss, params, batch: as in `hessian`; concrete arrays.
+
+    Raises:
+        UserError: two values differ by more than rounding, or by more than 1e-3 of it from the
+            compiled one.
+
+    >>> check_deterministic(lambda w, batch: jnp.sum(w**2), jnp.ones(3), None)
+    """
+    caller = "check_deterministic"
+    batch = as_batch(caller, batch)
+    loss = check_problem(caller, loss, params, batch, None)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((loss, params, batch))):
+        raise UserError(f"{caller}: call it outside of jit, grad and vmap; nothing runs in there.")
+    params = tree.widen(params)
+    first, second = (np.asarray(loss(params, batch), np.float64) for _ in range(2))
+    if not np.allclose(first, second, rtol=1e-5, atol=0, equal_nan=True):
+        raise UserError(
+            f"{caller}: two calls of the loss on the same arguments gave {first:.9g} and "
+            f"{second:.9g}. {_KEY_REMEDY}"
+        )
+    compiled = np.asarray(_compiled_value(loss, params, batch), np.float64)
+    if not np.allclose(first, compiled, rtol=1e-3, atol=0, equal_nan=True):
+        raise UserError(
+            f"{caller}: the loss is {first:.9g} when it is called and {compiled:.9g} compiled. It "
+            f"reads something that changed where it cannot be seen, such as inside a library or a "
+            f"jitted function. Let it hold that as an array (`jax.tree_util.Partial`, or a "
+            f"registered dataclass)."
+        )
+
+
+def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
+    """The loss as a callable pytree, whose structure holds what it reads beside its arguments.
+
+    Raises:
+        UserError: names `caller` and `argument`; it cannot be called, hashed, or traced.
+    """
+    if not callable(loss):
+        raise UserError(
+            f"{caller}: {argument} must be a function or a callable pytree, "
+            f"{_SIGNATURES[argument]}; got {type(loss).__name__}."
+        )
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(loss)):
+        try:
+            hash(loss)
+        except TypeError:
+            raise UserError(
+                f"{caller}: {argument} is a {type(loss).__name__} that can be neither hashed nor "
+                f"traced. Register its class (`jax.tree_util.register_dataclass`), or put its "
+                f"arrays into a `jax.tree_util.Partial` of a module-level function."
+            ) from None
+        return closures.current(loss)
+    for name, leaf in zip(tree.path_names(loss), jax.tree.leaves(loss), strict=True):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise UserError(
+                f"{caller}: leaf '{name}' of the {argument} is a {type(leaf).__name__}, not an "
+                f"array. Mark the field as static "
+                f'(`dataclasses.field(metadata={{"static": True}})`).'
+            )
+    return closures.current(loss)
+
+
+def as_batch(caller: str, batch: Any) -> Any:
+    """One batch, with dicts in place of what behaves as one, such as what tokenizers return.
+
+    Raises:
+        UserError: names `caller` and the leaf that is no array; many batches are given, by a loader
+            or a generator.
+    """
+    batch = tree.plain(batch)
+    for name, leaf in zip(tree.path_names(batch), jax.tree.leaves(batch), strict=True):
+        if hasattr(leaf, "shape") or isinstance(leaf, bool | int | float | complex):
+            continue
+        kind, place = type(leaf).__name__, f"leaf '{name}' of batch" if name else "batch"
+        if callable(leaf) or hasattr(leaf, "__iter__") and not isinstance(leaf, str | bytes):
+            raise UserError(
+                f"{caller}: {place} is a {kind}, which gives many batches; one is meant, a pytree "
+                f"of arrays, such as next(iter(loader)). The operator of all batches together: "
+                f"averaged(functools.partial(hessian, loss, params), batches)."
+            )
+        raise UserError(
+            f"{caller}: {place} is a {kind}, not an array. Leave out what the loss does not "
+            f"compute with, or encode it as numbers."
+        )
+    return batch
+
+
+_SIGNATURES = {
+    "loss": "loss(params, batch) -> scalar",
+    "model_fn": "model_fn(params, batch) -> outputs",
+    "outer_loss": "outer_loss(outputs, batch) -> scalar",
+    "regularizer": "regularizer(params) -> scalar",
+    "example_weight": "example_weight(batch) -> [N]",
+}
+_KEY_REMEDY = (
+    "Keep randomness out of the loss, or let it hold a key as an array "
+    "(`jax.tree_util.Partial(loss, key)`), so that every product is of the same matrix."
+)
+
+
+_COLLECTIONS = frozenset(("batch_stats", "cache", "intermediates"))
+
+
+class _Refused(UserError):
+    """What is wrong with a loss, found at its trace, where the caller's name is not known."""
+
+
+def _check_arrays(caller, params, batch, microbatch_size):
+    if isinstance(params, Mapping) and not _COLLECTIONS.isdisjoint(params):
+        raise UserError(
+            f"{caller}: params holds the collections {', '.join(map(repr, params))} of a Flax "
+            f"model, of which only 'params' are varied. Give variables['params'], and let the loss "
+            f"hold the others as arrays (`jax.tree_util.Partial`, or a registered dataclass)."
+        )
+    tree.check_floating(caller, params)
+    if not tree.size(params):
+        raise UserError(f"{caller}: the arrays of params are empty; there is nothing to vary.")
+    if microbatch_size is None:
+        if jax.tree.leaves(batch):
+            loops.count_examples(caller, batch)
+        return
+    if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, int | np.integer):
+        raise UserError(
+            f"{caller}: microbatch_size must be a whole number of examples or None, got "
+            f"{microbatch_size!r}."
+        )
+    jax.eval_shape(lambda batch: loops.split_chunks(caller, batch, int(microbatch_size)), batch)
+
+
+def _check_outputs(caller, outputs, batch):
+    count = loops.count_examples(caller, batch) if jax.tree.leaves(batch) else 1
+    names, leaves = tree.path_names(outputs), jax.tree.leaves(outputs)
+    rows = {leaf.shape[:1] for leaf in leaves}
+    right = len(rows) == 1 and all(
+        leaf.ndim and leaf.shape[0] and leaf.shape[0] % count == 0 for leaf in leaves
+    )
+    if right and all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        return
+    given = [
+        (f"'{name}' " if name else "") + _describe(leaf)
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    raise UserError(
+        f"{caller}: model_fn(params, batch) must return arrays of floats with a row for each of "
+        f"the {count} examples on axis 0 (or several); it returns {', '.join(given) or 'nothing'}. "
+        f"Drop auxiliary outputs."
+    )
+
+
+def _check_scalar(caller, loss, params, batch, need):
+    before = jax.tree.structure(loss)
+    with _noting(caller, params):
+        try:
+            # Of a jitted function: its trace is remembered, seconds saved at every call on a
+            # ResNet.
+            _, suspects = _value.eval_shape(loss, params, batch)
+        except _Refused as error:
+            raise UserError(f"{caller}: {error}") from None
+    refusal = differentiable.refusal(need, suspects, loss, params, batch)
+    if refusal:
+        raise UserError(f"{caller}: {refusal}")
+    return _settle(loss, before, params, batch)
+
+
+def _settle(loss, before, params, batch):
+    """The loss, told apart by a trace as well where it reads what cannot be looked into; by that
+    alone where it writes what it reads, as one that counts its traces."""
+    writes = jax.tree.structure(loss) != before
+    if not writes and not any(map(closures.is_opaque, closures.members(loss))):
+        return loss
+    token = dependence.digest(_trace(loss, params, batch)[0])
+    return closures.replace(loss, lambda member: member.with_token(token, walked=not writes))
+
+
+@contextlib.contextmanager
+def _noting(caller, params):
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        if any(map(tree.is_narrow, jax.tree.leaves(params))):
+            error.add_note(f"{caller} calls the loss with parameters widened to float32.")
+        raise
+
+
+@jax.jit
+def _value(loss, params, batch):
+    """The value, and what may have no derivative; what runs here runs once per structure."""
+    closed, shapes = _trace(loss, params, batch)
+    _refuse_unless_scalar(shapes)
+    start, count = len(jax.tree.leaves(loss)), len(jax.tree.leaves(params))
+    if not dependence.reaches(closed.jaxpr, range(start, start + count)):
+        raise _Refused(
+            "the loss does not depend on params, or through integers and stop_gradient alone, so "
+            "all its derivatives are zero. Compute it from the params that it is given, not from "
+            "ones that it closes over."
+        )
+    if dependence.differ(closed, _trace(loss, params, batch)[0]):
+        raise _Refused(
+            f"two traces of the loss hold different numbers: it draws from a generator of Python "
+            f"or numpy. {_KEY_REMEDY}"
+        )
+    return loss(tree.widen(params), batch), differentiable.suspects(closed.jaxpr)
+
+
+@jax.jit
+def _compiled_value(loss, params, batch):
+    return loss(params, batch)
+
+
+@jax.jit
+def _outputs(model_fn, params, batch):
+    return model_fn(tree.widen(params), batch)
+
+
+def _trace(loss, params, batch):
+    def fresh(loss, params, batch):  # a new function each time, for traces are remembered by it
+        return loss(tree.widen(params), batch)
+
+    return jax.make_jaxpr(fresh, return_shape=True)(loss, params, batch)
+
+
+def _refuse_unless_scalar(out):
+    leaves = jax.tree.leaves(out)
+    if jax.tree.structure(out) == jax.tree.structure(0) and leaves[0].shape == ():
+        if jnp.issubdtype(leaves[0].dtype, jnp.floating):
+            return
+    given = ", ".join(map(_describe, leaves)) or "nothing"
+    raise _Refused(
+        f"loss(params, batch) must return one floating scalar, the mean over the examples; it "
+        f"returns {given} ({jax.tree.structure(out)}). Take the mean of values per example (of a "
+        f"complex number its real part), and drop auxiliary outputs."
+    )
+
+
+def _describe(leaf):
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

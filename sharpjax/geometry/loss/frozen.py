@@ -1,0 +1,26 @@
+"""A loss of some parameters, the others held fixed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from sharpjax import tree
+
+Params = Any
+
+
+def freeze(fn: Any, params: Params, where: str | Sequence[str] | None) -> tuple[Any, Params]:
+    """`fn(params, batch)` and its parameters, with those leaves alone that globs select."""
+    params = jax.tree.map(jnp.asarray, params)
+    if where is None:
+        return fn, params
+    params, frozen = tree.partition(params, tree.select(params, where))
+    return Partial(call_with_frozen, fn, tree.widen(frozen)), params
+
+
+def call_with_frozen(fn: Any, frozen: Params, params: Params, *batch: Any) -> Any:
+    """`fn(params, *batch)` with the leaves that are held fixed put back."""
+    return fn(tree.combine(params, frozen), *batch)

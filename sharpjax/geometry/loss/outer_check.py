@@ -1,0 +1,223 @@
+"""Whether an outer loss is the mean over its examples that Gauss-Newton and Fisher matrices need.
+
+On at most 64 examples spread over the batch, at random outputs, the loss of all together is
+compared with the weighted mean of the losses of single ones: its value, its gradient, and one
+product with its Hessian. It misses weights that differ in fewer than about 1 of 64 examples, and
+losses that branch on their own value.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import loops, tree
+from sharpjax.geometry.loss import assumptions
+from sharpjax.geometry.loss.assumptions import Checked
+from sharpjax.geometry.loss.composed import Composed, weights
+from sharpjax.geometry.loss.cutting import coarsest
+
+_MOST = 64
+_TOLERANCE = 1e-3
+_ROUNDING = 1e-6
+# Two tables of coprime lengths: jax's own generator takes as long to compile as all the rest.
+_NUMBERS = tuple(
+    np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in ((0, 4093), (1, 1021))
+)
+
+_REMEDY = (
+    "If it is a weighted or masked mean, declare the weights, composed(..., example_weight=). A "
+    "loss in which examples see each other (in-batch negatives) has no such matrix; products with "
+    "its Hessian, and methods that probe by them, need none of this."
+)
+_SUM_REMEDY = (
+    "Give the mean over the examples, and multiply the operator: N * operator of a plain sum, "
+    "(N / c) * operator of a sum that is divided by a number c."
+)
+
+
+def check_outer(
+    caller: str, loss: Composed, params: Any, batch: Any, outputs: Any
+) -> Checked | None:
+    """None where the outer loss is a (weighted) mean over the examples; a flag inside a trace.
+
+    Not under Explicit mesh axes, where examples cannot be taken out of a batch.
+
+    Args:
+        loss, params, batch: parameters are read only where random outputs give no finite loss, as
+            where the outputs are probabilities: then the outputs themselves are taken.
+        outputs: their shapes.
+
+    Raises:
+        UserError: names `caller` and the remedy: the outer loss is no such mean, or the weights are
+            negative, or those of an example depend on its batch.
+    """
+    if is_explicit() or not jax.tree.leaves(batch):
+        return None
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(tree.widen, outputs))
+    rows = leaves[0].shape[0] // loops.count_examples(caller, batch)
+    like = treedef, rows, tuple((x.shape[1:], x.dtype) for x in leaves)
+    parts = loss.outer_loss, loss.example_weight
+    few = batch if loss.example_weight is not None else _of_host(batch)
+    with jax.debug_nans(False):
+        found = _at_random(like, parts, few)
+        if loops.is_traced(found):
+            at_outputs = functools.partial(_at_outputs, loss, params, batch)
+            found = jax.lax.cond(found.finite, lambda: found, at_outputs)
+        elif not found.finite:
+            found = _at_outputs(loss, params, batch)
+    fair = assumptions.require(
+        caller,
+        found.fair,
+        "example_weight(batch) must return numbers >= 0, and give an example the weight that it "
+        "has alone: normalise them in outer_loss, not here.",
+    )
+    is_sum = not loops.is_traced(found) and bool(found.is_sum)
+    mean = assumptions.require(
+        caller,
+        found.holds,
+        "outer_loss is a sum over the examples, not their mean. " + _SUM_REMEDY
+        if is_sum
+        else f"outer_loss is not the mean over the examples: on {_MOST} of them or fewer, its "
+        f"value, gradient or curvature is not the mean of those of single examples. {_REMEDY}",
+    )
+    return assumptions.both(fair, mean)
+
+
+def is_explicit() -> bool:
+    """Whether the mesh in use has Explicit axes."""
+    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+class _Found(NamedTuple):
+    """`finite`: the loss is; `holds`: it is the mean; `is_sum`; `fair`: the weights are right."""
+
+    finite: jax.Array
+    holds: jax.Array
+    is_sum: jax.Array
+    fair: jax.Array
+
+
+class _Derivatives(NamedTuple):
+    value: jax.Array
+    size: jax.Array
+    slope: Any
+    product: Any
+
+
+def _of_host(batch):
+    """Arrays of numpy cut before they are moved to the device."""
+    if not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(batch)):
+        return batch
+    chosen = _spread(len(jax.tree.leaves(batch)[0]))
+    return jax.tree.map(lambda x: x[chosen], batch)
+
+
+def _spread(count):
+    most = min(count, _MOST)
+    return np.arange(most) * count // most
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _at_random(like, parts, batch) -> _Found:
+    treedef, rows, leaves = like
+    few, weight, fair = _choose(parts, batch)
+    shapes = [jax.ShapeDtypeStruct((len(weight) * rows, *shape), dtype) for shape, dtype in leaves]
+    outputs = jax.tree.unflatten(treedef, [_normal(x, *_NUMBERS) for x in shapes])
+    return _compare(parts, outputs, few, weight, fair)
+
+
+@jax.jit
+def _at_outputs(loss, params, batch) -> _Found:
+    few, weight, fair = _choose((loss.outer_loss, loss.example_weight), batch)
+    outputs = tree.widen(loss.model_fn(tree.widen(params), few))
+    return _compare((loss.outer_loss, loss.example_weight), outputs, few, weight, fair)
+
+
+def _choose(parts, batch):
+    """Some examples spread over the batch, those that count first, their weights, and whether all
+    weights of the batch are at least 0."""
+    count = loops.count_examples("outer_loss", batch)
+    chosen = jnp.asarray(_spread(count))
+    weight = _weigh(parts, batch)
+    if weight is not None:
+        counted = jnp.sum(weight > 0, dtype=jnp.int32)
+        order = jnp.argsort(weight <= 0, stable=True)
+        most = len(chosen)
+        place = jnp.arange(most, dtype=jnp.int32) * jnp.maximum(counted, most) // most
+        chosen = order[place]
+    few = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
+    if weight is None:
+        return few, jnp.ones(len(chosen)), jnp.ones((), bool)
+    return few, weight[chosen], jnp.all(weight >= 0)
+
+
+def _weigh(parts, batch) -> Any:
+    return weights(Composed(None, *parts[:1], example_weight=parts[1]), batch)
+
+
+def _compare(parts, outputs, few, weight, fair) -> _Found:
+    count = len(weight)
+    # Wider where the loss itself is computed in bfloat16.
+    tolerance = max(_TOLERANCE, 8 * coarsest(jax.make_jaxpr(parts[0])(outputs, few).jaxpr))
+    ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), few)
+    if parts[1] is not None:
+        alone = jnp.ravel(jax.vmap(lambda one: _weigh(parts, one))(ones))
+        fair &= jnp.all(jnp.abs(alone - weight) <= _TOLERANCE * jnp.abs(weight))
+    vector = jax.tree.map(lambda x: _normal(x, *reversed(_NUMBERS)), outputs)
+
+    def apart(x):
+        return x.reshape(count, -1, *x.shape[1:])
+
+    def derive(outputs, batch, vector):
+        return _derive(parts[0], outputs, batch, vector)
+
+    whole = derive(outputs, few, vector)
+    each = jax.vmap(derive)(jax.tree.map(apart, outputs), ones, jax.tree.map(apart, vector))
+    share = weight / jnp.sum(weight)
+
+    def mean(x):
+        by = jnp.expand_dims(share, tuple(range(1, x.ndim)))
+        return jnp.where(by > 0, by.astype(x.dtype) * x, 0)
+
+    singles = jax.tree.map(mean, each)
+    value, size = jnp.sum(singles.value), jnp.sum(singles.size)
+    near = jnp.abs(whole.value - value) <= tolerance * jnp.maximum(whole.size, size)
+
+    def norms(x, y):
+        pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+        wide = [(a.astype(value.dtype).ravel(), b.astype(value.dtype).ravel()) for a, b in pairs]
+        # Largest entries: no square that underflows where a loss is tiny.
+        sizes = [(a, b, a - b, a - count * b) for a, b in wide]
+        return [[jnp.max(jnp.abs(v), initial=0) for v in each] for each in sizes]
+
+    slopes = norms(whole.slope, singles.slope)
+    products = norms(whole.product, singles.product)
+    # Rounding of the gradient is the least that a curvature of zero shows.
+    floor = _ROUNDING * tree.total([jnp.maximum(a, b) for a, b, *_ in slopes])
+    for a, b, off, _ in (*slopes, *products):
+        near &= off <= tolerance * jnp.maximum(a, b) + floor
+    total, beside = (tree.total([size[i] for size in slopes]) for i in (0, 3))
+    is_sum = (beside <= tolerance * total) & (total > 0)
+    finite = jnp.isfinite(whole.value + total + tree.total([size[0] for size in products]))
+    return _Found(finite, near | ~finite, is_sum, fair)
+
+
+def _normal(like, first, second):
+    """Normal numbers, the same at each call, other ones where the tables change places."""
+    numbers = jnp.resize(first, like.shape) + jnp.resize(second[::-1], like.shape)
+    return (numbers / 2**0.5).astype(like.dtype)
+
+
+def _derive(outer_loss, outputs, batch, vector) -> _Derivatives:
+    def slope(outputs):
+        value, gradient = jax.value_and_grad(lambda o: outer_loss(o, batch))(outputs)
+        return gradient, value
+
+    with jax.default_matmul_precision("highest"):
+        # Reverse over reverse: losses with a backward pass of their own have no other.
+        gradient, pull, value = jax.vjp(slope, outputs, has_aux=True)
+        (product,) = pull(vector)
+    return _Derivatives(value, jnp.abs(value), gradient, product)

@@ -1,0 +1,1 @@
+"""Operators: Hessians, Gauss-Newton and Fisher matrices, blocks, sums, means over data sets."""

@@ -1,0 +1,276 @@
+"""Operators, and their sums and multiples.
+
+An operator computes nothing until a solver linearises it. It is a registered frozen dataclass whose
+arrays are leaves, so one compilation serves every checkpoint and one vmap a whole population.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError
+
+Params = Any
+Matvec = Callable[[Params], Params]
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """A symmetric linear map from trees like `like` to trees like `like`.
+
+    Implementations are registered dataclasses (`jax.tree_util.register_dataclass`): arrays as
+    leaves, functions and options static.
+
+    Attributes:
+        like: the structure of a vector: a tree of arrays of which only shapes, types and places on
+            the devices are read. Vectors are in float32 at least where it is narrower.
+    """
+
+    @property
+    def like(self) -> Any: ...
+
+    def linearize(self) -> Matvec:
+        """The product, with all that does not depend on the vector computed once.
+
+        A solver jits this method and calls it once per solve, so the result is a
+        `jax.tree_util.Partial` of a module-level function: a closure cannot leave a jit. Called
+        outside of any trace, the operators of this library compile it, and the product that they
+        return, once for each structure.
+        """
+        ...
+
+
+def _compiled(method):
+    """A method `linearize` that is compiled when it is called outside of a trace."""
+
+    @functools.wraps(method)
+    def linearize(self):
+        is_off = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+        inside = is_off or loops.is_traced(self) or loops.inside_jit()
+        if inside or loops.holds_host_code(self):
+            return method(self)
+        return Partial(loops.call, _linearize(self))
+
+    return linearize
+
+
+class Composable:
+    """What every operator of this library can do: `A + B`, `A - B`, `-A`, `2 * A`, `A / 2`, and
+    `A + 0.1` for `A + 0.1 I`.
+
+    Numbers are Python's, numpy's or scalars of jax, also traced ones; they are leaves, so that
+    another number compiles nothing. Both operators of a sum must act on the same vectors.
+
+    Raises:
+        UserError: the operators of a sum act on different spaces.
+        TypeError: the other operand is neither an operator nor a real scalar.
+
+    >>> from sharpjax.geometry import hessian
+    >>> A = hessian(lambda w, batch: jnp.sum(w**2), jnp.ones(2), None)
+    >>> (3 * A - A + 0.5).linearize()(jnp.array([1.0, 2.0])).tolist()
+    [4.5, 9.0]
+    """
+
+    __array_ufunc__ = None  # so that numpy's scalars leave `2 * A` to this class
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "linearize" in vars(cls):
+            cls.linearize = _compiled(cls.linearize)
+
+    def __add__(self, other):
+        if _is_number(other):
+            return Damped(self, other)
+        if not isinstance(other, Operator):
+            return NotImplemented
+        check_same_space("A + B", self, other)
+        return Sum((*_terms(self), *_terms(other)))
+
+    def __radd__(self, other):
+        # The sum() of Python starts at 0.
+        return self if isinstance(other, int) and other == 0 else self + other
+
+    def __sub__(self, other):
+        if _is_number(other):
+            return Damped(self, -other)
+        return self + Scaled(other, -1.0) if isinstance(other, Operator) else NotImplemented
+
+    def __rsub__(self, other):
+        return -self + other
+
+    def __mul__(self, factor):
+        return Scaled(self, factor) if _is_number(factor) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor):
+        return Scaled(self, 1 / divisor) if _is_number(divisor) else NotImplemented
+
+    def __neg__(self):
+        return Scaled(self, -1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sum(Composable):
+    """`A + B + ...`, all on the same space; made by `A + B`, which checks that.
+
+    A product costs one of each, and one vector of memory more.
+    """
+
+    operators: tuple[Any, ...]
+
+    @property
+    def like(self) -> Any:
+        return self.operators[0].like
+
+    def linearize(self) -> Matvec:
+        return Partial(_sum, tuple(linearize(operator) for operator in self.operators))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scaled(Composable):
+    """`factor A`; made by `factor * A`."""
+
+    operator: Any
+    factor: jax.typing.ArrayLike
+
+    @property
+    def like(self) -> Any:
+        return self.operator.like
+
+    def linearize(self) -> Matvec:
+        return Partial(_scale, self.operator.linearize(), self.factor)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Damped(Composable):
+    """`A + damping I`; made by `A + damping`."""
+
+    operator: Any
+    damping: jax.typing.ArrayLike
+
+    @property
+    def like(self) -> Any:
+        return self.operator.like
+
+    def linearize(self) -> Matvec:
+        return Partial(_damp, self.operator.linearize(), self.damping)
+
+
+def linearize(operator: Operator) -> Matvec:
+    """`operator.linearize()`, compiled once per structure; what a solver calls first.
+
+    The product that it returns keeps its identity as long as the compilation is cached, so loops
+    that take it as an operand are compiled once, too. An operator that holds host code, such as
+    one averaged over a data set, compiles its own parts.
+    """
+    if not loops.holds_host_code(operator):
+        return _solved(operator)
+    traced = loops.is_traced(operator)
+    return (without_derivative(operator) if traced else operator).linearize()
+
+
+@jax.jit
+def _linearize(operator: Operator) -> Matvec:
+    return operator.linearize()
+
+
+@jax.jit
+def _solved(operator: Operator) -> Matvec:
+    return without_derivative(operator).linearize()
+
+
+def without_derivative(tree: Any) -> Any:
+    """The same tree, for what goes on to a solver, through which no derivative is propagated.
+
+    Raises:
+        UserError: where one is asked for.
+    """
+
+    def leaf(x):
+        is_float = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return _without_derivative(x) if is_float else x
+
+    return jax.tree.map(leaf, tree)
+
+
+@jax.custom_jvp
+def _without_derivative(x):
+    return x
+
+
+@_without_derivative.defjvp
+def _refuse_derivative(primals, tangents):
+    raise UserError(
+        "a solver has no derivative (jax.grad, jax.jvp): it ends by a condition, after steps whose "
+        "number depends on the numbers. Take what it finds as a constant (jax.lax.stop_gradient of "
+        "the parameters that it gets). The derivative of an eigenvalue is that of v'Hv = "
+        "sharpjax.tree.vdot(v, operator.linearize()(v)) with its vector v held constant, and that "
+        "of a trace the mean of z'Hz over fixed probes z."
+    )
+
+
+def _terms(operator) -> tuple[Any, ...]:
+    return operator.operators if isinstance(operator, Sum) else (operator,)
+
+
+def check_same_space(caller: str, a: Any, b: Any) -> None:
+    """Refuses two operators that act on different vectors.
+
+    Raises:
+        UserError: names `caller` and the first leaf that differs.
+    """
+    a, b = (jax.eval_shape(tree.widen, operator.like) for operator in (a, b))
+    if jax.tree.structure(a) == jax.tree.structure(b) and _shapes(a) == _shapes(b):
+        return
+    first, second = _shapes(a), _shapes(b)
+    names = [n for n in (*first, *second) if first.get(n) != second.get(n)]
+    what = "their containers differ"
+    if names:
+        here, there = (shapes.get(names[0], "missing") for shapes in (first, second))
+        what = f"'{names[0]}' is {here} in the first and {there} in the second"
+    raise UserError(
+        f"{caller}: the operators act on different vectors: {what}. Make both with the same params "
+        f"and the same where, or cut one down by Restricted(operator, where)."
+    )
+
+
+def _shapes(like) -> dict[str, str]:
+    shapes = [f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in jax.tree.leaves(like)]
+    return dict(zip(tree.path_names(like), shapes, strict=True))
+
+
+def _is_number(x):
+    if isinstance(x, int | float):
+        return True
+    real = hasattr(x, "dtype") and any(
+        jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)
+    )
+    return real and jnp.shape(x) == ()
+
+
+# What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.
+
+
+def _sum(products, vector):
+    first, *others = (loops.call(product, vector) for product in products)
+    for other in others:
+        first = jax.tree.map(lambda x, y: x + y.astype(x.dtype), first, other)
+    return first
+
+
+def _scale(product, factor, vector):
+    return tree.scale(factor, product(vector))
+
+
+def _damp(product, damping, vector):
+    return tree.add_scaled(product(vector), damping, vector)

@@ -1,0 +1,45 @@
+"""Arguments that solvers share: an operator, a key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax.errors import UserError
+from sharpjax.geometry.operators.algebra import Operator
+
+
+def check_operator(caller: str, operator: Any) -> None:
+    """Refuses what is not an `Operator`.
+
+    Raises:
+        UserError: names `caller` and how one is made.
+    """
+    if not isinstance(operator, Operator):
+        raise UserError(
+            f"{caller}: the first argument must be an operator, such as "
+            f"hessian(loss, params, batch); got {type(operator).__name__}."
+        )
+
+
+def check_key(caller: str, key: Any) -> jax.Array:
+    """One random key; a legacy one (`jax.random.PRNGKey`) as a typed one.
+
+    Raises:
+        UserError: names `caller`; it is something else, or several keys.
+
+    >>> check_key("trace", jax.random.PRNGKey(0)) == jax.random.key(0)
+    Array(True, dtype=bool)
+    """
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and hasattr(key, "dtype") and key.dtype == jnp.uint32:
+        one = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+        if key.shape[-1:] == one:
+            typed, key = True, jax.random.wrap_key_data(jnp.asarray(key))
+    if not typed or key.shape:
+        shape = f" of shape {key.shape}" if typed else ""
+        raise UserError(
+            f"{caller}: key must be one random key, such as jax.random.key(0); got "
+            f"{'keys' if typed else type(key).__name__}{shape}. Several keys: jax.vmap."
+        )
+    return key

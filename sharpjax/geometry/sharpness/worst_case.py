@@ -1,0 +1,190 @@
+"""The search for the highest point of a ball round the parameters, for each chunk of a batch.
+
+Chunks, searches and their steps are one flat loop, one gradient a turn: one compilation however
+many there are, the memory of one search, and the form that `sharpjax.loops` chooses for it.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, perturbation, tree
+from sharpjax.geometry.loss import objective
+from sharpjax.geometry.sharpness import ascent
+
+Params = Any
+
+
+class Highest(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        rise: the mean over chunks, by their weights, of `L(w + e) - L(w)` at each one's highest
+            finite point.
+        loss: `L(w)`, the mean over chunks, likewise.
+        perturbation: `e`, where it is asked for (there is one chunk then), else None.
+        finite: whether all values and gradients were.
+    """
+
+    rise: jax.Array
+    loss: jax.Array
+    perturbation: Params
+    finite: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """One turn of the loop: a gradient, and the move to where the next one is taken.
+
+    The turns of a chunk are one at the centre and `steps` for each of `restarts` searches.
+
+    Attributes:
+        scaling: the rule for `T`.
+        steps: gradients per search.
+        restarts: searches per chunk. The first starts along the gradient at the centre, or at
+            random where that is zero or not finite; the others at random.
+        microbatch_size: examples per pass, or None.
+    """
+
+    scaling: perturbation.Scaling
+    steps: int
+    restarts: int
+    microbatch_size: int | None
+
+    @property
+    def turns(self) -> int:
+        return 1 + self.steps * self.restarts
+
+    def __call__(self, carry: "Carry", operands: "Operands") -> "Carry":
+        chunk, turn = carry.turn // self.turns, carry.turn % self.turns
+        step, restart = (turn - 1) % self.steps, (turn + self.steps - 1) // self.steps
+        at_centre = turn == 0
+        begin = at_centre if self.restarts == 1 else at_centre | (step == self.steps - 1)
+        scale = self.scaling(operands.params)
+        point = jax.tree.map(lambda u: jnp.where(at_centre, 0, u), carry.ascent.point)
+        value, gradient = objective.value_and_grad(
+            operands.loss,
+            perturbation.perturb(operands.params, perturbation.from_unit(point, scale)),
+            tree.index(operands.chunks, chunk),
+            self.microbatch_size,
+        )
+        gradient = perturbation.from_unit(gradient, scale)  # dL/du = T dL/dw
+        direction = perturbation.ascent(gradient, gradient, rho=1.0)
+        squared = tree.vdot(direction, direction)  # 1, or 0 without a gradient, or NaN
+        finite = jnp.isfinite(value) & jnp.isfinite(squared)
+
+        # A branch under vmap, too: `begin` has no lanes.
+        anywhere = jax.lax.cond(
+            begin,
+            lambda: random_direction(operands.key, restart, scale, gradient),
+            lambda: tree.zeros_like(gradient),
+        )
+        leads = at_centre & finite & (squared > 0)
+        state = ascent.advance(
+            carry.ascent,
+            jnp.where(finite, value, -jnp.inf),
+            direction,
+            radius=operands.radius,
+            interval=jnp.asarray(ascent.intervals(self.steps))[step],
+            begin=begin,
+            first=objective.select(leads, direction, anywhere),
+        )
+        counts = True if operands.weights is None else operands.weights[chunk] > 0
+        highest = carry.highest[chunk]
+        higher = ~at_centre & finite & (value > highest)
+        return Carry(
+            turn=carry.turn + 1,
+            ascent=state,
+            centre=carry.centre.at[chunk].set(jnp.where(at_centre, value, carry.centre[chunk])),
+            highest=carry.highest.at[chunk].set(jnp.where(at_centre | higher, value, highest)),
+            point=None if carry.point is None else objective.select(higher, point, carry.point),
+            finite=carry.finite & (finite | ~jnp.bool_(counts)),
+        )
+
+
+class Operands(NamedTuple):
+    """What the loop reads; leaves of `chunks` are [chunks, examples, ...], `weights` those of the
+    chunks, or None for all alike."""
+
+    loss: Any
+    params: Params
+    chunks: Any
+    radius: jax.Array
+    key: jax.Array
+    weights: jax.Array | None = None
+
+
+class Carry(NamedTuple):
+    """Where the loop is: `centre` and `highest` hold losses of shape [chunks], `point` the highest
+    point of several searches in units of `T`, if it is asked for."""
+
+    turn: jax.Array
+    ascent: ascent.Ascent
+    centre: jax.Array
+    highest: jax.Array
+    point: Params
+    finite: jax.Array
+
+
+def maximize(search: Search, operands: Operands, *, keep_point: bool) -> Highest:
+    """The highest point of the ball for each chunk. Parameters are in float32 at least.
+
+    Memory in copies of the parameters: see `worst_case_sharpness`.
+    """
+    leaves = jax.tree.leaves(operands.chunks)
+    num_chunks = len(leaves[0]) if leaves else 1
+    carry = _start(search, operands.params, operands.radius, num_chunks, keep_point)
+    carry, _ = loops.iterate(search, carry, operands, max_steps=num_chunks * search.turns)
+    return _finish(search, keep_point, operands, carry)
+
+
+def random_direction(key: jax.Array, restart: jax.typing.ArrayLike, scale: Params, like: Params):
+    """Uniform over directions in units of `T`, and zero where `T` is: there is nowhere to go.
+
+    The same for every chunk, so that the mean over chunks is that of separate calls.
+    """
+    direction = tree.random_normal(jax.random.fold_in(key, restart), like)
+    direction = jax.tree.map(lambda t, x: jnp.where(t == 0, 0, x), scale, direction)
+    return perturbation.ascent(direction, direction, rho=1.0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _start(search, params, radius, num_chunks, keep_point) -> Carry:
+    return Carry(
+        turn=jnp.int32(0),
+        ascent=ascent.init(params, radius),
+        centre=jnp.zeros(num_chunks, radius.dtype),
+        highest=jnp.zeros(num_chunks, radius.dtype),
+        point=tree.zeros_like(params) if keep_point and search.restarts > 1 else None,
+        finite=jnp.bool_(True),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _finish(search, keep_point, operands: Operands, carry: Carry) -> Highest:
+    e, radius, weights = None, operands.radius, operands.weights
+    if keep_point:
+        point, last = carry.point, carry.ascent
+        if point is None:  # there was one search
+            point = jax.tree.map(
+                lambda u: jnp.where(last.best_value > carry.centre[0], u, 0), last.best_point
+            )
+        e = perturbation.from_unit(point, search.scaling(operands.params))
+
+    def mean(x):
+        if weights is None:
+            return jnp.mean(x)
+        w = weights.astype(x.dtype)
+        return jnp.sum(jnp.where(w > 0, w * x, 0)) / jnp.sum(w)
+
+    # A radius that was traced could not be checked. At 0 the value is 0 by more than luck.
+    factor = jnp.where(radius > 0, 1.0, jnp.where(radius == 0, 0.0, jnp.nan))
+    return Highest(
+        rise=mean(carry.highest - carry.centre) * factor.astype(radius.dtype),
+        loss=mean(carry.centre),
+        perturbation=e,
+        finite=carry.finite,
+    )

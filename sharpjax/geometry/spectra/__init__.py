@@ -1,0 +1,1 @@
+"""Densities of eigenvalues and log-determinants, by quadrature."""

@@ -1,0 +1,380 @@
+"""The density of the eigenvalues, with bands."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sharpjax import tree
+from sharpjax.errors import UserError, whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry.eigenpairs.result import Eigenpairs
+from sharpjax.geometry.lanczos import units
+from sharpjax.geometry.loss.assumptions import solver
+from sharpjax.geometry.operators.algebra import Operator
+from sharpjax.geometry.operators.arguments import check_key, check_operator
+from sharpjax.geometry.spectra import quadrature
+from sharpjax.geometry.status import Status, tells_unknown
+
+Params = Any
+
+_MIN_PROBES = 2
+_GRID = 128  # points at which the error is looked at while probing
+_WIDTHS = 100  # default kernels in the range of the nodes
+_CHUNK = 64  # points of a grid at a time: memory
+
+
+class Curve(NamedTuple):
+    """A function on a grid, and its standard error; both like the grid."""
+
+    value: jax.Array
+    standard_error: jax.Array
+
+
+class Density(NamedTuple):
+    """A spectrum as nodes with weights, and some eigenvalues known by themselves.
+
+    Attributes:
+        nodes, weights: (N, m), N probes of m products; weights are of sum 1 for each probe, and 0
+            where nothing was probed.
+        residuals: (N, m): an eigenvalue lies this near to the node.
+        atoms: (k,), eigenvalues known by themselves, each a share `1 / size` of the spectrum; NaN
+            where one had not converged, and is among the others.
+        size: the number of eigenvalues.
+        num_probes, num_products: int32.
+        status: `Status`, int32.
+    """
+
+    nodes: jax.Array
+    weights: jax.Array
+    residuals: jax.Array
+    atoms: jax.Array
+    size: jax.Array
+    num_probes: jax.Array
+    num_products: jax.Array
+    status: jax.Array
+
+    def width(self) -> jax.Array:
+        """The default width of the kernel: a hundredth of the range of the nodes."""
+        return _width(_probed(self))
+
+    def grid(
+        self,
+        num_points: int = 512,
+        *,
+        sigma: float | jax.Array | None = None,
+        atoms: bool = True,
+    ) -> jax.Array:
+        """(num_points,) that cover nodes and atoms, and four widths of the kernel beyond each end.
+
+        Args:
+            num_points: how many.
+            sigma: as in `evaluate`.
+            atoms: as in `evaluate`; False covers the nodes alone.
+        """
+        low, high = quadrature.extent(_probed(self))
+        if atoms:
+            known = ~jnp.isnan(self.atoms)
+            low = jnp.minimum(low, jnp.min(self.atoms, where=known, initial=jnp.inf))
+            high = jnp.maximum(high, jnp.max(self.atoms, where=known, initial=-jnp.inf))
+        margin = 4 * (self.width() if sigma is None else sigma)
+        return jnp.linspace(low - margin, high + margin, num_points)
+
+    def evaluate(
+        self,
+        grid: jax.typing.ArrayLike,
+        sigma: float | jax.Array | None = None,
+        *,
+        atoms: bool = True,
+    ) -> Curve:
+        """The density `1/n sum_i g(x - lambda_i)`, smoothed by a normal kernel g; integral 1.
+
+        `size` times it is a count of eigenvalues per unit.
+
+        Args:
+            grid: any shape.
+            sigma: standard deviation of the kernel; default `width()`.
+            atoms: False leaves out the eigenvalues known by themselves, for pictures that draw
+                them so; the integral is then less than 1.
+
+        Returns:
+            The density and its standard error, which is that of the probes alone. It leaves out the
+            bias of the kernel (it widens what is narrower than sigma) and that of the quadrature (m
+            products give m nodes: with a sigma below their distance the density is a row of
+            spikes, and once values have converged rounding decides where these lie).
+        """
+        sigma = self.width() if sigma is None else sigma
+        return _evaluate(_normal_density, atoms, self, grid, sigma)
+
+    def cumulative(self, grid: jax.typing.ArrayLike, sigma: float | jax.Array = 0.0) -> Curve:
+        """The share of eigenvalues up to x, atoms included; sigma as in `evaluate`, or 0."""
+        return _evaluate(_normal_share, True, self, grid, sigma)
+
+    def trace_of(self, fn: Callable[[jax.Array], jax.Array]) -> Estimate:
+        """`tr f(A)`, for an elementwise f: exact quadrature for polynomials of degree < 2 m.
+
+        The standard error comes from the nodes, and is not less than that which one eigenvalue at
+        the node furthest from the mean has by itself, `sqrt(2 / N) |f(theta) - mean|`: where one
+        eigenvalue dominates, the nodes of a few probes do not tell how large it is (nominally .95,
+        they covered in .76 of runs for one probe and .89 for four; so it is .99 and more).
+
+        >>> from sharpjax.geometry import hessian
+        >>> def loss(w, batch):
+        ...     return jnp.mean(batch) * jnp.sum(jnp.array([1.0, 2.0, 3.0]) * w**2) / 2
+        >>> operator = hessian(loss, jnp.ones(3), jnp.ones(8))
+        >>> found = spectral_density(operator, key=jax.random.key(0), num_probes=512)
+        >>> squares = found.trace_of(jnp.square)
+        >>> bool(abs(squares.value - 14) < 3 * squares.standard_error < 1)
+        True
+        """
+        probed = _probed(self)
+        values = fn(self.nodes)
+        mean, error = quadrature.mean_and_error(probed, values)
+        error = jnp.maximum(probed.dimension * error, quadrature.least_error(probed, values, mean))
+        known = jnp.where(jnp.isnan(self.atoms), 0, fn(self.atoms))
+        value = probed.dimension * mean + jnp.sum(known)
+        return Estimate(value, error, self.num_products)
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`trace`, and `frobenius`, the root of the sum of the squared eigenvalues."""
+        unit = units.known(units.power_of_two((self.nodes, jnp.nan_to_num(self.atoms))))
+        squares = self.trace_of(lambda x: jnp.square(x / unit))
+        root = jnp.sqrt(squares.value)
+        error = squares.standard_error / jnp.where(root > 0, 2 * root, 1)
+        return {
+            "trace": self.trace_of(_identity),
+            "frobenius": Estimate(root * unit, error * unit, self.num_products),
+        }
+
+
+@solver
+def spectral_density(
+    operator: Operator,
+    *,
+    key: jax.Array,
+    num_steps: int = 64,
+    num_probes: int = 4,
+    relative_error: float | jax.Array | None = None,
+    atoms: Eigenpairs | None = None,
+    probes_per_product: int = 1,
+) -> Density:
+    """The density of the eigenvalues of an operator, by stochastic Lanczos quadrature.
+
+    Each probe is a uniform direction u and a Lanczos process at it of m products, whose Ritz values
+    and weights stand for the spectrum: `u' f(A) u = sum_k w_k f(theta_k)`, with mean
+    `tr f(A) / n`. The standard error comes from the same nodes, by the variance
+    `2 / (n + 2) (tr f(A)^2 / n - (tr f(A) / n)^2)` of one probe. On a network (n = 1e6) one probe
+    gives the bulk to a part in a thousand; several are for what is rare, such as eigenvalues far
+    from the bulk, or for small n.
+
+    With `atoms` the eigenvalues that are known are taken out of the probes (they are drawn in the
+    complement of the vectors) and added as they are: they cost no variance, and the rest is
+    resolved on its own scale.
+
+    Cost: `num_steps * num_probes` products, fewer where a probe exhausts its space. Memory: three
+    vectors for each of `probes_per_product`, and those of `atoms`. No basis is stored, and nothing
+    is reorthogonalised: the density is the same without, up to rounding. On CPU, do not call it
+    inside your own jit if the loss convolves (`sharpjax.loops`).
+
+    Args:
+        operator: symmetric, such as `hessian(loss, params, batch)`.
+        key: for the probes; probe i depends on it and on i alone.
+        num_steps: m, products for each probe.
+        num_probes: probes at the most.
+        relative_error: stop where the standard error of the density, integrated, is at most this
+            share of its integral, at the default width of the kernel; looked at after each probe,
+            from the second on. Where it is not reached, `status` is `NOT_CONVERGED`.
+        atoms: eigenvalues with vectors, as `top_eigenpairs` returns them; those that have not
+            converged are ignored.
+        probes_per_product: probes that share one vmapped product; divides `num_probes`. On
+            accelerators small products are bound by launches, and more than 1 pays; on CPU it does
+            not.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    References: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017; Ghorbani, Krishnan and
+    Xiao, arXiv 1901.10159.
+
+    >>> from sharpjax.geometry import hessian
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(jnp.arange(-500.0, 500.0) * w**2) / 2
+    >>> operator = hessian(loss, jnp.ones(1000), jnp.ones(8))
+    >>> found = spectral_density(operator, key=jax.random.key(0))
+    >>> half = found.cumulative(jnp.float32(0))
+    >>> bool(abs(half.value - 0.5) < 3 * half.standard_error), int(found.num_products)
+    (True, 256)
+    """
+    caller = "spectral_density"
+    check_operator(caller, operator)
+    num_steps = whole_number(caller, "num_steps", num_steps)
+    num_probes = whole_number(caller, "num_probes", num_probes)
+    width = whole_number(caller, "probes_per_product", probes_per_product)
+    if num_probes % width:
+        raise UserError(
+            f"{caller}: probes_per_product={width} does not divide num_probes={num_probes}."
+        )
+    check_error(caller, "relative_error", relative_error)
+    key = check_key(caller, key)
+    check_atoms(caller, operator, atoms)
+    frame, values = (None, None) if atoms is None else keep_converged(atoms)
+    probed = quadrature.run(
+        *(operator, key),
+        num_steps=num_steps,
+        num_probes=num_probes,
+        probes_per_product=width,
+        frame=frame,
+        criterion=None if relative_error is None else _is_within,
+        targets=() if relative_error is None else jnp.asarray(relative_error),
+    )
+    return from_probes(relative_error is not None, tree.size(operator.like), probed, values)
+
+
+def check_error(caller: str, name: str, error) -> None:
+    """Refuses what is neither a target for an error nor None.
+
+    Raises:
+        UserError: names `caller` and the argument.
+    """
+    if error is None or isinstance(error, Tracer):
+        return
+    is_number = isinstance(error, int | float) or hasattr(error, "dtype")
+    if not is_number or jnp.ndim(error) != 0 or not 0 <= error < math.inf:
+        raise UserError(f"{caller}: {name} must be a number >= 0 or None, got {error}.")
+
+
+def check_atoms(caller: str, operator: Operator, atoms: Eigenpairs | None) -> None:
+    """Refuses eigenpairs that cannot be taken out of the probes.
+
+    Raises:
+        UserError: names `caller`.
+    """
+    if atoms is None:
+        return
+    if not isinstance(atoms, Eigenpairs) or atoms.vectors is None:
+        raise UserError(
+            f"{caller}: atoms must be eigenpairs with their vectors, such as "
+            f"top_eigenpairs(operator, key=key, k=10); got "
+            f"{type(atoms).__name__}{' without vectors' * isinstance(atoms, Eigenpairs)}."
+        )
+    first = jax.eval_shape(functools.partial(tree.index, i=0), atoms.vectors)
+    like = jax.eval_shape(tree.widen, operator.like)
+    tree.check_same_structure(caller, "atoms.vectors[0]", first, like)
+    if len(atoms.values) >= tree.size(like):
+        raise UserError(
+            f"{caller}: atoms hold {len(atoms.values)} of {tree.size(like)} eigenvalues; there is "
+            f"nothing left to probe."
+        )
+
+
+@tells_unknown
+@jax.jit
+def keep_converged(atoms: Eigenpairs) -> tuple[Params, jax.Array]:
+    """Vectors and values; zeros and NaN where one has not converged."""
+    ok = atoms.converged
+
+    def leaf(v):
+        return jnp.where(ok.reshape(-1, *(1,) * (v.ndim - 1)), v, 0)
+
+    return jax.tree.map(leaf, atoms.vectors), jnp.where(ok, atoms.values, jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames=("has_target", "size"))
+def from_probes(
+    has_target: bool, size: int, probed: quadrature.Probed, values: jax.Array | None
+) -> Density:
+    """The density that probes have seen beside eigenvalues known by themselves, NaN for none."""
+    met = probed.met if has_target else probed.finite
+    met &= units.has_digits(units.power_of_two(probed.nodes))
+    status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
+    status = jnp.where(probed.finite, status, Status.NON_FINITE)
+    # A probe that met a NaN tells nothing.
+    nodes = jnp.where(probed.finite, probed.nodes, jnp.nan)
+    zero = jnp.zeros_like(probed.dimension)
+    return Density(
+        nodes=nodes,
+        weights=probed.weights,
+        residuals=probed.residuals,
+        atoms=jnp.full(0, zero) if values is None else values,
+        size=zero + float(size),
+        num_probes=probed.num_probes,
+        num_products=probed.num_products,
+        status=status.astype(jnp.int32),
+    )
+
+
+def _probed(density: Density) -> quadrature.Probed:
+    known = jnp.sum(~jnp.isnan(density.atoms)).astype(density.size.dtype)
+    return quadrature.Probed(
+        nodes=density.nodes,
+        weights=density.weights,
+        residuals=density.residuals,
+        alpha=density.nodes,
+        beta=density.nodes,
+        dimension=density.size - known,
+        num_probes=density.num_probes,
+        num_products=density.num_products,
+        finite=density.status != Status.NON_FINITE,
+        met=density.status == Status.OK,
+    )
+
+
+def _width(probed: quadrature.Probed) -> jax.Array:
+    low, high = quadrature.extent(probed)
+    size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    # A spectrum of one point has no range: then of its size, and 1 for zero.
+    narrow = high - low <= 1e-5 * size
+    span = jnp.where(narrow, jnp.where(size > 0, size, 1), high - low)
+    return span / _WIDTHS
+
+
+def _is_within(probed: quadrature.Probed, relative_error) -> jax.Array:
+    sigma = _width(probed)
+    low, high = quadrature.extent(probed)
+    unit = jnp.linspace(0, 1, _GRID, dtype=sigma.dtype)
+    grid = low - 4 * sigma + unit * (high - low + 8 * sigma)
+
+    def error(x):
+        values = _normal_density(x - probed.nodes, sigma)
+        return quadrature.mean_and_error(probed, values)[1]
+
+    total = jnp.mean(jax.lax.map(error, grid, batch_size=16)) * (high - low + 8 * sigma)
+    enough = probed.num_probes >= _MIN_PROBES
+    return enough & (total <= relative_error.astype(total.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("kernel", "atoms"))
+def _evaluate(kernel, atoms, density: Density, grid, sigma) -> Curve:
+    probed = _probed(density)
+    sigma = jnp.asarray(sigma, density.nodes.dtype)
+    share = probed.dimension / density.size
+
+    def at(x):
+        mean, error = quadrature.mean_and_error(probed, kernel(x - density.nodes, sigma))
+        value = share * mean
+        if atoms:
+            known = jnp.where(jnp.isnan(density.atoms), 0, kernel(x - density.atoms, sigma))
+            value = value + jnp.sum(known) / density.size
+        return Curve(value, share * error)
+
+    grid = jnp.asarray(grid, density.nodes.dtype)
+    points = jnp.ravel(grid)
+    found = jax.lax.map(at, points, batch_size=min(_CHUNK, max(1, points.size)))
+    return jax.tree.map(lambda y: y.reshape(grid.shape), found)
+
+
+def _normal_density(distance, sigma):
+    return jnp.exp(-jnp.square(distance / sigma) / 2) / (sigma * math.sqrt(2 * math.pi))
+
+
+def _normal_share(distance, sigma):
+    soft = jax.scipy.special.ndtr(distance / jnp.where(sigma > 0, sigma, 1))
+    return jnp.where(sigma > 0, soft, (distance >= 0).astype(distance.dtype))
+
+
+def _identity(x):
+    return x

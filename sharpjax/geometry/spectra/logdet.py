@@ -1,0 +1,224 @@
+"""The log-determinant of a positive operator."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.errors import whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry.lanczos import krylov, recurrence
+from sharpjax.geometry.loss.assumptions import solver
+from sharpjax.geometry.operators.algebra import Operator
+from sharpjax.geometry.operators.arguments import check_key, check_operator
+from sharpjax.geometry.spectra import quadrature
+from sharpjax.geometry.spectra.density import check_error
+from sharpjax.geometry.status import Status, tells_unknown
+
+_MIN_PROBES = 4
+_SLOWEST = 0.9  # ratio of one difference to the one before, at the most
+
+
+class LogDeterminant(NamedTuple):
+    """An estimate of `log det A`.
+
+    Attributes:
+        value: the estimate; NaN where A is not positive, or singular in this precision.
+        standard_error: that of the probes.
+        num_evaluations: int32, products.
+        quadrature_error: how far the m products of a probe are from having seen its spectrum, as
+            far as their own convergence tells; the standard error knows nothing of it. With too few
+            products the value is too large.
+        smallest, smallest_residual: the smallest Ritz value, and how near an eigenvalue lies.
+        status: `Status`, int32. `NOT_POSITIVE`: A is not positive, or singular in this precision:
+            an eigenvalue lies below the noise of the products. `NOT_CONVERGED`: it may not be
+            positive, as far as the smallest Ritz value less its residual tells; or the errors are
+            larger than was asked for.
+    """
+
+    value: jax.Array
+    standard_error: jax.Array
+    num_evaluations: jax.Array
+    quadrature_error: jax.Array
+    smallest: jax.Array
+    smallest_residual: jax.Array
+    status: jax.Array
+
+    @tells_unknown
+    def estimates(self) -> dict[str, Estimate]:
+        """The estimate, as `logdet`; its quadrature error, as exact as it is."""
+        count = self.num_evaluations
+        bias = Estimate(self.quadrature_error, jnp.full_like(self.quadrature_error, jnp.nan), count)
+        return {
+            "logdet": Estimate(self.value, self.standard_error, count),
+            "logdet_quadrature_error": bias,
+        }
+
+
+@solver
+def logdet(
+    operator: Operator,
+    *,
+    key: jax.Array,
+    num_steps: int = 64,
+    relative_error: float | jax.Array | None = None,
+    absolute_error: float | jax.Array | None = None,
+    max_probes: int = 8,
+) -> LogDeterminant:
+    """The log-determinant of a positive operator, such as `hessian(loss, params, batch) + 0.1`.
+
+    `log det A = tr log A`, by stochastic Lanczos quadrature: N uniform directions u, a Lanczos
+    process of m products at each. The variance of one is `2 n / (n + 2)` times that of the
+    logarithms of the eigenvalues, times n, so a factor on A adds `n log factor` and no error.
+
+    That A is positive is checked in the same run: the smallest Ritz value less its residual must
+    lie above the noise of the products, which in float32 is 6e-6 of the largest eigenvalue. Where
+    it does not, `status` says so. Where the smallest Ritz value itself does not, the logarithms of
+    the smallest eigenvalues are noise, and the value is NaN: damping helps, more products do not.
+
+    Cost: `num_steps` products for each probe. Memory: three vectors. The number of products that
+    it takes grows as the root of the condition number: `quadrature_error` tells whether they were
+    enough. On CPU, do not call it inside your own jit if the loss convolves (`sharpjax.loops`).
+
+    Args:
+        operator: symmetric and positive: a Gauss-Newton operator, or a Hessian at a minimum, with a
+            damping added.
+        key: for the probes.
+        num_steps: m, at least 4.
+        relative_error: stop where the standard error is at most this share of the value.
+        absolute_error: or at most this. Without either, `max_probes` are used. A value near zero
+            never meets a relative error.
+        max_probes: at the most, at least 4.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    References: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017.
+
+    >>> from sharpjax.geometry import hessian
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(jnp.arange(1000.0) * w**2) / 2
+    >>> operator = hessian(loss, jnp.ones(1000), jnp.ones(8)) + 10.0
+    >>> found = logdet(operator, key=jax.random.key(0))
+    >>> truth = jnp.sum(jnp.log(jnp.arange(1000.0) + 10))
+    >>> bool(abs(found.value - truth) < 3 * found.standard_error), int(found.status)
+    (True, 0)
+    """
+    check_operator("logdet", operator)
+    num_steps = whole_number("logdet", "num_steps", num_steps, least=4)
+    max_probes = whole_number("logdet", "max_probes", max_probes, least=_MIN_PROBES)
+    check_error("logdet", "relative_error", relative_error)
+    check_error("logdet", "absolute_error", absolute_error)
+    key = check_key("logdet", key)
+    has_target = relative_error is not None or absolute_error is not None
+    targets = tuple(jnp.asarray(0.0 if e is None else e) for e in (relative_error, absolute_error))
+    probed = quadrature.run(
+        *(operator, key),
+        num_steps=num_steps,
+        num_probes=max_probes,
+        criterion=_is_within if has_target else None,
+        targets=targets,
+    )
+    return from_probes(has_target, tree.size(operator.like), probed, None, 0.0, targets)
+
+
+@tells_unknown
+@functools.partial(jax.jit, static_argnames=("has_target", "size"))
+def from_probes(
+    has_target: bool,
+    size: int,
+    probed: quadrature.Probed,
+    atoms: jax.Array | None,
+    damping: jax.typing.ArrayLike,
+    targets: tuple[jax.Array, jax.Array],
+) -> LogDeterminant:
+    """The log-determinant of `A + damping` from probes of A.
+
+    Args:
+        has_target: whether `targets` are to be met.
+        size: number of eigenvalues.
+        probed: in the complement of the vectors of `atoms`.
+        atoms: eigenvalues known by themselves; NaN for none.
+        damping: what is added.
+        targets: errors asked for, relative and absolute.
+    """
+    damping = jnp.asarray(damping, probed.nodes.dtype)
+    known = jnp.zeros_like(damping, shape=0) if atoms is None else atoms
+    is_known = ~jnp.isnan(known)
+    logs = jnp.sum(jnp.where(is_known, _log(jnp.where(is_known, known, 0) + damping), 0))
+    mean, error = quadrature.mean_and_error(probed, _log(probed.nodes + damping))
+    value, error = probed.dimension * mean + logs, probed.dimension * error
+    error = jnp.maximum(error, quadrature.least_error(probed, _log(probed.nodes + damping), mean))
+
+    smallest, residual = quadrature.lowest(probed)
+    smallest = smallest + damping
+    largest = jnp.max(jnp.where(probed.weights > 0, jnp.abs(probed.nodes), 0))
+    largest = jnp.maximum(largest, jnp.max(jnp.where(is_known, jnp.abs(known), 0), initial=0))
+    noise = 10 * krylov.noise(probed.nodes.dtype) * (largest + jnp.abs(damping))
+    bias = probed.dimension * _bias(probed, damping)
+
+    # What is no larger than the noise of products may as well be zero, or below it.
+    negative = smallest <= noise
+    sure = smallest - residual > noise
+    asked = jnp.maximum(targets[0] * jnp.abs(value), targets[1]) if has_target else 2 * error
+    met = sure & (bias <= jnp.maximum(asked, 1e-6 * jnp.abs(value)))
+    met &= (error <= asked) if has_target else True
+    status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
+    status = jnp.where(negative, Status.NOT_POSITIVE, status)
+    status = jnp.where(probed.finite, status, Status.NON_FINITE)
+    good = probed.finite & ~negative
+    return LogDeterminant(
+        value=jnp.where(good, value, jnp.nan),
+        standard_error=jnp.where(good, error, jnp.nan),
+        num_evaluations=probed.num_products,
+        quadrature_error=jnp.where(good, bias, jnp.nan),
+        smallest=smallest,
+        smallest_residual=residual,
+        status=status.astype(jnp.int32),
+    )
+
+
+def _log(x):
+    return jnp.log(x)  # NaN below 0 is meant
+
+
+def _bias(probed: quadrature.Probed, damping) -> jax.Array:
+    """Gauss quadrature converges geometrically: what is to come, from the last two differences."""
+    steps = probed.nodes.shape[1]
+    half, most = (_shorter_mean(probed, damping, n) for n in (steps // 2, 3 * steps // 4))
+    whole, _ = quadrature.mean_and_error(probed, _log(probed.nodes + damping))
+    before, now = jnp.abs(most - half), jnp.abs(whole - most)
+    ratio = jnp.where(before > 0, now / jnp.where(before > 0, before, 1), 0)
+    ratio = jnp.minimum(ratio, _SLOWEST)
+    return now * ratio / (1 - ratio)
+
+
+def _shorter_mean(probed: quadrature.Probed, damping, steps: int) -> jax.Array:
+    """The mean by the first `steps` products of each probe."""
+
+    def one(alpha, beta):
+        part = recurrence.Recurrence(
+            *(None, None, jnp.ones_like(probed.dimension), alpha[:steps], beta[:steps]),
+            scale=probed.dimension,
+            leak=probed.dimension,
+            num_products=jnp.int32(steps),
+            finite=probed.finite,
+            invariant=~probed.finite,
+        )
+        nodes, vectors = krylov.ritz(part)
+        return nodes, jnp.square(vectors[0])
+
+    nodes, weights = jax.vmap(one)(probed.alpha, probed.beta)
+    used = jnp.arange(len(nodes), dtype=jnp.int32) < probed.num_probes
+    weights = jnp.where(jnp.expand_dims(used, 1), weights, 0)
+    shorter = probed._replace(nodes=nodes, weights=weights)
+    return quadrature.mean_and_error(shorter, _log(nodes + damping))[0]
+
+
+def _is_within(probed: quadrature.Probed, targets) -> jax.Array:
+    relative, absolute = (t.astype(probed.nodes.dtype) for t in targets)
+    mean, error = quadrature.mean_and_error(probed, _log(probed.nodes))
+    within = error <= jnp.maximum(relative * jnp.abs(mean), absolute / probed.dimension)
+    return (probed.num_probes >= _MIN_PROBES) & within
