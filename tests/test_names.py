@@ -23,7 +23,7 @@ GENERAL = [
 ]
 # Words of the field, or of the language, that a study also has for a name: where, and which.
 WORDS = {
-    ("geometry/objective.py", "sharpness"),  # what is measured
+    ("geometry/loss/objective.py", "sharpness"),  # what is measured
     ("optim/__init__.py", "sam"),  # an optimiser
     ("optim/factory.py", "sgd"),
     ("optim/settings.py", "sgd"),

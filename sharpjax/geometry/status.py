@@ -85,8 +85,8 @@ def check(result: Result) -> Result:
     Raises:
         NotOk: a `RuntimeError`, where the status of the result, or of one lane, is not `OK`.
 
-    >>> from sharpjax.geometry import sharpness
-    >>> found = sharpness.sam_sharpness(lambda w, _: w * w, jax.numpy.float32(1), None, rho=0.5)
+    >>> from sharpjax.geometry import sam_sharpness
+    >>> found = sam_sharpness(lambda w, _: w * w, jax.numpy.float32(1), None, rho=0.5)
     >>> check(found).value
     Array(1.25, dtype=float32)
     """
