@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from sharpjax.geometry import Status, hessian
+from sharpjax.geometry import Status, diagonal, frobenius, hessian, logdet, trace
 from sharpjax.geometry import top_eigenpairs as top
 
 SIZE, LEVELS = 120, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -135,3 +135,45 @@ def test_a_loss_with_cancellation_is_not_certified_beyond_its_noise(options, fac
         off = distances(found, np.r_[np.arange(5.0)])
         assert (off <= found.value_errors).all()
         assert (~found.converged | (off <= 1e-2 * np.abs(found.values))).all()
+
+
+# Sums over the spectrum. Of 24 parameters the basis soon is the whole space: nothing is left to
+# probe, and the noise of the products is all there is of an error.
+
+FEW, RUNS = 24, 300
+NARROW = np.random.default_rng(0).uniform(-0.02, 0.02, FEW - 1)
+SUMS = np.stack([np.r_[1.0, NARROW], 0.7 ** np.arange(FEW), np.linspace(0.5, 1, FEW), np.ones(FEW)])
+SUMS = SUMS.astype(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "solve, spectra, truth",
+    [
+        (trace, SUMS, lambda x: x.sum(1)),
+        (frobenius, SUMS, lambda x: np.sqrt(np.square(x).sum(1))),
+        (diagonal, SUMS, lambda x: np.sqrt(np.square(x).sum(1))),
+        (logdet, SUMS[2:], lambda x: np.log(x).sum(1)),
+    ],
+    ids=["trace", "frobenius", "diagonal", "logdet"],
+)
+def test_the_noise_of_products_is_in_the_standard_errors(solve, spectra, truth):
+    """1.96 of them cover in .9 of runs, less three standard deviations of a mean of 300."""
+    levels = jnp.asarray([0.0, 1e-6, 1e-4, 1e-2], jnp.float32)
+    keys = jax.random.split(jax.random.key(1), RUNS)
+
+    def one(values, level, key):
+        found = solve(Noisy(values, level, _anywhere), key=key)
+        if solve is diagonal:
+            return jnp.linalg.norm(found.value - values), found.error, found.status == Status.OK
+        return found.value, found.standard_error, found.status == Status.OK
+
+    over_keys = jax.vmap(one, (None, None, 0))
+    over_levels = jax.vmap(over_keys, (None, 0, None))
+    runs = jax.jit(jax.vmap(over_levels, (0, None, None)))(
+        jnp.asarray(spectra, jnp.float32), levels, keys
+    )
+    values, errors, good = jax.device_get(runs)
+    right = 0 if solve is diagonal else truth(spectra)[:, None, None]
+    covers = np.abs(values - right) <= 1.96 * errors
+    assert good.mean() > 0.9
+    assert covers.mean(2).min() > 0.9 - 3 * (0.9 * 0.1 / RUNS) ** 0.5, covers.mean(2)

@@ -9,6 +9,10 @@ How far it is worth to grow is not known beforehand (Persson, Cortinovis and Kre
 2109.10659). A few probes taken first tell, and no product is lost on it: the products `P A P z`
 follow from `A z` and from `q`, `P A q` of each new vector alone, so `|P A P|_F` is seen at each
 step, and these probes serve in the estimate of a trace, too.
+
+They also tell how exact the exact part is. Products with noise, `A v + e(v)`, are those of no
+symmetric matrix, and for a normal z that e does not know `E (z'(A q + e) - q'A z)^2 = |e|^2`, in
+whichever direction e lies: no product is taken for it.
 """
 
 import dataclasses
@@ -118,13 +122,18 @@ class GrowStep:
     def absorb(self, state: Growth, product: Params) -> Growth:
         space, q, b = state.space.absorb(product)
 
+        overlap = tree.vdot(q, b)
+
         def deflate(sums, pilot):
-            product = _deflate(q, b, *pilot)
-            return self.statistic.add(sums, pilot[0], product), product
+            product, asymmetry = _deflate(q, b, overlap, *pilot)
+            return self.statistic.add(sums, pilot[0], product), (product, jnp.square(asymmetry))
 
         _, none = self.statistic.begin(tree.zeros_like(q))
-        sums, products = jax.lax.scan(deflate, none, (state.probes, state.products))
-        exact = self.statistic.deflate(state.exact, q, b)
+        sums, seen = jax.lax.scan(deflate, none, (state.probes, state.products))
+        products, squares = seen
+        # By two less than their number: the variance of what so few of them tell the size of.
+        noise = jnp.sum(squares) / (_PILOTS - 2)
+        exact = self.statistic.deflate(state.exact, q, b, noise)
         state = state._replace(space=space, products=products, exact=exact, sums=sums)
         return judge(self.statistic, state)
 
@@ -155,10 +164,13 @@ def _is_done(state: Growth) -> jax.Array:
     return state.done
 
 
-def _deflate(q, b, probe, product):
-    """`(I - qq') B (I - qq') z` from `B z`, where `b = B q`."""
-    product = tree.add_scaled(product, -tree.vdot(q, probe), b)
-    return tree.add_scaled(product, -tree.vdot(q, product), q)
+def _deflate(q, b, overlap, probe, product):
+    """`(I - qq') B (I - qq') z` from `B z`, where `b = B q`, and `z'b - q'B z`."""
+    part = tree.vdot(q, probe)
+    product = tree.add_scaled(product, -part, b)
+    along = tree.vdot(q, product)
+    asymmetry = tree.vdot(probe, b) - part * overlap - along
+    return tree.add_scaled(product, -along, q), asymmetry
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

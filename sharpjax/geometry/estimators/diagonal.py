@@ -69,12 +69,12 @@ def diagonal(
 
     `A_ii = E z_i (A z)_i` for signs `z`, and the variance of one probe is `sum_(j != i) A_ij^2`. A
     part of the operator that is known on a small basis Q is exact, and probes are of the rest `P A
-    P`, `P = I - QQ'`, as in `trace`. The errors are those of a mean, from the spread of the values:
-    16 probes at least are taken, and one entry by itself is covered a little less often than
-    nominal by then.
+    P`, `P = I - QQ'`, as in `trace`. The errors are those of a mean, from the spread of the values,
+    and of the noise of products, as there: 16 probes at least are taken, and one entry by itself is
+    covered a little less often than nominal by then.
 
     Cost: one product per probe and, with "deflated", per vector of the basis; two for each of these
-    with the others. Memory: five vectors and the basis; with "xdiag" `1.5 max_probes` vectors.
+    with the others. Memory: six vectors and the basis; with "xdiag" `1.5 max_probes` vectors.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
@@ -131,7 +131,7 @@ def diagonal(
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalStatistic:
-    """`exact`, and sums of `z (Bz)` and its square, entry by entry: trees like a vector."""
+    """`exact` with its variance, and sums of `z (Bz)` and its square: trees like a vector."""
 
     least: int = _LEAST
 
@@ -139,18 +139,22 @@ class DiagonalStatistic:
         return tree.random_rademacher(key, like)
 
     def begin(self, like: Params) -> tuple[Any, Any]:
-        return like, (like, like)
+        return (like, like), (like, like)
 
     def add(self, sums: Any, probe: Params, product: Params) -> Any:
         values = jax.tree.map(jnp.multiply, probe, product)
         add = functools.partial(jax.tree.map, jnp.add)
         return add(sums[0], values), add(sums[1], jax.tree.map(jnp.square, values))
 
-    def deflate(self, exact: Any, q: Params, b: Params) -> Any:
-        overlap = tree.vdot(q, b)
-        return jax.tree.map(
-            lambda d, q, b: d + 2 * q * b - overlap.astype(d.dtype) * jnp.square(q), exact, q, b
+    def deflate(self, exact: Any, q: Params, b: Params, noise: jax.Array) -> Any:
+        value, variance = exact
+        overlap, squares = tree.vdot(q, b), jax.tree.map(jnp.square, q)
+        value = jax.tree.map(
+            lambda d, q, b, s: d + 2 * q * b - overlap.astype(d.dtype) * s, value, q, b, squares
         )
+        variance = tree.add_scaled(variance, noise, squares)
+        rounded = jax.tree.map(hutchinson.rounding, value)
+        return value, jax.tree.map(jnp.add, variance, rounded)
 
     def estimate(self, exact: Any, sums: Any, count: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, variance = self.entries(exact, sums, count)
@@ -163,12 +167,12 @@ class DiagonalStatistic:
         def value(d, s):
             return d + s / count.astype(s.dtype)
 
-        def variance(s, square):
+        def variance(known, s, square):
             number = count.astype(s.dtype)
             spread = jnp.maximum(square - jnp.square(s) / number, 0)
-            return spread / (number * jnp.maximum(number - 1, 1))
+            return known + spread / (number * jnp.maximum(number - 1, 1))
 
-        return jax.tree.map(value, exact, sums[0]), jax.tree.map(variance, *sums)
+        return jax.tree.map(value, exact[0], sums[0]), jax.tree.map(variance, exact[1], *sums)
 
 
 def sum_of_entries(a: Params) -> jax.Array:
@@ -181,6 +185,9 @@ def _finish(method, to_accuracy, state: hutchinson.Probing, steps) -> Diagonal:
     statistic = DiagonalStatistic()
     value, variance = statistic.entries(state.exact, state.sums, state.count)
     norm, error = statistic.estimate(state.exact, state.sums, state.count)
+    # Where all probes agree, as on a matrix that is diagonal, they do so up to rounding.
+    variance = jax.tree.map(lambda v, x: v + hutchinson.rounding(x), variance, value)
+    error = jnp.sqrt(jnp.square(error) + hutchinson.rounding(norm))
     unit = units.known(state.unit)
     return Diagonal(
         value=tree.scale(unit, value),

@@ -44,15 +44,20 @@ class Statistic(Protocol):
 
     def add(self, sums: Any, probe: Params, product: Params) -> Any: ...
 
-    def deflate(self, exact: Any, q: Params, b: Params) -> Any:
+    def deflate(self, exact: Any, q: Params, b: Params, noise: jax.Array) -> Any:
         """`exact` after one more vector: `q`, of norm 1 and `P q = q`, with `b = P A q`.
 
-        What is left changes by `P A P - (I - qq') P A P (I - qq') = qb' + bq' - (q'b) qq'`.
+        What is left changes by `P A P - (I - qq') P A P (I - qq') = qb' + bq' - (q'b) qq'`. That
+        `b` is known to a noise whose squared norm is `noise` is part of what `exact` holds, as if
+        it lay in the worst direction, since nothing tells of that; and that sums are rounded.
         """
         ...
 
     def estimate(self, exact: Any, sums: Any, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The size of the quantity, to which relative errors refer, and its standard error."""
+        """The size of the quantity, to which relative errors refer, and its standard error.
+
+        What the noise of products adds to the error is in it: not only what is seen in the spread.
+        """
         ...
 
 
@@ -193,6 +198,11 @@ def draw(statistic: Statistic, key: jax.Array, like: Params) -> tuple[Params, ja
     key, subkey = jax.random.split(key)
     # A sum with zeros of the leaf takes its sharding, where types carry it.
     return tree.add_scaled(tree.zeros_like(like), 1.0, statistic.draw(subkey, like)), key
+
+
+def rounding(value: jax.Array) -> jax.Array:
+    """The variance of one more rounding of a sum that has come to `value`."""
+    return jnp.square(float(jnp.finfo(value.dtype).eps) * value)
 
 
 def by_leaf(a: Params, b: Params) -> jax.Array:

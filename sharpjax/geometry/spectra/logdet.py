@@ -71,7 +71,8 @@ def logdet(
 
     `log det A = tr log A`, by stochastic Lanczos quadrature: N uniform directions u, a Lanczos
     process of m products at each. The variance of one is `2 n / (n + 2)` times that of the
-    logarithms of the eigenvalues, times n, so a factor on A adds `n log factor` and no error.
+    logarithms of the eigenvalues, times n, so a factor on A adds `n log factor` and no error. Noise
+    of the products spreads the Ritz values, and so is in it; what is too small for that is added.
 
     That A is positive is checked in the same run: the smallest Ritz value less its residual must
     lie above the noise of the products, which in float32 is 6e-6 of the largest eigenvalue. Where
@@ -157,6 +158,10 @@ def from_probes(
     largest = jnp.max(jnp.where(probed.weights > 0, jnp.abs(probed.nodes), 0))
     largest = jnp.maximum(largest, jnp.max(jnp.where(is_known, jnp.abs(known), 0), initial=0))
     noise = 10 * krylov.noise(probed.nodes.dtype) * (largest + jnp.abs(damping))
+    # What is larger spreads the nodes; noise below this ends a process, and is seen nowhere else.
+    slope = jnp.sqrt(quadrature.mean_and_error(probed, 1 / jnp.square(probed.nodes + damping))[0])
+    count = probed.num_probes.astype(noise.dtype)
+    error = jnp.hypot(error, noise * slope * jnp.sqrt(probed.dimension / count))
     bias = probed.dimension * _bias(probed, damping)
 
     # What is no larger than the noise of products may as well be zero, or below it.
