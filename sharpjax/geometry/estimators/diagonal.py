@@ -185,9 +185,12 @@ def _finish(method, to_accuracy, state: hutchinson.Probing, steps) -> Diagonal:
     statistic = DiagonalStatistic()
     value, variance = statistic.entries(state.exact, state.sums, state.count)
     norm, error = statistic.estimate(state.exact, state.sums, state.count)
-    # Where all probes agree, as on a matrix that is diagonal, they do so up to rounding.
-    variance = jax.tree.map(lambda v, x: v + hutchinson.rounding(x), variance, value)
-    error = jnp.sqrt(jnp.square(error) + hutchinson.rounding(norm))
+    # Where all probes agree, as on a matrix that is diagonal, their sum is rounded as often.
+    count = state.count.astype(norm.dtype)
+    variance = jax.tree.map(
+        lambda v, x: v + count.astype(x.dtype) * hutchinson.rounding(x), variance, value
+    )
+    error = jnp.sqrt(jnp.square(error) + count * hutchinson.rounding(norm))
     unit = units.known(state.unit)
     return Diagonal(
         value=tree.scale(unit, value),
