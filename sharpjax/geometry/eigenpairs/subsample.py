@@ -14,12 +14,14 @@ from sharpjax.geometry.eigenpairs import starts
 from sharpjax.geometry.eigenpairs.convergence import Which
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.eigenpairs.top import top_eigenpairs
+from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator
 from sharpjax.geometry.operators.arguments import check_key, check_operator
 from sharpjax.geometry.operators.averaging import Averaged
 from sharpjax.geometry.operators.batches import Batch, Cut, Loader, even_counts
 
 
+@solver
 def subsample_start(
     operator: Operator,
     *,

@@ -12,7 +12,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.lanczos import units
-from sharpjax.geometry.loss.assumptions import guard
+from sharpjax.geometry.loss.assumptions import guard, renewed
 from sharpjax.geometry.loss.composed import chunk_weights
 from sharpjax.geometry.loss.finite import poison
 from sharpjax.geometry.operators.algebra import Operator
@@ -44,6 +44,7 @@ def quadratic_form(operator: Operator) -> Partial:
             f"{type(operator).__name__}. For other operators take `z'(Az)`; their traces by any "
             f"other method."
         )
+    operator = renewed("quadratic_form", operator)
     params = tree.widen(operator.params)
     size = operator.microbatch_size
     if size is None:

@@ -1,1 +1,1 @@
-"""What a loss is: its parts, what it reads, and what is checked of it before a number rests on it."""
+"""What a loss is: its parts, what it reads, and what is checked before a number rests on it."""

@@ -1,5 +1,8 @@
 """What a number rests on and nobody can see from its type: checked, and refused where it fails.
 
+Checks are made where an operator is constructed. A loss is what calling it gives now, so an
+operator that is kept is checked again whenever it is used and its loss reads something else.
+
 Outside of a trace a failed check raises. Inside the caller's own jit or vmap nothing can be raised:
 an operator then carries whether its assumptions hold, its products are NaN where they do not, and
 the status of every result is `ASSUMPTION_FAILED`.
@@ -16,9 +19,11 @@ from jax.tree_util import Partial
 
 from sharpjax import loops
 from sharpjax.errors import UserError
+from sharpjax.geometry.loss import closures
 from sharpjax.geometry.status import Status
 
 Solve = TypeVar("Solve", bound=Callable[..., Any])
+Nodes = TypeVar("Nodes")
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +36,49 @@ class Checked:
     """
 
     holds: jax.Array
+
+
+class Assuming:
+    """An operator of a loss that was checked: a frozen dataclass with these fields.
+
+    Attributes:
+        loss: callable pytree.
+        checked: whether what was assumed holds, where only a trace knows.
+        reads: what the loss read when it was checked (`closures.reads`), static; None where nothing
+            is to be checked.
+    """
+
+    loss: Any
+    checked: Checked | None
+    reads: frozenset[Any] | None
+
+    def check(self, caller: str) -> Checked | None:
+        """The checks of the constructor, in the name of a caller.
+
+        Raises:
+            UserError: one fails.
+        """
+        raise NotImplementedError
+
+
+def renewed(caller: str, operators: Nodes) -> Nodes:
+    """The same operators, those whose loss reads something else than when it was checked checked
+    again.
+
+    Cost: .02 to .07 ms for each, where nothing changed.
+
+    Args:
+        caller: for errors.
+        operators: a pytree that holds them anywhere.
+
+    Raises:
+        UserError: a check fails.
+    """
+    if not any(map(_is_stale, _assuming(operators))):
+        return operators
+    return jax.tree.map(
+        functools.partial(_renewed, caller), operators, is_leaf=lambda x: isinstance(x, Assuming)
+    )
 
 
 def require(caller: str, holds: jax.Array, message: str) -> Checked | None:
@@ -75,16 +123,40 @@ def mark(result: Any, checked: Checked | None) -> Any:
 
 
 def solver(solve: Solve) -> Solve:
-    """Marks what a solver finds of operators, its arguments, of which any carries a `Checked`."""
+    """Renews operators, its arguments, and marks what it finds where any carries a `Checked`."""
 
     @functools.wraps(solve)
     def marked(*args, **kwargs):
+        args, kwargs = renewed(solve.__name__, (args, kwargs))
         result = solve(*args, **kwargs)
         nodes = jax.tree.leaves((args, kwargs), is_leaf=lambda node: isinstance(node, Checked))
         carried = [node for node in nodes if isinstance(node, Checked)]
         return mark(result, functools.reduce(both, carried)) if carried else result
 
     return cast(Solve, marked)
+
+
+def _assuming(nodes) -> list[Assuming]:
+    leaves = jax.tree.leaves(nodes, is_leaf=lambda node: isinstance(node, Assuming))
+    return [node for node in leaves if isinstance(node, Assuming)]
+
+
+def _is_stale(operator: Assuming) -> bool:
+    return operator.reads is not None and not closures.reads(operator.loss) <= operator.reads
+
+
+def _renewed(caller, node):
+    if not isinstance(node, Assuming) or not _is_stale(node):
+        return node
+    # A mean over batches holds the operator of one.
+    inner = {
+        field.name: renewed(caller, value)
+        for field in dataclasses.fields(cast(Any, node))
+        if isinstance(value := getattr(node, field.name), Assuming)
+    }
+    node = dataclasses.replace(cast(Any, node), **inner)
+    reads = closures.reads(node.loss)
+    return dataclasses.replace(node, checked=node.check(caller), reads=reads)
 
 
 def _is_float(x):

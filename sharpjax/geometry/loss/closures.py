@@ -117,6 +117,12 @@ def members(loss: Any) -> list[Current]:
     return [node for node in nodes if isinstance(node, Current)]
 
 
+def reads(loss: Any) -> frozenset[Any]:
+    """What the functions of the user that a callable pytree holds read now. Equal to an earlier one
+    where that is the same; of a part of the loss, a subset. Takes some .02 to .07 ms."""
+    return frozenset(_flatten(member)[1] for member in members(loss))
+
+
 def replace(loss: Any, change: Callable[[Current], Current]) -> Any:
     """A callable pytree with each of its `members` changed."""
 

@@ -15,6 +15,8 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
+from sharpjax.geometry.loss import closures
+from sharpjax.geometry.loss.assumptions import renewed
 
 Params = Any
 Matvec = Callable[[Params], Params]
@@ -47,17 +49,38 @@ class Operator(Protocol):
 
 
 def _compiled(method):
-    """A method `linearize` that is compiled when it is called outside of a trace."""
+    """A method `linearize` that checks again what changed, and is compiled when it is called
+    outside of a trace."""
 
     @functools.wraps(method)
     def linearize(self):
+        self = renewed("linearize", self)
         is_off = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         inside = is_off or loops.is_traced(self) or loops.inside_jit()
-        if inside or loops.holds_host_code(self):
+        if inside:
             return method(self)
-        return Partial(loops.call, _linearize(self))
+        product = method(self) if loops.holds_host_code(self) else _linearize(self)
+        return _Kept(product, closures.reads(product))
 
     return linearize
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Kept:
+    """A product that somebody may keep: where it calls the loss anew, as for each microbatch, that
+    must be the loss that was linearised, and checked."""
+
+    product: Any
+    reads: frozenset[Any] = dataclasses.field(repr=False, metadata={"static": True})
+
+    def __call__(self, vector: Params) -> Params:
+        if closures.reads(self.product) != self.reads:
+            raise UserError(
+                "product: the loss reads something else than when linearize() was called. Call "
+                "operator.linearize() again."
+            )
+        return loops.call(self.product, vector)
 
 
 class Composable:
@@ -176,7 +199,8 @@ def linearize(operator: Operator) -> Matvec:
     if not loops.holds_host_code(operator):
         return _solved(operator)
     traced = loops.is_traced(operator)
-    return (without_derivative(operator) if traced else operator).linearize()
+    product = (without_derivative(operator) if traced else operator).linearize()
+    return product.product if isinstance(product, _Kept) else product
 
 
 @jax.jit

@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
-from sharpjax.geometry.loss import cutting
-from sharpjax.geometry.loss.assumptions import Checked, guard
+from sharpjax.geometry.loss import closures, cutting
+from sharpjax.geometry.loss.assumptions import Assuming, Checked, guard
 from sharpjax.geometry.loss.composed import total_weight
 from sharpjax.geometry.operators.algebra import Composable, Matvec, Operator, Params
 from sharpjax.geometry.operators.batches import Batch, Cut, Listed, Loader, as_batches
@@ -20,7 +20,7 @@ from sharpjax.geometry.operators.batches import Batch, Cut, Listed, Loader, as_b
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Averaged(Composable, loops.HostCode):
+class Averaged(Composable, Assuming, loops.HostCode):
     """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of a batch of `n_b` examples, or of that
     weight in all; `averaged` makes it.
 
@@ -29,16 +29,28 @@ class Averaged(Composable, loops.HostCode):
         batches: where the batches come from.
         cache_bytes: of linearisations that are kept.
         checked: whether the loss is the mean of its parts, where only a trace knows.
+        reads: what the loss read when that was checked.
     """
 
     operator: Any
     batches: Listed | Cut | Loader
     cache_bytes: int = dataclasses.field(metadata={"static": True})
     checked: Checked | None = None
+    reads: frozenset[Any] | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )
 
     @property
     def like(self) -> Any:
         return self.operator.like
+
+    @property
+    def loss(self) -> Any:
+        """That of the operator; None where it has none."""
+        return getattr(self.operator, "loss", None)
+
+    def check(self, caller: str) -> Checked | None:
+        return _check(caller, self.operator, self.batches.few())
 
     def members(self) -> Iterator[tuple[int | jax.Array, Any]]:
         """The number of examples (their weight in all, where the loss declares weights) and the
@@ -61,7 +73,9 @@ class Averaged(Composable, loops.HostCode):
                 rest = self.batches
                 break
             cached.append((_linearize(self.operator, batch, i), _weight(self.operator, batch)))
-        return guard(_Product(tuple(cached), self.operator, rest), self.checked)
+        # Where all are kept, nothing is read again, the loss included.
+        operator = self.operator if rest is self.batches else None
+        return guard(_Product(tuple(cached), operator, rest), self.checked)
 
 
 def averaged(
@@ -141,10 +155,8 @@ def averaged(
             f"hessian(loss, params, batch); it returned {type(operator).__name__}. Compose "
             f"outside: averaged(...) + 0.1."
         )
-    loss, checked = getattr(operator, "loss", None), None
-    if loss is not None:
-        checked = cutting.check_batches("averaged", loss, operator.like, few)
-    return Averaged(operator, source, cache_bytes, checked)
+    found = Averaged(operator, source, cache_bytes, _check("averaged", operator, few))
+    return dataclasses.replace(found, reads=closures.reads(found.loss))
 
 
 def linearization_bytes(operator: Operator, batch: Batch) -> int:
@@ -187,6 +199,11 @@ class _Product(loops.HostCode):
             total = _add(total, _fresh_term(self.operator, batch, i, vector, size))
             count += size
         return _divide(total, count)
+
+
+def _check(caller, operator, few: list[Batch]) -> Checked | None:
+    loss = getattr(operator, "loss", None)
+    return None if loss is None else cutting.check_batches(caller, loss, operator.like, few)
 
 
 def _weight(operator, batch) -> int | jax.Array:

@@ -23,6 +23,11 @@ class Listed:
 
     batches: tuple[Batch, ...]
 
+    def few(self) -> list[Batch]:
+        """The first batch and some others, as far apart as they can lie."""
+        size = loops.count_examples("averaged", self.batches[0])
+        return [self.batches[i] for i in _apart(len(self.batches), size)]
+
     def read(self, start: int = 0) -> Iterator[Batch]:
         """The batches from number `start` on."""
         yield from self.batches[start:]
@@ -51,6 +56,11 @@ class Cut:
 
     batch: Batch
     count: int = dataclasses.field(metadata={"static": True})
+
+    def few(self) -> list[Batch]:
+        """The first part and some others, as far apart as they can lie."""
+        size = self._num_examples() // self.count
+        return [self.part(i) for i in _apart(self.count, size)]
 
     def read(self, start: int = 0) -> Iterator[Batch]:
         """The parts from number `start` on."""
@@ -101,6 +111,10 @@ class Loader:
     restart: Any
     example: Batch = dataclasses.field(compare=False)
 
+    def few(self) -> list[Batch]:
+        """The first batches."""
+        return _first(self.restart)
+
     def read(self, start: int = 0) -> Iterator[Batch]:
         """The batches from number `start` on.
 
@@ -143,7 +157,7 @@ def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loa
                 "loader have the size that it gives them."
             )
         cut = _cut(jax.tree.map(_array, batches), size)
-        return cut, [cut.part(i) for i in _apart(cut.count, size)]
+        return cut, cut.few()
     if callable(batches) or not isinstance(batches, Sequence | Mapping) and _is_loader(batches):
         few = _first(batches)
         loader = Loader(batches, jax.tree.map(_example, few[0]))
@@ -162,8 +176,8 @@ def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loa
     loops.count_examples("averaged", listed[0])
     for i, batch in enumerate(listed):
         _check_alike(batch, listed[0], i)
-    size = loops.count_examples("averaged", listed[0])
-    return Listed(listed), [listed[i] for i in _apart(len(listed), size)]
+    source = Listed(listed)
+    return source, source.few()
 
 
 def even_counts(batch: Batch) -> list[int] | range:

@@ -8,7 +8,8 @@ import jax
 
 from sharpjax import loops
 from sharpjax.errors import UserError, unknown
-from sharpjax.geometry.loss.assumptions import Checked, both, guard
+from sharpjax.geometry.loss import closures
+from sharpjax.geometry.loss.assumptions import Assuming, Checked, both, guard
 from sharpjax.geometry.loss.checks import as_batch, as_loss, check_model, check_problem
 from sharpjax.geometry.loss.composed import Composed, methods, parts
 from sharpjax.geometry.loss.cutting import check_alone, check_cut
@@ -31,7 +32,7 @@ Labels = Literal["model", "observed"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GaussNewton(Composable):
+class GaussNewton(Composable, Assuming):
     """`J' H J`, with `H` the Hessian of the outer loss in the outputs, and the Hessian of the
     regulariser; `gauss_newton` makes it.
 
@@ -40,6 +41,7 @@ class GaussNewton(Composable):
         params, batch: what it is called with.
         microbatch_size: examples per pass, or None for all at once.
         checked: whether the outer loss is a mean, where that is known inside a trace alone.
+        reads: what the loss read when that was checked.
     """
 
     loss: Composed
@@ -47,10 +49,16 @@ class GaussNewton(Composable):
     batch: Any
     microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     checked: Checked | None = None
+    reads: frozenset[Any] | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )
 
     @property
     def like(self) -> Any:
         return self.params
+
+    def check(self, caller: str) -> Checked | None:
+        return _examine(caller, self.loss, self.params, self.batch, self.microbatch_size)[1]
 
     def linearize(self) -> Matvec:
         rest, regularizer = dataclasses.replace(self.loss, regularizer=None), self.loss.regularizer
@@ -62,12 +70,12 @@ class GaussNewton(Composable):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fisher(Composable):
+class Fisher(Composable, Assuming):
     """`mean_n E g_n g_n'`, with `g_n` the gradient of `-log p(label_n)`; `fisher` makes it.
 
     Attributes:
         loss: `Composed`, without a regulariser.
-        params, batch, microbatch_size, checked: as in `GaussNewton`.
+        params, batch, microbatch_size, checked, reads: as in `GaussNewton`.
         labels: "model" or "observed".
         key: for labels drawn from the model; None for their exact expectation.
     """
@@ -79,10 +87,17 @@ class Fisher(Composable):
     key: jax.Array | None = None
     microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     checked: Checked | None = None
+    reads: frozenset[Any] | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )
 
     @property
     def like(self) -> Any:
         return self.params
+
+    def check(self, caller: str) -> Checked | None:
+        problem = self.loss, self.params, self.batch, self.microbatch_size
+        return _examine(caller, *problem, (self.labels, self.key))[1]
 
     def linearize(self) -> Matvec:
         if self.key is not None:
@@ -95,7 +110,7 @@ class Fisher(Composable):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class EmpiricalFisher(Composable):
+class EmpiricalFisher(Composable, Assuming):
     """`mean_n g_n g_n'`, with `g_n` the gradient of the loss of one example; `empirical_fisher`
     makes it.
 
@@ -104,6 +119,7 @@ class EmpiricalFisher(Composable):
         params, batch: what it is called with.
         microbatch_size: examples per pass, or None for all at once.
         checked: whether examples do not see each other, where that is known inside a trace alone.
+        reads: what the loss read when that was checked.
     """
 
     loss: Any
@@ -111,10 +127,16 @@ class EmpiricalFisher(Composable):
     batch: Any
     microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     checked: Checked | None = None
+    reads: frozenset[Any] | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )
 
     @property
     def like(self) -> Any:
         return self.params
+
+    def check(self, caller: str) -> Checked | None:
+        return check_alone(caller, self.loss, self.params, self.batch)
 
     def linearize(self) -> Matvec:
         return guard(_linearize("empirical_fisher", scattered, self), self.checked)
@@ -172,11 +194,10 @@ def gauss_newton(
     caller = "gauss_newton"
     batch = as_batch(caller, batch)
     found = lower_model(require_parts(caller, loss), precision)
-    found, outputs = check_model(caller, found, params, batch, microbatch_size)
-    checked = check_outer(caller, found, params, batch, outputs)
-    checked = both(checked, check_cut(caller, found, params, batch, microbatch_size))
+    found, checked = _examine(caller, found, params, batch, microbatch_size)
     found, params = freeze(found, params, where)
-    return GaussNewton(require_parts(caller, found), params, batch, microbatch_size, checked)
+    found, reads = require_parts(caller, found), closures.reads(found)
+    return GaussNewton(found, params, batch, microbatch_size, checked, reads)
 
 
 def fisher(
@@ -242,13 +263,10 @@ def fisher(
     key = None if key is None else check_key(caller, key)
     found = dataclasses.replace(require_parts(caller, loss), regularizer=None)
     found = lower_model(found, precision)
-    found, outputs = check_model(caller, found, params, batch, microbatch_size)
-    _check_likelihood(found, labels, key, batch, outputs)
-    checked = check_outer(caller, found, params, batch, outputs)
-    checked = both(checked, check_cut(caller, found, params, batch, microbatch_size))
+    found, checked = _examine(caller, found, params, batch, microbatch_size, (labels, key))
     found, params = freeze(found, params, where)
-    found = require_parts(caller, found)
-    return Fisher(found, params, batch, labels, key, microbatch_size, checked)
+    found, reads = require_parts(caller, found), closures.reads(found)
+    return Fisher(found, params, batch, labels, key, microbatch_size, checked, reads)
 
 
 def empirical_fisher(
@@ -292,7 +310,7 @@ def empirical_fisher(
     loss = check_problem(caller, loss, params, batch, microbatch_size, "forward")
     loss, params = freeze(loss, params, where)
     checked = check_alone(caller, loss, params, batch)
-    return EmpiricalFisher(loss, params, batch, microbatch_size, checked)
+    return EmpiricalFisher(loss, params, batch, microbatch_size, checked, closures.reads(loss))
 
 
 def require_parts(caller: str, loss: Any) -> Composed:
@@ -324,6 +342,17 @@ def lower_model(loss: Composed, precision: Precision) -> Composed:
 def _linearize(caller, rule, operator) -> Matvec:
     problem = operator.loss, operator.params, operator.batch, operator.microbatch_size
     return linearize_products(caller, rule, *problem)
+
+
+def _examine(
+    caller, loss, params, batch, microbatch_size, likelihood: tuple[Any, Any] | None = None
+) -> tuple[Any, Checked | None]:
+    """The loss as `check_model` returns it, and what of it only a trace knows."""
+    loss, outputs = check_model(caller, loss, params, batch, microbatch_size)
+    if likelihood is not None:
+        _check_likelihood(loss, *likelihood, batch, outputs)
+    checked = check_outer(caller, loss, params, batch, outputs)
+    return loss, both(checked, check_cut(caller, loss, params, batch, microbatch_size))
 
 
 def _check_likelihood(loss, labels, key, batch, outputs):

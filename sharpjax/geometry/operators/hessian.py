@@ -8,8 +8,8 @@ import jax
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
-from sharpjax.geometry.loss import cutting
-from sharpjax.geometry.loss.assumptions import Checked, guard
+from sharpjax.geometry.loss import closures, cutting
+from sharpjax.geometry.loss.assumptions import Assuming, Checked, guard
 from sharpjax.geometry.loss.checks import as_batch, as_loss, check_problem
 from sharpjax.geometry.loss.composed import chunk_weights
 from sharpjax.geometry.loss.finite import poison, poisoned
@@ -20,7 +20,7 @@ from sharpjax.geometry.operators.algebra import Composable, Matvec, Params
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hessian(Composable):
+class Hessian(Composable, Assuming):
     """The Hessian of `params -> loss(params, batch)`; `hessian` makes it and checks its arguments.
 
     Attributes:
@@ -28,6 +28,7 @@ class Hessian(Composable):
         params, batch: what it is called with.
         microbatch_size: examples per pass, or None for all at once.
         checked: whether the batch may be cut, where only a trace knows.
+        reads: what the loss read when that was checked.
     """
 
     loss: Any
@@ -35,10 +36,16 @@ class Hessian(Composable):
     batch: Any
     microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     checked: Checked | None = None
+    reads: frozenset[Any] | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )
 
     @property
     def like(self) -> Any:
         return self.params
+
+    def check(self, caller: str) -> Checked | None:
+        return cutting.check_cut(caller, self.loss, self.params, self.batch, self.microbatch_size)
 
     def linearize(self) -> Matvec:
         params = tree.widen(self.params)
@@ -146,7 +153,8 @@ def _hessian(caller, loss, params, batch, where, microbatch_size) -> Hessian:
     loss = check_problem(caller, loss, params, batch, microbatch_size, need)
     loss, params = freeze(loss, params, where)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    return Hessian(loss, params, batch, microbatch_size, checked)
+    reads = None if microbatch_size is None else closures.reads(loss)
+    return Hessian(loss, params, batch, microbatch_size, checked, reads)
 
 
 # What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.
