@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import composed, hessian
+from sharpjax.geometry.exact.gauss_newton import exact_trace
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.blocks import Restricted, masked
 from sharpjax.geometry.operators.gauss_newton import (
@@ -337,6 +338,53 @@ def test_sharded_parameters_and_data(kind, key):
             found = apply(algebra.linearize(operator), moved)
             assert found["w"].sharding.spec[0] == "model"
             np.testing.assert_allclose(flat(found), flat(other), rtol=1e-5, atol=1e-6)
+
+
+def _mean_of_squares(outputs, batch):
+    return jnp.mean(jnp.square(outputs - batch["y"]))
+
+
+def _sum_of_squares(outputs, batch):
+    return jnp.sum(jnp.square(outputs - batch["y"]))
+
+
+def _masked_mean(outputs, batch):
+    mask = batch["y"][:, 0] > 0
+    return jnp.sum(jnp.where(mask, jnp.sum(outputs**2, axis=1), 0)) / jnp.sum(mask)
+
+
+def _of_named_sharding(outputs, batch):
+    lies = jax.sharding.reshard(outputs, jax.P("data", None))
+    return jnp.mean(jnp.square(lies - batch["y"]))
+
+
+def _rows(w, batch):
+    return batch["x"] @ w
+
+
+def _centred(w, batch):
+    outputs = batch["x"] @ w
+    return outputs - jnp.mean(outputs, axis=0, keepdims=True)
+
+
+def test_what_is_assumed_is_checked_under_explicit_axes(key):
+    """Of examples that lie on several devices; but for outer losses that name where they lie."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    x, y = (
+        jax.random.normal(k, (16, n)) for k, n in zip(jax.random.split(key), (5, 3), strict=False)
+    )
+    with jax.set_mesh(mesh):
+        w = jax.device_put(jnp.ones((5, 3)), jax.P())
+        batch = jax.device_put({"x": x, "y": y}, jax.P("data"))
+        for outer, says in ((_sum_of_squares, "is a sum"), (_masked_mean, "is not the mean")):
+            with pytest.raises(UserError, match=f"outer_loss {says}"):
+                gauss_newton(composed(_rows, outer), w, batch)
+        weighted = composed(_rows, _masked_mean, example_weight=lambda b: b["y"][:, 0] > 0)
+        gauss_newton(weighted, w, batch)
+        gauss_newton(composed(_rows, _of_named_sharding), w, batch)
+        exact_trace(gauss_newton(composed(_rows, _mean_of_squares), w, batch))
+        with pytest.raises(UserError, match="the outputs of one example depend on the others"):
+            exact_trace(gauss_newton(composed(_centred, _mean_of_squares), w, batch))
 
 
 # What a user can get wrong.

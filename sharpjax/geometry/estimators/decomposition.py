@@ -28,9 +28,10 @@ from sharpjax.geometry.exact.remainder_diagonal import remainder_diagonal
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import dependence
 from sharpjax.geometry.loss.assumptions import Checked, both, require
+from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.loss.checks import check_model
 from sharpjax.geometry.loss.composed import Composed, is_composed
-from sharpjax.geometry.loss.outer_check import check_outer, is_explicit
+from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.geometry.operators.algebra import Damped, Params, Scaled, Sum, linearize
 from sharpjax.geometry.operators.averaging import Averaged
 from sharpjax.geometry.operators.blocks import BlockDiagonal, Restricted
@@ -297,7 +298,11 @@ def _is_same(treedef, avals) -> bool:
 
 @jax.jit
 def _is_near(loss, other, params, batch):
-    few = batch if is_explicit() else jax.tree.map(lambda x: jnp.asarray(x)[:2], batch)
+    return on_auto_axes(_is_near_on_two, loss, other, params, batch)
+
+
+def _is_near_on_two(loss, other, params, batch):
+    few = jax.tree.map(lambda x: jnp.asarray(x)[:2], batch)
     params = tree.widen(params)
     z = tree.random_normal(jax.random.key(0), params)
 

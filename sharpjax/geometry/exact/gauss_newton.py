@@ -16,9 +16,9 @@ from sharpjax.geometry.exact import contributions, cotangents
 from sharpjax.geometry.exact.contributions import Kind
 from sharpjax.geometry.exact.cotangents import Problem, as_problem
 from sharpjax.geometry.loss.assumptions import Checked, mark, require, solver
+from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.loss.finite import poison
 from sharpjax.geometry.loss.objective import scalar_type
-from sharpjax.geometry.loss.outer_check import is_explicit
 from sharpjax.geometry.operators.algebra import without_derivative
 from sharpjax.geometry.status import if_finite
 
@@ -209,14 +209,11 @@ class _Pass:
         examples = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, chunk, 1, keepdims=False), examples
         )
-        add_up: Any = functools.partial(_add_up, self)
-        if is_explicit():
-            # The rules of Explicit axes are for whoever writes the model; here sums over examples
-            # may cross devices wherever the compiler likes.
-            lies = jax.tree.map(lambda x: jax.typeof(x).sharding, total)
-            add_up = jax.sharding.auto_axes(add_up, out_sharding=lies)
+        lies = jax.tree.map(lambda x: jax.typeof(x).sharding, total)
+        add_up = functools.partial(_add_up, self)
         with jax.default_matmul_precision("highest"):
-            added = add_up(problem, examples, index % self.plan.passes)
+            each = problem, examples, index % self.plan.passes
+            added = on_auto_axes(add_up, *each, lies=lies)
         return index + 1, jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, added)
 
 
@@ -354,7 +351,7 @@ def refuse_mixing(caller: str, problem: Problem) -> Checked | None:
     Raises:
         UserError: names `caller`; they have not.
     """
-    if is_explicit() or loops.count_examples(caller, problem.batch) == 1:
+    if loops.count_examples(caller, problem.batch) == 1:
         return None
     with jax.debug_nans(False):
         mixes = _mixes(problem)
@@ -371,6 +368,10 @@ def refuse_mixing(caller: str, problem: Problem) -> Checked | None:
 def _mixes(problem):
     if problem.rule == "value":
         return jnp.zeros((), bool)
+    return on_auto_axes(_mixes_two, problem)
+
+
+def _mixes_two(problem):
     middle = loops.count_examples("exact", problem.batch) // 2
     two = jax.tree.map(lambda x: jnp.stack([x[0], x[middle]]), problem.batch)
     alone = jax.tree.map(lambda x: jnp.expand_dims(x, 1), two)

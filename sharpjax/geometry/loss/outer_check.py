@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
+from sharpjax.errors import UserError
 from sharpjax.geometry.loss import assumptions
 from sharpjax.geometry.loss.assumptions import Checked
+from sharpjax.geometry.loss.axes import is_explicit, on_auto_axes
 from sharpjax.geometry.loss.composed import Composed, weights
 from sharpjax.geometry.loss.cutting import coarsest
 
@@ -43,7 +45,7 @@ def check_outer(
 ) -> Checked | None:
     """None where the outer loss is a (weighted) mean over the examples; a flag inside a trace.
 
-    Not under Explicit mesh axes, where examples cannot be taken out of a batch.
+    Not where the outer loss names shardings, under Explicit mesh axes: single examples have none.
 
     Args:
         loss, params, batch: parameters are read only where random outputs give no finite loss, as
@@ -54,7 +56,7 @@ def check_outer(
         UserError: names `caller` and the remedy: the outer loss is no such mean, or the weights are
             negative, or those of an example depend on its batch.
     """
-    if is_explicit() or not jax.tree.leaves(batch):
+    if not jax.tree.leaves(batch):
         return None
     leaves, treedef = jax.tree.flatten(jax.eval_shape(tree.widen, outputs))
     rows = leaves[0].shape[0] // loops.count_examples(caller, batch)
@@ -62,7 +64,12 @@ def check_outer(
     parts = loss.outer_loss, loss.example_weight
     few = batch if loss.example_weight is not None else _of_host(batch)
     with jax.debug_nans(False):
-        found = _at_random(like, parts, few)
+        try:
+            found = _at_random(like, parts, few)
+        except ValueError as error:
+            if isinstance(error, UserError) or not is_explicit():
+                raise
+            return None  # it names shardings: the whole batch was traced without an error
         if loops.is_traced(found):
             at_outputs = functools.partial(_at_outputs, loss, params, batch)
             found = jax.lax.cond(found.finite, lambda: found, at_outputs)
@@ -84,11 +91,6 @@ def check_outer(
         f"value, gradient or curvature is not the mean of those of single examples. {_REMEDY}",
     )
     return assumptions.both(fair, mean)
-
-
-def is_explicit() -> bool:
-    """Whether the mesh in use has Explicit axes."""
-    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 class _Found(NamedTuple):
@@ -123,17 +125,26 @@ def _spread(count):
 @functools.partial(jax.jit, static_argnums=0)
 def _at_random(like, parts, batch) -> _Found:
     treedef, rows, leaves = like
-    few, weight, fair = _choose(parts, batch)
-    shapes = [jax.ShapeDtypeStruct((len(weight) * rows, *shape), dtype) for shape, dtype in leaves]
-    outputs = jax.tree.unflatten(treedef, [_normal(x, *_NUMBERS) for x in shapes])
-    return _compare(parts, outputs, few, weight, fair)
+
+    def at_random(parts, batch):
+        few, weight, fair = _choose(parts, batch)
+        count = len(weight) * rows
+        shapes = [jax.ShapeDtypeStruct((count, *shape), dtype) for shape, dtype in leaves]
+        outputs = jax.tree.unflatten(treedef, [_normal(x, *_NUMBERS) for x in shapes])
+        return _compare(parts, outputs, few, weight, fair)
+
+    return on_auto_axes(at_random, parts, batch)
 
 
 @jax.jit
 def _at_outputs(loss, params, batch) -> _Found:
-    few, weight, fair = _choose((loss.outer_loss, loss.example_weight), batch)
-    outputs = tree.widen(loss.model_fn(tree.widen(params), few))
-    return _compare((loss.outer_loss, loss.example_weight), outputs, few, weight, fair)
+    def at_outputs(loss, params, batch):
+        parts = loss.outer_loss, loss.example_weight
+        few, weight, fair = _choose(parts, batch)
+        outputs = tree.widen(loss.model_fn(tree.widen(params), few))
+        return _compare(parts, outputs, few, weight, fair)
+
+    return on_auto_axes(at_outputs, loss, params, batch)
 
 
 def _choose(parts, batch):

@@ -1,0 +1,34 @@
+"""Meshes with Explicit axes, where the types of arrays say how they are sharded.
+
+Their rules are for whoever writes the model: what takes examples out of a batch, or adds up over
+them, would have to name where its results lie. Here that is left to the compiler.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def is_explicit() -> bool:
+    """Whether the mesh in use has Explicit axes."""
+    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def on_auto_axes(fn: Callable[..., Any], *args: Any, lies: Any = None) -> Any:
+    """`fn(*args)`, inside of a jit, with Auto axes in place of Explicit ones.
+
+    What `fn` calls must not name shardings: Auto axes have none.
+
+    Args:
+        fn: of arrays and pytrees.
+        *args: what it is called with.
+        lies: the shardings of what it returns; on every device, unless they are given.
+
+    >>> on_auto_axes(lambda x: x + 1, 1)
+    2
+    """
+    if not is_explicit():
+        return fn(*args)
+    lies = jax.P() if lies is None else lies
+    return jax.sharding.auto_axes(fn, out_sharding=lies)(*args)
