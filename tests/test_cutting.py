@@ -545,6 +545,48 @@ def test_batches_on_several_devices(kind):
                 hessian(WEIGHTED["mask"], params, batch, microbatch_size=8)
 
 
+def _masked_in_the_middle(kind, every):
+    """Of 40 batches of 32 examples, those in the middle are masked, or one example there is."""
+    rng = np.random.default_rng(0)
+    count = 40 * 32
+    there = np.ones((count, 4), bool)
+    there[{"half": slice(320, 960, 2), "one": slice(640, 641)}[every]] = False
+    if kind == "tokens":  # the mask is in the numbers of tokens
+        there[:, 0] = True
+    tokens = np.where(there, rng.integers(1, 9, (count, 4)), -100 if kind == "ignored" else 0)
+    mask = there.any(1).astype(np.float32)
+    return {"x": rng.normal(size=(count, 5)).astype(np.float32), "tokens": tokens, "mask": mask}
+
+
+def _by_tokens(w, batch):
+    weight = jnp.sum(batch["tokens"] > 0, axis=1).astype(w.dtype)
+    return jnp.sum(weight * jnp.square(batch["x"] @ w + 1)) / jnp.sum(weight)
+
+
+def _by_mask(w, batch):
+    return jnp.sum(batch["mask"] * jnp.square(batch["x"] @ w + 1)) / jnp.sum(batch["mask"])
+
+
+@pytest.mark.parametrize("every", ["half", "one"])
+@pytest.mark.parametrize("kind", ["mask", "tokens", "ignored"])
+def test_masks_in_the_middle_of_a_data_set_are_found(kind, every):
+    """In a list and in arrays, on the host and on a device."""
+    batch = _masked_in_the_middle(kind, every)
+    loss = _by_mask if kind == "mask" else _by_tokens
+    for move in (np.asarray, jnp.asarray):
+        moved = jax.tree.map(move, batch)
+        listed = [rows(moved, i, i + 32) for i in range(0, 40 * 32, 32)]
+        for batches, size in ((listed, None), (moved, 32)):
+            make = functools.partial(averaged, batch_size=size)
+            with pytest.raises(UserError, match="not the mean of its parts"):
+                make(functools.partial(hessian, loss, jnp.ones(5)), batches)
+            make(functools.partial(hessian, _plain, jnp.ones(5)), batches)
+
+
+def _plain(w, batch):
+    return jnp.mean(jnp.square(batch["x"] @ w + 1))
+
+
 # Inside a trace nothing can be raised.
 
 

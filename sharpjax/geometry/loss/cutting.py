@@ -80,13 +80,18 @@ def check_batches(caller: str, loss: Any, params: Any, batches: Sequence[Batch])
     """
     if len(batches) < 2:
         return None
-    some = _some(batches, math.ceil(_MOST / len(batches)))
+    some = _some(batches, share(len(batches)))
     return _check(caller, loss, params, some, _TOGETHER, _MOST, "a mean over batches", _PER_BATCH)
 
 
 def num_batches(num_examples: int) -> int:
     """How many batches of so many examples `check_batches` should see, if there are so many."""
     return max(2, math.ceil(_LEAST / num_examples))
+
+
+def share(count: int) -> int:
+    """How many examples of each of so many batches `check_batches` looks at."""
+    return math.ceil(_MOST / count)
 
 
 _ONE_PASS = "Examples that see each other (in-batch negatives): leave microbatch_size out."

@@ -11,7 +11,8 @@ import numpy as np
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
-from sharpjax.geometry.loss.cutting import num_batches
+from sharpjax.geometry.loss.cutting import num_batches, share
+from sharpjax.geometry.loss.unusual import unusual
 
 Batch = Any
 
@@ -24,9 +25,10 @@ class Listed:
     batches: tuple[Batch, ...]
 
     def few(self) -> list[Batch]:
-        """The first batch and some others, as far apart as they can lie."""
+        """The first batch, some others, as far apart as they can lie, and unusual examples."""
         size = loops.count_examples("averaged", self.batches[0])
-        return [self.batches[i] for i in _apart(len(self.batches), size)]
+        apart = [self.batches[i] for i in _apart(len(self.batches), size)]
+        return _beside(apart, self.batches)
 
     def read(self, start: int = 0) -> Iterator[Batch]:
         """The batches from number `start` on."""
@@ -58,9 +60,9 @@ class Cut:
     count: int = dataclasses.field(metadata={"static": True})
 
     def few(self) -> list[Batch]:
-        """The first part and some others, as far apart as they can lie."""
+        """The first part, some others, as far apart as they can lie, and unusual examples."""
         size = self._num_examples() // self.count
-        return [self.part(i) for i in _apart(self.count, size)]
+        return _beside([self.part(i) for i in _apart(self.count, size)], [self.batch])
 
     def read(self, start: int = 0) -> Iterator[Batch]:
         """The parts from number `start` on."""
@@ -224,6 +226,11 @@ def _is_loader(batches) -> bool:
 def _apart(count: int, size: int) -> list[int]:
     places = np.linspace(0, count - 1, min(count, num_batches(size)))
     return [int(place) for place in places.round()]
+
+
+def _beside(few: list[Batch], batches: Sequence[Batch]) -> list[Batch]:
+    """A few batches with what is unusual in all of them; one is not cut."""
+    return few if len(few) < 2 else few + unusual(batches, few, share(len(few) + 2))
 
 
 def _first(source: Any) -> list[Batch]:

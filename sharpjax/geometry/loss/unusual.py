@@ -1,0 +1,91 @@
+"""Examples that a mask, or a label that means none, sets apart from the others of a data set.
+
+A loss that is no mean over examples often is one wherever no mask hides anything, so a check that
+looks at a few examples spread over the data should see these beside ordinary ones. They are found
+on the host, by the numbers alone: no loss is called, and nothing is compiled.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Batch = Any
+
+_MOST_BYTES = 2**26  # that are read; of more, every n-th example of each batch
+_RARE = 3  # times as far from what is usual as examples are in the mean
+
+
+def unusual(batches: Sequence[Batch], seen: Sequence[Batch], most: int) -> list[Batch]:
+    """Up to two batches of `most` examples, half of them unusual and half as most others are.
+
+    In an array of integers or booleans, or of floats that are 0 and 1, what counts is the share of
+    an example's numbers that are 0, or below 0: where it is one number in all of the batches that
+    are seen and not in the others, then where it is rarely another one. None where nothing stands
+    out, where an array does not lie on the host, or `most` is less than 2.
+
+    >>> mask, x = np.arange(100) != 57, np.arange(100)
+    >>> few = unusual([{"mask": mask, "x": x}], [{"mask": mask[:9], "x": x[:9]}], 4)
+    >>> few[0]["mask"].tolist(), few[0]["x"].tolist()
+    ([False, True, True], [57, 0, 99])
+    """
+    if most < 2 or not all(map(_is_on_host, jax.tree.leaves((batches, seen)))):
+        return []
+    columns, known = _columns(batches), _columns(seen)
+    step = max(1, -(-sum(x.nbytes for column in columns for x in column) // _MOST_BYTES))
+    found = []
+    for column, other in zip(columns, known, strict=True):
+        if _is_flag(other[0]):
+            for all_shares, shares in zip(_shares(column, step), _shares(other, 1), strict=True):
+                distance = np.abs(all_shares - np.sort(all_shares)[len(all_shares) // 2])
+                if distance.any():
+                    rarity = distance.max() / distance.mean()
+                    found.append((np.ptp(shares) == 0, rarity, distance))
+    found.sort(key=lambda each: each[:2], reverse=True)
+    places = [(b, r) for b, x in enumerate(columns[0]) for r in range(0, len(x), step)]
+    few = []
+    for is_new, rarity, distance in found[:2]:
+        if is_new or rarity >= _RARE:
+            kinds = 2 * distance >= distance.max(), distance == 0
+            rows = [places[i] for kind in kinds for i in _some(np.flatnonzero(kind), most // 2)]
+            taken = [np.stack([column[b][r] for b, r in rows]) for column in columns]
+            few.append(jax.tree.unflatten(jax.tree.structure(batches[0]), taken))
+    return few
+
+
+def _columns(batches) -> list[list[np.ndarray]]:
+    """For each leaf its arrays in all batches."""
+    leaves = [jax.tree.leaves(batch) for batch in batches]
+    return [[np.asarray(batch[i]) for batch in leaves] for i in range(len(leaves[0]))]
+
+
+def _is_on_host(x) -> bool:
+    if not isinstance(x, jax.Array):
+        return isinstance(x, np.ndarray)
+    if isinstance(x, Tracer) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return False
+    devices = x.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def _is_flag(x: np.ndarray) -> bool:
+    if x.dtype == bool or np.issubdtype(x.dtype, np.integer):
+        return True
+    return bool(((x == 0) | (x == 1)).all())
+
+
+def _shares(column: list[np.ndarray], step: int) -> Iterator[np.ndarray]:
+    """Of each example the share of its numbers that are 0, and the share of those below 0."""
+    rows = [x[::step].reshape(len(x[::step]), -1) for x in column]
+    yield np.concatenate([np.mean(x == 0, axis=1) for x in rows])
+    if rows[0].dtype != bool:
+        yield np.concatenate([np.mean(x < 0, axis=1) for x in rows])
+
+
+def _some(places: np.ndarray, count: int) -> np.ndarray:
+    """As many of them, as far apart as they lie."""
+    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round()
+    return places[chosen.astype(int)]
