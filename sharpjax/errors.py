@@ -10,6 +10,11 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+# What logits of one class should be instead.
+TWO_CLASSES = (
+    "For two classes by one logit z give [0, z]: `jnp.concatenate([jnp.zeros_like(z), z], axis=1)`."
+)
+
 
 class UserError(ValueError):
     """An error in what the user asked for, not in the program."""

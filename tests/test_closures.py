@@ -564,3 +564,29 @@ def test_a_compiled_value_that_differs_is_refused(monkeypatch):
     monkeypatch.setenv("FACTOR_OF_A_TEST", "2")
     with pytest.raises(UserError, match=r"is 7\.5 when it is called and 3\.75 compiled"):
         check_deterministic(loss, PARAMS, BATCH)
+
+
+def test_declared_weights_that_read_what_cannot_be_looked_into():
+    """They are no part of the value of the loss, so its trace does not tell of them."""
+    held: Any = iter(range(1, 1000))
+
+    def weight(batch):
+        return 1.0 + (batch == 1) * held.__length_hint__()
+
+    def weighted(outputs, batch):
+        return jnp.sum(weight(batch) * outputs**2) / jnp.sum(weight(batch))
+
+    def loss(w, batch):
+        return jnp.sum(weight(batch) * (batch * w) ** 2) / jnp.sum(weight(batch))
+
+    batch = jnp.arange(1.0, 5.0)
+    seen = []
+    for _ in range(2):
+        known = composed(lambda w, b: b * w, weighted, example_weight=weight)
+        found = hessian(known, jnp.ones(1), batch, microbatch_size=2).linearize()(jnp.ones(1))
+        truth = jax.hessian(lambda w: loss(w, batch))(1.0)
+        np.testing.assert_allclose(found[0], truth, rtol=1e-5)
+        seen.append(float(truth))
+        for _ in range(400):
+            next(held)
+    assert seen[0] != seen[1]

@@ -529,3 +529,17 @@ def test_bfloat16_lowers_the_model_alone():
 
     gauss_newton(composed(net, outer), params, batch, precision="bfloat16")
     assert {x for pair in types for x in pair} == {np.dtype("float32")}
+
+
+def test_an_outer_loss_whose_derivatives_lose_digits_is_refused_for_that(key):
+    params, batch = jax.random.normal(key, (5, 3)), {"x": jnp.eye(5), "y": jnp.ones((5, 3))}
+
+    def loss(scale):
+        def outer_loss(outputs, batch):
+            return scale * jnp.mean((outputs - batch["y"]) ** 2)
+
+        return composed(lambda p, b: b["x"] @ p, outer_loss)
+
+    with pytest.raises(UserError, match="^gauss_newton: .*digits are lost. Multiply"):
+        gauss_newton(loss(1e-37), params, batch)
+    gauss_newton(loss(1e-30), params, batch)

@@ -697,3 +697,20 @@ def test_nothing_is_looked_at_where_nothing_is_cut():
     averaged(functools.partial(hessian, loss, params), [batch])
     jax.effects_barrier()
     assert not calls
+
+
+def test_a_batch_that_holds_a_matrix_of_all_examples_is_not_cut():
+    """A graph: its model takes all nodes or none."""
+    adjacency, x, w = jnp.eye(8), jnp.ones((8, 3)), {"w": jnp.ones((3, 2))}
+    batch = {"adjacency": adjacency, "x": x}
+    loss = composed(lambda p, b: b["adjacency"] @ b["x"] @ p["w"], lambda o, b: jnp.mean(o**2))
+    asks = {
+        "hessian": lambda: hessian(loss, w, batch, microbatch_size=4),
+        "empirical_fisher": lambda: geometry.empirical_fisher(loss, w, batch),
+        "trace": lambda: geometry.trace(
+            geometry.gauss_newton(loss, w, batch), key=jax.random.key(0), method="exact"
+        ),
+    }
+    for name, ask in asks.items():
+        with pytest.raises(UserError, match=rf"^{name}: .*not some of its examples.*\[N, N\]"):
+            ask()

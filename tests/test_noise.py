@@ -140,9 +140,9 @@ def test_a_loss_with_cancellation_is_not_certified_beyond_its_noise(options, fac
 # Sums over the spectrum. Of 24 parameters the basis soon is the whole space: nothing is left to
 # probe, and the noise of the products is all there is of an error.
 
-FEW, RUNS = 24, 300
+FEW, RUNS = 24, 100
 NARROW = np.random.default_rng(0).uniform(-0.02, 0.02, FEW - 1)
-SUMS = np.stack([np.r_[1.0, NARROW], 0.7 ** np.arange(FEW), np.linspace(0.5, 1, FEW), np.ones(FEW)])
+SUMS = np.stack([np.r_[1.0, NARROW], 0.7 ** np.arange(FEW), np.linspace(0.5, 1, FEW)])
 SUMS = SUMS.astype(np.float32).astype(np.float64)
 
 
@@ -157,8 +157,8 @@ SUMS = SUMS.astype(np.float32).astype(np.float64)
     ids=["trace", "frobenius", "diagonal", "logdet"],
 )
 def test_the_noise_of_products_is_in_the_standard_errors(solve, spectra, truth):
-    """1.96 of them cover in .9 of runs, less three standard deviations of a mean of 300."""
-    levels = jnp.asarray([0.0, 1e-6, 1e-4, 1e-2], jnp.float32)
+    """1.96 of them cover in .9 of runs, less three standard deviations of a mean of 100."""
+    levels = jnp.asarray([0.0, 1e-2], jnp.float32)
     keys = jax.random.split(jax.random.key(1), RUNS)
 
     def one(values, level, key):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sharpjax.errors import UserError
+from sharpjax.errors import TWO_CLASSES, UserError
 
 Batch = Mapping[str, jax.Array]
 
@@ -36,8 +36,7 @@ def cross_entropies(caller: str, logits: jax.Array, labels: jax.Array) -> jax.Ar
     if logits.shape[1] < 2:
         raise UserError(
             f"{caller}: logits of shape {logits.shape} are of one class, whose loss is 0 whatever "
-            f"they are. For two classes by one logit z give [0, z]: "
-            f"`jnp.concatenate([jnp.zeros_like(z), z], axis=1)`."
+            f"they are. {TWO_CLASSES}"
         )
     is_class = (labels >= 0) & (labels < logits.shape[1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(is_class, labels, 0))

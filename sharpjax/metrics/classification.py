@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from sharpjax.errors import UserError
+from sharpjax.errors import TWO_CLASSES, UserError
 from sharpjax.estimate import Estimate
 from sharpjax.metrics import calibration, summation
 from sharpjax.metrics.calibration import Bins
@@ -95,8 +95,7 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
         )
     if logits.shape[1] < 2:
         raise UserError(
-            f"metrics.update: logits is {list(logits.shape)}, of one class. For two classes by one "
-            f"logit z give [0, z]: `jnp.concatenate([jnp.zeros_like(z), z], axis=1)`."
+            f"metrics.update: logits is {list(logits.shape)}, of one class. {TWO_CLASSES}"
         )
     counted = weight != 0
     refused = _refuse(logits, label, weight, counted)

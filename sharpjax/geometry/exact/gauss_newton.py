@@ -15,7 +15,8 @@ from sharpjax.estimate import Estimate
 from sharpjax.geometry.exact import contributions, cotangents
 from sharpjax.geometry.exact.contributions import Kind
 from sharpjax.geometry.exact.cotangents import Problem, as_problem
-from sharpjax.geometry.loss.assumptions import Checked, mark, require, solver
+from sharpjax.geometry.lanczos.gram_schmidt import unrelated
+from sharpjax.geometry.loss.assumptions import Checked, calling_parts, mark, require, solver
 from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.loss.finite import poison
 from sharpjax.geometry.loss.objective import scalar_type
@@ -353,14 +354,15 @@ def refuse_mixing(caller: str, problem: Problem) -> Checked | None:
     """
     if loops.count_examples(caller, problem.batch) == 1:
         return None
-    with jax.debug_nans(False):
+    with jax.debug_nans(False), calling_parts(caller):
         mixes = _mixes(problem)
     return require(
         caller,
         ~mixes,
-        "the outputs of one example depend on the others of its batch, as those of BatchNorm in "
-        "training mode do. Call the model in evaluation mode, with frozen statistics, so that it "
-        "acts on each example by itself.",
+        "the outputs of one example depend on the others of its batch, or on its place among them, "
+        "as those of BatchNorm in training mode do, and of dropout, whose masks differ though the "
+        "key is fixed. Call the model in evaluation mode, with frozen statistics and no dropout, "
+        "so that it acts on each example by itself.",
     )
 
 
@@ -376,7 +378,7 @@ def _mixes_two(problem):
     two = jax.tree.map(lambda x: jnp.stack([x[0], x[middle]]), problem.batch)
     alone = jax.tree.map(lambda x: jnp.expand_dims(x, 1), two)
     params = tree.widen(problem.params)
-    direction = jax.tree.map(_scrambled, params)
+    direction = unrelated(params, jnp.uint32(0))
 
     def along(batch):
         with jax.default_matmul_precision("highest"):
@@ -388,12 +390,3 @@ def _mixes_two(problem):
 
     different = jax.tree.map(differs, along(two), jax.vmap(along)(alone))
     return jnp.any(jnp.stack(jax.tree.leaves(different)))
-
-
-def _scrambled(like):
-    """Numbers between -1 and 1 without a pattern: a hash of their places, far faster than a
-    generator."""
-    bits = jnp.arange(like.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)).astype(like.dtype).reshape(like.shape)
-    return bits / 2.0**31 - 1

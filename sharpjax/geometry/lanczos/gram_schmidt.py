@@ -82,7 +82,7 @@ def orthogonalize(
         replace = vanished & ~now.fresh
         vector = jax.lax.cond(
             any_lane(replace),
-            lambda: _select(replace, _unrelated(vector, seed), vector),
+            lambda: _select(replace, unrelated(vector, seed), vector),
             lambda: vector,
         )
         return Orthogonal(
@@ -110,7 +110,7 @@ def orthogonalize(
     return jax.lax.while_loop(lambda now: any_lane(now.more), step, start)
 
 
-def _unrelated(like, seed):
+def unrelated(like, seed):
     """A unit vector that owes nothing to the operator and is another for each seed.
 
     Entries `cos(2 pi h)` of a hash h of their places: as good as random here, and far less to

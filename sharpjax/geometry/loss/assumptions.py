@@ -8,9 +8,10 @@ an operator then carries whether its assumptions hold, its products are NaN wher
 the status of every result is `ASSUMPTION_FAILED`.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import jax
@@ -94,6 +95,28 @@ def require(caller: str, holds: jax.Array, message: str) -> Checked | None:
     if not bool(holds):
         raise UserError(f"{caller}: {message}")
     return None
+
+
+@contextlib.contextmanager
+def calling_parts(caller: str) -> Iterator[None]:
+    """Round calls of the user's functions on some of the examples.
+
+    Raises:
+        UserError: names `caller`; they fail there, though they took the whole batch.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        first = next(iter(str(error).splitlines()), "").rstrip(".")
+        raise UserError(
+            f"{caller}: the loss takes the whole batch, but not some of its examples "
+            f"({type(error).__name__}: {first}). Leaves of a batch are cut along axis 0. What is "
+            f"of no single example, as the [N, N] matrix of a graph is, belongs in the loss; a "
+            f"model in which examples see each other cannot be cut: take the whole batch at once, "
+            f"and a trace by probes."
+        ) from error
 
 
 def both(first: Checked | None, second: Checked | None) -> Checked | None:

@@ -230,8 +230,19 @@ def _settle(loss, before, params, batch):
     writes = jax.tree.structure(loss) != before
     if not writes and not any(map(closures.is_opaque, closures.members(loss))):
         return loss
-    token = dependence.digest(_trace(loss, params, batch)[0])
+
+    def whole(loss, params, batch):
+        return loss(tree.widen(params), batch), _declared_weights(loss, batch)
+
+    token = dependence.digest(jax.make_jaxpr(whole)(loss, params, batch))
     return closures.replace(loss, lambda member: member.with_token(token, walked=not writes))
+
+
+def _declared_weights(loss, batch):
+    """What parts of the loss say of their examples, of which its value need not hold a trace."""
+    parts = jax.tree.leaves(loss, is_leaf=lambda node: hasattr(node, "example_weight"))
+    found = [getattr(part, "example_weight", None) for part in parts]
+    return [weight(batch) for weight in found if weight is not None]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.geometry.loss.assumptions import Checked, require
+from sharpjax.geometry.loss.assumptions import Checked, calling_parts, require
 from sharpjax.geometry.loss.composed import parts as parts_of
 from sharpjax.geometry.loss.composed import total_weight, weights
 
@@ -115,6 +115,8 @@ def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | No
     is_abstract = loops.inside_jit() or loops.is_traced((loss, params, batch))
     told = _without_regularizer(loss)
     parts = _spread(batch, size, _LEAST if is_abstract else most)
+    with calling_parts(caller):
+        jax.eval_shape(_values, (told, params), parts[0])
     if is_abstract:
         operands, chunks = jax.lax.stop_gradient(((told, params), tree.stack(parts)))
         wrong = loops.map_over_chunks(_is_wrong, operands, chunks)

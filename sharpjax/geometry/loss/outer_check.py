@@ -24,6 +24,7 @@ from sharpjax.geometry.loss.cutting import coarsest
 _MOST = 64
 _TOLERANCE = 1e-3
 _ROUNDING = 1e-6
+_DIGITS = 2.0**12  # how far above the smallest normal number a derivative has digits enough
 # Two tables of coprime lengths: jax's own generator takes as long to compile as all the rest.
 _NUMBERS = tuple(
     np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in ((0, 4093), (1, 1021))
@@ -81,6 +82,12 @@ def check_outer(
         "example_weight(batch) must return numbers >= 0, and give an example the weight that it "
         "has alone: normalise them in outer_loss, not here.",
     )
+    if not loops.is_traced(found) and bool(found.is_tiny):
+        raise UserError(
+            f"{caller}: derivatives of outer_loss are among the smallest numbers of their type, "
+            f"where digits are lost. Multiply the loss by a constant, and divide the operator by "
+            f"it."
+        )
     is_sum = not loops.is_traced(found) and bool(found.is_sum)
     mean = assumptions.require(
         caller,
@@ -94,11 +101,13 @@ def check_outer(
 
 
 class _Found(NamedTuple):
-    """`finite`: the loss is; `holds`: it is the mean; `is_sum`; `fair`: the weights are right."""
+    """`finite`: the loss is; `holds`: it is the mean; `is_sum`; `is_tiny`: its derivatives may have
+    lost digits; `fair`: the weights are right."""
 
     finite: jax.Array
     holds: jax.Array
     is_sum: jax.Array
+    is_tiny: jax.Array
     fair: jax.Array
 
 
@@ -212,8 +221,11 @@ def _compare(parts, outputs, few, weight, fair) -> _Found:
         near &= off <= tolerance * jnp.maximum(a, b) + floor
     total, beside = (tree.total([size[i] for size in slopes]) for i in (0, 3))
     is_sum = (beside <= tolerance * total) & (total > 0)
+    tiny = _DIGITS * jnp.finfo(total.dtype).tiny
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(each.slope)]))
+    is_tiny = (0 < largest) & (largest < count * tiny)
     finite = jnp.isfinite(whole.value + total + tree.total([size[0] for size in products]))
-    return _Found(finite, near | ~finite, is_sum, fair)
+    return _Found(finite, near | ~finite, is_sum, is_tiny & ~near, fair)
 
 
 def _normal(like, first, second):
