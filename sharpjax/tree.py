@@ -289,23 +289,26 @@ def check_floating(caller: str, params: PyTree) -> None:
         )
 
 
-def check_same_structure(caller: str, argument: str, tree: PyTree, like: PyTree) -> None:
+def check_same_structure(
+    caller: str, argument: str, tree: PyTree, like: PyTree, of: str = "params"
+) -> None:
     """Refuses an argument that is not laid out like another: structure, shapes, types.
 
     Raises:
-        UserError: names `caller`, `argument` and each leaf that differs.
+        UserError: names `caller`, `argument`, `of`, which it must be like, and each leaf that
+            differs.
     """
     if jax.tree.structure(tree) != jax.tree.structure(like):
         names, expected = set(path_names(tree)), set(path_names(like))
         differences = [f"'{n}' is missing" for n in sorted(expected - names)]
-        differences += [f"'{n}' is not in params" for n in sorted(names - expected)]
+        differences += [f"'{n}' is not in {of}" for n in sorted(names - expected)]
         raise UserError(
-            f"{caller}: {argument} must have the tree structure of params; "
+            f"{caller}: {argument} must have the tree structure of {of}; "
             f"{_shorten(differences) or 'the containers differ'}. "
-            f"Build it with `jax.tree.map(..., params)`."
+            f"Build it with `jax.tree.map(..., {of})`."
         )
     bad = [
-        f"'{name}' is {_describe(leaf)} where params has {_describe(other)}"
+        f"'{name}' is {_describe(leaf)} where {of} has {_describe(other)}"
         for name, leaf, other in zip(
             path_names(like), jax.tree.leaves(tree), jax.tree.leaves(like), strict=True
         )
@@ -313,8 +316,8 @@ def check_same_structure(caller: str, argument: str, tree: PyTree, like: PyTree)
     ]
     if bad:
         raise UserError(
-            f"{caller}: {argument} must have the shapes and types of params; {_shorten(bad)}. "
-            f"Build it with `jax.tree.map(..., params)`."
+            f"{caller}: {argument} must have the shapes and types of {of}; {_shorten(bad)}. "
+            f"Build it with `jax.tree.map(..., {of})`."
         )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
+from sharpjax.geometry import Operator
+
 
 def _scale(diagonal, vector):
     return jax.tree.map(jnp.multiply, diagonal, vector)
@@ -16,7 +18,7 @@ def _scale(diagonal, vector):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Operator):
     """An operator with a spectrum of one's own."""
 
     values: Any

@@ -15,7 +15,7 @@ from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import hessian
 from sharpjax.geometry.operators.algebra import Damped, Scaled, Sum
-from sharpjax.geometry.operators.blocks import Restricted, block_diagonal, masked
+from sharpjax.geometry.operators.blocks import Restricted, block_diagonal, masked, restricted
 from sharpjax.geometry.operators.scaling import congruence
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 
@@ -118,7 +118,7 @@ def test_narrow_parameters():
 )
 def test_operators_on_other_spaces_are_refused(other, message):
     a = Scaled(Diagonal({"a": jnp.ones(3)}), 1.0)
-    with pytest.raises(UserError, match=rf"^A \+ B: .*different vectors: {message}.*Restricted"):
+    with pytest.raises(UserError, match=rf"^A \+ B: .*different vectors: {message}.*restricted"):
         _ = a + Diagonal(other)
     with pytest.raises(UserError, match="different vectors"):
         _ = Diagonal(other) - a
@@ -202,7 +202,7 @@ def test_products_are_linear_symmetric_and_made_of_blocks(structure, seed):
             masked(a, mask),
             congruence(a, halves),
             block_diagonal(a),
-            Restricted(a, where),
+            restricted(a, where),
         ]
 
         @jax.jit

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, composed, hessian
+from sharpjax.geometry import Operator, composed, hessian, restricted
 from sharpjax.geometry.eigenpairs.subsample import subsample_start, subsampled
 from sharpjax.geometry.operators.algebra import linearize
 from sharpjax.geometry.operators.averaging import averaged, linearization_bytes
@@ -123,7 +123,7 @@ def test_compositions_run_round_it(x64, strict, key, kind):
         np.testing.assert_allclose(flat(found), flat(expected), atol=1e-12)
     # The same probes give the same estimate.
     found, expected = (
-        geometry.trace(Restricted(a, "layers/*"), key=key, max_probes=5).value
+        geometry.trace(restricted(a, "layers/*"), key=key, max_probes=5).value
         for a in (operator, whole)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-10)
@@ -373,7 +373,7 @@ def _times_draw(draw, vector):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class Drawing(Operator):
     """A random multiple of the identity for each batch."""
 
     like: Any

@@ -12,10 +12,10 @@ from sharpjax.geometry import composed, hessian, top_eigenpairs
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.blocks import (
     BlockDiagonal,
-    Restricted,
     block_diagonal,
     layers,
     masked,
+    restricted,
 )
 from sharpjax.geometry.operators.gauss_newton import gauss_newton
 from sharpjax.geometry.operators.scaling import congruence, preconditioned
@@ -74,11 +74,11 @@ def test_restrictions_compose(x64, strict, key):
     """A block of a block, of a block-diagonal operator, and eigenvalues of it."""
     params, batch = awkward_net()
     full = hessian(awkward_loss, params, batch)
-    inner = Restricted(Restricted(full, ("layers/*", "gain")), "layers/0/*")
+    inner = restricted(restricted(full, ("layers/*", "gain")), "layers/0/*")
     place = owners(params, ["layers/0/*"])
     truth = dense(awkward_loss, params, batch)[np.ix_(place == 0, place == 0)]
     np.testing.assert_allclose(matrix(inner), truth, atol=1e-13)
-    again = Restricted(block_diagonal(full), "layers/0/*")
+    again = restricted(block_diagonal(full), "layers/0/*")
     np.testing.assert_allclose(matrix(again), truth, atol=1e-13)
     largest = top_eigenpairs(inner, key=key, tol=1e-9).values[0]
     np.testing.assert_allclose(largest, np.linalg.eigvalsh(truth)[-1], rtol=1e-8)
@@ -121,7 +121,7 @@ def test_a_block_computes_only_what_depends_on_it(kind, microbatch_size):
 
     full = make()
     for where in ("head", "body/5"):
-        cut = flops(Restricted(full, where))
+        cut = flops(restricted(full, where))
         assert cut <= 1.02 * flops(make(where)) < 0.4 * flops(full)
     assert flops(block_diagonal(full, ["body/*", "head"])) < 1.4 * flops(full)
 

@@ -12,7 +12,7 @@ import scipy.sparse.linalg
 from jax.tree_util import Partial
 
 from sharpjax import loops
-from sharpjax.geometry import Status
+from sharpjax.geometry import Operator, Status
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.eigenpairs import convergence
 from sharpjax.geometry.lanczos import krylov, recurrence, ritz
@@ -223,7 +223,7 @@ def test_extremes_without_a_basis_equal_those_with_one(which, k):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class Matrix(Operator):
     """A symmetric matrix as an operator."""
 
     matrix: Any

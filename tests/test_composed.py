@@ -12,7 +12,6 @@ from jax.tree_util import Partial
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import (
-    Restricted,
     Status,
     averaged,
     block_diagonal,
@@ -24,6 +23,7 @@ from sharpjax.geometry import (
     fisher,
     gauss_newton,
     hessian,
+    restricted,
     trace,
 )
 from sharpjax.geometry.loss.composed import parts
@@ -424,7 +424,7 @@ def test_means_multiples_sums_and_dampings(x64, key):
     np.testing.assert_allclose(solve(operator).value, np.trace(truth), rtol=1e-5)
     np.testing.assert_allclose(solve(whole).value, 2 * np.trace(truth) + 32, rtol=1e-6)
     np.testing.assert_allclose(solve(block_diagonal(whole)).value, solve(whole).value, rtol=1e-12)
-    block = solve(Restricted(whole, "v"))
+    block = solve(restricted(whole, "v"))
     np.testing.assert_allclose(block.value, 2 * np.trace(truth[:24, :24]) + 12, rtol=1e-6)
     entries = diagonal(whole - hessian(WEIGHTED, params, batch), key=key, method="exact")
     np.testing.assert_allclose(flat(entries.value), np.diag(truth) + 0.5, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from sharpjax import tree
-from sharpjax.geometry import Restricted, Status, composed, diagonal, hessian, trace
+from sharpjax.geometry import Status, composed, diagonal, hessian, restricted, trace
 from sharpjax.geometry.exact import bending
 from sharpjax.geometry.operators.algebra import linearize
 from tests.problems import awkward_net, flat
@@ -188,7 +188,7 @@ def test_blocks_and_microbatches(x64, key):
     )
     np.testing.assert_allclose(flat(one.value), flat(other.value), atol=1e-12)
     restricted = solve(make(where="*_1/*"))
-    again = solve(Restricted(make(), "*_1/*"))
+    again = solve(restricted(make(), "*_1/*"))
     np.testing.assert_allclose(again.value, restricted.value, rtol=1e-10)
     assert list(again.by_leaf) == ["Dense_1/bias", "Dense_1/kernel"]
 

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, composed, hessian
+from sharpjax.geometry import Operator, Status, composed, hessian
 from sharpjax.geometry.estimators.diagonal import diagonal
 from sharpjax.geometry.estimators.frobenius import frobenius
 from sharpjax.geometry.operators.gauss_newton import gauss_newton
@@ -29,7 +29,7 @@ def _multiply(matrix, vector):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class Matrix(Operator):
     """A matrix as an operator on one leaf."""
 
     matrix: Any

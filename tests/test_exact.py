@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, composed, diagonal, hessian, trace
+from sharpjax.geometry import Status, composed, diagonal, hessian, restricted, trace
 from sharpjax.geometry.exact import gauss_newton as exact
 from sharpjax.geometry.exact import matrix_form
 from sharpjax.geometry.exact.gauss_newton import exact_diagonal, exact_trace
@@ -374,10 +374,10 @@ def test_blocks_and_chunks(x64, monkeypatch):
     )
     block = truth[np.ix_(mask, mask)]
     operator = gauss_newton(composed(model, cross_entropy), params, batch)
-    restricted = Restricted(operator, "*/kernel")
-    assert_equal(restricted, block, restricted.like)
-    restricted = gauss_newton(composed(model, cross_entropy), params, batch, where="*/kernel")
-    assert_equal(restricted, block, restricted.like)
+    cut = restricted(operator, "*/kernel")
+    assert_equal(cut, block, cut.like)
+    cut = gauss_newton(composed(model, cross_entropy), params, batch, where="*/kernel")
+    assert_equal(cut, block, cut.like)
     chunked = gauss_newton(composed(model, cross_entropy), params, batch, microbatch_size=1)
     assert_equal(chunked, truth, params)
     steps, iterate = [], gauss_newton.loops.iterate

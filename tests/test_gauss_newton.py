@@ -14,7 +14,7 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import composed, hessian
 from sharpjax.geometry.exact.gauss_newton import exact_trace
 from sharpjax.geometry.operators import algebra
-from sharpjax.geometry.operators.blocks import Restricted, masked
+from sharpjax.geometry.operators.blocks import masked, restricted
 from sharpjax.geometry.operators.gauss_newton import (
     EmpiricalFisher,
     Fisher,
@@ -182,11 +182,11 @@ def test_blocks_and_compositions(x64, strict):
     for operator in (
         gauss_newton(*arguments, where=("layers/*", "gain")),
         gauss_newton(*arguments, where=("layers/*", "gain"), microbatch_size=4),
-        Restricted(full, ("layers/*", "gain")),
+        restricted(full, ("layers/*", "gain")),
     ):
         np.testing.assert_allclose(matrix(operator), block, atol=1e-13)
     second = hessian(awkward_loss, params, batch)
-    found = matrix(Restricted(2 * (second - full) + 0.5, ("layers/*", "gain")))
+    found = matrix(restricted(2 * (second - full) + 0.5, ("layers/*", "gain")))
     truth = 2 * (dense(awkward_loss, params, batch) - whole) + 0.5 * np.eye(len(whole))
     np.testing.assert_allclose(found, truth[np.ix_(chosen, chosen)], atol=1e-13)
     keep = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape) % 2, params)

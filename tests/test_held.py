@@ -10,8 +10,8 @@ import pytest
 
 from sharpjax import geometry
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, averaged, composed, gauss_newton, hessian
-from sharpjax.geometry.loss import assumptions
+from sharpjax.geometry import averaged, composed, gauss_newton, hessian, restricted
+from sharpjax.geometry.loss.assumptions import Assuming
 
 HOW: Any = jnp.mean
 FACTOR = 1.0
@@ -61,7 +61,7 @@ OPERATORS = {
         functools.partial(gauss_newton, LOSS, PARAMS), BATCHES
     ),
     "composed": lambda: 2 * hessian(LOSS, PARAMS, BATCH) + gauss_newton(LOSS, PARAMS, BATCH) + 0.1,
-    "restricted": lambda: Restricted(gauss_newton(LOSS, PARAMS, BATCH), "w"),
+    "restricted": lambda: restricted(gauss_newton(LOSS, PARAMS, BATCH), "w"),
 }
 
 FUNCTIONS = {
@@ -76,6 +76,9 @@ FUNCTIONS = {
     "spectral_density": lambda A: geometry.spectral_density(A, key=KEY, num_steps=2, num_probes=1),
     "logdet": lambda A: geometry.logdet(A + 0.1, key=KEY),
     "curvature_report": lambda A: geometry.curvature_report(A, key=KEY, k=1),
+    "operator @ v": lambda A: A @ A.like,
+    "to_dense": lambda A: A.to_dense(),
+    "to_scipy": lambda A: A.to_scipy(),
     "subsample_start": lambda A: geometry.subsample_start(A, key=KEY, num_examples=4),
 }
 
@@ -147,7 +150,7 @@ def test_nothing_is_checked_again_where_nothing_changed(monkeypatch):
 
 def _checked_nodes(operator):
     def is_checked(node):
-        return isinstance(node, assumptions.Assuming)
+        return isinstance(node, Assuming)
 
     return filter(is_checked, jax.tree.leaves(operator, is_leaf=is_checked))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from sharpjax.geometry import Status, diagonal, frobenius, hessian, logdet, trace
+from sharpjax.geometry import Operator, Status, diagonal, frobenius, hessian, logdet, trace
 from sharpjax.geometry import top_eigenpairs as top
 
 SIZE, LEVELS = 120, (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -43,7 +43,7 @@ def _of_entries(values, level, vector):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Noisy:
+class Noisy(Operator):
     values: Any
     level: Any
     noise: Any = dataclasses.field(metadata={"static": True})

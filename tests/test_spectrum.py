@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, hessian
+from sharpjax.geometry import Status, hessian, restricted
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.lanczos import gram_schmidt, krylov
 from sharpjax.losses import Classification
@@ -536,7 +536,7 @@ def test_a_block_of_narrow_parameters(key):
     expected = np.linalg.eigvalsh(matrix)[-1]
     full = hessian(awkward_loss, narrow, batch)
     frozen = hessian(awkward_loss, narrow, batch, where="layers/*")
-    for block in (frozen, Restricted(full, "layers/*")):
+    for block in (frozen, restricted(full, "layers/*")):
         found = top(block, key=key)
         np.testing.assert_allclose(found.values[0], expected, rtol=1e-5)
         assert found.vectors["gain"] is None

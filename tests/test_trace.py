@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from sharpjax import geometry, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Restricted, Status, hessian, trace
+from sharpjax.geometry import Status, hessian, restricted, trace
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense
 from tests.traces import TRACES, traced
 
@@ -137,7 +137,7 @@ def test_lanes_equal_single_calls(x64, strict, key):
 def test_narrow_parameters_blocks_and_rows(key):
     params, batch = awkward_net(dtype=np.float32)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    operator = Restricted(hessian(awkward_loss, narrow, batch), "gain")
+    operator = restricted(hessian(awkward_loss, narrow, batch), "gain")
     found = trace(operator, key=key, method="hutchinson")
     assert found.value.dtype == jnp.float32
     named = found.estimates()

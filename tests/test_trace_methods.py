@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, composed, hessian, trace
+from sharpjax.geometry import Operator, Status, composed, hessian, trace
 from sharpjax.geometry.accuracy import ask
 from sharpjax.geometry.estimators import deflation, xtrace
 from sharpjax.geometry.estimators import trace as probes
@@ -40,7 +40,7 @@ def _multiply(matrix, vector):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class Matrix(Operator):
     """A matrix as an operator on two leaves, that it couples."""
 
     matrix: Any

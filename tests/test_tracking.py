@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Eigenpairs, Status, hessian, top_eigenpairs
+from sharpjax.geometry import Eigenpairs, Operator, Status, hessian, top_eigenpairs
 from sharpjax.geometry.eigenpairs import search, starts, tracking
 from sharpjax.geometry.eigenpairs.convergence import SearchStep
 from sharpjax.geometry.lanczos import krylov
@@ -30,7 +30,7 @@ def _multiply(matrix, vector):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Operator):
     matrix: Any
 
     @property

@@ -151,7 +151,7 @@ class Curvature:
             found += [("", along.estimates()), ("", sam.estimates())]
         return {f"{prefix}{n}": x for prefix, each in found for n, x in each.items()}
 
-    def _hessian(self, loss: Classification, params: Any, batch: Any) -> geometry.Hessian:
+    def _hessian(self, loss: Classification, params: Any, batch: Any) -> geometry.Operator:
         return geometry.hessian(
             loss, params, batch, where=self.where, microbatch_size=self.microbatch_size
         )

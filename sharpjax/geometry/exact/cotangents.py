@@ -65,7 +65,7 @@ def as_problem(caller: str, operator: Any) -> Problem:
         inner = operator.operator
         if isinstance(inner, Restricted):
             raise UserError(f"{caller}: restrict an operator once, by all globs together.")
-        operator = restrict(inner, operator.where) if hasattr(inner, "loss") else inner
+        operator = restrict(inner, operator.where) if hasattr(inner, "params") else inner
     if not isinstance(operator, GaussNewton | Fisher | EmpiricalFisher):
         raise UserError(
             f"{caller}: only Gauss-Newton and Fisher matrices have it exactly, made by "

@@ -102,7 +102,7 @@ def exact_trace(operator: Any) -> ExactTrace:
     outputs with a new axis in front, whose outer products add up to its Hessian.
 
     Args:
-        operator: from `gauss_newton`, `fisher` or `empirical_fisher`, or `Restricted` to some of
+        operator: from `gauss_newton`, `fisher` or `empirical_fisher`, or `restricted` to some of
             its leaves. The model must act on each example by itself (BatchNorm with frozen
             statistics); on two examples this is checked.
 

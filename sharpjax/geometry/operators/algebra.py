@@ -4,10 +4,11 @@ An operator computes nothing until a solver linearises it. It is a registered fr
 arrays are leaves, so one compilation serves every checkpoint and one vmap a whole population.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +18,10 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss import closures
 from sharpjax.geometry.loss.assumptions import renewed
+from sharpjax.geometry.operators import matrix
 
 Params = Any
 Matvec = Callable[[Params], Params]
-
-
-@runtime_checkable
-class Operator(Protocol):
-    """A symmetric linear map from trees like `like` to trees like `like`.
-
-    Implementations are registered dataclasses (`jax.tree_util.register_dataclass`): arrays as
-    leaves, functions and options static.
-
-    Attributes:
-        like: the structure of a vector: a tree of arrays of which only shapes, types and places on
-            the devices are read. Vectors are in float32 at least where it is narrower.
-    """
-
-    @property
-    def like(self) -> Any: ...
-
-    def linearize(self) -> Matvec:
-        """The product, with all that does not depend on the vector computed once.
-
-        A solver jits this method and calls it once per solve, so the result is a
-        `jax.tree_util.Partial` of a module-level function: a closure cannot leave a jit. Called
-        outside of any trace, the operators of this library compile it, and the product that they
-        return, once for each structure.
-        """
-        ...
 
 
 def _compiled(method):
@@ -83,22 +59,48 @@ class _Kept:
         return loops.call(self.product, vector)
 
 
-class Composable:
-    """What every operator of this library can do: `A + B`, `A - B`, `-A`, `2 * A`, `A / 2`, and
-    `A + 0.1` for `A + 0.1 I`.
+class Operator(abc.ABC):
+    """A symmetric linear map from trees like `like` to trees like `like`.
 
-    Numbers are Python's, numpy's or scalars of jax, also traced ones; they are leaves, so that
-    another number compiles nothing. Both operators of a sum must act on the same vectors.
+    Every operator can be added and multiplied by numbers: `A + B`, `A - B`, `-A`, `2 * A`,
+    `A / 2`, and `A + 0.1` for `A + 0.1 I`. Numbers are Python's, numpy's or scalars of jax, also
+    traced ones; they are leaves, so that another number compiles nothing. Both operators of a sum
+    must act on the same vectors.
+
+    `A @ v` is one product: linearised and applied in one program, which is compiled once for each
+    structure. For many products take `product = A.linearize()`, which is compiled, too.
+
+    **An operator of your own**: `operator(matvec, like=params)` makes one of a function. Where a
+    product has a part that does not depend on the vector, subclass this: a frozen dataclass that is
+    registered (`jax.tree_util.register_dataclass`), with arrays as leaves and functions and options
+    static, that has `like` and `linearize()`.
+
+    Attributes:
+        like: the structure of a vector: a tree of arrays of which only shapes, types and places on
+            the devices are read. Vectors are in float32 at least where it is narrower.
 
     Raises:
-        UserError: the operators of a sum act on different spaces.
+        UserError: the operators of a sum act on different spaces, or v is no such vector.
         TypeError: the other operand is neither an operator nor a real scalar.
 
     >>> from sharpjax.geometry import hessian
     >>> A = hessian(lambda w, batch: jnp.sum(w**2), jnp.ones(2), None)
-    >>> (3 * A - A + 0.5).linearize()(jnp.array([1.0, 2.0])).tolist()
+    >>> ((3 * A - A + 0.5) @ jnp.array([1.0, 2.0])).tolist()
     [4.5, 9.0]
     """
+
+    # Not an abstract property: a dataclass would take that for the default of a field `like`.
+    like: Any
+
+    @abc.abstractmethod
+    def linearize(self) -> Matvec:
+        """The product, with all that does not depend on the vector computed once.
+
+        Take it for many products by hand. Called outside of any trace, it is compiled once for each
+        structure, and so is the product. A solver jits this method and calls it once per solve, so
+        the result is a `jax.tree_util.Partial` of a module-level function: a closure cannot leave a
+        jit.
+        """
 
     __array_ufunc__ = None  # so that numpy's scalars leave `2 * A` to this class
 
@@ -106,6 +108,46 @@ class Composable:
         super().__init_subclass__(**kwargs)
         if "linearize" in vars(cls):
             cls.linearize = _compiled(cls.linearize)
+
+    def __matmul__(self, vector: Params) -> Params:
+        return NotImplemented if isinstance(vector, Operator) else matrix.multiply(self, vector)
+
+    def to_dense(self, *, max_bytes: int = 2**30) -> jax.Array:
+        """The n x n matrix, in the order of `jax.flatten_util.ravel_pytree`: for small operators.
+
+        n products, 32 at a time. In float64 where a leaf is, else in float32.
+
+        Args:
+            max_bytes: of the matrix.
+
+        Raises:
+            UserError: it would take more.
+
+        >>> from sharpjax.geometry import hessian
+        >>> def loss(params, batch):
+        ...     return params["a"] * params["b"][0] + params["b"][1] ** 2
+        >>> params = {"a": jnp.float32(1), "b": jnp.ones(2)}
+        >>> hessian(loss, params, None).to_dense().tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]
+        """
+        return matrix.to_dense(self, max_bytes)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator`, for solvers that scipy has, on flat vectors.
+
+        Symmetric, in the order of `jax.flatten_util.ravel_pytree`, in float64 where a leaf is, else
+        in float32. It is the operator of now: linearised here, once.
+
+        Raises:
+            UserError: inside of jit or vmap.
+
+        >>> from scipy.sparse.linalg import eigsh
+        >>> from sharpjax.geometry import hessian
+        >>> A = hessian(lambda w, batch: jnp.sum(w**4) / 12, jnp.arange(5.0), None)
+        >>> eigsh(A.to_scipy(), k=2, return_eigenvectors=False).round(3).tolist()
+        [9.0, 16.0]
+        """
+        return matrix.to_scipy(self)
 
     def __add__(self, other):
         if _is_number(other):
@@ -141,7 +183,7 @@ class Composable:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sum(Composable):
+class Sum(Operator):
     """`A + B + ...`, all on the same space; made by `A + B`, which checks that.
 
     A product costs one of each, and one vector of memory more.
@@ -159,7 +201,7 @@ class Sum(Composable):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Scaled(Composable):
+class Scaled(Operator):
     """`factor A`; made by `factor * A`."""
 
     operator: Any
@@ -175,7 +217,7 @@ class Scaled(Composable):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Damped(Composable):
+class Damped(Operator):
     """`A + damping I`; made by `A + damping`."""
 
     operator: Any
@@ -264,7 +306,7 @@ def check_same_space(caller: str, a: Any, b: Any) -> None:
         what = f"'{names[0]}' is {here} in the first and {there} in the second"
     raise UserError(
         f"{caller}: the operators act on different vectors: {what}. Make both with the same params "
-        f"and the same where, or cut one down by Restricted(operator, where)."
+        f"and the same where, or cut one down by restricted(operator, where)."
     )
 
 

@@ -10,15 +10,23 @@ from sharpjax.geometry.operators.algebra import Operator
 
 
 def check_operator(caller: str, operator: Any) -> None:
-    """Refuses what is not an `Operator`.
+    """Refuses what is not an `Operator`, or is one that jax does not know as a pytree.
 
     Raises:
         UserError: names `caller` and how one is made.
     """
+    kind = type(operator).__name__
     if not isinstance(operator, Operator):
         raise UserError(
-            f"{caller}: the first argument must be an operator, such as "
-            f"hessian(loss, params, batch); got {type(operator).__name__}."
+            f"{caller}: the first argument must be an operator, such as hessian(loss, params, "
+            f"batch); got {kind}. A product of your own: operator(matvec, like=params), or a "
+            f"subclass of geometry.Operator."
+        )
+    if jax.tree_util.all_leaves([operator]):
+        raise UserError(
+            f"{caller}: the class of the operator, {kind}, is not registered, so it cannot be "
+            f"compiled. Make it a frozen dataclass, and put @jax.tree_util.register_dataclass "
+            f"above that."
         )
 
 

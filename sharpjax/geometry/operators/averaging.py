@@ -14,13 +14,13 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry.loss import closures, cutting
 from sharpjax.geometry.loss.assumptions import Assuming, Checked, guard
 from sharpjax.geometry.loss.composed import total_weight
-from sharpjax.geometry.operators.algebra import Composable, Matvec, Operator, Params
+from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 from sharpjax.geometry.operators.batches import Batch, Cut, Listed, Loader, as_batches
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Averaged(Composable, Assuming, loops.HostCode):
+class Averaged(Operator, Assuming, loops.HostCode):
     """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of a batch of `n_b` examples, or of that
     weight in all; `averaged` makes it.
 
@@ -113,7 +113,7 @@ def averaged(
         operator_of: gives the operator of one batch, such as `functools.partial(hessian, loss,
             params)`. It is called once, with the first batch; the other operators differ in the
             batch (and in the key, where there is one) alone. Compose outside:
-            `Restricted(averaged(...), "head/*")`, `averaged(...) + 0.1`.
+            `restricted(averaged(...), "head/*")`, `averaged(...) + 0.1`.
         batches: one of these.
             A list or tuple of batches, whose arrays are on a device or in numpy on the host.
             With `batch_size`: a pytree of arrays with all examples on axis 0, cut into the fewest

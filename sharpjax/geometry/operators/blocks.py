@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry.operators.algebra import Composable, Matvec, Operator, Params
+from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 from sharpjax.geometry.operators.arguments import check_operator
 
 Groups = Mapping[str, str | Sequence[str]] | Sequence[str]
@@ -20,30 +20,16 @@ Groups = Mapping[str, str | Sequence[str]] | Sequence[str]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Restricted(Composable):
-    """The diagonal block of an operator that belongs to some leaves: `P A P'`, the others frozen.
-
-    Its vectors have None in place of the other leaves. This works for any operator. Compiled, a
-    product computes only what depends on these leaves, as with `hessian(..., where=...)`, which
-    also keeps the residuals of these leaves alone.
+class Restricted(Operator):
+    """The diagonal block of an operator that belongs to some leaves; `restricted` makes it.
 
     Attributes:
         operator: any `Operator`.
-        where: globs on the names of the leaves, as `sharpjax.tree.select` takes them.
-
-    >>> from sharpjax.geometry import hessian
-    >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    >>> full = hessian(lambda p, batch: jnp.sum(p["a"] ** 2 * p["b"]), params, None)
-    >>> print(Restricted(full, "a").linearize()({"a": jnp.array([1.0, 2.0]), "b": None}))
-    {'a': Array([2., 4.], dtype=float32), 'b': None}
+        where: globs on the names of the leaves.
     """
 
     operator: Any
     where: str | tuple[str, ...] = dataclasses.field(metadata={"static": True})
-
-    def __post_init__(self):
-        if not isinstance(self.where, str):
-            object.__setattr__(self, "where", tuple(self.where))
 
     @property
     def like(self) -> Any:
@@ -56,7 +42,7 @@ class Restricted(Composable):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BlockDiagonal(Composable):
+class BlockDiagonal(Operator):
     """An operator without the blocks that couple different groups of leaves; `block_diagonal` makes
     it.
 
@@ -79,7 +65,7 @@ class BlockDiagonal(Composable):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Masked(Composable):
+class Masked(Operator):
     """`P A P`, with P zero on some entries; `masked` makes it.
 
     Attributes:
@@ -96,6 +82,31 @@ class Masked(Composable):
 
     def linearize(self) -> Matvec:
         return Partial(_masked_product, self.operator.linearize(), self.mask)
+
+
+def restricted(operator: Operator, where: str | Sequence[str]) -> Restricted:
+    """The diagonal block of an operator that belongs to some leaves: `P A P'`, the others frozen.
+
+    Its vectors have None in place of the other leaves. This works for any operator. Compiled, a
+    product computes only what depends on these leaves, as with `hessian(..., where=...)`, which
+    also keeps the residuals of these leaves alone.
+
+    Args:
+        operator: any operator.
+        where: glob or globs on the names of the leaves, as `sharpjax.tree.select` takes them.
+
+    Raises:
+        UserError: a glob matches no leaf.
+
+    >>> from sharpjax.geometry import hessian
+    >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    >>> full = hessian(lambda p, batch: jnp.sum(p["a"] ** 2 * p["b"]), params, None)
+    >>> print(restricted(full, "a") @ {"a": jnp.array([1.0, 2.0]), "b": None})
+    {'a': Array([2., 4.], dtype=float32), 'b': None}
+    """
+    check_operator("restricted", operator)
+    tree.select(operator.like, where)
+    return Restricted(operator, where if isinstance(where, str) else tuple(where))
 
 
 def layers(operator: Operator, groups: Groups | None = None) -> dict[str, Restricted]:

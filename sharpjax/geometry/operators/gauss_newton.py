@@ -16,7 +16,7 @@ from sharpjax.geometry.loss.cutting import check_alone, check_cut
 from sharpjax.geometry.loss.frozen import freeze
 from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.geometry.loss.precision import Precision, lower
-from sharpjax.geometry.operators.algebra import Composable, Matvec, Params
+from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.operators.jacobian_products import (
     add_regularizer,
@@ -32,7 +32,7 @@ Labels = Literal["model", "observed"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GaussNewton(Composable, Assuming):
+class GaussNewton(Operator, Assuming):
     """`J' H J`, with `H` the Hessian of the outer loss in the outputs, and the Hessian of the
     regulariser; `gauss_newton` makes it.
 
@@ -70,7 +70,7 @@ class GaussNewton(Composable, Assuming):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fisher(Composable, Assuming):
+class Fisher(Operator, Assuming):
     """`mean_n E g_n g_n'`, with `g_n` the gradient of `-log p(label_n)`; `fisher` makes it.
 
     Attributes:
@@ -110,7 +110,7 @@ class Fisher(Composable, Assuming):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class EmpiricalFisher(Composable, Assuming):
+class EmpiricalFisher(Operator, Assuming):
     """`mean_n g_n g_n'`, with `g_n` the gradient of the loss of one example; `empirical_fisher`
     makes it.
 

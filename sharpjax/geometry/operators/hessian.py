@@ -15,12 +15,12 @@ from sharpjax.geometry.loss.composed import chunk_weights
 from sharpjax.geometry.loss.finite import poison, poisoned
 from sharpjax.geometry.loss.frozen import freeze
 from sharpjax.geometry.loss.precision import Precision, lower
-from sharpjax.geometry.operators.algebra import Composable, Matvec, Params
+from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hessian(Composable, Assuming):
+class Hessian(Operator, Assuming):
     """The Hessian of `params -> loss(params, batch)`; `hessian` makes it and checks its arguments.
 
     Attributes:

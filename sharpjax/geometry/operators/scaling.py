@@ -10,14 +10,14 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry.operators.algebra import Composable, Matvec, Operator, Params
+from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 from sharpjax.geometry.operators.arguments import check_operator
 from sharpjax.perturbation import Scaling
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Congruence(Composable):
+class Congruence(Operator):
     """`T A T` with a diagonal `T`; `congruence` makes it.
 
     Attributes:
