@@ -187,9 +187,9 @@ def test_blocks_and_microbatches(x64, key):
         for operator in (make(), make(microbatch_size=3))
     )
     np.testing.assert_allclose(flat(one.value), flat(other.value), atol=1e-12)
-    restricted = solve(make(where="*_1/*"))
+    block = solve(make(where="*_1/*"))
     again = solve(restricted(make(), "*_1/*"))
-    np.testing.assert_allclose(again.value, restricted.value, rtol=1e-10)
+    np.testing.assert_allclose(again.value, block.value, rtol=1e-10)
     assert list(again.by_leaf) == ["Dense_1/bias", "Dense_1/kernel"]
 
 

@@ -380,7 +380,7 @@ def test_blocks_and_chunks(x64, monkeypatch):
     assert_equal(cut, block, cut.like)
     chunked = gauss_newton(composed(model, cross_entropy), params, batch, microbatch_size=1)
     assert_equal(chunked, truth, params)
-    steps, iterate = [], gauss_newton.loops.iterate
+    steps, iterate = [], exact.loops.iterate
 
     def counted(*args, max_steps):
         steps.append(max_steps)
