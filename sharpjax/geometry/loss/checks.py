@@ -153,6 +153,7 @@ _SIGNATURES = {
     "outer_loss": "outer_loss(outputs, batch) -> scalar",
     "regularizer": "regularizer(params) -> scalar",
     "example_weight": "example_weight(batch) -> [N]",
+    "matvec": "matvec(vector) -> vector",
 }
 _KEY_REMEDY = (
     "Keep randomness out of the loss, or let it hold a key as an array "

@@ -280,7 +280,7 @@ def _refuse_derivative(primals, tangents):
         "a solver has no derivative (jax.grad, jax.jvp): it ends by a condition, after steps whose "
         "number depends on the numbers. Take what it finds as a constant (jax.lax.stop_gradient of "
         "the parameters that it gets). The derivative of an eigenvalue is that of v'Hv = "
-        "sharpjax.tree.vdot(v, operator.linearize()(v)) with its vector v held constant, and that "
+        "sharpjax.tree.vdot(v, operator @ v) with its vector v held constant, and that "
         "of a trace the mean of z'Hz over fixed probes z."
     )
 
