@@ -25,6 +25,7 @@ from sharpjax.geometry import (
     hvp,
     logdet,
     sam_sharpness,
+    solve,
     spectral_density,
     top_eigenpairs,
     trace,
@@ -145,7 +146,7 @@ def test_a_callback():
 
 
 @pytest.mark.parametrize(
-    "solve",
+    "solved",
     [
         lambda p: top_eigenpairs(hessian(loss, p, BATCH), key=KEY, k=1).values[0],
         lambda p: trace(hessian(loss, p, BATCH), key=KEY, max_probes=4).value,
@@ -154,6 +155,8 @@ def test_a_callback():
         lambda p: frobenius(hessian(loss, p, BATCH), key=KEY, max_probes=16).value,
         lambda p: logdet(hessian(loss, p, BATCH) + 1.0, key=KEY, num_steps=4).value,
         lambda p: spectral_density(hessian(loss, p, BATCH), key=KEY, num_steps=4).nodes[0, 0],
+        lambda p: solve(hessian(loss, p, BATCH) + 1.0, PARAMS).residual,
+        lambda p: solve(hessian(loss, PARAMS, BATCH) + 1.0, p).residual,
         lambda p: worst_case_sharpness(loss, p, BATCH, key=KEY, rho=0.1, steps=2).value,
         lambda p: (
             trace(
@@ -169,13 +172,15 @@ def test_a_callback():
         "frobenius",
         "logdet",
         "density",
+        "solve",
+        "right side",
         "worst case",
         "averaged",
     ],
 )
 @pytest.mark.parametrize("jitted", [False, True])
-def test_a_derivative_of_a_solver(solve, jitted):
-    said = refused(jax.grad(jax.jit(solve) if jitted else solve), PARAMS)
+def test_a_derivative_of_a_solver(solved, jitted):
+    said = refused(jax.grad(jax.jit(solved) if jitted else solved), PARAMS)
     assert "a solver has no derivative" in said and "stop_gradient" in said and "v'Hv" in said
 
 

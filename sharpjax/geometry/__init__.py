@@ -1,7 +1,7 @@
 """Curvature and sharpness of any loss, each number with its error.
 
-Knows of pytrees, jax, numpy and optax alone: any model's parameters are a pytree of floating
-arrays, and a loss is `loss(params, batch) -> scalar`.
+Knows of pytrees, jax, numpy and optax alone (`to_scipy` of scipy, too): any model's parameters are
+a pytree of floating arrays, and a loss is `loss(params, batch) -> scalar`.
 """
 
 from types import ModuleType as _ModuleType
@@ -25,6 +25,8 @@ from sharpjax.geometry.exact.gauss_newton import ExactDiagonal as ExactDiagonal
 from sharpjax.geometry.exact.gauss_newton import ExactTrace as ExactTrace
 from sharpjax.geometry.exact.gauss_newton import exact_diagonal as exact_diagonal
 from sharpjax.geometry.exact.gauss_newton import exact_trace as exact_trace
+from sharpjax.geometry.lanczos.solve import Solution as Solution
+from sharpjax.geometry.lanczos.solve import solve as solve
 from sharpjax.geometry.loss.checks import check_deterministic as check_deterministic
 from sharpjax.geometry.loss.composed import composed as composed
 from sharpjax.geometry.operators.algebra import Operator as Operator
@@ -33,6 +35,7 @@ from sharpjax.geometry.operators.blocks import block_diagonal as block_diagonal
 from sharpjax.geometry.operators.blocks import layers as layers
 from sharpjax.geometry.operators.blocks import masked as masked
 from sharpjax.geometry.operators.blocks import restricted as restricted
+from sharpjax.geometry.operators.custom import operator as operator
 from sharpjax.geometry.operators.gauss_newton import empirical_fisher as empirical_fisher
 from sharpjax.geometry.operators.gauss_newton import fisher as fisher
 from sharpjax.geometry.operators.gauss_newton import gauss_newton as gauss_newton

@@ -71,9 +71,9 @@ _MEANING = {
     Status.NON_FINITE: "it met a number that is not finite (NaN or infinity); look at the loss and "
     "its gradient at these parameters",
     Status.BREAKDOWN: "it broke down: no direction was left to search in",
-    Status.NOT_POSITIVE: "the operator is not positive, or is singular in this precision, so its "
-    "log-determinant is not a number, whatever the work; add damping, such as operator + 0.1, that "
-    "lifts the field `smallest` well above 0",
+    Status.NOT_POSITIVE: "the operator is not positive, or is singular in this precision, so that "
+    "it has no log-determinant, and this method no solution, whatever the work; add damping, such "
+    "as operator + 0.1, that lifts its smallest eigenvalue well above 0",
     Status.ASSUMPTION_FAILED: "the loss is not what it was taken for, such as a mean over "
     "examples; make the same call outside of jit and vmap, and the error says what is wrong",
 }
