@@ -29,7 +29,6 @@ from sharpjax.geometry import (
     gauss_newton,
     hessian,
     hvp,
-    quadratic_form,
     sam_sharpness,
     spectral_density,
     top_eigenpairs,
@@ -399,9 +398,6 @@ MEASURES = {
         top_eigenpairs(hessian(loss, PARAMS, BATCH), key=KEY, k=1).values[0] * N
     ),
     "trace": lambda loss: trace(hessian(loss, PARAMS, BATCH), key=KEY, max_probes=32).value,
-    "forward": lambda loss: (
-        trace(hessian(loss, PARAMS, BATCH), key=KEY, method="forward", max_probes=16).value
-    ),
     "diagonal": lambda loss: (
         diagonal(hessian(loss, PARAMS, BATCH), key=KEY, max_probes=16).value[0] * N
     ),
@@ -416,7 +412,6 @@ MEASURES = {
         .estimates()["trace"]
         .value
     ),
-    "quadratic_form": lambda loss: quadratic_form(hessian(loss, PARAMS, BATCH))(jnp.ones(N)),
     "microbatches": lambda loss: hvp(loss, PARAMS[:1], BATCH, jnp.ones(1), microbatch_size=2)[0],
     "bfloat16": lambda loss: (
         hessian(loss, PARAMS, BATCH, precision="bfloat16").linearize()(jnp.ones(N))[0] * N

@@ -256,7 +256,6 @@ def test_other_measures_of_weighted_means(x64, key):
     v = tree.random_normal(key, params)
     measures = {
         "hvp": lambda **o: hvp(loss, params, batch, v, **o),
-        "form": lambda **o: geometry.quadratic_form(hessian(loss, params, batch, **o))(v),
         "along": lambda **o: geometry.directional_curvature(loss, params, batch, **o),
         "sam": lambda **o: geometry.sam_sharpness(loss, params, batch, rho=0.1, **o),
         "worst": lambda **o: geometry.worst_case_sharpness(

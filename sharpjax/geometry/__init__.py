@@ -18,7 +18,6 @@ from sharpjax.geometry.estimators.diagonal import Diagonal as Diagonal
 from sharpjax.geometry.estimators.diagonal import diagonal as diagonal
 from sharpjax.geometry.estimators.frobenius import Frobenius as Frobenius
 from sharpjax.geometry.estimators.frobenius import frobenius as frobenius
-from sharpjax.geometry.estimators.quadratic import quadratic_form as quadratic_form
 from sharpjax.geometry.estimators.trace import Trace as Trace
 from sharpjax.geometry.estimators.trace import trace as trace
 from sharpjax.geometry.exact.gauss_newton import ExactDiagonal as ExactDiagonal

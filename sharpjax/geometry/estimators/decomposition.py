@@ -201,11 +201,10 @@ def _of_regularizer(request, regularizer, params, key) -> Found:
     if not loops.is_traced(is_diagonal) and is_diagonal:
         return exact
     state, _ = deflation.run(
-        None,
         *(request.statistic, key, operator),
         accuracy=request.accuracy,
         max_products=request.max_probes,
-        basis_size=1,
+        basis_size=0,
     )
     value, error = request.read(params, state)
     probed = Found(value, error, value, state.count + 2)

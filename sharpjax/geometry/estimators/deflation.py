@@ -2,8 +2,7 @@
 
 With an orthonormal basis Q of a small space, `tr A = tr Q'AQ + tr P A P`, `P = I - Q Q'`, and the
 probes' variance falls from `2 |A|_F^2` to `2 |P A P|_F^2` (Meyer, Musco, Musco and Woodruff,
-arXiv 2010.09649). Q spans a space that grows by one vector at a time, see `sharpjax.geometry.
-subspaces`.
+arXiv 2010.09649). Q spans the Krylov space of a random vector, one product for each of its own.
 
 How far it is worth to grow is not known beforehand (Persson, Cortinovis and Kressner, arXiv
 2109.10659). A few probes taken first tell, and no product is lost on it: the products `P A P z`
@@ -24,9 +23,9 @@ import jax.numpy as jnp
 
 from sharpjax import loops, tree
 from sharpjax.geometry.accuracy import Accuracy
-from sharpjax.geometry.estimators import hutchinson
+from sharpjax.geometry.estimators import hutchinson, krylov_space
 from sharpjax.geometry.estimators.hutchinson import Probing, Reached, Statistic
-from sharpjax.geometry.estimators.subspaces import Kind, start
+from sharpjax.geometry.estimators.krylov_space import KrylovSpace
 from sharpjax.geometry.operators.algebra import Operator, linearize
 
 Params = Any
@@ -37,7 +36,6 @@ _PATIENCE = 5  # vectors without gain after which growing ends
 
 
 def run(
-    kind: Kind | None,
     statistic: Statistic,
     key: jax.Array,
     operator: Operator,
@@ -46,7 +44,10 @@ def run(
     max_products: int,
     basis_size: int,
 ) -> tuple[Probing, jax.Array]:
-    """A few probes, a basis of a kind as far as it pays, and probes of what is left.
+    """A few probes, a basis as far as it pays, and probes of what is left.
+
+    Args:
+        basis_size: vectors in the basis at the most; 0: probes alone.
 
     Returns:
         The probes, and the number of products that the basis took.
@@ -54,18 +55,18 @@ def run(
     like, product = operator.like, linearize(operator)
     probe_key, start_key = jax.random.split(key)
     probe = functools.partial(hutchinson.run, to_accuracy=accuracy.is_asked)
-    if kind is None or max_products < _PILOTS + _WORTH:
+    if not basis_size or max_products < _PILOTS + _WORTH:
         state = hutchinson.begin(statistic, probe_key, like, accuracy)
         state = probe(statistic, state, product, max_probes=max_products)
         return state, jnp.zeros_like(state.count)
     state = hutchinson.begin(statistic, probe_key, like, accuracy, keep=_PILOTS)
     state = probe(statistic, state, product, max_probes=_PILOTS)
     traced = loops.is_traced((state, product))
-    steps = _steps_worth_taking(kind, statistic, state, max_products, basis_size)
+    steps = _steps_worth_taking(statistic, state, max_products, basis_size)
     if not traced and not steps:
         state = probe(statistic, state, product, max_probes=max_products - _PILOTS)
         return state, jnp.zeros_like(state.count)
-    space = start(kind, start_key, like, min(basis_size, tree.size(like)), state.unit)
+    space = krylov_space.start(start_key, like, min(basis_size, tree.size(like)), state.unit)
     growth, _ = loops.iterate(
         GrowStep(statistic),
         _begin(statistic, space, state, max_products),
@@ -96,7 +97,7 @@ class Growth(NamedTuple):
         done: growing further does not pay, or cannot be.
     """
 
-    space: Any
+    space: KrylovSpace
     unit: jax.Array
     probes: Params
     products: Params
@@ -154,7 +155,7 @@ def judge(statistic: Statistic, state: Growth) -> Growth:
     score = jnp.where(variance <= allowed * left, needed - left, variance / left)
     gain = score < state.best
     since = jnp.where(gain, 0, state.since + 1)
-    done = (since >= _PATIENCE * space.cost) | space.exhausted | ~space.finite
+    done = (since >= _PATIENCE) | space.exhausted | ~space.finite
     if statistic.least <= _PILOTS:
         done |= variance <= allowed * _PILOTS
     return state._replace(best=jnp.where(gain, score, state.best), since=since, done=done)
@@ -173,18 +174,18 @@ def _deflate(q, b, overlap, probe, product):
     return tree.add_scaled(product, -along, q), asymmetry
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _steps_worth_taking(kind, statistic, state: Probing, max_products, basis_size) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _steps_worth_taking(statistic, state: Probing, max_products, basis_size) -> jax.Array:
     """The products a basis may take; 0 where the pilots say that few probes more will do."""
     _, error, allowed = hutchinson.estimate(statistic, state)
     limit = jnp.asarray(max_products, error.dtype)
     ratio = jnp.where(allowed > 0, error / jnp.where(allowed > 0, allowed, 1), limit)
     needed = jnp.maximum(_PILOTS * jnp.square(ratio), statistic.least)
     pays = state.finite & (error > 0) & (jnp.minimum(needed, limit) >= _PILOTS + _WORTH)
-    most = jnp.minimum(basis_size, tree.countable(state.probe)) * kind.cost
+    most = jnp.minimum(basis_size, tree.countable(state.probe))
     spared = 0 if statistic.least <= _PILOTS else statistic.least  # for probes after the basis
     most = jnp.minimum(most, max_products - _PILOTS - spared)
-    return jnp.where(pays, most // kind.cost * kind.cost, 0).astype(jnp.int32)
+    return jnp.where(pays, most, 0).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -224,7 +225,7 @@ def _probe_complement(statistic, state: Probing, growth: Growth) -> tuple[Probin
         count=jnp.where(keeps, state.count, 0),
         finite=state.finite & space.finite,
     )
-    return state, jnp.where(_is_whole(space), 0, left)
+    return state, jnp.where(space.is_whole, 0, left)
 
 
 def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
@@ -234,11 +235,7 @@ def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
     so that it is too small (errors of a Frobenius norm were 1.11 standard errors with them, 1.04
     without).
     """
-    return _is_whole(growth.space) | (statistic.least <= _PILOTS)
-
-
-def _is_whole(space) -> jax.Array:
-    return space.num_rows >= tree.size(space.vector)
+    return growth.space.is_whole | (statistic.least <= _PILOTS)
 
 
 @functools.partial(jax.jit, static_argnums=0)

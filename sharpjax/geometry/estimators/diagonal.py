@@ -11,15 +11,14 @@ from sharpjax import tree
 from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.accuracy import Target, ask, how_it_ended
-from sharpjax.geometry.estimators import deflation, hutchinson, xdiag
+from sharpjax.geometry.estimators import deflation, hutchinson
 from sharpjax.geometry.estimators.decomposition import Found, Request, decompose
-from sharpjax.geometry.estimators.subspaces import Krylov, Sketch
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss.assumptions import mark, solver
 from sharpjax.geometry.operators.algebra import Operator
 from sharpjax.geometry.operators.arguments import check_key, check_operator
 
-Method = Literal["deflated", "exact", "hutchinson", "hutchpp", "xdiag"]
+Method = Literal["deflated", "exact", "hutchinson"]
 Params = Any
 
 _LEAST = 16
@@ -73,8 +72,7 @@ def diagonal(
     and of the noise of products, as there: 16 probes at least are taken, and one entry by itself is
     covered a little less often than nominal by then.
 
-    Cost: one product per probe and, with "deflated", per vector of the basis; two for each of these
-    with the others. Memory: six vectors and the basis; with "xdiag" `1.5 max_probes` vectors.
+    Cost: one product per probe and per vector of the basis. Memory: six vectors and the basis.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
@@ -82,11 +80,7 @@ def diagonal(
         method: "exact": no probe where none is needed, of losses that know their parts, as in
             `trace`: Gauss-Newton and Fisher matrices (`exact_diagonal`); Hessians of piecewise
             linear nets, where all errors are 0, and of others by probes on one leaf at a time.
-            "deflated": a Krylov basis as far as it pays, and probes. "hutchpp" (Diag++): the
-            same with a sketch for a basis. "hutchinson": probes alone. "xdiag": all in a sketch,
-            each column a probe of what the others leave (Epperly, Tropp and Webber, arXiv
-            2301.07825); its errors are figures, from the spread of estimates that depend on each
-            other.
+            "deflated": a Krylov basis as far as it pays, and probes. "hutchinson": probes alone.
         relative_error: stop where `error` is at most this share of `norm`.
         absolute_error: or at most this. Without either, `max_probes` are used.
         max_probes: products at the most, of every kind; with "exact", probes of each leaf that must
@@ -116,15 +110,11 @@ def diagonal(
         found = decompose(request, operator, key)
         result = _of_parts(accuracy.is_asked, accuracy, found._replace(checked=None))
         return mark(result, found.checked)
-    if method == "xdiag":
-        found = xdiag.run(key, operator, accuracy=accuracy, max_products=max_probes)
-        return _finish_xdiag(accuracy.is_asked, found)
     state, steps = deflation.run(
-        {"deflated": Krylov, "hutchpp": Sketch, "hutchinson": None}[method],
         *(DiagonalStatistic(), key, operator),
         accuracy=accuracy,
         max_products=max_probes,
-        basis_size=basis_size,
+        basis_size=basis_size if method == "deflated" else 0,
     )
     return _finish(method, accuracy.is_asked, state, steps)
 
@@ -200,22 +190,6 @@ def _finish(method, to_accuracy, state: hutchinson.Probing, steps) -> Diagonal:
         num_evaluations=state.count + steps,
         status=hutchinson.status(statistic, state, to_accuracy),
         method=method,
-    )
-
-
-@functools.partial(jax.jit, static_argnames="to_accuracy")
-def _finish_xdiag(to_accuracy, found: xdiag.Found) -> Diagonal:
-    met = xdiag.is_reached(found) if to_accuracy else found.columns.finite
-    met &= jnp.isfinite(found.error)  # a column at least has to have been left out
-    unit = units.known(found.columns.unit)
-    return Diagonal(
-        value=tree.scale(unit, found.value),
-        standard_error=tree.scale(unit, jax.tree.map(jnp.sqrt, found.variance)),
-        norm=found.norm * unit,
-        error=found.error * unit,
-        num_evaluations=found.columns.num_products,
-        status=how_it_ended(met, found.columns.finite),
-        method="xdiag",
     )
 
 

@@ -12,7 +12,6 @@ from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.accuracy import Target, ask
 from sharpjax.geometry.estimators import deflation, hutchinson
-from sharpjax.geometry.estimators.subspaces import Krylov
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator
@@ -100,11 +99,10 @@ def frobenius(
     basis_size = whole_number("frobenius", "basis_size", basis_size)
     key = check_key("frobenius", key)
     state, steps = deflation.run(
-        Krylov if method == "deflated" else None,
         *(FrobeniusStatistic(), key, operator),
         accuracy=accuracy,
         max_products=max_probes,
-        basis_size=basis_size,
+        basis_size=basis_size if method == "deflated" else 0,
     )
     return _finish(accuracy.is_asked, state, steps)
 

@@ -12,10 +12,9 @@ from sharpjax import tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.accuracy import Target, ask, how_it_ended
-from sharpjax.geometry.estimators import deflation, hutchinson, quadratic, xtrace
+from sharpjax.geometry.estimators import deflation, hutchinson, xtrace
 from sharpjax.geometry.estimators.decomposition import Found, Request, decompose
 from sharpjax.geometry.estimators.hutchinson import by_leaf
-from sharpjax.geometry.estimators.subspaces import Krylov, Sketch
 from sharpjax.geometry.exact import remainder
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss.assumptions import mark, solver
@@ -23,11 +22,8 @@ from sharpjax.geometry.operators.algebra import Operator
 from sharpjax.geometry.operators.arguments import check_key, check_operator
 from sharpjax.geometry.status import tells_unknown
 
-Method = Literal["deflated", "exact", "hutchinson", "forward", "hutchpp", "xtrace"]
+Method = Literal["deflated", "exact", "hutchinson", "xtrace"]
 Params = Any
-
-# Of probes; 4 with all others.
-_LEAST = {"forward": quadratic.LEAST, "exact": remainder.LEAST_PROBES}
 
 
 @jax.tree_util.register_dataclass
@@ -37,13 +33,13 @@ class Trace:
 
     Attributes:
         value: the estimate.
-        standard_error: its standard deviation over the probes; NaN with "hutchpp" and "xtrace".
+        standard_error: its standard deviation over the probes; NaN with "xtrace".
         num_evaluations: int32, products that it took, of every kind; with "exact" also the
             back-propagations of each example.
         remainder: the part of `value` that was probed; the rest is exact.
         error_figure: what the method says of its own error; the standard error where there is one.
         by_leaf: the trace of the diagonal block of each leaf, by its name, from the same probes;
-            empty with "forward" and "xtrace". The errors are bounds, at most a factor sqrt(2) too
+            empty with "xtrace". The errors are bounds, at most a factor sqrt(2) too
             large, whose squares add up to that of the whole.
         status: `Status`, int32.
         method: how it was done.
@@ -118,37 +114,34 @@ def trace(
       elsewhere. For deep nets that bend, "deflated" is cheaper. A regulariser is exact where two
       products certify that its Hessian is diagonal, and probed where not. The standard error is
       that of what was probed, 0 where nothing was.
-    * "hutchinson": probes alone. "forward": the same for a Hessian by `z'Hz` alone, forward over
-      forward: 20 to 30 percent faster per probe on a dense net and without the residuals of a
-      gradient in memory; its error is that of a mean of values, and 16 are taken at least.
-    * "hutchpp": as "deflated", with a sketch in place of the Krylov space: two products for each
-      vector. "xtrace": all in a sketch, each column a probe of what the others leave. Right for a
-      spectrum that decays fast all along; on networks, whose bulk is flat, they lose to
-      "deflated". Neither has a standard error here; `error_figure` is their own. That of "xtrace",
-      from 16 columns on, is .8 to .9 of the true error, where it stops, too.
+    * "hutchinson": probes alone.
+    * "xtrace": all in a sketch, each column a probe of what the others leave. Right for a
+      spectrum that decays fast all along; on networks, whose bulk is flat, it loses to
+      "deflated". It has no standard error here; `error_figure` is its own. From 16 columns on that
+      is .8 to .9 of the true error, where it stops, too.
 
-    Memory: three vectors for "hutchinson"; eight more and a basis of up to 32 with "deflated" and
-    "hutchpp"; `max_probes` vectors for "xtrace". On CPU, do not call it inside your own jit if the
+    Memory: three vectors for "hutchinson"; eight more and a basis of up to 32 with "deflated";
+    `max_probes` vectors for "xtrace". On CPU, do not call it inside your own jit if the
     loss convolves (`sharpjax.loops`).
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
         key: for the probes; not used by "exact".
         method: as above.
-        relative_error: stop where the standard error (the figure, with "hutchpp" and "xtrace") is
+        relative_error: stop where the standard error (the figure, with "xtrace") is
             at most this share of the estimate.
         absolute_error: or at most this. Without either, `max_probes` are used. A trace near zero
             never meets a relative error.
         max_probes: products at the most, those for a basis included; with "exact", probes of each
             leaf that must be probed, 16 or more. Where they do not reach the error that is asked
             for, `status` is `NOT_CONVERGED`.
-        basis_size: vectors in the basis of "deflated" and "hutchpp" at the most.
+        basis_size: vectors in the basis of "deflated" at the most.
 
     Raises:
         UserError: an argument does not fit; with "exact", the loss has no parts, or its outer loss
             is no mean over the examples.
 
-    References: arXiv 2010.09649 (Hutch++), 2109.10659 (its adaptive form), 2301.07825 (XTrace).
+    References: arXiv 2010.09649 (deflation), 2109.10659 (its size), 2301.07825 (XTrace).
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -162,7 +155,7 @@ def trace(
     accuracy = ask("trace", relative_error, absolute_error)
     if method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
-    least = _LEAST.get(method, 4)
+    least = remainder.LEAST_PROBES if method == "exact" else 4
     max_probes = whole_number("trace", "max_probes", max_probes, least=least)
     basis_size = whole_number("trace", "basis_size", basis_size)
     key = check_key("trace", key)
@@ -172,18 +165,14 @@ def trace(
         found = decompose(request, operator, key)
         result = _of_parts(names, accuracy.is_asked, accuracy, found._replace(checked=None))
         return mark(result, found.checked)
-    if method == "forward":
-        values = quadratic.run(key, operator, accuracy=accuracy, max_probes=max_probes)
-        return _of_values(accuracy.is_asked, values)
     if method == "xtrace":
         columns = xtrace.run(key, operator, accuracy=accuracy, max_products=max_probes)
         return _of_columns(accuracy.is_asked, columns)
     state, steps = deflation.run(
-        {"deflated": Krylov, "hutchpp": Sketch, "hutchinson": None}[method],
         *(TraceStatistic(), key, operator),
         accuracy=accuracy,
         max_products=max_probes,
-        basis_size=basis_size,
+        basis_size=basis_size if method == "deflated" else 0,
     )
     return _of_probes(method, names, accuracy.is_asked, state, steps)
 
@@ -237,7 +226,7 @@ def _of_probes(method, names, to_accuracy, state: hutchinson.Probing, steps) -> 
     values, errors, error, exact = (x * unit for x in (*leaves, error, state.exact[0]))
     return Trace(
         value=jnp.sum(values),
-        standard_error=jnp.full_like(error, jnp.nan) if method == "hutchpp" else error,
+        standard_error=error,
         num_evaluations=count,
         remainder=jnp.sum(values) - jnp.sum(exact),
         error_figure=error,
@@ -262,24 +251,6 @@ def _of_columns(to_accuracy, state: xtrace.Columns) -> Trace:
         by_leaf={},
         status=how_it_ended(met, state.finite),
         method="xtrace",
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _of_values(to_accuracy, state: quadratic.Values) -> Trace:
-    mean, error = quadratic.mean_and_error(state)
-    finite = ~quadratic.is_not_finite(state)
-    met = quadratic.is_reached(state) if to_accuracy else finite
-    met &= units.has_digits(state.unit)
-    return Trace(
-        value=mean,
-        standard_error=error,
-        num_evaluations=state.count,
-        remainder=mean,
-        error_figure=error,
-        by_leaf={},
-        status=how_it_ended(met, finite),
-        method="forward",
     )
 
 

@@ -15,17 +15,12 @@ import jax.numpy as jnp
 
 from sharpjax import loops, tree
 from sharpjax.geometry.accuracy import Accuracy
-from sharpjax.geometry.estimators.subspaces import allocate_rows
 from sharpjax.geometry.lanczos import gram_schmidt, krylov, lanes, recurrence, units
 from sharpjax.geometry.operators.algebra import Operator, linearize
 
 Params = Any
 
 _LEAST = 16  # columns before the figure is believed
-# Columns in a row that bring nothing new, after which the space is said to hold all that the
-# operator reaches. Of normal numbers one tells; a column of signs lies in any given proper subspace
-# with a chance of 1/2 at most.
-_MISSES = {False: 1, True: 20}
 
 
 class Columns(NamedTuple):
@@ -33,7 +28,6 @@ class Columns(NamedTuple):
 
     Attributes:
         basis, tests: `Q` and `Omega`, leaves (m, *shape).
-        images: `A Q`, leaves (m, *shape), or None where they are not asked for.
         vector: the next column of `Omega`, or of `Q`.
         test: the last column of `Omega`.
         is_test: whether `vector` is a column of `Omega`.
@@ -44,15 +38,14 @@ class Columns(NamedTuple):
         overlaps: `W`, (m, m).
         count: int32, columns.
         num_products: int32.
-        misses: int32, the last columns of `Omega` that brought nothing new.
-        whole: the space holds all that A reaches, and the trace is that of `H`.
+        whole: the space holds all that A reaches, as a column of `Omega` that brings nothing new
+            tells, and the trace is that of `H`.
         finite: no product has held a NaN or an infinity.
         accuracy: what is asked for.
     """
 
     basis: Params
     tests: Params
-    images: Params | None
     vector: Params
     test: Params
     is_test: jax.Array
@@ -63,7 +56,6 @@ class Columns(NamedTuple):
     overlaps: jax.Array
     count: jax.Array
     num_products: jax.Array
-    misses: jax.Array
     whole: jax.Array
     done: jax.Array
     finite: jax.Array
@@ -74,8 +66,10 @@ def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_products:
     """Columns until the figure is as asked for, as many as `max_products` allow at the most."""
     most = min(max_products // 2, tree.size(operator.like))
     state, _ = loops.iterate(
-        ColumnStep(signs=False),
-        begin(key, operator.like, most, accuracy, signs=False),
+        ColumnStep(),
+        _begin(
+            key, operator.like, krylov.num_rows(most), recurrence.shardings(operator.like), accuracy
+        ),
         linearize(operator),
         max_steps=max_products // 2 * 2,
         until=is_over,
@@ -84,20 +78,9 @@ def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_products:
     return state
 
 
-def begin(key: jax.Array, like: Params, size: int, accuracy: Accuracy, *, signs: bool) -> Columns:
-    """No column yet, with room for `size`. Columns of signs keep the images, too."""
-    return _begin(key, like, krylov.num_rows(size), recurrence.shardings(like), signs, accuracy)
-
-
 @dataclasses.dataclass(frozen=True)
 class ColumnStep:
-    """One product, of a column of `Omega` or of `Q`, for `sharpjax.loops.iterate`.
-
-    Attributes:
-        signs: whether the entries of `Omega` are signs or normal numbers.
-    """
-
-    signs: bool
+    """One product, of a column of `Omega` or of `Q`, for `sharpjax.loops.iterate`."""
 
     def propose(self, state: Columns) -> Params:
         return state.vector
@@ -132,18 +115,13 @@ class ColumnStep:
         def either(matrix, new):
             return jnp.where(is_test, matrix, new)
 
-        images = state.images
-        if images is not None:
-            images = jax.tree.map(put, images, product)
         subkey, key = jax.random.split(state.key)
-        fresh = _draw(self.signs, subkey, tree.zeros_like(q))
+        fresh = _draw(subkey, tree.zeros_like(q))
         count = state.count + jnp.where(is_test, 0, 1)
         missed = is_test & gone
-        misses = jnp.where(is_test, jnp.where(gone, state.misses + 1, 0), state.misses)
         state = state._replace(
             basis=basis,
             tests=tests,
-            images=images,
             vector=_select(is_test & ~gone, beyond, fresh),
             test=_select(is_test, state.vector, state.test),
             is_test=~state.is_test | missed,
@@ -156,12 +134,9 @@ class ColumnStep:
             ),
             count=count,
             num_products=state.num_products + 1,
-            misses=misses,
-            whole=(misses >= _MISSES[self.signs]) | (count >= tree.countable(q)),
+            whole=missed | (count >= tree.countable(q)),
             finite=state.finite & jnp.isfinite(norm),
         )
-        if self.signs:
-            return state
         due = ~is_test & (count >= _LEAST)
         reached = jax.lax.cond(
             lanes.any_lane(due), lambda: due & is_reached(state), lambda: jnp.zeros_like(due)
@@ -220,9 +195,8 @@ def is_over(state: Columns) -> jax.Array:
     return state.whole | state.done | ~state.finite
 
 
-def _draw(signs, key, zeros):
-    sample = tree.random_rademacher if signs else tree.random_normal
-    return tree.add_scaled(zeros, 1.0, sample(key, zeros))
+def _draw(key, zeros):
+    return tree.add_scaled(zeros, 1.0, tree.random_normal(key, zeros))
 
 
 def _squares(state: Columns) -> jax.Array:
@@ -257,18 +231,32 @@ def _set_column(x, value, column):
     return jax.lax.dynamic_update_index_in_dim(x, value, column, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _begin(key, like, rows, lie, signs, accuracy) -> Columns:
+def _allocate(zeros, rows, lie):
+    """Leaves (rows, *shape) of zeros, placed as those of `zeros` are."""
+
+    def allocate(z, sharding):
+        # A sum with zeros of the leaf takes its sharding, where types carry it.
+        basis = jnp.zeros((rows, *z.shape), z.dtype) + jnp.expand_dims(z, 0)
+        if sharding is None:
+            return basis
+        lies = jax.NamedSharding(sharding.mesh, jax.P(None, *sharding.spec))
+        return jax.lax.with_sharding_constraint(basis, lies)
+
+    leaves, treedef = jax.tree.flatten(zeros)
+    return treedef.unflatten([allocate(z, s) for z, s in zip(leaves, lie, strict=True)])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _begin(key, like, rows, lie, accuracy) -> Columns:
     zeros = tree.zeros_like(tree.widen(like))
     zero = tree.vdot(zeros, zeros)
     subkey, key = jax.random.split(key)
-    first = _draw(signs, subkey, zeros)
-    empty = allocate_rows(zeros, rows, lie)
+    first = _draw(subkey, zeros)
+    empty = _allocate(zeros, rows, lie)
     matrix = jnp.full((rows, rows), zero)
     return Columns(
         basis=empty,
         tests=empty,
-        images=empty if signs else None,
         vector=first,
         test=first,
         is_test=zero == 0,
@@ -279,7 +267,6 @@ def _begin(key, like, rows, lie, signs, accuracy) -> Columns:
         overlaps=matrix,
         count=zero.astype(jnp.int32),
         num_products=zero.astype(jnp.int32),
-        misses=zero.astype(jnp.int32),
         whole=zero != 0,
         done=zero != 0,
         finite=zero == 0,
