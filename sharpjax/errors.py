@@ -56,7 +56,7 @@ def whole_number(caller: str, name: str, value: Any, *, least: int = 1) -> int:
     Raises:
         UserError: `value` is no integer (floats are none, nor are booleans), or less than `least`.
 
-    >>> whole_number("trace", "max_probes", 8)
+    >>> whole_number("trace", "max_products", 8)
     8
     """
     try:

@@ -80,7 +80,7 @@ def measure(kind, num_data, num_model, compiled):
         operator = geometry.hessian(loss, params, batch)
         key = jax.random.key(0)
         pairs = geometry.top_eigenpairs(operator, key=key, k=3)
-        trace = geometry.trace(operator, key=key, max_probes=8)
+        trace = geometry.trace(operator, key=key, max_products=8)
         return {
             "values": np.asarray(pairs.values).tolist(),
             "converged": bool(np.asarray(pairs.converged).all()),

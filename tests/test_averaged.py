@@ -123,7 +123,7 @@ def test_compositions_run_round_it(x64, strict, key, kind):
         np.testing.assert_allclose(flat(found), flat(expected), atol=1e-12)
     # The same probes give the same estimate.
     found, expected = (
-        geometry.trace(restricted(a, "layers/*"), key=key, max_probes=5).value
+        geometry.trace(restricted(a, "layers/*"), key=key, max_products=5).value
         for a in (operator, whole)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-10)
@@ -342,7 +342,7 @@ def test_a_second_solve_compiles_nothing(compilations, key, kind, cache_bytes):
         params, batch = awkward_net(seed, np.float32)
         operator_of = functools.partial(hessian, awkward_loss, params)
         operator = make(kind, operator_of, batch, cache_bytes=cache_bytes) + 0.1 * seed
-        return geometry.trace(operator, key=key, max_probes=5).value
+        return geometry.trace(operator, key=key, max_products=5).value
 
     solve(0)
     compilations.clear()
@@ -473,7 +473,7 @@ def test_bad_batches(key, source, message):
     params, batch = awkward_net(dtype=np.float32)
     with pytest.raises(UserError, match=f"(?s)averaged: .*{message}"):
         operator = averaged(functools.partial(hessian, awkward_loss, params), source(batch))
-        geometry.trace(operator, key=key, max_probes=4)
+        geometry.trace(operator, key=key, max_products=4)
 
 
 def test_a_pass_that_ends_too_early():

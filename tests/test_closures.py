@@ -397,15 +397,15 @@ MEASURES = {
     "top_eigenpairs": lambda loss: (
         top_eigenpairs(hessian(loss, PARAMS, BATCH), key=KEY, k=1).values[0] * N
     ),
-    "trace": lambda loss: trace(hessian(loss, PARAMS, BATCH), key=KEY, max_probes=32).value,
+    "trace": lambda loss: trace(hessian(loss, PARAMS, BATCH), key=KEY, max_products=32).value,
     "diagonal": lambda loss: (
-        diagonal(hessian(loss, PARAMS, BATCH), key=KEY, max_probes=16).value[0] * N
+        diagonal(hessian(loss, PARAMS, BATCH), key=KEY, max_products=16).value[0] * N
     ),
     "exact trace": lambda loss: (
         trace(gauss_newton(composed(rows, loss), PARAMS, BATCH), key=KEY, method="exact").value
     ),
     "frobenius": lambda loss: (
-        frobenius(hessian(loss, PARAMS, BATCH), key=KEY, max_probes=16).value * N**0.5
+        frobenius(hessian(loss, PARAMS, BATCH), key=KEY, max_products=16).value * N**0.5
     ),
     "density": lambda loss: (
         spectral_density(hessian(loss, PARAMS, BATCH), key=KEY, num_steps=4, num_probes=1)

@@ -18,8 +18,6 @@ from sharpjax.geometry import (
     composed,
     diagonal,
     empirical_fisher,
-    exact_diagonal,
-    exact_trace,
     fisher,
     gauss_newton,
     hessian,
@@ -262,8 +260,12 @@ def test_weighted_fisher_matrices(x64, loss, size):
         empirical_fisher(loss, params, batch, microbatch_size=size),
     ):
         np.testing.assert_allclose(matrix(operator), truth, atol=1e-6)
-        np.testing.assert_allclose(exact_trace(operator).value, np.trace(truth), rtol=1e-6)
-        np.testing.assert_allclose(flat(exact_diagonal(operator).value), np.diag(truth), atol=1e-6)
+        np.testing.assert_allclose(
+            trace(operator, method="exact").value, np.trace(truth), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            flat(diagonal(operator, method="exact").value), np.diag(truth), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("debug_nans", [False, True])
@@ -282,7 +284,9 @@ def test_rows_count_one_by_one(x64, options):
     """The products and the exact trace of a model with several rows an example agree."""
     net = nets.attention()
     operator = fisher(composed(*net[:2]), net.params, net.batch, **options)
-    np.testing.assert_allclose(exact_trace(operator).value, np.trace(matrix(operator)), rtol=1e-10)
+    np.testing.assert_allclose(
+        trace(operator, method="exact").value, np.trace(matrix(operator)), rtol=1e-10
+    )
 
 
 def tokens(batch):
@@ -301,7 +305,9 @@ def test_masked_tokens(x64, key):
     with pytest.raises(UserError, match="not the mean"):
         gauss_newton(composed(net.model_fn, masked_tokens), net.params, net.batch)
     operator = gauss_newton(loss, net.params, net.batch)
-    np.testing.assert_allclose(exact_trace(operator).value, np.trace(matrix(operator)), rtol=1e-6)
+    np.testing.assert_allclose(
+        trace(operator, method="exact").value, np.trace(matrix(operator)), rtol=1e-6
+    )
     with pytest.raises(UserError, match="not known which rows count"):
         fisher(loss, net.params, net.batch, labels="observed")
 
@@ -336,8 +342,8 @@ def test_a_regularizer(x64, key, model, regularizer, is_exact):
     params, batch = problem()
     loss = composed(model, mean, regularizer=regularizer)
     truth = dense(loss, params, batch)
-    found = trace(hessian(loss, params, batch), key=key, method="exact", max_probes=200)
-    entries = diagonal(hessian(loss, params, batch), key=key, method="exact", max_probes=200)
+    found = trace(hessian(loss, params, batch), key=key, method="exact", max_products=200)
+    entries = diagonal(hessian(loss, params, batch), key=key, method="exact", max_products=200)
     assert found.status == entries.status == Status.OK
     assert (found.standard_error == 0) == (entries.error == 0) == (is_exact and model is net)
     rounding = 1e-10 * np.trace(truth)
@@ -387,14 +393,14 @@ def test_losses_of_any_size(key, size, regularizer):
         return size * mean(outputs, batch)
 
     own = None if regularizer is None else lambda params: size * orthogonal(params)
-    solve = functools.partial(trace, key=key, method="exact", relative_error=0.5, max_probes=200)
-    of = functools.partial(diagonal, key=key, method="exact", max_probes=20)
+    solve = functools.partial(trace, key=key, method="exact", relative_error=0.5, max_products=400)
+    of = functools.partial(diagonal, key=key, method="exact", max_products=48)
     plain, tiny = (
         hessian(composed(bent, outer, regularizer=r), params, batch)
         for outer, r in ((mean, regularizer), (scaled, own))
     )
     for a, b in ((solve(plain), solve(tiny)), (of(plain), of(tiny))):
-        assert a.status == b.status == Status.OK and a.num_evaluations == b.num_evaluations
+        assert a.status == b.status == Status.OK and a.num_products == b.num_products
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
             if jnp.issubdtype(x.dtype, jnp.floating):
                 np.testing.assert_allclose(y / size, x, rtol=1e-3, atol=1e-5)
@@ -408,8 +414,22 @@ def test_a_regularizer_inside_jit(x64, key):
         operator = hessian(composed(net, mean, regularizer=regularizer), params, batch)
         solve = functools.partial(trace, key=key, method="exact")
         np.testing.assert_allclose(jax.jit(solve)(operator).value, solve(operator).value, 1e-10)
-    with pytest.raises(UserError, match="exact_trace: the loss has a regularizer"):
-        exact_trace(gauss_newton(composed(net, mean, regularizer=l2), params, batch))
+
+
+def test_a_regularizer_without_a_key(x64):
+    """None is needed where its Hessian is diagonal; inside jit the status tells."""
+    params, batch = problem()
+    for regularizer, status in ((l2, Status.OK), (orthogonal, Status.ASSUMPTION_FAILED)):
+        loss = composed(net, mean, regularizer=regularizer)
+        operator, truth = gauss_newton(loss, params, batch), dense(loss, params, batch)
+        solve = functools.partial(trace, method="exact")
+        inside = jax.jit(solve)(operator)
+        assert inside.status == status
+        if status == Status.OK:
+            np.testing.assert_allclose([inside.value, solve(operator).value], np.trace(truth))
+        else:
+            with pytest.raises(UserError, match="^trace: .* is not diagonal. Give a key"):
+                solve(operator)
 
 
 # What is composed of them.
@@ -444,7 +464,9 @@ def test_leaves_of_two_types(x64, key, model):
     assert [x.dtype for x in jax.tree.leaves(entries.value)] == [jnp.float32, jnp.float64]
     assert np.linalg.norm(flat(entries.value) - truth) <= 3 * entries.error + 1e-5
     around = gauss_newton(composed(model, mean), params, batch)
-    np.testing.assert_allclose(exact_trace(around).value, np.trace(matrix(around)), rtol=1e-5)
+    np.testing.assert_allclose(
+        trace(around, method="exact").value, np.trace(matrix(around)), rtol=1e-5
+    )
 
 
 # Losses that have their parts.
@@ -489,7 +511,7 @@ def test_a_classification(key):
     truth = np.trace(dense(loss, params, batch))
     np.testing.assert_allclose(found.value, truth, rtol=1e-4)
     assert parts(hessian(loss, params, batch, where="*/bias").loss) is not None
-    assert found.standard_error == 0 and found.num_evaluations == 2
+    assert found.standard_error == 0 and found.num_products == 2
 
 
 def test_a_loss_without_parts_is_refused(key):

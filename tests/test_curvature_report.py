@@ -114,7 +114,7 @@ def test_what_did_not_work_is_said(key):
 
 
 def test_without_the_log_determinant_with_vectors_and_no_further_probes(key):
-    found = curvature_report(operator(), key=key, k=5, vectors=True, max_probes=0)
+    found = curvature_report(operator(), key=key, k=5, vectors=True, max_trace_products=0)
     assert found.logdet is None and "logdet" not in found.estimates()
     assert found.top.vectors.shape == (5, 800)
     assert found.num_products == found.top.num_products + found.density.num_products

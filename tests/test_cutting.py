@@ -637,7 +637,7 @@ def test_each_lane_has_its_own_verdict(key):
     def status(mask):
         given = (WEIGHTED["mask at the end"], params, batch | {"mask": mask})
         operator = hessian(*given, microbatch_size=4)
-        return geometry.trace(operator, key=key, max_probes=4)
+        return geometry.trace(operator, key=key, max_products=4)
 
     found = status(masks)
     assert found.status.tolist() == [Status.OK, Status.ASSUMPTION_FAILED]

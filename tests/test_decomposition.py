@@ -10,9 +10,11 @@ import pytest
 from jax.tree_util import Partial
 
 from sharpjax import tree
+from sharpjax.errors import UserError
 from sharpjax.geometry import Status, composed, diagonal, hessian, restricted, trace
 from sharpjax.geometry.exact import bending
 from sharpjax.geometry.operators.algebra import linearize
+from sharpjax.geometry.operators.gauss_newton import GaussNewton
 from tests.problems import awkward_net, flat
 from tests.test_exact import (
     PROBLEMS,
@@ -34,6 +36,15 @@ def of_parts(model, outer, params, batch, **options):
     return hessian(composed(model, outer), params, batch, **options)
 
 
+def num_units(operator):
+    """What must be probed of it."""
+    return len(bending.find_units(around(operator)))
+
+
+def around(operator):
+    return GaussNewton(operator.loss, operator.params, operator.batch)
+
+
 exact_trace = functools.partial(trace, method="exact")
 exact_diagonal = functools.partial(diagonal, method="exact")
 
@@ -42,16 +53,16 @@ exact_diagonal = functools.partial(diagonal, method="exact")
 
 
 @pytest.mark.parametrize("name", ["relu", "convolutions"])
-def test_piecewise_linear_nets_are_exact(x64, key, name):
+def test_piecewise_linear_nets_are_exact(x64, name):
     model, params, batch = PROBLEMS[name]()
     operator = of_parts(model, cross_entropy, params, batch)
     truth = hessian_truth(model, cross_entropy, params, batch)
-    found = exact_trace(operator, key=key)
+    found = exact_trace(operator)
     assert found.standard_error == 0 and found.remainder == 0
-    assert found.num_evaluations == 3 and found.status == Status.OK  # one for each class
+    assert found.num_products == 3 and found.status == Status.OK  # one for each class
     np.testing.assert_allclose(found.value, np.trace(truth), rtol=1e-11)
-    found = exact_diagonal(operator, key=key)
-    assert found.error == 0 and found.num_evaluations == 3
+    found = exact_diagonal(operator)
+    assert found.error == 0 and found.num_products == 3
     np.testing.assert_allclose(flat(found.value), np.diag(truth), atol=1e-12)
     assert not flat(found.standard_error).any()
 
@@ -82,9 +93,9 @@ def test_slices_of_a_stack_are_probed_one_at_a_time(key):
     operator = of_parts(model, cross_entropy, params, batch)
     found = exact_trace(operator, key=key)
     assert found.remainder == 0 and found.standard_error == 0
-    assert found.num_evaluations == 3 + 2 * 3  # two rounds over three slices of the kernels
+    assert found.num_products == 3 + 2 * 3  # two rounds over three slices of the kernels
     entries = exact_diagonal(operator, key=key)
-    assert entries.error == 0 and entries.num_evaluations == 3 + 6
+    assert entries.error == 0 and entries.num_products == 3 + 6
     truth = hessian_truth(model, cross_entropy, params, batch)
     np.testing.assert_allclose(found.value, np.trace(truth), rtol=1e-5)
     np.testing.assert_allclose(flat(entries.value), np.diag(truth), atol=1e-6)
@@ -98,7 +109,7 @@ def test_other_nets_within_their_error(x64, key, name):
     model, params, batch = PROBLEMS[name]()
     operator = of_parts(model, cross_entropy, params, batch)
     truth = hessian_truth(model, cross_entropy, params, batch)
-    found = exact_trace(operator, key=key, max_probes=400)
+    found = exact_trace(operator, key=key, max_products=400 * num_units(operator))
     assert found.remainder != 0 and found.status == Status.OK
     assert abs(found.value - np.trace(truth)) < 4 * found.standard_error
     rest = truth - gauss_newton_truth(model, cross_entropy, params, batch)
@@ -122,7 +133,7 @@ def test_other_diagonals_within_their_error(x64, key, name):
     model, params, batch = PROBLEMS[name]()
     operator = of_parts(model, squared, params, batch)
     truth = np.diag(hessian_truth(model, squared, params, batch))
-    found = exact_diagonal(operator, key=key, max_probes=400)
+    found = exact_diagonal(operator, key=key, max_products=400 * num_units(operator))
     assert found.error > 0 and found.status == Status.OK
     off, error = flat(found.value) - truth, flat(found.standard_error)
     assert np.mean(np.abs(off) <= 2.5 * error + 1e-12) > 0.95
@@ -133,7 +144,7 @@ def test_the_sum_over_probes_is_the_formula(x64, strict, key):
     """The remainder is the mean of z'(H - G)z over blocks, its error their spread."""
     model, params, batch = PROBLEMS["tanh"]()
     operator = of_parts(model, cross_entropy, params, batch)
-    given = bending.Problem(composed(model, cross_entropy), params, batch, None)
+    given = around(operator)
     units = bending.find_units(given)
     rest = bending.bending(given, units)
     zeros = jax.tree.map(jnp.zeros_like, units.free(params))
@@ -146,28 +157,34 @@ def test_the_sum_over_probes_is_the_formula(x64, strict, key):
         )
         values.append((flat(z) @ flat(product(z)), bend(z)))
     np.testing.assert_allclose(*np.transpose(values), rtol=1e-10)
-    found = exact_trace(operator, key=key, max_probes=16)
-    assert found.num_evaluations == 3 + 16 * len(units)
+    most = 16 * len(units)
+    assert exact_trace(operator, key=key, max_products=most).num_products == 3 + most
+    shared = f"has to probe {len(units)} leaves .* 16 times each. Give {most} or more"
+    for solve in (exact_trace, exact_diagonal):
+        with pytest.raises(UserError, match=shared):
+            solve(operator, key=key, max_products=most - 1)
+        with pytest.raises(UserError, match="has to probe this matrix: .* Give a key"):
+            solve(operator)
 
 
-def covers(name, **options):
+def covers(name, rounds, **options):
     """Share of 1,000 runs whose 1.96 standard errors cover the truth, and the mean of rounds."""
     model, params, batch = PROBLEMS[name]()
     operator = of_parts(model, cross_entropy, params, batch)
     truth = np.trace(hessian_truth(model, cross_entropy, params, batch))
     keys = jax.random.split(jax.random.key(1), 1000)
-    solve = functools.partial(exact_trace, operator, **options)
+    units = num_units(operator)
+    solve = functools.partial(exact_trace, operator, max_products=rounds * units, **options)
     found = jax.jit(jax.vmap(lambda k: solve(key=k)))(keys)
-    units = len(bending.find_units(bending.Problem(operator.loss, params, batch, None)))
     off = np.abs(found.value - truth)
-    return np.mean(off < 1.96 * found.standard_error), np.mean(found.num_evaluations - 3) / units
+    return np.mean(off < 1.96 * found.standard_error), np.mean(found.num_products - 3) / units
 
 
 def test_the_standard_error_covers_at_its_nominal_rate(x64):
     """Also where it decides when to stop; the rate itself is off by .014 (2 sd) at most."""
-    rate, rounds = covers("tanh", max_probes=16)
+    rate, rounds = covers("tanh", 16)
     assert rounds == 16 and 0.92 < rate < 0.97
-    rate, rounds = covers("tanh", absolute_error=0.25, max_probes=400)
+    rate, rounds = covers("tanh", 400, absolute_error=0.25)
     assert 20 < rounds < 300 and 0.92 < rate < 0.97
 
 
@@ -178,12 +195,13 @@ def test_blocks_and_microbatches(x64, key):
     model, params, batch = PROBLEMS["tanh"]()
     batch = jax.tree.map(lambda x: x[:6], batch)
     make = functools.partial(of_parts, model, cross_entropy, params, batch)
-    solve = functools.partial(exact_trace, key=key, max_probes=16)
+    most = 16 * num_units(make())
+    solve = functools.partial(exact_trace, key=key, max_products=most)
     expected, chunked = solve(make()), solve(make(microbatch_size=3))
     np.testing.assert_allclose(chunked.value, expected.value, rtol=1e-10)
     np.testing.assert_allclose(chunked.standard_error, expected.standard_error, rtol=1e-10)
     one, other = (
-        exact_diagonal(operator, key=key, max_probes=16)
+        exact_diagonal(operator, key=key, max_products=most)
         for operator in (make(), make(microbatch_size=3))
     )
     np.testing.assert_allclose(flat(one.value), flat(other.value), atol=1e-12)
@@ -200,14 +218,14 @@ def test_awkward_trees_and_narrow_parameters(x64, strict, key, dtype):
         batch = jax.tree.map(lambda x: x.astype(jnp.float32), batch)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
     operator = of_parts(awkward, to_target, params, batch)
-    found = exact_trace(operator, key=key, max_probes=200)
+    found = exact_trace(operator, key=key, max_products=400)
     # The head and the shift are affine; the kernel, its bias and the gain times these are not.
     bent = [name for name, leaf in found.by_leaf.items() if leaf.standard_error > 0]
     assert bent == ["layers/0/0", "layers/0/1"]
     wide = jax.tree.map(lambda x: x.astype(batch["x"].dtype), params)
     truth = np.diag(hessian_truth(awkward, to_target, wide, batch))
     assert abs(found.value - truth.sum()) < 4 * found.standard_error
-    entries = exact_diagonal(operator, key=key, max_probes=100)
+    entries = exact_diagonal(operator, key=key, max_products=200)
     assert jax.tree.structure(entries.value) == jax.tree.structure(params)
     off = np.abs(flat(entries.value) - truth)
     assert (off < 5 * flat(entries.standard_error) + 1e-5).all()
@@ -233,38 +251,38 @@ def solve_both(scale, params, batch, key, **options):
 
 
 def test_new_numbers_compile_nothing(key):
-    solve_both(*problem(0), key, relative_error=0.5, max_probes=20)
+    solve_both(*problem(0), key, relative_error=0.5, max_products=20)
     traced = TRACES["model"]
-    solve_both(*problem(1), jax.random.fold_in(key, 1), relative_error=0.4, max_probes=30)
+    solve_both(*problem(1), jax.random.fold_in(key, 1), relative_error=0.4, max_products=30)
     assert TRACES["model"] == traced > 0
 
 
 def test_lanes_and_jit(key):
     members = [problem(i) for i in range(3)]
     together = tree.stack(members)
-    solve = functools.partial(solve_both, key=key, relative_error=0.3, max_probes=40)
+    solve = functools.partial(solve_both, key=key, relative_error=0.3, max_products=40)
     traces, diagonals = jax.vmap(solve)(*together)
     inside, _ = jax.jit(solve)(*members[1])
     np.testing.assert_allclose(inside.value, traces.value[1], rtol=1e-4)
     for i, member in enumerate(members):
         alone, entries = solve(*member)
-        assert traces.num_evaluations[i] == alone.num_evaluations
-        assert diagonals.num_evaluations[i] == entries.num_evaluations
+        assert traces.num_products[i] == alone.num_products
+        assert diagonals.num_products[i] == entries.num_products
         np.testing.assert_allclose(traces.value[i], alone.value, rtol=1e-4)
         lane = tree.index(diagonals.value, i)
         np.testing.assert_allclose(flat(lane), flat(entries.value), atol=1e-4)
 
 
 def test_the_target_is_met_or_said_to_be_missed(key):
-    found, entries = solve_both(*problem(0), key, relative_error=0.02, max_probes=10_000)
+    found, entries = solve_both(*problem(0), key, relative_error=0.02, max_products=10_000)
     assert found.status == entries.status == Status.OK
     assert found.standard_error <= 0.02 * found.value
     error = np.linalg.norm(flat(entries.standard_error))
     assert error <= 0.02 * np.linalg.norm(flat(entries.value))
-    assert found.num_evaluations > 18 and entries.num_evaluations > 18
-    missed = solve_both(*problem(0), key, absolute_error=1e-6, max_probes=20)
+    assert found.num_products > 18 and entries.num_products > 18
+    missed = solve_both(*problem(0), key, absolute_error=1e-6, max_products=20)
     assert [m.status for m in missed] == [Status.NOT_CONVERGED] * 2
-    assert [m.num_evaluations for m in missed] == [22, 22]  # one leaf bends, two classes
+    assert [m.num_products for m in missed] == [22, 22]  # one leaf bends, two classes
 
 
 def overflowing(params, batch):

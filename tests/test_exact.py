@@ -17,7 +17,8 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import Status, composed, diagonal, hessian, restricted, trace
 from sharpjax.geometry.exact import gauss_newton as exact
 from sharpjax.geometry.exact import matrix_form
-from sharpjax.geometry.exact.gauss_newton import exact_diagonal, exact_trace
+from sharpjax.geometry.exact.cotangents import as_problem, restrict
+from sharpjax.geometry.operators.blocks import Restricted
 from sharpjax.geometry.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from tests.problems import awkward_net, flat
 from tests.traces import TRACES, traced
@@ -175,18 +176,32 @@ def _hessian_truth(outer, model, params, batch):
     return jax.hessian(lambda v: outer(model(unravel(v), batch), batch))(vector)
 
 
+exact_trace = functools.partial(trace, method="exact")
+exact_diagonal = functools.partial(diagonal, method="exact")
+
+
+def ways(kind, operator):
+    if isinstance(operator, Restricted):
+        operator = restrict(operator.operator, operator.where)
+    return dict(exact.exact_part(kind, as_problem("test", operator))[1].ways)
+
+
 def assert_equal(operator, truth, like):
     """Trace, trace of each leaf and diagonal, to rounding."""
     found, diagonal = exact_trace(operator), exact_diagonal(operator)
     scale = np.abs(truth).max()
     np.testing.assert_allclose(flat(diagonal.value), np.diag(truth), rtol=1e-11, atol=1e-13 * scale)
     np.testing.assert_allclose(found.value, np.trace(truth), rtol=1e-11, atol=1e-12 * scale)
-    sums = jax.tree.map(jnp.sum, diagonal.value)
-    np.testing.assert_allclose(flat(found.leaves), flat(sums), rtol=1e-10, atol=1e-12 * scale)
-    assert jax.tree.structure(found.leaves) == jax.tree.structure(like)
+    leaves = [leaf.value for leaf in found.by_leaf.values()]
+    sums = [jnp.sum(x) for x in jax.tree.leaves(diagonal.value)]
+    np.testing.assert_allclose(leaves, sums, rtol=1e-10, atol=1e-12 * scale)
+    assert list(found.by_leaf) == tree.path_names(like)
     assert jax.tree.structure(diagonal.value) == jax.tree.structure(like)
+    assert found.standard_error == found.remainder == diagonal.error == 0
+    assert not any(leaf.standard_error for leaf in found.by_leaf.values())
+    assert not flat(diagonal.standard_error).any()
     assert found.status == diagonal.status == Status.OK
-    return dict(found.ways), dict(diagonal.ways)
+    return ways("trace", operator), ways("diagonal", operator)
 
 
 WAYS = {  # of the trace, and of the diagonal
@@ -359,7 +374,7 @@ def test_a_square_root_replaces_the_eigenproblem(x64):
     plain = exact_trace(gauss_newton(composed(model, cross_entropy), params, batch))
     found = exact_trace(gauss_newton(composed(model, Categorical()), params, batch))
     np.testing.assert_allclose(found.value, plain.value, rtol=1e-12)
-    assert plain.num_evaluations == 3 and found.num_evaluations == 2
+    assert plain.num_products == 3 and found.num_products == 2
 
 
 # Blocks, chunks, and layouts.
@@ -431,7 +446,7 @@ def test_a_model_that_computes_in_bfloat16():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(6, 4)), "float32")
     found = exact_diagonal(gauss_newton(composed(half, squared), jnp.ones((4, 3)), {"x": x}))
-    assert found.ways == (("", "norms"),) and found.value.dtype == jnp.float32
+    assert found.value.dtype == jnp.float32
     expected = 2 / 3 * np.mean(np.square(x), axis=0)
     np.testing.assert_allclose(found.value, np.tile(expected[:, None], 3), rtol=2e-2)
 
@@ -449,8 +464,6 @@ def test_operators_in_bfloat16_have_none(key, where):
         for solve in (trace, diagonal):
             with pytest.raises(UserError, match=f"^{solve.__name__}: .*precision='highest'"):
                 solve(operator, key=key, method="exact")
-    with pytest.raises(UserError, match="^exact_trace: .*precision='highest'"):
-        exact_trace(operators[0])
 
 
 def narrow_net(params, batch):
@@ -495,16 +508,13 @@ def test_lanes_and_jit():
     traces, diagonals = jax.vmap(solve)(*together)
     inside, _ = jax.jit(solve)(*members[1])
     np.testing.assert_allclose(inside.value, traces.value[1], rtol=1e-5)
-    assert inside.ways == traces.ways == (("v", "norms"), ("w", "norms"))
     for i, member in enumerate(members):
-        trace, diagonal = solve(*member)
-        np.testing.assert_allclose(traces.value[i], trace.value, rtol=1e-5)
+        alone, entries = solve(*member)
+        np.testing.assert_allclose(traces.value[i], alone.value, rtol=1e-5)
         np.testing.assert_allclose(
-            flat(tree.index(diagonals.value, i)), flat(diagonal.value), rtol=1e-4
+            flat(tree.index(diagonals.value, i)), flat(entries.value), rtol=1e-4
         )
-    estimate = trace.estimates()["trace"]
-    assert estimate.value == trace.value and estimate.standard_error == 0
-    assert estimate.num_evaluations == 2
+        assert traces.num_products[i] == diagonals.num_products[i] == 2
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
@@ -557,9 +567,9 @@ def normalised(params, batch):
 def test_examples_that_see_each_other_are_refused():
     params, batch = problem(0)
     operator = gauss_newton(composed(normalised, squared), params["w"], batch)
-    with pytest.raises(UserError, match="exact_trace: the outputs of one example depend on"):
+    with pytest.raises(UserError, match="^trace: the outputs of one example depend on"):
         exact_trace(operator)
-    with pytest.raises(UserError, match="exact_diagonal: the outputs of one example depend on"):
+    with pytest.raises(UserError, match="^diagonal: the outputs of one example depend on"):
         exact_diagonal(operator)
 
 
@@ -577,7 +587,7 @@ def test_they_are_where_the_outputs_hardly_show_it():
     nets = ((x, 0 * v, jnp.zeros(3)), (x, v, jnp.full(3, 200.0)), (twins, v, jnp.zeros(3)))
     for x, v, c in nets:
         operator = gauss_newton(composed(normalised_net, squared), (w, v, c), {"x": x})
-        with pytest.raises(UserError, match="exact_trace: the outputs of one example depend on"):
+        with pytest.raises(UserError, match="^trace: the outputs of one example depend on"):
             exact_trace(operator)
 
 
@@ -589,10 +599,5 @@ def slightly_centred(params, batch):
 def test_they_are_where_they_see_each_other_a_little():
     params, batch = problem(0)
     operator = gauss_newton(composed(slightly_centred, squared), params["w"], batch)
-    with pytest.raises(UserError, match="exact_trace: the outputs of one example depend on"):
+    with pytest.raises(UserError, match="^trace: the outputs of one example depend on"):
         exact_trace(operator)
-
-
-def test_other_operators_are_refused():
-    with pytest.raises(UserError, match="exact_trace: only Gauss-Newton and Fisher.* got Array"):
-        exact_trace(jnp.ones(3))

@@ -36,8 +36,8 @@ def test_every_status_says_so(microbatch_size):
     operator = geometry.hessian(loss, params, batch, **options)
     found = {
         "pairs": geometry.top_eigenpairs(operator, key=KEY),
-        "trace": geometry.trace(operator, key=KEY, max_probes=4),
-        "norm": geometry.frobenius(operator, key=KEY, max_probes=16),
+        "trace": geometry.trace(operator, key=KEY, max_products=4),
+        "norm": geometry.frobenius(operator, key=KEY, max_products=16),
         "sam": measures.sam_sharpness(loss, params, batch, rho=0.1, **options),
         "along": measures.directional_curvature(loss, params, batch, **options),
         "worst": measures.worst_case_sharpness(

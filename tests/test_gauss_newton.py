@@ -11,8 +11,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import composed, hessian
-from sharpjax.geometry.exact.gauss_newton import exact_trace
+from sharpjax.geometry import composed, hessian, trace
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.blocks import masked, restricted
 from sharpjax.geometry.operators.gauss_newton import (
@@ -382,9 +381,9 @@ def test_what_is_assumed_is_checked_under_explicit_axes(key):
         weighted = composed(_rows, _masked_mean, example_weight=lambda b: b["y"][:, 0] > 0)
         gauss_newton(weighted, w, batch)
         gauss_newton(composed(_rows, _of_named_sharding), w, batch)
-        exact_trace(gauss_newton(composed(_rows, _mean_of_squares), w, batch))
+        trace(gauss_newton(composed(_rows, _mean_of_squares), w, batch), method="exact")
         with pytest.raises(UserError, match="the outputs of one example depend on the others"):
-            exact_trace(gauss_newton(composed(_centred, _mean_of_squares), w, batch))
+            trace(gauss_newton(composed(_centred, _mean_of_squares), w, batch), method="exact")
 
 
 # What a user can get wrong.

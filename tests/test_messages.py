@@ -18,7 +18,6 @@ from sharpjax.geometry import (
     curvature_report,
     directional_curvature,
     empirical_fisher,
-    exact_trace,
     frobenius,
     gauss_newton,
     hessian,
@@ -149,10 +148,10 @@ def test_a_callback():
     "solved",
     [
         lambda p: top_eigenpairs(hessian(loss, p, BATCH), key=KEY, k=1).values[0],
-        lambda p: trace(hessian(loss, p, BATCH), key=KEY, max_probes=4).value,
+        lambda p: trace(hessian(loss, p, BATCH), key=KEY, max_products=4).value,
         lambda p: trace(hessian(IN_PARTS, p, BATCH), key=KEY, method="exact").value,
-        lambda p: exact_trace(gauss_newton(IN_PARTS, p, BATCH)).value,
-        lambda p: frobenius(hessian(loss, p, BATCH), key=KEY, max_probes=16).value,
+        lambda p: trace(gauss_newton(IN_PARTS, p, BATCH), method="exact").value,
+        lambda p: frobenius(hessian(loss, p, BATCH), key=KEY, max_products=16).value,
         lambda p: logdet(hessian(loss, p, BATCH) + 1.0, key=KEY, num_steps=4).value,
         lambda p: spectral_density(hessian(loss, p, BATCH), key=KEY, num_steps=4).nodes[0, 0],
         lambda p: solve(hessian(loss, p, BATCH) + 1.0, PARAMS).residual,
@@ -160,7 +159,9 @@ def test_a_callback():
         lambda p: worst_case_sharpness(loss, p, BATCH, key=KEY, rho=0.1, steps=2).value,
         lambda p: (
             trace(
-                averaged(functools.partial(hessian, loss, p), [BATCH, BATCH]), key=KEY, max_probes=4
+                averaged(functools.partial(hessian, loss, p), [BATCH, BATCH]),
+                key=KEY,
+                max_products=4,
             ).value
         ),
     ],
@@ -168,7 +169,7 @@ def test_a_callback():
         "top",
         "trace",
         "exact",
-        "exact_trace",
+        "exact gauss_newton",
         "frobenius",
         "logdet",
         "density",

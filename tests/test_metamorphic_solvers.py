@@ -22,7 +22,12 @@ from tests.metamorphic import flat
 NUM_KEYS = 200  # of what has an error by chance; a few of what has a bound
 LEAST = 0.87  # of two standard errors that cover, as `docs/geometry.md` says
 DAMPING, RHO, TOL = 0.5, 0.05, 1e-3
-PROBES = {"max_probes": 24, "basis_size": 8}
+PROBES: dict[str, Any] = {
+    "deflated": {"max_products": 24, "basis_size": 8},
+    "hutchinson": {"max_products": 24},
+    "xtrace": {"max_products": 32},
+    "exact": {"max_products": 72},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +159,7 @@ def without_basis(p, key):
 
 def trace(method, of="hessian"):
     def solve(p, key):
-        found = geometry.trace(getattr(p, of), key=key, method=method, **PROBES)
+        found = geometry.trace(getattr(p, of), key=key, method=method, **PROBES[method])
         name = "trace" if of == "hessian" else "gauss_newton trace"
         return Found({name: (found.value, found.standard_error)}, {}, found.status)
 
@@ -163,7 +168,7 @@ def trace(method, of="hessian"):
 
 def diagonal(method, of="hessian"):
     def solve(p, key):
-        found = geometry.diagonal(getattr(p, of), key=key, method=method, **PROBES)
+        found = geometry.diagonal(getattr(p, of), key=key, method=method, **PROBES[method])
         value, error = flat(found.value), flat(found.standard_error)
         if of == "gauss_newton":
             return Found({}, {"gauss_newton diagonal": (value, error)}, found.status)
@@ -172,20 +177,9 @@ def diagonal(method, of="hessian"):
     return solve
 
 
-def exact_trace(p, key):
-    found = geometry.exact_trace(p.gauss_newton)
-    return Found({}, {"gauss_newton trace": (found.value, 0.0)}, found.status)
-
-
-def exact_diagonal(p, key):
-    found = geometry.exact_diagonal(p.gauss_newton)
-    value = flat(found.value)
-    return Found({}, {"gauss_newton diagonal": (value, jnp.zeros_like(value))}, found.status)
-
-
 def frobenius(method):
     def solve(p, key):
-        found = geometry.frobenius(p.hessian, key=key, method=method, **PROBES)
+        found = geometry.frobenius(p.hessian, key=key, method=method, **PROBES[method])
         return Found({"frobenius": (found.value, found.standard_error)}, {}, found.status)
 
     return solve
@@ -292,8 +286,6 @@ SOLVERS = {
     "deflated diagonal": diagonal("deflated"),
     "hutchinson diagonal": diagonal("hutchinson"),
     "gauss_newton diagonal": diagonal("exact", "gauss_newton"),
-    "exact_trace": exact_trace,
-    "exact_diagonal": exact_diagonal,
     "frobenius": frobenius("deflated"),
     "hutchinson frobenius": frobenius("hutchinson"),
     "spectral_density": spectral_density,
@@ -314,7 +306,7 @@ LOSSES = ("mean", "weighted", "mixed_types")
 
 BOUNDED = (
     *("largest", "smallest", "in magnitude", "both ends", "restarted", "without a basis"),
-    *("gauss_newton trace", "gauss_newton diagonal", "exact_trace", "exact_diagonal"),
+    *("gauss_newton trace", "gauss_newton diagonal"),
     *("subspace_overlap", "subsample_start", "sam_sharpness", "directional_curvature", "hvp"),
     *("worst_case_sharpness", "adaptive_sharpness", "compositions"),
 )

@@ -56,11 +56,11 @@ SOLVERS: dict[str, Any] = {
     "restarted": functools.partial(top_eigenpairs, k=1, basis_size=10),
     "no basis": functools.partial(top_eigenpairs, k=1, vectors=False, basis_size=0),
     "verified": functools.partial(top_eigenpairs, k=2, verify=True),
-    "deflated": functools.partial(trace, max_probes=8),
-    "hutchinson": functools.partial(trace, method="hutchinson", max_probes=8, relative_error=0.1),
-    "xtrace": functools.partial(trace, method="xtrace", max_probes=16),
-    "diagonal": functools.partial(diagonal, max_probes=16),
-    "frobenius": functools.partial(frobenius, max_probes=16),
+    "deflated": functools.partial(trace, max_products=8),
+    "hutchinson": functools.partial(trace, method="hutchinson", max_products=8, relative_error=0.1),
+    "xtrace": functools.partial(trace, method="xtrace", max_products=32),
+    "diagonal": functools.partial(diagonal, max_products=16),
+    "frobenius": functools.partial(frobenius, max_products=16),
     "spectral_density": functools.partial(
         spectral_density, num_steps=6, num_probes=2, relative_error=0.1
     ),
@@ -68,7 +68,7 @@ SOLVERS: dict[str, Any] = {
         operator + 5.0, key=key, num_steps=6, max_probes=4, relative_error=0.1
     ),
     "curvature_report": functools.partial(
-        curvature_report, k=2, num_steps=6, num_probes=2, max_probes=4, damping=5.0
+        curvature_report, k=2, num_steps=6, num_probes=2, max_trace_products=4, damping=5.0
     ),
     "subsample_start": functools.partial(subsample_start, k=1, num_examples=4),
     "overlap": overlap,
@@ -188,7 +188,7 @@ def test_legacy_keys_in_jit_and_vmap():
     operator = hessian(loss, PARAMS, BATCH)
 
     def solve(key):
-        return trace(operator, key=key, method="hutchinson", max_probes=4).value
+        return trace(operator, key=key, method="hutchinson", max_products=4).value
 
     legacy = jax.random.split(jax.random.PRNGKey(0), 3)
     each = [solve(jax.random.wrap_key_data(k)) for k in legacy]
@@ -231,7 +231,7 @@ def test_leaves_of_one_name_are_told_apart():
 
     assert tree.path_names(params) == ["['a']['b']", "['a/b']", "c"]
     operator = hessian(squares, params, None)
-    found = trace(operator, key=KEY, max_probes=32)
+    found = trace(operator, key=KEY, max_products=32)
     values = {name: np.asarray(part.value) for name, part in found.by_leaf.items()}
     np.testing.assert_allclose(list(values.values()), [3, 4, 2], rtol=1e-4)
     assert list(values) == tree.path_names(params)

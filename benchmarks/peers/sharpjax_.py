@@ -67,40 +67,40 @@ class Peer(JaxPeer):
         start = subsample_start(operator, key=_key(1000 + seed))
         return _pairs(geometry.top_eigenpairs(operator, key=_key(seed), start=start, **options))
 
-    def trace(self, seed, relative_error, max_probes=2000):
+    def trace(self, seed, relative_error, max_products=2000):
         found = geometry.trace(
             *(self._hessian(),),
             key=_key(seed),
             relative_error=relative_error,
-            max_probes=max_probes,
+            max_products=max_products,
         )
         said = float(found.standard_error) / abs(float(found.value))
-        return Outcome(float(found.value), int(found.num_evaluations), {"said": said})
+        return Outcome(float(found.value), int(found.num_products), {"said": said})
 
     def exact_trace(self, seed):
         """Of the Hessian: the Gauss-Newton part exactly, the rest certified."""
         operator = geometry.hessian(self._parts(), self.params, self.batch)
         found = geometry.trace(operator, key=_key(seed), method="exact")
         detail = {"remainder": float(found.remainder), "said": float(found.standard_error)}
-        return Outcome(float(found.value), int(found.num_evaluations), detail)
+        return Outcome(float(found.value), int(found.num_products), detail)
 
-    def controlled_trace(self, seed, relative_error, max_probes=2000):
+    def controlled_trace(self, seed, relative_error):
         found = geometry.trace(
             geometry.hessian(self._parts(), self.params, self.batch),
             key=_key(seed),
             method="exact",
             relative_error=relative_error,
-            max_probes=max_probes,
+            max_products=2000 * len(jax.tree.leaves(self.params)),
         )
         said = float(found.standard_error) / abs(float(found.value))
-        return Outcome(float(found.value), int(found.num_evaluations), {"said": said})
+        return Outcome(float(found.value), int(found.num_products), {"said": said})
 
     def gauss_newton_trace(self, seed):
         try:
-            found = geometry.trace(self._gauss_newton(), key=_key(seed), method="exact")
+            found = geometry.trace(self._gauss_newton(), method="exact")
         except UserError as error:
             raise Missing(str(error)) from None
-        return Outcome(float(found.value), int(found.num_evaluations))
+        return Outcome(float(found.value), int(found.num_products))
 
     def density(self, steps, probes, seed):
         spectral_density = _public("spectral_density")

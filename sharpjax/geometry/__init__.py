@@ -20,10 +20,6 @@ from sharpjax.geometry.estimators.frobenius import Frobenius as Frobenius
 from sharpjax.geometry.estimators.frobenius import frobenius as frobenius
 from sharpjax.geometry.estimators.trace import Trace as Trace
 from sharpjax.geometry.estimators.trace import trace as trace
-from sharpjax.geometry.exact.gauss_newton import ExactDiagonal as ExactDiagonal
-from sharpjax.geometry.exact.gauss_newton import ExactTrace as ExactTrace
-from sharpjax.geometry.exact.gauss_newton import exact_diagonal as exact_diagonal
-from sharpjax.geometry.exact.gauss_newton import exact_trace as exact_trace
 from sharpjax.geometry.lanczos.solve import Solution as Solution
 from sharpjax.geometry.lanczos.solve import solve as solve
 from sharpjax.geometry.loss.checks import check_deterministic as check_deterministic

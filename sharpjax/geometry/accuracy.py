@@ -1,7 +1,7 @@
 """The accuracy that an estimate is asked for, and how the attempt ended."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,21 @@ def ask(caller: str, relative_error: Target, absolute_error: Target) -> Accuracy
         UserError: names `caller` and the argument that is no number.
     """
     for name, error in (("relative_error", relative_error), ("absolute_error", absolute_error)):
-        if error is None or isinstance(error, Tracer):
-            continue
-        if jnp.ndim(error) != 0 or not 0 <= error < math.inf:
-            raise UserError(f"{caller}: {name} must be a number >= 0 or None, got {error}.")
+        check_error(caller, name, error)
     return Accuracy(relative_error, absolute_error)
+
+
+def check_error(caller: str, name: str, error: Any) -> None:
+    """Refuses what is neither a target for an error nor None.
+
+    Raises:
+        UserError: names `caller` and the argument.
+    """
+    if error is None or isinstance(error, Tracer):
+        return
+    is_number = isinstance(error, int | float) or hasattr(error, "dtype")
+    if not is_number or jnp.ndim(error) != 0 or not 0 <= error < math.inf:
+        raise UserError(f"{caller}: {name} must be a number >= 0 or None, got {error}.")
 
 
 def how_it_ended(met: jax.Array, finite: jax.Array) -> jax.Array:

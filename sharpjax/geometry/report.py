@@ -10,6 +10,7 @@ import numpy as np
 from sharpjax import tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
+from sharpjax.geometry.accuracy import check_error
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.eigenpairs.top import top_eigenpairs
 from sharpjax.geometry.lanczos import units
@@ -104,7 +105,7 @@ def curvature_report(
     relative_error: float | jax.Array | None = None,
     num_steps: int = 48,
     num_probes: int = 3,
-    max_probes: int = 100,
+    max_trace_products: int = 100,
     damping: float | jax.Array | None = None,
     vectors: bool = False,
     probes_per_product: int = 1,
@@ -133,7 +134,7 @@ def curvature_report(
         num_steps: products for each probe of the density, at least 4. The smallest eigenvalue
             takes 30 to 50 on networks; its residual tells how well it is known.
         num_probes: of the density.
-        max_probes: further ones for the trace, at the most.
+        max_trace_products: further products for the trace, at the most; one for each probe.
         damping: what is added for the log-determinant; None leaves that out.
         vectors: whether to keep the eigenvectors.
         probes_per_product: probes of the density that share one vmapped product, as in
@@ -167,15 +168,15 @@ def curvature_report(
         )
     num_steps = whole_number(caller, "num_steps", num_steps, least=4)
     num_probes = whole_number(caller, "num_probes", num_probes)
-    max_probes = whole_number(caller, "max_probes", max_probes, least=0)
+    further = whole_number(caller, "max_trace_products", max_trace_products, least=0)
     width = whole_number(caller, "probes_per_product", probes_per_product)
     if num_probes % width:
         raise UserError(
             f"{caller}: probes_per_product={width} does not divide num_probes={num_probes}."
         )
-    density.check_error(caller, "tol", tol)
-    density.check_error(caller, "relative_error", relative_error)
-    density.check_error(caller, "damping", damping)
+    check_error(caller, "tol", tol)
+    check_error(caller, "relative_error", relative_error)
+    check_error(caller, "damping", damping)
     key = check_key(caller, key)
     keys, to_accuracy = _split(key), relative_error is not None
     relative_error = _USUAL_ERROR if relative_error is None else relative_error
@@ -191,11 +192,11 @@ def curvature_report(
     )
     targets = _begin_trace(probed, atoms, relative_error)
     more = None
-    if max_probes:
+    if further:
         more = quadrature.run(
             *(operator, keys[2]),
             num_steps=1,
-            num_probes=max_probes,
+            num_probes=further,
             frame=frame,
             criterion=_trace_is_within,
             targets=targets,

@@ -131,7 +131,7 @@ class Curvature:
             self._hessian(loss, params, batch),
             key=keys[1],
             relative_error=self.trace_error,
-            max_probes=self.max_probes,
+            max_products=self.max_probes,
         )
         own = None if size is None else min(size, self.adaptive_m or size)
         found = [

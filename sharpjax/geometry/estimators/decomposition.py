@@ -7,8 +7,7 @@ one leaf at a time. Multiples, sums, dampings and means over batches follow from
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +15,12 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry.accuracy import Accuracy
-from sharpjax.geometry.estimators import deflation
-from sharpjax.geometry.estimators.hutchinson import Probing, Statistic
+from sharpjax.geometry.estimators import deflation, hutchinson
+from sharpjax.geometry.estimators.request import Found, Request
 from sharpjax.geometry.exact import bending
-from sharpjax.geometry.exact.contributions import Kind
 from sharpjax.geometry.exact.cotangents import as_problem, restrict
 from sharpjax.geometry.exact.gauss_newton import exact_part, refuse_mixing
-from sharpjax.geometry.exact.remainder import remainder_trace
-from sharpjax.geometry.exact.remainder_diagonal import remainder_diagonal
+from sharpjax.geometry.exact.remainder import remainder
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import dependence
 from sharpjax.geometry.loss.assumptions import Checked, both, require
@@ -32,7 +28,7 @@ from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.loss.checks import check_model
 from sharpjax.geometry.loss.composed import Composed, is_composed
 from sharpjax.geometry.loss.outer_check import check_outer
-from sharpjax.geometry.operators.algebra import Damped, Params, Scaled, Sum, linearize
+from sharpjax.geometry.operators.algebra import Damped, Scaled, Sum, linearize
 from sharpjax.geometry.operators.averaging import Averaged
 from sharpjax.geometry.operators.blocks import BlockDiagonal, Restricted
 from sharpjax.geometry.operators.gauss_newton import (
@@ -48,61 +44,30 @@ from sharpjax.geometry.operators.hessian import Hessian
 _DIAGONAL_ROUNDING = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Attributes:
-        caller, kind: the name of the public function, and "trace" or "diagonal".
-        accuracy, max_probes: of each part that must be probed.
-        statistic, read: for probes of a whole matrix: the value and the error of a state.
-    """
-
-    caller: str
-    kind: Kind
-    accuracy: Accuracy
-    max_probes: int
-    statistic: Statistic
-    read: Callable[[Params, Probing], tuple[Any, Any]]
-
-
-class Found(NamedTuple):
-    """A trace or a diagonal, leaf by leaf.
-
-    Attributes:
-        value: a tree like the parameters, of scalars (trace) or of arrays (diagonal).
-        error: likewise, the standard error of what was probed.
-        probed: likewise, the part of `value` that was.
-        num_evaluations: int32, back-propagations of each example, products and probes.
-        checked: what it rests on, inside a trace.
-    """
-
-    value: Any
-    error: Any
-    probed: Any
-    num_evaluations: jax.Array
-    checked: Checked | None = None
-
-
-def decompose(request: Request, operator: Any, key: jax.Array) -> Found:
+def decompose(request: Request, statistic: Any, operator: Any, key: jax.Array | None) -> Found:
     """The trace or the diagonal of an operator.
 
+    Args:
+        request: its accuracy is that of each part that must be probed.
+        statistic: of a trace or a diagonal, with a `kind`.
+        operator, key: as those of the request.
+
     Raises:
-        UserError: names the caller; the operator has no exact part, or a check of its loss fails.
+        UserError: names the caller; the operator has no exact part, a check of its loss fails, or
+            something must be probed and there is no key.
     """
     operator = _inwards(operator)
     if isinstance(operator, Scaled):
-        return _scaled(decompose(request, operator.operator, key), operator.factor)
+        return _scaled(decompose(request, statistic, operator.operator, key), operator.factor)
     if isinstance(operator, Damped):
-        return _damped(request.kind, decompose(request, operator.operator, key), operator)
+        found = decompose(request, statistic, operator.operator, key)
+        return _damped(statistic.kind, found, operator)
     if isinstance(operator, Sum | Averaged):
-        return _of_terms(request, operator, key)
+        return _of_terms(request, statistic, operator, key)
     if isinstance(operator, BlockDiagonal):  # which has every diagonal block
-        return decompose(request, operator.operator, key)
-    if isinstance(operator, Hessian):
-        return _of_hessian(request, operator, key)
-    if isinstance(operator, GaussNewton | Fisher | EmpiricalFisher):
-        return _with_regularizer(request, _exact(request, operator), operator, key)
+        return decompose(request, statistic, operator.operator, key)
+    if isinstance(operator, Hessian | GaussNewton | Fisher | EmpiricalFisher):
+        return _of_loss(request, statistic, operator, key)
     raise UserError(
         f"{request.caller}: method='exact' is for Gauss-Newton and Fisher matrices, for Hessians "
         f"of losses that know their parts (geometry.composed), and for their means over batches, "
@@ -126,12 +91,13 @@ def _inwards(operator):
     return operator
 
 
-def _of_terms(request, operator: Sum | Averaged, key) -> Found:
+def _of_terms(request, statistic, operator: Sum | Averaged, key) -> Found:
     is_sum = isinstance(operator, Sum)
     terms = ((1, term) for term in operator.operators) if is_sum else operator.members()
     weights, found = [], None
     for i, (weight, term) in enumerate(terms):  # one batch at a time
-        part = _scaled(decompose(request, term, jax.random.fold_in(key, i)), weight)
+        own = None if key is None else jax.random.fold_in(key, i)
+        part = _scaled(decompose(request, statistic, term, own), weight)
         found = part if found is None else _sum(found, part)
         weights.append(jnp.asarray(weight, float))
     assert found is not None
@@ -149,7 +115,7 @@ def _scaled(found: Found, factor) -> Found:
     return found._replace(
         value=times(factor, found.value),
         error=times(jnp.abs(factor), found.error),
-        probed=times(factor, found.probed),
+        remainder=times(factor, found.remainder),
     )
 
 
@@ -173,42 +139,74 @@ def _sum(one: Found, other: Found) -> Found:
     return add(one, other)._replace(error=error, checked=checked)
 
 
-def _exact(request, operator) -> Found:
+def _of_loss(request, statistic, operator, key) -> Found:
+    """What the structure of the loss gives, and probes of what it leaves."""
+    kind, around, bends = statistic.kind, operator, ()
+    if isinstance(operator, Hessian):
+        around = _around(request.caller, operator)
+        bends = bending.find_units(around)
+    found, regularizer = _exact(request, kind, around), None
+    if not isinstance(around, EmpiricalFisher):
+        regularizer = getattr(around.loss, "regularizer", None)
+    certified = is_diagonal = None
+    if regularizer is not None:
+        regularizer = Hessian(Partial(_of_params, regularizer), around.params, None)
+        certified, is_diagonal = _diagonal(kind, linearize(regularizer), around.params)
+        if not loops.is_traced(is_diagonal) and is_diagonal:
+            found, regularizer = _sum(found, certified), None
+        elif key is None and loops.is_traced(is_diagonal):
+            checked = require(request.caller, is_diagonal, "")
+            found, regularizer = _sum(found, certified._replace(checked=checked)), None
+    parts = len(bends) + (regularizer is not None)
+    if not parts:
+        return found
+    each = request.share(parts)
+    assert key is not None
+    keys = jax.random.split(key)
+    if regularizer is not None:
+        state, _ = deflation.run(
+            *(statistic, keys[0], regularizer),
+            accuracy=request.accuracy,
+            max_products=each,
+            basis_size=0,
+        )
+        found = _sum(found, _unless(is_diagonal, certified, _read(statistic, state)))
+    if isinstance(around, GaussNewton) and bends:
+        value, error, count = remainder(
+            *(kind, bends, around, found.value),
+            key=keys[1],
+            accuracy=request.accuracy,
+            max_probes=each,
+        )
+        probed = _total(value) if kind == "trace" else None
+        found = _sum(found, Found(value, error, probed, count))
+    return found
+
+
+def _around(caller: str, operator: Hessian) -> GaussNewton:
+    """The Gauss-Newton matrix of a Hessian, with its regulariser."""
+    params, batch, size = operator.params, operator.batch, operator.microbatch_size
+    loss = require_parts(caller, operator.loss)
+    loss, outputs = check_model(caller, loss, params, batch, size)
+    checked = check_outer(caller, loss, params, batch, outputs)
+    checked = both(checked, _refuse_other(caller, operator, loss))
+    return GaussNewton(loss, params, batch, size, both(checked, operator.checked))
+
+
+def _exact(request, kind, operator) -> Found:
     problem = as_problem(request.caller, operator)
     checked = refuse_mixing(request.caller, problem)
-    found = exact_part(request.kind, problem)
-    value = found.leaves if request.kind == "trace" else found.value
+    value, plan = exact_part(kind, problem)
+    error, remainder, count = _nothing(kind, value, plan)
+    return Found(value, error, remainder, count, both(checked, operator.checked))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _nothing(kind, value, plan):
+    """Error and remainder of what is exact, and its back-propagations."""
     zeros = tree.zeros_like(value)
-    return Found(value, zeros, zeros, found.num_evaluations, both(checked, _carried(operator)))
-
-
-def _carried(operator) -> Checked | None:
-    return getattr(operator, "checked", None)
-
-
-def _with_regularizer(request, found: Found, operator, key) -> Found:
-    regularizer = getattr(operator.loss, "regularizer", None)
-    if regularizer is None or isinstance(operator, EmpiricalFisher):
-        return found
-    return _sum(found, _of_regularizer(request, regularizer, operator.params, key))
-
-
-def _of_regularizer(request, regularizer, params, key) -> Found:
-    """Exact where two random products certify that its Hessian is diagonal, else by probes."""
-    operator = Hessian(Partial(_of_params, regularizer), params, None)
-    key, subkey = jax.random.split(key)
-    exact, is_diagonal = _diagonal(request.kind, linearize(operator), params, subkey)
-    if not loops.is_traced(is_diagonal) and is_diagonal:
-        return exact
-    state, _ = deflation.run(
-        *(request.statistic, key, operator),
-        accuracy=request.accuracy,
-        max_products=request.max_probes,
-        basis_size=0,
-    )
-    value, error = request.read(params, state)
-    probed = Found(value, error, value, state.count + 2)
-    return jax.tree.map(lambda x, y: jnp.where(is_diagonal, x, y), exact, probed)
+    remainder = _total(zeros) if kind == "trace" else None
+    return zeros, remainder, jnp.int32(plan.total)
 
 
 def _of_params(regularizer, params, batch):
@@ -216,13 +214,12 @@ def _of_params(regularizer, params, batch):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _diagonal(kind, product, params, key) -> tuple[Found, jax.Array]:
+def _diagonal(kind, product, params) -> tuple[Found, jax.Array]:
+    """What it is if the matrix is diagonal, and whether two random products say so."""
     zeros = tree.zeros_like(tree.widen(params))
     one, other = (
-        tree.add_scaled(zeros, 1.0, draw(k, zeros))
-        for draw, k in zip(
-            (tree.random_rademacher, tree.random_normal), jax.random.split(key), strict=True
-        )
+        tree.add_scaled(zeros, 1.0, draw(jax.random.key(i), zeros))
+        for i, draw in enumerate((tree.random_rademacher, tree.random_normal))
     )
     value = jax.tree.map(jnp.multiply, one, product(one))
     seen = product(other)
@@ -232,27 +229,18 @@ def _diagonal(kind, product, params, key) -> tuple[Found, jax.Array]:
     if kind == "trace":
         value = jax.tree.map(jnp.sum, value)
     zeros = tree.zeros_like(value)
-    return Found(value, zeros, zeros, jnp.int32(2)), is_diagonal
+    remainder = _total(zeros) if kind == "trace" else None
+    return Found(value, zeros, remainder, jnp.int32(2)), is_diagonal
 
 
-def _of_hessian(request, operator: Hessian, key) -> Found:
-    caller, params, batch = request.caller, operator.params, operator.batch
-    size, keys = operator.microbatch_size, jax.random.split(key)
-    loss = require_parts(caller, operator.loss)
-    loss, outputs = check_model(caller, loss, params, batch, size)
-    checked = check_outer(caller, loss, params, batch, outputs)
-    checked = both(checked, _refuse_other(caller, operator, loss))
-    around = GaussNewton(loss, params, batch, size, both(checked, _carried(operator)))
-    found = _with_regularizer(request, _exact(request, around), around, keys[0])
-    problem = bending.Problem(dataclasses.replace(loss, regularizer=None), params, batch, size)
-    if request.kind == "trace":
-        solve, exact = remainder_trace, _total(found.value)
-    else:
-        solve, exact = remainder_diagonal, found.value
-    rest = solve(
-        *(problem, exact), key=keys[1], accuracy=request.accuracy, max_probes=request.max_probes
-    )
-    return _sum(found, Found(rest.value, rest.error, rest.value, rest.num_evaluations))
+@functools.partial(jax.jit, static_argnums=0)
+def _read(statistic, state) -> Found:
+    return hutchinson.read(statistic, state, jnp.int32(2))
+
+
+@jax.jit
+def _unless(condition, if_true, if_false):
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), if_true, if_false)
 
 
 @jax.jit

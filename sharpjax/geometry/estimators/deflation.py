@@ -23,9 +23,10 @@ import jax.numpy as jnp
 
 from sharpjax import loops, tree
 from sharpjax.geometry.accuracy import Accuracy
-from sharpjax.geometry.estimators import hutchinson, krylov_space
+from sharpjax.geometry.estimators import hutchinson
+from sharpjax.geometry.estimators.complement import complement, get_row
 from sharpjax.geometry.estimators.hutchinson import Probing, Reached, Statistic
-from sharpjax.geometry.estimators.krylov_space import KrylovSpace
+from sharpjax.geometry.lanczos import krylov, lanes
 from sharpjax.geometry.operators.algebra import Operator, linearize
 
 Params = Any
@@ -66,10 +67,11 @@ def run(
     if not traced and not steps:
         state = probe(statistic, state, product, max_probes=max_products - _PILOTS)
         return state, jnp.zeros_like(state.count)
-    space = krylov_space.start(start_key, like, min(basis_size, tree.size(like)), state.unit)
+    rows = krylov.num_rows(min(basis_size, tree.size(like)))
+    lanczos = krylov.start(start_key, like, rows)._replace(unit=state.unit)
     growth, _ = loops.iterate(
         GrowStep(statistic),
-        _begin(statistic, space, state, max_products),
+        _begin(statistic, lanczos, state, max_products),
         product,
         max_steps=steps,
         until=_is_done,
@@ -78,14 +80,14 @@ def run(
     if traced or left and not (accuracy.is_asked and _is_reached(statistic, state)):
         state = probe(statistic, state, product, max_probes=left)
     dropped = jnp.where(_keeps_pilots(statistic, growth), 0, _PILOTS)
-    return state, growth.space.num_products + dropped
+    return state, growth.lanczos.num_products + dropped
 
 
 class Growth(NamedTuple):
     """A basis that grows.
 
     Attributes:
-        space: the basis.
+        lanczos: the basis.
         unit: of the operator, for all that follows.
         probes, products: the pilots `z` and `P A P z`, leaves (_PILOTS, *shape).
         exact, sums: of the statistic, the sums over the pilots.
@@ -97,7 +99,7 @@ class Growth(NamedTuple):
         done: growing further does not pay, or cannot be.
     """
 
-    space: KrylovSpace
+    lanczos: krylov.Lanczos
     unit: jax.Array
     probes: Params
     products: Params
@@ -118,11 +120,13 @@ class GrowStep:
     statistic: Statistic
 
     def propose(self, state: Growth) -> Params:
-        return state.space.vector
+        return state.lanczos.vector
 
     def absorb(self, state: Growth, product: Params) -> Growth:
-        space, q, b = state.space.absorb(product)
-
+        q, row = state.lanczos.vector, lanes.furthest(state.lanczos.num_products)
+        lanczos = krylov.LanczosStep().absorb(state.lanczos, product)
+        b = tree.scale(get_row(lanczos.alpha, row), q)
+        b = tree.add_scaled(b, get_row(lanczos.beta, row), lanczos.vector)
         overlap = tree.vdot(q, b)
 
         def deflate(sums, pilot):
@@ -135,7 +139,7 @@ class GrowStep:
         # By two less than their number: the variance of what so few of them tell the size of.
         noise = jnp.sum(squares) / (_PILOTS - 2)
         exact = self.statistic.deflate(state.exact, q, b, noise)
-        state = state._replace(space=space, products=products, exact=exact, sums=sums)
+        state = state._replace(lanczos=lanczos, products=products, exact=exact, sums=sums)
         return judge(self.statistic, state)
 
 
@@ -149,13 +153,14 @@ def judge(statistic: Statistic, state: Growth) -> Growth:
     _, error, allowed = hutchinson.estimate(statistic, state)
     variance = _PILOTS * jnp.square(error)  # of one probe
     allowed = jnp.square(allowed)
-    space = state.space
-    left = (state.max_products - space.num_products).astype(error.dtype)
+    lanczos = state.lanczos
+    left = (state.max_products - lanczos.num_products).astype(error.dtype)
     needed = variance / jnp.where(allowed > 0, allowed, 1)
     score = jnp.where(variance <= allowed * left, needed - left, variance / left)
     gain = score < state.best
     since = jnp.where(gain, 0, state.since + 1)
-    done = (since >= _PATIENCE) | space.exhausted | ~space.finite
+    done = (since >= _PATIENCE) | lanczos.broken | ~lanczos.finite
+    done |= lanczos.num_products >= min(len(lanczos.alpha), tree.size(lanczos.vector))
     if statistic.least <= _PILOTS:
         done |= variance <= allowed * _PILOTS
     return state._replace(best=jnp.where(gain, score, state.best), since=since, done=done)
@@ -189,12 +194,12 @@ def _steps_worth_taking(statistic, state: Probing, max_products, basis_size) -> 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _begin(statistic, space, state: Probing, max_products) -> Growth:
+def _begin(statistic, lanczos, state: Probing, max_products) -> Growth:
     assert state.kept is not None
     probes, products = state.kept
     _, error = statistic.estimate(state.exact, state.sums, state.count)
     growth = Growth(
-        space=space,
+        lanczos=lanczos,
         unit=state.unit,
         probes=probes,
         products=products,
@@ -213,19 +218,19 @@ def _begin(statistic, space, state: Probing, max_products) -> Growth:
 @functools.partial(jax.jit, static_argnums=0)
 def _probe_complement(statistic, state: Probing, growth: Growth) -> tuple[Probing, jax.Array]:
     """Probes of what is left, and how many more are allowed."""
-    space = growth.space
-    left = growth.max_products - state.count - space.num_products
+    lanczos = growth.lanczos
+    left = growth.max_products - state.count - lanczos.num_products
     keeps = _keeps_pilots(statistic, growth)
     sums = jax.tree.map(lambda x: jnp.where(keeps, x, jnp.zeros_like(x)), growth.sums)
     state = state._replace(
-        complement=space.complement(),
+        complement=complement(lanczos),
         kept=None,
         exact=growth.exact,
         sums=sums,
         count=jnp.where(keeps, state.count, 0),
-        finite=state.finite & space.finite,
+        finite=state.finite & lanczos.finite,
     )
-    return state, jnp.where(space.is_whole, 0, left)
+    return state, jnp.where(_is_whole(lanczos), 0, left)
 
 
 def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
@@ -235,7 +240,11 @@ def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
     so that it is too small (errors of a Frobenius norm were 1.11 standard errors with them, 1.04
     without).
     """
-    return growth.space.is_whole | (statistic.least <= _PILOTS)
+    return _is_whole(growth.lanczos) | (statistic.least <= _PILOTS)
+
+
+def _is_whole(lanczos: krylov.Lanczos) -> jax.Array:
+    return lanczos.num_products >= tree.size(lanczos.vector)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,21 +1,18 @@
 """The Frobenius norm of an operator, with the standard error of the estimate."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.errors import unknown, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry.accuracy import Target, ask
-from sharpjax.geometry.estimators import deflation, hutchinson
-from sharpjax.geometry.lanczos import units
+from sharpjax.geometry.accuracy import Target
+from sharpjax.geometry.estimators import driver, hutchinson
+from sharpjax.geometry.estimators.request import Found, check
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator
-from sharpjax.geometry.operators.arguments import check_key, check_operator
 
 Method = Literal["deflated", "hutchinson"]
 Params = Any
@@ -24,23 +21,23 @@ _LEAST = 16
 
 
 class Frobenius(NamedTuple):
-    """An estimate of a Frobenius norm.
+    """A Frobenius norm and its standard error.
 
     Attributes:
-        value: the estimate.
+        value: the norm.
         standard_error: its standard deviation over the probes.
-        num_evaluations: int32, products that it took.
+        num_products: int32, all products.
         status: `Status`, int32.
     """
 
     value: jax.Array
     standard_error: jax.Array
-    num_evaluations: jax.Array
+    num_products: jax.Array
     status: jax.Array
 
     def estimates(self) -> dict[str, Estimate]:
         """The estimate, as `frobenius`."""
-        return {"frobenius": Estimate(self.value, self.standard_error, self.num_evaluations)}
+        return {"frobenius": Estimate(self.value, self.standard_error, self.num_products)}
 
 
 @solver
@@ -51,38 +48,13 @@ def frobenius(
     method: Method = "deflated",
     relative_error: Target = None,
     absolute_error: Target = None,
-    max_probes: int = 100,
-    basis_size: int = 32,
+    max_products: int | None = None,
+    basis_size: int | None = None,
 ) -> Frobenius:
     """The Frobenius norm of a symmetric operator, the root of its sum of squared eigenvalues.
 
-    `|A|_F^2 = E |A z|^2` for normal `z`, and the variance of one probe is `2 tr A^4`: nearly all of
-    it comes from the largest eigenvalues, which a small Krylov basis takes out: with `P = I - QQ'`,
-    `|A|_F^2 = |Q'AQ|_F^2 + 2 |P A Q|_F^2 + |P A P|_F^2`, the first two exact. The error is that of
-    a mean, from the spread of `|P A P z|^2`, and 16 probes at least are taken. It covers in .92 to
-    .94 of runs where it is nominally .95, and in .87 to .91 with a basis, which may leave a part of
-    one large eigenvalue.
-
-    Noise e of the products makes `|A z + e|^2` too large by `|e|^2`, and the exact part wrong by
-    some `|A| |e|`. Both are measured, from `y'A z = z'A y`, which noise breaks, and are in the
-    error: in full, not subtracted, so that it is up to `sqrt(2 n)` times too large where nothing
-    but noise is left, and n is smaller than the basis.
-
-    Cost: one product per probe and per vector of the basis. Memory: five vectors with
-    "hutchinson", with "deflated" nine more and the basis.
-
-    Args:
-        operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: for the probes.
-        method: "deflated": a Krylov basis as far as it pays, and probes. "hutchinson": probes.
-        relative_error: stop where the standard error is at most this share of the estimate.
-        absolute_error: or at most this. Without either, `max_probes` are used.
-        max_probes: products at the most, of every kind. Where they do not reach the error that is
-            asked for, `status` is `NOT_CONVERGED`.
-        basis_size: vectors in the basis at the most.
-
-    Raises:
-        UserError: an argument does not fit.
+    "deflated" takes the largest eigenvalues out first, as in `trace`, and is the one to take;
+    "hutchinson" is by probes alone.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -90,21 +62,33 @@ def frobenius(
     >>> found = frobenius(hessian(loss, jnp.ones(4), jnp.ones(8)), key=jax.random.key(0))
     >>> round(float(found.value) ** 2, 4)
     14.0
+
+    `|A|_F^2` is the mean of `|A z|^2` over normal probes z. Its error comes from the spread of the
+    values, and 16 probes at least are taken. It covers in .92 to .94 of runs where it is nominally
+    .95, and in .87 to .91 with a basis, which may leave a part of one large eigenvalue.
+
+    Cost: one product for each probe and each vector of the basis. Memory: five vectors with
+    "hutchinson", with "deflated" nine more and the basis.
+
+    Args:
+        operator: symmetric, such as `hessian(loss, params, batch)`.
+        key: for the probes.
+        method: as above.
+        relative_error: stop where the standard error is at most this share of the norm.
+        absolute_error: or at most this. Without either, all `max_products` are used.
+        max_products: products at the most, at least 16; default 100. Where they do not reach the
+            error that is asked for, `status` is `NOT_CONVERGED`.
+        basis_size: vectors in the basis of "deflated" at the most; default 32.
+
+    Raises:
+        UserError: an argument does not fit or would be ignored.
     """
-    check_operator("frobenius", operator)
-    accuracy = ask("frobenius", relative_error, absolute_error)
-    if method not in get_args(Method):
-        raise unknown("method", method, get_args(Method))
-    max_probes = whole_number("frobenius", "max_probes", max_probes, least=_LEAST)
-    basis_size = whole_number("frobenius", "basis_size", basis_size)
-    key = check_key("frobenius", key)
-    state, steps = deflation.run(
-        *(FrobeniusStatistic(), key, operator),
-        accuracy=accuracy,
-        max_products=max_probes,
-        basis_size=basis_size if method == "deflated" else 0,
+    request = check(
+        *("frobenius", operator, key, method, get_args(Method)),
+        *(relative_error, absolute_error, max_products, basis_size),
+        least=_LEAST,
     )
-    return _finish(accuracy.is_asked, state, steps)
+    return driver.solve(request, FrobeniusStatistic(), _finish)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,15 +135,9 @@ class FrobeniusStatistic:
         error = jnp.sqrt(spread / (number * others) + variance + jnp.square(bias))
         return size, error / jnp.where(size > 0, 2 * size, 1)
 
+    def read(self, treedef: Any, exact: Any, sums: Any, count: jax.Array) -> tuple[Any, Any, Any]:
+        return *self.estimate(exact, sums, count), None
 
-@functools.partial(jax.jit, static_argnames="to_accuracy")
-def _finish(to_accuracy, state: hutchinson.Probing, steps) -> Frobenius:
-    statistic = FrobeniusStatistic()
-    value, error = statistic.estimate(state.exact, state.sums, state.count)
-    unit = units.known(state.unit)
-    return Frobenius(
-        value=value * unit,
-        standard_error=error * unit,
-        num_evaluations=state.count + steps,
-        status=hutchinson.status(statistic, state, to_accuracy),
-    )
+
+def _finish(found: Found, status: jax.Array) -> Frobenius:
+    return Frobenius(found.value, found.error, found.num_products, status)

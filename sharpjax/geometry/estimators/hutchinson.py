@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from sharpjax import loops, tree
 from sharpjax.geometry.accuracy import Accuracy, how_it_ended
+from sharpjax.geometry.estimators.complement import KrylovComplement
+from sharpjax.geometry.estimators.request import Found
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.operators.algebra import Matvec
 
@@ -60,16 +62,8 @@ class Statistic(Protocol):
         """
         ...
 
-
-class Complement(Protocol):
-    """A space that is known, seen from outside: the projection on its complement."""
-
-    def project(self, probe: Params) -> Params:
-        """`P z`."""
-        ...
-
-    def restrict(self, probe: Params, product: Params) -> Params:
-        """`P A P z`, from `z` and `A P z`."""
+    def read(self, treedef: Any, exact: Any, sums: Any, count: jax.Array) -> tuple[Any, Any, Any]:
+        """Value, error and remainder, as in `Found`, for vectors of this structure."""
         ...
 
 
@@ -79,7 +73,7 @@ class Probing(NamedTuple):
     Attributes:
         probe: the next one, of the whole space.
         key: for those after it.
-        complement: a `Complement` where they are looked at, or None for everywhere.
+        complement: where they are looked at, or None for everywhere.
         unit: of the operator; 0 until a product is not zero.
         kept: the first probes and their products, leaves (rows, *shape), or None.
         exact, sums: of the statistic.
@@ -90,7 +84,7 @@ class Probing(NamedTuple):
 
     probe: Params
     key: jax.Array
-    complement: Any
+    complement: KrylovComplement | None
     unit: jax.Array
     kept: tuple[Params, Params] | None
     exact: Any
@@ -121,6 +115,14 @@ def run(
         ProbeStep(statistic), state, product, max_steps=max_probes, until=until
     )
     return state
+
+
+def read(statistic: Statistic, state: Probing, steps: jax.Array) -> Found:
+    """What probes have found, in units of the operator; `steps` are products beside theirs."""
+    unit, treedef = units.known(state.unit), jax.tree.structure(state.probe)
+    seen = statistic.read(treedef, state.exact, state.sums, state.count)
+    value, error, remainder = (tree.scale(unit, x) for x in seen)
+    return Found(value, error, remainder, state.count + steps)
 
 
 def status(statistic: Statistic, state: Probing, to_accuracy: bool) -> jax.Array:

@@ -3,60 +3,55 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
-from sharpjax.geometry.accuracy import Target, ask, how_it_ended
-from sharpjax.geometry.estimators import deflation, hutchinson, xtrace
-from sharpjax.geometry.estimators.decomposition import Found, Request, decompose
+from sharpjax.geometry.accuracy import Target, how_it_ended
+from sharpjax.geometry.estimators import driver, hutchinson, xtrace
 from sharpjax.geometry.estimators.hutchinson import by_leaf
-from sharpjax.geometry.exact import remainder
+from sharpjax.geometry.estimators.request import Found, check
+from sharpjax.geometry.exact.contributions import Kind
+from sharpjax.geometry.exact.remainder import LEAST_PROBES
 from sharpjax.geometry.lanczos import units
-from sharpjax.geometry.loss.assumptions import mark, solver
+from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator
-from sharpjax.geometry.operators.arguments import check_key, check_operator
-from sharpjax.geometry.status import tells_unknown
 
 Method = Literal["deflated", "exact", "hutchinson", "xtrace"]
 Params = Any
 
+_LEAST = {"exact": LEAST_PROBES, "xtrace": 2 * xtrace.LEAST_COLUMNS}  # of products; else 4
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """An estimate of a trace.
+
+class Trace(NamedTuple):
+    """A trace and its standard error.
 
     Attributes:
-        value: the estimate.
-        standard_error: its standard deviation over the probes; NaN with "xtrace".
-        num_evaluations: int32, products that it took, of every kind; with "exact" also the
-            back-propagations of each example.
+        value: the trace.
+        standard_error: its standard deviation over the probes; 0 where nothing was probed.
         remainder: the part of `value` that was probed; the rest is exact.
-        error_figure: what the method says of its own error; the standard error where there is one.
         by_leaf: the trace of the diagonal block of each leaf, by its name, from the same probes;
-            empty with "xtrace". The errors are bounds, at most a factor sqrt(2) too
-            large, whose squares add up to that of the whole.
+            empty with "xtrace". The errors are bounds, at most a factor sqrt(2) too large, whose
+            squares add up to that of the whole.
+        num_products: int32, all products; with "exact" the back-propagations of each example and
+            the probes.
         status: `Status`, int32.
-        method: how it was done.
     """
 
     value: jax.Array
     standard_error: jax.Array
-    num_evaluations: jax.Array
     remainder: jax.Array
-    error_figure: jax.Array
     by_leaf: dict[str, Estimate]
+    num_products: jax.Array
     status: jax.Array
-    method: str = dataclasses.field(metadata={"static": True})
 
     def estimates(self) -> dict[str, Estimate]:
         """The estimate, as `trace`."""
-        return {"trace": Estimate(self.value, self.standard_error, self.num_evaluations)}
+        return {"trace": Estimate(self.value, self.standard_error, self.num_products)}
 
     def block(self, where: str | Sequence[str]) -> Estimate:
         """The trace of the diagonal block of some leaves, such as `"Dense_0/*"`: no more products.
@@ -69,112 +64,93 @@ class Trace:
         """
         if not self.by_leaf:
             raise UserError(
-                f"Trace.block: method='{self.method}' gives no values by leaf; 'deflated' does."
+                "Trace.block: method='xtrace' gives no values by leaf; method='deflated' does."
             )
         chosen = tree.select({name: 0 for name in self.by_leaf}, where)
         leaves = [self.by_leaf[name] for name, is_chosen in chosen.items() if is_chosen]
         value = tree.total([jnp.asarray(leaf.value) for leaf in leaves])
         variance = tree.total([jnp.square(jnp.asarray(leaf.standard_error)) for leaf in leaves])
-        return Estimate(value, jnp.sqrt(variance), self.num_evaluations)
+        return Estimate(value, jnp.sqrt(variance), self.num_products)
 
 
 @solver
 def trace(
     operator: Operator,
     *,
-    key: jax.Array,
+    key: jax.Array | None = None,
     method: Method = "deflated",
     relative_error: Target = None,
     absolute_error: Target = None,
-    max_probes: int = 100,
-    basis_size: int = 32,
+    max_products: int | None = None,
+    basis_size: int | None = None,
 ) -> Trace:
-    """The trace of a symmetric operator: exact, or by random probes with their standard error.
+    """The trace of a symmetric operator with its standard error, in all and by leaf.
 
-    `tr A = E z'Az` for normal `z` (Hutchinson, 1990), and the variance of one probe is `2 |A|_F^2 =
-    2 E |A z|^2`. So the standard error after N probes, `sqrt(2 mean |A z|^2 / N)`, comes from the
-    very products at hand. Where it is nominally .95, it covers in .92 to .96 of runs, from four
-    probes on and also where it is what stopped them; in .89 to .93, up to 16 probes or so, where
-    one eigenvalue has nearly all of `|A|_F`. (The spread of N values covers in .83 at four probes:
-    what stops early is what came out small.)
-
-    Noise e of the products (rounding, terms that cancel) is part of `|A z|^2`. In the exact part of
-    "deflated" it is measured, at no product, from `z'A q = q'A z`, which noise breaks, and is in
-    the error as if it lay in the worst direction: up to `sqrt(2 n)` times too large where the basis
-    is the whole space, and of no account where n is much larger.
-
-    * "deflated": on a small Krylov space, basis Q, the trace is exact, and probes are of the rest,
-      `P A P` with `P = I - QQ'`. Four probes taken first say how large the basis should be, none
-      included. On a dense net (670,000 parameters) 230 products in place of 840 gave 1 %.
-    * "exact": no probe where none is needed, for matrices of losses that know their parts
-      (`composed`), and for their multiples, sums, dampings and means over batches. Gauss-Newton and
-      Fisher matrices: exact (`exact_trace`). Hessians: the exact trace of the Gauss-Newton part,
-      and what the model's own curvature adds, by probes on one leaf at a time (`remainder_trace`):
-      none on piecewise linear nets that use no weight twice, at most three forward passes each
-      elsewhere. For deep nets that bend, "deflated" is cheaper. A regulariser is exact where two
-      products certify that its Hessian is diagonal, and probed where not. The standard error is
-      that of what was probed, 0 where nothing was.
-    * "hutchinson": probes alone.
-    * "xtrace": all in a sketch, each column a probe of what the others leave. Right for a
-      spectrum that decays fast all along; on networks, whose bulk is flat, it loses to
-      "deflated". It has no standard error here; `error_figure` is its own. From 16 columns on that
-      is .8 to .9 of the true error, where it stops, too.
-
-    Memory: three vectors for "hutchinson"; eight more and a basis of up to 32 with "deflated";
-    `max_probes` vectors for "xtrace". On CPU, do not call it inside your own jit if the
-    loss convolves (`sharpjax.loops`).
-
-    Args:
-        operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: for the probes; not used by "exact".
-        method: as above.
-        relative_error: stop where the standard error (the figure, with "xtrace") is
-            at most this share of the estimate.
-        absolute_error: or at most this. Without either, `max_probes` are used. A trace near zero
-            never meets a relative error.
-        max_probes: products at the most, those for a basis included; with "exact", probes of each
-            leaf that must be probed, 16 or more. Where they do not reach the error that is asked
-            for, `status` is `NOT_CONVERGED`.
-        basis_size: vectors in the basis of "deflated" at the most.
-
-    Raises:
-        UserError: an argument does not fit; with "exact", the loss has no parts, or its outer loss
-            is no mean over the examples.
-
-    References: arXiv 2010.09649 (deflation), 2109.10659 (its size), 2301.07825 (XTrace).
+    | method | take it for |
+    |---|---|
+    | "deflated", the default | any operator |
+    | "exact" | losses that know their parts (`composed`): no error on piecewise linear nets |
+    | "hutchinson", "xtrace" | comparison; spectra that decay fast from end to end |
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w**2) / 2
     >>> operator = hessian(loss, jnp.ones(10_000), jnp.ones(8))
     >>> found = trace(operator, key=jax.random.key(0), relative_error=0.01)
-    >>> bool(abs(found.value - 10_000) < 3 * found.standard_error), int(found.num_evaluations)
+    >>> bool(abs(found.value - 10_000) < 3 * found.standard_error), int(found.num_products)
     (True, 4)
+
+    * "hutchinson" is the mean of `z'Az` over normal probes z. Its standard error is `sqrt(2 mean
+      |A z|^2 / N)`, from the products at hand.
+    * "deflated" takes the largest eigenvalues out first: on a small Krylov space the trace is
+      exact, and probes are of the rest. Four probes taken first say how large the basis should be,
+      none included. On a dense net of 670,000 parameters 230 products gave 1 %, in place of 840.
+    * "exact" works by back-propagation of single examples. It takes Gauss-Newton and Fisher
+      matrices, Hessians of `composed` losses, and their multiples, sums, dampings and means over
+      batches. Of a Hessian it adds what the model's own curvature gives, by probes on one leaf at
+      a time: none where the model is affine in each of its leaves. For deep nets that bend,
+      "deflated" is cheaper.
+    * "xtrace" makes each column of a sketch a probe of what the others leave. It has no values by
+      leaf. Its standard error is the spread of what the columns say, times a factor that
+      simulations gave.
+
+    A standard error covers at its nominal rate, to a few percent, also where it is what stopped the
+    probes; the noise of products is in it. `docs/geometry.md` has formulas, rates and costs.
+
+    Memory: three vectors with "hutchinson", eleven and the basis with "deflated", `max_products`
+    with "xtrace". On CPU, do not call it inside your own jit if the loss convolves
+    (`sharpjax.loops`).
+
+    Args:
+        operator: symmetric, such as `hessian(loss, params, batch)`.
+        key: for the probes. "exact" needs none where nothing has to be probed.
+        method: as above.
+        relative_error: stop where the standard error is at most this share of the trace.
+        absolute_error: or at most this. Without either, all `max_products` are used. A trace near
+            zero never meets a relative error.
+        max_products: products at the most, those for a basis included; default 100. Where they do
+            not reach the error that is asked for, `status` is `NOT_CONVERGED`. With "exact" the
+            probes of a matrix in all, shared evenly by the leaves (or slices of leaves that `scan`
+            stacks) that have to be probed, at least 16 for each, and by default 100; of a sum or of
+            a mean over batches, for each term.
+        basis_size: vectors in the basis of "deflated" at the most; default 32.
+
+    Raises:
+        UserError: an argument does not fit or would be ignored; with "exact", the loss has no
+            parts, its outer loss is no mean over the examples, or probes are needed and there is no
+            key.
+
+    References: Hutchinson, 1990; arXiv 2010.09649 (deflation), 2109.10659 (its size), 2301.07825
+    (XTrace).
     """
-    check_operator("trace", operator)
-    accuracy = ask("trace", relative_error, absolute_error)
-    if method not in get_args(Method):
-        raise unknown("method", method, get_args(Method))
-    least = remainder.LEAST_PROBES if method == "exact" else 4
-    max_probes = whole_number("trace", "max_probes", max_probes, least=least)
-    basis_size = whole_number("trace", "basis_size", basis_size)
-    key = check_key("trace", key)
-    names = tuple(tree.path_names(operator.like))
-    if method == "exact":
-        request = Request("trace", "trace", accuracy, max_probes, TraceStatistic(), _read)
-        found = decompose(request, operator, key)
-        result = _of_parts(names, accuracy.is_asked, accuracy, found._replace(checked=None))
-        return mark(result, found.checked)
-    if method == "xtrace":
-        columns = xtrace.run(key, operator, accuracy=accuracy, max_products=max_probes)
-        return _of_columns(accuracy.is_asked, columns)
-    state, steps = deflation.run(
-        *(TraceStatistic(), key, operator),
-        accuracy=accuracy,
-        max_products=max_probes,
-        basis_size=basis_size if method == "deflated" else 0,
+    request = check(
+        *("trace", operator, key, method, get_args(Method)),
+        *(relative_error, absolute_error, max_products, basis_size),
+        least=_LEAST.get(method, 4),
     )
-    return _of_probes(method, names, accuracy.is_asked, state, steps)
+    if method == "xtrace":
+        return _of_columns(request.accuracy.is_asked, xtrace.run(request))
+    return driver.solve(request, TraceStatistic(), _finish)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +162,7 @@ class TraceStatistic:
     products of probes is in the second.
     """
 
+    kind: ClassVar[Kind] = "trace"
     least: int = 4
 
     def draw(self, key: jax.Array, like: Params) -> Params:
@@ -215,69 +192,40 @@ class TraceStatistic:
         number = count.astype(values.dtype)
         return known + values / number, jnp.sqrt(2 * squares / jnp.square(number) + variance)
 
+    def read(self, treedef: Any, exact: Any, sums: Any, count: jax.Array) -> tuple[Any, Any, Any]:
+        values, errors = self.leaves(exact, sums, count)
+        remainder = jnp.sum(sums[0]) / count.astype(values.dtype)
+        return treedef.unflatten(list(values)), treedef.unflatten(list(errors)), remainder
 
-@tells_unknown
-@functools.partial(jax.jit, static_argnames=("method", "names", "to_accuracy"))
-def _of_probes(method, names, to_accuracy, state: hutchinson.Probing, steps) -> Trace:
-    statistic = TraceStatistic()
-    _, error = statistic.estimate(state.exact, state.sums, state.count)
-    unit, count = units.known(state.unit), state.count + steps
-    leaves = statistic.leaves(state.exact, state.sums, state.count)
-    values, errors, error, exact = (x * unit for x in (*leaves, error, state.exact[0]))
+
+def _finish(found: Found, status: jax.Array) -> Trace:
+    assert found.remainder is not None
+    names, count = tree.path_names(found.value), found.num_products
+    values, errors = map(_stack, (found.value, found.error))
     return Trace(
         value=jnp.sum(values),
-        standard_error=error,
-        num_evaluations=count,
-        remainder=jnp.sum(values) - jnp.sum(exact),
-        error_figure=error,
+        standard_error=units.norm(errors),
+        remainder=found.remainder,
         by_leaf={n: Estimate(values[i], errors[i], count) for i, n in enumerate(names)},
-        status=hutchinson.status(statistic, state, to_accuracy),
-        method=method,
+        num_products=count,
+        status=status,
     )
 
 
-@tells_unknown
 @functools.partial(jax.jit, static_argnums=0)
-def _of_columns(to_accuracy, state: xtrace.Columns) -> Trace:
-    value, figure, remainder = xtrace.estimate(state)
-    met = state.done | state.whole if to_accuracy else state.finite
-    met &= units.has_digits(state.unit)
+def _of_columns(is_asked, columns: xtrace.Columns) -> Trace:
+    value, error, remainder = xtrace.estimate(columns)
+    met = columns.done | columns.whole if is_asked else columns.finite
     return Trace(
         value=value,
-        standard_error=jnp.full_like(figure, jnp.nan),
-        num_evaluations=state.num_products,
-        remainder=remainder,
-        error_figure=figure,
-        by_leaf={},
-        status=how_it_ended(met, state.finite),
-        method="xtrace",
-    )
-
-
-def _read(params, state: hutchinson.Probing):
-    """The value and the error of each leaf, as trees."""
-    both = TraceStatistic().leaves(state.exact, state.sums, state.count)
-    values, errors = (units.known(state.unit) * x for x in both)
-    treedef = jax.tree.structure(params)
-    return treedef.unflatten(list(values)), treedef.unflatten(list(errors))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _of_parts(names, to_accuracy, accuracy, found: Found) -> Trace:
-    value, errors, probed = (
-        jnp.stack([x.astype(jnp.result_type(*leaves)) for x in leaves])
-        for leaves in map(jax.tree.leaves, found[:3])
-    )
-    whole, error, count = jnp.sum(value), units.norm(errors), found.num_evaluations
-    within = error <= accuracy.fill(0 * whole).allowed(jnp.abs(whole))
-    met = (error == 0) | within | (not to_accuracy)
-    return Trace(
-        value=whole,
         standard_error=error,
-        num_evaluations=count,
-        remainder=jnp.sum(probed),
-        error_figure=error,
-        by_leaf={n: Estimate(value[i], errors[i], count) for i, n in enumerate(names)},
-        status=how_it_ended(met, jnp.isfinite(whole + error)),
-        method="exact",
+        remainder=remainder,
+        by_leaf={},
+        num_products=columns.num_products,
+        status=how_it_ended(met & units.has_digits(columns.unit), columns.finite),
     )
+
+
+def _stack(scalars: Any) -> jax.Array:
+    leaves = jax.tree.leaves(scalars)
+    return jnp.stack([x.astype(jnp.result_type(*leaves)) for x in leaves])

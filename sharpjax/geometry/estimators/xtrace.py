@@ -15,12 +15,16 @@ import jax.numpy as jnp
 
 from sharpjax import loops, tree
 from sharpjax.geometry.accuracy import Accuracy
+from sharpjax.geometry.estimators.request import Request
 from sharpjax.geometry.lanczos import gram_schmidt, krylov, lanes, recurrence, units
-from sharpjax.geometry.operators.algebra import Operator, linearize
+from sharpjax.geometry.operators.algebra import linearize
 
 Params = Any
 
-_LEAST = 16  # columns before the figure is believed
+LEAST_COLUMNS = 16  # before the figure is believed
+# The standard error over the figure. The estimates that leave one column out depend on each other,
+# so their spread is too small: see `docs/geometry.md` for what this factor covers.
+_FACTOR = 2
 
 
 class Columns(NamedTuple):
@@ -62,16 +66,15 @@ class Columns(NamedTuple):
     accuracy: Accuracy
 
 
-def run(key: jax.Array, operator: Operator, *, accuracy: Accuracy, max_products: int) -> Columns:
-    """Columns until the figure is as asked for, as many as `max_products` allow at the most."""
-    most = min(max_products // 2, tree.size(operator.like))
+def run(request: Request) -> Columns:
+    """Columns until the error is as asked for, as many as the request allows at the most."""
+    like, columns = request.operator.like, request.max_products // 2
+    rows = krylov.num_rows(min(columns, tree.size(like)))
     state, _ = loops.iterate(
         ColumnStep(),
-        _begin(
-            key, operator.like, krylov.num_rows(most), recurrence.shardings(operator.like), accuracy
-        ),
-        linearize(operator),
-        max_steps=max_products // 2 * 2,
+        _begin(request.key, like, rows, recurrence.shardings(like), request.accuracy),
+        linearize(request.operator),
+        max_steps=2 * columns,
         until=is_over,
         donate=True,
     )
@@ -137,7 +140,7 @@ class ColumnStep:
             whole=missed | (count >= tree.countable(q)),
             finite=state.finite & jnp.isfinite(norm),
         )
-        due = ~is_test & (count >= _LEAST)
+        due = ~is_test & (count >= LEAST_COLUMNS)
         reached = jax.lax.cond(
             lanes.any_lane(due), lambda: due & is_reached(state), lambda: jnp.zeros_like(due)
         )
@@ -145,8 +148,7 @@ class ColumnStep:
 
 
 def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The trace, the spread of the estimates that leave one column out as the error of their mean,
-    and the part of the trace that was probed."""
+    """The trace, its standard error, and the part of it that was probed."""
     known, overlaps = state.known, state.overlaps
     there, factor, left_out = leave_out(state)
     if_there = functools.partial(jnp.where, there)
@@ -157,7 +159,7 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = overlaps - left_out * jnp.expand_dims(inner(left_out, overlaps), 0)
     probed = inner(overlaps, factor) - 2 * inner(x, factor) + inner(x, dot(known, x))
     # The part of a normal vector outside of the space, at the length that is right in the mean.
-    squares = _squares(state) - inner(x, x)
+    squares = jax.vmap(tree.vdot)(state.tests, state.tests) - inner(x, x)
     size = float(tree.size(state.vector))
     count = state.count.astype(factor.dtype)
     length = jnp.maximum(size - count + 1, 1)
@@ -166,10 +168,13 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean = jnp.sum(values) / jnp.maximum(count, 1)
     spread = jnp.sum(if_there(jnp.square(values - mean), 0))
     figure = jnp.sqrt(spread / jnp.maximum(count * (count - 1), 1))
-    figure = jnp.where(count > 1, figure, jnp.inf)
+    error = jnp.where(count > 1, _FACTOR * figure, jnp.inf)
+    # Where all is spanned, to rounding: a column is gone where so little of it is left.
+    least = krylov.noise(error.dtype) * jnp.sqrt(jnp.sum(jnp.square(known)))
+    error = jnp.maximum(jnp.where(state.whole, 0, error), least)
     value = jnp.where(state.whole, whole, mean)
     scale = units.known(state.unit)
-    return value * scale, jnp.where(state.whole, 0, figure * scale), (value - whole) * scale
+    return value * scale, error * scale, (value - whole) * scale
 
 
 def leave_out(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -186,9 +191,9 @@ def leave_out(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def is_reached(state: Columns) -> jax.Array:
-    """Whether the figure is within the accuracy asked for, or the trace is exact."""
-    value, figure, _ = estimate(state)
-    return (figure <= state.accuracy.allowed(jnp.abs(value))) & state.finite
+    """Whether the error is within the accuracy asked for."""
+    value, error, _ = estimate(state)
+    return (error <= state.accuracy.allowed(jnp.abs(value))) & state.finite
 
 
 def is_over(state: Columns) -> jax.Array:
@@ -199,24 +204,9 @@ def _draw(key, zeros):
     return tree.add_scaled(zeros, 1.0, tree.random_normal(key, zeros))
 
 
-def _squares(state: Columns) -> jax.Array:
-    """`|omega_i|^2`, (m,)."""
-    return _sum_leaves(
-        [jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(state.tests)]
-    )
-
-
 def _dots(rows: Params, vector: Params) -> jax.Array:
     """The inner product of each row with a vector, (m,)."""
-    pairs = zip(jax.tree.leaves(rows), jax.tree.leaves(vector), strict=True)
-    return _sum_leaves(
-        [jnp.sum(q * jnp.expand_dims(x, 0), axis=tuple(range(1, q.ndim))) for q, x in pairs]
-    )
-
-
-def _sum_leaves(terms):
-    dtype = jnp.float64 if any(t.dtype == jnp.float64 for t in terms) else jnp.float32
-    return functools.reduce(jnp.add, [t.astype(dtype) for t in terms])
+    return jax.vmap(tree.vdot, in_axes=(0, None))(rows, vector)
 
 
 def _select(condition, if_true, if_false):

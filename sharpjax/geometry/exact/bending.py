@@ -7,7 +7,6 @@ the block of each leaf is zero, and `tr H = tr G`, `diag H = diag G`.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from sharpjax.geometry.exact import per_example
 from sharpjax.geometry.loss.composed import Composed, chunk_weights
 from sharpjax.geometry.loss.dependence import reaches
 from sharpjax.geometry.operators.algebra import Params
+from sharpjax.geometry.operators.gauss_newton import GaussNewton
 from sharpjax.geometry.operators.hessian import Hessian
 
 
@@ -67,23 +67,13 @@ class Units:
         return sums
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is probed: the parts of a loss, and where. Its regulariser is no matter here."""
-
-    loss: Composed
-    params: Params
-    batch: Any
-    microbatch_size: int | None = dataclasses.field(metadata={"static": True})
-
-
-def find_units(problem: Problem) -> Units:
-    """What must be probed, found by tracing the model.
+@jax.jit
+def find_units(around: GaussNewton) -> Units:
+    """What must be probed beside a Gauss-Newton matrix, found by tracing the model.
 
     A second derivative along one leaf is dropped by jax itself where it is zero by construction.
     """
-    params, model, batch = problem.params, problem.loss.model_fn, problem.batch
+    params, model, batch = around.params, around.loss.model_fn, around.batch
     closed = jax.make_jaxpr(_call)(params, model, batch)
     leaves = jax.tree.leaves((params, model, batch))
     evaluate = jaxpr_as_fun(closed)
@@ -108,25 +98,25 @@ def find_units(problem: Problem) -> Units:
     return Units(tuple(count(i) for i in range(len(uses))))
 
 
-def bend(problem: Problem, direction: Params) -> jax.Array:
+def bend(around: GaussNewton, direction: Params) -> jax.Array:
     """`z' (H - G) z`, as `d^2/dt^2 <r, f(params + t z)>` by forward over forward.
 
     Args:
         direction: z: None in place of leaves that do not move.
     """
-    operands = problem.loss, problem.params, direction
-    if problem.microbatch_size is None:
-        return _bend(operands, problem.batch)
-    chunks = loops.split_chunks("trace", problem.batch, problem.microbatch_size)
-    weight = chunk_weights(problem.loss, chunks)
+    operands = around.loss, around.params, direction
+    if around.microbatch_size is None:
+        return _bend(operands, around.batch)
+    chunks = loops.split_chunks("trace", around.batch, around.microbatch_size)
+    weight = chunk_weights(around.loss, chunks)
     return loops.mean_over_chunks(_bend, operands, chunks, weight)
 
 
-def bending(problem: Problem, units: Units) -> Hessian:
+def bending(around: GaussNewton, units: Units) -> Hessian:
     """`H - G` of the leaves that are probed."""
-    free, rest = units.split(problem.params)
-    loss = _Pairing(problem.loss, problem.params, rest)
-    return Hessian(loss, free, problem.batch, problem.microbatch_size)
+    free, rest = units.split(around.params)
+    loss = _Pairing(around.loss, around.params, rest)
+    return Hessian(loss, free, around.batch, around.microbatch_size)
 
 
 def draw(

@@ -17,7 +17,6 @@ from sharpjax.errors import UserError
 from sharpjax.geometry.loss.composed import is_lowered, methods, weights
 from sharpjax.geometry.loss.frozen import freeze
 from sharpjax.geometry.operators.algebra import Params
-from sharpjax.geometry.operators.blocks import Restricted
 from sharpjax.geometry.operators.gauss_newton import (
     EmpiricalFisher,
     Fisher,
@@ -55,22 +54,12 @@ class Problem:
     microbatch_size: int | None = dataclasses.field(metadata={"static": True})
 
 
-def as_problem(caller: str, operator: Any) -> Problem:
+def as_problem(caller: str, operator: GaussNewton | Fisher | EmpiricalFisher) -> Problem:
     """The Jacobians and the matrix between them.
 
     Raises:
-        UserError: names `caller`; the operator has no such form, or computes in bfloat16.
+        UserError: names `caller`; the operator computes in bfloat16.
     """
-    if isinstance(operator, Restricted):
-        inner = operator.operator
-        if isinstance(inner, Restricted):
-            raise UserError(f"{caller}: restrict an operator once, by all globs together.")
-        operator = restrict(inner, operator.where) if hasattr(inner, "params") else inner
-    if not isinstance(operator, GaussNewton | Fisher | EmpiricalFisher):
-        raise UserError(
-            f"{caller}: only Gauss-Newton and Fisher matrices have it exactly, made by "
-            f"gauss_newton, fisher or empirical_fisher; got {type(operator).__name__}."
-        )
     loss, params, batch = operator.loss, operator.params, operator.batch
     if is_lowered(getattr(loss, "model_fn", loss)):
         raise UserError(

@@ -10,18 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError
-from sharpjax.estimate import Estimate
 from sharpjax.geometry.exact import contributions, cotangents
 from sharpjax.geometry.exact.contributions import Kind
-from sharpjax.geometry.exact.cotangents import Problem, as_problem
+from sharpjax.geometry.exact.cotangents import Problem
 from sharpjax.geometry.lanczos.gram_schmidt import unrelated
-from sharpjax.geometry.loss.assumptions import Checked, calling_parts, mark, require, solver
+from sharpjax.geometry.loss.assumptions import Checked, calling_parts, require
 from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.loss.finite import poison
 from sharpjax.geometry.loss.objective import scalar_type
 from sharpjax.geometry.operators.algebra import without_derivative
-from sharpjax.geometry.status import if_finite
 
 # What the examples of one chunk may take. A CPU is fastest where that stays in its cache: on a
 # dense net chunks of 128 of 1,024 examples took half the time of all at once.
@@ -32,157 +29,15 @@ _BYTES = 2**28
 _SEEN = 0.01
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ExactTrace:
-    """A trace that is exact up to rounding, in the type that the model computes in.
-
-    Attributes:
-        value: the trace.
-        leaves: the trace of the block of each leaf: a tree like the parameters, of scalars.
-        num_evaluations: int32, back-propagations for each example.
-        status: `Status`, int32.
-        ways: the name of each leaf and the way it took, as `exact_trace` lists them. Static.
-    """
-
-    value: jax.Array
-    leaves: Any
-    num_evaluations: jax.Array
-    status: jax.Array
-    ways: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True})
-
-    def estimates(self) -> dict[str, Estimate]:
-        """The trace, with a standard error of 0, as `trace`."""
-        zero = jnp.zeros_like(self.value)
-        return {"trace": Estimate(self.value, zero, self.num_evaluations)}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ExactDiagonal:
-    """A diagonal that is exact up to rounding, in the type that the model computes in.
-
-    Attributes:
-        value: a tree like the parameters, in float32 at least.
-        num_evaluations, status, ways: as in `ExactTrace`.
-    """
-
-    value: Any
-    num_evaluations: jax.Array
-    status: jax.Array
-    ways: tuple[tuple[str, str], ...] = dataclasses.field(metadata={"static": True})
-
-
-@solver
-def exact_trace(operator: Any) -> ExactTrace:
-    """The trace of a Gauss-Newton or Fisher matrix, exactly: no probe, no variance.
-
-    `tr G = mean_n sum_c sign_c |J_n' s_c|^2`, with `sum_c sign_c s_c s_c'` the Hessian of the outer
-    loss in the outputs of example n (for the other Fisher matrices one square, that of its
-    gradient). Where a parameter enters once, by a product with input `a`, `|J_n' s_c|^2` comes from
-    `a` and the back-propagated error alone, and no gradient is formed (as in BackPACK, arXiv
-    1912.10985). The operations are found in the jaxpr of the model on a batch of one, so any pytree
-    model will do; `ways` says for each leaf which way it took:
-
-        norms        dense, one position (and biases): |a|^2 |d|^2
-        gram         dense over a sequence, convolutions: sum_st (a_s.a_t) (d_s.d_t)
-        products     the same, formed as a matrix product where that takes fewer operations
-        gradients    per-example gradients: shared and scanned weights, norm scales, all else
-        unused       the outputs do not depend on it
-
-    Cost: one forward pass and, for each output of an example, one back-propagation without the
-    weight gradients of dense layers: 2.5 gradients on a dense net with 10 classes, 2.0 with
-    `square_root` (below); about c gradients for convolutions, c being the number of outputs (for a
-    model of sequences, those of all positions). Memory: a chunk of examples at a time, 16 MB on CPU
-    and 256 MB elsewhere; with one example over that, fewer cotangents at a time. Chunks are also no
-    larger than the operator's `microbatch_size`, which need not divide the number of examples here.
-
-    The Hessian of the outer loss is factored by an eigenproblem for each example, unless the outer
-    loss has a method `square_root(outputs, batch) -> vectors`: for a batch of one a tree like the
-    outputs with a new axis in front, whose outer products add up to its Hessian.
-
-    Args:
-        operator: from `gauss_newton`, `fisher` or `empirical_fisher`, or `restricted` to some of
-            its leaves. The model must act on each example by itself (BatchNorm with frozen
-            statistics); on two examples this is checked.
-
-    Raises:
-        UserError: another operator, or two examples have other outputs, or another Jacobian,
-            together than alone.
-
-    >>> from sharpjax.geometry import composed, gauss_newton
-    >>> def model(w, batch):
-    ...     return batch @ w
-    >>> def squared(outputs, batch):
-    ...     return jnp.mean(jnp.sum(outputs**2, axis=1)) / 2
-    >>> operator = gauss_newton(composed(model, squared), jnp.ones((3, 2)), jnp.eye(3))
-    >>> found = exact_trace(operator)
-    >>> print(found.value, found.ways)
-    2.0 (('', 'norms'),)
-    """
-    return exact_of("exact_trace", "trace", operator)
-
-
-@solver
-def exact_diagonal(operator: Any) -> ExactDiagonal:
-    """The diagonal of a Gauss-Newton or Fisher matrix, exactly: no probe, no variance.
-
-    `diag G = mean_n sum_c sign_c (J_n' s_c)^2`, entry by entry, in the ways and at the cost of
-    `exact_trace`; "norms" is one product of squares for each layer, `sum_n (a_n^2) (sum_c sign_c
-    d_nc^2)'`, and there is no "gram".
-
-    Args:
-        operator: as in `exact_trace`.
-
-    Raises:
-        UserError: as in `exact_trace`.
-
-    >>> from sharpjax.geometry import composed, gauss_newton
-    >>> def model(w, batch):
-    ...     return batch @ w
-    >>> def squared(outputs, batch):
-    ...     return jnp.mean(jnp.sum(outputs**2, axis=1)) / 2
-    >>> operator = gauss_newton(composed(model, squared), jnp.ones((2, 1)), jnp.array([[1.0, 2.0]]))
-    >>> exact_diagonal(operator).value.tolist()
-    [[1.0], [4.0]]
-    """
-    return exact_of("exact_diagonal", "diagonal", operator)
-
-
-def exact_of(caller: str, kind: Kind, operator: Any) -> Any:
-    """`exact_trace` or `exact_diagonal`, in the name of a caller.
-
-    Raises:
-        UserError: names `caller`; as in these.
-    """
-    if getattr(getattr(operator, "loss", None), "regularizer", None) is not None:
-        raise UserError(
-            f"{caller}: the loss has a regularizer, whose part may have to be probed: take "
-            f"trace or diagonal with method='exact' and a key."
-        )
-    problem = as_problem(caller, operator)
-    return mark(exact_part(kind, problem), refuse_mixing(caller, problem))
-
-
-def exact_part(kind: Kind, problem: Problem) -> Any:
-    """An `ExactTrace` or `ExactDiagonal`; nothing is checked."""
-    if loops.is_traced(problem):
-        problem = without_derivative(problem)
-    # An example that does not count may be no number by itself.
-    with jax.debug_nans(False) if problem.weight is not None else contextlib.nullcontext():
-        found, plan = _solve(kind, problem)
-    return _finish_trace(found, plan) if kind == "trace" else _finish_diagonal(found, plan)
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How the work is cut.
 
     Attributes:
         examples, chunks: examples in a chunk, and the number of chunks.
         cotangents, passes: cotangents in a pass, and the number of passes over each chunk.
-        total: cotangents of one example.
+        total: cotangents of one example, each a back-propagation.
         weighted: examples count as their weights say.
         ways: for each leaf, its name and way.
     """
@@ -193,7 +48,28 @@ class _Plan:
     passes: int
     total: int
     weighted: bool
-    ways: tuple[tuple[str, str], ...]
+    ways: tuple[tuple[str, contributions.Way], ...]
+
+
+def exact_part(kind: Kind, problem: Problem) -> tuple[Any, Plan]:
+    """The trace by leaf (a tree of scalars) or the diagonal, without any probe, and how.
+
+    `tr G = mean_n sum_c sign_c |J_n' s_c|^2` and `diag G = mean_n sum_c sign_c (J_n' s_c)^2`, with
+    `sum_c sign_c s_c s_c'` the matrix between the Jacobians of example n (`cotangents`). For each
+    parameter it takes the cheapest way (`contributions`), found in the jaxpr of the model on a
+    batch of one. Exact up to rounding in the type that the model computes in. Nothing is checked.
+
+    Cost: one forward pass and, for each output of an example, one back-propagation without the
+    weight gradients of dense layers: 2.5 gradients on a dense net with 10 classes, 2.0 where the
+    outer loss has a `square_root`; about c gradients for convolutions with c outputs. Memory: a
+    chunk of examples at a time, 16 MB on CPU and 256 MB elsewhere, no more of them than the
+    `microbatch_size` of the operator; where one example takes more, fewer cotangents at a time.
+    """
+    if loops.is_traced(problem):
+        problem = without_derivative(problem)
+    # An example that does not count may be no number by itself.
+    with jax.debug_nans(False) if problem.weight is not None else contextlib.nullcontext():
+        return _solve(kind, problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +77,7 @@ class _Pass:
     """One pass over one chunk of examples, for `sharpjax.loops.iterate`."""
 
     kind: Kind
-    plan: _Plan
+    plan: Plan
 
     def __call__(self, carry, operands):
         index, total = carry
@@ -218,7 +94,7 @@ class _Pass:
         return index + 1, jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, added)
 
 
-def _solve(kind: Kind, problem: Problem) -> tuple[Any, _Plan]:
+def _solve(kind: Kind, problem: Problem) -> tuple[Any, Plan]:
     budget = _CPU_BYTES if jax.default_backend() == "cpu" else _BYTES
     plan, carry, examples = _begin(kind, budget, problem)
     operands = (dataclasses.replace(problem, batch=None, keys=None, weight=None), examples)
@@ -283,7 +159,7 @@ def _trace(kind, problem, one, key):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _begin(kind, budget, problem):
     params = tree.widen(problem.params)
-    count = loops.count_examples(f"exact_{kind}", problem.batch)
+    count = loops.count_examples(kind, problem.batch)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), problem.batch)
     key = jax.tree.map(lambda x: jax.ShapeDtypeStruct((), x.dtype), problem.keys)
     traced, cotangents = _trace(kind, problem, one, key)
@@ -309,7 +185,7 @@ def _begin(kind, budget, problem):
     return plan, (jnp.int32(0), total), examples
 
 
-def _cut(traced, problem, count, total, budget) -> _Plan:
+def _cut(traced, problem, count, total, budget) -> Plan:
     """Chunks of examples that fit; passes over the cotangents where those of one do not."""
     fixed, each = traced.numbers()
     fixed += total**2
@@ -322,25 +198,7 @@ def _cut(traced, problem, count, total, budget) -> _Plan:
     names = tree.path_names(problem.params)
     ways = tuple((name, route.way) for name, route in zip(names, traced.routes, strict=True))
     weighted = problem.weight is not None
-    return _Plan(math.ceil(count / chunks), chunks, together, passes, total, weighted, ways)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _finish_trace(leaves, plan) -> ExactTrace:
-    each = jax.tree.leaves(leaves)
-    value = tree.total([x.astype(jnp.result_type(*each)) for x in each])
-    status = if_finite(jnp.isfinite(value))
-    return ExactTrace(value, leaves, _count(value, plan), status, plan.ways)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _finish_diagonal(value, plan) -> ExactDiagonal:
-    total = tree.vdot(value, jax.tree.map(jnp.ones_like, value))
-    return ExactDiagonal(value, _count(total, plan), if_finite(jnp.isfinite(total)), plan.ways)
-
-
-def _count(value, plan):
-    return jnp.zeros_like(value, jnp.int32) + plan.total
+    return Plan(math.ceil(count / chunks), chunks, together, passes, total, weighted, ways)
 
 
 def refuse_mixing(caller: str, problem: Problem) -> Checked | None:
@@ -374,7 +232,7 @@ def _mixes(problem):
 
 
 def _mixes_two(problem):
-    middle = loops.count_examples("exact", problem.batch) // 2
+    middle = loops.count_examples("trace", problem.batch) // 2
     two = jax.tree.map(lambda x: jnp.stack([x[0], x[middle]]), problem.batch)
     alone = jax.tree.map(lambda x: jnp.expand_dims(x, 1), two)
     params = tree.widen(problem.params)

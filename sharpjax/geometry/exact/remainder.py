@@ -1,4 +1,5 @@
-"""The trace of what a Hessian has beside its Gauss-Newton part, by probes on one leaf at a time."""
+"""The trace or the diagonal of what a Hessian has beside its Gauss-Newton part (`bending`), by
+probes on one unit at a time."""
 
 import dataclasses
 import functools
@@ -6,11 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.geometry.accuracy import Accuracy
-from sharpjax.geometry.exact.bending import Problem, Units, bend, draw, find_units
+from sharpjax.geometry.exact.bending import Units, bend, bending, draw
+from sharpjax.geometry.exact.contributions import Kind
 from sharpjax.geometry.lanczos import units
+from sharpjax.geometry.operators.algebra import linearize
+from sharpjax.geometry.operators.gauss_newton import GaussNewton
 
 # Rounds after which a remainder that was zero in all of them counts as zero, and those that the
 # spread of the values needs before it may stop anything.
@@ -18,59 +23,64 @@ CERTIFYING = 2
 LEAST_PROBES = 16
 
 
-class Remainder(NamedTuple):
-    """An estimate, and its standard error: of each leaf a scalar, or the diagonal.
+def remainder(
+    kind: Kind,
+    bends: Units,
+    around: GaussNewton,
+    exact: Any,
+    *,
+    key: jax.Array,
+    accuracy: Accuracy,
+    max_probes: int,
+) -> tuple[Any, Any, jax.Array]:
+    """`tr (H - G)` leaf by leaf, or `diag (H - G)`, of what must be probed.
 
-    Attributes:
-        value, error: trees like the parameters.
-        num_evaluations: int32, probes.
-    """
+    Of a trace by `z'(H - G)z = d^2/dt^2 <r, f(params + t z)>`, forward over forward, with `r` the
+    gradient of the outer loss in the outputs: at most three forward passes. Of a diagonal by
+    `z (H - G)z`, entry by entry: 1.5 to 2 gradients, and eight copies of the leaves that are
+    probed. Each z lives on one unit.
 
-    value: Any
-    error: Any
-    num_evaluations: jax.Array
-
-
-def remainder_trace(
-    problem: Problem, exact: jax.Array, *, key: jax.Array, accuracy: Accuracy, max_probes: int
-) -> Remainder:
-    """`tr (H - G)`, leaf by leaf.
-
-    `z'(H - G)z = d^2/dt^2 <r, f(params + t z)>` by forward over forward, with `r` the gradient of
-    the outer loss in the outputs, for z that live on one leaf at a time, or on one slice where
-    `scan` stacks layers in a leaf. Where the model is affine in a leaf, as every piecewise linear
-    net that uses no weight twice is, that is zero. Mostly the derivatives say so without a number,
-    and nothing is probed at all; else two normal probes that give exactly zero certify it.
-
-    Where it is not zero, later probes are random signs, and the standard error is that of the
-    spread of their values in each leaf. It needs 16 probes on each before it may stop anything, and
-    covered in .945 to .955 of runs where it is nominally .95, under stopping too.
+    Two normal probes of each unit that all give exactly zero certify that the model is affine
+    there. Otherwise later probes are random signs, and the standard error is that of the spread of
+    their values; 16 of each are taken before it may stop anything. Of a trace it covered in .945 to
+    .955 of runs where it is nominally .95, under stopping too.
 
     Args:
-        exact: what is added to it, for an error relative to the sum.
-        accuracy: of the sum; max_probes: on each leaf.
+        bends: what is probed (`bending.find_units`), one unit or more.
+        around: G.
+        exact: what it is added to, a tree, for an error relative to the sum.
+        accuracy: of the sum; that of a diagonal as a whole.
+        max_probes: of each unit.
+
+    Returns:
+        The value and the standard error, trees like the parameters: of each leaf a scalar, or the
+        diagonal; and the probes taken.
     """
-    found, carry = _begin(problem, key, exact, accuracy)
-    steps = jnp.int32(0)
-    if len(found):
-        carry, steps = loops.iterate(
-            *(_Probe(found), carry, problem),
-            max_steps=max_probes * len(found),
-            until=_Reached(len(found), accuracy.is_asked),
-        )
-    return _finish(found, carry, problem.params, steps)
+    rest = bending(around, bends)
+    product = Partial(bend, around) if kind == "trace" else linearize(rest)
+    carry, steps = loops.iterate(
+        *(_Probe(kind, bends), _begin(kind, bends, rest.params, key, exact, accuracy), product),
+        max_steps=max_probes * len(bends),
+        until=_Reached(kind, len(bends), accuracy.is_asked),
+    )
+    return *_finish(kind, bends, carry, exact), steps
 
 
 class _Tally(NamedTuple):
-    """`mean` and `spread` (sums of squared deviations) of the values of each unit so far, in a
-    `scale` of their own (`sharpjax.geometry.lanczos.units`)."""
+    """`mean` and `spread` (sums of squared deviations) of the values so far, in a `scale` of their
+    own (`sharpjax.geometry.lanczos.units`): of each unit, or of each entry of the leaves probed.
+
+    `exact` is what the means are added to, `fixed` the norm of the diagonal of the other leaves.
+    """
 
     index: jax.Array
     key: jax.Array
+    probe: Any
     scale: jax.Array
-    mean: jax.Array
-    spread: jax.Array
-    exact: jax.Array
+    mean: Any
+    spread: Any
+    exact: Any
+    fixed: jax.Array
     accuracy: Accuracy
 
 
@@ -78,56 +88,89 @@ class _Tally(NamedTuple):
 class _Probe:
     """One probe on one unit, for `sharpjax.loops.iterate`."""
 
+    kind: Kind
     units: Units
 
-    def __call__(self, carry: _Tally, problem: Problem) -> _Tally:
+    def propose(self, carry: _Tally) -> Any:
+        return carry.probe
+
+    def absorb(self, carry: _Tally, product: Any) -> _Tally:
         unit, count = carry.index % len(self.units), carry.index // len(self.units)
-        like = self.units.free(problem.params)
-        z, key = draw(self.units, carry.key, like, unit, is_normal=count < CERTIFYING)
-        scale, value = units.scale(carry.scale, bend(problem, z).astype(carry.mean.dtype))
-        here = jnp.arange(len(self.units), dtype=jnp.int32) == unit
-        off = jnp.where(here, value - carry.mean, 0)
-        mean = carry.mean + off / (count + 1).astype(off.dtype)
-        spread = carry.spread + off * jnp.where(here, value - mean, 0)
+        if self.kind == "trace":
+            scale, values = units.scale(carry.scale, product.astype(carry.mean.dtype))
+            masks = (jnp.arange(len(self.units), dtype=jnp.int32) == unit).astype(values.dtype)
+        else:
+            scale, product = units.scale(carry.scale, product)
+            values = jax.tree.map(lambda z, p: z * p.astype(z.dtype), carry.probe, product)
+            masks = self.units.masks(carry.probe, unit)
+
+        def move(mask, mean, value):
+            return mean + mask * (value - mean) / (count + 1).astype(mean.dtype)
+
+        def widen(mask, spread, old, new, value):
+            return spread + mask * (value - old) * (value - new)
+
+        mean = jax.tree.map(move, masks, carry.mean, values)
+        spread = jax.tree.map(widen, masks, carry.spread, carry.mean, mean, values)
         index = carry.index + 1
-        return carry._replace(index=index, key=key, scale=scale, mean=mean, spread=spread)
+        probe, key = draw(
+            *(self.units, carry.key, carry.probe, index % len(self.units)),
+            is_normal=index // len(self.units) < CERTIFYING,
+        )
+        return carry._replace(
+            index=index, key=key, probe=probe, scale=scale, mean=mean, spread=spread
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reached:
+    kind: Kind
     units: int
     is_asked: bool
 
     def __call__(self, carry: _Tally) -> jax.Array:
         rounds = carry.index // self.units
         whole = carry.index % self.units == 0
-        zero = (rounds >= CERTIFYING) & jnp.all((carry.mean == 0) & (carry.spread == 0))
-        counts = jnp.maximum(rounds * (rounds - 1), 1).astype(carry.spread.dtype)
+        seen = jax.tree.leaves((carry.mean, carry.spread))
+        zero = (rounds >= CERTIFYING) & jnp.stack([jnp.all(x == 0) for x in seen]).all()
         scale = units.known(carry.scale)
-        error = scale * jnp.sqrt(jnp.sum(carry.spread) / counts)
-        size = jnp.abs(carry.exact + scale * jnp.sum(carry.mean))
-        within = error <= carry.accuracy.allowed(size)
+        if self.kind == "trace":
+            size = jnp.abs(carry.exact + scale * jnp.sum(carry.mean))
+        else:
+            free = tree.add_scaled(carry.exact, scale, carry.mean)
+            size = jnp.hypot(units.norm(free), carry.fixed)
+        squares = tree.vdot(carry.spread, jax.tree.map(jnp.ones_like, carry.spread))
+        counts = jnp.maximum(rounds * (rounds - 1), 1).astype(squares.dtype)
+        within = scale * jnp.sqrt(squares / counts) <= carry.accuracy.allowed(size)
         met = (rounds >= LEAST_PROBES) & within & self.is_asked
-        return whole & (zero | met) | ~jnp.all(jnp.isfinite(carry.spread))
+        return whole & (zero | met) | ~jnp.isfinite(squares)
 
 
-@jax.jit
-def _begin(problem, key, exact, accuracy):
-    found = find_units(problem)
-    zeros = jnp.zeros(len(found), exact.dtype) + 0 * exact
-    accuracy = accuracy.fill(0 * exact)
-    return found, _Tally(jnp.int32(0), key, 0 * exact, zeros, zeros, exact, accuracy)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(kind, bends, params, key, exact, accuracy) -> _Tally:
+    like = tree.zeros_like(tree.widen(params))
+    zero = 0 * units.norm(exact)
+    free, others = bends.split(exact)
+    mean, fixed = like, zero
+    if kind == "trace":
+        free = tree.total([x.astype(zero.dtype) for x in jax.tree.leaves(exact)])
+        mean = jnp.zeros(len(bends), zero.dtype) + zero
+    elif jax.tree.leaves(others):
+        fixed += units.norm(others).astype(zero.dtype)
+    probe, key = draw(bends, key, like, jnp.int32(0), is_normal=jnp.ones((), bool))
+    return _Tally(jnp.int32(0), key, probe, zero, mean, mean, free, fixed, accuracy.fill(zero))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _finish(found, carry, params, steps) -> Remainder:
-    rounds = carry.index // max(len(found), 1)
-    counts = jnp.maximum(rounds * (rounds - 1), 1).astype(carry.spread.dtype)
-    scale = units.known(carry.scale)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _finish(kind, bends, carry, exact):
+    rounds = carry.index // len(bends)
+    counts, scale = jnp.maximum(rounds * (rounds - 1), 1), units.known(carry.scale)
 
-    def by_leaf(values):
-        return jax.tree.unflatten(jax.tree.structure(params), found.by_leaf(values))
+    def whole(values):
+        if kind == "trace":
+            return jax.tree.unflatten(jax.tree.structure(exact), bends.by_leaf(values))
+        return tree.combine(values, tree.zeros_like(bends.split(exact)[1]))
 
-    value, variance = by_leaf(carry.mean), by_leaf(carry.spread / counts)
-    error = jax.tree.map(lambda v: scale * jnp.sqrt(v), variance)
-    return Remainder(tree.scale(scale, value), error, steps)
+    variance = jax.tree.map(lambda s: s / counts.astype(s.dtype), carry.spread)
+    error = jax.tree.map(jnp.sqrt, whole(variance))
+    return tree.scale(scale, whole(carry.mean)), tree.scale(scale, error)

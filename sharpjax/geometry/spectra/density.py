@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from sharpjax import tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
+from sharpjax.geometry.accuracy import check_error
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss.assumptions import solver
@@ -232,19 +232,6 @@ def spectral_density(
         targets=() if relative_error is None else jnp.asarray(relative_error),
     )
     return from_probes(relative_error is not None, tree.size(operator.like), probed, values)
-
-
-def check_error(caller: str, name: str, error) -> None:
-    """Refuses what is neither a target for an error nor None.
-
-    Raises:
-        UserError: names `caller` and the argument.
-    """
-    if error is None or isinstance(error, Tracer):
-        return
-    is_number = isinstance(error, int | float) or hasattr(error, "dtype")
-    if not is_number or jnp.ndim(error) != 0 or not 0 <= error < math.inf:
-        raise UserError(f"{caller}: {name} must be a number >= 0 or None, got {error}.")
 
 
 def check_atoms(caller: str, operator: Operator, atoms: Eigenpairs | None) -> None:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.errors import whole_number
 from sharpjax.estimate import Estimate
+from sharpjax.geometry.accuracy import check_error
 from sharpjax.geometry.lanczos import krylov, recurrence
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator
 from sharpjax.geometry.operators.arguments import check_key, check_operator
 from sharpjax.geometry.spectra import quadrature
-from sharpjax.geometry.spectra.density import check_error
 from sharpjax.geometry.status import Status, tells_unknown
 
 _MIN_PROBES = 4
@@ -27,11 +27,11 @@ class LogDeterminant(NamedTuple):
     Attributes:
         value: the estimate; NaN where A is not positive, or singular in this precision.
         standard_error: that of the probes.
-        num_evaluations: int32, products.
         quadrature_error: how far the m products of a probe are from having seen its spectrum, as
             far as their own convergence tells; the standard error knows nothing of it. With too few
             products the value is too large.
         smallest, smallest_residual: the smallest Ritz value, and how near an eigenvalue lies.
+        num_products: int32, all products.
         status: `Status`, int32. `NOT_POSITIVE`: A is not positive, or singular in this precision:
             an eigenvalue lies below the noise of the products. `NOT_CONVERGED`: it may not be
             positive, as far as the smallest Ritz value less its residual tells; or the errors are
@@ -40,16 +40,16 @@ class LogDeterminant(NamedTuple):
 
     value: jax.Array
     standard_error: jax.Array
-    num_evaluations: jax.Array
     quadrature_error: jax.Array
     smallest: jax.Array
     smallest_residual: jax.Array
+    num_products: jax.Array
     status: jax.Array
 
     @tells_unknown
     def estimates(self) -> dict[str, Estimate]:
         """The estimate, as `logdet`; its quadrature error, as exact as it is."""
-        count = self.num_evaluations
+        count = self.num_products
         bias = Estimate(self.quadrature_error, jnp.full_like(self.quadrature_error, jnp.nan), count)
         return {
             "logdet": Estimate(self.value, self.standard_error, count),
@@ -177,10 +177,10 @@ def from_probes(
     return LogDeterminant(
         value=jnp.where(good, value, jnp.nan),
         standard_error=jnp.where(good, error, jnp.nan),
-        num_evaluations=probed.num_products,
         quadrature_error=jnp.where(good, bias, jnp.nan),
         smallest=smallest,
         smallest_residual=residual,
+        num_products=probed.num_products,
         status=status.astype(jnp.int32),
     )
 
