@@ -24,6 +24,7 @@ from sharpjax.geometry import (
     composed,
     diagonal,
     directional_curvature,
+    directional_sharpness,
     empirical_fisher,
     frobenius,
     gauss_newton,
@@ -429,6 +430,7 @@ MEASURES = {
         adaptive_sharpness(loss, PARAMS[:1], BATCH, key=KEY, rho=1.0, steps=3).value / 1.5
     ),
     "directional": lambda loss: directional_curvature(loss, PARAMS, BATCH).value * N,
+    "update": lambda loss: directional_sharpness(loss, PARAMS, BATCH, -PARAMS).slope / -7.5,
 }
 
 

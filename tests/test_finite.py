@@ -8,7 +8,7 @@ import pytest
 from sharpjax import geometry
 from sharpjax.geometry import Status
 from sharpjax.geometry.loss import finite
-from sharpjax.geometry.sharpness import measures
+from sharpjax.geometry.sharpness import directional, measures
 from sharpjax.losses import Classification
 from sharpjax.nn import MLP
 from tests.problems import flat
@@ -39,7 +39,7 @@ def test_every_status_says_so(microbatch_size):
         "trace": geometry.trace(operator, key=KEY, max_products=4),
         "norm": geometry.frobenius(operator, key=KEY, max_products=16),
         "sam": measures.sam_sharpness(loss, params, batch, rho=0.1, **options),
-        "along": measures.directional_curvature(loss, params, batch, **options),
+        "along": directional.directional_curvature(loss, params, batch, **options),
         "worst": measures.worst_case_sharpness(
             loss, params, batch, key=KEY, rho=0.1, steps=2, **options
         ),

@@ -123,6 +123,7 @@ def truth(name) -> dict[str, Any]:
         "logdet": np.linalg.slogdet(g + DAMPING * np.eye(len(g)))[1],
         "difference": np.linalg.norm(h - g) / np.linalg.norm(g),
         "directional": unit @ h @ unit,
+        "along ones": h.sum() / -slope.sum(),
         "sam": value(vector + RHO * unit) - value(vector),
         "product": h @ np.ones(len(h)),
         "the same product": h @ np.ones(len(h)),
@@ -233,6 +234,12 @@ def directional_curvature(p, key):
     return Found({}, {"directional": (found.value, 0.0)}, found.status)
 
 
+def directional_sharpness(p, key):
+    ones = jax.tree.map(jnp.ones_like, p.params)
+    found = geometry.directional_sharpness(p.loss, p.params, p.batch, ones)
+    return Found({}, {"along ones": (found.value, 0.0)}, found.status)
+
+
 def worst_case(solver):
     """The rise is that at the perturbation, which lies in the ball."""
 
@@ -295,6 +302,7 @@ SOLVERS = {
     "subsample_start": subsample_start,
     "sam_sharpness": sam_sharpness,
     "directional_curvature": directional_curvature,
+    "directional_sharpness": directional_sharpness,
     "worst_case_sharpness": worst_case(geometry.worst_case_sharpness),
     "adaptive_sharpness": worst_case(geometry.adaptive_sharpness),
     "hvp": hvp,
@@ -309,6 +317,7 @@ BOUNDED = (
     *("gauss_newton trace", "gauss_newton diagonal"),
     *("subspace_overlap", "subsample_start", "sam_sharpness", "directional_curvature", "hvp"),
     *("worst_case_sharpness", "adaptive_sharpness", "compositions"),
+    "directional_sharpness",
 )
 
 
@@ -382,7 +391,7 @@ ELSEWHERE = {
 
 
 def test_every_public_function_is_here():
-    public = {name for name, value in vars(geometry).items() if inspect.isfunction(value)}
+    public = {name for name in dir(geometry) if inspect.isfunction(getattr(geometry, name))}
     source = inspect.getsource(sys.modules[__name__])
     called = set(re.findall(r"geometry\.(\w+)", source))
     assert public - called == set(ELSEWHERE)

@@ -16,10 +16,10 @@ from jax.tree_util import Partial
 from sharpjax import loops, perturbation, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import status
-from sharpjax.geometry.sharpness import ascent, measures, worst_case
+from sharpjax.geometry.sharpness import ascent, directional, measures, worst_case
+from sharpjax.geometry.sharpness.directional import directional_curvature
 from sharpjax.geometry.sharpness.measures import (
     adaptive_sharpness,
-    directional_curvature,
     sam_sharpness,
     worst_case_sharpness,
 )
@@ -463,7 +463,7 @@ def test_second_call_compiles_nothing(key, monkeypatch):
         adaptive_sharpness(loss, params, batch, key=jax.random.key(seed), rho=rho, m=4, steps=3)
         sam_sharpness(loss, params, batch, rho=rho)
         directional_curvature(loss, params, batch)
-        compiled: list[Any] = [measures._sam, measures._directional_curvature]
+        compiled: list[Any] = [measures._sam, directional._directional_curvature]
         compiled += [worst_case._start, worst_case._finish, loops._device_loop]
         return traces["search"], [f._cache_size() for f in compiled]
 

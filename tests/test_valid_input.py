@@ -19,6 +19,7 @@ from sharpjax.geometry import (
     curvature_report,
     diagonal,
     directional_curvature,
+    directional_sharpness,
     empirical_fisher,
     frobenius,
     hessian,
@@ -93,6 +94,7 @@ MEASURES: dict[str, Any] = {
     ),
     "adaptive": lambda loss, p, b, key: adaptive_sharpness(loss, p, b, key=key, rho=0.1, steps=2),
     "hvp": lambda loss, p, b, _: hvp(loss, p, b, p),
+    "along an update": lambda loss, p, b, _: directional_sharpness(loss, p, b, p),
 }
 
 

@@ -40,12 +40,14 @@ from sharpjax.geometry.operators.scaling import congruence as congruence
 from sharpjax.geometry.operators.scaling import preconditioned as preconditioned
 from sharpjax.geometry.report import CurvatureReport as CurvatureReport
 from sharpjax.geometry.report import curvature_report as curvature_report
+from sharpjax.geometry.sharpness.directional import DirectionalCurvature as DirectionalCurvature
+from sharpjax.geometry.sharpness.directional import DirectionalSharpness as DirectionalSharpness
+from sharpjax.geometry.sharpness.directional import directional_curvature as directional_curvature
+from sharpjax.geometry.sharpness.directional import directional_sharpness as directional_sharpness
 from sharpjax.geometry.sharpness.measures import AdaptiveSharpness as AdaptiveSharpness
-from sharpjax.geometry.sharpness.measures import DirectionalCurvature as DirectionalCurvature
 from sharpjax.geometry.sharpness.measures import SamSharpness as SamSharpness
 from sharpjax.geometry.sharpness.measures import Sharpness as Sharpness
 from sharpjax.geometry.sharpness.measures import adaptive_sharpness as adaptive_sharpness
-from sharpjax.geometry.sharpness.measures import directional_curvature as directional_curvature
 from sharpjax.geometry.sharpness.measures import sam_sharpness as sam_sharpness
 from sharpjax.geometry.sharpness.measures import worst_case_sharpness as worst_case_sharpness
 from sharpjax.geometry.spectra.density import Curve as Curve

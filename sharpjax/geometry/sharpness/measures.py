@@ -1,4 +1,4 @@
-"""How far the loss rises near the parameters: worst case, one ascent step, curvature uphill.
+"""How far the loss rises near the parameters: worst case, and after one ascent step.
 
 The neighbourhood is the ball `{e : ||e / T||_2 <= rho}` of a scaling `T`
 (`sharpjax.perturbation`). All values are of the loss as it is given: pass it in evaluation mode,
@@ -23,7 +23,7 @@ from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss import checks, closures, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.loss.composed import chunk_weights
-from sharpjax.geometry.operators import algebra, hessian
+from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.sharpness import worst_case
 from sharpjax.geometry.status import if_finite
@@ -71,31 +71,6 @@ class SamSharpness(Sharpness):
     """`Sharpness` after one ascent step."""
 
     measure = "sam_sharpness"
-
-
-class DirectionalCurvature(NamedTuple):
-    """Curvature of the loss along its own gradient `g`.
-
-    Attributes:
-        value: `g'Hg / |g|^2`; 0 where the gradient is zero.
-        gradient_norm: `|g|`.
-        loss: `L(w)`.
-        status: `Status`, int32.
-    """
-
-    value: jax.Array
-    gradient_norm: jax.Array
-    loss: jax.Array
-    status: jax.Array
-
-    def estimates(self) -> dict[str, Estimate]:
-        """`directional_curvature`, `gradient_norm` and `loss`, all exact."""
-        one = jnp.ones_like(self.status)
-        return {
-            "directional_curvature": _exact(self.value, one),
-            "gradient_norm": _exact(self.gradient_norm, one),
-            "loss": _exact(self.loss, one),
-        }
 
 
 def worst_case_sharpness(
@@ -249,35 +224,6 @@ def sam_sharpness(
     return mark(_sam(loss, params, batch, rho, microbatch_size), checked)
 
 
-def directional_curvature(
-    loss: Any, params: Params, batch: Any, *, microbatch_size: int | None = None
-) -> DirectionalCurvature:
-    """`g'Hg / |g|^2`: the curvature of the loss along its own gradient `g`.
-
-    It is what a step of gradient descent meets (Cohen et al., 2021, arXiv 2103.00065), and to
-    second order `sam_sharpness` is `rho |g| + rho^2 g'Hg / (2 |g|^2)`. The gradient is normalised
-    before the product, so it may be as small or as large as its type can hold; where it is exactly
-    zero there is no such direction, and the value is 0. Cost: one gradient and one Hessian product.
-
-    Args:
-        loss, params, batch, microbatch_size: as in `hessian`.
-
-    Raises:
-        UserError: an argument does not fit.
-
-    >>> def loss(w, batch):
-    ...     return jnp.mean(batch) * (w[0] ** 2 + 3 * w[1] ** 2)
-    >>> found = directional_curvature(loss, jnp.array([0.0, 1.0]), jnp.ones(4))
-    >>> print(found.value, found.gradient_norm, found.loss)
-    6.0 6.0 3.0
-    """
-    caller = "directional_curvature"
-    batch = checks.as_batch(caller, batch)
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "product")
-    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    return mark(_directional_curvature(loss, params, batch, microbatch_size), checked)
-
-
 @functools.partial(jax.jit, static_argnums=4)
 def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
     params = tree.widen(params)
@@ -296,22 +242,6 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
         perturbation=e,
         num_gradients=jnp.int32(1),
         status=if_finite(jnp.isfinite(rise)),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _directional_curvature(loss, params, batch, microbatch_size) -> DirectionalCurvature:
-    params = tree.widen(params)
-    value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
-    unit = perturbation.ascent(gradient, params, rho=1.0)
-    operator = hessian.Hessian(loss, params, batch, microbatch_size)
-    product = hessian.multiply(operator, unit)
-    curvature = tree.vdot(unit, product)
-    return DirectionalCurvature(
-        value=curvature,
-        gradient_norm=tree.vdot(unit, gradient),  # with no square that could leave the range
-        loss=value,
-        status=if_finite(jnp.isfinite(value) & jnp.isfinite(curvature)),
     )
 
 
