@@ -22,6 +22,7 @@ from sharpjax.geometry import (
     averaged,
     check_deterministic,
     composed,
+    critical_sharpness,
     diagonal,
     directional_curvature,
     directional_sharpness,
@@ -431,6 +432,7 @@ MEASURES = {
     ),
     "directional": lambda loss: directional_curvature(loss, PARAMS, BATCH).value * N,
     "update": lambda loss: directional_sharpness(loss, PARAMS, BATCH, -PARAMS).slope / -7.5,
+    "critical": lambda loss: critical_sharpness(loss, PARAMS, BATCH, -PARAMS).loss / 3.75,
 }
 
 

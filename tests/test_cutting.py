@@ -345,6 +345,9 @@ def test_every_function_that_cuts_names_itself(name, key):
         "directional_sharpness": lambda: geometry.directional_sharpness(
             loss, params, batch, params, microbatch_size=4
         ),
+        "critical_sharpness": lambda: geometry.critical_sharpness(
+            loss, params, batch, params, microbatch_size=4
+        ),
         "worst_case_sharpness": lambda: geometry.worst_case_sharpness(
             loss, params, batch, microbatch_size=4, **ball
         ),

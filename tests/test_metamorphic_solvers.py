@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
-from sharpjax import geometry
+from sharpjax import geometry, tree
 from tests import kinds_of_loss
 from tests.kinds_of_loss import CrossEntropy, SquaredError, Weighted, by_example
 from tests.metamorphic import flat
@@ -240,6 +240,18 @@ def directional_sharpness(p, key):
     return Found({}, {"along ones": (found.value, 0.0)}, found.status)
 
 
+def critical_sharpness(p, key):
+    """The loss falls at one end of the interval, and has risen at the other."""
+    downhill = jax.tree.map(jnp.negative, jax.grad(p.loss)(p.params, p.batch))
+    found = geometry.critical_sharpness(p.loss, p.params, p.batch, downhill)
+    near, far = (
+        p.loss(tree.add_scaled(p.params, 2 / end, downhill), p.batch)
+        for end in (found.high, found.low)
+    )
+    wrong = jnp.maximum(near - found.loss, 0) + jnp.maximum(found.loss - far, 0)
+    return Found({}, {"zero": (wrong, 0.0)}, found.status)
+
+
 def worst_case(solver):
     """The rise is that at the perturbation, which lies in the ball."""
 
@@ -303,6 +315,7 @@ SOLVERS = {
     "sam_sharpness": sam_sharpness,
     "directional_curvature": directional_curvature,
     "directional_sharpness": directional_sharpness,
+    "critical_sharpness": critical_sharpness,
     "worst_case_sharpness": worst_case(geometry.worst_case_sharpness),
     "adaptive_sharpness": worst_case(geometry.adaptive_sharpness),
     "hvp": hvp,
@@ -317,7 +330,7 @@ BOUNDED = (
     *("gauss_newton trace", "gauss_newton diagonal"),
     *("subspace_overlap", "subsample_start", "sam_sharpness", "directional_curvature", "hvp"),
     *("worst_case_sharpness", "adaptive_sharpness", "compositions"),
-    "directional_sharpness",
+    *("directional_sharpness", "critical_sharpness"),
 )
 
 

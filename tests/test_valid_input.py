@@ -16,6 +16,7 @@ from sharpjax.geometry import (
     adaptive_sharpness,
     averaged,
     check_deterministic,
+    critical_sharpness,
     curvature_report,
     diagonal,
     directional_curvature,
@@ -95,6 +96,7 @@ MEASURES: dict[str, Any] = {
     "adaptive": lambda loss, p, b, key: adaptive_sharpness(loss, p, b, key=key, rho=0.1, steps=2),
     "hvp": lambda loss, p, b, _: hvp(loss, p, b, p),
     "along an update": lambda loss, p, b, _: directional_sharpness(loss, p, b, p),
+    "critical": lambda loss, p, b, _: critical_sharpness(loss, p, b, p, max_losses=6),
 }
 
 

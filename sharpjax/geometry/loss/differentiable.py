@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from sharpjax import tree
 
-Need = Literal["gradient", "linearized", "product", "forward"]
+Need = Literal["value", "gradient", "linearized", "product", "forward"]
 
 _DERIVATIVE = {
     "gradient": "a gradient",
@@ -65,12 +65,12 @@ def refusal(need: Need, found: Suspects, loss: Any, params: Any, batch: Any) -> 
     """Why the derivative that is needed cannot be had, and what to do; None where it can.
 
     Args:
-        need: "gradient"; "linearized" or "product", of a Hessian; or "forward", for the Jacobian
-            of a model.
+        need: "value", no derivative at all; "gradient"; "linearized" or "product", of a Hessian; or
+            "forward", for the Jacobian of a model.
         found: what `suspects` says of the loss.
         loss, params, batch: what it is called with.
     """
-    if not found:
+    if not found or need == "value":
         return None
     needs: tuple[Need, ...] = ("gradient",) if need == "gradient" else ("gradient", need)
     for kind in needs:

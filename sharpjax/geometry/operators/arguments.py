@@ -1,9 +1,11 @@
-"""Arguments that solvers share: an operator, a key."""
+"""Arguments that solvers share: an operator, a key, a number."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from sharpjax.errors import UserError
 from sharpjax.geometry.operators.algebra import Operator
@@ -51,3 +53,23 @@ def check_key(caller: str, key: Any) -> jax.Array:
             f"{'keys' if typed else type(key).__name__}{shape}. Several keys: jax.vmap."
         )
     return key
+
+
+def check_number(caller: str, name: str, value: Any, *, or_zero: bool = False) -> None:
+    """Refuses what is not one finite number above 0; one that is traced cannot be looked at.
+
+    Args:
+        or_zero: 0 is allowed, too.
+
+    Raises:
+        UserError: names `caller` and the argument.
+    """
+    if isinstance(value, Tracer):
+        return
+    try:
+        number = float(value) if jnp.ndim(value) == 0 else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (0 < number < math.inf or (or_zero and number == 0)):
+        least = ">= 0" if or_zero else "> 0"
+        raise UserError(f"{caller}: {name} must be one finite number {least}, got {value!r}.")
