@@ -20,6 +20,7 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import (
     adaptive_sharpness,
     averaged,
+    batch_sharpness,
     check_deterministic,
     composed,
     critical_sharpness,
@@ -433,6 +434,9 @@ MEASURES = {
     "directional": lambda loss: directional_curvature(loss, PARAMS, BATCH).value * N,
     "update": lambda loss: directional_sharpness(loss, PARAMS, BATCH, -PARAMS).slope / -7.5,
     "critical": lambda loss: critical_sharpness(loss, PARAMS, BATCH, -PARAMS).loss / 3.75,
+    "mini-batches": lambda loss: (
+        batch_sharpness(loss, PARAMS[:1], BATCH, batch_size=2, key=KEY, max_batches=2).value
+    ),
 }
 
 

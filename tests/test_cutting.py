@@ -348,6 +348,9 @@ def test_every_function_that_cuts_names_itself(name, key):
         "critical_sharpness": lambda: geometry.critical_sharpness(
             loss, params, batch, params, microbatch_size=4
         ),
+        "batch_sharpness": lambda: geometry.batch_sharpness(
+            loss, params, batch, batch_size=12, key=key, microbatch_size=4
+        ),
         "worst_case_sharpness": lambda: geometry.worst_case_sharpness(
             loss, params, batch, microbatch_size=4, **ball
         ),

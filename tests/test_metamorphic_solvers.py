@@ -110,6 +110,14 @@ def truth(name) -> dict[str, Any]:
     unit = slope / np.linalg.norm(slope)
     w = np.arange(len(h)) >= params["v"].size  # leaves are in the order of their names
     blocks, scale = np.where(w[:, None] == w, h, 0), np.asarray(vector)
+
+    def without(i):  # of all batches of 15 of the 16 examples
+        rest = jax.tree.map(lambda x: jnp.delete(x, i, axis=0, assume_unique_indices=True), batch)
+        outcome = lambda v: outer(reference(unravel(v), rest), rest)  # noqa: E731
+        slope = jax.grad(outcome)(vector)
+        return jnp.stack([slope @ jax.hessian(outcome)(vector) @ slope, slope @ slope])
+
+    above, below = np.asarray(jax.jit(jax.vmap(without))(jnp.arange(16))).T
     return {
         "eigenvalues": np.linalg.eigvalsh(h),
         "smallest": np.linalg.eigvalsh(h),
@@ -124,6 +132,8 @@ def truth(name) -> dict[str, Any]:
         "difference": np.linalg.norm(h - g) / np.linalg.norm(g),
         "directional": unit @ h @ unit,
         "along ones": h.sum() / -slope.sum(),
+        "mean of ratios": np.mean(above / below),
+        "ratio of means": np.mean(above) / np.mean(below),
         "sam": value(vector + RHO * unit) - value(vector),
         "product": h @ np.ones(len(h)),
         "the same product": h @ np.ones(len(h)),
@@ -252,6 +262,17 @@ def critical_sharpness(p, key):
     return Found({}, {"zero": (wrong, 0.0)}, found.status)
 
 
+def batch_sharpness(p, key):
+    found = geometry.batch_sharpness(
+        p.loss, p.params, p.batch, batch_size=15, key=key, max_batches=24
+    )
+    sampled = {
+        "mean of ratios": (found.value, found.standard_error),
+        "ratio of means": (found.ratio_of_means, found.ratio_standard_error),
+    }
+    return Found(sampled, {}, found.status)
+
+
 def worst_case(solver):
     """The rise is that at the perturbation, which lies in the ball."""
 
@@ -316,6 +337,7 @@ SOLVERS = {
     "directional_curvature": directional_curvature,
     "directional_sharpness": directional_sharpness,
     "critical_sharpness": critical_sharpness,
+    "batch_sharpness": batch_sharpness,
     "worst_case_sharpness": worst_case(geometry.worst_case_sharpness),
     "adaptive_sharpness": worst_case(geometry.adaptive_sharpness),
     "hvp": hvp,

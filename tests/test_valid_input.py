@@ -15,6 +15,7 @@ from sharpjax.geometry import (
     Status,
     adaptive_sharpness,
     averaged,
+    batch_sharpness,
     check_deterministic,
     critical_sharpness,
     curvature_report,
@@ -97,6 +98,9 @@ MEASURES: dict[str, Any] = {
     "hvp": lambda loss, p, b, _: hvp(loss, p, b, p),
     "along an update": lambda loss, p, b, _: directional_sharpness(loss, p, b, p),
     "critical": lambda loss, p, b, _: critical_sharpness(loss, p, b, p, max_losses=6),
+    "mini-batches": lambda loss, p, b, key: batch_sharpness(
+        loss, p, b, batch_size=2, key=key, max_batches=4
+    ),
 }
 
 
@@ -174,7 +178,7 @@ def test_a_traced_target_of_a_log_determinant(argument):
 # Keys.
 
 
-@pytest.mark.parametrize("name", [*SOLVERS, "worst case", "adaptive"])
+@pytest.mark.parametrize("name", [*SOLVERS, "worst case", "adaptive", "mini-batches"])
 def test_a_legacy_key_is_the_same_key(name):
     legacy = jax.random.PRNGKey(0)
 

@@ -1,0 +1,236 @@
+"""Sharpness as mini-batches see it: each one's curvature along its own gradient."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError, whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry.accuracy import Accuracy, Target, ask, how_it_ended
+from sharpjax.geometry.loss import checks, cutting, objective
+from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.operators import algebra
+from sharpjax.geometry.operators.arguments import check_key
+from sharpjax.geometry.sharpness.directional import along
+from sharpjax.geometry.status import tells_unknown
+
+Params = Any
+
+_LEAST = 16  # batches before their spread is believed
+
+
+class BatchSharpness(NamedTuple):
+    """Curvature of mini-batch losses along their own gradients, under two names.
+
+    Attributes:
+        value: the mean of ratios, `E [g_B'H_B g_B / |g_B|^2]`.
+        standard_error: of `value`; NaN from one batch of several.
+        ratio_of_means: `E [g_B'H_B g_B] / E |g_B|^2`: batches count by their squared gradients.
+        ratio_standard_error: of `ratio_of_means`, by the delta method.
+        num_batches: how many were drawn (int32).
+        status: `Status`, int32.
+    """
+
+    value: jax.Array
+    standard_error: jax.Array
+    ratio_of_means: jax.Array
+    ratio_standard_error: jax.Array
+    num_batches: jax.Array
+    status: jax.Array
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`batch_sharpness` and `batch_sharpness_ratio_of_means`."""
+        ratio = Estimate(self.ratio_of_means, self.ratio_standard_error, self.num_batches)
+        return {
+            "batch_sharpness": Estimate(self.value, self.standard_error, self.num_batches),
+            "batch_sharpness_ratio_of_means": ratio,
+        }
+
+
+def batch_sharpness(
+    loss: Any,
+    params: Params,
+    data: Any,
+    *,
+    batch_size: int,
+    key: jax.Array,
+    relative_error: Target = None,
+    max_batches: int = 100,
+    microbatch_size: int | None = None,
+) -> BatchSharpness:
+    """`E g_B'H_B g_B / |g_B|^2` over random mini-batches `B`, with gradient and Hessian of the
+    mini-batch's own loss: what a step of SGD meets (arXiv 2412.20553).
+
+    It is said to settle at 2 / learning rate where SGD trains at its edge of stability, while the
+    largest eigenvalue of the full Hessian stays below. Both ways of taking the mean are in use and
+    both are returned: the mean of ratios (`value`), and the ratio of means. A batch with a gradient
+    of exactly zero has no direction: it counts as 0 in the first, and not at all in the second.
+
+    Mini-batches are drawn independently of each other, each without an example twice. The standard
+    errors are those of such draws at these parameters. Of `n` batches that of the ratio is off by a
+    share of 1 / n, and so is the ratio itself. Where the error stops the draws, it covers somewhat
+    less often than its nominal rate: what stops early is what came out small.
+
+    Cost: for each batch its gradient and one Hessian product, and an order of all examples. Memory:
+    a few vectors, and one batch at work. The data lie on the device.
+
+    Args:
+        loss: `loss(params, batch) -> scalar`, called with mini-batches.
+        params: as in `hessian`.
+        data: pytree of arrays with all examples on axis 0.
+        batch_size: examples in a mini-batch. With all of them there is one, and the errors are 0.
+        key: for the draws.
+        relative_error: stop where both standard errors are within this share of their values, from
+            16 batches on; None draws `max_batches`.
+        max_batches: how many at the most. `status` is `NOT_CONVERGED` where the error that was
+            asked for is not met by then.
+        microbatch_size: examples per pass, dividing `batch_size`; None: a mini-batch at once.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> def loss(w, batch):  # each example has its own curvature, c
+    ...     return jnp.mean(batch["c"] * w**2) / 2
+    >>> data = {"c": jnp.array([1.0, 3.0])}
+    >>> found = batch_sharpness(
+    ...     loss, jnp.float32(1), data, batch_size=1, key=jax.random.key(0), max_batches=4000
+    ... )
+    >>> print(f"{found.value:.1f} {found.ratio_of_means:.1f}")  # (1 + 3) / 2, (1 + 27) / (1 + 9)
+    2.0 2.8
+    """
+    caller = "batch_sharpness"
+    data = checks.as_batch(caller, data)
+    num_examples = loops.count_examples(caller, data)
+    batch_size = whole_number(caller, "batch_size", batch_size)
+    if batch_size > num_examples:
+        raise UserError(f"{caller}: batch_size={batch_size} of {num_examples} examples.")
+    limit = whole_number(caller, "max_batches", max_batches)
+    key, accuracy = check_key(caller, key), ask(caller, relative_error, None)
+    few = jax.tree.map(lambda x: x[:batch_size], data)
+    loss = checks.check_problem(caller, loss, params, few, microbatch_size, "product")
+    checked = cutting.check_cut(caller, loss, params, few, microbatch_size)
+    params, data = jax.tree.map(jnp.asarray, (tree.widen(params), data))
+    operands = (loss, params, data)
+    if loops.is_traced(operands):
+        operands = algebra.without_derivative(operands)
+    is_whole = batch_size == num_examples
+    state, _ = loops.iterate(
+        _Draw(batch_size, microbatch_size),
+        _start(params, key, accuracy),
+        operands,
+        max_steps=1 if is_whole else limit,
+        until=_is_reached if accuracy.is_asked and not is_whole else _is_not_finite,
+    )
+    return mark(_finish(accuracy.is_asked, is_whole, state), checked)
+
+
+class _Sums(NamedTuple):
+    """Batches under way, by Welford's recurrence (1962).
+
+    Attributes:
+        mean: (3,), of the ratio `c`, of `c |g|^2`, and of `|g|^2`.
+        spread: (3, 3), the sum of products of what is off the mean.
+        unit: of gradients; 0 until one is not zero.
+    """
+
+    mean: jax.Array
+    spread: jax.Array
+    unit: jax.Array
+    count: jax.Array
+    key: jax.Array
+    accuracy: Accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """One mini-batch, for `sharpjax.loops.iterate`."""
+
+    batch_size: int
+    microbatch_size: int | None
+
+    def __call__(self, sums: _Sums, operands: Any) -> _Sums:
+        loss, params, data = operands
+        batch = draw(jax.random.fold_in(sums.key, sums.count), data, self.batch_size)
+        found = along(loss, params, batch, self.microbatch_size)
+        norm = tree.vdot(found.unit, found.gradient)
+        finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
+        unit = jnp.where(sums.unit > 0, sums.unit, norm)
+        square = jnp.square(norm / jnp.where(unit > 0, unit, 1))
+        curvature = jnp.where(finite, found.curvature, jnp.nan)
+        off = jnp.stack([curvature, curvature * square, square]) - sums.mean
+        count = sums.count + 1
+        number = count.astype(off.dtype)
+        outer = jnp.expand_dims(off, 0) * jnp.expand_dims(off, 1)
+        return sums._replace(
+            mean=sums.mean + off / number,
+            spread=sums.spread + outer * ((number - 1) / number),
+            unit=unit,
+            count=count,
+        )
+
+
+def draw(key: jax.Array, data: Any, batch_size: int) -> Any:
+    """A mini-batch without an example twice; all of the data, in their order, where it is all."""
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    if batch_size == num_examples:
+        return data
+    chosen = jax.random.choice(key, num_examples, (batch_size,), replace=False)
+    return jax.tree.map(lambda x: x[chosen], data)
+
+
+def _estimates(sums: _Sums) -> tuple[jax.Array, jax.Array]:
+    """Both values and both standard errors, each (2,)."""
+    number = sums.count.astype(sums.mean.dtype)
+    covariance = sums.spread / (number * jnp.maximum(number - 1, 1))
+    value, above, below = sums.mean
+    ratio = above / below
+    weights = jnp.stack([1 / below, -ratio / below])
+    outer = jnp.expand_dims(weights, 0) * jnp.expand_dims(weights, 1)
+    variance = jnp.sum(covariance[1:, 1:] * outer)
+    variances = jnp.stack([covariance[0, 0], jnp.maximum(variance, 0)])
+    return jnp.stack([value, ratio]), jnp.sqrt(variances)
+
+
+def _is_reached(sums: _Sums) -> jax.Array:
+    values, errors = _estimates(sums)
+    within = jnp.all(errors <= sums.accuracy.allowed(jnp.abs(values)))
+    return (sums.count >= _LEAST) & within | _is_not_finite(sums)
+
+
+def _is_not_finite(sums: _Sums) -> jax.Array:
+    return ~(jnp.all(jnp.isfinite(sums.mean)) & jnp.all(jnp.isfinite(sums.spread)))
+
+
+@jax.jit
+def _start(params, key, accuracy) -> _Sums:
+    zero = jnp.zeros((), objective.scalar_type(params))
+    return _Sums(
+        mean=jnp.zeros(3, zero.dtype),
+        spread=jnp.zeros((3, 3), zero.dtype),
+        unit=zero,
+        count=jnp.int32(0),
+        key=key,
+        accuracy=accuracy.fill(zero),
+    )
+
+
+@tells_unknown
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _finish(is_asked: bool, is_whole: bool, sums: _Sums) -> BatchSharpness:
+    values, errors = _estimates(sums)
+    if not is_whole:
+        errors = jnp.where(sums.count > 1, errors, jnp.nan)
+    finite = ~_is_not_finite(sums)
+    met = finite if is_whole or not is_asked else _is_reached(sums)
+    return BatchSharpness(
+        value=values[0],
+        standard_error=errors[0],
+        ratio_of_means=values[1],
+        ratio_standard_error=errors[1],
+        num_batches=sums.count,
+        status=how_it_ended(met, finite),
+    )

@@ -1,0 +1,191 @@
+"""Batch sharpness: every batch of a tiny data set, its errors over many keys, what is refused."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharpjax.errors import UserError
+from sharpjax.geometry import batch_sharpness, directional_curvature
+from sharpjax.geometry.sharpness import batch
+from sharpjax.geometry.status import Status
+
+
+def squares(w, data):
+    """Linear regression."""
+    return jnp.mean(jnp.square(data["x"] @ w - data["y"])) / 2
+
+
+def regression(dtype=np.float64, n=7, d=3):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(n, d)).astype(dtype), "y": rng.normal(size=n).astype(dtype)}
+    return rng.normal(size=d).astype(dtype), data
+
+
+def enumerated(w, data, batch_size):
+    """`g'Hg` and `|g|^2` of all batches."""
+    found = []
+    for chosen in itertools.combinations(range(len(data["y"])), batch_size):
+        x, y = data["x"][list(chosen)], data["y"][list(chosen)]
+        g, H = x.T @ (x @ w - y) / batch_size, x.T @ x / batch_size
+        found.append((g @ H @ g, g @ g))
+    return np.array(found).T
+
+
+KEYS = 400
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Of 50 batches of 3 of 7 examples: all values and errors over many keys, and the truths."""
+    with jax.enable_x64(True):
+        w, data = regression()
+        keys = jax.random.split(jax.random.key(1), KEYS)
+        found = jax.vmap(
+            lambda key: batch_sharpness(squares, w, data, batch_size=3, key=key, max_batches=50)
+        )(keys)
+        stopped = jax.vmap(
+            lambda key: batch_sharpness(
+                *(squares, w, data), batch_size=3, key=key, max_batches=400, relative_error=0.1
+            )
+        )(keys)
+        above, below = enumerated(w, data, 3)
+    ratio = above.mean() / below.mean()
+    cov = np.cov(above, below, bias=True)
+    bias = (ratio * cov[1, 1] - cov[0, 1]) / below.mean() ** 2 / 50  # to first order in 1 / 50
+    found, stopped = jax.tree.map(np.asarray, (found, stopped))
+    return found, stopped, np.mean(above / below), ratio, bias
+
+
+def test_values_are_those_of_all_batches(many):
+    found, _, truth, ratio, bias = many
+    assert abs(truth / ratio - 1) > 0.05  # two things under two names
+    error = np.sqrt(np.mean(np.square(found.standard_error)) / KEYS)
+    assert abs(np.mean(found.value) - truth) < 4 * error
+    error = np.sqrt(np.mean(np.square(found.ratio_standard_error)) / KEYS)
+    assert abs(np.mean(found.ratio_of_means) - ratio - bias) < 4 * error + abs(bias)
+    assert (found.num_batches == 50).all() and (found.status == Status.OK).all()
+
+
+def test_errors_are_the_spread_over_keys(many):
+    found, *_ = many
+    # A standard deviation from 400 draws is good to 1 / sqrt(800), if not heavy tailed: 4 of these.
+    for value, error in (
+        (found.value, found.standard_error),
+        (found.ratio_of_means, found.ratio_standard_error),
+    ):
+        spread = np.std(value, ddof=1)
+        np.testing.assert_allclose(np.sqrt(np.mean(np.square(error))), spread, rtol=0.15)
+
+
+def test_errors_cover_where_they_stop_the_draws(many):
+    _, stopped, truth, ratio, _ = many
+    ended = stopped.status == Status.OK
+    assert ended.mean() > 0.9 and (stopped.num_batches >= 16).all()
+    assert (stopped.num_batches[~ended] == 400).all()
+    for value, error, at in (
+        (stopped.value, stopped.standard_error, truth),
+        (stopped.ratio_of_means, stopped.ratio_standard_error, ratio),
+    ):
+        assert (error[ended] <= 0.1 * value[ended]).all()
+        covered = np.mean(np.abs(value - at) < 1.96 * error)
+        assert covered > 0.85
+
+
+def test_batches_of_one_are_single_examples(key, x64, strict):
+    """With one example `g'Hg / |g|^2` is `|x|^2`, whatever the weights and the targets."""
+    w, data = regression()
+    found = batch_sharpness(squares, w, data, batch_size=1, key=key, max_batches=40)
+    lengths = np.sum(data["x"] ** 2, axis=1)
+    assert lengths.min() < found.value < lengths.max()
+    data["x"] /= np.sqrt(lengths)[:, None]
+    found = batch_sharpness(squares, w, data, batch_size=1, key=key, max_batches=40)
+    np.testing.assert_allclose(found.value, 1, rtol=1e-12)
+    np.testing.assert_allclose(found.ratio_of_means, 1, rtol=1e-12)
+    # The second is a difference of variances, each rounded to 2e-16 of itself.
+    assert found.standard_error < 1e-14 and found.ratio_standard_error < 1e-7
+
+
+def test_all_examples_are_one_batch_without_an_error(key, x64, strict):
+    w, data = regression()
+    found = batch_sharpness(squares, w, data, batch_size=7, key=key, relative_error=0.0)
+    whole = directional_curvature(squares, w, data)
+    np.testing.assert_allclose([found.value, found.ratio_of_means], whole.value, rtol=1e-14)
+    assert int(found.num_batches) == 1 and int(found.status) == Status.OK
+    assert float(found.standard_error) == float(found.ratio_standard_error) == 0
+
+
+def test_no_example_comes_twice(key):
+    data = {"i": jnp.arange(9)}
+    drawn = np.asarray(jax.vmap(lambda k: batch.draw(k, data, 4)["i"])(jax.random.split(key, 900)))
+    assert all(len(set(row)) == 4 for row in drawn.tolist())
+    # Each is in 4 of 9 batches: 400 with a standard deviation of 15.
+    assert (np.abs(np.bincount(drawn.ravel(), minlength=9) - 400) < 5 * 15).all()
+
+
+def test_microbatches_change_nothing(key, x64):
+    w, data = regression()
+    call = dict(batch_size=4, key=key, max_batches=5)
+    whole = batch_sharpness(squares, w, data, **call)
+    parts = batch_sharpness(squares, w, data, **call, microbatch_size=2)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e15])
+def test_gradients_whose_squares_leave_float32(size, key):
+    data = {"c": np.array([1.0, 3.0], np.float32)}
+
+    def loss(w, data):
+        return jnp.mean(data["c"]) * (jnp.float32(size) * w + w**2 / 2)
+
+    found = batch_sharpness(loss, jnp.float32(0), data, batch_size=1, key=key, max_batches=64)
+    curvatures = found.value, found.ratio_of_means
+    assert 1.5 < curvatures[0] < 2.5 and 2.5 < curvatures[1] < 3 and int(found.status) == Status.OK
+
+
+def test_batches_without_a_gradient(key, x64):
+    """They have no direction: 0 among the ratios, nothing among the means."""
+    data = {"c": np.array([0.0, 2.0])}
+
+    def loss(w, data):
+        return jnp.mean(data["c"]) * w**2 / 2
+
+    found = batch_sharpness(loss, jnp.float64(1), data, batch_size=1, key=key, max_batches=50)
+    assert 0 < found.value < 2 and int(found.status) == Status.OK
+    np.testing.assert_allclose(found.ratio_of_means, 2, rtol=1e-12)
+
+
+def test_what_is_not_met_and_what_is_not_finite(key):
+    w, data = regression(np.float32)
+    found = batch_sharpness(
+        squares, w, data, batch_size=2, key=key, max_batches=20, relative_error=1e-4
+    )
+    assert int(found.status) == Status.NOT_CONVERGED and int(found.num_batches) == 20
+    one = batch_sharpness(squares, w, data, batch_size=2, key=key, max_batches=1)
+    assert np.isnan(one.standard_error) and np.isnan(one.ratio_standard_error)
+    data["y"][:] = np.nan
+    found = batch_sharpness(squares, w, data, batch_size=2, key=key)
+    assert np.isnan(found.value) and int(found.status) == Status.NON_FINITE
+    assert int(found.num_batches) == 1
+    for name, estimate in found.estimates().items():
+        assert name.startswith("batch_sharpness") and np.isnan(estimate.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 8}, "batch_size=8 of 7 examples"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
+        ({"max_batches": 0}, "max_batches must be a whole number >= 1"),
+        ({"relative_error": -1.0}, "relative_error must be a number >= 0"),
+        ({"key": None}, "key must be one random key"),
+        ({"microbatch_size": 2}, "chunks of 2 do not divide 3"),
+    ],
+)
+def test_impossible_arguments(wrong, message, key):
+    w, data = regression(np.float32)
+    with pytest.raises(UserError, match=f"^batch_sharpness: {message}"):
+        batch_sharpness(squares, w, data, **{"batch_size": 3, "key": key, **wrong})
