@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.tree_util import Partial
 
 from sharpjax import tree
@@ -74,51 +73,32 @@ def congruence(operator: Operator, scale: Params | Scaling) -> Congruence:
     return Congruence(operator, _diagonal("congruence", "scale", scale, like))
 
 
-def preconditioned(
-    operator: Operator,
-    nu: Params,
-    *,
-    count: int | jax.Array | None = None,
-    b2: float | jax.Array = 0.999,
-    eps: float | jax.Array = 1e-8,
-) -> Congruence:
-    """`P^-1/2 A P^-1/2` with the preconditioner of Adam, `P = diag(sqrt(nu_hat) + eps)`.
+def preconditioned(operator: Operator, preconditioner: Params) -> Congruence:
+    """`P^-1/2 A P^-1/2` with a positive diagonal `P`: it has the eigenvalues of `P^-1 A`.
 
-    It has the eigenvalues of `P^-1 A`. Full-batch Adam with learning rate `lr` and decay `b1` of
-    its first moment is stable where the largest is below `(2 + 2 b1) / ((1 - b1) lr)`: 38 / lr for
-    b1 = 0.9; RMSProp, where it is below 2 / lr (Cohen et al., 2022, arXiv 2207.14484).
+    An optimiser that divides its step by `P` is stable by these. Full-batch Adam with learning rate
+    `lr` and decay `b1` of its first moment: where the largest is below `(2 + 2 b1) / ((1 - b1)
+    lr)`, 38 / lr for b1 = 0.9; RMSProp, where it is below 2 / lr (Cohen et al., 2022, arXiv
+    2207.14484); AdamW with decay `g`: below `(1 + b1) / (1 - b1) (2 / lr - g)`.
 
     Args:
         operator: any operator A, such as a Hessian.
-        nu: the second moments, a tree like its vectors: `optax.tree.get(opt_state, "nu")`.
-        count: steps that were taken; then `nu_hat = nu / (1 - b2^count)`, as Adam corrects its
-            bias. None where nu is used as it is (RMSProp).
-        b2, eps: of the optimiser.
+        preconditioner: P, a tree like its vectors whose leaves broadcast against theirs; of an
+            optimiser's state, `preconditioner(opt_state, ...)`.
 
     Raises:
-        UserError: nu has another structure, or a leaf does not broadcast.
+        UserError: P has another structure, or a leaf does not broadcast.
 
     >>> from sharpjax.geometry import hessian
     >>> operator = hessian(lambda w, batch: jnp.sum(w**2) / 2, jnp.ones(2), None)
-    >>> scaled = preconditioned(operator, jnp.array([16.0, 256.0]), eps=0.0)
+    >>> scaled = preconditioned(operator, jnp.array([4.0, 16.0]))
     >>> scaled.linearize()(jnp.ones(2)).tolist()
     [0.25, 0.0625]
     """
     caller = "preconditioned"
     check_operator(caller, operator)
-    if count is not None and not isinstance(count, Tracer) and jnp.any(count < 1):
-        raise UserError(
-            f"{caller}: count={count}; the second moments mean nothing before the first step."
-        )
-    nu = _diagonal(caller, "nu", nu, operator.like)
-    steps = None if count is None else jnp.asarray(count, float)
-    corrected = None if steps is None else -jnp.expm1(steps * jnp.log(jnp.asarray(b2, float)))
-
-    def scale(n):
-        n = n if corrected is None else n / corrected.astype(n.dtype)
-        return 1 / jnp.sqrt(jnp.sqrt(n) + jnp.asarray(eps, n.dtype))
-
-    return Congruence(operator, jax.tree.map(scale, nu))
+    diagonal = _diagonal(caller, "preconditioner", preconditioner, operator.like)
+    return Congruence(operator, jax.tree.map(lambda p: 1 / jnp.sqrt(p), diagonal))
 
 
 def _diagonal(caller, argument, scale, like):

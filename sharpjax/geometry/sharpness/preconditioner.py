@@ -1,0 +1,224 @@
+"""What an adaptive optimiser divides its steps by, read from its state."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from sharpjax import tree
+from sharpjax.errors import UserError
+from sharpjax.geometry.eigenpairs.result import Eigenpairs
+from sharpjax.geometry.status import Status
+
+Params = Any
+
+_CALLER = "preconditioner"
+
+
+def preconditioner(
+    opt_state: Any,
+    *,
+    eps: ArrayLike,
+    b2: ArrayLike | None = None,
+    eps_root: ArrayLike | None = None,
+    eps_in_sqrt: bool | None = None,
+) -> Params:
+    """The diagonal `P` of an adaptive optimiser, from its optax state: the step is `-lr m / P`.
+
+    `top_eigenpairs(preconditioned(hessian(loss, params, batch), P), key=key)` is then the sharpness
+    that decides whether the optimiser is stable (`preconditioned` says from what value on). The
+    state is that after the last step; the next step uses moments that hold one more gradient.
+
+    * `adam`, `adamw`, `nadam`, `yogi`: `sqrt(nu / (1 - b2^count) + eps_root) + eps`;
+    * `amsgrad`: `sqrt(nu_max + eps_root) + eps`;
+    * `adabelief`: `sqrt(nu / (1 - b2^count)) + eps`, with its `eps_root` in `nu` already;
+    * `rmsprop`: `sqrt(nu + eps)`, with `eps_in_sqrt=False` `sqrt(nu) + eps`; `nu` corrected by `b2`
+      where the optimiser does so;
+    * `adagrad`: `sqrt(sum + eps)`, infinite where the sum is 0, for nothing moves there.
+
+    It is found by its type in any chain, wrapper or schedule. (`adamax` keeps its state in the type
+    of Adam, and cannot be told from it.) Where the optimiser divides by something further, as
+    `lamb` does, that is not in `P`.
+
+    Args:
+        opt_state: of any optax optimiser that holds one such state.
+        eps, b2, eps_root, eps_in_sqrt: those of the optimiser, which its state does not hold. `b2`
+            is what bias is corrected by; leave out what the optimiser has not.
+
+    Returns:
+        A tree like the parameters, in float32 at least.
+
+    Raises:
+        UserError: there is no such state, or there are several; no step was taken yet; an option is
+            missing, or is none of this optimiser.
+
+    >>> import optax
+    >>> optimizer = optax.chain(optax.clip(1.0), optax.adam(0.1, b2=0.9, eps=0.5))
+    >>> w, g = jnp.ones(2), jnp.array([0.25, -1.0])
+    >>> _, state = optimizer.update(g, optimizer.init(w))
+    >>> P = preconditioner(state, b2=0.9, eps=0.5)
+    >>> print(f"{P[0]:.2f} {P[1]:.2f}")  # |g| + eps after one step
+    0.75 1.50
+    """
+    kinds = _kinds()
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: type(node) in kinds)
+    found = [node for node in nodes if type(node) in kinds]
+    if len(found) != 1:
+        given = " and ".join(type(node).__name__ for node in found)
+        what = f"holds several: {given}" if found else "holds none"
+        raise UserError(
+            f"{_CALLER}: opt_state must hold one state of an adaptive optimiser "
+            f"({', '.join(kind.__name__ for kind in kinds)}), and {what}. Of several, give the one "
+            f"that is meant; without one, such as plain SGD, P is 1."
+        )
+    (state,) = found
+    options = {"eps_root": eps_root, "eps_in_sqrt": eps_in_sqrt}
+    return tree.widen(kinds[type(state)](state, b2, eps, options))
+
+
+def rescale_start(pairs: Eigenpairs, old: Params, new: Params) -> Eigenpairs:
+    """Eigenpairs of a preconditioned operator as `start=` for another preconditioner.
+
+    With `S = (P_old / P_new)^1/2` the operator `M` becomes `S M S`, and its eigenvector `v` of a
+    value `l`, to first order in `S - 1`, `v + sum_j u_j (l + l_j) / (l - l_j) u_j'(S - 1) v` over
+    the others. Where these are much smaller than `l` that is `S v`, which is what is carried over:
+    exact where `M` has one value alone, or `S` is a multiple of 1. (Carrying over the eigenvector
+    of `P^-1 A` instead, which is `S^-1 v`, goes the other way, and takes more products than `v`
+    itself.) The result is a start, not an answer: its values are the old ones, and none counts as
+    converged.
+
+    Args:
+        pairs: of `preconditioned(A, old)`, with vectors.
+        old, new: the preconditioners, trees like the parameters.
+
+    Raises:
+        UserError: `pairs` carries no vectors, or the trees do not fit.
+
+    >>> from sharpjax.geometry import hessian, preconditioned, top_eigenpairs
+    >>> H = hessian(lambda w, _: jnp.sum(jnp.arange(1.0, 9.0) * w**2), jnp.ones(8), None)
+    >>> key, old, new = jax.random.key(0), jnp.full(8, 2.0), jnp.full(8, 2.2)
+    >>> pairs = top_eigenpairs(preconditioned(H, old), key=key)
+    >>> start = rescale_start(pairs, old, new)
+    >>> later = top_eigenpairs(preconditioned(H, new), key=key, start=start)
+    >>> print(f"{pairs.values[0]:.3f} {later.values[0]:.3f}")
+    8.000 7.273
+    """
+    caller = "rescale_start"
+    if not isinstance(pairs, Eigenpairs) or pairs.vectors is None or pairs.carried is None:
+        raise UserError(
+            f"{caller}: pairs must be a result of top_eigenpairs with vectors (vectors=True and a "
+            f"basis)."
+        )
+    rows = jax.eval_shape(lambda vectors: tree.index(vectors, 0), pairs.vectors)
+    old, new = (tree.widen(jax.tree.map(jnp.asarray, p)) for p in (old, new))
+    tree.check_same_structure(caller, "old", old, rows)
+    tree.check_same_structure(caller, "new", new, rows)
+    return _rescale(pairs, old, new)
+
+
+@jax.jit
+def _rescale(pairs: Eigenpairs, old: Params, new: Params) -> Eigenpairs:
+    def ratio(p, q):
+        s = jnp.sqrt(p) / jnp.sqrt(q)
+        return jnp.where(jnp.isfinite(s), s, 0)  # where P is infinite, nothing moves
+
+    scale = jax.tree.map(ratio, old, new)
+
+    def row(vector):
+        scaled = jax.tree.map(lambda s, x: s.astype(x.dtype) * x, scale, vector)
+        size = tree.norm(scaled)
+        return tree.scale(1 / jnp.where(size > 0, size, 1), scaled)
+
+    turned = jax.vmap(row)
+    return pairs._replace(
+        vectors=turned(pairs.vectors),
+        carried=pairs.carried._replace(vectors=turned(pairs.carried.vectors)),
+        converged=jnp.zeros_like(pairs.converged),
+        status=jnp.full_like(pairs.status, Status.NOT_CONVERGED),
+    )
+
+
+Formula = Callable[[Any, Any, Any, dict[str, Any]], Params]
+
+
+@functools.cache
+def _kinds() -> dict[type, Formula]:
+    """The states, and what `P` is in each."""
+    # Public in what optax returns alone.
+    with_count = jax.eval_shape(lambda: optax.scale_by_rms(bias_correction=True).init(()))
+    return {
+        optax.ScaleByAdamState: _adam,
+        optax.ScaleByAmsgradState: _amsgrad,
+        optax.ScaleByBeliefState: _belief,
+        optax.ScaleByRmsState: _rms,
+        type(with_count): _rms,
+        optax.ScaleByRssState: _adagrad,
+    }
+
+
+def _adam(state, b2, eps, options) -> Params:
+    _refuse(state, options, "eps_in_sqrt")
+    return _add_outside(_corrected(state, b2), eps, options["eps_root"])
+
+
+def _amsgrad(state, b2, eps, options) -> Params:
+    _refuse(state, options, "eps_in_sqrt")
+    _corrected(state, 0.5)  # for its check of the count
+    return _add_outside(state.nu_max, eps, options["eps_root"])
+
+
+def _belief(state, b2, eps, options) -> Params:
+    _refuse(state, options, "eps_in_sqrt", "eps_root")
+    return _add_outside(_corrected(state, b2), eps, None)
+
+
+def _rms(state, b2, eps, options) -> Params:
+    _refuse(state, options, "eps_root")
+    nu = _corrected(state, b2) if "count" in state._fields else state.nu
+    if options["eps_in_sqrt"] is False:
+        return _add_outside(nu, eps, None)
+    return jax.tree.map(lambda n: jnp.sqrt(n + jnp.asarray(eps, n.dtype)), tree.widen(nu))
+
+
+def _adagrad(state, b2, eps, options) -> Params:
+    _refuse(state, options, "eps_root", "eps_in_sqrt")
+
+    def leaf(n):
+        return jnp.where(n > 0, jnp.sqrt(n + jnp.asarray(eps, n.dtype)), jnp.inf)
+
+    return jax.tree.map(leaf, tree.widen(state.sum_of_squares))
+
+
+def _corrected(state, b2) -> Params:
+    """The second moment without the bias of its start from zero."""
+    if b2 is None:
+        raise UserError(
+            f"{_CALLER}: {type(state).__name__} corrects its bias by b2^count, and b2 is not in "
+            f"the state; give b2=, that of the optimiser."
+        )
+    if not isinstance(state.count, Tracer) and jnp.any(jnp.asarray(state.count) < 1):
+        raise UserError(
+            f"{_CALLER}: count={state.count}; the second moments mean nothing before the first "
+            f"step."
+        )
+    share = -jnp.expm1(jnp.asarray(state.count, float) * jnp.log(jnp.asarray(b2, float)))
+    return jax.tree.map(lambda n: n / share.astype(n.dtype), tree.widen(state.nu))
+
+
+def _add_outside(nu, eps, eps_root) -> Params:
+    def leaf(n):
+        under = n if eps_root is None else n + jnp.asarray(eps_root, n.dtype)
+        return jnp.sqrt(under) + jnp.asarray(eps, n.dtype)
+
+    return jax.tree.map(leaf, tree.widen(nu))
+
+
+def _refuse(state, options, *names) -> None:
+    for name in names:
+        if options[name] is not None:
+            raise UserError(f"{_CALLER}: {type(state).__name__} has no {name}; leave it out.")
