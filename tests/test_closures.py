@@ -32,6 +32,7 @@ from sharpjax.geometry import (
     gauss_newton,
     hessian,
     hvp,
+    local_learning_coefficient,
     sam_sharpness,
     spectral_density,
     top_eigenpairs,
@@ -436,6 +437,17 @@ MEASURES = {
     "critical": lambda loss: critical_sharpness(loss, PARAMS, BATCH, -PARAMS).loss / 3.75,
     "mini-batches": lambda loss: (
         batch_sharpness(loss, PARAMS[:1], BATCH, batch_size=2, key=KEY, max_batches=2).value
+    ),
+    "learning coefficient": lambda loss: (
+        local_learning_coefficient(
+            *(loss, PARAMS, BATCH),
+            key=KEY,
+            step_size=0.1,
+            localization=1.0,
+            num_steps=2,
+            burn_in=0,
+        ).loss
+        / 3.75
     ),
 }
 

@@ -351,6 +351,9 @@ def test_every_function_that_cuts_names_itself(name, key):
         "batch_sharpness": lambda: geometry.batch_sharpness(
             loss, params, batch, batch_size=12, key=key, microbatch_size=4
         ),
+        "local_learning_coefficient": lambda: geometry.local_learning_coefficient(
+            loss, params, batch, key=key, step_size=0.1, localization=1.0, batch_size=4
+        ),
         "worst_case_sharpness": lambda: geometry.worst_case_sharpness(
             loss, params, batch, microbatch_size=4, **ball
         ),

@@ -422,6 +422,7 @@ ELSEWHERE = {
     "check_deterministic": "calls the loss outside of a trace",
     "empirical_fisher": "test_metamorphic.py",
     "fisher": "test_metamorphic.py",
+    "local_learning_coefficient": "test_learning_coefficient.py",
     "preconditioner": "test_preconditioner.py",
     "rescale_start": "test_preconditioner.py",
 }

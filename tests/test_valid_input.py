@@ -27,6 +27,7 @@ from sharpjax.geometry import (
     hessian,
     hvp,
     layers,
+    local_learning_coefficient,
     logdet,
     sam_sharpness,
     spectral_density,
@@ -100,6 +101,9 @@ MEASURES: dict[str, Any] = {
     "critical": lambda loss, p, b, _: critical_sharpness(loss, p, b, p, max_losses=6),
     "mini-batches": lambda loss, p, b, key: batch_sharpness(
         loss, p, b, batch_size=2, key=key, max_batches=4
+    ),
+    "learning coefficient": lambda loss, p, b, key: local_learning_coefficient(
+        loss, p, b, key=key, step_size=1e-6, localization=1.0, num_steps=2, burn_in=1, batch_size=2
     ),
 }
 
@@ -178,7 +182,9 @@ def test_a_traced_target_of_a_log_determinant(argument):
 # Keys.
 
 
-@pytest.mark.parametrize("name", [*SOLVERS, "worst case", "adaptive", "mini-batches"])
+@pytest.mark.parametrize(
+    "name", [*SOLVERS, "worst case", "adaptive", "mini-batches", "learning coefficient"]
+)
 def test_a_legacy_key_is_the_same_key(name):
     legacy = jax.random.PRNGKey(0)
 

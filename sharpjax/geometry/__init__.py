@@ -48,6 +48,12 @@ from sharpjax.geometry.sharpness.directional import DirectionalCurvature as Dire
 from sharpjax.geometry.sharpness.directional import DirectionalSharpness as DirectionalSharpness
 from sharpjax.geometry.sharpness.directional import directional_curvature as directional_curvature
 from sharpjax.geometry.sharpness.directional import directional_sharpness as directional_sharpness
+from sharpjax.geometry.sharpness.learning_coefficient import (
+    LearningCoefficient as LearningCoefficient,
+)
+from sharpjax.geometry.sharpness.learning_coefficient import (
+    local_learning_coefficient as local_learning_coefficient,
+)
 from sharpjax.geometry.sharpness.measures import AdaptiveSharpness as AdaptiveSharpness
 from sharpjax.geometry.sharpness.measures import SamSharpness as SamSharpness
 from sharpjax.geometry.sharpness.measures import Sharpness as Sharpness

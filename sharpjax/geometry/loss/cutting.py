@@ -38,11 +38,20 @@ Parts = tuple[Batch, Batch]
 
 
 def check_cut(
-    caller: str, loss: Any, params: Any, batch: Batch, microbatch_size: int | None
+    caller: str,
+    loss: Any,
+    params: Any,
+    batch: Batch,
+    microbatch_size: int | None,
+    *,
+    argument: str = "microbatch_size",
 ) -> Checked | None:
     """Refuses microbatches of a loss that is not the mean of its parts.
 
     Cost: two forward passes of a microbatch, but of 16 to 64 examples.
+
+    Args:
+        argument: the name under which the caller's user gave the size.
 
     Raises:
         UserError: names `caller` and the remedies.
@@ -51,7 +60,7 @@ def check_cut(
         return None
     size = int(microbatch_size)
     problem = (caller, loss, params, batch, min(size, _TOGETHER), max(_LEAST, min(size, _MOST)))
-    return _check(*problem, f"microbatch_size={size}", _ONE_PASS)
+    return _check(*problem, f"{argument}={size}", f"{_ONE_PASS}: leave {argument} out.")
 
 
 def check_alone(caller: str, loss: Any, params: Any, batch: Batch) -> Checked | None:
@@ -94,7 +103,7 @@ def share(count: int) -> int:
     return math.ceil(_MOST / count)
 
 
-_ONE_PASS = "Examples that see each other (in-batch negatives): leave microbatch_size out."
+_ONE_PASS = "Examples that see each other (in-batch negatives)"
 _NONE = "Examples that see each other (in-batch negatives) have no gradients of their own."
 _PER_BATCH = (
     "Examples that see each other (in-batch negatives): one batch of all. A loss that is meant for "
