@@ -423,8 +423,11 @@ ELSEWHERE = {
     "empirical_fisher": "test_metamorphic.py",
     "fisher": "test_metamorphic.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
+    "operator": "test_custom.py",
     "preconditioner": "test_preconditioner.py",
     "rescale_start": "test_preconditioner.py",
+    "restricted": "test_blocks.py",
+    "solve": "test_solve.py",
 }
 
 
