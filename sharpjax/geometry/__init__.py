@@ -6,11 +6,9 @@ a pytree of floating arrays, and a loss is `loss(params, batch) -> scalar`.
 
 from types import ModuleType as _ModuleType
 
-from sharpjax.geometry.eigenpairs.completeness import Verification as Verification
 from sharpjax.geometry.eigenpairs.overlap import Overlap as Overlap
 from sharpjax.geometry.eigenpairs.overlap import subspace_overlap as subspace_overlap
 from sharpjax.geometry.eigenpairs.result import Eigenpairs as Eigenpairs
-from sharpjax.geometry.eigenpairs.starts import Start as Start
 from sharpjax.geometry.eigenpairs.subsample import subsample_start as subsample_start
 from sharpjax.geometry.eigenpairs.subsample import subsampled as subsampled
 from sharpjax.geometry.eigenpairs.top import top_eigenpairs as top_eigenpairs

@@ -24,6 +24,7 @@ class Search(NamedTuple):
         tol, vector_tol: what is asked for; no bound on vectors is infinity.
         passes: for each value that must converge, the tests passed without a break.
         done: all have, or nothing more can be done.
+        known: what the test of a step compares with, from before the search.
     """
 
     state: Any
@@ -31,6 +32,7 @@ class Search(NamedTuple):
     vector_tol: jax.Array
     passes: jax.Array
     done: jax.Array
+    known: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,21 @@ class SearchStep:
         return first + self.guards, (second + self.guards if second else 0)
 
     @property
+    def persistence(self) -> list[int]:
+        """For each of those tested, the steps over which it must go on to pass."""
+        steps = _FURTHER if self.guards else 0
+        return [
+            steps if i < asked else 0
+            for asked, tested in zip(self.ends, self.tested, strict=True)
+            for i in range(tested)
+        ]
+
+    @property
+    def first_test(self) -> int:
+        """Products before the first test."""
+        return max(self.tested)
+
+    @property
     def least_rows(self) -> int:
         """What a basis must hold at the least to be restarted."""
         return sum(self.tested) + 4
@@ -74,33 +91,42 @@ class SearchStep:
         period = max(1, len(state.alpha) // 32)
         count = lanes.furthest(state.num_products)
         last = exhausted(state)
-        due = (count % period == 0) & (count >= max(self.tested)) | lanes.any_lane(last)
-        passes = jax.lax.cond(
-            due, lambda: self._test(search, -(-_FURTHER // period)), lambda: search.passes
-        )
+        due = (count % period == 0) & (count >= self.first_test) | lanes.any_lane(last)
+        passes = jax.lax.cond(due, lambda: self._count(search, period), lambda: search.passes)
         broken = state.broken if isinstance(state, krylov.Lanczos) else state.invariant
-        done = jnp.all(passes >= _PASSED) | ~state.finite | broken
-        return search._replace(passes=passes, done=done)
+        search = search._replace(passes=passes)
+        return search._replace(done=has_passed(search) | ~state.finite | broken)
 
-    def _test(self, search: Search, further: int) -> jax.Array:
+    def _count(self, search: Search, period: int) -> jax.Array:
         """Counts the tests passed without a break; gives `_PASSED` where they are enough."""
-        found = ritz.bound(search.state)
+        passed = self.test(search)
+        passes = jnp.where(passed, search.passes + 1, 0)
+        needed = jnp.array([1 - (-steps // period) for steps in self.persistence], passes.dtype)
+        enough = (passes >= needed) | (passed & exhausted(search.state))
+        return jnp.where(enough, _PASSED, passes)
+
+    def test(self, search: Search) -> jax.Array:
+        """(t,): whether each of those tested is known well enough now, or cannot be there."""
+        found = self.bound(search)
         places, exist = self.places(search.state, found, self.tested)
-        threshold, is_guard = thresholds(search, found), self.is_guard()
+        threshold = thresholds(search, found.values, found.extent)
         # A guard is there to show that nothing is hidden among the k values: it need be no better
         # known than the last of them.
-        last = [n for i, n in enumerate(self._last_asked()) for _ in range(self.tested[i])]
-        enough = jnp.maximum(threshold[places], threshold[places[jnp.array(last, jnp.int32)]])
+        last = jnp.array(self.last_asked, jnp.int32)
+        enough = jnp.maximum(threshold[places], threshold[places[last]])
         guard = (found.residuals * found.vector_errors)[places] <= enough
-        passed = jnp.where(is_guard, guard, is_met(search, found)[places]) & exist
-        passes = jnp.where(passed, search.passes + 1, 0)
-        needed = jnp.where(is_guard, 1, 1 + (further if self.guards else 0))
-        all_there_is = exhausted(search.state) & (passed | ~exist)
-        return jnp.where(all_there_is | (passes >= needed), _PASSED, passes)
+        passed = jnp.where(self.is_guard(), guard, is_met(search, found)[places])
+        return jnp.where(exist, passed, exhausted(search.state))
 
-    def _last_asked(self) -> tuple[int, int]:
-        """Where the last of the k values of each end is among those tested."""
-        return self.ends[0] - 1, self.tested[0] + self.ends[1] - 1
+    @property
+    def last_asked(self) -> list[int]:
+        """For each of those tested, where the last of the k values of its end is among them."""
+        first, second = self.tested
+        return [self.ends[0] - 1] * first + [first + self.ends[1] - 1] * second
+
+    def bound(self, search: Search, error: jax.typing.ArrayLike = 0.0) -> ritz.Ritz:
+        """All values and their errors; no residual is below `error`, in units of the process."""
+        return ritz.bound(search.state, error)
 
     def places(
         self, state, found: ritz.Ritz, counts: tuple[int, int]
@@ -136,6 +162,14 @@ class SearchStep:
             [jnp.arange(n) >= m for n, m in zip(self.tested, self.ends, strict=True)]
         )
 
+    def outward(self, values, counts: tuple[int, int]) -> jax.Array:
+        """Values, so many of each end, the larger the further out they are there."""
+        if self.which == "LM":
+            return jnp.abs(values)
+        first, second = counts
+        signs = [-1 if self.which == "SA" else 1] * first + [-1] * second
+        return jnp.array(signs, values.dtype) * values
+
     def converged(self, passes) -> jax.Array:
         """(k,): those that have persisted with all values before them and the guards beyond."""
         ok = passes >= _PASSED
@@ -158,15 +192,63 @@ class SearchStep:
         return first + (more + 1) // 2, second + more // 2
 
 
-def thresholds(search: Search, found: ritz.Ritz) -> jax.Array:
-    """(m,): the error that is asked for, or that can be asked for."""
-    least = 10 * krylov.noise(found.values.dtype) * found.extent
-    return jnp.maximum(search.tol * jnp.abs(found.values), least)
+@dataclasses.dataclass(frozen=True)
+class BeyondStep(SearchStep):
+    """A step of a search for all that lies beyond an edge, k values at the most.
+
+    `Search.known` holds the edge of each end, (2,), as `outward` gives it. Values beyond it are to
+    be as good as asked for, the next one and the guards a tenth of their distance to it.
+    """
+
+    @property
+    def persistence(self) -> list[int]:
+        return [_FURTHER - 1] * sum(self.tested)
+
+    @property
+    def first_test(self) -> int:
+        return 1
+
+    def test(self, search: Search) -> jax.Array:
+        found = self.bound(search)
+        places, exist = self.places(search.state, found, self.tested)
+        values, excess = found.values[places], self.excess(search, found)
+        beyond = exist & (excess > 0)
+        enough = thresholds(search, values, found.extent)
+        enough = jnp.where(beyond, enough, jnp.maximum(enough, 0.1 * -excess))
+        met = found.value_errors[places] <= enough
+        met &= ~beyond | (found.vector_errors[places] <= search.vector_tol)
+        guard = (found.residuals * found.vector_errors)[places] <= enough
+        split, ok = self.tested[0], []
+        for part in (slice(0, split), slice(split, len(values))):
+            rank = jnp.arange(part.stop - part.start, dtype=jnp.int32)
+            needed = jnp.maximum(jnp.sum(beyond[part], dtype=jnp.int32), 1)
+            passed = jnp.where(rank < needed, met[part], guard[part])
+            passed = jnp.where(exist[part], passed, exhausted(search.state))
+            ok.append(passed | (rank >= needed + self.guards))
+        return jnp.full(len(values), jnp.all(jnp.concatenate(ok)))
+
+    def excess(self, search: Search, found: ritz.Ritz) -> jax.Array:
+        """(t,): how far the outermost values lie beyond the edge; negative before it."""
+        places, _ = self.places(search.state, found, self.tested)
+        first, second = self.tested
+        edges = search.known[jnp.array([0] * first + [1] * second, jnp.int32)]
+        return self.outward(found.values[places], self.tested) - edges
+
+
+def has_passed(search: Search) -> jax.Array:
+    """Whether all that must converge have."""
+    return jnp.all(search.passes >= _PASSED)
+
+
+def thresholds(search: Search, values: jax.Array, extent: jax.Array) -> jax.Array:
+    """The error of values that is asked for, or that can be asked for, where |A| is `extent`."""
+    least = 10 * krylov.noise(values.dtype) * extent
+    return jnp.maximum(search.tol * jnp.abs(values), least)
 
 
 def is_met(search: Search, found: ritz.Ritz) -> jax.Array:
     """(m,): whether a value and its vector are as good as was asked for."""
-    near = found.value_errors <= thresholds(search, found)
+    near = found.value_errors <= thresholds(search, found.values, found.extent)
     return near & (found.vector_errors <= search.vector_tol)
 
 
@@ -185,7 +267,7 @@ def exhausted(state: krylov.Lanczos | recurrence.Recurrence) -> jax.Array:
     return state.invariant
 
 
-def begin(step: SearchStep, state, tol, vector_tol) -> Search:
+def begin(step: SearchStep, state, tol, vector_tol, known=None, done=False) -> Search:
     """A search that has seen nothing yet; for use inside a trace."""
     zero = state.num_products
     return Search(
@@ -193,7 +275,8 @@ def begin(step: SearchStep, state, tol, vector_tol) -> Search:
         tol=jnp.asarray(tol, state.alpha.dtype),
         vector_tol=jnp.asarray(vector_tol, state.alpha.dtype),
         passes=jnp.full(sum(step.tested), zero),
-        done=zero != 0,
+        done=~state.finite | done,
+        known=known,
     )
 
 

@@ -24,7 +24,7 @@ class Eigenpairs(NamedTuple):
         converged: (k,), see `top_eigenpairs`.
         num_products: int32.
         status: `Status`, int32.
-        verification: `verification.Verification` where `verify=True` asked for it, else None.
+        verification: `completeness.Verification` where `verify=True` asked for it, else None.
         carried: what a later search starts from (`start=`): vectors of the k and of two values
             beyond them at each end; None without vectors.
     """

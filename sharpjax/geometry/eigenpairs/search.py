@@ -2,17 +2,18 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from sharpjax import loops
 from sharpjax.geometry.eigenpairs import convergence
-from sharpjax.geometry.eigenpairs.convergence import Search, SearchStep, is_done
+from sharpjax.geometry.eigenpairs.convergence import Search, SearchStep, is_done, is_met
+from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.lanczos import krylov, recurrence
 from sharpjax.geometry.operators.algebra import Matvec
+from sharpjax.geometry.status import Status
 
 
 def solve(
@@ -24,6 +25,8 @@ def solve(
     vector_tol: float | jax.Array = math.inf,
     max_products: int,
     bounded: bool = False,
+    known: Any = None,
+    done: bool | jax.Array = False,
 ) -> Search:
     """A search from where a process stands until all has converged.
 
@@ -37,10 +40,12 @@ def solve(
         tol, vector_tol: as in `top_eigenpairs`.
         max_products: from here on.
         bounded: the basis may not grow.
+        known: what `step` compares with.
+        done: take no product at all.
     """
-    search = _begin(step, state, tol, vector_tol)
+    search = _begin(step, state, tol, vector_tol, known, done)
     state, rows = search.state, len(state.alpha)
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((search, product))):
+    if loops.is_traced((search, product)):
         first = min(max_products, rows)
         search, used = loops.iterate(step, search, product, max_steps=first, until=is_done)
         if bounded and max_products > rows:
@@ -66,6 +71,45 @@ def solve(
             room = min(krylov.num_rows(rows), krylov.num_rows(left))
             rows += room
             search = search._replace(state=krylov.grow(search.state, rows))
+
+
+def finish(
+    step: SearchStep,
+    vectors: bool,
+    search: Search,
+    error: jax.typing.ArrayLike = 0.0,
+    used: jax.typing.ArrayLike = 0,
+) -> Eigenpairs:
+    """What a search has found; for use inside a trace.
+
+    Args:
+        step, search: it.
+        vectors: whether they are wanted.
+        error, used: from `certificate.certify`.
+    """
+    state = search.state
+    found = step.bound(search, error)
+    places, exist = step.places(state, found, step.tested)
+    wanted, known = step.wanted(places), step.wanted(exist) & state.finite
+    converged = step.converged(search.passes) & known & is_met(search, found)[wanted]
+    status = jnp.where(jnp.all(converged), Status.OK, Status.NOT_CONVERGED)
+    if isinstance(state, krylov.Lanczos):
+        status = jnp.where(state.broken & ~jnp.all(converged), Status.BREAKDOWN, status)
+    status = jnp.where(state.finite, status, Status.NON_FINITE)
+
+    def pick(x):
+        return jnp.where(known, x[wanted], jnp.nan)
+
+    return Eigenpairs(
+        values=pick(found.values),
+        vectors=krylov.combine_rows(state.basis, found.weights[:, wanted]) if vectors else None,
+        residuals=pick(found.residuals),
+        value_errors=pick(found.value_errors),
+        vector_errors=pick(found.vector_errors),
+        converged=converged,
+        num_products=state.num_products + used,
+        status=status.astype(jnp.int32),
+    )
 
 
 class _Cycles(NamedTuple):

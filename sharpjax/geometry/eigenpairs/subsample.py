@@ -10,7 +10,7 @@ import numpy as np
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
-from sharpjax.geometry.eigenpairs import starts
+from sharpjax.geometry.eigenpairs import warm_start
 from sharpjax.geometry.eigenpairs.convergence import Which
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.eigenpairs.top import top_eigenpairs
@@ -67,7 +67,7 @@ def subsample_start(
     caller = "subsample_start"
     check_operator(caller, operator)
     key = check_key(caller, key)
-    few = starts.num_carried(whole_number(caller, "k", k), which)
+    few = warm_start.num_carried(whole_number(caller, "k", k), which)
     few = min(few, tree.size(operator.like))
     num_steps = whole_number(caller, "num_steps", num_steps, least=few)
     for_examples, for_start = jax.random.split(key)

@@ -37,8 +37,8 @@ class Lanczos(NamedTuple):
         arrow: (m,); couples the rows kept at a restart with the row `kept`; 0 elsewhere.
         row: int32, the row that `vector` will take.
         kept: int32, how many rows the last restart kept; 0 before the first.
-        locked: int32, how many rows at the front belong to no value of this process, which runs in
-            their orthogonal complement.
+        couplings: (m, l), `A q_j` along the l locked vectors: rows at the front that belong to no
+            value of this process, which runs in their orthogonal complement.
         scale: the largest `|A q_j|`, which `|A|` is not below.
         leak: the largest part of a product that lay in the basis where the recurrence says there
             is none: what can be seen of the noise of products.
@@ -56,13 +56,18 @@ class Lanczos(NamedTuple):
     arrow: jax.Array
     row: jax.Array
     kept: jax.Array
-    locked: jax.Array
+    couplings: jax.Array
     scale: jax.Array
     leak: jax.Array
     seed: jax.Array
     num_products: jax.Array
     finite: jax.Array
     broken: jax.Array
+
+    @property
+    def locked(self) -> int:
+        """How many rows are."""
+        return self.couplings.shape[-1]
 
 
 def num_rows(count: int) -> int:
@@ -106,8 +111,11 @@ def grow(state: Any, rows: int) -> Any:
     state = state._replace(alpha=_pad(state.alpha, rows), beta=_pad(state.beta, rows))
     if isinstance(state, recurrence.Recurrence):
         return state
-    basis = jax.tree.map(lambda q: _pad(q, rows), state.basis)
-    return state._replace(basis=basis, arrow=_pad(state.arrow, rows))
+    return state._replace(
+        basis=jax.tree.map(lambda q: _pad(q, rows), state.basis),
+        arrow=_pad(state.arrow, rows),
+        couplings=_pad(state.couplings, rows),
+    )
 
 
 def restart(state: Lanczos, values: jax.Array, weights: jax.Array) -> Lanczos:
@@ -185,6 +193,7 @@ class LanczosStep:
             alpha=_set_row(state.alpha, alpha + _get_row(found.overlaps, row), row),
             beta=_set_row(state.beta, jnp.where(invariant, 0, found.norm), row),
             row=state.row + 1,
+            couplings=_set_row(state.couplings, found.overlaps[: state.locked], row),
             scale=found.scale,
             leak=jnp.maximum(state.leak, leak),
             num_products=state.num_products + 1,
@@ -285,7 +294,7 @@ def _start(key, like, rows, vector, locked, lie) -> Lanczos:
         arrow=jnp.full(rows, zero),
         row=none + count,
         kept=none,
-        locked=none + count,
+        couplings=jnp.full((rows, count), zero),
         scale=zero,
         leak=zero,
         seed=seed,

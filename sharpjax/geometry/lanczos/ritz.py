@@ -19,6 +19,7 @@ class Ritz(NamedTuple):
         values: as `krylov.ritz` gives them, but not in units of the process, as all else here.
         weights: as `krylov.ritz` gives them.
         residuals: `|A y - value y|`, not below the noise of products.
+        squares: the sum of the squared residuals of the cluster, in units of the process.
         gaps: distance to the nearest Ritz value outside of the cluster, less that one's residual.
         value_errors: `residual^2 / gap`, with the sum over the cluster above, or the residual
             itself if it is less; not below what the noise of products moves a value by.
@@ -27,17 +28,20 @@ class Ritz(NamedTuple):
         heads: whether a value is the outermost of its cluster, seen from above and from below:
             (2, m).
         extent: what `|A|` is not below, a scalar.
+        unit: of the process, 1 where it is not known.
     """
 
     values: jax.Array
     weights: jax.Array
     residuals: jax.Array
+    squares: jax.Array
     gaps: jax.Array
     value_errors: jax.Array
     vector_errors: jax.Array
     shift: jax.Array
     heads: jax.Array
     extent: jax.Array
+    unit: jax.Array
 
 
 def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.ArrayLike = 0.0) -> Ritz:
@@ -85,18 +89,31 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
     together = jnp.expand_dims(cluster, 1) == jnp.expand_dims(cluster, 0)
     own = jnp.expand_dims(jnp.where(reached, jnp.square(residuals), 0), 0)
     squares = jnp.sum(jnp.where(together, own, 0), axis=1)
-    safe = jnp.where(gaps > 0, gaps, 1)
     shift = jnp.maximum(jnp.maximum(noise, _SHIFT * state.leak), lost)
-    quadratic = jnp.maximum(squares / safe, shift)
     unit = units.known(state.unit)
-    return Ritz(
+    found = Ritz(
         values=values * unit,
         weights=weights,
         residuals=residuals * unit,
+        squares=squares,
         gaps=gaps * unit,
-        value_errors=jnp.where(gaps > 0, jnp.minimum(quadratic, residuals), residuals) * unit,
-        vector_errors=jnp.where(gaps > residuals, residuals / safe, 1),
+        value_errors=residuals * unit,
+        vector_errors=jnp.ones_like(residuals),
         shift=shift * unit,
         heads=jnp.stack([is_last, is_first]),
         extent=size * unit,
+        unit=unit,
+    )
+    return with_gaps(found, found.gaps)
+
+
+def with_gaps(found: Ritz, gaps: jax.Array) -> Ritz:
+    """The same values, with their errors if these are the gaps."""
+    safe = jnp.where(gaps > 0, gaps, found.unit)
+    quadratic = jnp.maximum(found.squares / (safe / found.unit) * found.unit, found.shift)
+    residuals = found.residuals
+    return found._replace(
+        gaps=gaps,
+        value_errors=jnp.where(gaps > 0, jnp.minimum(quadratic, residuals), residuals),
+        vector_errors=jnp.where(gaps > residuals, residuals / safe, 1),
     )

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import Eigenpairs, Operator, Status, hessian, top_eigenpairs
-from sharpjax.geometry.eigenpairs import search, starts, tracking
+from sharpjax.geometry.eigenpairs import search, warm_start
 from sharpjax.geometry.eigenpairs.convergence import SearchStep
 from sharpjax.geometry.lanczos import krylov
 from sharpjax.geometry.operators import algebra
@@ -42,22 +42,25 @@ class Dense(Operator):
 
 
 def anew(operator, key, k=1, which: Any = "LA", tol=1e-3, most=60):
-    """A search from nothing: what it carries on, and its products."""
+    """A search from nothing: what it carries on, and what it found."""
     state = krylov.start(key, operator.like, krylov.num_rows(most))
-    found = search.solve(
-        *(SearchStep(k, which, 2), algebra.linearize(operator), state), tol=tol, max_products=most
+    step = SearchStep(k, which, 2)
+    found = search.solve(*(step, algebra.linearize(operator), state), tol=tol, max_products=most)
+    return warm_start.carry(step, found.state), search.finish(step, False, found)
+
+
+def follow(operator, start, key, k=1, which: Any = "LA", tol=1e-3, vector_tol=np.inf):
+    found, again = warm_start.follow(
+        *(algebra.linearize(operator), start),
+        key=key,
+        like=operator.like,
+        k=k,
+        which=which,
+        tol=tol,
+        vector_tol=vector_tol,
+        max_products=100,
     )
-    return _carried(k, which, found.state), found.state.num_products
-
-
-_carried = jax.jit(starts.carried, static_argnums=(0, 1))
-
-
-def follow(operator, start, key, k=1, which: Any = "LA", tol=1e-3):
-    product, like = algebra.linearize(operator), operator.like
-    return tracking.follow(
-        product, start, key=key, like=like, k=k, which=which, tol=tol, vector_tol=np.inf
-    )
+    return found, found.carried, again
 
 
 all_anew = jax.jit(jax.vmap(lambda m, key: anew(Dense(m), key), (None, 0)))
@@ -99,14 +102,14 @@ def wrong(found, again, values):
 def track(path, reset=True):
     """All lanes along a path of (values, matrix): counts of products, and what went wrong."""
     start, cold = all_anew(path[0][1], keys(0))
-    warm, searched, bad, repeated = [], [np.mean(cold)], 0, 0
+    warm, searched, bad, repeated = [], [np.mean(cold.num_products)], 0, 0
     for i, (values, m) in enumerate(path[1:]):
         found, following, again = all_follow(m, start, keys(2 * i + 1))
-        fresh, count = all_anew(m, keys(2 * i + 2))
+        fresh, cold = all_anew(m, keys(2 * i + 2))
         bad += wrong(jax.device_get(found), np.asarray(again), values)
         repeated += int(again.sum())
         warm.append(np.mean(found.num_products))
-        searched.append(np.mean(count))
+        searched.append(np.mean(cold.num_products))
         start = jax.vmap(lambda a, x, y: jax.tree.map(lambda p, q: jnp.where(a, p, q), x, y))(
             again, fresh, following
         )
@@ -194,12 +197,12 @@ def test_a_result_that_lost_the_largest_is_corrected_by_then():
     start, _ = all_anew(matrix(values), keys(0))
     values = np.r_[2.5, 2.0, 1.5, 1.2, 3.0, bulk(N - 4)[1:]]
     m = matrix(values)
-    for i in range(tracking.PERIOD):
+    for i in range(warm_start.PERIOD):
         found, start, again = all_follow(m, start, keys(i))
         if i == 0:
             assert wrong(jax.device_get(found), np.asarray(again), values) > 0
     assert again.all()
-    fresh, _ = all_anew(m, keys(1))
+    _, fresh = all_anew(m, keys(1))
     np.testing.assert_allclose(fresh.values[:, 0], 3, rtol=1e-3)
 
 
@@ -224,7 +227,7 @@ def test_every_end(x64, strict, which):
     assert start.values.shape == (4 + 2 * (which == "BE"),)
     for t in range(1, 5):
         found, start, again = follow(operator(t), start, jax.random.key(t), 2, which)
-        assert not again and int(found.num_products) < 0.7 * int(cold)
+        assert not again and int(found.num_products) < 0.7 * int(cold.num_products)
         np.testing.assert_allclose(found.values, right(values(t)), rtol=1e-3)
         assert found.converged.all() and (found.value_errors <= found.residuals).all()
         y = np.concatenate([np.reshape(x, (2, -1)) for x in jax.tree.leaves(found.vectors)], 1)
@@ -251,15 +254,12 @@ def test_pairs_of_another_operator_are_a_start(x64, which):
     rough = top_eigenpairs(
         Diagonal(jnp.asarray(values * 1.1)), key=keys(0)[0], k=count, which=which
     )
-    start = starts.from_pairs(rough, k, which)
-    starts.check_start("top_eigenpairs", start, jnp.asarray(values), k, which)
+    start = warm_start.check("top_eigenpairs", rough, jnp.asarray(values), k, which)
     found, _, again = follow(Diagonal(jnp.asarray(values)), start, keys(1)[0], k, which)
     assert not again and found.num_products <= {"LA": 7, "BE": 9}[which]
     np.testing.assert_allclose(found.values, {"LA": [3], "BE": [3, -3.2]}[which], rtol=1e-3)
-    with pytest.raises(UserError, match=f"it must hold {count + 1} pairs"):
-        starts.from_pairs(rough, k + 1, which)
-    with pytest.raises(UserError, match="start= has no vectors"):
-        starts.from_pairs(rough._replace(vectors=None), k, which)
+    with pytest.raises(UserError, match=f"or the {count + 1} pairs of `subsample_start`"):
+        warm_start.check("top_eigenpairs", rough, jnp.asarray(values), k + 1, which)
 
 
 @pytest.mark.slow
@@ -267,10 +267,9 @@ def test_vectors_are_as_good_as_asked(x64):
     values = np.r_[3.0, 2.5, 2.0, 1.5, bulk(N - 4)]
     start, _ = anew(Diagonal(jnp.asarray(values)), jax.random.key(0))
     values[:3] += np.array([0.0, 0.1, 0.2])
-    options = {"key": jax.random.key(1), "like": start.vectors[0], "k": 1, "which": "LA"}
-    product = Diagonal(jnp.asarray(values)).linearize()
-    loose, _, _ = tracking.follow(product, start, tol=1e-3, vector_tol=np.inf, **options)
-    close, _, _ = tracking.follow(product, start, tol=1e-3, vector_tol=1e-4, **options)
+    operator = Diagonal(jnp.asarray(values))
+    loose, _, _ = follow(operator, start, jax.random.key(1))
+    close, _, _ = follow(operator, start, jax.random.key(1), vector_tol=1e-4)
     assert close.converged.all() and close.num_products > loose.num_products
     for found in (loose, close):
         sine = np.sqrt(max(0.0, 1 - float(found.vectors[0, 0]) ** 2))
@@ -281,40 +280,32 @@ def test_vectors_are_as_good_as_asked(x64):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: None, "start= carries no vectors; find it with vectors=True"),
-        (lambda s: s.vectors, "start must be an earlier result of top_eigenpairs.*got ArrayImpl"),
+        (lambda s: s._replace(vectors=None), "start= carries no vectors; find it with vectors=T"),
+        (lambda s: s.vectors, "start= must be an earlier result of top_eigenpairs.*got Array"),
+        (lambda s: jax.tree.map(lambda x: x[None], s), r"values of shape \(1, 1\); for k=1 and"),
+        (lambda s: s._replace(carried=carrying(2)), "give a result for the same k and which"),
+        (lambda s: s._replace(carried=carrying(3, size=5)), r"float32\[5\] where params has float"),
         (
-            lambda s: s._replace(values=jnp.ones(())),
-            r"values of shape \(\), but k=1 and which='LA' need \(3,\)",
-        ),
-        (lambda s: s._replace(values=jnp.ones(4)), "must come from a search for the same k"),
-        (lambda s: s._replace(vectors=s.vectors[:, 1:]), r"float32\[5\] where params has float32"),
-        (
-            lambda s: s._replace(vectors={"w": s.vectors}),
+            lambda s: s._replace(carried=carrying(3)._replace(vectors={"w": jnp.ones((3, 6))})),
             "each vector of start= must have the tree",
         ),
     ],
 )
 def test_a_start_that_does_not_fit(change, message):
-    like = jnp.ones(6)
-    start = starts.Start(jnp.ones((3, 6)), jnp.ones(3), jnp.ones(()), jnp.int32(0))
-    starts.check_start("top_eigenpairs", start, like, 1, "LA")
-    with pytest.raises(UserError, match=message):
-        starts.check_start("top_eigenpairs", change(start), like, 1, "LA")
-
-
-def test_choose():
-    zero = jnp.zeros(1)
-    pairs = Eigenpairs(
-        *(zero, zero, zero, zero, zero, zero),
+    one = jnp.ones(1)
+    start = Eigenpairs(
+        *(one, jnp.ones((1, 6)), one, one, one, one),
         num_products=jnp.int32(3),
-        status=jnp.int32(Status.NOT_CONVERGED),
+        status=jnp.int32(0),
+        carried=carrying(3),
     )
-    fresh = pairs._replace(values=zero + 1, num_products=jnp.int32(9), status=jnp.int32(0))
-    chosen = tracking.choose(jnp.bool_(True), fresh, pairs)
-    assert chosen.num_products == 12 and chosen.values == 1 and chosen.status == Status.OK
-    chosen = tracking.choose(jnp.bool_(False), fresh, pairs)
-    assert chosen.num_products == 3 and chosen.values == 0
+    assert warm_start.check("top_eigenpairs", start, jnp.ones(6), 1, "LA") is start.carried
+    with pytest.raises(UserError, match=message):
+        warm_start.check("top_eigenpairs", change(start), jnp.ones(6), 1, "LA")
+
+
+def carrying(count, size=6):
+    return warm_start.Start(jnp.ones((count, size)), jnp.ones(count), jnp.ones(()), jnp.int32(0))
 
 
 # Along training.
@@ -351,13 +342,13 @@ def test_along_training():
     for i, key in enumerate(keys(3, 20)):
         params = train(params, batch, key)
         operator = hessian(net_loss, params, batch)
-        fresh, count = anew(operator, key)
-        cold.append(int(count))
+        carried, fresh = anew(operator, key)
+        cold.append(int(fresh.num_products))
         if start is None:
-            start = fresh
+            start = carried
             continue
         found, start, again = follow(operator, start, key)
-        assert not again or i == tracking.PERIOD
+        assert not again or i == warm_start.PERIOD
         np.testing.assert_allclose(found.values[0], fresh.values[0], rtol=1e-3)
         warm.append(int(found.num_products))
     assert np.mean(cold) > 1.5 * np.mean(warm)
