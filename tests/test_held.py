@@ -76,6 +76,7 @@ FUNCTIONS = {
     "logdet": lambda A: geometry.logdet(A + 0.1, key=KEY),
     "curvature_report": lambda A: geometry.curvature_report(A, key=KEY, k=1),
     "operator @ v": lambda A: A @ A.like,
+    "solve": lambda A: geometry.solve(A + 0.1, A.like),
     "to_dense": lambda A: A.to_dense(),
     "to_scipy": lambda A: A.to_scipy(),
     "subsample_start": lambda A: geometry.subsample_start(A, key=KEY, num_examples=4),
