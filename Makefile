@@ -5,7 +5,7 @@ WORKERS ?= 2
 # A file's tests share programs and finished runs, so one worker takes them all, in this order.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint bench
+.PHONY: demo test test-fast lint docs bench
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 	$(BIN)/pip install --quiet -e '.[lint]'
 	touch $@
 
+.venv/.docs-installed: .venv/.installed
+	$(BIN)/pip install --quiet -e '.[docs]'
+	touch $@
+
 demo: .venv/.installed
 	$(BIN)/python launch.py --config=configs/sam_cifar.py:quick
 
@@ -32,6 +36,11 @@ test-fast: .venv/.test-installed
 
 lint: .venv/.lint-installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+# Looks at the sources alone, and asks nothing of a network. A link that leads nowhere is an error.
+docs: .venv/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "site/index.html is the start page; to search as well: $(BIN)/python -m http.server -d site"
 
 # Side by side with the peers, which need torch: an environment of its own, and half an hour.
 benchmarks/.venv/.installed: pyproject.toml benchmarks/requirements.txt
