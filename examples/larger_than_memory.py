@@ -4,8 +4,8 @@
 
 `averaged` takes a loader: an object that gives the same batches each time it is iterated. At any
 time one batch is in memory, the next one on its way, and the linearisations of as many batches as
-`cache_bytes` holds. (The data here are 8 MB, so that this runs in seconds; nothing below would
-change with a terabyte but the time.)
+`cache_bytes` holds. (The data here are 1 MB, so that this runs in seconds; with a terabyte nothing
+below would change but the time.)
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 from sharpjax import geometry
 
-FEATURES, BATCH, FILES = 32, 1024, 64
+FEATURES, BATCH, FILES = 32, 512, 16
 
 
 class Files:
@@ -50,9 +50,9 @@ def loss(params, batch):
 def weights():
     a, b = jax.random.split(jax.random.key(0))
     return {
-        "w1": jax.random.normal(a, (FEATURES, 16)) / FEATURES**0.5,
-        "b1": jnp.zeros(16),
-        "w2": jax.random.normal(b, (16,)) / 4,
+        "w1": jax.random.normal(a, (FEATURES, 8)) / FEATURES**0.5,
+        "b1": jnp.zeros(8),
+        "w2": jax.random.normal(b, (8,)) / 8**0.5,
     }
 
 
@@ -60,7 +60,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write(folder)
         hessian = geometry.averaged(
-            functools.partial(geometry.hessian, loss, weights()), Files(folder), cache_bytes=2**24
+            functools.partial(geometry.hessian, loss, weights()), Files(folder), cache_bytes=2**20
         )
         # A few steps on the first examples. Nothing is promised of what they give, but it is near
         # to where the search on all of the data begins.

@@ -14,7 +14,7 @@ import optax
 from sharpjax import geometry
 from sharpjax.errors import UserError
 
-VOCABULARY, LENGTH, WIDTH, SEQUENCES = 11, 8, 12, 32
+VOCABULARY, LENGTH, WIDTH, SEQUENCES = 11, 6, 8, 16
 
 
 def norm(x):
@@ -44,7 +44,7 @@ def num_tokens(batch):
 
 
 def problem():
-    """Small weights, and sequences of 2 to 8 tokens that count upwards from a random start."""
+    """Small weights, and sequences of 2 to 6 tokens that count upwards from a random start."""
     shapes = {
         "embed": (VOCABULARY, WIDTH),
         "position": (LENGTH, WIDTH),
@@ -76,8 +76,8 @@ def main():
     trace = geometry.trace(gauss_newton, key=jax.random.key(1), method="exact")
     print(f"trace of the Gauss-Newton matrix: {trace.value:.4f}, exact")
 
-    # Eight sequences at a time: the memory of a gradient of eight, the same matrix.
-    hessian = geometry.hessian(loss, params, batch, microbatch_size=8)
+    # Four sequences at a time: the memory of a gradient of four, the same matrix.
+    hessian = geometry.hessian(loss, params, batch, microbatch_size=4)
     pairs = geometry.check(geometry.top_eigenpairs(hessian, key=jax.random.key(2)))
     print(f"largest eigenvalue: {pairs.values[0]:.4f} ± {pairs.value_errors[0]:.0e}")
 
