@@ -17,7 +17,7 @@ def test_a_hessian_with_a_damping(x64, strict, key):
     damping = 4.0
     sign, truth = np.linalg.slogdet(dense(awkward_loss, params, batch) + damping * np.eye(34))
     operator = hessian(awkward_loss, params, batch) + damping
-    found = geometry.check(logdet(operator, key=key, num_steps=34, max_probes=64))
+    found = geometry.check(logdet(operator, key=key, num_steps=34, num_probes=64))
     assert sign == 1 and found.num_products == 34 * 64
     assert abs(found.value - truth) < 3 * found.standard_error < 3
     assert found.quadrature_error < 1e-9
@@ -61,7 +61,7 @@ def many(values, count, **options):
 def test_the_standard_error_covers_where_it_stops_the_probes():
     """Nominal .954, of 500 keys, and stopped after different numbers of probes."""
     values = np.r_[np.geomspace(1, 50, 30), np.random.default_rng(0).uniform(0.5, 1, 170)]
-    found = many(values, 500, num_steps=24, absolute_error=5.0, max_probes=24)
+    found = many(values, 500, num_steps=24, absolute_error=5.0, num_probes=24)
     assert (found.status == Status.OK).all() and (found.quadrature_error < 0.1).all()
     assert len(np.unique(found.num_products)) > 2
     covered = np.mean(np.abs(found.value - np.log(values).sum()) < 2 * found.standard_error)
@@ -73,10 +73,10 @@ def test_the_quadrature_error_is_that_of_too_few_products(x64):
     values = np.geomspace(1e-4, 1, 2000)
     operator = Diagonal(jnp.asarray(values))
     key = jax.random.key(0)
-    exact = logdet(operator, key=key, num_steps=256, max_probes=4)
+    exact = logdet(operator, key=key, num_steps=256, num_probes=4)
     assert exact.quadrature_error < 1e-2
     for steps in (8, 32, 64):
-        found = logdet(operator, key=key, num_steps=steps, max_probes=4)
+        found = logdet(operator, key=key, num_steps=steps, num_probes=4)
         off = found.value - exact.value  # of the very same probes
         assert off > 0
         assert 0.4 * off < found.quadrature_error < 4 * off
@@ -99,14 +99,14 @@ def test_only_of_positive_operators(key, least, status):
 def test_a_damping_that_may_be_too_small_is_said(key):
     """The smallest Ritz value is positive, and its residual reaches below zero."""
     operator = Diagonal(jnp.asarray(np.r_[np.linspace(0.2, 30, 3000), 0.05], jnp.float32))
-    found = logdet(operator, key=key, num_steps=8, max_probes=4)
+    found = logdet(operator, key=key, num_steps=8, num_probes=4)
     assert found.smallest > 0 > found.smallest - found.smallest_residual
     assert found.status == Status.NOT_CONVERGED and np.isfinite(found.value)
 
 
 def test_targets(key):
     operator = Diagonal(jnp.linspace(1.0, 4.0, 400))
-    solve = {"key": key, "num_steps": 16, "max_probes": 40}
+    solve = {"key": key, "num_steps": 16, "num_probes": 40}
     found = logdet(operator, absolute_error=4.0, **solve)
     assert found.status == Status.OK and found.standard_error <= 4
     assert 4 <= found.num_products // 16 < 40
@@ -128,7 +128,7 @@ def test_a_population_with_one_that_is_not_finite():
     "options, message",
     [
         ({"num_steps": 3}, "num_steps must be a whole number >= 4, got 3"),
-        ({"max_probes": 1}, "max_probes must be a whole number >= 4, got 1"),
+        ({"num_probes": 1}, "num_probes must be a whole number >= 4, got 1"),
         ({"absolute_error": np.inf}, "absolute_error must be a number >= 0 or None, got inf"),
         ({"key": None}, "key must be one random key"),
     ],

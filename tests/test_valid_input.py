@@ -69,7 +69,7 @@ SOLVERS: dict[str, Any] = {
         spectral_density, num_steps=6, num_probes=2, relative_error=0.1
     ),
     "logdet": lambda operator, key: logdet(
-        operator + 5.0, key=key, num_steps=6, max_probes=4, relative_error=0.1
+        operator + 5.0, key=key, num_steps=6, num_probes=4, relative_error=0.1
     ),
     "curvature_report": functools.partial(
         curvature_report, k=2, num_steps=6, num_probes=2, max_trace_products=4, damping=5.0
@@ -174,7 +174,7 @@ def test_a_traced_target_of_a_log_determinant(argument):
     operator = hessian(loss, PARAMS, BATCH) + 5.0
 
     def solve(error):
-        return logdet(operator, key=KEY, num_steps=6, max_probes=8, **{argument: error}).value
+        return logdet(operator, key=KEY, num_steps=6, num_probes=8, **{argument: error}).value
 
     np.testing.assert_allclose(jax.jit(solve)(0.5), solve(0.5), rtol=1e-5)
 

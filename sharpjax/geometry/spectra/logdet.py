@@ -65,7 +65,7 @@ def logdet(
     num_steps: int = 64,
     relative_error: float | jax.Array | None = None,
     absolute_error: float | jax.Array | None = None,
-    max_probes: int = 8,
+    num_probes: int = 8,
 ) -> LogDeterminant:
     """The log-determinant of a positive operator, such as `hessian(loss, params, batch) + 0.1`.
 
@@ -89,9 +89,9 @@ def logdet(
         key: for the probes.
         num_steps: m, at least 4.
         relative_error: stop where the standard error is at most this share of the value.
-        absolute_error: or at most this. Without either, `max_probes` are used. A value near zero
+        absolute_error: or at most this. Without either, `num_probes` are used. A value near zero
             never meets a relative error.
-        max_probes: at the most, at least 4.
+        num_probes: at the most, at least 4.
 
     Raises:
         UserError: an argument does not fit.
@@ -109,7 +109,7 @@ def logdet(
     """
     check_operator("logdet", operator)
     num_steps = whole_number("logdet", "num_steps", num_steps, least=4)
-    max_probes = whole_number("logdet", "max_probes", max_probes, least=_MIN_PROBES)
+    num_probes = whole_number("logdet", "num_probes", num_probes, least=_MIN_PROBES)
     check_error("logdet", "relative_error", relative_error)
     check_error("logdet", "absolute_error", absolute_error)
     key = check_key("logdet", key)
@@ -118,7 +118,7 @@ def logdet(
     probed = quadrature.run(
         *(operator, key),
         num_steps=num_steps,
-        num_probes=max_probes,
+        num_probes=num_probes,
         criterion=_is_within if has_target else None,
         targets=targets,
     )
