@@ -15,6 +15,7 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import Status, hessian, restricted
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.lanczos import gram_schmidt, krylov
+from sharpjax.geometry.operators import algebra
 from sharpjax.losses import Classification
 from tests.problems import Diagonal, awkward_loss, awkward_net, dense, flat
 from tests.traces import TRACES, traced
@@ -391,7 +392,7 @@ def test_both_loop_forms_give_the_same_numbers(key, monkeypatch):
 
 def test_convolutions_choose_the_host_form():
     operator = conv_operator(jnp.float32)
-    product = geometry.algebra.linearize(operator)
+    product = algebra.linearize(operator)
     state = krylov.start(jax.random.key(0), operator.like, 8)
     assert loops.choose_form(krylov.LanczosStep(), state, product) == "host"
 

@@ -12,6 +12,7 @@ from sharpjax.geometry.eigenpairs.result import Eigenpairs as Eigenpairs
 from sharpjax.geometry.eigenpairs.subsample import subsample_start as subsample_start
 from sharpjax.geometry.eigenpairs.subsample import subsampled as subsampled
 from sharpjax.geometry.eigenpairs.top import top_eigenpairs as top_eigenpairs
+from sharpjax.geometry.eigenpairs.track import track as track
 from sharpjax.geometry.estimators.diagonal import Diagonal as Diagonal
 from sharpjax.geometry.estimators.diagonal import diagonal as diagonal
 from sharpjax.geometry.estimators.frobenius import Frobenius as Frobenius
