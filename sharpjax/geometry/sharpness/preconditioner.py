@@ -88,9 +88,13 @@ def rescale_start(pairs: Eigenpairs, old: Params, new: Params) -> Eigenpairs:
     value `l`, to first order in `S - 1`, `v + sum_j u_j (l + l_j) / (l - l_j) u_j'(S - 1) v` over
     the others. Where these are much smaller than `l` that is `S v`, which is what is carried over:
     exact where `M` has one value alone, or `S` is a multiple of 1. (Carrying over the eigenvector
-    of `P^-1 A` instead, which is `S^-1 v`, goes the other way, and takes more products than `v`
-    itself.) The result is a start, not an answer: its values are the old ones, and none counts as
-    converged.
+    of `P^-1 A` instead, which is `S^-1 v`, goes the other way.) The result is a start, not an
+    answer: its values are the old ones, and none counts as converged.
+
+    It is worth its line where `P` changes much between two results: on a path of 80 parameters on
+    which it moves by 15 % a step it saves products. Along the training of a small net by Adam it
+    does not: with and without it 4.4 products a step (12 from nothing), and 8.3 (15 from nothing)
+    in steps 10 to 30, since `P` changes by 1 % a step at most.
 
     Args:
         pairs: of `preconditioned(A, old)`, with vectors.
