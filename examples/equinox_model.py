@@ -43,9 +43,8 @@ def main():
 
     # An eigenvector is a tree like `params`, and so a model with the static part.
     direction = eqx.combine(jax.tree.map(lambda v: v[0], pairs.vectors), static)
-    print(
-        "norm of the first vector in the last layer:", jnp.linalg.norm(direction.layers[-1].weight)
-    )
+    norm = jnp.linalg.norm(direction.layers[-1].weight)
+    print(f"norm of the first vector in the last layer: {norm:.4f}")
 
     gauss_newton = geometry.gauss_newton(loss, params, batch)
     trace = geometry.trace(gauss_newton, key=jax.random.key(3), method="exact")

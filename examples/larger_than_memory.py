@@ -4,8 +4,8 @@
 
 `averaged` takes a loader: an object that gives the same batches each time it is iterated. At any
 time one batch is in memory, the next one on its way, and the linearisations of as many batches as
-`cache_bytes` holds. (The data here are 1 MB, so that this runs in seconds; with a terabyte nothing
-below would change but the time.)
+`cache_bytes` holds. (The data here are 1 MB; with a terabyte nothing below would change but the
+time.)
 """
 
 import functools
