@@ -88,8 +88,8 @@ def stamp(settings: Any) -> str:
     """Of versions, settings, and the sources of this library and of the benchmarks."""
     digest = hashlib.sha256(json.dumps([environment()["versions"], settings]).encode())
     package = HERE.parent / "sharpjax"
-    sources = [*(package / "geometry").glob("*.py"), package / "loops.py", package / "tree.py"]
-    for path in sorted([*sources, *HERE.glob("*.py"), *HERE.glob("peers/*.py")]):
+    sources = [*(package / "geometry").rglob("*.py"), package / "loops.py", package / "tree.py"]
+    for path in sorted([*sources, *HERE.rglob("*.py"), *HERE.glob("peers/*.py")]):
         if path.name not in ("run.py", "table.py", "targets.py"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
