@@ -159,9 +159,11 @@ def from_probes(
     largest = jnp.maximum(largest, jnp.max(jnp.where(is_known, jnp.abs(known), 0), initial=0))
     noise = 10 * krylov.noise(probed.nodes.dtype) * (largest + jnp.abs(damping))
     # What is larger spreads the nodes; noise below this ends a process, and is seen nowhere else.
-    slope = jnp.sqrt(quadrature.mean_and_error(probed, 1 / jnp.square(probed.nodes + damping))[0])
+    # As a share of each node: the square of a tiny one would be none.
+    share = jnp.square(noise / (probed.nodes + damping))
+    spread = jnp.sqrt(quadrature.mean_and_error(probed, share)[0])
     count = probed.num_probes.astype(noise.dtype)
-    error = jnp.hypot(error, noise * slope * jnp.sqrt(probed.dimension / count))
+    error = jnp.hypot(error, spread * jnp.sqrt(probed.dimension / count))
     bias = probed.dimension * _bias(probed, damping)
 
     # What is no larger than the noise of products may as well be zero, or below it.
