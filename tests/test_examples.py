@@ -117,3 +117,12 @@ def test_larger_than_memory(capsys, tmp_path):
         np.testing.assert_allclose(values, truth, rtol=1e-3)
         assert examples == len(batch["y"])
     assert passes["warm"] < passes["cold"]
+
+
+def test_edge_of_stability(capsys):
+    """It starts far below the edge, and ends on it, up to the oscillation that keeps it there."""
+    _, text = ran("edge_of_stability", capsys)
+    (first,), (_, middle, _) = (
+        numbers(text, f"share of the edge, {when}") for when in ("at first", "second half")
+    )
+    assert first < 0.3 and 0.8 < middle < 1.2
