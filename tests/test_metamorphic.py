@@ -186,18 +186,18 @@ JACOBIANS = ("gauss_newton", "fisher", "observed fisher", "drawn fisher")
 SINGLES = ("empirical_fisher", "composed empirical_fisher")
 WEIGHTED = ("weighted", "masked", "class_weighted")
 MIXING = ("sum", "contrastive", "log_mean_exp")
-NO_FORWARD_MODE = ("custom_vjp", "nested_custom_vjp", "callback")
+RULED = ("custom_vjp", "nested_custom_vjp", "callback")
 
 # The first that fits counts.
 OTHERWISE = (
     Otherwise(
-        *(("nested_custom_vjp", "callback"), HESSIANS, WHOLE + CUT),
-        because="the backward pass has no derivative",
+        *(("callback",), None, (*WHOLE, *CUT, exact)),
+        because="the backward pass has no derivative, and none that is transposed",
         refused="custom_vjp",
     ),
     Otherwise(
-        *(NO_FORWARD_MODE, JACOBIANS + SINGLES, (*WHOLE, *CUT, exact)),
-        because="J v is a derivative of the forward pass, which a custom_vjp does not give",
+        *(RULED, JACOBIANS + SINGLES, (exact,)),
+        because="it goes forwards through the model, which a custom_vjp does not bear",
         refused="custom_vjp",
     ),
     Otherwise(

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from sharpjax import loops, tree
 from sharpjax.geometry.eigenpairs.convergence import Search, SearchStep
+from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.lanczos import krylov, ritz, units
 from sharpjax.geometry.operators.algebra import Matvec
+from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
@@ -43,6 +45,60 @@ def certify(
     steps = jnp.asarray(wanted, jnp.int32)
     carry, used = loops.iterate(_CertifyStep(), carry, product, max_steps=steps)
     return carry.error, used
+
+
+def count_errors(
+    pairs: Eigenpairs, error_of: Matvec, tol: jax.typing.ArrayLike, vector_tol: jax.typing.ArrayLike
+) -> Eigenpairs:
+    """The pairs, with what the products along their vectors are off by in all of their errors.
+
+    `|A y - value y|` is at most that of the product at hand and its error along y, and as much may
+    move the value, at first order.
+
+    Args:
+        error_of: from `operators.differences`.
+    """
+    carry = _Errors(pairs.vectors, jnp.zeros_like(pairs.residuals), jnp.int32(0))
+    carry, used = loops.iterate(_ErrorStep(), carry, error_of, max_steps=len(pairs.values))
+    return _count(pairs, carry.errors, 2 * used, tol, vector_tol)
+
+
+class _Errors(NamedTuple):
+    vectors: Params
+    errors: jax.Array
+    index: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _ErrorStep:
+    def propose(self, carry: _Errors):
+        return tree.index(carry.vectors, carry.index)
+
+    def absorb(self, carry: _Errors, product) -> _Errors:
+        errors = carry.errors.at[carry.index].set(units.norm(product).astype(carry.errors.dtype))
+        return carry._replace(errors=errors, index=carry.index + 1)
+
+
+@tells_unknown
+@jax.jit
+def _count(pairs, errors, used, tol, vector_tol) -> Eigenpairs:
+    residuals, value_errors = pairs.residuals + errors, pairs.value_errors + errors
+    growth = residuals / jnp.where(pairs.residuals > 0, pairs.residuals, 1)
+    grown = jnp.where(pairs.residuals > 0, pairs.vector_errors * growth, 1)
+    vector_errors = jnp.where(errors > 0, jnp.minimum(grown, 1), pairs.vector_errors)
+    size = jnp.abs(pairs.values)
+    least = 10 * krylov.noise(size.dtype) * jnp.max(size)
+    near = (value_errors <= jnp.maximum(tol * size, least)) & (vector_errors <= vector_tol)
+    converged = pairs.converged & near
+    off = (pairs.status == Status.OK) & ~jnp.all(converged)
+    return pairs._replace(
+        residuals=residuals,
+        value_errors=value_errors,
+        vector_errors=vector_errors,
+        converged=converged,
+        num_products=pairs.num_products + used,
+        status=jnp.where(off, jnp.int32(Status.NOT_CONVERGED), pairs.status),
+    )
 
 
 class _Carry(NamedTuple):

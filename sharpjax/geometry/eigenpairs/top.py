@@ -11,12 +11,13 @@ from jax.core import Tracer
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.geometry.eigenpairs import completeness, warm_start
-from sharpjax.geometry.eigenpairs.certificate import certify
+from sharpjax.geometry.eigenpairs.certificate import certify, count_errors
 from sharpjax.geometry.eigenpairs.convergence import SearchStep, Which
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.eigenpairs.search import finish, solve
 from sharpjax.geometry.lanczos import krylov, lanes, recurrence
 from sharpjax.geometry.loss.assumptions import solver
+from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Operator, linearize
 from sharpjax.geometry.operators.arguments import check_key, check_operator
 from sharpjax.geometry.status import tells_unknown
@@ -112,15 +113,17 @@ def top_eigenpairs(
             f"least, and 3 k + 10 are usual."
         )
     rows = _check_basis_size(step, basis_size, vectors, size)
-    _check_vectors_kept(verify, start, basis_size)
+    _check_vectors_kept(operator, verify, start, basis_size)
     begun = None if start is None else warm_start.check(caller, start, like, k, which)
 
-    product = linearize(operator)
+    product = differences.unchecked(linearize(operator))
+    error_of = differences.error_of(product)
     # What is asked for beside the search changes none of its numbers.
     for_start, for_verification = (jax.random.fold_in(key, i) for i in (1, 2))
     accuracy = {"tol": tol, "vector_tol": math.inf if vector_tol is None else vector_tol}
+    kept = vectors or verify or begun is not None or error_of is not None
     from_nothing = functools.partial(
-        *(_search, step, rows, limit, vectors or verify or begun is not None),
+        *(_search, step, rows, limit, kept),
         *(product, like, key),
         **accuracy,
     )
@@ -140,6 +143,8 @@ def top_eigenpairs(
         pairs, found = completeness.verify(step, product, pairs, **options)
         carried = warm_start.merge(step, pairs.carried, pairs, found.num_passes > 1)
         pairs = pairs._replace(verification=found, carried=carried)
+    if error_of is not None:
+        pairs = count_errors(pairs, error_of, **accuracy)
     return pairs if vectors else pairs._replace(vectors=None, carried=None)
 
 
@@ -194,8 +199,13 @@ def _check_tolerances(tol, vector_tol) -> None:
         )
 
 
-def _check_vectors_kept(verify: bool, start, basis_size) -> None:
-    for name, asked in (("verify=True", verify), ("start=", start is not None)):
+def _check_vectors_kept(operator, verify: bool, start, basis_size) -> None:
+    asks = {
+        "verify=True": verify,
+        "start=": start is not None,
+        "product='difference'": differences.holds(operator),
+    }
+    for name, asked in asks.items():
         if asked and basis_size == 0:
             raise UserError(
                 f"top_eigenpairs: {name} needs the vectors that basis_size=0 does not keep; give "

@@ -25,7 +25,7 @@ from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import dependence
 from sharpjax.geometry.loss.assumptions import Checked, both, require
 from sharpjax.geometry.loss.axes import on_auto_axes
-from sharpjax.geometry.loss.checks import check_model
+from sharpjax.geometry.loss.checks import check_bends, check_model
 from sharpjax.geometry.loss.composed import Composed, is_composed
 from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.geometry.operators.algebra import Damped, Scaled, Sum, linearize
@@ -187,10 +187,11 @@ def _around(caller: str, operator: Hessian) -> GaussNewton:
     """The Gauss-Newton matrix of a Hessian, with its regulariser."""
     params, batch, size = operator.params, operator.batch, operator.microbatch_size
     loss = require_parts(caller, operator.loss)
-    loss, outputs = check_model(caller, loss, params, batch, size)
+    loss, outputs, how = check_model(caller, loss, params, batch, size)
+    check_bends(caller, loss, loss.model_fn, params, batch)
     checked = check_outer(caller, loss, params, batch, outputs)
     checked = both(checked, _refuse_other(caller, operator, loss))
-    return GaussNewton(loss, params, batch, size, both(checked, operator.checked))
+    return GaussNewton(loss, params, batch, size, both(checked, operator.checked), how=how)
 
 
 def _exact(request, kind, operator) -> Found:

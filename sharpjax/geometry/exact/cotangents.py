@@ -67,6 +67,12 @@ def as_problem(caller: str, operator: GaussNewton | Fisher | EmpiricalFisher) ->
             f"products are some 1e-2 off, which no standard error of 0 may hide. Make it with "
             f"precision='highest'."
         )
+    if operator.how.way in ("reverse", "difference"):
+        raise UserError(
+            f"{caller}: a trace or diagonal that is exact goes forwards through the model, and a "
+            f"layer of it has a backward pass alone (jax.custom_vjp). Use the layer's reference "
+            f"implementation in JAX, or a method with probes, such as 'hutchinson'."
+        )
     count, size = loops.count_examples(caller, batch), operator.microbatch_size
     weight = weigh(loss, batch)
     if isinstance(operator, EmpiricalFisher):

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.core import Tracer
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss import closures, dependence, differentiable
+from sharpjax.geometry.loss.differentiable import How
 
 Params = Any
 
@@ -22,23 +23,61 @@ def check_problem(
     params: Params,
     batch: Any,
     microbatch_size: int | None,
-    need: differentiable.Need = "gradient",
+    need: Literal["value", "gradient"] = "gradient",
 ) -> Any:
     """Refuses what does not fit, before anything is compiled; returns the loss as `as_loss` does.
 
     Raises:
-        UserError: names `caller`, the leaf and the remedy; the loss lacks the derivative that is
+        UserError: names `caller`, the leaf and the remedy; the loss has no gradient where one is
             needed.
     """
-    loss = as_loss(caller, loss)
-    _check_arrays(caller, params, batch, microbatch_size)
-    return _check_scalar(caller, loss, params, batch, need)
+    loss, found = _check(caller, loss, params, batch, microbatch_size)
+    _choose(caller, need, "auto", found, loss, params, batch)
+    return loss
+
+
+def check_curvature(
+    caller: str,
+    loss: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
+    product: str = "auto",
+) -> tuple[Any, How]:
+    """As `check_problem`; also finds the way to products with the Hessian.
+
+    Raises:
+        UserError: as there; or there is no such way, or not the one asked for.
+    """
+    loss, found = _check(caller, loss, params, batch, microbatch_size)
+    return loss, How(_choose(caller, "hessian", product, found, loss, params, batch))
+
+
+def check_examples(
+    caller: str,
+    loss: Any,
+    each: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
+    product: str = "auto",
+) -> tuple[Any, How]:
+    """The same for the Jacobian of `each(loss)`, a function of `(params, batch)`."""
+    loss, found = _check(caller, loss, params, batch, microbatch_size)
+    _choose(caller, "gradient", "auto", found, loss, params, batch)
+    return loss, How(_choose(caller, "jacobian", product, found, each(loss), params, batch))
 
 
 def check_model(
-    caller: str, loss: Any, params: Params, batch: Any, microbatch_size: int | None
-) -> tuple[Any, Any]:
-    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs, too.
+    caller: str,
+    loss: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
+    product: str = "auto",
+) -> tuple[Any, Any, How]:
+    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs, too, and
+    the way to products with its Jacobian.
 
     Raises:
         UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
@@ -47,8 +86,22 @@ def check_model(
     with _noting(caller, params):
         outputs = _outputs.eval_shape(loss.model_fn, params, batch)
     _check_outputs(caller, outputs, batch)
-    loss = _check_scalar(caller, loss, params, batch, "forward")
-    return loss, outputs
+    loss, found = _check_scalar(caller, loss, params, batch)
+    _choose(caller, "gradient", "auto", found, loss, params, batch)
+    way = _choose(caller, "jacobian", product, found, loss.model_fn, params, batch)
+    outer = _choose(caller, "hessian", "auto", found, loss.outer_loss, outputs, batch)
+    return loss, outputs, How(way, outer)
+
+
+def check_bends(caller: str, loss: Any, fn: Any, params: Params, batch: Any) -> None:
+    """Refuses `fn(params, batch)`, the loss or a part of it, where it cannot be differentiated
+    forward over forward.
+
+    Raises:
+        UserError: names `caller`, and what to take instead.
+    """
+    _, found = _value.eval_shape(loss, params, batch)
+    _choose(caller, "bend", "forward", found, fn, params, batch)
 
 
 def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
@@ -210,7 +263,13 @@ def _check_outputs(caller, outputs, batch):
     )
 
 
-def _check_scalar(caller, loss, params, batch, need):
+def _check(caller, loss, params, batch, microbatch_size):
+    loss = as_loss(caller, loss)
+    _check_arrays(caller, params, batch, microbatch_size)
+    return _check_scalar(caller, loss, params, batch)
+
+
+def _check_scalar(caller, loss, params, batch):
     before = jax.tree.structure(loss)
     with _noting(caller, params):
         try:
@@ -219,10 +278,14 @@ def _check_scalar(caller, loss, params, batch, need):
             _, suspects = _value.eval_shape(loss, params, batch)
         except _Refused as error:
             raise UserError(f"{caller}: {error}") from None
-    refusal = differentiable.refusal(need, suspects, loss, params, batch)
+    return _settle(loss, before, params, batch), suspects
+
+
+def _choose(caller, need, product, found, loss, params, batch) -> differentiable.Way:
+    way, refusal = differentiable.choose(need, product, found, loss, params, batch)
     if refusal:
         raise UserError(f"{caller}: {refusal}")
-    return _settle(loss, before, params, batch)
+    return way
 
 
 def _settle(loss, before, params, batch):

@@ -1,4 +1,4 @@
-"""What keeps a loss from being differentiated, and the way out.
+"""What keeps a loss from being differentiated, which ways there are, and the way out.
 
 jax says so deep inside a solver, in terms of its own. Losses that hold nothing of the kind are not
 looked at again; the others are differentiated by shapes alone, before anything is compiled.
@@ -6,20 +6,24 @@ looked at again; the others are differentiated by shapes alone, before anything 
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 from jax.tree_util import Partial
 
 from sharpjax import tree
+from sharpjax.errors import unknown
 
-Need = Literal["value", "gradient", "linearized", "product", "forward"]
+Need = Literal["value", "gradient", "hessian", "jacobian", "bend"]
+Way = Literal["linearized", "forward", "reverse", "difference"]
+Role = Literal["sure", "fine", "coarse"]
+Product = Literal["auto", "forward", "reverse", "difference"]
 
 _DERIVATIVE = {
     "gradient": "a gradient",
-    "product": "the derivative of its gradient, which a Hessian product is",
-    "linearized": "the derivative of its gradient, which a Hessian product is",
-    "forward": "a derivative along a direction (jvp), which the Jacobian of a model is",
+    "hessian": "the derivative of its gradient, which a Hessian product is",
+    "jacobian": "a derivative along a direction (jvp), which the Jacobian of a model is",
+    "bend": "second derivatives along a direction (forward over forward)",
 }
 _LOOP = (
     "it holds a while_loop, or a fori_loop whose bounds are not Python numbers, which cannot be "
@@ -32,6 +36,33 @@ _OPAQUE = {
     "io_callback": "it calls back to Python (jax.experimental.io_callback)",
     "pallas_call": "it holds a Pallas kernel",
 }
+_ALLOWED: dict[str, tuple[Way, ...]] = {
+    "auto": ("linearized", "forward", "reverse"),
+    "forward": ("linearized", "forward"),
+    "reverse": ("reverse",),
+    "difference": ("difference",),
+}
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class How:
+    """The way that an operator takes to its products.
+
+    Attributes:
+        way: of gradients, or, where there is a Jacobian, of the model.
+        outer: of the slope of an outer loss.
+        role: of a difference, see `sharpjax.geometry.operators.differences`.
+    """
+
+    way: Way = "linearized"
+    outer: Way = "linearized"
+    role: Role = "sure"
+
+    @property
+    def product(self) -> Product:
+        """What to ask for to come to it again."""
+        return "difference" if self.way == "difference" else "auto"
 
 
 @jax.tree_util.register_static
@@ -61,31 +92,69 @@ def suspects(jaxpr: Any) -> Suspects:
     return Suspects(frozenset(primitives), tuple(layers))
 
 
-def refusal(need: Need, found: Suspects, loss: Any, params: Any, batch: Any) -> str | None:
-    """Why the derivative that is needed cannot be had, and what to do; None where it can.
+def choose(
+    need: Need, product: str, found: Suspects, loss: Any, params: Any, batch: Any
+) -> tuple[Way, str | None]:
+    """The first way to the derivative that is needed, and why there is none, or None.
 
     Args:
-        need: "value", no derivative at all; "gradient"; "linearized" or "product", of a Hessian; or
-            "forward", for the Jacobian of a model.
+        need: "value", no derivative at all; "gradient"; "hessian", its derivative; "jacobian", of a
+            `loss` that may return any arrays; or "bend", forward over forward.
+        product: "auto", or the way that was asked for.
         found: what `suspects` says of the loss.
         loss, params, batch: what it is called with.
+
+    Raises:
+        UserError: `product` is unknown.
     """
+    if product not in get_args(Product):
+        raise unknown("product", product, get_args(Product))
+    ways = _ALLOWED[product]
     if not found or need == "value":
-        return None
-    needs: tuple[Need, ...] = ("gradient",) if need == "gradient" else ("gradient", need)
-    for kind in needs:
-        error = None
-        try:
-            is_whole = _TRIALS[kind].eval_shape(loss, params, batch).is_whole
-        except Exception as raised:
-            is_whole, error = False, raised
-        if not is_whole:
-            return f"the loss has not {_DERIVATIVE[kind]}: {_reason(kind, found, error)}."
-    return None
+        return ways[0], None
+    failed = None if need == "jacobian" else _failure("gradient", "reverse", loss, params, batch)
+    if failed is not None:
+        return ways[0], _refusal("gradient", product, found, failed)
+    if need == "gradient":
+        return ways[0], None
+    for way in ways:
+        if way == "difference":
+            return way, None
+        failed = _failure(need, way, loss, params, batch)
+        if failed is None:
+            return way, None
+    return ways[0], _refusal(need, product, found, failed)
 
 
-def _reason(kind: Need, found: Suspects, error: Exception | None) -> str:
-    if kind == "gradient" and "while" in found.primitives:
+def _failure(need, way, loss, params, batch) -> str | None:
+    """What jax says of a derivative; None where it is there."""
+    trial = _TRIALS.get((need, way))
+    if trial is None:
+        return ""
+    try:
+        return None if trial.eval_shape(loss, params, batch).is_whole else ""
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "").rstrip(".")
+        return f"{type(error).__name__}: {first}"
+
+
+def _refusal(need: Need, product: str, found: Suspects, failed: str | None) -> str:
+    reason = _reason(need, found, failed)
+    if need in ("hessian", "jacobian"):
+        if product == "auto":
+            reason += (
+                ". Else an operator made with product='difference' takes differences at nearby "
+                "parameters, and measures how far they are off"
+            )
+        else:
+            reason += f"; product={product!r} does not serve here, see product='auto'"
+    if need == "bend":
+        reason += ". Else take a method with probes, of Hessian products"
+    return f"the loss has not {_DERIVATIVE[need]}: {reason}."
+
+
+def _reason(need: Need, found: Suspects, failed: str | None) -> str:
+    if need == "gradient" and "while" in found.primitives:
         return _LOOP
     remedy = "for curvature use the layer's reference implementation in JAX"
     for primitive in _OPAQUE:
@@ -97,8 +166,7 @@ def _reason(kind: Need, found: Suspects, error: Exception | None) -> str:
             f"{names} with a backward pass of its own (jax.custom_vjp) cannot be differentiated "
             f"so; {remedy}, or give it a jax.custom_jvp, which serves backwards, too"
         )
-    first = next(iter(str(error).splitlines()), "").rstrip(".")
-    return f"{type(error).__name__}: {first}"
+    return failed or "jax does not say why"
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
@@ -117,23 +185,27 @@ def _slope(loss, batch, params):
     return jax.grad(loss)(params, batch)
 
 
-def _gradient(loss, params, batch):
-    return _slope(loss, batch, tree.widen(params))
+def _outputs(model_fn, batch, params):
+    return tree.widen(model_fn(params, batch))
 
 
-def _product(loss, params, batch):
-    params = tree.widen(params)
-    return jax.jvp(Partial(_slope, loss, batch), (params,), (params,))[1]
+def _derivative(fn, way):
+    """Of `fn(loss, batch, params)`, along the parameters themselves."""
 
+    def derivative(loss, params, batch):
+        params, at = tree.widen(params), Partial(fn, loss, batch)
+        if way == "linearized":
+            return jax.linearize(at, params)[1](params)
+        if way == "forward":
+            return jax.jvp(at, (params,), (params,))[1]
+        if way == "bend":
+            return jax.jvp(lambda p: jax.jvp(at, (p,), (params,))[1], (params,), (params,))[1]
+        value, pull = jax.vjp(at, params)
+        if fn is _outputs:  # J v is the derivative of u -> J'u, transposed
+            return jax.vjp(lambda u: pull(u)[0], value)[1](params)
+        return pull(value)
 
-def _linearized(loss, params, batch):
-    params = tree.widen(params)
-    return jax.linearize(Partial(_slope, loss, batch), params)[1](params)
-
-
-def _forward(loss, params, batch):
-    params = tree.widen(params)
-    return jax.jvp(lambda params: loss(params, batch), (params,), (params,))[1]
+    return derivative
 
 
 @jax.tree_util.register_static
@@ -155,9 +227,13 @@ def _trial(derivative):
     return trial
 
 
+def _gradient(loss, params, batch):
+    return _slope(loss, batch, tree.widen(params))
+
+
 _TRIALS = {
-    "gradient": _trial(_gradient),
-    "linearized": _trial(_linearized),
-    "product": _trial(_product),
-    "forward": _trial(_forward),
+    ("gradient", "reverse"): _trial(_gradient),
+    **{("hessian", w): _trial(_derivative(_slope, w)) for w in _ALLOWED["auto"]},
+    **{("jacobian", w): _trial(_derivative(_outputs, w)) for w in _ALLOWED["auto"]},
+    ("bend", "forward"): _trial(_derivative(_outputs, "bend")),
 }

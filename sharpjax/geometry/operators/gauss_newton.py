@@ -10,17 +10,20 @@ from sharpjax import loops
 from sharpjax.errors import UserError, unknown
 from sharpjax.geometry.loss import closures
 from sharpjax.geometry.loss.assumptions import Assuming, Checked, both, guard
-from sharpjax.geometry.loss.checks import as_batch, as_loss, check_model, check_problem
+from sharpjax.geometry.loss.checks import as_batch, as_loss, check_examples, check_model
 from sharpjax.geometry.loss.composed import Composed, methods, parts
 from sharpjax.geometry.loss.cutting import check_alone, check_cut
+from sharpjax.geometry.loss.differentiable import How, Product
 from sharpjax.geometry.loss.frozen import freeze
 from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.geometry.loss.precision import Precision, lower
+from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.operators.jacobian_products import (
     add_regularizer,
     curved,
+    each,
     linearize_products,
     observed,
     sampled,
@@ -42,6 +45,7 @@ class GaussNewton(Operator, Assuming):
         microbatch_size: examples per pass, or None for all at once.
         checked: whether the outer loss is a mean, where that is known inside a trace alone.
         reads: what the loss read when that was checked.
+        how: the way to its products.
     """
 
     loss: Composed
@@ -52,13 +56,15 @@ class GaussNewton(Operator, Assuming):
     reads: frozenset[Any] | None = dataclasses.field(
         default=None, repr=False, metadata={"static": True}
     )
+    how: How = How()
 
     @property
     def like(self) -> Any:
         return self.params
 
     def check(self, caller: str) -> Checked | None:
-        return _examine(caller, self.loss, self.params, self.batch, self.microbatch_size)[1]
+        problem = self.loss, self.params, self.batch, self.microbatch_size
+        return _examine(caller, *problem, self.how.product)[1]
 
     def linearize(self) -> Matvec:
         rest, regularizer = dataclasses.replace(self.loss, regularizer=None), self.loss.regularizer
@@ -75,7 +81,7 @@ class Fisher(Operator, Assuming):
 
     Attributes:
         loss: `Composed`, without a regulariser.
-        params, batch, microbatch_size, checked, reads: as in `GaussNewton`.
+        params, batch, microbatch_size, checked, reads, how: as in `GaussNewton`.
         labels: "model" or "observed".
         key: for labels drawn from the model; None for their exact expectation.
     """
@@ -90,6 +96,7 @@ class Fisher(Operator, Assuming):
     reads: frozenset[Any] | None = dataclasses.field(
         default=None, repr=False, metadata={"static": True}
     )
+    how: How = How()
 
     @property
     def like(self) -> Any:
@@ -97,7 +104,7 @@ class Fisher(Operator, Assuming):
 
     def check(self, caller: str) -> Checked | None:
         problem = self.loss, self.params, self.batch, self.microbatch_size
-        return _examine(caller, *problem, (self.labels, self.key))[1]
+        return _examine(caller, *problem, self.how.product, (self.labels, self.key))[1]
 
     def linearize(self) -> Matvec:
         if self.key is not None:
@@ -120,6 +127,7 @@ class EmpiricalFisher(Operator, Assuming):
         microbatch_size: examples per pass, or None for all at once.
         checked: whether examples do not see each other, where that is known inside a trace alone.
         reads: what the loss read when that was checked.
+        how: the way to its products.
     """
 
     loss: Any
@@ -130,6 +138,7 @@ class EmpiricalFisher(Operator, Assuming):
     reads: frozenset[Any] | None = dataclasses.field(
         default=None, repr=False, metadata={"static": True}
     )
+    how: How = How()
 
     @property
     def like(self) -> Any:
@@ -150,6 +159,7 @@ def gauss_newton(
     where: str | Sequence[str] | None = None,
     microbatch_size: int | None = None,
     precision: Precision = "highest",
+    product: Product = "auto",
 ) -> GaussNewton:
     """The generalised Gauss-Newton matrix of a loss, as an operator: nothing is computed here but
     a check of the outer loss.
@@ -175,6 +185,9 @@ def gauss_newton(
         microbatch_size: examples per pass; divides the number of examples.
         precision: "highest", or "bfloat16" for the model, as in `hessian`. The outer loss gets
             float32.
+        product: how `J v` is had: "forward"; "reverse", the derivative of `u -> J'u`, for layers
+            with a `jax.custom_vjp`; or "auto", the first of these that there is, which are exact.
+            "difference" of outputs, for all others, as in `hessian`.
 
     Raises:
         UserError: an argument does not fit; the message names the leaf and the remedy. The loss has
@@ -192,12 +205,14 @@ def gauss_newton(
     {'w': Array([0.5, 0. ], dtype=float32)}
     """
     caller = "gauss_newton"
+    differences.check_precision(caller, product, precision)
     batch = as_batch(caller, batch)
     found = lower_model(require_parts(caller, loss), precision)
-    found, checked = _examine(caller, found, params, batch, microbatch_size)
+    given = found, params, batch, microbatch_size
+    found, checked, how = _examine(caller, *given, product)
     found, params = freeze(found, params, where)
     found, reads = require_parts(caller, found), closures.reads(found)
-    return GaussNewton(found, params, batch, microbatch_size, checked, reads)
+    return GaussNewton(found, params, batch, microbatch_size, checked, reads, how)
 
 
 def fisher(
@@ -210,6 +225,7 @@ def fisher(
     where: str | Sequence[str] | None = None,
     microbatch_size: int | None = None,
     precision: Precision = "highest",
+    product: Product = "auto",
 ) -> Fisher:
     """The Fisher matrix of a model, as an operator: nothing is computed here but a check of the
     outer loss.
@@ -234,8 +250,8 @@ def fisher(
     Products cost as in `gauss_newton`, with or without a key.
 
     Args:
-        loss, params, batch, where, microbatch_size, precision: as in `gauss_newton`. An outer loss
-            such as `sharpjax.losses.CrossEntropy()` has all of the above.
+        loss, params, batch, where, microbatch_size, precision, product: as in `gauss_newton`. An
+            outer loss such as `sharpjax.losses.CrossEntropy()` has all of the above.
         labels: "model" or "observed".
         key: for labels drawn from the model; None for the exact expectation.
 
@@ -257,16 +273,18 @@ def fisher(
     [4.5, 0.0]
     """
     caller = "fisher"
+    differences.check_precision(caller, product, precision)
     if labels not in get_args(Labels):
         raise unknown("labels", labels, get_args(Labels))
     batch = as_batch(caller, batch)
     key = None if key is None else check_key(caller, key)
     found = dataclasses.replace(require_parts(caller, loss), regularizer=None)
     found = lower_model(found, precision)
-    found, checked = _examine(caller, found, params, batch, microbatch_size, (labels, key))
+    given = found, params, batch, microbatch_size
+    found, checked, how = _examine(caller, *given, product, (labels, key))
     found, params = freeze(found, params, where)
     found, reads = require_parts(caller, found), closures.reads(found)
-    return Fisher(found, params, batch, labels, key, microbatch_size, checked, reads)
+    return Fisher(found, params, batch, labels, key, microbatch_size, checked, reads, how)
 
 
 def empirical_fisher(
@@ -277,6 +295,7 @@ def empirical_fisher(
     where: str | Sequence[str] | None = None,
     microbatch_size: int | None = None,
     precision: Precision = "highest",
+    product: Product = "auto",
 ) -> EmpiricalFisher:
     """The second moment of the gradients of single examples, as an operator.
 
@@ -289,6 +308,7 @@ def empirical_fisher(
         loss, params, batch, where, microbatch_size, precision: as in `hessian`. Of a loss that has
             parts (`composed`), the regulariser has no part in it, and declared weights make it the
             weighted mean.
+        product: as in `gauss_newton`.
 
     Raises:
         UserError: an argument does not fit; the message names the leaf and the remedy. The loss of
@@ -302,15 +322,17 @@ def empirical_fisher(
     [0.5, 4.5]
     """
     caller = "empirical_fisher"
+    differences.check_precision(caller, product, precision)
     batch = as_batch(caller, batch)
     found = parts(loss)
     loss = loss if found is None else dataclasses.replace(found, regularizer=None)
     loss = lower(as_loss(caller, loss), precision)
     loops.count_examples(caller, batch)
-    loss = check_problem(caller, loss, params, batch, microbatch_size, "forward")
+    loss, how = check_examples(caller, loss, each, params, batch, microbatch_size, product)
     loss, params = freeze(loss, params, where)
     checked = check_alone(caller, loss, params, batch)
-    return EmpiricalFisher(loss, params, batch, microbatch_size, checked, closures.reads(loss))
+    reads = closures.reads(loss)
+    return EmpiricalFisher(loss, params, batch, microbatch_size, checked, reads, how)
 
 
 def require_parts(caller: str, loss: Any) -> Composed:
@@ -341,18 +363,18 @@ def lower_model(loss: Composed, precision: Precision) -> Composed:
 
 def _linearize(caller, rule, operator) -> Matvec:
     problem = operator.loss, operator.params, operator.batch, operator.microbatch_size
-    return linearize_products(caller, rule, *problem)
+    return linearize_products(caller, rule, operator.how, *problem)
 
 
 def _examine(
-    caller, loss, params, batch, microbatch_size, likelihood: tuple[Any, Any] | None = None
-) -> tuple[Any, Checked | None]:
-    """The loss as `check_model` returns it, and what of it only a trace knows."""
-    loss, outputs = check_model(caller, loss, params, batch, microbatch_size)
+    caller, loss, params, batch, microbatch_size, product, likelihood: tuple[Any, Any] | None = None
+) -> tuple[Any, Checked | None, How]:
+    """The loss as `check_model` returns it, what of it only a trace knows, and the way to it."""
+    loss, outputs, how = check_model(caller, loss, params, batch, microbatch_size, product)
     if likelihood is not None:
         _check_likelihood(loss, *likelihood, batch, outputs)
     checked = check_outer(caller, loss, params, batch, outputs)
-    return loss, both(checked, check_cut(caller, loss, params, batch, microbatch_size))
+    return loss, both(checked, check_cut(caller, loss, params, batch, microbatch_size)), how
 
 
 def _check_likelihood(loss, labels, key, batch, outputs):

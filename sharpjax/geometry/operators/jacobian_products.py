@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +10,54 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.geometry.loss.composed import chunk_weights, methods, weights
+from sharpjax.geometry.loss.differentiable import How
 from sharpjax.geometry.loss.finite import poisoned
+from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Matvec, Params
 
-Rule = Callable[[Any, Params, Any], tuple[Matvec, Matvec]]
+
+class Jacobian(NamedTuple):
+    """A linear map.
+
+    Attributes:
+        along: `v -> J v`.
+        back: `u -> J' u`; None where `along` can be transposed.
+    """
+
+    along: Matvec
+    back: Matvec | None = None
+
+
+Rule = Callable[[How, Any, Any, Params, Any], tuple[Jacobian, Matvec]]
 
 
 def linearize_products(
-    caller: str, rule: Rule, loss: Any, params: Params, batch: Any, microbatch_size: int | None
+    caller: str,
+    rule: Rule,
+    how: How,
+    loss: Any,
+    params: Params,
+    batch: Any,
+    microbatch_size: int | None,
 ) -> Matvec:
     """The product `v -> J' M J v`, computed once as far as it does not depend on v.
 
     Args:
-        rule: `curved`, `observed`, `sampled` or `scattered`; of `(loss, params, batch)` it returns
-            `J` and `M`, both linear.
+        rule: `curved`, `observed`, `sampled` or `scattered`; of `(how, step, loss, params,
+            batch)` it returns `J` and `M`, both linear.
+        how: the way to `J v`.
         batch: of `sampled` a pair, with a key for each example.
     """
-    params, make = tree.widen(params), Partial(rule, loss)
+    params, chunks = tree.widen(params), None
     if microbatch_size is not None:
         chunks = loops.split_chunks(caller, batch, microbatch_size)
+    make = Partial(rule, how, None, loss)
+    if how.way == "difference":
+        some = batch if chunks is None else tree.index(chunks, 0)
+        some = some[0] if rule is sampled else some
+        model = Partial(_model, each(loss) if rule is scattered else loss.model_fn, some)
+        make = Partial(rule, how, _find_step(model, params), loss)
+    if chunks is not None:
         weight = chunk_weights(loss, chunks[0] if rule is sampled else chunks)
         return Partial(_mean_product, make, params, chunks, weight)
     with jax.default_matmul_precision("highest"):
@@ -57,8 +86,10 @@ def _sum(product, other, vector):
 
 def _product(jacobian, middle, vector):
     with jax.default_matmul_precision("highest"):
+        if jacobian.back is not None:
+            return jacobian.back(middle(jacobian.along(vector)))
         # Of a linear function: its value, and its transpose.
-        tangents, transpose = jax.vjp(jacobian, vector)
+        tangents, transpose = jax.vjp(jacobian.along, vector)
         (product,) = transpose(middle(tangents))
         return product
 
@@ -74,25 +105,34 @@ def _mean_product(make, params, chunks, weight, vector):
     return loops.mean_over_chunks(_chunk_product, (make, params, vector), chunks, weight)
 
 
-def curved(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
+def curved(how: How, step: Any, loss: Any, params: Params, batch: Any) -> tuple[Jacobian, Matvec]:
     """M is the Hessian of the outer loss."""
-    outputs, jacobian = _outputs(loss.model_fn, params, batch)
-    _, middle, value = jax.linearize(Partial(_slope, loss.outer_loss, batch), outputs, has_aux=True)
+    outputs, jacobian = _outputs(how, step, loss.model_fn, params, batch)
+    slope = Partial(_slope, loss.outer_loss, batch)
+    if how.outer == "linearized":
+        _, middle, value = jax.linearize(slope, outputs, has_aux=True)
+    elif how.outer == "forward":
+        middle, value = Partial(_forward, slope, outputs), slope(outputs)[1]
+    else:
+        _, pull, value = jax.vjp(slope, outputs, has_aux=True)
+        middle = Partial(_pulled, pull)  # it is symmetric
     return jacobian, Partial(poisoned, middle, value)
 
 
-def observed(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
+def observed(how: How, step: Any, loss: Any, params: Params, batch: Any) -> tuple[Jacobian, Matvec]:
     """M is the second moment of the slopes of single rows."""
-    outputs, jacobian = _outputs(loss.model_fn, params, batch)
+    outputs, jacobian = _outputs(how, step, loss.model_fn, params, batch)
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), batch)
     rows = _split_rows(outputs, loops.count_examples("fisher", batch))
     return jacobian, _outer_products(loss, rows, ones, batch)
 
 
-def sampled(loss: Any, params: Params, batch_and_keys: Any) -> tuple[Matvec, Matvec]:
+def sampled(
+    how: How, step: Any, loss: Any, params: Params, batch_and_keys: Any
+) -> tuple[Jacobian, Matvec]:
     """As `observed`, at labels drawn from the model."""
     batch, keys = batch_and_keys
-    outputs, jacobian = _outputs(loss.model_fn, params, batch)
+    outputs, jacobian = _outputs(how, step, loss.model_fn, params, batch)
     # A key for each example, so that labels do not depend on the microbatches.
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), batch)
     rows = _split_rows(outputs, len(keys))
@@ -140,7 +180,9 @@ def _along_slopes(share, slopes, tangents):
     return jax.tree.map(lambda d: d * jnp.expand_dims(along, tuple(range(1, d.ndim))), slopes)
 
 
-def scattered(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
+def scattered(
+    how: How, step: Any, loss: Any, params: Params, batch: Any
+) -> tuple[Jacobian, Matvec]:
     """J is the Jacobian of the losses of single examples, M their share of the mean."""
     weight = weights(loss, batch)
     share = None if weight is None else weight / jnp.sum(weight)
@@ -149,22 +191,64 @@ def scattered(loss: Any, params: Params, batch: Any) -> tuple[Matvec, Matvec]:
         counts, other = weight > 0, jnp.argmax(weight)
         places = jnp.where(counts, jnp.arange(len(weight)), other)
         batch = jax.tree.map(lambda x: jnp.asarray(x)[places], batch)
-    losses, jacobian = jax.linearize(Partial(_each, loss, batch), params)
+    losses, jacobian = _outputs(how, step, each(loss), params, batch)
     return jacobian, Partial(poisoned, Partial(_share, share), jnp.sum(losses))
 
 
-def _each(loss, batch, params):
-    """The loss of each example, [N]."""
+def each(loss: Any) -> Partial:
+    """The function `(params, batch) -> [N]`, the loss of each example alone."""
+    return Partial(_each, loss)
+
+
+def _each(loss, params, batch):
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), batch)
-    return tree.widen(jax.vmap(loss, in_axes=(None, 0))(params, ones))
+    return jax.vmap(loss, in_axes=(None, 0))(params, ones)
 
 
 def _share(share, values):
     return values / len(values) if share is None else share.astype(values.dtype) * values
 
 
-def _outputs(model_fn, params, batch):
-    return jax.linearize(Partial(_model, model_fn, batch), params)
+def _find_step(model, params):
+    with jax.default_matmul_precision("highest"):
+        outputs, pull = jax.vjp(model, params)
+        return differences.find_step(Partial(_exactly, model), params, pull(outputs)[0])
+
+
+def _exactly(fn, at):
+    with jax.default_matmul_precision("highest"):
+        return fn(at)
+
+
+def _outputs(how, step, model_fn, params, batch) -> tuple[Any, Jacobian]:
+    model = Partial(_model, model_fn, batch)
+    if how.way == "linearized":
+        outputs, along = jax.linearize(model, params)
+        return outputs, Jacobian(along)
+    if how.way == "forward":
+        return model(params), Jacobian(Partial(_forward, Partial(_alone, model), params))
+    outputs, pull = jax.vjp(model, params)
+    back = Partial(_pulled, pull)
+    if how.way == "difference":
+        return outputs, Jacobian(Partial(differences.along, how, step, model, params), back)
+    return outputs, Jacobian(Partial(_pushed, back, tree.zeros_like(outputs)), back)
+
+
+def _forward(fn, at, vector):
+    return jax.jvp(fn, (at,), (vector,), has_aux=True)[1]
+
+
+def _alone(fn, at):
+    return fn(at), None
+
+
+def _pulled(pull, cotangents):
+    return pull(cotangents)[0]
+
+
+def _pushed(back, zeros, vector):
+    """`J v`, from `u -> J'u`, which is linear: its transpose. Both hold the same residuals."""
+    return jax.vjp(back, zeros)[1](vector)[0]
 
 
 def _model(model_fn, batch, params):

@@ -13,6 +13,7 @@ from sharpjax.estimate import Estimate
 from sharpjax.geometry.accuracy import Accuracy, Target, ask, how_it_ended
 from sharpjax.geometry.loss import checks, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.differentiable import How
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.sharpness.directional import along
@@ -111,7 +112,7 @@ def batch_sharpness(
     limit = whole_number(caller, "max_batches", max_batches)
     key, accuracy = check_key(caller, key), ask(caller, relative_error, None)
     few = jax.tree.map(lambda x: x[:batch_size], data)
-    loss = checks.check_problem(caller, loss, params, few, microbatch_size, "product")
+    loss, how = checks.check_curvature(caller, loss, params, few, microbatch_size)
     checked = cutting.check_cut(caller, loss, params, few, microbatch_size)
     params, data = jax.tree.map(jnp.asarray, (tree.widen(params), data))
     operands = (loss, params, data)
@@ -119,7 +120,7 @@ def batch_sharpness(
         operands = algebra.without_derivative(operands)
     is_whole = batch_size == num_examples
     state, _ = loops.iterate(
-        _Draw(batch_size, microbatch_size),
+        _Draw(batch_size, microbatch_size, how),
         _start(params, key, accuracy),
         operands,
         max_steps=1 if is_whole else limit,
@@ -151,11 +152,12 @@ class _Draw:
 
     batch_size: int
     microbatch_size: int | None
+    how: How
 
     def __call__(self, sums: _Sums, operands: Any) -> _Sums:
         loss, params, data = operands
         batch = draw(jax.random.fold_in(sums.key, sums.count), data, self.batch_size)
-        found = along(loss, params, batch, self.microbatch_size)
+        found = along(loss, params, batch, self.how, self.microbatch_size)
         norm = tree.vdot(found.unit, found.gradient)
         finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
         unit = jnp.where(sums.unit > 0, sums.unit, norm)

@@ -10,6 +10,7 @@ from sharpjax import perturbation, tree
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss import checks, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.differentiable import How
 from sharpjax.geometry.operators import hessian
 from sharpjax.geometry.status import Status, if_finite, tells_unknown
 
@@ -86,9 +87,9 @@ def directional_curvature(
     """
     caller = "directional_curvature"
     batch = checks.as_batch(caller, batch)
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "product")
+    loss, how = checks.check_curvature(caller, loss, params, batch, microbatch_size)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    return mark(_directional_curvature(loss, params, batch, microbatch_size), checked)
+    return mark(_directional_curvature(loss, params, batch, how, microbatch_size), checked)
 
 
 def directional_sharpness(
@@ -128,9 +129,9 @@ def directional_sharpness(
     caller = "directional_sharpness"
     batch = checks.as_batch(caller, batch)
     update = check_direction(caller, "update", update, params)
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "product")
+    loss, how = checks.check_curvature(caller, loss, params, batch, microbatch_size)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    return mark(_directional_sharpness(loss, params, batch, update, microbatch_size), checked)
+    return mark(_directional_sharpness(loss, params, batch, update, how, microbatch_size), checked)
 
 
 class Along(NamedTuple):
@@ -152,6 +153,7 @@ def along(
     loss: Any,
     params: Params,
     batch: Any,
+    how: How,
     microbatch_size: int | None,
     direction: Params | None = None,
 ) -> Along:
@@ -160,7 +162,7 @@ def along(
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     towards = gradient if direction is None else direction
     unit = perturbation.ascent(towards, params, rho=1.0)
-    operator = hessian.Hessian(loss, params, batch, microbatch_size)
+    operator = hessian.Hessian(loss, params, batch, microbatch_size, how=how)
     product = hessian.multiply(operator, unit)
     return Along(value, gradient, unit, tree.vdot(unit, product))
 
@@ -188,9 +190,9 @@ def rounding(params: Params) -> float:
     return _ROUNDINGS * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(wide))
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _directional_curvature(loss, params, batch, microbatch_size) -> DirectionalCurvature:
-    found = along(loss, tree.widen(params), batch, microbatch_size)
+@functools.partial(jax.jit, static_argnums=4)
+def _directional_curvature(loss, params, batch, how, microbatch_size) -> DirectionalCurvature:
+    found = along(loss, tree.widen(params), batch, how, microbatch_size)
     return DirectionalCurvature(
         value=found.curvature,
         gradient_norm=tree.vdot(found.unit, found.gradient),  # no square could leave the range
@@ -200,9 +202,11 @@ def _directional_curvature(loss, params, batch, microbatch_size) -> DirectionalC
 
 
 @tells_unknown
-@functools.partial(jax.jit, static_argnums=4)
-def _directional_sharpness(loss, params, batch, update, microbatch_size) -> DirectionalSharpness:
-    found = along(loss, tree.widen(params), batch, microbatch_size, update)
+@functools.partial(jax.jit, static_argnums=5)
+def _directional_sharpness(
+    loss, params, batch, update, how, microbatch_size
+) -> DirectionalSharpness:
+    found = along(loss, tree.widen(params), batch, how, microbatch_size, update)
     steepest = perturbation.ascent(found.gradient, found.gradient, rho=1.0)
     size, gradient_norm = tree.vdot(found.unit, update), tree.vdot(steepest, found.gradient)
     slope = tree.vdot(found.unit, found.gradient)
