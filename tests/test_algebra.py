@@ -76,6 +76,18 @@ def test_numbers_may_be_traced_and_have_a_population_axis(x64, strict):
     np.testing.assert_allclose(gradient, 0 + 1 + 4)
 
 
+INTEGERS = [np.uint8(3), jnp.uint32(3), np.int8(-128), jnp.int32(-(2**31)), 10**12, True]
+
+
+@pytest.mark.parametrize("number", INTEGERS, ids=repr)
+def test_integers_of_any_type_are_numbers(number, strict):
+    """Their negatives may be none of their type, and they may be too large for it."""
+    a, value = Diagonal(jnp.ones(())), float(number)
+    found = [a + number, a - number, number - a, number * a, a / number]
+    expected = [1 + value, 1 - value, value - 1, value, 1 / value]
+    np.testing.assert_allclose([o @ jnp.ones(()) for o in found], expected, rtol=1e-6)
+
+
 @functools.partial(jax.jit, static_argnames="structure")
 def apply(operator, vector, structure):
     COMPILED.append(structure)

@@ -151,7 +151,7 @@ class Operator(abc.ABC):
 
     def __add__(self, other):
         if _is_number(other):
-            return Damped(self, other)
+            return Damped(self, _as_float(other))
         if not isinstance(other, Operator):
             return NotImplemented
         check_same_space("A + B", self, other)
@@ -163,19 +163,19 @@ class Operator(abc.ABC):
 
     def __sub__(self, other):
         if _is_number(other):
-            return Damped(self, -other)
+            return Damped(self, -_as_float(other))
         return self + Scaled(other, -1.0) if isinstance(other, Operator) else NotImplemented
 
     def __rsub__(self, other):
         return -self + other
 
     def __mul__(self, factor):
-        return Scaled(self, factor) if _is_number(factor) else NotImplemented
+        return Scaled(self, _as_float(factor)) if _is_number(factor) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor):
-        return Scaled(self, 1 / divisor) if _is_number(divisor) else NotImplemented
+        return Scaled(self, 1 / _as_float(divisor)) if _is_number(divisor) else NotImplemented
 
     def __neg__(self):
         return Scaled(self, -1.0)
@@ -322,6 +322,14 @@ def _is_number(x):
         jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)
     )
     return real and jnp.shape(x) == ()
+
+
+def _as_float(x):
+    """The same number: where it is an integer, `-x` may be none of its type, and x may be too large
+    for what jax takes it for."""
+    if isinstance(x, int | float):
+        return float(x)
+    return jnp.asarray(x, float) if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 
 # What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.
