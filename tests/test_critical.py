@@ -214,6 +214,7 @@ def test_another_point_compiles_nothing(compilations):
     [
         ({"first_step": 0.0}, "first_step must be one finite number > 0, got 0.0"),
         ({"largest_step": math.inf}, "largest_step must be one finite"),
+        ({"first_step": 4.0, "largest_step": 0.5}, "first_step=4.0 is beyond largest_step=0.5"),
         ({"relative_error": "small"}, "relative_error must be one finite"),
         ({"relative_error": np.ones(2)}, "relative_error must be one finite"),
         ({"max_losses": 2}, "max_losses must be a whole number >= 3, got 2"),
@@ -231,5 +232,6 @@ def test_impossible_arguments(wrong, message):
 def test_a_step_that_was_traced_and_is_impossible():
     params, batch = awkward_net(dtype=np.float32)
     call = jax.jit(lambda s: critical_sharpness(awkward_loss, params, batch, params, first_step=s))
-    found = call(-1.0)
-    assert np.isnan(found.value) and int(found.status) == Status.NON_FINITE
+    for step in (-1.0, 2.0**21):  # beyond the largest
+        found = call(step)
+        assert np.isnan(found.value) and int(found.status) == Status.NON_FINITE

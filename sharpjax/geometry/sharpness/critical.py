@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from sharpjax import loops, tree
-from sharpjax.errors import whole_number
+from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss import checks, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
@@ -117,6 +119,12 @@ def critical_sharpness(
         ("relative_error", relative_error),
     ):
         check_number(caller, name, given)
+    known = not isinstance(first_step, Tracer) and not isinstance(largest_step, Tracer)
+    if known and np.greater(first_step, largest_step):
+        raise UserError(
+            f"{caller}: first_step={first_step} is beyond largest_step={largest_step}; give a "
+            f"smaller first_step."
+        )
     limit = whole_number(caller, "max_losses", max_losses, least=3)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
     params = jax.tree.map(jnp.asarray, tree.widen(params))
@@ -262,7 +270,7 @@ def _start(params, first_step, largest_step, relative_error) -> _Bracket:
         jnp.asarray(x, zero.dtype) for x in (first_step, largest_step, relative_error)
     )
     # An argument that was traced could not be checked.
-    asked = (first > 0) & (largest > 0) & (width > 0)
+    asked = (first > 0) & (largest >= first) & (width > 0)
     return _Bracket(
         loss=zero,
         step=jnp.where(asked, zero, jnp.nan),
