@@ -146,6 +146,22 @@ def test_gradients_whose_squares_leave_float32(size, key):
     assert 1.5 < curvatures[0] < 2.5 and 2.5 < curvatures[1] < 3 and int(found.status) == Status.OK
 
 
+@pytest.mark.parametrize("exponent", [-90, 90])
+def test_curvatures_whose_squares_leave_float32(exponent, key):
+    """A loss in other units, by a power of two, has the same numbers in these."""
+    w, data = regression(np.float32)
+
+    def run(scale, **options):
+        loss = jax.tree_util.Partial(lambda s, w, data: s * squares(w, data), jnp.float32(scale))
+        return batch_sharpness(loss, w, data, batch_size=3, key=key, max_batches=20, **options)
+
+    for options in ({}, {"relative_error": 1e-3}):
+        expected, found = run(1.0, **options), run(2.0**exponent, **options)
+        for a, b in zip(found[:4], expected[:4], strict=True):
+            np.testing.assert_allclose(a, b * 2.0**exponent, rtol=1e-5)
+        assert found[4:] == expected[4:] and found.standard_error > 0
+
+
 def test_batches_without_a_gradient(key, x64):
     """They have no direction: 0 among the ratios, nothing among the means."""
     data = {"c": np.array([0.0, 2.0])}

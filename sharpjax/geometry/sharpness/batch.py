@@ -11,6 +11,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.accuracy import Accuracy, Target, ask, how_it_ended
+from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import checks, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.loss.differentiable import How
@@ -136,11 +137,13 @@ class _Sums(NamedTuple):
         mean: (3,), of the ratio `c`, of `c |g|^2`, and of `|g|^2`.
         spread: (3, 3), the sum of products of what is off the mean.
         unit: of gradients; 0 until one is not zero.
+        curvature_unit: of the ratios, likewise, so that no square of them leaves the range.
     """
 
     mean: jax.Array
     spread: jax.Array
     unit: jax.Array
+    curvature_unit: jax.Array
     count: jax.Array
     key: jax.Array
     accuracy: Accuracy
@@ -162,7 +165,9 @@ class _Draw:
         finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
         unit = jnp.where(sums.unit > 0, sums.unit, norm)
         square = jnp.square(norm / jnp.where(unit > 0, unit, 1))
-        curvature = jnp.where(finite, found.curvature, jnp.nan)
+        curvature_unit, curvature = units.scale(
+            sums.curvature_unit, jnp.where(finite, found.curvature, jnp.nan)
+        )
         off = jnp.stack([curvature, curvature * square, square]) - sums.mean
         count = sums.count + 1
         number = count.astype(off.dtype)
@@ -171,6 +176,7 @@ class _Draw:
             mean=sums.mean + off / number,
             spread=sums.spread + outer * ((number - 1) / number),
             unit=unit,
+            curvature_unit=curvature_unit,
             count=count,
         )
 
@@ -185,7 +191,7 @@ def draw(key: jax.Array, data: Any, batch_size: int) -> Any:
 
 
 def _estimates(sums: _Sums) -> tuple[jax.Array, jax.Array]:
-    """Both values and both standard errors, each (2,)."""
+    """Both values and both standard errors, each (2,), in the unit of curvatures."""
     number = sums.count.astype(sums.mean.dtype)
     covariance = sums.spread / (number * jnp.maximum(number - 1, 1))
     value, above, below = sums.mean
@@ -214,6 +220,7 @@ def _start(params, key, accuracy) -> _Sums:
         mean=jnp.zeros(3, zero.dtype),
         spread=jnp.zeros((3, 3), zero.dtype),
         unit=zero,
+        curvature_unit=zero,
         count=jnp.int32(0),
         key=key,
         accuracy=accuracy.fill(zero),
@@ -223,7 +230,8 @@ def _start(params, key, accuracy) -> _Sums:
 @tells_unknown
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _finish(is_asked: bool, is_whole: bool, sums: _Sums) -> BatchSharpness:
-    values, errors = _estimates(sums)
+    unit = units.known(sums.curvature_unit)
+    values, errors = (unit * x for x in _estimates(sums))
     if not is_whole:
         errors = jnp.where(sums.count > 1, errors, jnp.nan)
     finite = ~_is_not_finite(sums)
