@@ -122,6 +122,13 @@ def test_a_loss_that_is_not_finite(key):
     assert found.status == Status.NON_FINITE and found.num_products == 1
 
 
+@pytest.mark.parametrize("method", ["deflated", "hutchinson", "xtrace"])
+def test_a_trace_beyond_float32(key, method):
+    """Each product is a number, and their sum is not."""
+    found = trace(Diagonal(jnp.full(40, 2.0**126)), key=key, method=method)
+    assert np.isinf(found.value) and found.status == Status.NON_FINITE
+
+
 def test_lanes_equal_single_calls(x64, strict, key):
     spectra = jnp.stack([jnp.linspace(0.1, 1 + i, 30) for i in range(3)])
     solve = functools.partial(trace, relative_error=0.1, max_products=64)

@@ -13,6 +13,7 @@ from sharpjax.geometry.estimators.decomposition import decompose
 from sharpjax.geometry.estimators.hutchinson import Statistic
 from sharpjax.geometry.estimators.request import Found, Request
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.status import Status
 
 Finish = Callable[[Found, jax.Array], Any]
 
@@ -43,7 +44,11 @@ def solve(request: Request, statistic: Statistic, finish: Finish) -> Any:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _of_probes(finish, statistic, is_asked, state, steps):
     found = hutchinson.read(statistic, state, steps)
-    return finish(found, hutchinson.status(statistic, state, is_asked))
+    result = finish(found, hutchinson.status(statistic, state, is_asked))
+    # In the unit of the operator it may be more than a number can be.
+    ((value, error, _),) = result.estimates().values()
+    status = jnp.where(jnp.isfinite(value + error), result.status, Status.NON_FINITE)
+    return result._replace(status=status.astype(jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -222,7 +222,9 @@ def _of_columns(is_asked, columns: xtrace.Columns) -> Trace:
         remainder=remainder,
         by_leaf={},
         num_products=columns.num_products,
-        status=how_it_ended(met & units.has_digits(columns.unit), columns.finite),
+        status=how_it_ended(
+            met & units.has_digits(columns.unit), columns.finite & jnp.isfinite(value + error)
+        ),
     )
 
 
