@@ -217,11 +217,15 @@ def test_an_eigenvector_is_carried_over_exactly(case, key, x64):
         (optax.adam(0.1), {"b2": 0.9}, "count=0; .*before the first step"),
         (optax.adam(0.1), {"b2": 0.9, "eps_in_sqrt": True}, "ScaleByAdamState has no eps_in_sqrt"),
         (optax.rmsprop(0.1), {"eps_root": 0.1}, "ScaleByRmsState has no eps_root"),
+        (optax.adam(0.1), {"b2": 1.0}, "b2 must be below 1, got 1.0"),
+        (optax.adam(0.1), {"b2": -0.9}, "b2 must be one finite number >= 0, got -0.9"),
+        (optax.adam(0.1), {"b2": 0.9, "eps": -1.0}, "eps must be one finite number >= 0, got -1.0"),
+        (optax.adam(0.1), {"b2": 0.9, "eps_root": "small"}, "eps_root must be one finite number"),
     ],
 )
 def test_states_that_are_refused(optimizer, options, message):
     with pytest.raises(UserError, match=f"^preconditioner: .*{message}"):
-        preconditioner(optimizer.init(PARAMS), eps=1e-8, **options)
+        preconditioner(optimizer.init(PARAMS), **({"eps": 1e-8} | options))
 
 
 def test_starts_that_are_refused(key):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -13,6 +14,7 @@ from jax.typing import ArrayLike
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
+from sharpjax.geometry.operators.arguments import check_number
 from sharpjax.geometry.status import Status
 
 Params = Any
@@ -55,7 +57,7 @@ def preconditioner(
 
     Raises:
         UserError: there is no such state, or there are several; no step was taken yet; an option is
-            missing, or is none of this optimiser.
+            missing, is none of this optimiser, or is no number that it takes.
 
     >>> import optax
     >>> optimizer = optax.chain(optax.clip(1.0), optax.adam(0.1, b2=0.9, eps=0.5))
@@ -74,9 +76,17 @@ def preconditioner(
         raise UserError(
             f"{_CALLER}: opt_state must hold one state of an adaptive optimiser "
             f"({', '.join(kind.__name__ for kind in kinds)}), and {what}. Of several, give the one "
-            f"that is meant; without one, such as plain SGD, P is 1."
+            f"that is meant. For plain SGD P is 1; for an optimiser that is not among these, "
+            f"compute it by hand."
         )
     (state,) = found
+    check_number(_CALLER, "eps", eps, or_zero=True)
+    if eps_root is not None:
+        check_number(_CALLER, "eps_root", eps_root, or_zero=True)
+    if b2 is not None:
+        check_number(_CALLER, "b2", b2, or_zero=True)
+        if not isinstance(b2, Tracer) and not np.less(b2, 1):
+            raise UserError(f"{_CALLER}: b2 must be below 1, got {b2}.")
     options = {"eps_root": eps_root, "eps_in_sqrt": eps_in_sqrt}
     return tree.widen(kinds[type(state)](state, b2, eps, options))
 
