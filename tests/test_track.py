@@ -133,6 +133,7 @@ def test_too_few_products_are_said(key):
     "options, message",
     [
         ({"threshold": jnp.inf}, "track: threshold must be a finite number"),
+        ({"threshold": None}, "track: threshold must be a finite number, got None"),
         ({"threshold": jnp.ones(2)}, "track: threshold must be a finite number"),
         ({"tol": -1.0}, "track: tol must be a number >= 0"),
         ({"max_products": 0}, "track: max_products must be a whole number"),

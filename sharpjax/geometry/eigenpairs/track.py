@@ -94,7 +94,8 @@ def track(
             f"result, which a trace (jit, vmap, a loop of jax) must know before. Call it outside, "
             f"or take top_eigenpairs with a fixed k."
         )
-    if jnp.ndim(threshold) != 0 or not math.isfinite(threshold):
+    is_number = isinstance(threshold, int | float) or hasattr(threshold, "dtype")
+    if not is_number or jnp.ndim(threshold) != 0 or not math.isfinite(threshold):
         raise UserError(f"{caller}: threshold must be a finite number, got {threshold}.")
     if jnp.ndim(tol) != 0 or not 0 <= tol < math.inf:
         raise UserError(f"{caller}: tol must be a number >= 0, got {tol}.")
