@@ -92,9 +92,9 @@ def solve(
     max_products = whole_number(caller, "max_products", max_products)
     if not isinstance(tol, Tracer) and not (jnp.ndim(tol) == 0 and 0 < tol < 1):
         raise UserError(f"{caller}: tol must be a number between 0 and 1, got {tol}.")
-    vector = check_vector(caller, "vector", operator, vector)
+    vector = check_vector(caller, "vector", "solve(operator, v)", operator, vector)
     if start is not None:
-        start = check_vector(caller, "start", operator, start)
+        start = check_vector(caller, "start", "solve(operator, b, start=v)", operator, start)
     state, unit = _begin(
         *(without_derivative(vector), without_derivative(start), operator.like),
         *(tol, max_products, recurrence.shardings(operator.like)),

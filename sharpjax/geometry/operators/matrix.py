@@ -17,8 +17,8 @@ Params = Any
 _COLUMNS = 32  # of a dense matrix, computed together
 
 
-def check_vector(caller: str, argument: str, operator: Any, vector: Any) -> Params:
-    """A vector of an operator, in float32 at least.
+def check_vector(caller: str, argument: str, call: str, operator: Any, vector: Any) -> Params:
+    """A vector of an operator, in float32 at least; `call` is what is to be done with one, `v`.
 
     Raises:
         UserError: names `caller`, `argument` and the leaf that differs, and says what to do with a
@@ -36,8 +36,8 @@ def check_vector(caller: str, argument: str, operator: Any, vector: Any) -> Para
     if len(many) == 1 and [shape and shape[1:] for shape in given] == shapes != given:
         raise UserError(
             f"{caller}: {argument} has a leading axis of {many.pop()[0]}. Of many vectors V: "
-            f"jax.vmap(lambda v: operator @ v)(V), or one after another: "
-            f"jax.lax.map(lambda v: operator @ v, V)."
+            f"jax.vmap(lambda v: {call})(V), or one after another: "
+            f"jax.lax.map(lambda v: {call}, V)."
         )
     tree.check_same_structure(caller, argument, wide, like, of="operator.like")
     return wide
@@ -45,7 +45,7 @@ def check_vector(caller: str, argument: str, operator: Any, vector: Any) -> Para
 
 def multiply(operator: Any, vector: Params) -> Params:
     """`operator @ vector`: linearised and applied in one compiled program."""
-    vector = check_vector("operator @ v", "v", operator, vector)
+    vector = check_vector("operator @ v", "v", "operator @ v", operator, vector)
     operator = renewed("operator @ v", operator)
     if loops.holds_host_code(operator):
         return operator.linearize()(vector)
