@@ -9,7 +9,14 @@ import optax
 import pytest
 
 from sharpjax.errors import UserError
-from sharpjax.geometry import hessian, preconditioned, preconditioner, rescale_start, top_eigenpairs
+from sharpjax.geometry import (
+    hessian,
+    preconditioned,
+    preconditioner,
+    rescale_start,
+    top_eigenpairs,
+    track,
+)
 from sharpjax.geometry.status import Status
 
 PARAMS = {"w": np.ones((2, 3)), "b": np.ones(3)}
@@ -226,6 +233,16 @@ def test_an_eigenvector_is_carried_over_exactly(case, key, x64):
 def test_states_that_are_refused(optimizer, options, message):
     with pytest.raises(UserError, match=f"^preconditioner: .*{message}"):
         preconditioner(optimizer.init(PARAMS), **({"eps": 1e-8} | options))
+
+
+def test_a_set_of_track_that_is_empty_is_carried_over(key):
+    operator = hessian(lambda w, _: jnp.sum(jnp.arange(1.0, 9.0) * w**2), jnp.ones(8), None)
+    old, new = jnp.full(8, 2.0), jnp.full(8, 0.5)
+    none = track(preconditioned(operator, old), threshold=20.0, key=key)
+    assert none.values.shape == (0,)
+    start = rescale_start(none, old, new)
+    found = track(preconditioned(operator, new), start, threshold=20.0, key=key)
+    np.testing.assert_allclose(found.values, [32.0, 28.0, 24.0], rtol=1e-3)
 
 
 def test_starts_that_are_refused(key):

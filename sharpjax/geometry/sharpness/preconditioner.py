@@ -128,7 +128,8 @@ def rescale_start(pairs: Eigenpairs, old: Params, new: Params) -> Eigenpairs:
             f"{caller}: pairs must be a result of top_eigenpairs with vectors (vectors=True and a "
             f"basis)."
         )
-    rows = jax.eval_shape(lambda vectors: tree.index(vectors, 0), pairs.vectors)
+    # `track` may have found none, and carries some all the same.
+    rows = jax.eval_shape(lambda vectors: tree.index(vectors, 0), pairs.carried.vectors)
     old, new = (tree.widen(jax.tree.map(jnp.asarray, p)) for p in (old, new))
     tree.check_same_structure(caller, "old", old, rows)
     tree.check_same_structure(caller, "new", new, rows)
