@@ -134,6 +134,21 @@ def test_microbatches_change_nothing(key, x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+def test_microbatches_of_a_mask_that_the_first_batch_does_not_hold(key):
+    w, data = regression(np.float32, n=32)
+    data["mask"] = np.array([1.0] * 16 + [0.0, 1.0] * 8, np.float32)
+
+    def loss(w, data):
+        squares = jnp.square(data["x"] @ w - data["y"])
+        return jnp.sum(data["mask"] * squares) / jnp.sum(data["mask"])
+
+    call = dict(batch_size=16, key=key, max_batches=1)
+    assert batch_sharpness(loss, w, data, **call).status == Status.OK
+    assert batch_sharpness(loss, w, data, **call, microbatch_size=16).status == Status.OK
+    with pytest.raises(UserError, match="^batch_sharpness: the loss is not the mean of its parts"):
+        batch_sharpness(loss, w, data, **call, microbatch_size=4)
+
+
 @pytest.mark.parametrize("size", [1e-25, 1e15])
 def test_gradients_whose_squares_leave_float32(size, key):
     data = {"c": np.array([1.0, 3.0], np.float32)}

@@ -114,7 +114,9 @@ def batch_sharpness(
     key, accuracy = check_key(caller, key), ask(caller, relative_error, None)
     few = jax.tree.map(lambda x: x[:batch_size], data)
     loss, how = checks.check_curvature(caller, loss, params, few, microbatch_size)
-    checked = cutting.check_cut(caller, loss, params, few, microbatch_size)
+    is_cut = microbatch_size is not None and microbatch_size < batch_size
+    # Of all data: what the first batch does not hold, such as a mask, a later one may.
+    checked = cutting.check_cut(caller, loss, params, data, microbatch_size) if is_cut else None
     params, data = jax.tree.map(jnp.asarray, (tree.widen(params), data))
     operands = (loss, params, data)
     if loops.is_traced(operands):
