@@ -202,6 +202,20 @@ def test_a_burn_in_that_is_too_short(key, x64):
     assert int(settled.status) == Status.OK and settled.drift < short.drift
 
 
+def test_an_error_whose_square_leaves_float32(key):
+    def run(scale):
+        loss = jax.tree_util.Partial(
+            lambda s, w, batch: s * jnp.mean(batch) * jnp.sum(w**2), jnp.float32(scale)
+        )
+        call = functools.partial(local_learning_coefficient, loss, np.zeros(2, np.float32))
+        return call(np.float32(ONES), key=key, step_size=0.01, localization=1.0, num_steps=20)
+
+    # So flat that the chains do not feel it: the value is as the scale is.
+    some, less = run(2.0**-30), run(2.0**-100)
+    np.testing.assert_allclose(less.value, some.value * 2.0**-70, rtol=1e-4)
+    np.testing.assert_allclose(less.standard_error, some.standard_error * 2.0**-70, rtol=1e-4)
+
+
 def test_one_chain_has_no_error(key, x64):
     found = local_learning_coefficient(
         *(bowl, ZERO, ONES), key=key, step_size=0.1 / STIFF.max(), localization=PULL, num_chains=1

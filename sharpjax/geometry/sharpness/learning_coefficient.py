@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
+from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import checks, composed, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators import algebra
@@ -309,7 +310,8 @@ def _standard_error(values: jax.Array) -> jax.Array:
     count = len(values)
     if count == 1:
         return jnp.full((), jnp.nan, values.dtype)
-    return jnp.std(values, ddof=1) / count**0.5
+    unit = units.known(units.power_of_two(values))  # so that no square leaves the range
+    return unit * jnp.std(values / unit, ddof=1) / count**0.5
 
 
 def _probability(values: jax.Array) -> jax.Array:
