@@ -65,6 +65,9 @@ def test_updates_whose_squares_leave_float32(size):
 
     found = directional_sharpness(loss, jnp.array([0.0, 1.0]), None, jnp.array([0.0, -size]))
     np.testing.assert_allclose(found.value, size, rtol=1e-6)
+    # `d'Hd` of the second is no number in float32.
+    known = np.isfinite(found.curvature)
+    assert known == (size < 1) and int(found.status) == (0 if known else Status.NON_FINITE)
 
 
 @pytest.mark.parametrize("direction", [[0.0, 0.0], [1.0, 0.0], [1.0, 1e-8]])

@@ -211,13 +211,13 @@ def _directional_sharpness(
     size, gradient_norm = tree.vdot(found.unit, update), tree.vdot(steepest, found.gradient)
     slope = tree.vdot(found.unit, found.gradient)
     known = jnp.abs(slope) > rounding(params) * gradient_norm
-    numbers = jnp.stack([found.loss, found.curvature, size, slope])
-    finite = jnp.all(jnp.isfinite(numbers))
+    curvature = size * (size * found.curvature)
+    finite = jnp.all(jnp.isfinite(jnp.stack([found.loss, curvature, size, slope, size * slope])))
     status = jnp.where(known, Status.OK, Status.BREAKDOWN)
     return DirectionalSharpness(
         value=jnp.where(known, size * (found.curvature / -jnp.where(known, slope, 1)), jnp.nan),
         slope=size * slope,
-        curvature=size * (size * found.curvature),
+        curvature=curvature,
         loss=found.loss,
         status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
     )
