@@ -319,3 +319,21 @@ def test_weighted_means_are_not_cut(key):
     )
     with pytest.raises(UserError, match="declares weights.*leave batch_size out"):
         call(batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("centre", "step_size", "pull"),
+    [(np.zeros(4), 1e-6, 1.0), (np.full(4, 1e5), 1e-12, 0.0)],
+    ids=["few steps", "steps below rounding"],
+)
+def test_chains_that_have_not_filled_their_space_say_so(centre, step_size, pull, key):
+    """The value is far below the truth of nearly d / 2, and all but still."""
+    found = local_learning_coefficient(
+        *(lambda w, b: jnp.mean(b) * jnp.sum((w - centre) ** 2) / 2, centre.astype("f4"), ONES),
+        key=key,
+        step_size=step_size,
+        localization=pull,
+    )
+    assert found.value < 0.1 and found.status == Status.NOT_CONVERGED
+    truth = np.sum(TEMPER / (2 * (TEMPER + pull)) * np.ones(4))
+    assert found.value + found.missing > 0.9 * truth

@@ -21,7 +21,7 @@ from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
-_MOST_BIAS = 0.1  # of the value, that may come from the length of the steps
+_MOST_BIAS = 0.1  # of the value, that may come from the length of the steps, or be missing
 _CHANCE = 1e-3  # that chains which have settled are taken for others
 
 
@@ -35,19 +35,25 @@ class LearningCoefficient(NamedTuple):
             one chain. With `batch_size` the error of the baseline `L(w*)` is in it.
         step_bias: how much of `value` comes from steps of finite length (and from the noise of
             mini-batches); `value - step_bias` is free of it where the loss is quadratic.
+        missing: what `value` lacks at the most since chains have not filled all directions yet:
+            `(d - E <w - w*, n beta grad L + localization (w - w*)>) / 2` of d parameters, which is
+            0 once they have.
         drift: `value` over the second half of what was kept, less that over the first.
         chains: (num_chains,), the value of each.
         loss: the baseline `L(w*)`; with `batch_size` its mean over the mini-batches.
         num_gradients: of all chains together (int32).
         status: `Status`, int32. `NON_FINITE`: a chain has left. `NOT_CONVERGED`: `step_bias` is
             more than a tenth of the value, so that the steps are too long for the curvature (as
-            when chains diverge); or the halves differ by more than their spread over chains
-            explains (p < .001), so that `burn_in` was too short.
+            when chains diverge); or `missing` is, by more than three of its standard errors, so
+            that more steps, longer ones or a larger `localization` are needed; or the halves differ
+            by more than their spread over chains explains (p < .001), so that `burn_in` was too
+            short.
     """
 
     value: jax.Array
     standard_error: jax.Array
     step_bias: jax.Array
+    missing: jax.Array
     drift: jax.Array
     chains: jax.Array
     loss: jax.Array
@@ -88,8 +94,9 @@ def local_learning_coefficient(
     much: `step_bias = step_size / 8 E <n beta grad L, n beta grad L + localization (w - w*)>`,
     exact for quadratics. `localization` makes the value too small: of curvatures `h_i` it is `sum_i
     n beta h_i / (2 (n beta h_i + localization))`. Directions with little curvature take some `2 /
-    (step_size (n beta h_i + localization))` steps to be filled, and count too little until then;
-    where that is slow against the whole run, `drift` does not show it.
+    (step_size (n beta h_i + localization))` steps to be filled, and count too little until then:
+    `missing` bounds by how much, for a quadratic. It is 0 after some `4 / (step_size
+    localization)` steps, whatever the loss. A negative value says that `w*` is no minimum.
 
     Cost: one gradient for each chain and step; with `batch_size` of a mini-batch, and a forward
     pass more. Chains run side by side (`vmap`), but for convolutions on CPU, one after another.
@@ -181,7 +188,7 @@ class _Chain(NamedTuple):
     Attributes:
         point: `w - w*`.
         first, second: sums of `n beta (L(w) - L(w*))` over the halves of what is kept.
-        bias, baseline: sums over all of it.
+        bias, filled, baseline: sums over all of it; `filled` of `<w - w*, force>`.
     """
 
     key: jax.Array
@@ -189,6 +196,7 @@ class _Chain(NamedTuple):
     first: jax.Array
     second: jax.Array
     bias: jax.Array
+    filled: jax.Array
     baseline: jax.Array
 
 
@@ -240,6 +248,7 @@ class _Move:
             first=chain.first + (kept - late) * excess,
             second=chain.second + late * excess,
             bias=chain.bias + kept * bias,
+            filled=chain.filled + kept * tree.vdot(chain.point, force),
             baseline=chain.baseline + kept * baseline,
         )
 
@@ -272,6 +281,7 @@ def _start(loss, params, batch, key, given, burn_in, num_steps, num_chains):
         first=sums,
         second=sums,
         bias=sums,
+        filled=sums,
         baseline=sums,
     )
     return operands, _State(chain, jnp.int32(0), jnp.int32(num_steps))
@@ -286,8 +296,13 @@ def _finish(state: _State, steps: jax.Array) -> LearningCoefficient:
     drifts = chain.second / (number - early) - chain.first / early
     value, step_bias, drift = (jnp.mean(x) for x in (chains, chain.bias / number, drifts))
     finite = ~_has_left(state) & jnp.isfinite(step_bias)
+    # E <w - w*, force> is the number of parameters in the density that chains shall draw from.
+    size = tree.size(tree.index(chain.point, 0))
+    lacks = (float(size) - chain.filled / number) / 2
+    missing, allowed = jnp.maximum(jnp.mean(lacks), 0), _MOST_BIAS * jnp.abs(value)
+    sure = jnp.nan_to_num(3 * _standard_error(lacks), nan=0.0)
 
-    met = step_bias <= _MOST_BIAS * jnp.abs(value)
+    met = (step_bias <= allowed) & (missing - sure <= allowed)
     met &= ~(_probability(drifts) < _CHANCE)
     status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
 
@@ -298,6 +313,7 @@ def _finish(state: _State, steps: jax.Array) -> LearningCoefficient:
         value=known(value),
         standard_error=known(_standard_error(chains)),
         step_bias=known(step_bias),
+        missing=known(missing),
         drift=known(drift),
         chains=jnp.where(jnp.isfinite(chains) & finite, chains, jnp.nan),
         loss=known(jnp.mean(chain.baseline) / number),
