@@ -725,3 +725,19 @@ def test_a_batch_that_holds_a_matrix_of_all_examples_is_not_cut():
     for name, ask in asks.items():
         with pytest.raises(UserError, match=rf"^{name}: .*not some of its examples.*\[N, N\]"):
             ask()
+
+
+@pytest.mark.parametrize("place", [0, 50, 127])
+def test_one_example_without_a_label_is_seen_before_microbatches(place):
+    labels = np.arange(128) % 3
+    labels[place] = -1
+    batch = {"x": np.random.default_rng(0).normal(size=(128, 2)).astype("f4"), "label": labels}
+
+    def loss(w, batch):
+        known = batch["label"] >= 0
+        losses = jnp.square(batch["x"] @ w - batch["label"])
+        return jnp.sum(known * losses) / jnp.sum(known)
+
+    with pytest.raises(UserError, match="^hessian: the loss is not the mean of its parts"):
+        hessian(loss, jnp.ones(2), batch, microbatch_size=16)
+    hessian(loss, jnp.ones(2), {**batch, "label": np.arange(128) % 3}, microbatch_size=16)

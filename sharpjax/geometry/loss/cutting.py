@@ -25,6 +25,7 @@ from sharpjax import loops, tree
 from sharpjax.geometry.loss.assumptions import Checked, calling_parts, require
 from sharpjax.geometry.loss.composed import parts as parts_of
 from sharpjax.geometry.loss.composed import total_weight, weights
+from sharpjax.geometry.loss.unusual import unusual
 
 _TOLERANCE = 1e-3
 _ALIKE = 0.1  # values as near as this say little of their weights, and of what is done with them
@@ -48,7 +49,8 @@ def check_cut(
 ) -> Checked | None:
     """Refuses microbatches of a loss that is not the mean of its parts.
 
-    Cost: two forward passes of a microbatch, but of 16 to 64 examples.
+    Cost: two forward passes of a microbatch, but of 16 to 64 examples; as many again where some
+    examples stand out by a mask, or by a label that means none (`unusual`).
 
     Args:
         argument: the name under which the caller's user gave the size.
@@ -59,8 +61,16 @@ def check_cut(
     if microbatch_size is None or microbatch_size >= loops.count_examples(caller, batch):
         return None
     size = int(microbatch_size)
-    problem = (caller, loss, params, batch, min(size, _TOGETHER), max(_LEAST, min(size, _MOST)))
-    return _check(*problem, f"{argument}={size}", f"{_ONE_PASS}: leave {argument} out.")
+    together, most = min(size, _TOGETHER), max(_LEAST, min(size, _MOST))
+    how = together, most, f"{argument}={size}", f"{_ONE_PASS}: leave {argument} out."
+    checked = _check(caller, loss, params, batch, *how)
+    if checked is None and not loops.inside_jit():
+        seen = [_join(parts) for parts in _spread(batch, together, most)]
+        for few in unusual([batch], seen, most):
+            # The unusual last: where groups do not go up in their number, the first are left out.
+            last = jax.tree.map(lambda x: x[::-1], few)
+            _check(caller, loss, params, last, *how)
+    return checked
 
 
 def check_alone(caller: str, loss: Any, params: Any, batch: Batch) -> Checked | None:
