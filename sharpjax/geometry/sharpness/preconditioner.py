@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -164,6 +163,8 @@ Formula = Callable[[Any, Any, Any, dict[str, Any]], Params]
 @functools.cache
 def _kinds() -> dict[type, Formula]:
     """The states, and what `P` is in each."""
+    import optax  # takes longer to import than all of geometry
+
     # Public in what optax returns alone.
     with_count = jax.eval_shape(lambda: optax.scale_by_rms(bias_correction=True).init(()))
     return {
