@@ -82,7 +82,7 @@ def orthogonalize(
         replace = vanished & ~now.fresh
         vector = jax.lax.cond(
             any_lane(replace),
-            lambda: _select(replace, unrelated(vector, seed), vector),
+            lambda: _select(replace, _unrelated(vector, seed), vector),
             lambda: vector,
         )
         return Orthogonal(
@@ -110,7 +110,7 @@ def orthogonalize(
     return jax.lax.while_loop(lambda now: any_lane(now.more), step, start)
 
 
-def unrelated(like, seed):
+def _unrelated(like, seed):
     """A unit vector that owes nothing to the operator and is another for each seed.
 
     Entries `cos(2 pi h)` of a hash h of their places: as good as random here, and far less to
@@ -123,13 +123,13 @@ def unrelated(like, seed):
         for axis, length in enumerate(leaf.shape):
             place = place * jnp.uint32(length % 2**32)
             place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        angle = 2 * math.pi * 2**-32 * _hash(place).astype(leaf.dtype)
+        angle = 2 * math.pi * 2**-32 * hashed(place).astype(leaf.dtype)
         found.append(jnp.zeros_like(leaf) + jnp.cos(angle))
     vector = jax.tree.unflatten(treedef, found)
     return tree.scale(1 / tree.norm(vector), vector)
 
 
-def _hash(x):
+def hashed(x):
     """Appleby's finaliser of 32 bits (MurmurHash3)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
