@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
+from sharpjax import tree
 from sharpjax.geometry import Operator
 
 
@@ -16,7 +17,7 @@ def _scale(diagonal, vector):
     return jax.tree.map(jnp.multiply, diagonal, vector)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Diagonal(Operator):
     """An operator with a spectrum of one's own."""

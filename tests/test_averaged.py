@@ -371,7 +371,7 @@ def _times_draw(draw, vector):
     return draw * vector
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Drawing(Operator):
     """A random multiple of the identity for each batch."""

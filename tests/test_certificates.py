@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse.linalg
 from jax.tree_util import Partial
 
-from sharpjax import loops
+from sharpjax import loops, tree
 from sharpjax.geometry import Operator, Status
 from sharpjax.geometry import top_eigenpairs as top
 from sharpjax.geometry.eigenpairs import convergence
@@ -221,7 +221,7 @@ def test_extremes_without_a_basis_equal_those_with_one(which, k):
 # Oracles.
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrix(Operator):
     """A symmetric matrix as an operator."""

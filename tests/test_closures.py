@@ -600,3 +600,26 @@ def test_declared_weights_that_read_what_cannot_be_looked_into():
     next(held)
     with pytest.raises(UserError, match="not the weighted mean that its example_weight says"):
         cut()
+
+
+def test_losses_of_two_classes_with_equal_fields():
+    """Registered by jax, they have equal structures: their operators must not."""
+
+    class Sum:
+        shift: jax.Array
+
+        def __call__(self, w, batch):
+            return jnp.sum((w - self.shift) ** 2)
+
+    class Fourth:
+        shift: jax.Array
+
+        def __call__(self, w, batch):
+            return jnp.sum((w - self.shift) ** 4)
+
+    losses = [
+        jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))(jnp.zeros(()))
+        for cls in (Sum, Fourth)
+    ]
+    first, second = (jax.tree.structure(hessian(loss, jnp.ones(2), None)) for loss in losses)
+    assert first != second

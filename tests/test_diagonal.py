@@ -26,7 +26,7 @@ def _multiply(matrix, vector):
     return jnp.matmul(matrix, vector, precision="highest")
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrix(Operator):
     """A matrix as an operator on one leaf."""

@@ -150,3 +150,16 @@ def test_geometry_shows_what_is_public():
     shown = set(dir(geometry))
     assert "hessian" in shown and not shown & {*PARTS, "annotations", "__builtins__"}
     assert not [name for name in shown if inspect.ismodule(getattr(geometry, name))]
+
+
+def test_dataclasses_name_their_class():
+    """jax's own registration lets a compiled function take one class for another."""
+    for path in modules():
+        blind = {"jax.tree_util.register_dataclass", "flax.struct.dataclass", "flax.struct"}
+        uses = {
+            ast.unparse(node)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+        }
+        names = (uses | set(imported(path))) & blind
+        assert not names or path == PACKAGE / "tree.py", f"{path}: tree.register_dataclass"

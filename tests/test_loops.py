@@ -149,7 +149,7 @@ def test_a_solver_step_runs_round_its_product(form):
     assert float(tree.norm(carry)) == pytest.approx(3.0, rel=1e-6)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PassOverRows(loops.HostCode):
     """A product row by row, as over the batches of a data set."""

@@ -97,7 +97,7 @@ def test_a_dense_matrix_has_the_order_of_ravel_pytree(x64, strict):
     np.testing.assert_allclose((2 * mean - 1.0).to_dense(), 2 * truth - np.eye(34), atol=1e-13)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Turn(Operator):
     """Not symmetric, to see which index is which; its structure is a field."""
@@ -196,3 +196,17 @@ def test_what_is_no_operator(key):
 
     with pytest.raises(UserError, match="Unregistered, is not registered.*register_dataclass"):
         top_eigenpairs(Unregistered(), key=key)
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Blind(Operator):
+        like: jax.Array
+
+        def linearize(self):
+            return Partial(jnp.multiply, 2.0)
+
+    if tree.names_its_class(Blind(jnp.ones(2))):
+        return  # jax tells classes apart by now
+    for blind in (Blind(jnp.ones(2)), 2 * Blind(jnp.ones(2)) + 1):
+        with pytest.raises(UserError, match="Blind, is registered.*sharpjax.tree.register_data"):
+            top_eigenpairs(blind, key=key)

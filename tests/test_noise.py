@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from sharpjax import tree
 from sharpjax.geometry import Operator, Status, diagonal, frobenius, hessian, logdet, trace
 from sharpjax.geometry import top_eigenpairs as top
 
@@ -41,7 +42,7 @@ def _of_entries(values, level, vector):
     return values * vector * (1 + level * _draw(vector))
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noisy(Operator):
     values: Any

@@ -147,7 +147,7 @@ def _rounded_scale(diagonal, vector):
     return jax.tree.map(leaf, diagonal, vector)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noisy(Diagonal):
     """Products as a model that computes in bfloat16 would give them."""

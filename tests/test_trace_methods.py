@@ -38,7 +38,7 @@ def _multiply(matrix, vector):
     return {"a": y[:size], "b": y[size:].reshape(vector["b"].shape)}
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrix(Operator):
     """A matrix as an operator on two leaves, that it couples."""

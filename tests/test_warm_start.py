@@ -28,7 +28,7 @@ def _multiply(matrix, vector):
     return jnp.matmul(matrix, vector, precision="highest")
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dense(Operator):
     matrix: Any

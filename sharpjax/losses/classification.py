@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import InvalidRngError, ScopeCollectionNotFound
 
+from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.losses.likelihood import Batch, CrossEntropy
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classification:
     """Mean cross-entropy in eval mode, with frozen statistics: the loss that geometry measures.
@@ -59,7 +60,7 @@ class Classification:
         return CrossEntropy()
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Logits:
     """A classifier in eval mode, as `model_fn(params, batch)`: its logits, [B, K], in float32 at

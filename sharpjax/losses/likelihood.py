@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sharpjax import tree
 from sharpjax.errors import TWO_CLASSES, UserError
 
 Batch = Mapping[str, jax.Array]
@@ -43,7 +44,7 @@ def cross_entropies(caller: str, logits: jax.Array, labels: jax.Array) -> jax.Ar
     return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
     """Mean cross-entropy of logits, [N, K], against batch["label"], int32 of N numbers: the mean of
@@ -90,7 +91,7 @@ class CrossEntropy:
         return (apart * jnp.expand_dims(columns, 2)).reshape(-1, rows, classes)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SquaredError:
     """Half the squared error against batch["target"], mean over axis 0, summed over the others: the

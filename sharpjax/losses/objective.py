@@ -15,7 +15,7 @@ from sharpjax.losses.likelihood import Batch, SquaredError, cross_entropies
 from sharpjax.losses.teacher import Teacher
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
     """The loss of a training step, in training mode: BatchNorm normalises by the batch and learns

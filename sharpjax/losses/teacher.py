@@ -36,7 +36,7 @@ _WITH_MODEL = ("model", "ensemble", "shuffled", "permuted", "entropy-matched")
 _RANDOM = ("shuffled", "permuted", "entropy-matched", "uniform", "gaussian")
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Teacher:
     """Where a student's targets come from, in eval mode and without a gradient.

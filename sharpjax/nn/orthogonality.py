@@ -38,7 +38,7 @@ def penalty(params: Any) -> jax.Array:
     return tree.total(terms)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Penalised:
     """`loss(params, batch) + weight * penalty(params)`, a loss like any other.

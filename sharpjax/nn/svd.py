@@ -169,7 +169,7 @@ def merge(params: Any) -> Any:
     )
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnFactors:
     """`fn(merge(params), batch)`: a loss, or a model, of the weights, as one of their factors.

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sharpjax import tree
 
-@jax.tree_util.register_dataclass
+
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """One model.

@@ -148,7 +148,7 @@ def _slope(fn, direction, at):
     return jax.jvp(fn, (at,), (direction,))[1]
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pairing:
     """`<r, f>`: r at `params`, f at the free leaves; a weighted mean as `loss` is."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from sharpjax import loops
+from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss.composed import is_lowered, methods, weights
 from sharpjax.geometry.loss.frozen import freeze
@@ -27,7 +27,7 @@ from sharpjax.geometry.operators.gauss_newton import (
 Rule = Literal["curvature", "slope", "sampled", "value"]
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """What the exact trace needs of an operator.

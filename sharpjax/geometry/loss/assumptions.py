@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from sharpjax import loops
+from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss import closures
 from sharpjax.geometry.status import Status
@@ -27,7 +27,7 @@ Solve = TypeVar("Solve", bound=Callable[..., Any])
 Nodes = TypeVar("Nodes")
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """Whether what was assumed holds, known only when the trace that it was found in runs.

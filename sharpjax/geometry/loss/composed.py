@@ -22,7 +22,7 @@ from sharpjax.geometry.loss.precision import in_bfloat16, lower
 Params = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Composed:
     """`outer_loss(model_fn(params, batch), batch) + regularizer(params)`; `composed` makes it.

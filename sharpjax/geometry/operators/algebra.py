@@ -23,6 +23,11 @@ from sharpjax.geometry.operators import matrix
 Params = Any
 Matvec = Callable[[Params], Params]
 
+REGISTER = (
+    "Make it a frozen dataclass, and put @sharpjax.tree.register_dataclass above that, in place of "
+    "jax's own."
+)
+
 
 def _compiled(method):
     """A method `linearize` that checks again what changed, and is compiled when it is called
@@ -30,6 +35,7 @@ def _compiled(method):
 
     @functools.wraps(method)
     def linearize(self):
+        check_class("linearize", self)
         self = renewed("linearize", self)
         is_off = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
         inside = is_off or loops.is_traced(self) or loops.inside_jit()
@@ -41,7 +47,7 @@ def _compiled(method):
     return linearize
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Kept:
     """A product that somebody may keep: where it calls the loss anew, as for each microbatch, that
@@ -72,7 +78,7 @@ class Operator(abc.ABC):
 
     **An operator of your own**: `operator(matvec, like=params)` makes one of a function. Where a
     product has a part that does not depend on the vector, subclass this: a frozen dataclass that is
-    registered (`jax.tree_util.register_dataclass`), with arrays as leaves and functions and options
+    registered (`sharpjax.tree.register_dataclass`), with arrays as leaves and functions and options
     static, that has `like` and `linearize()`.
 
     Attributes:
@@ -181,7 +187,7 @@ class Operator(abc.ABC):
         return Scaled(self, -1.0)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sum(Operator):
     """`A + B + ...`, all on the same space; made by `A + B`, which checks that.
@@ -199,7 +205,7 @@ class Sum(Operator):
         return Partial(_sum, tuple(linearize(operator) for operator in self.operators))
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scaled(Operator):
     """`factor A`; made by `factor * A`."""
@@ -215,7 +221,7 @@ class Scaled(Operator):
         return Partial(_scale, self.operator.linearize(), self.factor)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Damped(Operator):
     """`A + damping I`; made by `A + damping`."""
@@ -253,6 +259,25 @@ def _linearize(operator: Operator) -> Matvec:
 @jax.jit
 def _solved(operator: Operator) -> Matvec:
     return without_derivative(operator).linearize()
+
+
+_names_its_class: dict[type, bool] = {}
+
+
+def check_class(caller: str, operator: Operator) -> None:
+    """Refuses an operator of a class that jax may take for another.
+
+    Raises:
+        UserError: names `caller` and how to register the class.
+    """
+    kind = type(operator)
+    if kind not in _names_its_class:
+        _names_its_class[kind] = tree.names_its_class(operator)
+    if not _names_its_class[kind]:
+        raise UserError(
+            f"{caller}: the class of an operator, {kind.__name__}, is registered so that jax now "
+            f"and then takes it for another class with such fields. {REGISTER}"
+        )
 
 
 def without_derivative(tree: Any) -> Any:

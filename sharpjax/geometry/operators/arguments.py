@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax.errors import UserError
-from sharpjax.geometry.operators.algebra import Operator
+from sharpjax.geometry.operators.algebra import REGISTER, Operator, check_class
 
 
 def check_operator(caller: str, operator: Any) -> None:
@@ -27,9 +27,9 @@ def check_operator(caller: str, operator: Any) -> None:
     if jax.tree_util.all_leaves([operator]):
         raise UserError(
             f"{caller}: the class of the operator, {kind}, is not registered, so it cannot be "
-            f"compiled. Make it a frozen dataclass, and put @jax.tree_util.register_dataclass "
-            f"above that."
+            f"compiled. {REGISTER}"
         )
+    check_class(caller, operator)
 
 
 def check_key(caller: str, key: Any) -> jax.Array:

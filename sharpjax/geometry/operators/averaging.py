@@ -18,7 +18,7 @@ from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 from sharpjax.geometry.operators.batches import Batch, Cut, Listed, Loader, as_batches
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Averaged(Operator, Assuming, loops.HostCode):
     """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of a batch of `n_b` examples, or of that
@@ -173,7 +173,7 @@ def member(operator: Any, batch: Batch, number: jax.typing.ArrayLike) -> Any:
     return dataclasses.replace(operator, **changed)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Product(loops.HostCode):
     """The product: linearisations that are kept, with their weights, then the batches beyond them,

@@ -17,7 +17,7 @@ from sharpjax.geometry.loss.unusual import unusual
 Batch = Any
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Listed:
     """Batches that are all there. Arrays of numpy stay on the host until they are used."""
@@ -47,7 +47,7 @@ class Listed:
         )
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """One large batch in `count` parts, of equal size up to one example.

@@ -18,7 +18,7 @@ from sharpjax.geometry.operators.arguments import check_operator
 Groups = Mapping[str, str | Sequence[str]] | Sequence[str]
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Restricted(Operator):
     """The diagonal block of an operator that belongs to some leaves; `restricted` makes it.
@@ -40,7 +40,7 @@ class Restricted(Operator):
         return Partial(_block_product, self.operator.linearize(), _rest(self.operator, self.where))
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockDiagonal(Operator):
     """An operator without the blocks that couple different groups of leaves; `block_diagonal` makes
@@ -63,7 +63,7 @@ class BlockDiagonal(Operator):
         return Partial(_blocks_product, self.operator.linearize(), zeros)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Masked(Operator):
     """`P A P`, with P zero on some entries; `masked` makes it.

@@ -16,7 +16,7 @@ from sharpjax.geometry.loss.checks import as_loss
 from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Custom(Operator, Assuming):
     """`v -> loss(v)`; `operator` makes it and checks it.

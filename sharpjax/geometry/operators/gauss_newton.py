@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from sharpjax import loops
+from sharpjax import loops, tree
 from sharpjax.errors import UserError, unknown
 from sharpjax.geometry.loss import closures
 from sharpjax.geometry.loss.assumptions import Assuming, Checked, both, guard
@@ -33,7 +33,7 @@ from sharpjax.geometry.operators.jacobian_products import (
 Labels = Literal["model", "observed"]
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(Operator, Assuming):
     """`J' H J`, with `H` the Hessian of the outer loss in the outputs, and the Hessian of the
@@ -74,7 +74,7 @@ class GaussNewton(Operator, Assuming):
         return guard(product, self.checked)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fisher(Operator, Assuming):
     """`mean_n E g_n g_n'`, with `g_n` the gradient of `-log p(label_n)`; `fisher` makes it.
@@ -115,7 +115,7 @@ class Fisher(Operator, Assuming):
         return guard(_linearize("fisher", rule, self), self.checked)
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EmpiricalFisher(Operator, Assuming):
     """`mean_n g_n g_n'`, with `g_n` the gradient of the loss of one example; `empirical_fisher`

@@ -20,7 +20,7 @@ from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hessian(Operator, Assuming):
     """The Hessian of `params -> loss(params, batch)`; `hessian` makes it and checks its arguments.

@@ -14,7 +14,7 @@ from sharpjax.geometry.operators.arguments import check_operator
 from sharpjax.perturbation import Scaling
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Congruence(Operator):
     """`T A T` with a diagonal `T`; `congruence` makes it.
