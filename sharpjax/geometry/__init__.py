@@ -47,6 +47,10 @@ from sharpjax.geometry.sharpness.directional import DirectionalCurvature as Dire
 from sharpjax.geometry.sharpness.directional import DirectionalSharpness as DirectionalSharpness
 from sharpjax.geometry.sharpness.directional import directional_curvature as directional_curvature
 from sharpjax.geometry.sharpness.directional import directional_sharpness as directional_sharpness
+from sharpjax.geometry.sharpness.fisher_rao import FisherRao as FisherRao
+from sharpjax.geometry.sharpness.fisher_rao import fisher_rao as fisher_rao
+from sharpjax.geometry.sharpness.flatness import RelativeFlatness as RelativeFlatness
+from sharpjax.geometry.sharpness.flatness import relative_flatness as relative_flatness
 from sharpjax.geometry.sharpness.learning_coefficient import (
     LearningCoefficient as LearningCoefficient,
 )
