@@ -39,6 +39,8 @@ from sharpjax.geometry.operators.scaling import congruence as congruence
 from sharpjax.geometry.operators.scaling import preconditioned as preconditioned
 from sharpjax.geometry.report import CurvatureReport as CurvatureReport
 from sharpjax.geometry.report import curvature_report as curvature_report
+from sharpjax.geometry.sharpness.average_case import AverageSharpness as AverageSharpness
+from sharpjax.geometry.sharpness.average_case import average_sharpness as average_sharpness
 from sharpjax.geometry.sharpness.batch import BatchSharpness as BatchSharpness
 from sharpjax.geometry.sharpness.batch import batch_sharpness as batch_sharpness
 from sharpjax.geometry.sharpness.critical import CriticalSharpness as CriticalSharpness

@@ -219,7 +219,7 @@ def sam_sharpness(
     """
     batch = checks.as_batch("sam_sharpness", batch)
     loss = checks.check_problem("sam_sharpness", loss, params, batch, microbatch_size)
-    _check_rho("sam_sharpness", rho)
+    check_rho("sam_sharpness", rho)
     checked = cutting.check_cut("sam_sharpness", loss, params, batch, microbatch_size)
     return mark(_sam(loss, params, batch, rho, microbatch_size), checked)
 
@@ -248,8 +248,8 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
 def _worst_case(
     caller, loss, params, batch, *, key, rho, scaling, m, steps, restarts, microbatch_size
 ) -> Sharpness:
-    _check_rho(caller, rho)
-    _check_scaling(caller, scaling)
+    check_rho(caller, rho)
+    check_scaling(caller, scaling)
     key = check_key(caller, key)
     batch = checks.as_batch(caller, batch)
     search = worst_case.Search(
@@ -293,7 +293,7 @@ def _exact(value, num_evaluations) -> Estimate:
 # What a user passed.
 
 
-def _check_rho(caller, rho):
+def check_rho(caller, rho):
     if getattr(rho, "ndim", 0) != 0:
         raise UserError(
             f"{caller}: rho must be one number, got an array of shape {rho.shape}; for several "
@@ -309,7 +309,7 @@ def _check_rho(caller, rho):
         raise UserError(f"{caller}: rho is a radius, a finite number >= 0; got {rho!r}.")
 
 
-def _check_scaling(caller, scaling):
+def check_scaling(caller, scaling):
     try:
         hash(scaling)
     except TypeError:

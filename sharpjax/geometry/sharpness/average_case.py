@@ -1,0 +1,278 @@
+"""Average-case sharpness: how far the loss rises at random points near the parameters."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sharpjax import loops, perturbation, tree
+from sharpjax.errors import unknown, whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry.accuracy import Accuracy, Target, ask, how_it_ended
+from sharpjax.geometry.loss import checks, closures, cutting, objective
+from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.operators import algebra
+from sharpjax.geometry.operators.arguments import check_key
+from sharpjax.geometry.sharpness.directional import rounding
+from sharpjax.geometry.sharpness.measures import check_rho, check_scaling
+from sharpjax.geometry.status import Status, tells_unknown
+
+Params = Any
+Noise = Literal["gaussian", "uniform", "sphere"]
+
+_NO_SCALING = perturbation.none()
+_LEAST = 16  # pairs before their spread is believed
+_LOST = 0.1  # share of the weights that may be perturbed in vain
+
+
+class AverageSharpness(NamedTuple):
+    """How far the loss rises at random points, in pairs `w + e` and `w - e`.
+
+    Attributes:
+        value: the mean rise, `E L(w + e) - L(w)`. Over pairs, so that the gradient drops out: this
+            is the part of curvature.
+        standard_error: of `value`; with the rounding of the losses, and the share `lost_fraction`
+            of the value.
+        slope_part: the root mean square of `(L(w + e) - L(w - e)) / 2`, which curvature has no part
+            in; to first order that of `g'e`.
+        absolute: the mean of `|L(w + e) - L(w)|`, over all points.
+        largest: the largest rise that was met.
+        loss: `L(w)`.
+        length: the root mean square of `|e|_2`.
+        lost_fraction: share of the weights that were perturbed in vain, at most over pairs: `e` is
+            below half a unit in their last place.
+        num_pairs: how many were drawn (int32).
+        status: `Status`, int32: `BREAKDOWN` where more than 10 % of the weights were perturbed
+            in vain; the radius is then below the resolution of the parameters.
+    """
+
+    value: jax.Array
+    standard_error: jax.Array
+    slope_part: jax.Array
+    absolute: jax.Array
+    largest: jax.Array
+    loss: jax.Array
+    length: jax.Array
+    lost_fraction: jax.Array
+    num_pairs: jax.Array
+    status: jax.Array
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`average_sharpness`."""
+        return {"average_sharpness": Estimate(self.value, self.standard_error, self.num_pairs)}
+
+
+def average_sharpness(
+    loss: Any,
+    params: Params,
+    batch: Any,
+    *,
+    key: jax.Array,
+    rho: ArrayLike,
+    noise: Noise = "gaussian",
+    scaling: perturbation.Scaling = _NO_SCALING,
+    relative_error: Target = None,
+    max_pairs: int = 50,
+    microbatch_size: int | None = None,
+) -> AverageSharpness:
+    """`E L(w + e) - L(w)` over random `e`: the mean rise of the loss near the parameters.
+
+    `e = T u`, with T of a scaling, P weights, and u
+
+    * "gaussian": normal numbers of deviation `rho`. To second order the value is `rho^2 tr(THT) /
+      2`. (The average case of Andriushchenko et al., 2023, arXiv 2302.07011.)
+    * "uniform": numbers between `-rho` and `rho`: `rho^2 tr(THT) / 6`.
+    * "sphere": a point of the sphere of radius `rho`: `rho^2 tr(THT) / (2 P)`. Of this length are
+      the perturbations of `worst_case_sharpness`.
+
+    Points come in pairs, `w + e` and `w - e`: the part of the gradient, which is most of the spread
+    at small radii, drops out of the value and is told apart (`slope_part`). Papers that take the
+    mean of `|L(w + e) - L(w)| / rho` over gaussian `e` of length `rho` measure that part: to first
+    order it is `sqrt(2 / pi) |g| / sqrt(P)` (here `absolute / rho`, with `rho` divided by
+    `sqrt(P)`).
+
+    All is computed in float32 at least. Where the loss draws random numbers, or augments its batch,
+    the difference is noise: hold both fixed.
+
+    Cost: two values of the loss a pair. Memory: three copies of the parameters, and the activations
+    of one microbatch.
+
+    Args:
+        loss, params, batch, microbatch_size: as in `hessian`.
+        key: for the draws.
+        rho: >= 0; may be traced, so that radii are swept by `jax.vmap` or without another
+            compilation. 0 gives exactly 0.
+        noise: "gaussian", "uniform" or "sphere".
+        scaling: rule for `T`. A weight with `T = 0` stays where it is, and is none of the P.
+        relative_error: stop where the standard error is within this share of the value, from 16
+            pairs on; None draws `max_pairs`.
+        max_pairs: how many at the most. `status` is `NOT_CONVERGED` where the error that was asked
+            for is not met by then.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(w**2)
+    >>> key, w = jax.random.key(0), jnp.ones(1000)
+    >>> found = average_sharpness(loss, w, jnp.ones(4), key=key, rho=2.0, noise="sphere")
+    >>> print(f"{found.value:.3f}")  # rho^2, on the sphere
+    4.000
+    """
+    caller = "average_sharpness"
+    check_rho(caller, rho)
+    check_scaling(caller, scaling)
+    if noise not in get_args(Noise):
+        raise unknown("noise", noise, get_args(Noise))
+    batch = checks.as_batch(caller, batch)
+    limit = whole_number(caller, "max_pairs", max_pairs)
+    key, accuracy = check_key(caller, key), ask(caller, relative_error, None)
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    params = jax.tree.map(jnp.asarray, params)
+    operands = loss, params, batch, jnp.asarray(rho, objective.scalar_type(params)), key
+    if loops.is_traced(operands):
+        operands = algebra.without_derivative(operands)
+    state, _ = loops.iterate(
+        _Pair(noise, closures.rule(scaling), microbatch_size),
+        _start(operands[0], operands[1], operands[2], microbatch_size, accuracy),
+        operands,
+        max_steps=limit,
+        until=_is_reached if accuracy.is_asked else _is_not_finite,
+    )
+    return mark(_finish(accuracy.is_asked, state, operands[3], rounding(params)), checked)
+
+
+class _Sums(NamedTuple):
+    """Pairs under way.
+
+    Attributes:
+        loss: at the parameters.
+        mean, spread: of the even parts, by Welford's recurrence (1962).
+        odd, absolute, largest, length: sums of squares, a sum, a maximum, a sum of squares.
+        lost: the largest share.
+    """
+
+    loss: jax.Array
+    mean: jax.Array
+    spread: jax.Array
+    odd: jax.Array
+    absolute: jax.Array
+    largest: jax.Array
+    length: jax.Array
+    lost: jax.Array
+    count: jax.Array
+    accuracy: Accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Two points, for `sharpjax.loops.iterate`."""
+
+    noise: Noise
+    scaling: perturbation.Scaling
+    microbatch_size: int | None
+
+    def __call__(self, sums: _Sums, operands: Any) -> _Sums:
+        loss, params, batch, rho, key = operands
+        wide = tree.widen(params)
+        scale = self.scaling(wide)
+        unit = self._draw(jax.random.fold_in(key, sums.count), wide, scale)
+        step = jax.tree.map(lambda t, u: t * (rho.astype(u.dtype) * u), scale, unit)
+
+        def rise(sign):
+            point = perturbation.perturb(wide, tree.scale(sign, step))
+            return objective.value(loss, point, batch, self.microbatch_size) - sums.loss
+
+        up, down = rise(1.0), rise(-1.0)
+        even, odd, number = (up + down) / 2, (up - down) / 2, sums.count + 1
+        off = even - sums.mean
+        mean = sums.mean + off / number.astype(off.dtype)
+        return _Sums(
+            loss=sums.loss,
+            mean=mean,
+            spread=sums.spread + off * (even - mean),
+            odd=sums.odd + jnp.square(odd),
+            absolute=sums.absolute + (jnp.abs(up) + jnp.abs(down)) / 2,
+            largest=jnp.maximum(sums.largest, jnp.maximum(up, down)),
+            length=sums.length + tree.vdot(step, step),
+            lost=jnp.maximum(sums.lost, perturbation.lost_fraction(wide, step)),
+            count=number,
+            accuracy=sums.accuracy,
+        )
+
+    def _draw(self, key, like, scale):
+        if self.noise == "uniform":
+            leaves, treedef = jax.tree.flatten(like)
+            keys = jax.random.split(key, len(leaves))
+            drawn = [
+                jax.random.uniform(k, x.shape, x.dtype, -1, 1)
+                for k, x in zip(keys, leaves, strict=True)
+            ]
+            return treedef.unflatten(drawn)
+        normal = tree.random_normal(key, like)
+        if self.noise == "gaussian":
+            return normal
+        moves = jax.tree.map(lambda t, u: jnp.where(t > 0, u, 0), scale, normal)
+        return tree.scale(1 / tree.norm(moves), moves)
+
+
+def _is_reached(sums: _Sums) -> jax.Array:
+    within = _standard_error(sums) <= sums.accuracy.allowed(jnp.abs(sums.mean))
+    return (sums.count >= _LEAST) & within | _is_not_finite(sums)
+
+
+def _is_not_finite(sums: _Sums) -> jax.Array:
+    return ~(jnp.isfinite(sums.mean) & jnp.isfinite(sums.loss))
+
+
+def _standard_error(sums: _Sums) -> jax.Array:
+    number = sums.count.astype(sums.mean.dtype)
+    return jnp.sqrt(sums.spread / (number * jnp.maximum(number - 1, 1)))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _start(loss, params, batch, microbatch_size, accuracy) -> _Sums:
+    value = objective.value(loss, tree.widen(params), batch, microbatch_size)
+    zero = jnp.zeros_like(value)
+    return _Sums(
+        loss=value,
+        mean=zero,
+        spread=zero,
+        odd=zero,
+        absolute=zero,
+        largest=jnp.full_like(zero, -jnp.inf),
+        length=zero,
+        lost=jnp.zeros((), jnp.float32),
+        count=jnp.int32(0),
+        accuracy=accuracy.fill(zero),
+    )
+
+
+@tells_unknown
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _finish(is_asked: bool, sums: _Sums, rho, digits: float) -> AverageSharpness:
+    number = sums.count.astype(sums.mean.dtype)
+    # Compiled apart, losses at one and the same point may differ in rounding.
+    floor = jnp.where(rho == 0, 0, digits * jnp.abs(sums.loss))
+    error = jnp.where(sums.count > 1, _standard_error(sums), jnp.nan)
+    lost = sums.lost.astype(number.dtype) * sums.mean
+    moved = jnp.where(rho == 0, 0, jnp.where(rho > 0, 1, jnp.nan)).astype(number.dtype)
+    finite = ~_is_not_finite(sums) & jnp.isfinite(moved)
+    met = finite if not is_asked else _is_reached(sums) & finite
+    status = jnp.where(sums.lost > _LOST, Status.BREAKDOWN, how_it_ended(met, finite))
+    return AverageSharpness(
+        value=sums.mean * moved,
+        standard_error=jnp.sqrt(jnp.square(error * moved) + jnp.square(lost) + jnp.square(floor)),
+        slope_part=jnp.sqrt(sums.odd / number) * moved,
+        absolute=sums.absolute / number * moved,
+        largest=sums.largest * moved,
+        loss=sums.loss,
+        length=jnp.sqrt(sums.length / number),
+        lost_fraction=sums.lost,
+        num_pairs=sums.count,
+        status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
+    )
