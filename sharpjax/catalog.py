@@ -96,6 +96,8 @@ OPTIMIZERS: Mapping[str, str] = {
 SCALINGS: Mapping[str, str] = {
     "none": "sharpjax.perturbation:none",
     "element": "sharpjax.perturbation:element",
+    "filter": "sharpjax.perturbation:filters",
+    "layer": "sharpjax.perturbation:layers",
 }
 
 # Packages, each with a `schema` and a `plan`.

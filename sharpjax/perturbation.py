@@ -8,16 +8,19 @@ least and is safe at zero gradients and zero weights.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sharpjax import tree
-from sharpjax.errors import UserError
+from sharpjax.errors import UserError, unknown
 
 Params = Any
+Bias = Literal["scaled", "unit", "frozen"]
+Norm = Literal["l2", "linf", "none"]
 
 
 class Scaling(Protocol):
@@ -39,13 +42,46 @@ class NoScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class ElementScaling:
-    """The rule that `element` returns."""
+class AdaptiveScaling:
+    """The rule that `element`, `filters` and `layers` return.
 
+    Attributes:
+        per: what shares one unit: 'element', 'filter' or 'layer'.
+        eta, bias: as they take them.
+    """
+
+    per: str = "element"
     eta: float = 0.0
+    bias: Bias = "scaled"
 
     def __call__(self, params: Params, /) -> Params:
-        return jax.tree.map(lambda w: jnp.abs(w.astype(_wide(w))) + self.eta, params)
+        leaves, treedef = jax.tree.flatten(params)
+        names = tree.path_names(params) if self.bias != "scaled" else [""] * len(leaves)
+        units = (self._unit(name, w) for name, w in zip(names, leaves, strict=True))
+        return jax.tree.unflatten(treedef, units)
+
+    def _unit(self, name: str, w: jax.Array) -> jax.Array:
+        if name.rsplit("/", 1)[-1] in BIASES:
+            return jnp.full((), float(self.bias == "unit"), _wide(w))
+        w = w.astype(_wide(w))
+        if self.per == "element" or (self.per == "filter" and w.ndim < 2):
+            return jnp.abs(w) + self.eta
+        axes = tuple(range(w.ndim - (self.per == "filter")))
+        squared = jnp.sum(jnp.square(w), axis=axes, keepdims=self.per == "filter")
+        is_zero = squared == 0  # where the root has no derivative
+        return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared))) + self.eta
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyScaling:
+    """The rule that `only` returns."""
+
+    where: tuple[str, ...]
+    scaling: Scaling
+
+    def __call__(self, params: Params, /) -> Params:
+        scale, selected = self.scaling(params), tree.select(params, self.where)
+        return jax.tree.map(lambda t, keep: t if keep else jnp.zeros_like(t), scale, selected)
 
 
 def none() -> NoScaling:
@@ -57,33 +93,108 @@ def none() -> NoScaling:
     return NoScaling()
 
 
-def element(eta: float = 0.0) -> ElementScaling:
+BIASES = ("bias", "b")
+"""The last part of the name of a leaf that the policy `bias` is about: Flax's and Haiku's."""
+
+
+def element(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
     """`T = |w| + eta`: each weight moves in proportion to itself (ASAM; Kwon et al., 2021, arXiv
     2102.11600).
 
-    It is applied to **every** parameter, biases and normalisation included. With `eta = 0` the
-    perturbed point then commutes with rescalings of the weights that leave a ReLU network as it is;
-    any `eta > 0`, and leaving biases unscaled as the authors' code does, breaks this.
+    By default it is applied to **every** parameter, biases and normalisation included. With
+    `eta = 0` the perturbed point then commutes with rescalings of the weights that leave a ReLU
+    network as it is; any `eta > 0`, and another policy for biases, breaks this. The authors' code
+    is `element(0.01, bias="unit")`.
 
     Args:
-        eta: added to `|w|`, so that weights at zero can move; the authors use 0.01.
+        eta: added to `|w|`, so that weights at zero can move.
+        bias: of leaves named as in `BIASES`: 'scaled' as all others; 'unit', `T = 1`; 'frozen',
+            `T = 0`, so that they stay where they are. Scales of normalisation are no biases.
 
     Raises:
-        UserError: if `eta` is negative or not finite.
+        UserError: `eta` is negative or not finite; an unknown policy.
 
     >>> import jax.numpy as jnp
     >>> element(eta=0.5)({"w": jnp.array([-2.0, 0.0])})["w"].tolist()
     [2.5, 0.5]
     """
+    return _adaptive("element", eta, bias)
+
+
+def filters(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
+    """`T = ||w_f||_2 + eta` for all weights of a filter (arXiv 2102.11600, section 3).
+
+    A filter is what leads to one output: a slice of a Flax kernel along its last axis. The paper
+    takes filters of convolutions alone, here dense kernels have them too. Leaves of fewer than two
+    axes are scaled by element. With `eta = 0` the perturbed point commutes with rescalings of whole
+    layers, not of single units. Norms below some 1e-19 read 0 in float32.
+
+    Args:
+        eta, bias: as in `element`.
+
+    >>> import jax.numpy as jnp
+    >>> filters()({"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]])})["kernel"].tolist()
+    [[5.0, 1.0]]
+    """
+    return _adaptive("filter", eta, bias)
+
+
+def layers(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
+    """`T = ||w_l||_2 + eta` for all weights of one leaf: a kernel, a bias, a scale.
+
+    As `filters`, it is made for rescalings of whole layers.
+
+    Args:
+        eta, bias: as in `element`.
+
+    >>> import jax.numpy as jnp
+    >>> layers()({"kernel": jnp.array([[3.0], [4.0]])})["kernel"].item()
+    5.0
+    """
+    return _adaptive("layer", eta, bias)
+
+
+def only(where: str | Sequence[str], scaling: Scaling = NoScaling()) -> OnlyScaling:
+    """The units of `scaling` for the leaves that a glob names, and `T = 0` for all others.
+
+    So the radius is that of what is perturbed: `only("*BatchNorm*")` is SAM on normalisation layers
+    alone (SAM-ON; Mueller et al., 2023, arXiv 2306.04226).
+
+    Args:
+        where: one glob or several, as `tree.select` takes them.
+
+    Raises:
+        UserError: when it meets parameters, where a glob matches no leaf.
+
+    >>> import jax.numpy as jnp
+    >>> scale = only("*norm*")({"norm": jnp.ones(2), "dense": jnp.ones(2)})
+    >>> float(scale["norm"]), float(scale["dense"])
+    (1.0, 0.0)
+    """
+    return OnlyScaling((where,) if isinstance(where, str) else tuple(where), scaling)
+
+
+def _adaptive(per: str, eta: float, bias: Bias) -> AdaptiveScaling:
+    caller = "element" if per == "element" else f"{per}s"
     if not 0 <= eta < float("inf"):
-        raise UserError(f"perturbation.element: eta must be a number >= 0, got {eta}.")
-    return ElementScaling(float(eta))
+        raise UserError(f"perturbation.{caller}: eta must be a number >= 0, got {eta}.")
+    if bias not in get_args(Bias):
+        raise unknown(f"policy for biases (perturbation.{caller})", str(bias), get_args(Bias))
+    return AdaptiveScaling(per, float(eta), bias)
 
 
 def ascent(
-    grads: Params, params: Params, *, rho: ArrayLike, scaling: Scaling = NoScaling()
+    grads: Params,
+    params: Params,
+    *,
+    rho: ArrayLike,
+    scaling: Scaling = NoScaling(),
+    norm: Norm = "l2",
 ) -> Params:
     """The steepest perturbation of radius `rho`: `rho T^2 g / ||T g||_2`.
+
+    In the maximum norm, `|e_i| <= rho T_i`, it is `rho T sign(g)`. Not normalised it is
+    `rho T^2 g`, whose length is that of the gradient.
 
     A zero gradient gives exactly zero, also under `grad` and `vmap`; there is no epsilon, so the
     radius is `rho` at every gradient that is not zero, however small (`T g` is divided by its size
@@ -94,16 +205,26 @@ def ascent(
         params: parameters, which the rule is resolved on.
         rho: radius, in units of `T`; may be traced.
         scaling: rule for `T`.
+        norm: of the ball, 'l2' or 'linf'; 'none': not normalised.
 
     Returns:
         A tree like `params`, in float32 at least.
+
+    Raises:
+        UserError: an unknown norm.
 
     >>> import jax.numpy as jnp
     >>> ascent({"w": jnp.array([3.0, 4.0])}, {"w": jnp.zeros(2)}, rho=10.0)["w"].tolist()
     [6.0, 8.0]
     """
+    if norm not in get_args(Norm):
+        raise unknown("norm (perturbation.ascent)", str(norm), get_args(Norm))
     scale = scaling(params)
+    if norm == "linf":
+        return jax.tree.map(lambda t, g: _times(rho, t) * jnp.sign(g).astype(t.dtype), scale, grads)
     scaled = jax.tree.map(lambda t, g: t * g.astype(_wide(g, t)), scale, grads)
+    if norm == "none":
+        return jax.tree.map(lambda t, u: _times(rho, t) * u, scale, scaled)
     peaks = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(scaled) if x.size]
     if not peaks:
         return scaled
@@ -174,6 +295,10 @@ def project(unit: Params, rho: ArrayLike) -> Params:
     outside = squared > jnp.square(rho)
     factor = jnp.where(outside, rho / jnp.sqrt(jnp.where(outside, squared, 1)), 1)
     return jax.tree.map(lambda u: (u * factor.astype(_wide(u))).astype(u.dtype), unit)
+
+
+def _times(rho: ArrayLike, t: jax.Array) -> jax.Array:
+    return jnp.asarray(rho).astype(t.dtype) * t
 
 
 def _wide(*leaves: jax.Array) -> jnp.dtype:

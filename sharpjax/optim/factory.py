@@ -62,7 +62,7 @@ class OptimizerSpec:
         warmup_steps: steps in which the learning rate rises linearly from 0.
         total_steps: steps of the whole training, warm-up included.
         rho: radius of SAM; 0: no SAM.
-        scaling, eta: its units, a key of `catalog.SCALINGS`; `eta` is for `element` alone.
+        scaling, eta: its units, a key of `catalog.SCALINGS`; `eta` is for all but `none`.
         m: examples of one of its chunks; 0: the whole batch.
     """
 
@@ -148,7 +148,7 @@ class OptimizerSpec:
         if not self.uses_sam:
             return optax.with_extra_args_support(base)
         rule = catalog.resolve(catalog.lookup("scaling", catalog.SCALINGS, self.scaling))
-        scaling = rule(eta=self.eta) if self.scaling == "element" else rule()
+        scaling = rule() if self.scaling == "none" else rule(eta=self.eta)
         return sam(base, rho=spec.rho, scaling=scaling, m=self.m or None)
 
     def _with(self, values: Hyperparameters) -> "OptimizerSpec":

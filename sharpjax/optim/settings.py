@@ -93,10 +93,10 @@ def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
             f"config.optim.warmup_epochs={optim.warmup_epochs} is longer than the training, "
             f"{epochs:g} epochs; lower it, or train longer."
         )
-    if optim.eta > 0 and optim.scaling != "element":
+    if optim.eta > 0 and optim.scaling == "none":
         raise UserError(
-            f"config.optim.eta={optim.eta} is for scaling 'element' (ASAM), and "
-            f"config.optim.scaling is '{optim.scaling}'; set eta to 0.0, or scaling to 'element'."
+            f"config.optim.eta={optim.eta} is for scaling 'element' (ASAM), 'filter' and 'layer', "
+            "and config.optim.scaling is 'none'; set eta to 0.0, or scaling to 'element'."
         )
     if optim.m and batch_size % optim.m:
         raise UserError(

@@ -1,4 +1,13 @@
-"""Sharpness-aware minimisation as an optax transform: SAM, ASAM and m-SAM in two passes.
+"""Sharpness-aware minimisation as one optax transform, whose parts make the family.
+
+    SAM        sam(base, rho=0.05)                                                arXiv 2010.01412
+    ASAM       sam(base, rho=0.5, scaling=perturbation.element(0.01, bias="unit"))       2102.11600
+    SAM-ON     sam(base, rho=0.5, scaling=perturbation.only("*BatchNorm*"))              2306.04226
+    GSAM       sam(base, rho=coupled_rho(rate, ...), gap_weight=0.4)                     2203.08065
+    LookSAM    sam(base, rho=0.05, every=5, reuse=0.7)                                   2203.02714
+    F-SAM      sam(base, rho=0.05, ascent=friendly(sigma=1.0, decay=0.9))                2403.12350
+    random     sam(base, rho=0.05, ascent=random_direction(key))                         2206.06232
+    USAM       sam(base, rho=0.05, norm="none")                                          2206.06232
 
 The caller's own gradient is the first pass; `update` runs the second, at the perturbed weights. The
 parameters that anyone can see are never perturbed, nothing is added and subtracted again, and there
@@ -7,7 +16,7 @@ is no epsilon and no branch: a zero gradient gives a zero perturbation.
 
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +24,15 @@ import optax
 from jax.typing import ArrayLike
 
 from sharpjax import loops, perturbation, tree
-from sharpjax.errors import UserError
+from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.optim import chunks, directions
 
 Params = Any
 GradFn = Callable[[Params, Any], tuple[tuple[jax.Array, Any], Params]]
 
-SAM_STATIC_ARGS = ("scaling", "m", "ascent")
-"""What `optax.inject_hyperparams(sam, static_args=SAM_STATIC_ARGS)` must leave alone: else `m` is
-traced, and a callable `scaling` or `ascent` taken for a schedule."""
+SAM_STATIC_ARGS = ("scaling", "norm", "steps", "m", "ascent", "gap_weight", "every", "reuse")
+"""What `optax.inject_hyperparams(sam, static_args=SAM_STATIC_ARGS)` must leave alone: all but
+`rho`. Else numbers are traced, and a callable `scaling` is taken for a schedule."""
 
 
 class SamStatistics(NamedTuple):
@@ -34,11 +44,13 @@ class SamStatistics(NamedTuple):
 
     Attributes:
         loss: at the weights, as the caller gave it.
-        perturbed_loss: at the perturbed weights; for m-SAM the mean over chunks.
+        perturbed_loss: at the perturbed weights; for m-SAM the mean over chunks. In a step without
+            a second pass (`every`) the loss at the weights.
         grad_norm: Euclidean norm of the gradient as the caller gave it.
         perturbed_grad_norm: that of the gradient that the base optimiser got.
         cosine: of the angle between these two; 0 where one of them is zero.
-        lost_fraction: share of the perturbed weights that rounding put back where they were.
+        lost_fraction: share of the perturbed weights that rounding put back where they were; 0 in
+            a step without a second pass.
     """
 
     loss: jax.Array
@@ -50,11 +62,22 @@ class SamStatistics(NamedTuple):
 
 
 class SamState(NamedTuple):
-    """State of `sam`: the number of steps taken (int32), what the last one saw, the base's own."""
+    """State of `sam`.
+
+    Attributes:
+        count: the number of steps taken, int32.
+        statistics: what the last one saw.
+        base: the base optimiser's own.
+        ascent: that of the transform `ascent`.
+        sideways: what `reuse` keeps: the last perturbed gradient, less its part along the clean
+            one. None where it keeps nothing.
+    """
 
     count: jax.Array
     statistics: SamStatistics
     base: optax.OptState
+    ascent: optax.OptState = ()
+    sideways: Params | None = None
 
 
 def sam(
@@ -62,14 +85,19 @@ def sam(
     *,
     rho: ArrayLike | optax.Schedule,
     scaling: perturbation.Scaling = perturbation.none(),  # noqa: B008 (a value, equal by value)
+    norm: perturbation.Norm = "l2",
+    steps: int = 1,
     m: int | None = None,
-    ascent: Callable[[Params, Params], Params] | None = None,
+    ascent: optax.GradientTransformation | None = None,
+    gap_weight: float = 0.0,
+    every: int = 1,
+    reuse: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM round any optimiser: it gets the gradient at `w + e`, `e = rho T^2 g / ||T g||_2`.
 
-    `g` is the gradient at `w` and `T` the scaling: 1 is SAM (Foret et al., 2021, arXiv 2010.01412),
-    `perturbation.element(eta)` ASAM (Kwon et al., 2021, arXiv 2102.11600). `||.||_2` is one norm
-    over all parameters together, and `w + e` is rounded once to the type of `w`.
+    `g` is the gradient at `w` and `T` the scaling: 1 is SAM, `perturbation.element(eta)` ASAM.
+    `||.||_2` is one norm over all parameters together, and `w + e` is rounded once to the type of
+    `w`. The other parts compose with these, and with each other.
 
         tx = sam(optax.sgd(0.1, momentum=0.9), rho=0.05)
         grad_fn = jax.value_and_grad(loss, has_aux=True)     # loss(params, batch) -> (value, aux)
@@ -78,18 +106,30 @@ def sam(
             grads, state, params, value=value, grad_fn=grad_fn, batch=batch
         )
 
-    Cost: one gradient beside the caller's, so two in all; memory: a perturbed copy of the
-    parameters.
+    Cost: one gradient beside the caller's, so two in all; `steps` + 1 with several steps, and
+    1 + 1 / `every` on average. Memory: a perturbed copy of the parameters; `reuse` and
+    `ascent=friendly(...)` keep one more tree each.
 
     Both passes see what `grad_fn` holds. A dropout key in it gives both the same mask. BatchNorm
     statistics are those in the caller's `aux`, of the clean pass; the second pass's `aux` is
-    dropped. In m-SAM each chunk normalises by itself in both passes.
+    dropped. In m-SAM each chunk normalises by itself in both passes. `value` and `grads` may be of
+    another batch than `batch`, which the second pass reads.
 
     **m-SAM** (`m` smaller than the batch): examples `[0, m), [m, 2m), ...` of the batch are chunks
     by position, whatever the devices. Each has its own `g` and `e`, and the base gets the mean of
     their gradients, each at its own `w + e`. The clean gradients come from `sam_value_and_grad` as
     `chunk_grads`: two passes again. This is also the way to accumulate gradients over microbatches:
     `optax.MultiSteps` round SAM silently takes only the last one into the second pass.
+
+    **Several steps**: `e_0 = 0` and `e_k+1 = e_k + rho / K * T^2 g_k / ||T g_k||_2`, `g_k` the
+    gradient at `w + e_k`, so that `e_K` is in the ball. They are unrolled: K times the compilation.
+
+    **GSAM** (`gap_weight` = a): the base gets `p - a (g - <g, p> p / ||p||^2)`, `p` the gradient at
+    `w + e`. Of m-SAM, `g` and `p` are means.
+
+    **LookSAM** (`every` = k, `reuse` = a): steps 0, k, 2k, ... are SAM's and keep `v`, `p` less its
+    part along `g`. In the others the base gets `g + a ||g|| v / ||v||`, without a second pass.
+    `reuse=0` takes plain steps there. Under `jax.vmap` over states all steps cost two gradients.
 
     **With other transforms.** What stands before it in an `optax.chain` changes the gradient of the
     ascent (not in m-SAM, whose chunk gradients pass it by; and a clip by global norm changes
@@ -105,9 +145,15 @@ def sam(
             count. At 0 no bit of the weights is changed, and the step is that of `base`, as far as
             XLA rounds the gradient alike in both programs.
         scaling: rule for `T`.
+        norm: of the ball: 'l2'; 'linf', `e = rho T sign(g)`; or 'none', `e = rho T^2 g`.
+        steps: of the ascent, K.
         m: examples of a chunk, a divisor of the batch; None: the whole batch.
-        ascent: `ascent(grads, params)` gives the gradient to ascend, such as one with weight decay:
-            `lambda g, w: tree.add_scaled(g, 5e-4, w)`. For m-SAM it is called on each chunk's.
+        ascent: a transform of `g` into the direction of the ascent, such as
+            `optax.add_decayed_weights(5e-4)`, `friendly` or `random_direction`. Of m-SAM it is
+            applied to each chunk's gradient, and its state advances by their mean.
+        gap_weight: of GSAM, 0 or more.
+        every: steps from one second pass to the next.
+        reuse: of LookSAM, 0 or more.
 
     Returns:
         A transform with `SamState`, whose `update(grads, state, params, *, value, grad_fn, batch,
@@ -115,8 +161,10 @@ def sam(
         `grad_fn(params, batch) -> ((value, aux), grads)`; batch leaves carry examples on axis 0.
 
     Raises:
-        UserError: `rho` is negative or NaN; `m` is no positive integer, or does not divide the
-            batch; `update` lacks what it needs, or gets chunk gradients that do not fit.
+        UserError: `rho`, `gap_weight` or `reuse` is negative or NaN; `steps`, `every` or `m` is no
+            positive integer, or `m` does not divide the batch; an unknown norm; `reuse` without
+            `every`, which would ignore it; `ascent` is no transform; `update` lacks what it needs,
+            or gets chunk gradients that do not fit.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> def loss(w, batch):
@@ -131,17 +179,27 @@ def sam(
     >>> updates.tolist(), float(state.statistics.perturbed_loss)
     ([-2.5], 3.125)
     """
-    # A schedule, or a number that is traced under `inject_hyperparams`, cannot be looked at.
-    if isinstance(rho, numbers.Real) and not 0 <= float(rho) < float("inf"):
-        raise UserError(f"optim.sam: rho must be a number >= 0 or a schedule, got {rho}.")
-    if m is not None:
-        _check_chunk_size("optim.sam", m)
-    inner = optax.with_extra_args_support(base)
+    _check(rho, norm, m, ascent, gap_weight, reuse)
+    steps = whole_number("optim.sam", "steps", steps)
+    every = whole_number("optim.sam", "every", every)
+    if every == 1 and reuse:
+        raise UserError(
+            "optim.sam: reuse is for the steps without a second pass, and with every=1 there are "
+            "none; give every, such as 5, or leave reuse out."
+        )
+    inner, ascend = optax.with_extra_args_support(base), ascent or optax.identity()
 
     def init(params: Params) -> SamState:
         _refuse_masked_nodes(params)
         zeros = (jnp.zeros((), jnp.float32) for _ in SamStatistics._fields)
-        return SamState(jnp.zeros((), jnp.int32), SamStatistics(*zeros), inner.init(params))
+        sideways = tree.zeros_like(params) if reuse else None
+        return SamState(
+            jnp.zeros((), jnp.int32),
+            SamStatistics(*zeros),
+            inner.init(params),
+            ascend.init(params),
+            sideways,
+        )
 
     def update(
         grads: Params,
@@ -156,27 +214,60 @@ def sam(
     ) -> tuple[Params, SamState]:
         if params is None:
             raise UserError("optim.sam: update needs params, the weights that are perturbed.")
+        if m is None and chunk_grads is not None:
+            raise UserError("optim.sam: chunk_grads are for m-SAM; give sam the same m.")
         radius = jnp.asarray(rho(state.count) if callable(rho) else rho)
 
         def second_pass(at: tuple, chunk: tuple) -> tuple[jax.Array, Params, jax.Array]:
-            (params, radius), (examples, clean) = at, chunk
-            direction = clean if ascent is None else ascent(clean, params)
-            e = perturbation.ascent(direction, params, rho=radius, scaling=scaling)
-            loss, perturbed = _value_and_grads(grad_fn(perturbation.perturb(params, e), examples))
-            return loss, perturbed, perturbation.lost_fraction(params, e)
+            (params, radius, kept), (examples, clean) = at, chunk
+            unit = scaling(params)
+            moved, gradient, e = params, clean, None
+            for _ in range(steps):
+                direction, _ = ascend.update(gradient, kept, moved)
+                up = perturbation.ascent(
+                    direction, params, rho=radius / steps, scaling=lambda _: unit, norm=norm
+                )
+                e = up if e is None else jax.tree.map(jnp.add, e, up)
+                moved = perturbation.perturb(params, e)
+                loss, gradient = _value_and_grads(grad_fn(moved, examples))
+            return loss, gradient, perturbation.lost_fraction(params, e)
 
-        if m is None:
-            if chunk_grads is not None:
-                raise UserError("optim.sam: chunk_grads are for m-SAM; give sam the same m.")
-            loss, perturbed, lost = second_pass((params, radius), (batch, grads))
+        def sam_step() -> tuple[jax.Array, Params, jax.Array, Params | None]:
+            at = params, radius, state.ascent
+            if m is None:
+                loss, perturbed, lost = second_pass(at, (batch, grads))
+            else:
+                parts = loops.split_chunks("optim.sam", batch, m)
+                _check_chunk_grads(chunk_grads, grads, m, jax.tree.leaves(parts)[0].shape[0])
+                loss, perturbed, lost = loops.mean_over_chunks(
+                    second_pass, at, (parts, chunk_grads)
+                )
+            sideways = state.sideways
+            if gap_weight:
+                across = directions.orthogonal(grads, to=perturbed)
+                perturbed = tree.add_scaled(perturbed, -gap_weight, across)
+            if sideways is not None:
+                sideways = directions.orthogonal(perturbed, to=grads)
+            return loss, perturbed, lost, sideways
+
+        def plain_step() -> tuple[jax.Array, Params, jax.Array, Params | None]:
+            used = grads
+            if state.sideways is not None:
+                unit = perturbation.ascent(state.sideways, params, rho=1.0)
+                used = tree.add_scaled(grads, reuse * tree.norm(grads), unit)
+            return jnp.asarray(value), used, jnp.float32(0), state.sideways
+
+        if every == 1:
+            loss, used, lost, sideways = sam_step()
         else:
-            chunks = loops.split_chunks("optim.sam", batch, m)
-            _check_chunk_grads(chunk_grads, grads, m, jax.tree.leaves(chunks)[0].shape[0])
-            loss, perturbed, lost = loops.mean_over_chunks(
-                second_pass, (params, radius), (chunks, chunk_grads)
+            like = jnp.asarray(value), grads, jnp.float32(0), state.sideways
+            loss, used, lost, sideways = jax.lax.cond(
+                state.count % every == 0,
+                lambda: _like(sam_step(), like),
+                lambda: _like(plain_step(), like),
             )
         updates, base_state = inner.update(
-            perturbed,
+            used,
             state.base,
             params,
             value=loss,
@@ -184,62 +275,14 @@ def sam(
             batch=batch,
             **extra_args,
         )
-        norms = _norms_and_cosine(grads, perturbed)
+        _, ascent_state = ascend.update(grads, state.ascent, params)
+        norms = _norms_and_cosine(grads, used)
         statistics = (jnp.asarray(x, jnp.float32) for x in (value, loss, *norms, lost))
         count = jnp.asarray(optax.safe_increment(state.count))
-        return updates, SamState(count, SamStatistics(*statistics), base_state)
+        seen = SamStatistics(*statistics)
+        return updates, SamState(count, seen, base_state, ascent_state, sideways)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
-
-
-def sam_value_and_grad(
-    loss: Callable[[Params, Any], tuple[jax.Array, Any]], *, m: int
-) -> Callable[[Params, Any], tuple[tuple[jax.Array, Any], Params, Params]]:
-    """The clean pass of m-SAM: `jax.value_and_grad(loss, has_aux=True)`, chunk by chunk.
-
-    Each chunk of `m` neighbouring examples is a batch of its own (BatchNorm normalises within it).
-    Value, gradients and `aux` are the means over chunks, in float32 at least and then in their own
-    types: of equal chunks, so those of the batch where the loss is a mean over examples. What in
-    `aux` is not a floating number (a counter, a flag, a key) is the first chunk's: right for what
-    does not depend on the examples; a count of examples must be given as a floating mean.
-
-    Cost: one pass over the batch. Memory: the activations of one chunk, and every chunk's gradient:
-    (batch size / m) times the parameters (44.7 MB each for a ResNet-18 in float32).
-
-    Args:
-        loss: `loss(params, batch) -> (value, aux)`, value the mean over the batch.
-        m: examples of a chunk, a divisor of the batch.
-
-    Returns:
-        A function of (params, batch) that gives ((value, aux), grads, chunk_grads), whose leaves
-        are `[batch size / m, *leaf]`, as `sam(..., m=m).update` takes them.
-
-    Raises:
-        UserError: `m` is no positive integer, or does not divide the batch.
-
-    >>> import jax.numpy as jnp
-    >>> def loss(w, x):
-    ...     return jnp.mean(x * w), {"largest": jnp.max(x)}
-    >>> (value, aux), grads, chunks = sam_value_and_grad(loss, m=2)(1.0, jnp.arange(4.0))
-    >>> float(value), float(aux["largest"]), float(grads), chunks.tolist()
-    (1.5, 2.0, 1.5, [0.5, 2.5])
-    """
-    _check_chunk_size("optim.sam_value_and_grad", m)
-    grad_fn = jax.value_and_grad(loss, has_aux=True)
-
-    def value_and_grad(params: Params, batch: Any) -> tuple[tuple[jax.Array, Any], Params, Params]:
-        chunks = loops.split_chunks("optim.sam_value_and_grad", batch, m)
-        clean, chunk_grads = loops.map_over_chunks(grad_fn, params, chunks)
-        value, aux = jax.tree.map(_mean_or_first, clean)
-        return (value, aux), jax.tree.map(_mean_or_first, chunk_grads), chunk_grads
-
-    return value_and_grad
-
-
-def _mean_or_first(x: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x[0]
-    return jnp.mean(x, axis=0)  # which jax accumulates in float32 at least
 
 
 def _norms_and_cosine(g: Params, h: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -261,12 +304,27 @@ def _value_and_grads(result: Any) -> tuple[jax.Array, Params]:
     )
 
 
-def _check_chunk_size(caller: str, m: Any) -> None:
-    if isinstance(m, bool) or not isinstance(m, numbers.Integral) or m < 1:
+def _check(rho: Any, norm: Any, m: Any, ascent: Any, gap_weight: Any, reuse: Any) -> None:
+    # A schedule, or a number that is traced under `inject_hyperparams`, cannot be looked at.
+    if isinstance(rho, numbers.Real) and not 0 <= float(rho) < float("inf"):
+        raise UserError(f"optim.sam: rho must be a number >= 0 or a schedule, got {rho}.")
+    for name, number in (("gap_weight", gap_weight), ("reuse", reuse)):
+        if not isinstance(number, numbers.Real) or not 0 <= float(number) < float("inf"):
+            raise UserError(f"optim.sam: {name} must be a number >= 0, got {number!r}.")
+    if norm not in get_args(perturbation.Norm):
+        raise unknown("norm (optim.sam)", str(norm), get_args(perturbation.Norm))
+    if m is not None:
+        chunks.check_size("optim.sam", m)
+    if ascent is not None and not (hasattr(ascent, "init") and hasattr(ascent, "update")):
         raise UserError(
-            f"{caller}: m must be a positive integer, the examples of a chunk, got {m}. "
-            f"optax.inject_hyperparams leaves it one with static_args=optim.SAM_STATIC_ARGS."
+            "optim.sam: ascent must be an optax transform of the gradient; wrap a function "
+            "f(grads, params) as `optax.stateless(f)`."
         )
+
+
+def _like(values: Any, like: Any) -> Any:
+    """The same numbers in the types of others, for both branches of a condition."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(y.dtype), values, like)
 
 
 def _check_chunk_grads(chunk_grads: Params | None, grads: Params, m: int, num_chunks: int) -> None:

@@ -1,0 +1,409 @@
+"""The methods of the SAM family, each against its formula in numpy and float64."""
+
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sharpjax import optim, perturbation, tree
+from sharpjax.errors import UserError
+from sharpjax.optim import coupled_rho, friendly, random_direction, sam
+
+RATE, RHO = 0.3, 0.2
+
+
+def loss(params, batch):
+    """A net with a normalisation-like layer; the batches differ from step to step."""
+    h = jnp.tanh(batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"])
+    out = jnp.sum(h * params["norm"]["scale"], axis=1)
+    return jnp.mean((out - batch["y"]) ** 2), None
+
+
+def problem(key):
+    k = jax.random.split(key, 5)
+    params = {
+        "dense": {"kernel": jax.random.normal(k[0], (3, 2)), "bias": jax.random.normal(k[1], (2,))},
+        "norm": {"scale": jax.random.normal(k[2], (2,))},
+    }
+    x = jax.random.normal(k[3], (4, 6, 3))
+    return params, {"x": x, "y": jax.random.normal(k[4], (4, 6))}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(tx, params, state, batch):
+    grad_fn = jax.value_and_grad(loss, has_aux=True)
+    (value, _), grads = grad_fn(params, batch)
+    more = {"value": value, "grad_fn": grad_fn, "batch": batch}
+    updates, state = tx.update(grads, state, params, **more)
+    return optax.apply_updates(params, updates), state
+
+
+def path(tx, params, batches, num_steps=4):
+    state, found = tx.init(params), []
+    for t in range(num_steps):
+        params, state = step(tx, params, state, tree.index(batches, t))
+        found.append(jax.flatten_util.ravel_pytree(params)[0])
+    return np.stack(found), state
+
+
+_gradient = jax.jit(jax.grad(loss, has_aux=True))
+
+
+def reference(rule, params, batches, num_steps=4):
+    """`rule(t, w, g, memory)` gives what SGD takes; `g(w)` is the gradient of the step's batch."""
+    w, undo = jax.flatten_util.ravel_pytree(params)
+    w, memory, found = np.asarray(w), {}, []
+    for t in range(num_steps):
+        batch = tree.index(batches, t)
+
+        def g(w, batch=batch):
+            grads = _gradient(undo(jnp.asarray(w)), batch)[0]
+            return np.asarray(jax.flatten_util.ravel_pytree(grads)[0])
+
+        w = w - RATE * rule(t, w, g, memory)
+        found.append(w)
+    return np.stack(found)
+
+
+def unit(v):
+    return v / np.linalg.norm(v)
+
+
+def across(a, b):
+    """The part of a across b."""
+    return a - (a @ b) / (b @ b) * b
+
+
+# The layout of the flat vector: dense/bias, dense/kernel, norm/scale.
+BIAS, KERNEL, SCALE = slice(0, 2), slice(2, 8), slice(8, 10)
+
+
+def per_filter(w):
+    T = abs(w)
+    kernel = w[KERNEL].reshape(3, 2)
+    T[KERNEL] = np.broadcast_to(np.sqrt((kernel**2).sum(0)), (3, 2)).ravel()
+    return T
+
+
+def per_layer(w):
+    T = np.empty_like(w)
+    for part in (BIAS, KERNEL, SCALE):
+        T[part] = np.linalg.norm(w[part])
+    return T
+
+
+def unscaled_bias(w, eta=0.01):
+    T = abs(w) + eta
+    T[BIAS] = 1
+    return T
+
+
+def frozen_bias(w):
+    T = per_filter(w)
+    T[BIAS] = 0
+    return T
+
+
+def norm_layers(w):
+    T = np.zeros_like(w)
+    T[SCALE] = abs(w[SCALE])
+    return T
+
+
+def scaled(units):
+    def rule(t, w, g, memory):
+        T = units(w)
+        return g(w + RHO * T**2 * g(w) / np.linalg.norm(T * g(w)))
+
+    return rule
+
+
+def linf(t, w, g, memory):
+    return g(w + RHO * abs(w) * np.sign(g(w)))
+
+
+def unnormalised(t, w, g, memory):
+    return g(w + RHO * g(w))
+
+
+def several(t, w, g, memory):
+    e = 0
+    for _ in range(3):
+        T = abs(w)
+        e = e + RHO / 3 * T**2 * g(w + e) / np.linalg.norm(T * g(w + e))
+    assert np.linalg.norm(e / T) <= RHO
+    return g(w + e)
+
+
+def gsam(t, w, g, memory):
+    rho = 0.1 + (0.2 - 0.1) * (4 - t) / 4
+    p = g(w + rho * unit(g(w)))
+    return p - 0.4 * across(g(w), p)
+
+
+def looksam(t, w, g, memory):
+    if t % 3 == 0:
+        p = g(w + RHO * unit(g(w)))
+        memory["v"] = across(p, g(w))
+        return p
+    return g(w) + 0.7 * np.linalg.norm(g(w)) * unit(memory["v"])
+
+
+def every_second(t, w, g, memory):
+    return g(w) if t % 2 else g(w + RHO * unit(g(w)))
+
+
+def fsam(t, w, g, memory):
+    m = 0.6 * memory.get("m", 0) + 0.4 * g(w)
+    memory["m"] = m
+    return g(w + RHO * unit(g(w) - 0.8 * m))
+
+
+def decayed(t, w, g, memory):
+    return g(w + RHO * unit(g(w) + 0.5 * w))
+
+
+def random(t, w, g, memory):
+    key = memory.get("key", jax.random.key(7))
+    memory["key"], now = jax.random.split(key)
+    like = {"dense": {"bias": w[BIAS], "kernel": w[KERNEL].reshape(3, 2)}, "norm": w[SCALE]}
+    noise = tree.random_normal(now, jax.tree.map(jnp.asarray, like))
+    return g(w + RHO * unit(np.asarray(jax.flatten_util.ravel_pytree(noise)[0])))
+
+
+# By name: what `sam` is told, the formula, and how many gradients four steps take.
+METHODS = {
+    "filter": ({"scaling": perturbation.filters()}, scaled(per_filter), 8),
+    "layer": ({"scaling": perturbation.layers()}, scaled(per_layer), 8),
+    "asam": ({"scaling": perturbation.element(0.01, bias="unit")}, scaled(unscaled_bias), 8),
+    "frozen": ({"scaling": perturbation.filters(bias="frozen")}, scaled(frozen_bias), 8),
+    "sam-on": (
+        {"scaling": perturbation.only("norm/*", perturbation.element())},
+        scaled(norm_layers),
+        8,
+    ),
+    "linf": ({"norm": "linf", "scaling": perturbation.element()}, linf, 8),
+    "usam": ({"norm": "none"}, unnormalised, 8),
+    "steps": ({"steps": 3, "scaling": perturbation.element()}, several, 16),
+    "gsam": (
+        {
+            "rho": coupled_rho(
+                lambda count: 1.0 - 0.25 * count, rho_max=0.2, rho_min=0.1, lr_max=1.0
+            ),
+            "gap_weight": 0.4,
+        },
+        gsam,
+        8,
+    ),
+    "looksam": ({"every": 3, "reuse": 0.7}, looksam, 6),
+    "every": ({"every": 2}, every_second, 6),
+    "fsam": ({"ascent": friendly(sigma=0.8, decay=0.6)}, fsam, 8),
+    "decay": ({"ascent": optax.add_decayed_weights(0.5)}, decayed, 8),
+    "random": ({"ascent": random_direction(jax.random.key(7))}, random, 8),
+}
+
+
+def build(name, base=None):
+    options = {"rho": RHO, **METHODS[name][0]}
+    return sam(optax.sgd(RATE) if base is None else base, **options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_is_its_formula(name, key, x64):
+    params, batches = problem(key)
+    found, state = path(build(name), params, batches)
+    want = reference(METHODS[name][1], params, batches)
+    np.testing.assert_allclose(found, want, rtol=1e-10, atol=1e-12)
+    assert state.count == 4
+    plain = reference(lambda t, w, g, _: g(w), params, batches)
+    assert np.abs(found - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["linf", "steps", "gsam", "looksam", "every", "fsam", "random"])
+def test_gradients_that_four_steps_take(name):
+    seen = []
+
+    @jax.custom_vjp
+    def counted(out):
+        return out
+
+    def backward(_, cotangent):
+        jax.debug.callback(lambda: seen.append(1))
+        return (cotangent,)
+
+    counted.defvjp(lambda out: (out, None), backward)
+
+    def grad_fn(w, batch):
+        of = jax.value_and_grad(lambda w: (jnp.sum(counted(w) ** 2 * batch), None), has_aux=True)
+        return of(w)
+
+    tx, w = build(name), jnp.arange(1.0, 4.0)
+
+    @jax.jit
+    def one(w, state):
+        (value, _), grads = grad_fn(w, w)
+        updates, state = tx.update(grads, state, w, value=value, grad_fn=grad_fn, batch=w)
+        return w + updates, state
+
+    state = tx.init(w)
+    for _ in range(4):
+        w, state = one(w, state)
+    jax.block_until_ready(w)
+    jax.effects_barrier()
+    assert len(seen) == METHODS[name][2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_zero_gradient_is_safe_and_the_state_is_fixed(name):
+    params = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)},
+              "norm": {"scale": jnp.ones(2)}}  # fmt: skip
+    tx = build(name, optax.sgd(RATE, momentum=0.9))
+
+    def flat(params, batch):
+        return 0.0 * jnp.sum(batch) + sum(0 * jnp.sum(x) for x in jax.tree.leaves(params)), None
+
+    def one(carry, batch):
+        params, state = carry
+        grad_fn = jax.value_and_grad(flat, has_aux=True)
+        (value, _), grads = grad_fn(params, batch)
+        updates, state = tx.update(grads, state, params, value=value, grad_fn=grad_fn, batch=batch)
+        return (optax.apply_updates(params, updates), state), value
+
+    # A scan asks for the same shapes and types after each step.
+    (after, state), _ = jax.lax.scan(one, (params, tx.init(params)), jnp.ones((4, 2)))
+    assert tree.digest(after) == tree.digest(params)
+    assert np.isfinite(state.statistics).all()
+
+
+def test_steps_without_a_second_pass_say_so(key):
+    params, batches = problem(key)
+    tx = build("looksam")
+    state = tx.init(params)
+    for t in range(3):
+        params, state = step(tx, params, state, tree.index(batches, t))
+        seen = state.statistics
+        assert (seen.perturbed_loss == seen.loss) == (t > 0)
+        # Across the gradient of step t, not of step 0: so not exactly sqrt(1 + reuse^2) longer.
+        assert 1 < seen.perturbed_grad_norm / seen.grad_norm < 1.7 or t == 0
+
+
+def test_a_population_equals_separate_runs(key, x64):
+    tx = build("looksam")
+    pairs = [problem(k) for k in jax.random.split(key, 2)]
+
+    def two(params, batches):
+        state = tx.init(params)
+        for t in range(2):
+            params, state = step(tx, params, state, tree.index(batches, t))
+        return params
+
+    together = jax.vmap(two)(*(tree.stack([p[i] for p in pairs]) for i in (0, 1)))
+    for i, pair in enumerate(pairs):
+        alone = two(*pair)
+        for a, b in zip(
+            jax.tree.leaves(tree.index(together, i)), jax.tree.leaves(alone), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_chunks_of_gsam_and_fsam(key, x64):
+    """Directions chunk by chunk, one mean of gradients, and a mean gradient that is remembered."""
+    params, batches = problem(key)
+    batch = tree.index(batches, 0)
+    (value, _), grads, chunks = optim.sam_value_and_grad(loss, m=2)(params, batch)
+    grad_fn = jax.value_and_grad(loss, has_aux=True)
+    tx = sam(optax.sgd(1.0), rho=RHO, m=2, ascent=friendly(0.8, 0.6), gap_weight=0.4)
+    updates, state = tx.update(
+        grads,
+        tx.init(params),
+        params,
+        value=value,
+        grad_fn=grad_fn,
+        batch=batch,
+        chunk_grads=chunks,
+    )
+    w, undo = jax.flatten_util.ravel_pytree(params)
+
+    def g(w, examples):
+        grads = grad_fn(undo(w), examples)[1]
+        return np.asarray(jax.flatten_util.ravel_pytree(grads)[0])
+
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 2], batch) for i in (0, 2, 4)]
+    each = [g(w + RHO * unit(g(w, part) * (1 - 0.8 * 0.4)), part) for part in parts]
+    p, clean = np.mean(each, 0), np.mean([g(w, part) for part in parts], 0)
+    got = jax.flatten_util.ravel_pytree(updates)[0]
+    np.testing.assert_allclose(-got, p - 0.4 * across(clean, p), rtol=1e-10, atol=1e-12)
+    mean = jax.flatten_util.ravel_pytree(state.ascent.mean)[0]
+    np.testing.assert_allclose(mean, 0.4 * clean, rtol=1e-6)
+
+
+def test_masks_keep_the_radius_of_what_is_perturbed(key):
+    params, _ = problem(key)
+    grads = tree.random_normal(key, params)
+    e = perturbation.ascent(grads, params, rho=0.5, scaling=perturbation.only("norm/*"))
+    assert not e["dense"]["kernel"].any() and not e["dense"]["bias"].any()
+    np.testing.assert_allclose(tree.norm(e["norm"]), 0.5, rtol=1e-6)
+    with pytest.raises(UserError, match="no leaf is named 'BatchNorm"):
+        perturbation.only("BatchNorm*")(params)
+
+
+@pytest.mark.parametrize("rule", [perturbation.filters(), perturbation.layers()])
+def test_rescaled_layers_and_filters_have_rescaled_points(rule, key, x64):
+    """With eta = 0: of a leaf c w the gradient is g / c, and so e is c times as large."""
+    params, _ = problem(key)
+    grads = tree.random_normal(key, params)
+    factor = {"dense": {"kernel": 3.0, "bias": 0.2}, "norm": {"scale": 1 / 7}}
+    e = perturbation.ascent(grads, params, rho=0.5, scaling=rule)
+    other = perturbation.ascent(
+        jax.tree.map(lambda g, c: g / c, grads, factor),
+        jax.tree.map(lambda w, c: w * c, params, factor),
+        rho=0.5,
+        scaling=rule,
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (e, other, factor)), strict=True):
+        np.testing.assert_allclose(b, c * a, rtol=1e-12)
+
+
+def test_zero_filters_have_derivatives():
+    def length(w):
+        return jnp.sum(perturbation.layers()({"w": w})["w"])
+
+    np.testing.assert_array_equal(jax.grad(length)(jnp.zeros(3)), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"norm": "l1"}, "unknown norm .optim.sam. 'l1'"),
+        ({"steps": 0}, "optim.sam: steps must be a whole number >= 1, got 0"),
+        ({"every": 1.5}, "optim.sam: every must be a whole number >= 1, got 1.5"),
+        ({"reuse": 0.5}, "with every=1 there are none; give every"),
+        ({"reuse": -0.5, "every": 2}, "reuse must be a number >= 0, got -0.5"),
+        ({"gap_weight": float("nan")}, "gap_weight must be a number >= 0, got nan"),
+        ({"ascent": lambda g, w: g}, "wrap a function .* as `optax.stateless"),
+    ],
+)
+def test_what_sam_refuses(options, words):
+    with pytest.raises(UserError, match=words):
+        sam(optax.sgd(0.1), rho=0.1, **options)
+
+
+def test_what_its_parts_refuse():
+    for arguments, words in (((-1.0,), "sigma must be"), ((1.0, 1.0), r"decay must be .*\[0, 1\)")):
+        with pytest.raises(UserError, match=words):
+            friendly(*arguments)
+    rate = optax.constant_schedule(0.1)
+    for options in ({"rho_min": 0.3, "lr_max": 1.0}, {"lr_max": 0.1, "lr_min": 0.1}):
+        with pytest.raises(UserError, match="optim.coupled_rho"):
+            coupled_rho(rate, rho_max=0.2, **options)
+    for rule in (perturbation.element, perturbation.filters, perturbation.layers):
+        with pytest.raises(UserError, match="eta must be a number >= 0"):
+            rule(-0.1)
+        with pytest.raises(UserError, match="unknown policy for biases .*'half'"):
+            rule(bias="half")
+    with pytest.raises(UserError, match="unknown norm"):
+        perturbation.ascent({}, {}, rho=0.1, norm="l1")
