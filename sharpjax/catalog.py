@@ -74,6 +74,14 @@ MODELS: Mapping[str, str] = {
     "lenet": "sharpjax.nn.conv:LeNet",
     "resnet18": "sharpjax.nn.resnet:ResNet18",
     "resnet20": "sharpjax.nn.resnet:ResNet20",
+    "resnet_narrow": "sharpjax.nn.resnet:ResNetNarrow",
+    "vgg9": "sharpjax.nn.vgg:VGG9",
+    "vgg16": "sharpjax.nn.vgg:VGG16",
+    "vgg19": "sharpjax.nn.vgg:VGG19",
+    "vgg_narrow": "sharpjax.nn.vgg:VGGNarrow",
+    "vit": "sharpjax.nn.vit:ViT",
+    "vit_small": "sharpjax.nn.vit:SmallViT",
+    "vit_narrow": "sharpjax.nn.vit:ViTNarrow",
 }
 
 # Of sequences of tokens, for modular arithmetic.

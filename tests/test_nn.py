@@ -39,6 +39,18 @@ def shapes_of(model, shape):
         (nn.build("resnet18", num_classes=100), "cifar100", 11_220_132),
         (nn.build("resnet18", num_classes=10, width=16), "cifar10", 701_466),
         (nn.build("resnet20", num_classes=10), "cifar10", 272_474),
+        (nn.build("resnet_narrow", num_classes=10), "cifar10", 78_042),
+        (nn.build("resnet_narrow", num_classes=100), "cifar100", 83_892),
+        (nn.build("vgg9", num_classes=10), "cifar10", 2_789_706),
+        (nn.build("vgg16", num_classes=10), "cifar10", 14_991_946),
+        (nn.build("vgg19", num_classes=10), "cifar10", 20_304_202),
+        (nn.build("vgg19", num_classes=100), "cifar100", 20_350_372),
+        (nn.build("vgg_narrow", num_classes=10), "cifar10", 139_914),
+        (nn.build("vgg_narrow", num_classes=100), "cifar100", 145_764),
+        (nn.build("vit", num_classes=10), "cifar10", 6_376_458),
+        (nn.build("vit_small", num_classes=10), "cifar10", 6_475_248),
+        (nn.build("vit_narrow", num_classes=10), "cifar10", 150_954),
+        (nn.build("vit_narrow", num_classes=100), "cifar100", 156_804),
         (nn.build("lenet", num_classes=10), "mnist", 225_034),
         (nn.build("mlp", num_classes=10), "mnist", 669_706),
         (nn.MLP(num_classes=10, depth=5), "mnist", 1_457_674),
@@ -58,7 +70,7 @@ def test_parameters_statistics_and_logits_are_float32_at_every_size(name, dtype)
             continue
         variables = shapes_of(model, shape)
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-        assert ("batch_stats" in variables) == name.startswith("resnet")
+        assert ("batch_stats" in variables) == name.startswith(("resnet", "vgg"))
         image = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
         logits = jax.eval_shape(model.apply, variables, image)
         assert logits.shape == (5, 7) and logits.dtype == jnp.float32
@@ -252,13 +264,15 @@ def test_kernels_start_at_he_and_lecun_variance(model, shape, key):
 
 # Dropout.
 
-# How many layers of it there are, at two blocks of a ResNet.
-DROPOUT = {"mlp": 2, "small_conv": 1, "lenet": 1, "resnet18": 2, "resnet20": 2}
+# One model of each kind, and how many layers of it there are at two blocks, of a ViT at one.
+DROPOUT = {"mlp": 2, "small_conv": 1, "lenet": 1, "resnet18": 2, "vgg9": 1, "vit_small": 4}
 
 
 def with_dropout(name, rate, **options):
-    if name.startswith("resnet"):
+    if name.startswith(("resnet", "vgg")):
         options["blocks"] = (1, 1)
+    if name.startswith("vit"):
+        options["depth"] = 1
     return nn.build(name, num_classes=3, width=2, dropout=rate, **options)
 
 
@@ -269,10 +283,17 @@ def train(model, variables, image, key):
     )[0]
 
 
-@pytest.mark.parametrize("name", catalog.MODELS)
+def test_dropout_is_looked_for_in_every_kind_of_model():
+    kinds = {name: catalog.resolve(reference).__mro__ for name, reference in catalog.MODELS.items()}
+    looked_at = {kind for name in DROPOUT for kind in kinds[name] if kind is not linen.Module}
+    for name, bases in kinds.items():
+        own = {base for base in bases[: bases.index(linen.Module)] if "__call__" in vars(base)}
+        assert own & looked_at, name
+
+
+@pytest.mark.parametrize("name", DROPOUT)
 def test_dropout_is_in_training_alone(name, key):
     plain, model = with_dropout(name, 0.0), with_dropout(name, 0.5)
-    assert set(DROPOUT) == set(catalog.MODELS)
     image = jax.random.normal(key, (4, 10, 10, 1))
     variables = init(model, key, image)
     assert tree.digest(variables) == tree.digest(init(plain, key, image))
@@ -355,6 +376,9 @@ def test_build_says_what_is_wrong(arguments, words):
         ("mlp", {"depth": -1}, "depth must be a whole number >= 0, got -1"),
         ("mlp", {"depth": 1.5}, "depth must be a whole number >= 0, got 1.5"),
         ("resnet20", {"blocks": 3}, "blocks=3; give a list"),
+        ("vgg9", {"widest": 0}, "widest must be a whole number >= 1, got 0"),
+        ("vit", {"patch": 2.5}, "patch must be a whole number >= 1, got 2.5"),
+        ("vit", {"shifted": 1}, "shifted=1; give True or False"),
         ("resnet20", {"blocks": [1, 0]}, "blocks must be a whole number >= 1, got 0"),
         ("resnet20", {"dropout": 1.0}, r"dropout=1.0; give a rate in \[0, 1\)"),
         ("mlp", {"dropout": "half"}, "dropout='half'"),
@@ -395,4 +419,4 @@ def test_convolutional_models_hold_a_convolution_and_the_mlp_none():
         variables = shapes_of(model, (28, 28, 1))
         image = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
         text = str(jax.make_jaxpr(model.apply)(variables, image))
-        assert (lax.conv_general_dilated_p.name in text) == (name != "mlp")
+        assert (lax.conv_general_dilated_p.name in text) == (not name.startswith(("mlp", "vit")))

@@ -15,6 +15,14 @@ from sharpjax.nn.mlp import MLP as MLP
 from sharpjax.nn.quadratic import QuadraticMLP as QuadraticMLP
 from sharpjax.nn.resnet import ResNet18 as ResNet18
 from sharpjax.nn.resnet import ResNet20 as ResNet20
+from sharpjax.nn.resnet import ResNetNarrow as ResNetNarrow
 from sharpjax.nn.svd import Decomposition as Decomposition
 from sharpjax.nn.tokens import TokenMLP as TokenMLP
 from sharpjax.nn.transformer import Transformer as Transformer
+from sharpjax.nn.vgg import VGG9 as VGG9
+from sharpjax.nn.vgg import VGG16 as VGG16
+from sharpjax.nn.vgg import VGG19 as VGG19
+from sharpjax.nn.vgg import VGGNarrow as VGGNarrow
+from sharpjax.nn.vit import SmallViT as SmallViT
+from sharpjax.nn.vit import ViT as ViT
+from sharpjax.nn.vit import ViTNarrow as ViTNarrow

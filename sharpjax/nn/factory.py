@@ -28,8 +28,11 @@ def build(
             - `small_conv`: filters of the first convolution, half of those of the second (16)
             - `lenet`: filters of the first convolution; the second has twice as many, and there
               are four times as many hidden units (32)
-            - `resnet18`, `resnet20`: filters of the stem and of the first stage; each stage doubles
-              them (64, 16)
+            - `resnet18`, `resnet20`, `resnet_narrow`: filters of the stem and of the first stage;
+              each stage doubles them (64, 16, 16)
+            - `vgg9`, `vgg16`, `vgg19`, `vgg_narrow`: filters of the first stage; each stage doubles
+              them, up to 8 times as many, and 4 times in `vgg_narrow` (64, 64, 64, 16)
+            - `vit`, `vit_small`, `vit_narrow`: numbers of a token (512, 512, 64)
         num_classes: number of logits.
         width: 0 takes the model's default.
         dtype: the type of the computation, a name or a numpy type. Parameters are float32 all the
@@ -37,8 +40,13 @@ def build(
         options: further fields of the model, its own defaults where they are not given:
 
             - `dropout`: its rate, of every model
-            - `depth`: hidden layers of `mlp`
-            - `blocks`: of `resnet18` and `resnet20`, basic blocks in each stage
+            - `depth`: hidden layers of `mlp`, blocks of a ViT
+            - `blocks`: of a ResNet, basic blocks in each stage; of a VGG, convolutions
+            - `stem_stride`: of a ResNet and a VGG, stride of the first convolution; of a ViT, the
+              image is averaged over squares of so many pixels
+            - `widest`: of a VGG, see `nn.VGG19`
+            - `num_heads`, `head_width`, `hidden`, `patch`, `shifted`, `mask_self`,
+              `learn_temperature`: of a ViT, see `nn.ViT`
 
     Raises:
         UserError: unknown name, type or option; a value that an option cannot have; sizes that are
@@ -86,11 +94,27 @@ def _blocks(value: Any) -> tuple[int, ...]:
     return tuple(whole_number("nn.build", "blocks", number) for number in value)
 
 
+def _count(option: str, least: int = 1) -> Callable[[Any], int]:
+    return lambda value: whole_number("nn.build", option, value, least=least)
+
+
+def _flag(option: str) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise UserError(f"nn.build: {option}={value!r}; give True or False.")
+        return value
+
+    return check
+
+
 # What may be given beside the sizes that all models have, and how a value is read.
 _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "blocks": _blocks,
-    "depth": lambda value: whole_number("nn.build", "depth", value, least=0),
+    "depth": _count("depth", least=0),
     "dropout": lambda value: layers.check_rate("nn.build", value),
+    **{name: _count(name) for name in ("widest", "stem_stride", "patch", "hidden")},
+    **{name: _count(name) for name in ("num_heads", "head_width")},
+    **{name: _flag(name) for name in ("shifted", "mask_self", "learn_temperature")},
 }
 
 
