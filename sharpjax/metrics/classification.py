@@ -13,11 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
-from sharpjax.errors import TWO_CLASSES, UserError
+from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
-from sharpjax.metrics import calibration, summation
+from sharpjax.metrics import calibration, inputs, summation
 from sharpjax.metrics.calibration import Bins
 from sharpjax.metrics.summation import Sum
 
@@ -43,15 +42,6 @@ class Totals(NamedTuple):
     refused: jax.Array
 
 
-_REASONS = (
-    "a label is no class: from 0 to {} is allowed. Give what shall not count weight 0",
-    "these are probabilities, each row in [0, 1] and of sum 1, and logits are asked for. Give the "
-    "outputs before the softmax, or the logarithms of these",
-    "a weight is neither 0 nor 1. A mean of weighted examples is not computed here",
-)
-_ROUNDING = 1e-5  # of the sum of a row of probabilities, in float32
-
-
 def init(num_bins: int) -> Totals:
     """Totals of nothing, with `num_bins` bins of confidence. The number is part of their shape.
 
@@ -64,7 +54,7 @@ def init(num_bins: int) -> Totals:
         bins=calibration.empty(num_bins),
         nll=summation.zero(),
         nll_scatter=jnp.zeros((), jnp.float32),
-        refused=jnp.zeros(len(_REASONS), bool),
+        refused=jnp.zeros(len(inputs.REASONS), bool),
     )
 
 
@@ -88,52 +78,15 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
     >>> [(name, float(estimate.value)) for name, estimate in sorted(compute(totals).items())]
     [('accuracy', 1.0), ('ece', 0.0), ('nll', 0.0)]
     """
-    if logits.ndim != 2 or label.shape != logits.shape[:1] or weight.shape != label.shape:
-        raise UserError(
-            f"metrics.update: logits is {list(logits.shape)}, label {list(label.shape)} and weight "
-            f"{list(weight.shape)}; give [B, K], [B] and [B]."
-        )
-    if logits.shape[1] < 2:
-        raise UserError(
-            f"metrics.update: logits is {list(logits.shape)}, of one class. {TWO_CLASSES}"
-        )
-    counted = weight != 0
-    refused = _refuse(logits, label, weight, counted)
-    if not isinstance(refused, Tracer):
-        for reason, holds in zip(_REASONS, refused.tolist(), strict=True):
-            if holds:
-                raise UserError(f"metrics.update: {reason.format(logits.shape[1] - 1)}.")
-    logits = logits.astype(jnp.float32)
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    nll = jnp.where(counted, nll, 0.0)
-    # This is 1 / sum exp(z - max z), and exact where all z are equal, as exp(log_softmax) is not:
-    # 1 / K may be an edge of the bins.
-    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-    confidence = jnp.where(counted, confidence, 0.0)
-    correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
+    batch = inputs.checked("metrics.update", logits, label, weight)
+    nll = optax.softmax_cross_entropy_with_integer_labels(batch.logits, batch.label)
+    nll = jnp.where(batch.counted, nll, 0.0)
+    confidence, correct = inputs.confidence_of(batch), inputs.correct(batch)
     return Totals(
-        bins=calibration.add(totals.bins, confidence, correct, counted),
+        bins=calibration.add(totals.bins, confidence, correct, batch.counted),
         nll=summation.add(totals.nll, summation.over_examples(nll)),
-        nll_scatter=_add_scatter(totals, nll, counted),
-        refused=totals.refused | refused,
-    )
-
-
-def _refuse(logits, label, weight, counted) -> jax.Array:
-    """Which of `_REASONS` hold, bool [3]."""
-    no_class = (label < 0) | (label >= logits.shape[1])
-    in_range = jnp.all((logits >= 0) & (logits <= 1), axis=1)
-    rounding = max(_ROUNDING, float(jnp.finfo(logits.dtype).eps))
-    of_sum_one = jnp.abs(jnp.sum(logits.astype(jnp.float32), axis=1) - 1) <= rounding
-    probability = in_range & of_sum_one
-    # Logits that are all 0 and 1 are as well a hard choice.
-    soft = jnp.any((logits > 0) & (logits < 1), axis=1)
-    return jnp.stack(
-        [
-            jnp.any(counted & no_class),
-            jnp.any(counted & soft) & jnp.all(probability | ~counted),
-            jnp.any(counted & (weight != 1)),
-        ]
+        nll_scatter=_add_scatter(totals, nll, batch.counted),
+        refused=totals.refused | batch.refused,
     )
 
 

@@ -7,6 +7,7 @@
     matrix              a table of numbers as a heat map
     landscape, profiles loss along two directions, and along one
     series_of, last_of  what these draw, from the rows of a run; `n_of` states n
+    reliability         accuracy against confidence
     spectrum, density, curvature_along_training     of the results of `sharpjax.geometry`
 
 Arms are drawn in the order in which they are given, in styles (`style.styles`) that can be told
@@ -19,6 +20,7 @@ from sharpjax.plots.figure import Figure, png
 from sharpjax.plots.heat_map import matrix
 from sharpjax.plots.line import Panel, lines
 from sharpjax.plots.point import points, scatter
+from sharpjax.plots.reliability import reliability
 from sharpjax.plots.series import Curves, Values, first_set, last_of, n_of, series_of
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "png",
     "points",
     "profiles",
+    "reliability",
     "scatter",
     "series_of",
     "spectrum",

@@ -1,0 +1,92 @@
+"""What metrics of predictions take: logits, labels and weights, checked once for all of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sharpjax.errors import TWO_CLASSES, UserError
+
+REASONS = (
+    "a label is no class: from 0 to {} is allowed. Give what shall not count weight 0",
+    "these are probabilities, each row in [0, 1] and of sum 1, and logits are asked for. Give the "
+    "outputs before the softmax, or the logarithms of these",
+    "a weight is neither 0 nor 1. A mean of weighted examples is not computed here",
+)
+_ROUNDING = 1e-5  # of the sum of a row of probabilities, in float32
+
+
+class Checked(NamedTuple):
+    """A batch that fits together.
+
+    Attributes:
+        logits: float32 [B, K].
+        label: integers [B].
+        counted: bool [B]; false for what only pads the batch.
+        refused: bool [3], which of `REASONS` hold; all false outside of a trace.
+    """
+
+    logits: jax.Array
+    label: jax.Array
+    counted: jax.Array
+    refused: jax.Array
+
+
+def checked(
+    caller: str, logits: jax.Array, label: jax.Array, weight: jax.Array | None = None
+) -> Checked:
+    """A batch of logits [B, K], labels [B] and weights [B], each 0 or 1 (None: all 1).
+
+    Raises:
+        UserError: names `caller`; the shapes do not fit each other, or one of `REASONS` holds.
+            Inside a trace that is not raised, and `refused` says so.
+    """
+    logits, label = jnp.asarray(logits), jnp.asarray(label)
+    weight = jnp.ones(label.shape, jnp.float32) if weight is None else jnp.asarray(weight)
+    if logits.ndim != 2 or label.shape != logits.shape[:1] or weight.shape != label.shape:
+        raise UserError(
+            f"{caller}: logits is {list(logits.shape)}, label {list(label.shape)} and weight "
+            f"{list(weight.shape)}; give [B, K], [B] and [B]."
+        )
+    if logits.shape[1] < 2:
+        raise UserError(f"{caller}: logits is {list(logits.shape)}, of one class. {TWO_CLASSES}")
+    counted = weight != 0
+    refused = _refuse(logits, label, weight, counted)
+    if not isinstance(refused, Tracer):
+        for reason, holds in zip(REASONS, refused.tolist(), strict=True):
+            if holds:
+                raise UserError(f"{caller}: {reason.format(logits.shape[1] - 1)}.")
+    return Checked(logits.astype(jnp.float32), label, counted, refused)
+
+
+def _refuse(logits, label, weight, counted) -> jax.Array:
+    no_class = (label < 0) | (label >= logits.shape[1])
+    in_range = jnp.all((logits >= 0) & (logits <= 1), axis=1)
+    rounding = max(_ROUNDING, float(jnp.finfo(logits.dtype).eps))
+    of_sum_one = jnp.abs(jnp.sum(logits.astype(jnp.float32), axis=1) - 1) <= rounding
+    probability = in_range & of_sum_one
+    # Logits that are all 0 and 1 are as well a hard choice.
+    soft = jnp.any((logits > 0) & (logits < 1), axis=1)
+    return jnp.stack(
+        [
+            jnp.any(counted & no_class),
+            jnp.any(counted & soft) & jnp.all(probability | ~counted),
+            jnp.any(counted & (weight != 1)),
+        ]
+    )
+
+
+def confidence_of(batch: Checked) -> jax.Array:
+    """The largest softmax probability of each example, [B]; 0 for what only pads the batch.
+
+    It is 1 / sum exp(z - max z), and exact where all z are equal, as exp(log_softmax) is not: 1 / K
+    may be an edge of the bins.
+    """
+    confidence = jnp.max(jax.nn.softmax(batch.logits), axis=-1)
+    return jnp.where(batch.counted, confidence, 0.0)
+
+
+def correct(batch: Checked) -> jax.Array:
+    """Whether the first of the largest logits is that of the label, bool [B]."""
+    return jnp.argmax(batch.logits, axis=-1).astype(batch.label.dtype) == batch.label

@@ -1,0 +1,304 @@
+"""Calibration errors, the Brier score with its parts, and reliability diagrams, batch by batch.
+
+    found = reliability.init(15)                        # or init(edges=[0, 0.5, 0.9, 1])
+    for logits, label, weight in batches:
+        found = reliability.update(found, logits, label, weight)
+    reliability.compute(found)   # {'ece': Estimate, 'ece_debiased': Estimate, ...}
+    reliability.diagram(found)   # what `plots.reliability` draws
+
+Two of them, of different data, are merged by `merge`; `jax.vmap` lifts all to a population.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from sharpjax.errors import UserError, unknown
+from sharpjax.estimate import Estimate
+from sharpjax.metrics import inputs, summation
+from sharpjax.metrics.summation import Sum
+
+Closed = Literal["right", "left", "torchmetrics"]
+Of = Literal["top", "classes"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """Predictions by confidence: C x M bins, C = 1 of the top class, else one for each class.
+
+    Attributes:
+        edges: [M + 1], from 0 to 1; M bins, and one more for a confidence of 1 with
+            `closed='torchmetrics'`.
+        count: predictions in each bin, int32 [C, M].
+        right: how many of them are right, int32 [C, M].
+        confidence, squared: sums of confidences and of their squares, [C, M].
+        gap: sums of (right - confidence)^2, [C, M].
+        refused: as `metrics.Totals.refused`.
+        closed, of: as `init` takes them.
+    """
+
+    edges: jax.Array
+    count: jax.Array
+    right: jax.Array
+    confidence: Sum
+    squared: Sum
+    gap: Sum
+    refused: jax.Array
+    closed: str = dataclasses.field(metadata={"static": True})
+    of: str = dataclasses.field(metadata={"static": True})
+
+
+class Diagram(NamedTuple):
+    """A reliability diagram: numpy, [M] of the top class, [C, M] of classes.
+
+    Attributes:
+        edges: [M + 1].
+        count: predictions in each bin.
+        confidence, accuracy: their means; NaN in an empty bin.
+        low, high: the Wilson interval of the accuracy at level 0.95.
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def init(
+    num_bins: int | None = None,
+    *,
+    edges: Sequence[float] | None = None,
+    closed: Closed = "right",
+    of: Of = "top",
+    num_classes: int | None = None,
+) -> Reliability:
+    """Bins of nothing.
+
+    Args:
+        num_bins: of equal width, 15 where there are no `edges`.
+        edges: of the bins, increasing from 0 to 1.
+        closed: on which side a bin is: 'right', (a, b], where the first one holds 0; 'left',
+            [a, b), where the last one holds 1; 'torchmetrics', [a, b) with a bin of its own for a
+            confidence of 1 (Lightning-AI/torchmetrics#3510).
+        of: 'top': the predicted class of each example (arXiv 1706.04599); 'classes': the
+            probability of each class, against whether it is the label (arXiv 1904.01685).
+        num_classes: with 'classes', K.
+
+    Raises:
+        UserError: bins that are none, both kinds of bins, an unknown word, `num_classes` missing
+            or of no use.
+    """
+    if num_bins is not None and edges is not None:
+        raise UserError("reliability.init: give num_bins or edges, not both.")
+    if edges is None:
+        num_bins = 15 if num_bins is None else num_bins
+        if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
+            raise UserError(f"reliability.init: num_bins={num_bins!r}; give an integer >= 1.")
+        bounds = np.arange(num_bins + 1, dtype=np.float32) / np.float32(num_bins)
+    else:
+        bounds = np.asarray(edges, np.float32)
+        increasing = bounds.ndim == 1 and len(bounds) > 1 and np.all(np.diff(bounds) > 0)
+        if not increasing or bounds[0] != 0 or bounds[-1] != 1:
+            raise UserError(
+                f"reliability.init: edges={list(np.ravel(edges))}; give numbers that increase from "
+                "0 to 1."
+            )
+    for what, value, known in (("closed", closed, Closed), ("of", of, Of)):
+        if value not in get_args(known):
+            raise unknown(f"{what} (reliability.init)", str(value), get_args(known))
+    if (of == "classes") != (num_classes is not None):
+        raise UserError(
+            f"reliability.init: num_classes={num_classes} with of='{of}'; give it with 'classes', "
+            "and only then."
+        )
+    shape = (num_classes or 1, len(bounds) - 1 + (closed == "torchmetrics"))
+    zero, sums = jnp.zeros(shape, jnp.int32), summation.zero(shape)
+    refused = jnp.zeros(len(inputs.REASONS), bool)
+    return Reliability(
+        jnp.asarray(bounds), zero, zero, sums, sums, sums, refused, closed, of
+    )  # fmt: skip
+
+
+def update(
+    found: Reliability, logits: jax.Array, label: jax.Array, weight: jax.Array | None = None
+) -> Reliability:
+    """The bins with a batch added.
+
+    Args:
+        logits, label, weight: as `metrics.update` takes them; no weight: all count.
+
+    Raises:
+        UserError: as `metrics.update`; with 'classes', logits of another number of classes.
+    """
+    batch = inputs.checked("reliability.update", logits, label, weight)
+    if found.of == "top":
+        confidence = inputs.confidence_of(batch)[:, None]
+        right = inputs.correct(batch)[:, None]
+    else:
+        if batch.logits.shape[1] != found.count.shape[0]:
+            raise UserError(
+                f"reliability.update: logits of {batch.logits.shape[1]} classes, and the bins are "
+                f"of {found.count.shape[0]}."
+            )
+        probability = jax.nn.softmax(batch.logits)
+        confidence = jnp.where(batch.counted[:, None], probability, 0.0)
+        classes = jnp.arange(probability.shape[1], dtype=batch.label.dtype)
+        right = batch.label[:, None] == classes[None, :]
+    index = bin_of(found, confidence)
+    bins = jnp.arange(found.count.shape[1], dtype=jnp.int32)
+    member = (index[:, :, None] == bins) & batch.counted[:, None, None]  # [B, C, M]
+
+    def added(total: Sum, x: jax.Array) -> Sum:
+        new = summation.over_examples(jnp.where(member, x[:, :, None], 0.0))
+        return summation.add(total, new)
+
+    gap = right.astype(jnp.float32) - confidence
+    return dataclasses.replace(
+        found,
+        count=found.count + jnp.sum(member, axis=0, dtype=jnp.int32),
+        right=found.right + jnp.sum(member & right[:, :, None], axis=0, dtype=jnp.int32),
+        confidence=added(found.confidence, confidence),
+        squared=added(found.squared, jnp.square(confidence)),
+        gap=added(found.gap, jnp.square(gap)),
+        refused=found.refused | batch.refused,
+    )
+
+
+def bin_of(found: Reliability, confidence: jax.Array) -> jax.Array:
+    """The bin of each confidence, int32."""
+    confidence = confidence[..., None]
+    if found.closed == "right":
+        above = confidence > found.edges[1:-1]
+    else:
+        above = confidence >= found.edges[1 : None if found.closed == "torchmetrics" else -1]
+    return jnp.sum(above, axis=-1, dtype=jnp.int32)
+
+
+def merge(a: Reliability, b: Reliability) -> Reliability:
+    """The bins of both; what they hold does not depend on the order.
+
+    Raises:
+        UserError: their bins differ.
+    """
+    same = a.closed == b.closed and a.of == b.of and a.count.shape == b.count.shape
+    if not same or not np.array_equal(a.edges, b.edges):
+        raise UserError("reliability.merge: the two have not the same bins.")
+    return dataclasses.replace(
+        a,
+        count=a.count + b.count,
+        right=a.right + b.right,
+        confidence=summation.add(a.confidence, b.confidence),
+        squared=summation.add(a.squared, b.squared),
+        gap=summation.add(a.gap, b.gap),
+        refused=a.refused | b.refused,
+    )
+
+
+@jax.jit
+def compute(found: Reliability) -> dict[str, Estimate]:
+    """All that the bins know; c_b, a_b are mean confidence and accuracy of bin b, f_b its share.
+
+    - `ece`: sum_b f_b |c_b - a_b|; of classes the mean over them, the classwise error. Standard
+      error of the top class as in `calibration.expected_calibration_error`, of classes NaN.
+    - `mce`, `rmsce`: the largest |c_b - a_b| of a bin that is not empty; the root of sum f_b
+      (c_b - a_b)^2.
+    - `ece_debiased`: less the excess that normal noise of variance a_b (1 - a_b) / n_b adds to each
+      |c_b - a_b|, in closed form; may be negative (arXiv 1909.10155, whose code draws it). Of a
+      calibrated model it removes sqrt(2) - 1 = 41 % of the excess, where gaps stand out all.
+    - `rmsce_debiased`: sqrt(max(0, sum f_b ((c_b - a_b)^2 - a_b (1 - a_b) / (n_b - 1)))), ibid.
+    - `ece_null`: what `ece` is on average of a calibrated model with these confidences, in a normal
+      approximation: sum_b f_b sqrt(2 v_b / (pi n_b)), v_b the mean of c (1 - c) in the bin.
+    - `brier`: the mean of (right - c)^2, of classes the sum over them. It is exactly
+      `brier_reliability` - `brier_resolution` + `brier_uncertainty` + `brier_within`: sum f_b
+      (c_b - a_b)^2, sum f_b (a_b - a)^2, a (1 - a), and what bins hide, sum f_b (var c - 2 cov(c,
+      right)) (Stephenson, Coelho and Jolliffe, 2008). Right to some 1e-6.
+
+    NaN of no examples, and where a batch was refused.
+    """
+    n = jnp.sum(found.count[0])
+    total = n.astype(jnp.float32)
+    count = found.count.astype(jnp.float32)
+    right, size = found.right.astype(jnp.float32), jnp.maximum(count, 1)
+    share, a = count / total, right / size
+    confidence, squared = (summation.value(x) for x in (found.confidence, found.squared))
+    gap_squared = summation.value(found.gap)
+    c = confidence / size
+    # Both sums of a bin are subtracted before they are rounded to one float32.
+    signed = ((found.confidence.total - right) + found.confidence.rest) / size
+    gap, noise = jnp.abs(signed), a * (1 - a)
+    ece = jnp.mean(jnp.sum(share * gap, axis=1))
+    sigma = jnp.sqrt(noise / size)
+    is_noisy = sigma > 0
+    z = gap / jnp.where(is_noisy, sigma, 1)
+    folded = sigma * math.sqrt(2 / math.pi) * jnp.exp(-(z**2) / 2)
+    folded = folded + gap * jax.scipy.special.erf(z / math.sqrt(2))
+    excess = jnp.where(is_noisy, folded - gap, 0)
+    unbiased = gap**2 - jnp.where(count > 1, noise / jnp.maximum(count - 1, 1), 0)
+    spread = jnp.maximum(c - squared / size, 0)
+    variance = jnp.sum(gap_squared) / total - ece**2
+    error = jnp.sqrt(jnp.maximum(variance, 0) / (total - 1))
+    base = jnp.sum(right, axis=1, keepdims=True) / total
+    # mean (right - c)^2 = gap^2 + var c + noise - 2 cov in each bin.
+    within = gap_squared / size - gap**2 - noise
+    values = {
+        "ece": ece,
+        "mce": jnp.max(jnp.where(count > 0, gap, 0)),
+        "rmsce": jnp.sqrt(jnp.mean(jnp.sum(share * gap**2, axis=1))),
+        "ece_debiased": ece - jnp.mean(jnp.sum(share * excess, axis=1)),
+        "rmsce_debiased": jnp.sqrt(jnp.maximum(jnp.mean(jnp.sum(share * unbiased, axis=1)), 0)),
+        "ece_null": jnp.mean(jnp.sum(share * jnp.sqrt(2 * spread / (jnp.pi * size)), axis=1)),
+        "brier": jnp.sum(gap_squared) / total,
+        "brier_reliability": jnp.sum(share * gap**2),
+        "brier_resolution": jnp.sum(share * (a - base) ** 2),
+        "brier_uncertainty": jnp.sum(base * (1 - base)),
+        "brier_within": jnp.sum(share * within),
+    }
+    bad = jnp.any(found.refused) | (n == 0)
+    unknown_error = jnp.full((), jnp.nan, jnp.float32)
+    errors = {"ece": error if found.of == "top" else unknown_error}
+    return {
+        name: Estimate(
+            jnp.where(bad, jnp.nan, value),
+            jnp.where(bad, jnp.nan, errors.get(name, unknown_error)),
+            n,
+        )
+        for name, value in values.items()
+    }
+
+
+def diagram(found: Reliability) -> Diagram:
+    """The data of a reliability diagram.
+
+    Raises:
+        UserError: a batch was refused.
+    """
+    if np.any(found.refused):
+        raise UserError(f"reliability.diagram: {_reasons(found)}.")
+    count, right = np.asarray(found.count), np.asarray(found.right)
+    confidence = np.asarray(found.confidence.total, float) + np.asarray(found.confidence.rest)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        c, a = confidence / count, right / count
+        z = special.ndtri(0.975)
+        centre = (a + z**2 / (2 * count)) / (1 + z**2 / count)
+        half = z * np.sqrt(a * (1 - a) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    arrays: list[Any] = [count, c, a, centre - half, centre + half]
+    if found.of == "top":
+        arrays = [x[0] for x in arrays]
+    return Diagram(np.asarray(found.edges, float), *arrays)
+
+
+def _reasons(found: Reliability) -> str:
+    held = np.asarray(found.refused)
+    classes = "K - 1"
+    return "; ".join(
+        reason.format(classes) for reason, holds in zip(inputs.REASONS, held, strict=True) if holds
+    )

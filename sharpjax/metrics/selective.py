@@ -1,0 +1,67 @@
+"""Selective prediction: how the risk grows with the share of examples that a model answers."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax.metrics import inputs
+
+
+class RiskCoverage(NamedTuple):
+    """A risk-coverage curve.
+
+    Attributes:
+        coverage: i / N for i from 1 to N, the share of the most confident examples.
+        risk: the share of errors among them.
+        aurc: the mean of `risk` (arXiv 1805.08206).
+        excess_aurc: less that of the same errors in the best order, all of them last; 0 is perfect.
+    """
+
+    coverage: np.ndarray
+    risk: np.ndarray
+    aurc: float
+    excess_aurc: float
+
+
+def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
+    """The curve when the least confident examples are left out, and the area under it.
+
+    Confidence is the largest softmax probability, in float64 and told by its distance from 1, so
+    that sure predictions stay in order. Examples of equal confidence count as in the mean over
+    their orders: the result does not depend on the order of the data.
+
+    Args:
+        logits: [N, K].
+        label: [N].
+
+    Raises:
+        UserError: as `metrics.update`.
+
+    >>> logits = np.array([[9.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    >>> found = risk_coverage(logits, np.array([0, 1, 0]))  # the second one is wrong
+    >>> found.risk.round(3).tolist(), round(found.aurc, 4), round(found.excess_aurc, 4)
+    ([0.0, 0.5, 0.333], 0.2778, 0.1667)
+    """
+    inputs.checked("selective.risk_coverage", jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    z = np.asarray(logits, np.float64)
+    top = np.argmax(z, axis=1)
+    wrong = (top != np.asarray(label)).astype(float)
+    others = np.exp(z - z.max(axis=1, keepdims=True))
+    others[np.arange(len(z)), top] = 0
+    doubt = others.sum(axis=1)  # (1 - p) / p
+    if not np.isfinite(doubt).all():
+        doubt = np.full(len(z), np.nan)
+    n = len(z)
+    places = np.arange(1, n + 1)
+    levels, group = np.unique(doubt, return_inverse=True)
+    sizes, errors = np.bincount(group), np.bincount(group, wrong)
+    before, ended = np.cumsum(sizes) - sizes, np.cumsum(errors) - errors
+    of = np.repeat(np.arange(len(levels)), sizes)
+    risk = (ended[of] + (places - before[of]) * errors[of] / sizes[of]) / places
+    if np.isnan(doubt).any():
+        risk = np.full(n, np.nan)
+    best = np.maximum(places - (n - wrong.sum()), 0) / places
+    aurc = float(risk.mean())
+    return RiskCoverage(places / n, risk, aurc, float(aurc - best.mean()))

@@ -1,0 +1,361 @@
+"""Calibration errors, Brier scores, temperature, risk: closed forms and simulations."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharpjax import plots, tree
+from sharpjax.errors import UserError
+from sharpjax.metrics import adaptive, reliability, scores, selective, temperature
+
+update = jax.jit(reliability.update)
+
+
+def two_classes(confidence):
+    """Logits of a prediction of class 0 with this confidence."""
+    confidence = np.asarray(confidence, np.float64)
+    with np.errstate(divide="ignore"):
+        z = np.log(confidence) - np.log1p(-confidence)
+    return np.stack([np.clip(z, -200, 200), np.zeros_like(z)], -1).astype(np.float32)
+
+
+def values(found):
+    return {name: float(estimate.value) for name, estimate in reliability.compute(found).items()}
+
+
+def draw(seed, size=500, num_classes=4):
+    """Predictions that are too sure: labels are drawn at temperature 2."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(size, num_classes)) * 2
+    label = np.argmax(z / 2 + rng.gumbel(size=z.shape), axis=1)
+    return z.astype(np.float32), label.astype(np.int32)
+
+
+def softmax(z):
+    p = np.exp(np.float64(z) - np.max(z, axis=1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+# Bins and their edges.
+
+
+@pytest.mark.parametrize(
+    ("closed", "error"), [("right", 0.475), ("left", 0.475), ("torchmetrics", 0.525)]
+)
+def test_a_confidence_of_1(closed, error):
+    """Predictions of .95 and 1, right and wrong: apart |.05| + |1|, together |1.95 - 1|, halved."""
+    found = reliability.init(10, closed=closed)
+    found = update(found, two_classes([0.95, 1.0]), jnp.array([0, 1]))
+    np.testing.assert_allclose(values(found)["ece"], error, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("closed", "places"), [("right", [0, 0, 1, 2]), ("left", [0, 1, 2, 2])])
+def test_edges_belong_to_one_side(closed, places):
+    found = reliability.init(edges=[0, 0.5, 0.75, 1], closed=closed)
+    index = reliability.bin_of(found, jnp.array([0.0, 0.5, 0.75, 1.0]))
+    assert index.tolist() == places
+
+
+def test_constant_confidence_is_off_by_its_distance_from_the_accuracy():
+    found = update(reliability.init(), two_classes([0.9] * 10), jnp.array([0] * 6 + [1] * 4))
+    got = values(found)
+    for name in ("ece", "mce", "rmsce"):
+        np.testing.assert_allclose(got[name], 0.3, rtol=1e-5)
+    np.testing.assert_allclose(got["rmsce_debiased"], np.sqrt(0.09 - 0.24 / 9), rtol=1e-5)
+    # The excess of |.3 + sigma Z| over .3, sigma^2 = .024, by a million draws.
+    noise = np.random.default_rng(0).normal(size=1_000_000)
+    excess = np.abs(0.3 + np.sqrt(0.024) * noise).mean() - 0.3
+    np.testing.assert_allclose(got["ece_debiased"], 0.3 - excess, atol=5 * 0.155 / 1000)
+
+
+@pytest.mark.parametrize("of", ["top", "classes"])
+def test_numpy_in_float64(of):
+    z, y = draw(0)
+    p = softmax(z)
+    right = y[:, None] == np.arange(4)
+    if of == "top":
+        p, right = p.max(1, keepdims=True), (p.argmax(1) == y)[:, None]
+    ece, debiased, null, parts = [], [], [], np.zeros(4)
+    for c, hit in zip(p.T, right.T, strict=True):
+        index = np.searchsorted(np.arange(1, 15) / 15, c, side="left")
+        total = np.zeros(3)
+        for b in np.unique(index):
+            own = index == b
+            f, n = own.mean(), own.sum()
+            gap, noise = abs(c[own].mean() - hit[own].mean()), hit[own].var()
+            total += f * np.array(
+                [gap, gap**2 - (noise / (n - 1) if n > 1 else 0),
+                 np.sqrt(2 * (c[own] * (1 - c[own])).mean() / (np.pi * n))]
+            )  # fmt: skip
+            residual = ((hit[own] - c[own]) ** 2).mean() - gap**2 - noise
+            parts += f * np.array([gap**2, (hit[own].mean() - hit.mean()) ** 2, 0, residual])
+        parts[2] += hit.mean() * (1 - hit.mean())
+        ece.append(total[0]), debiased.append(total[1]), null.append(total[2])
+    found = reliability.init(15, of=of, num_classes=4 if of == "classes" else None)
+    got = values(update(found, z, y))
+    np.testing.assert_allclose(got["ece"], np.mean(ece), rtol=1e-5)
+    np.testing.assert_allclose(got["rmsce_debiased"] ** 2, max(np.mean(debiased), 0), rtol=1e-4)
+    np.testing.assert_allclose(got["ece_null"], np.mean(null), rtol=1e-4)
+    names = ("reliability", "resolution", "uncertainty", "within")
+    np.testing.assert_allclose([got[f"brier_{name}"] for name in names], parts, atol=2e-6)
+    signed = parts[0] - parts[1] + parts[2] + parts[3]
+    brier = ((right - p) ** 2).sum(1)
+    np.testing.assert_allclose([signed, got["brier"]], brier.mean(), rtol=1e-6)
+    if of == "classes":
+        np.testing.assert_allclose(scores.brier(z, y), brier, rtol=1e-5, atol=1e-7)
+        assert np.isnan(reliability.compute(update(found, z, y))["ece"].standard_error)
+
+
+def test_batches_order_merging_and_padding():
+    z, y = draw(1)
+    order = np.random.default_rng(2).permutation(500)
+    empty = reliability.init(15, of="classes", num_classes=4)
+    one = values(update(empty, z, y))
+    halves = [update(empty, z[order[i : i + 250]], y[order[i : i + 250]]) for i in (0, 250)]
+    junk = np.full((3, 4), np.nan, np.float32)
+    padded = update(empty, np.concatenate([z, junk]), np.append(y, [9, -1, 0]),
+                    np.arange(503) < 500)  # fmt: skip
+    for other in (reliability.merge(*halves), reliability.merge(*halves[::-1]), padded):
+        assert values(other) == pytest.approx(one, rel=1e-6, abs=1e-7)
+    lanes = jax.vmap(reliability.update, (None, 0, 0))(
+        empty, z.reshape(2, 250, 4), y.reshape(2, -1)
+    )
+    assert jax.vmap(reliability.compute)(lanes)["ece"].value.shape == (2,)
+    with pytest.raises(UserError, match="not the same bins"):
+        reliability.merge(empty, reliability.init(15))
+    assert np.isnan(list(values(empty).values())).all()
+
+
+def test_the_null_expectation_is_that_of_calibrated_models():
+    rng = np.random.default_rng(3)
+    confidence = rng.uniform(0.5, 1.0, (300, 1000))
+    label = jnp.asarray(rng.uniform(size=confidence.shape) >= confidence, jnp.int32)
+    logits = jnp.stack([jnp.asarray(two_classes(c)) for c in confidence])
+
+    def run(z, y):
+        return reliability.compute(reliability.update(reliability.init(), z, y))
+
+    found = jax.jit(jax.vmap(run))(logits, label)
+    mean, spread = np.mean(found["ece"].value), np.std(found["ece"].value) / np.sqrt(300)
+    # The normal approximation is good to 2 %.
+    np.testing.assert_allclose(
+        np.mean(found["ece_null"].value), mean, atol=5 * spread + 0.02 * mean
+    )
+    # Of normal noise E|X| = sqrt(2 / pi) and E|X + Z| is sqrt(2) times as large.
+    left = np.mean(found["ece_debiased"].value) / mean
+    np.testing.assert_allclose(left, 2 - np.sqrt(2), atol=0.05)
+
+
+def test_the_test_of_calibration(key):
+    rng = np.random.default_rng(4)
+    confidence = rng.uniform(0.5, 1.0, 400)
+    logits, uniform = two_classes(confidence), rng.uniform(size=400)
+    for shift, calibrated in ((0.0, True), (-0.25, False)):
+        label = (uniform >= confidence + shift).astype(np.int32)
+        bins = reliability.init(10)
+        found = adaptive.calibration_test(bins, logits, label, key=key, num_draws=400)
+        np.testing.assert_allclose(found.ece, values(update(bins, logits, label))["ece"], rtol=1e-5)
+        assert found.low < found.mean < found.high < 0.1
+        assert found.p_value >= 1 / 401 and (calibrated or found.p_value == 1 / 401)
+    classes = reliability.init(10, of="classes", num_classes=4)
+    z, y = draw(5)
+    found = adaptive.calibration_test(classes, z, y, key=key, num_draws=200)
+    np.testing.assert_allclose(found.ece, values(update(classes, z, y))["ece"], rtol=1e-5)
+    assert found.p_value == 1 / 201  # too sure, by construction
+
+
+def test_bins_of_equal_mass():
+    z, y = draw(6, size=60)
+    p = softmax(z)
+    confidence, right = p.max(1), p.argmax(1) == y
+    order = np.argsort(confidence)
+    parts = np.array_split(order, 7)
+    want = sum(abs((confidence - right)[part].sum()) for part in parts) / 60
+    got = adaptive.adaptive_calibration_error(z, y, num_bins=7, of="top")
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    shuffled = np.random.default_rng(0).permutation(60)
+    for num_bins in (7, 60, 1000):
+        ace = [adaptive.adaptive_calibration_error(z[i], y[i], num_bins=num_bins)
+               for i in (slice(None), shuffled)]  # fmt: skip
+        np.testing.assert_allclose(*ace, rtol=1e-12)
+    # Alone in its bin, each example is as far off as it is.
+    alone = adaptive.adaptive_calibration_error(z, y, num_bins=60, of="top")
+    np.testing.assert_allclose(alone, np.abs(confidence - right).mean(), rtol=1e-12)
+    # What is equal stays together: in two bins it would not cancel.
+    ties = two_classes([0.5] * 4)
+    assert adaptive.adaptive_calibration_error(ties, np.array([0, 0, 1, 1]), num_bins=2) == 0
+
+
+def test_a_diagram_and_its_picture():
+    found = update(reliability.init(10), two_classes([0.55, 0.58, 0.95]), jnp.array([0, 1, 0]))
+    diagram = reliability.diagram(found)
+    assert diagram.count.tolist() == [0] * 5 + [2] + [0] * 3 + [1]
+    np.testing.assert_allclose(diagram.confidence[5], 0.565, rtol=1e-6)
+    assert diagram.accuracy[5] == 0.5 and np.isnan(diagram.accuracy[0])
+    # Wilson, by its definition: the p at which (a - p)^2 = z^2 p (1 - p) / n.
+    for p in (diagram.low[5], diagram.high[5]):
+        np.testing.assert_allclose((0.5 - p) ** 2, 1.959964**2 * p * (1 - p) / 2, rtol=1e-5)
+    drawn = plots.reliability({"sgd": diagram, "sam": diagram})
+    assert len(plots.png(drawn)) > 1000
+    assert [axis.get_ylabel() for axis in drawn.axes] == ["accuracy", "share"]
+    classes = reliability.diagram(reliability.init(10, of="classes", num_classes=3))
+    for bad in ({}, {"a": classes}, {"a": diagram, "b": classes}):
+        with pytest.raises(UserError, match="plots.reliability"):
+            plots.reliability(bad)
+
+
+# Temperature.
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 3.0, 40.0])
+def test_the_temperature_of_rescaled_log_probabilities(factor):
+    """Labels in just the shares that p says: the gradient is 0 at T = factor."""
+    p = np.array([[0.25, 0.75]] * 4 + [[0.6, 0.4]] * 5)
+    label = np.array([0, 1, 1, 1, 0, 0, 0, 1, 1])
+    fit = temperature.fit(factor * np.log(p), label)
+    assert fit.temperature.value == pytest.approx(factor, rel=1e-9)
+    assert fit.nll_after <= fit.nll_before + 1e-15 and fit.num_steps < 60
+
+
+def test_the_temperature_is_the_minimum_and_keeps_predictions():
+    z, y = draw(7, size=2000)
+    fit = temperature.fit(z, y)
+    T, error, _ = fit.temperature
+    assert abs(T - 2) < 5 * error and 0.02 < error < 0.2
+    near = [np.mean(scores.nll(z / (T * c), y)) for c in (1.0, 0.98, 1.02)]
+    assert near[0] < min(near[1:])
+    np.testing.assert_allclose([fit.nll_after], near[0], rtol=1e-6)
+    test, label = draw(8)
+    scaled = temperature.apply(fit, test)
+    np.testing.assert_array_equal(np.argmax(scaled, 1), np.argmax(test, 1))
+    before, after = (values(update(reliability.init(), x, label))["ece"] for x in (test, scaled))
+    assert after < before
+
+
+def test_a_temperature_is_not_applied_to_what_it_was_fitted_on():
+    z, y = draw(9)
+    fit = temperature.fit(z[:100], y[:100])
+    with pytest.raises(UserError, match="100 of 500 examples .* fitted on"):
+        temperature.apply(fit, z)
+    np.testing.assert_array_equal(
+        temperature.apply(fit, z, allow_overlap=True)[100:], temperature.apply(fit, z[100:])
+    )
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "words"),
+    [
+        ([[2.0, 0.0], [0.0, 1.0]], [0, 1], "all 2 predictions are right"),
+        ([[2.0, 0.0], [0.0, 1.0]], [1, 0], "temperature is infinite"),
+        ([[2.0, 2.0], [1.0, 1.0]], [0, 1], "all equal"),
+        ([[2.0, np.inf], [0.0, 1.0]], [0, 1], "not finite"),
+        ([[0.4, 0.6], [0.9, 0.1]], [0, 1], "these are probabilities"),
+    ],
+)
+def test_temperatures_that_there_are_not(logits, label, words):
+    with pytest.raises(UserError, match=words):
+        temperature.fit(np.array(logits), np.array(label))
+
+
+# Selective prediction and scores.
+
+
+def test_the_area_under_the_risk_is_the_mean_over_orders_of_ties():
+    z = two_classes([0.9, 0.8, 0.8, 0.8, 0.6])
+    y = np.array([1, 0, 1, 0, 0])
+    found = selective.risk_coverage(z, y)
+    orders = [[1, a, b, c, 0] for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    risks = [np.cumsum(order) / np.arange(1, 6) for order in orders]
+    np.testing.assert_allclose(found.risk, np.mean(risks, 0), rtol=1e-12)
+    best = np.cumsum([0, 0, 0, 1, 1]) / np.arange(1, 6)
+    np.testing.assert_allclose(found.excess_aurc, np.mean(risks) - best.mean(), rtol=1e-12)
+    np.testing.assert_allclose(found.coverage, np.arange(1, 6) / 5)
+    again = selective.risk_coverage(z[::-1], y[::-1])
+    np.testing.assert_array_equal(again.risk, found.risk)
+    # Confidences that are 1 in float32 keep their order.
+    sure = np.array([[30.0, 0.0], [60.0, 0.0]])
+    assert selective.risk_coverage(sure, np.array([1, 0])).risk.tolist() == [0.0, 0.5]
+
+
+def test_scores_and_their_means():
+    z, y = draw(10)
+    p = softmax(z)
+    want = -np.log(p[np.arange(500), y])
+    np.testing.assert_allclose(scores.nll(z, y), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores.entropy(z), -(p * np.log(p)).sum(1), rtol=1e-5)
+    assert scores.entropy(jnp.array([[0.0, -jnp.inf]])).tolist() == [0.0]
+    found = scores.mean(scores.nll(z, y))
+    np.testing.assert_allclose(found.standard_error, np.std(scores.nll(z, y), ddof=1) / 500**0.5)
+    with pytest.raises(UserError, match="level=1"):
+        scores.bootstrap_interval(jnp.mean, z, key=jax.random.key(0), level=1)
+
+
+def test_a_bootstrap_interval_of_a_calibration_error(key):
+    """Where gaps stand out, and the bias is not all there is: it holds the truth."""
+    rng = np.random.default_rng(11)
+    confidence = rng.uniform(0.7, 1.0, 2000)
+    label = (rng.uniform(size=2000) >= confidence - 0.2).astype(np.int32)
+
+    def ece(z, y):
+        return reliability.compute(reliability.update(reliability.init(10), z, y))["ece"].value
+
+    low, high = scores.bootstrap_interval(
+        ece, two_classes(confidence), label, key=key, num_draws=200
+    )
+    assert low < 0.2 < high and high - low < 0.06
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_bins": 0}, "num_bins=0; give an integer >= 1"),
+        ({"num_bins": 5, "edges": [0, 1]}, "num_bins or edges, not both"),
+        ({"edges": [0.1, 1]}, "increase from 0 to 1"),
+        ({"edges": [0, 0.5, 0.5, 1]}, "increase from 0 to 1"),
+        ({"closed": "top"}, "unknown closed .*'top'"),
+        ({"of": "classes"}, "num_classes=None with of='classes'"),
+        ({"num_classes": 3}, "num_classes=3 with of='top'"),
+    ],
+)
+def test_bins_that_are_none(options, words):
+    with pytest.raises(UserError, match=words):
+        reliability.init(**options)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda z, y: reliability.update(reliability.init(), z, y),
+        scores.nll,
+        scores.brier,
+        selective.risk_coverage,
+        adaptive.adaptive_calibration_error,
+        lambda z, y: adaptive.calibration_test(
+            reliability.init(), z, y, key=jax.random.key(0), num_draws=1
+        ),
+    ],
+)
+def test_probabilities_are_refused(metric):
+    z, y = draw(12, size=20)
+    with pytest.raises(UserError, match="these are probabilities"):
+        metric(jnp.asarray(softmax(z), jnp.float32), y)
+    metric(jnp.log(jnp.asarray(softmax(z), jnp.float32)), y)
+
+
+def test_inside_a_trace_probabilities_give_nan():
+    z, y = draw(13, size=20)
+    p = jnp.asarray(softmax(z), jnp.float32)
+    found = update(reliability.init(), p, y)
+    assert np.isnan(list(values(found).values())).all()
+    with pytest.raises(UserError, match="these are probabilities"):
+        reliability.diagram(found)
+    assert np.isnan(jax.jit(scores.nll)(p, y)).all()
+    with pytest.raises(UserError, match="logits of 4 classes, and the bins are of 3"):
+        reliability.update(reliability.init(of="classes", num_classes=3), z, y)
+    assert tree.size(dataclasses.replace(found, edges=jnp.zeros(0))) == 15 * 8 + 3
