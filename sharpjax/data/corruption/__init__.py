@@ -1,0 +1,15 @@
+"""Corrupted images: nineteen kinds at five severities, seeded, in JAX; and the official files.
+
+    image = corrupt(key, image, "fog", 3)                       # uint8 [B, H, W, C]
+    test = corrupted(splits.test, "fog", 3, key=key)            # Examples
+    test = official("CIFAR-10-C", "fog", 3)                     # where the user has the files
+
+The kinds are those of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), written from their formulas for
+small images. They are synthetic and our own: what is measured on them is never CIFAR-10-C.
+"""
+
+from sharpjax.data.corruption.corrupt import KINDS as KINDS
+from sharpjax.data.corruption.corrupt import SEVERITIES as SEVERITIES
+from sharpjax.data.corruption.corrupt import corrupt as corrupt
+from sharpjax.data.corruption.corrupt import corrupted as corrupted
+from sharpjax.data.corruption.official import official as official
