@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from sharpjax import tree
 from sharpjax.errors import UserError, unknown
 from sharpjax.estimate import Estimate
 from sharpjax.metrics import inputs, summation
@@ -28,7 +29,7 @@ Closed = Literal["right", "left", "torchmetrics"]
 Of = Literal["top", "classes"]
 
 
-@jax.tree_util.register_dataclass
+@tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reliability:
     """Predictions by confidence: C x M bins, C = 1 of the top class, else one for each class.

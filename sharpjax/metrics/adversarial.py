@@ -1,0 +1,237 @@
+"""Accuracy under attack: FGSM and PGD on the inputs of a classifier.
+
+    logits_fn = jax.tree_util.Partial(predict, variables)   # predict(variables, x): normalises x
+    found = pgd(logits_fn, x, label, epsilon=8 / 255, key=key)
+    scores.mean(found.correct)                              # robust accuracy, with its error
+
+It is an upper bound: a stronger attack can only lower it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError, unknown, whole_number
+
+Norm = Literal["linf", "l2"]
+
+
+class Attack(NamedTuple):
+    """What an attack found.
+
+    Attributes:
+        input: [N, ...], the input of the highest loss that was seen for each example.
+        correct: bool [N]: the prediction was right there and at every other point that was looked
+            at, the clean one among them.
+        clean: bool [N]: it was right at the clean input.
+    """
+
+    input: jax.Array
+    correct: jax.Array
+    clean: jax.Array
+
+
+def fgsm(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    label: jax.Array,
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Attack:
+    """One step as far as it goes: x + epsilon sign(grad L) (Goodfellow et al., 2015, arXiv
+    1412.6572).
+
+    Cost: one gradient by the inputs, and another pass.
+
+    Args, errors: as `pgd`.
+    """
+    return _attack("fgsm", logits_fn, x, label, epsilon, 1, epsilon, 1, None, norm, bounds)
+
+
+def pgd(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    label: jax.Array,
+    *,
+    epsilon: float,
+    key: jax.Array,
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Attack:
+    """Projected gradient ascent from a random point of the ball (Madry et al., 2018, arXiv
+    1706.06083).
+
+    x <- the projection of x + step_size u on the ball and the box, u = sign(g) or g / ||g||_2, g
+    the gradient by x of log sum_k!=y exp z_k - z_y: its direction is that of the cross-entropy's,
+    and it does not vanish where the model is sure.
+
+    Cost: `restarts` x (`steps` gradients by the inputs and a pass).
+
+    Args:
+        logits_fn: x to logits [N, K], in evaluation mode, where examples do not see each other. A
+            module-level function or a `jax.tree_util.Partial` of one compiles once.
+        x: [N, ...] inputs in the units of `epsilon` and within `bounds`, such as pixels / 255;
+            normalisation belongs into `logits_fn`.
+        label: [N].
+        epsilon: radius of the ball.
+        key: of the starts.
+        step_size: None: 2.5 `epsilon` / `steps`.
+        norm: of the ball.
+        bounds: the least and the largest value of an input.
+
+    Raises:
+        UserError: a size that is impossible, an unknown norm, inputs outside of the bounds,
+            labels or logits that do not fit.
+
+    >>> def logits_fn(x):
+    ...     return jnp.concatenate([jnp.zeros_like(x), 2 * x - 1], axis=1)
+    >>> x, label = jnp.array([[0.6], [0.8]]), jnp.array([1, 1])  # right above 0.5
+    >>> pgd(logits_fn, x, label, epsilon=0.2, key=jax.random.key(0)).correct.tolist()
+    [False, True]
+    """
+    steps = whole_number("adversarial.pgd", "steps", steps)
+    size = 2.5 * epsilon / steps if step_size is None else step_size
+    return _attack("pgd", logits_fn, x, label, epsilon, steps, size, restarts, key, norm, bounds)
+
+
+class _State(NamedTuple):
+    x: jax.Array
+    best: jax.Array
+    loss: jax.Array
+    correct: jax.Array
+
+
+@tree.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    logits_fn: Any
+    clean: jax.Array
+    label: jax.Array
+    epsilon: jax.Array
+    step_size: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One step of the ascent, for `loops.iterate`."""
+
+    norm: Norm
+
+    def __call__(self, state: _State, problem: _Problem) -> _State:
+        gradient, (loss, right) = jax.grad(_margin, has_aux=True)(state.x, problem)
+        state = _seen(state, loss, right)
+        if self.norm == "linf":
+            direction = jnp.sign(gradient)
+        else:
+            length = _lengths(gradient)
+            direction = gradient / jnp.where(length > 0, length, 1)
+        x = state.x + problem.step_size * direction
+        return state._replace(x=_projected(self.norm, x, problem))
+
+
+def _attack(caller, logits_fn, x, label, epsilon, steps, step_size, restarts, key, norm, bounds):
+    caller = f"adversarial.{caller}"
+    restarts = whole_number(caller, "restarts", restarts)
+    if norm not in get_args(Norm):
+        raise unknown(f"norm ({caller})", str(norm), get_args(Norm))
+    for name, value in (("epsilon", epsilon), ("step_size", step_size)):
+        if not 0 <= value < float("inf"):
+            raise UserError(f"{caller}: {name}={value}; give a number >= 0.")
+    x, label = jnp.asarray(x), jnp.asarray(label)
+    shape = jax.eval_shape(logits_fn, x).shape
+    if len(shape) != 2 or shape[0] != len(x) or label.shape != (len(x),):
+        raise UserError(
+            f"{caller}: x is {list(x.shape)}, label {list(label.shape)}, and the logits are "
+            f"{list(shape)}; give [N, ...], [N] and [N, K]."
+        )
+    low, high = bounds
+    if not loops.is_traced(x) and not bool(jnp.all((x >= low) & (x <= high))):
+        raise UserError(
+            f"{caller}: inputs lie outside of bounds={bounds}; give them before normalisation, or "
+            "their own bounds."
+        )
+    values = (jnp.asarray(v, x.dtype) for v in (epsilon, step_size, low, high))
+    problem = _Problem(_partial(logits_fn), x, label, *values)
+    loss, clean = loops.call(jax.tree_util.Partial(_at, problem), x)
+    state = _State(x, x, loss, clean)
+    for k in [None] * restarts if key is None else jax.random.split(key, restarts):
+        if k is not None:
+            state = state._replace(x=_start(k, norm, problem))
+        state, _ = loops.iterate(_Step(norm), state, problem, max_steps=steps)
+        loss, right = loops.call(jax.tree_util.Partial(_at, problem), state.x)
+        state = _seen(state, loss, right)
+    return Attack(state.best, state.correct, clean)
+
+
+def _partial(fn: Any) -> Any:
+    return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+
+def _margin(x: jax.Array, problem: _Problem) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The sum over examples of log sum_k!=y exp z_k - z_y, and of each, and which are right."""
+    logits = problem.logits_fn(x)
+    own = jax.nn.one_hot(problem.label, logits.shape[1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+    loss = others - jnp.sum(jnp.where(own, logits, 0), axis=1)
+    right = jnp.argmax(logits, axis=1).astype(problem.label.dtype) == problem.label
+    return jnp.sum(loss), (loss, right)
+
+
+def _at(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _margin(x, problem)[1]
+
+
+def _seen(state: _State, loss: jax.Array, right: jax.Array) -> _State:
+    """The state after a point was looked at. One where nothing is predicted is no right one."""
+    higher = loss > state.loss
+    best = jnp.where(_per_example(higher, state.x), state.x, state.best)
+    right = right & jnp.isfinite(loss)
+    return _State(
+        state.x, best, jnp.where(higher, loss, state.loss), state.correct & right
+    )  # fmt: skip
+
+
+def _start(key: jax.Array, norm: Norm, problem: _Problem) -> jax.Array:
+    """Uniform in the cube; of the ball a uniform radius along a uniform direction."""
+    clean = problem.clean
+    if norm == "linf":
+        move = jax.random.uniform(key, clean.shape, clean.dtype, -1, 1)
+    else:
+        of_direction, of_radius = jax.random.split(key)
+        noise = jax.random.normal(of_direction, clean.shape, clean.dtype)
+        radius = jax.random.uniform(of_radius, clean.shape[:1], clean.dtype)
+        move = noise / _lengths(noise) * _per_example(radius, clean)
+    return jnp.clip(clean + problem.epsilon * move, problem.low, problem.high)
+
+
+def _projected(norm: Norm, x: jax.Array, problem: _Problem) -> jax.Array:
+    """On the ball, then on the box, which does not leave the ball: the clean input is in both."""
+    move = x - problem.clean
+    if norm == "linf":
+        move = jnp.clip(move, -problem.epsilon, problem.epsilon)
+    else:
+        length = _lengths(move)
+        far = length > problem.epsilon
+        move = jnp.where(far, problem.epsilon / jnp.where(far, length, 1), 1) * move
+    return jnp.clip(problem.clean + move, problem.low, problem.high)
+
+
+def _lengths(x: jax.Array) -> jax.Array:
+    """Euclidean, of each example, to be divided by."""
+    axes = tuple(range(1, x.ndim))
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+
+def _per_example(values: jax.Array, like: jax.Array) -> jax.Array:
+    return values.reshape(-1, *[1] * (like.ndim - 1))
