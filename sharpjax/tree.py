@@ -324,32 +324,35 @@ def _describe(leaf) -> str:
     return f"a {type(leaf).__name__}"
 
 
-def check_floating(caller: str, params: PyTree) -> None:
-    """Refuses parameters with a leaf that is not an array of floating point numbers.
+def check_floating(caller: str, params: PyTree, argument: str = "params") -> None:
+    """Refuses an argument with a leaf that is not an array of floating point numbers.
 
     Raises:
-        UserError: names `caller`, the leaves and what to do.
+        UserError: names `caller`, `argument`, the leaves and what to do.
     """
     leaves = jax.tree.leaves(params)
     if not leaves:
-        raise UserError(f"{caller}: params holds no array at all.")
+        raise UserError(f"{caller}: {argument} holds no array at all.")
     bad = [
         f"'{name}' is {_describe(leaf)}"
         for name, leaf in zip(path_names(params), leaves, strict=True)
         if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
     ]
     if bad:
-        remedy = (
-            "Keep other leaves in the loss (a registered dataclass or a `jax.tree_util.Partial`), "
-            "or split them off (`equinox.partition`, `flax.nnx.split`)."
-        )
-        if any(jnp.issubdtype(getattr(x, "dtype", int), jnp.complexfloating) for x in leaves):
+        remedy = f"Give floats: jax.tree.map(jnp.float32, {argument})."
+        if argument == "params":
+            remedy = (
+                "Keep other leaves in the loss (a registered dataclass or a "
+                "`jax.tree_util.Partial`), or split them off (`equinox.partition`, "
+                "`flax.nnx.split`)."
+            )
+        if argument == "params" and any(jnp.issubdtype(getattr(x, "dtype", int), jnp.complexfloating) for x in leaves):
             remedy = (
                 "Give a complex array as two real ones, which the loss puts together "
                 "(`jax.lax.complex(params['re'], params['im'])`): its curvature is in both."
             )
         raise UserError(
-            f"{caller}: every leaf of params must be an array of floating point numbers; "
+            f"{caller}: every leaf of {argument} must be an array of floating point numbers; "
             f"{_shorten(bad)}. {remedy}"
         )
 

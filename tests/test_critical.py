@@ -53,6 +53,20 @@ def test_quadratics(relative_error, losses, x64, strict):
     np.testing.assert_allclose(np.median(found.num_losses - expected), 0, atol=1)
 
 
+@pytest.mark.parametrize("first_step", [0.25, 1.0, 8.0])
+def test_a_step_that_is_hit_exactly(first_step):
+    """The loss is back at its start to the bit: the bracket is closed round that step."""
+
+    def loss(w, _):
+        return w**2
+
+    found = critical_sharpness(
+        loss, jnp.float32(1), None, jnp.float32(-2), first_step=first_step, relative_error=0.01
+    )
+    assert found.low <= 2 <= found.high <= 1.01 * found.low and int(found.status) == Status.OK
+    assert int(found.num_losses) <= 6 + abs(math.log2(first_step))
+
+
 def test_float32_intervals_hold_the_truth():
     """Also those that rounding keeps from closing, whose status says so."""
     batch, d, truth = problems(60)

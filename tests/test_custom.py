@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_left_to_the_solver(key):
     "matvec, like, message",
     [
         (jnp.eye(3), jnp.ones(3), r"matvec must be a function.*matvec\(vector\) -> vector"),
-        (lambda v: v, jnp.arange(3), "like: every leaf"),
+        (lambda v: v, jnp.arange(3), "every leaf of like"),
         (lambda v: v, jnp.ones(0), "like are empty"),
         (lambda v: v[:2], jnp.ones(3), r"matvec\(vector\) must have the shapes and types of like"),
         (lambda v: (v, v), jnp.ones(3), "tree structure of like"),

@@ -103,7 +103,7 @@ def test_updates_of_another_layout(key):
     for update, message in (
         ({"gain": params["gain"]}, "^directional_sharpness: update must have the tree structure"),
         (jax.tree.map(lambda x: x[..., None], params), "^directional_sharpness: update must have"),
-        (jax.tree.map(lambda x: x > 0, params), "^directional_sharpness: update: every leaf"),
+        (jax.tree.map(lambda x: x > 0, params), "^directional_sharpness: every leaf of update"),
     ):
         with pytest.raises(UserError, match=message):
             directional_sharpness(awkward_loss, params, batch, update)

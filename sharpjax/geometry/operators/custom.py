@@ -74,7 +74,7 @@ def operator(matvec: Callable[[Params], Params], *, like: Params) -> Operator:
     """
     caller = "operator"
     matvec = as_loss(caller, matvec, "matvec")
-    tree.check_floating(f"{caller}: like", like)
+    tree.check_floating(caller, like, "like")
     if not tree.size(like):
         raise UserError(f"{caller}: the arrays of like are empty.")
     like = jax.tree.map(jnp.asarray, like)

@@ -106,7 +106,7 @@ def _diagonal(caller, argument, scale, like):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((), jnp.float32), leaves)
 
     tree.check_same_structure(caller, argument, ones(scale), ones(like))
-    tree.check_floating(f"{caller}: {argument}", scale)
+    tree.check_floating(caller, scale, argument)
     names = tree.path_names(like)
     for name, t, x in zip(names, jax.tree.leaves(scale), jax.tree.leaves(like), strict=True):
         given, shape = jnp.shape(t), jnp.shape(x)

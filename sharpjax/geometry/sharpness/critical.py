@@ -242,7 +242,14 @@ def _next(b: _Bracket) -> _Bracket:
 
     is_flat = b.flat_high > 0
     below, above = b.flat_low - b.low, b.high - b.flat_high
-    beside = jnp.where(below > above, b.low + below / 2, b.flat_high + above / 2)
+    # One flat step is as good as the root: a little to both sides of it the bracket is closed.
+    is_point = b.flat_low == b.flat_high
+    lower, upper = b.flat_low - third, b.flat_high + third
+    near = is_point & (b.low < lower) & (lower < b.flat_low)
+    lower = jnp.where(near, lower, b.low + below / 2)
+    near = is_point & (b.flat_high < upper) & (upper < b.high)
+    upper = jnp.where(near, upper, b.flat_high + above / 2)
+    beside = jnp.where(below > above, lower, upper)
     inside = jnp.where(is_flat, beside, inside)
 
     is_open = b.high == jnp.inf

@@ -174,7 +174,7 @@ def check_direction(caller: str, argument: str, direction: Params, params: Param
         UserError: names `caller`, `argument` and the leaf that differs.
     """
     tree.check_floating(caller, params)
-    tree.check_floating(f"{caller}: {argument}", direction)
+    tree.check_floating(caller, direction, argument)
     wide = tree.widen(jax.tree.map(jnp.asarray, direction))
     tree.check_same_structure(caller, argument, wide, jax.eval_shape(tree.widen, params))
     return wide
