@@ -346,7 +346,9 @@ def check_floating(caller: str, params: PyTree, argument: str = "params") -> Non
                 "`jax.tree_util.Partial`), or split them off (`equinox.partition`, "
                 "`flax.nnx.split`)."
             )
-        if argument == "params" and any(jnp.issubdtype(getattr(x, "dtype", int), jnp.complexfloating) for x in leaves):
+        if argument == "params" and any(
+            jnp.issubdtype(getattr(x, "dtype", int), jnp.complexfloating) for x in leaves
+        ):
             remedy = (
                 "Give a complex array as two real ones, which the loss puts together "
                 "(`jax.lax.complex(params['re'], params['im'])`): its curvature is in both."

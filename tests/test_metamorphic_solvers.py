@@ -425,7 +425,6 @@ ELSEWHERE = {
     "local_learning_coefficient": "test_learning_coefficient.py",
     "operator": "test_custom.py",
     "preconditioner": "test_preconditioner.py",
-    "rescale_start": "test_preconditioner.py",
     "restricted": "test_blocks.py",
     "solve": "test_solve.py",
     "track": "test_track.py: the number of its values is no constant of a trace",

@@ -66,7 +66,6 @@ from sharpjax.geometry.sharpness.measures import adaptive_sharpness as adaptive_
 from sharpjax.geometry.sharpness.measures import sam_sharpness as sam_sharpness
 from sharpjax.geometry.sharpness.measures import worst_case_sharpness as worst_case_sharpness
 from sharpjax.geometry.sharpness.preconditioner import preconditioner as preconditioner
-from sharpjax.geometry.sharpness.preconditioner import rescale_start as rescale_start
 from sharpjax.geometry.spectra.density import Curve as Curve
 from sharpjax.geometry.spectra.density import Density as Density
 from sharpjax.geometry.spectra.density import spectral_density as spectral_density

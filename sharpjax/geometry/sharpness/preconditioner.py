@@ -12,9 +12,7 @@ from jax.typing import ArrayLike
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.operators.arguments import check_number
-from sharpjax.geometry.status import Status
 
 Params = Any
 
@@ -88,73 +86,6 @@ def preconditioner(
             raise UserError(f"{_CALLER}: b2 must be below 1, got {b2}.")
     options = {"eps_root": eps_root, "eps_in_sqrt": eps_in_sqrt}
     return tree.widen(kinds[type(state)](state, b2, eps, options))
-
-
-def rescale_start(pairs: Eigenpairs, old: Params, new: Params) -> Eigenpairs:
-    """Eigenpairs of a preconditioned operator as `start=` for another preconditioner.
-
-    With `S = (P_old / P_new)^1/2` the operator `M` becomes `S M S`, and its eigenvector `v` of a
-    value `l`, to first order in `S - 1`, `v + sum_j u_j (l + l_j) / (l - l_j) u_j'(S - 1) v` over
-    the others. Where these are much smaller than `l` that is `S v`, which is what is carried over:
-    exact where `M` has one value alone, or `S` is a multiple of 1. (Carrying over the eigenvector
-    of `P^-1 A` instead, which is `S^-1 v`, goes the other way.) The result is a start, not an
-    answer: its values are the old ones, and none counts as converged.
-
-    It is worth its line where `P` changes much between two results: on a path of 80 parameters on
-    which it moves by 15 % a step it saves products. Along the training of a small net by Adam it
-    does not: with and without it 4.4 products a step (12 from nothing), and 8.3 (15 from nothing)
-    in steps 10 to 30, since `P` changes by 1 % a step at most.
-
-    Args:
-        pairs: of `preconditioned(A, old)`, with vectors.
-        old, new: the preconditioners, trees like the parameters.
-
-    Raises:
-        UserError: `pairs` carries no vectors, or the trees do not fit.
-
-    >>> from sharpjax.geometry import hessian, preconditioned, top_eigenpairs
-    >>> H = hessian(lambda w, _: jnp.sum(jnp.arange(1.0, 9.0) * w**2), jnp.ones(8), None)
-    >>> key, old, new = jax.random.key(0), jnp.full(8, 2.0), jnp.full(8, 2.2)
-    >>> pairs = top_eigenpairs(preconditioned(H, old), key=key)
-    >>> start = rescale_start(pairs, old, new)
-    >>> later = top_eigenpairs(preconditioned(H, new), key=key, start=start)
-    >>> print(f"{pairs.values[0]:.3f} {later.values[0]:.3f}")
-    8.000 7.273
-    """
-    caller = "rescale_start"
-    if not isinstance(pairs, Eigenpairs) or pairs.vectors is None or pairs.carried is None:
-        raise UserError(
-            f"{caller}: pairs must be a result of top_eigenpairs with vectors (vectors=True and a "
-            f"basis)."
-        )
-    # `track` may have found none, and carries some all the same.
-    rows = jax.eval_shape(lambda vectors: tree.index(vectors, 0), pairs.carried.vectors)
-    old, new = (tree.widen(jax.tree.map(jnp.asarray, p)) for p in (old, new))
-    tree.check_same_structure(caller, "old", old, rows)
-    tree.check_same_structure(caller, "new", new, rows)
-    return _rescale(pairs, old, new)
-
-
-@jax.jit
-def _rescale(pairs: Eigenpairs, old: Params, new: Params) -> Eigenpairs:
-    def ratio(p, q):
-        s = jnp.sqrt(p) / jnp.sqrt(q)
-        return jnp.where(jnp.isfinite(s), s, 0)  # where P is infinite, nothing moves
-
-    scale = jax.tree.map(ratio, old, new)
-
-    def row(vector):
-        scaled = jax.tree.map(lambda s, x: s.astype(x.dtype) * x, scale, vector)
-        size = tree.norm(scaled)
-        return tree.scale(1 / jnp.where(size > 0, size, 1), scaled)
-
-    turned = jax.vmap(row)
-    return pairs._replace(
-        vectors=turned(pairs.vectors),
-        carried=pairs.carried._replace(vectors=turned(pairs.carried.vectors)),
-        converged=jnp.zeros_like(pairs.converged),
-        status=jnp.full_like(pairs.status, Status.NOT_CONVERGED),
-    )
 
 
 Formula = Callable[[Any, Any, Any, dict[str, Any]], Params]
