@@ -418,13 +418,16 @@ NEAREST = ("eigenvalues", "smallest")
 
 # Not compared here.
 ELSEWHERE = {
+    "average_sharpness": "test_average_case.py",
     "check": "raises, which nothing can inside a trace",
     "check_deterministic": "calls the loss outside of a trace",
     "empirical_fisher": "test_metamorphic.py",
     "fisher": "test_metamorphic.py",
+    "fisher_rao": "test_flatness.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
     "operator": "test_custom.py",
     "preconditioner": "test_preconditioner.py",
+    "relative_flatness": "test_flatness.py",
     "restricted": "test_blocks.py",
     "solve": "test_solve.py",
     "track": "test_track.py: the number of its values is no constant of a trace",
