@@ -424,6 +424,7 @@ ELSEWHERE = {
     "empirical_fisher": "test_metamorphic.py",
     "fisher": "test_metamorphic.py",
     "fisher_rao": "test_flatness.py",
+    "information_sharpness": "test_information_sharpness.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
     "operator": "test_custom.py",
     "preconditioner": "test_preconditioner.py",

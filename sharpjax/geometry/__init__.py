@@ -53,6 +53,8 @@ from sharpjax.geometry.sharpness.fisher_rao import FisherRao as FisherRao
 from sharpjax.geometry.sharpness.fisher_rao import fisher_rao as fisher_rao
 from sharpjax.geometry.sharpness.flatness import RelativeFlatness as RelativeFlatness
 from sharpjax.geometry.sharpness.flatness import relative_flatness as relative_flatness
+from sharpjax.geometry.sharpness.information import InformationSharpness as InformationSharpness
+from sharpjax.geometry.sharpness.information import information_sharpness as information_sharpness
 from sharpjax.geometry.sharpness.learning_coefficient import (
     LearningCoefficient as LearningCoefficient,
 )

@@ -1,0 +1,175 @@
+"""Information-geometric sharpness: the gradient's length in the inverse Fisher metric."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError, whole_number
+from sharpjax.estimate import Estimate
+from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.operators.gauss_newton import fisher
+from sharpjax.geometry.status import Status, tells_unknown
+
+Params = Any
+
+_MOST_BYTES = 2**30  # of the matrix of a chunk
+_ROUNDINGS = 16  # of the largest eigenvalue, within which one is not known from zero
+
+
+class InformationSharpness(NamedTuple):
+    """`g'F^+ g`, the mean over chunks.
+
+    Attributes:
+        value: what is known of it: directions in which F is not known from zero are left out.
+        upper: the same with all of them; for cross-entropy the mean of `(1 - p_y) / p_y`.
+        eigenvalues: [chunks, mK], of F, descending; of the others, which are 0, there is none.
+        parts: [chunks, mK], what the direction of each adds, so that a truncated value is a sum of
+            the first of them.
+        status: `Status`, int32: `NOT_CONVERGED` where `value` and `upper` differ by more than 1 %
+            though there are parameters enough for all directions.
+    """
+
+    value: jax.Array
+    upper: jax.Array
+    eigenvalues: jax.Array
+    parts: jax.Array
+    status: jax.Array
+
+    def estimates(self) -> dict[str, Estimate]:
+        """`information_sharpness`, exact on these examples."""
+        one = jnp.ones(jnp.shape(self.value), jnp.int32)
+        return {"information_sharpness": Estimate(self.value, jnp.zeros_like(self.value), one)}
+
+
+def information_sharpness(
+    loss: Any, params: Params, batch: Any, *, m: int | None = None
+) -> InformationSharpness:
+    """`g'F^+ g`, with g the gradient and F the Fisher matrix: information-geometric sharpness
+    (Jang et al., 2022, NeurIPS), which no smooth change of the parameters alters.
+
+    By its dual form. With J the Jacobian of the outputs, `M_n` the Hessian of the outer loss of
+    example n and `r_n` its slope, `F = J'MJ / N` and `g = J'r / N`, and
+
+        g'F^+ g = |P c|^2 / N,    c_n = M_n^(-1/2) r_n,
+
+    with P the projection on the range of the matrix `M^(1/2) JJ' M^(1/2)`, N K numbers square.
+    Where that has all the rank that M allows, P drops out and it is `|c|^2 / N`: of softmax
+    cross-entropy the mean of `(1 - p_y) / p_y`, a function of the training confidences alone. So it
+    is for nets with more than N K parameters and no two examples alike; `upper` is that number.
+
+    Cost: one product with J and one with J' for each of N K outputs, and an eigendecomposition of N
+    K numbers square for each chunk.
+
+    Args:
+        loss: from `composed`, or any other that has its parts, whose outer loss is canonical, as in
+            `fisher`: softmax cross-entropy, half the squared error. No declared weights.
+        params: pytree of floating arrays.
+        batch: pytree of arrays with the examples on axis 0.
+        m: examples a chunk, dividing their number; the value is the mean over chunks of each one's
+            own. None: all.
+
+    Raises:
+        UserError: an argument does not fit; the matrix of a chunk takes more than 1 GiB.
+
+    >>> from sharpjax.geometry import composed
+    >>> from sharpjax.losses import CrossEntropy
+    >>> loss = composed(lambda w, batch: batch["x"] @ w, CrossEntropy())
+    >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    >>> found = information_sharpness(loss, jnp.zeros((2, 4)), batch)
+    >>> print(f"{found.value:.3f}")  # (1 - 1/4) / (1/4)
+    3.000
+    """
+    caller = "information_sharpness"
+    operator = fisher(loss, params, batch)
+    loss, params, batch = operator.loss, operator.params, operator.batch
+    count = loops.count_examples(caller, batch)
+    size = count if m is None else whole_number(caller, "m", m)
+    chunks = loops.split_chunks(caller, batch, size)
+    outputs = jax.eval_shape(loss.model_fn, params, batch)
+    if loss.example_weight is not None or getattr(outputs, "shape", ())[:1] != (count,):
+        raise UserError(
+            f"{caller}: takes an unweighted mean over examples with one row of outputs each. Leave "
+            f"masked examples out of the batch."
+        )
+    if operator.how.way != "linearized":
+        raise UserError(
+            f"{caller}: needs the model forwards and backwards, and a layer of it has one of these "
+            f"alone. Use the layer's reference implementation in JAX."
+        )
+    outer = size * outputs.size // count
+    width = jnp.promote_types(outputs.dtype, jnp.float32).itemsize
+    if outer**2 * width > _MOST_BYTES:
+        raise UserError(
+            f"{caller}: {size} examples of {outputs.size // count} outputs make a matrix of "
+            f"{outer**2 * width / 2**30:.1f} GiB; take chunks of fewer examples, m=."
+        )
+    found = [_chunk(loss, params, tree.index(chunks, i)) for i in range(count // size)]
+    return mark(_mean(tree.size(params), tree.stack(found)), operator.checked)
+
+
+@jax.jit
+def _chunk(loss, params, batch):
+    """`|c|^2 / N` and, by eigenvalues of F descending, what each direction adds to it."""
+    params, count = tree.widen(params), jax.tree.leaves(batch)[0].shape[0]
+    with jax.default_matmul_precision("highest"):
+
+        def model(params):
+            return tree.widen(loss.model_fn(params, batch)).reshape(count, -1)
+
+        outputs, along = jax.linearize(model, params)
+        back = jax.linear_transpose(along, params)
+        like = jax.eval_shape(loss.model_fn, params, batch)
+
+        def slope(row, one):
+            one = jax.tree.map(lambda x: jnp.expand_dims(x, 0), one)
+            of = lambda row: loss.outer_loss(row.reshape(1, *like.shape[1:]), one)  # noqa: E731
+            return jax.grad(of)(row), jax.hessian(of)(row)
+
+        slopes, middles = jax.vmap(slope)(outputs, batch)
+        values, vectors = jnp.linalg.eigh(middles)
+        eps = _ROUNDINGS * jnp.finfo(values.dtype).eps
+        known = values > eps * jnp.max(values, 1, keepdims=True)
+        root = jnp.where(known, jnp.sqrt(jnp.where(known, values, 1)), 0)
+        # c and the rows of M^(1/2) in the basis of eigenvectors of each M_n.
+        c = jnp.where(known, _times(vectors, slopes) / jnp.where(known, root, 1), 0)
+
+        def column(unit):
+            cotangents = jnp.einsum("nij,nj->ni", vectors, root * unit.reshape(root.shape))
+            (pulled,) = back(cotangents)
+            return (root * _times(vectors, along(pulled))).reshape(-1)
+
+        gram = loops.map_over_chunks(_column, jax.tree_util.Partial(column), jnp.eye(c.size))
+        eigenvalues, basis = jnp.linalg.eigh((gram + gram.T) / 2)
+        parts = jnp.square(c.reshape(-1) @ basis) / count
+    return jnp.sum(jnp.square(c)) / count, eigenvalues[::-1] / count, parts[::-1]
+
+
+def _column(column, unit):
+    return column(unit)
+
+
+def _times(vectors, rows):
+    return jnp.einsum("nji,nj->ni", vectors, rows)
+
+
+@tells_unknown
+@functools.partial(jax.jit, static_argnums=0)
+def _mean(num_params: int, chunks) -> InformationSharpness:
+    upper, eigenvalues, parts = chunks
+    eps = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps
+    known = eigenvalues > eps * eigenvalues[:, :1]
+    value, upper = jnp.mean(jnp.sum(jnp.where(known, parts, 0), 1)), jnp.mean(upper)
+    # With fewer parameters than directions some must be missing.
+    short = (upper - value > 0.01 * upper) & (num_params >= eigenvalues.shape[1])
+    status = jnp.where(short, Status.NOT_CONVERGED, Status.OK)
+    finite = jnp.isfinite(upper) & jnp.isfinite(value)
+    return InformationSharpness(
+        value=value,
+        upper=upper,
+        eigenvalues=eigenvalues,
+        parts=parts,
+        status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
+    )

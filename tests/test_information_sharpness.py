@@ -1,0 +1,99 @@
+"""Information-geometric sharpness against dense matrices and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from sharpjax.errors import UserError
+from sharpjax.geometry import Status, composed, fisher, information_sharpness
+from sharpjax.losses import CrossEntropy, SquaredError
+from tests import nets
+
+
+def primal(loss, params, batch):
+    matrix = np.asarray(fisher(loss, params, batch).to_dense())
+    g = ravel_pytree(jax.grad(loss)(params, batch))[0]
+    return g @ np.linalg.pinv(matrix, rcond=1e-10, hermitian=True) @ g
+
+
+def confidences(net):
+    p = jax.nn.softmax(net.model_fn(net.params, net.batch))
+    p = jnp.take_along_axis(p, net.batch["label"][:, None], 1)
+    return jnp.mean((1 - p) / p)
+
+
+def test_the_dual_is_the_primal(x64):
+    net = nets.mlp()  # 67 parameters, 24 directions
+    loss = composed(net.model_fn, net.outer_loss)
+    found = information_sharpness(loss, net.params, net.batch)
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.value, primal(loss, net.params, net.batch), rtol=1e-7)
+    np.testing.assert_allclose(found.upper, confidences(net), rtol=1e-10)
+    np.testing.assert_allclose(found.value, confidences(net), rtol=1e-7)
+    truth = np.linalg.eigvalsh(fisher(loss, net.params, net.batch).to_dense())[::-1][:24]
+    np.testing.assert_allclose(found.eigenvalues[0, :24], truth, atol=1e-12)
+
+
+@pytest.mark.parametrize("outer", [CrossEntropy(), SquaredError()], ids=["ce", "mse"])
+def test_fewer_parameters_than_directions(x64, outer):
+    """A linear model of 3 features and 2 outputs, 6 parameters, 20 examples."""
+    rng = np.random.default_rng(0)
+    batch = {"x": jnp.asarray(rng.normal(size=(20, 3)))}
+    batch |= {"label": jnp.asarray(rng.integers(0, 2, 20)), "target": jnp.ones((20, 2))}
+    loss = composed(lambda w, batch: batch["x"] @ w, outer)
+    w = jnp.asarray(rng.normal(size=(3, 2)))
+    found = information_sharpness(loss, w, batch)
+    assert found.status == Status.OK and found.value < 0.9 * found.upper
+    np.testing.assert_allclose(found.value, primal(loss, w, batch), rtol=1e-8)
+    cut = information_sharpness(loss, w, batch, m=5)
+    each = [
+        information_sharpness(loss, w, jax.tree.map(lambda x, i=i: x[i : i + 5], batch)).value
+        for i in range(0, 20, 5)
+    ]
+    np.testing.assert_allclose(cut.value, np.mean(each), rtol=1e-10)
+    assert cut.parts.shape == (4, 10)
+
+
+def test_a_change_of_the_parameters_alters_nothing(x64):
+    net = nets.mlp()
+
+    def exponential(params, batch):
+        signs = jax.tree.map(jnp.sign, net.params)
+        return net.model_fn(jax.tree.map(lambda s, v: s * jnp.exp(v), signs, params), batch)
+
+    logs = jax.tree.map(lambda x: jnp.log(jnp.abs(x)), net.params)
+    one = information_sharpness(composed(net.model_fn, net.outer_loss), net.params, net.batch)
+    other = information_sharpness(composed(exponential, net.outer_loss), logs, net.batch)
+    np.testing.assert_allclose(other.value, one.value, rtol=1e-7)
+    assert abs(other.eigenvalues[0, 0] / one.eigenvalues[0, 0] - 1) > 0.1
+
+
+def test_examples_that_are_alike_leave_directions_out(x64):
+    net = nets.mlp()
+    loss = composed(net.model_fn, net.outer_loss)
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), net.batch)
+    twice["label"] = jnp.concatenate([net.batch["label"], (net.batch["label"] + 1) % 4])
+    found = information_sharpness(loss, net.params, twice)
+    assert found.status == Status.NOT_CONVERGED
+    np.testing.assert_allclose(found.value, primal(loss, net.params, twice), rtol=1e-6)
+
+
+def test_wrong_arguments():
+    net = nets.mlp(dtype=np.float32)
+    loss = composed(net.model_fn, net.outer_loss)
+    assert information_sharpness(loss, net.params, net.batch).upper > 0
+    with pytest.raises(UserError, match="do not divide 8 examples"):
+        information_sharpness(loss, net.params, net.batch, m=3)
+    many = {
+        "image": jnp.zeros((10_000, 3), jnp.float32),
+        "label": jnp.zeros(10_000, jnp.int32),
+    }
+    with pytest.raises(UserError, match="GiB; take chunks of fewer examples"):
+        information_sharpness(loss, net.params, many)
+    weighted = composed(
+        net.model_fn, net.outer_loss, example_weight=lambda batch: jnp.ones(len(batch["label"]))
+    )
+    with pytest.raises(UserError, match="unweighted"):
+        information_sharpness(weighted, net.params, net.batch)
