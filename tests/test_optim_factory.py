@@ -116,6 +116,12 @@ def test_fields_are_those_of_the_config():
         ("m", 256, "=256 does not divide the batch of 128"),
         ("b2", 1.0, r"=1.0: give a number in \[0, 1\)"),
         ("eps", 0.0, "=0.0: give a number above 0"),
+        ("norm", "l1", "='l1': give one of 'l2', 'linf', 'none'"),
+        ("ascent_steps", 0, "=0: give an integer of 1 or more"),
+        ("every", 2.0, "=2.0: give an integer of 1 or more"),
+        ("reuse", 0.5, "=0.5 would be ignored: it needs every of 2 or more"),
+        ("bias", "unit", "='unit' would be ignored: it needs scaling 'element'"),
+        ("friendly_decay", 0.6, "=0.6 would be ignored: it needs friendly above 0"),
         ("b2", 0.98, "=0.98 is for adam, adamax and adamw, and config.optim.name is 'sgd'"),
     ],
 )
@@ -135,6 +141,14 @@ def test_impossible_values_name_the_field(field, value, said):
         {"name": "adam", "b2": 0.98, "eps": 1e-7},
         {"b2": 0.999},  # the default, whoever names it
         {"learning_rate": np.float32(0.1)},
+        {"scaling": "filter", "eta": 0.01, "bias": "frozen", "only": "w", "norm": "linf"},
+        {"every": 5, "reuse": 0.7, "ascent_steps": 2},
+        {
+            "friendly": 1.0,
+            "friendly_decay": 0.6,
+            "gap_weight": 0.4,
+            "rho_schedule": "learning_rate",
+        },
     ],
 )
 def test_possible_values(values):
@@ -344,6 +358,31 @@ def test_an_equal_spec_compiles_nothing_again():
     np.testing.assert_allclose(first, path[-1], rtol=1e-5)
 
 
+def test_the_methods_of_the_family_from_a_config(x64):
+    """Each option reaches `sam`, and a radius that follows the learning rate is `coupled_rho`."""
+    w, batch = data()
+    rate = optax.linear_schedule(0.1, 0.0, 4)
+    coupled = optim.coupled_rho(rate, rho_max=0.2, lr_max=0.1)
+    many = {"every": 2, "reuse": 0.7, "norm": "l2", "ascent_steps": 2, "gap_weight": 0.4}
+    of_sam = {("steps" if name == "ascent_steps" else name): x for name, x in many.items()}
+    values = OptimizerSpec(
+        "sgd", 0.1, schedule="linear", total_steps=4, rho=0.2, scaling="filter", eta=0.01,
+        bias="unit", rho_schedule="learning_rate", friendly=0.8, friendly_decay=0.6, **many,
+    )  # fmt: skip
+    want = optim.sam(
+        optax.sgd(rate),
+        rho=coupled,
+        scaling=perturbation.filters(0.01, bias="unit"),
+        ascent=optim.friendly(0.8, 0.6),
+        **of_sam,
+    )
+    got, _ = train(values.build(), w, batch, num_steps=3)
+    np.testing.assert_allclose(got, train(want, w, batch, num_steps=3)[0], rtol=1e-12)
+    assert values.gradients == 2 and spec(rho=0.1, ascent_steps=3).gradients == 4
+    # Without SAM they are dropped, as its other values are.
+    assert spec(rho=0.0, every=2, gap_weight=0.4) == spec(rho=0.0)
+
+
 # Hyperparameters as leaves.
 
 SPECS = {
@@ -355,6 +394,9 @@ SPECS = {
     "sam": {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "rho": 0.05},
     "asam": {"momentum": 0.9, "rho": 0.5, "scaling": "element", "eta": 0.01, "warmup_steps": 2},
     "m-sam": {"momentum": 0.9, "weight_decay": 5e-4, "rho": 0.05, "m": 2},
+    "gsam": {"rho": 0.05, "gap_weight": 0.4, "rho_schedule": "learning_rate", "schedule": "linear"},
+    "looksam": {"rho": 0.05, "every": 3, "reuse": 0.7, "scaling": "filter", "bias": "unit"},
+    "fsam": {"rho": 0.05, "friendly": 1.0, "only": "w", "norm": "linf", "ascent_steps": 2},
 }
 
 

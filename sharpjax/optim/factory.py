@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sharpjax import catalog
+from sharpjax import catalog, perturbation
 from sharpjax.errors import UserError, unknown
 from sharpjax.optim import settings
+from sharpjax.optim.directions import friendly
 from sharpjax.optim.sharpness_aware import sam
 
 
@@ -25,6 +26,8 @@ class Hyperparameters(NamedTuple):
     weight_decay: jax.Array
     rho: jax.Array
 
+
+_OF_SAM = tuple(name for name in settings.OPTIONAL if name not in ("b2", "eps"))
 
 # In the place of a hyperparameter that is a leaf. No optimiser can have it, and it equals itself.
 _LEAF = math.inf
@@ -64,6 +67,11 @@ class OptimizerSpec:
         rho: radius of SAM; 0: no SAM.
         scaling, eta: its units, a key of `catalog.SCALINGS`; `eta` is for all but `none`.
         m: examples of one of its chunks; 0: the whole batch.
+        bias: of `scaling`, as `perturbation.element` takes it.
+        only: perturb the parameters that this glob names; '': all.
+        norm, gap_weight, every, reuse: as `sam` takes them; `ascent_steps` are its `steps`.
+        rho_schedule: 'constant'; 'learning_rate', in proportion to it, `rho` at its peak (GSAM).
+        friendly, friendly_decay: sigma and decay of `friendly` (F-SAM); 0: not used.
     """
 
     name: str
@@ -79,11 +87,33 @@ class OptimizerSpec:
     m: int = 0
     b2: float = settings.OPTIONAL["b2"]
     eps: float = settings.OPTIONAL["eps"]
+    bias: Any = settings.OPTIONAL["bias"]
+    only: str = settings.OPTIONAL["only"]
+    norm: Any = settings.OPTIONAL["norm"]
+    ascent_steps: int = settings.OPTIONAL["ascent_steps"]
+    rho_schedule: str = settings.OPTIONAL["rho_schedule"]
+    gap_weight: float = settings.OPTIONAL["gap_weight"]
+    every: int = settings.OPTIONAL["every"]
+    reuse: float = settings.OPTIONAL["reuse"]
+    friendly: float = settings.OPTIONAL["friendly"]
+    friendly_decay: float = settings.OPTIONAL["friendly_decay"]
 
     @property
     def uses_sam(self) -> bool:
-        """Whether a step costs a second gradient."""
+        """Whether steps cost a second gradient."""
         return self.rho > 0
+
+    @property
+    def gradients(self) -> float:
+        """How many a step takes, on average.
+
+        >>> [OptimizerSpec("sgd", 0.1, rho=rho, every=5).gradients for rho in (0.0, 0.1)]
+        [1, 1.2]
+        """
+        if not self.uses_sam:
+            return 1
+        found = 1 + self.ascent_steps / self.every
+        return int(found) if found.is_integer() else found
 
     def hyperparameters(self) -> Hyperparameters:
         """The values that `structure` leaves out."""
@@ -148,8 +178,24 @@ class OptimizerSpec:
         if not self.uses_sam:
             return optax.with_extra_args_support(base)
         rule = catalog.resolve(catalog.lookup("scaling", catalog.SCALINGS, self.scaling))
-        scaling = rule() if self.scaling == "none" else rule(eta=self.eta)
-        return sam(base, rho=spec.rho, scaling=scaling, m=self.m or None)
+        scaling = rule() if self.scaling == "none" else rule(eta=self.eta, bias=self.bias)
+        rate = spec.learning_rate_schedule()
+
+        def in_proportion(count: Any) -> Any:
+            return spec.rho * (rate(count) / spec.learning_rate)
+
+        return sam(
+            base,
+            rho=in_proportion if self.rho_schedule == "learning_rate" else spec.rho,
+            scaling=perturbation.only(self.only, scaling) if self.only else scaling,
+            norm=self.norm,
+            steps=self.ascent_steps,
+            m=self.m or None,
+            ascent=friendly(self.friendly, self.friendly_decay) if self.friendly else None,
+            gap_weight=self.gap_weight,
+            every=self.every,
+            reuse=self.reuse,
+        )
 
     def _with(self, values: Hyperparameters) -> "OptimizerSpec":
         # A value of 0 is structure: without decay nothing is added, not even 0 times the weights.
@@ -213,4 +259,5 @@ def from_config(
         scaling=optim.scaling,
         eta=float(optim.eta),
         m=optim.m % batch_size,
+        **{name: settings.optional(optim, name) for name in _OF_SAM},
     )

@@ -42,16 +42,51 @@ _NUMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "m": (_is_count_or_0, "an integer of 0 (the whole batch) or more"),
 }
 
+
+def _is_count(value: Any) -> bool:
+    return _is_count_or_0(value) and value > 0
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in words, "one of " + ", ".join(repr(word) for word in words)
+
+
+_COUNT = _is_count, "an integer of 1 or more"
 _OPTIONAL: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "b2": (_real(lambda x: 0 <= x < 1), "a number in [0, 1)"),
     "eps": (_real(lambda x: x > 0), "a number above 0"),
+    "bias": _one_of("scaled", "unit", "frozen"),
+    "only": (lambda value: isinstance(value, str), "a glob of names of parameters, or ''"),
+    "norm": _one_of("l2", "linf", "none"),
+    "ascent_steps": _COUNT,
+    "rho_schedule": _one_of("constant", "learning_rate"),
+    "gap_weight": _NOT_NEGATIVE,
+    "every": _COUNT,
+    "reuse": _NOT_NEGATIVE,
+    "friendly": _NOT_NEGATIVE,
+    "friendly_decay": (_real(lambda x: 0 <= x < 1), "a number in [0, 1)"),
 }
+_OF_ADAM = ("b2", "eps")
 
 FIELDS = (*_NAMES, *_NUMBERS)
 """The fields that `config.optim` must have."""
 
-OPTIONAL: Mapping[str, float] = {"b2": 0.999, "eps": 1e-8}
-"""Those that it may have, and what they are where it does not name them: of the Adam family."""
+OPTIONAL: Mapping[str, Any] = {
+    "b2": 0.999,
+    "eps": 1e-8,
+    "bias": "scaled",
+    "only": "",
+    "norm": "l2",
+    "ascent_steps": 1,
+    "rho_schedule": "constant",
+    "gap_weight": 0.0,
+    "every": 1,
+    "reuse": 0.0,
+    "friendly": 0.0,
+    "friendly_decay": 0.9,
+}
+"""Those that it may have, and what they are where it does not name them: of the Adam family, and of
+the methods of the SAM family."""
 
 
 def optional(optim: Any, field: str) -> Any:
@@ -83,7 +118,7 @@ def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
         value = optional(optim, field)
         if not holds(value):
             raise UserError(f"config.optim.{field}={value!r}: give {words}.")
-        if optim.name == "sgd" and value != OPTIONAL[field]:
+        if field in _OF_ADAM and optim.name == "sgd" and value != OPTIONAL[field]:
             raise UserError(
                 f"config.optim.{field}={value!r} is for adam, adamax and adamw, and "
                 f"config.optim.name is 'sgd'; leave it at {OPTIONAL[field]}."
@@ -98,6 +133,16 @@ def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
             f"config.optim.eta={optim.eta} is for scaling 'element' (ASAM), 'filter' and 'layer', "
             "and config.optim.scaling is 'none'; set eta to 0.0, or scaling to 'element'."
         )
+    for field, needs, remedy in (
+        ("bias", optim.scaling != "none", "scaling 'element', 'filter' or 'layer'"),
+        ("reuse", optional(optim, "every") > 1, "every of 2 or more (LookSAM)"),
+        ("friendly_decay", optional(optim, "friendly") > 0, "friendly above 0 (F-SAM)"),
+    ):
+        if optional(optim, field) != OPTIONAL[field] and not needs:
+            raise UserError(
+                f"config.optim.{field}={optional(optim, field)!r} would be ignored: it needs "
+                f"{remedy}; leave it at {OPTIONAL[field]!r}, or give that."
+            )
     if optim.m and batch_size % optim.m:
         raise UserError(
             f"config.optim.m={optim.m} does not divide the batch of {batch_size} examples "

@@ -135,7 +135,7 @@ def _work(plan: Plan, stage: Stage, found: Iterable[Model], passes: Passes) -> W
     at_end = "end" in kept and total not in snapshots
     return own._replace(
         epochs=stage.epochs,
-        steps=stage.epochs * epoch.gradients // step.gradients,
+        steps=round(stage.epochs * epoch.gradients / step.gradients),
         gradients=stage.epochs * epoch.gradients,
         training=stage.epochs * count * epoch.forwards * forward,
         states=states,

@@ -62,7 +62,7 @@ class Carry(NamedTuple):
 class Steps:
     """One step of one model: batch, augmentation, gradient, SAM, update; a freeze if it blew up.
 
-    Cost: one gradient, two with SAM.
+    Cost: one gradient, two with SAM; see `OptimizerSpec.gradients`.
 
     Attributes:
         pad, flip, padding: the augmentation (`pad=0, flip=False`: none); `padding` as in
@@ -99,16 +99,16 @@ class Steps:
         return tuple(names)
 
     @property
-    def gradients(self) -> int:
-        """How many a step takes."""
-        return 2 if self.optimizer.uses_sam else 1
+    def gradients(self) -> float:
+        """How many a step takes, on average."""
+        return self.optimizer.gradients
 
     def steps_per_epoch(self, num_train: int) -> int:
         return num_train // self.batch_size
 
     def cost(self, spec: data.DataSpec) -> Cost:
         """Of an epoch."""
-        gradients = self.gradients * self.steps_per_epoch(spec.num_train)
+        gradients = round(self.gradients * self.steps_per_epoch(spec.num_train))
         return Cost(3 * gradients * self.batch_size, gradients)
 
     def layout(self, mode: str, example: Any, num_seeds: int) -> Layout:
