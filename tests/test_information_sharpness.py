@@ -53,7 +53,7 @@ def test_fewer_parameters_than_directions(x64, outer):
         for i in range(0, 20, 5)
     ]
     np.testing.assert_allclose(cut.value, np.mean(each), rtol=1e-10)
-    assert cut.parts.shape == (4, 10)
+    assert cut.parts.shape == (4, 5 if isinstance(outer, CrossEntropy) else 10)
 
 
 def test_a_change_of_the_parameters_alters_nothing(x64):
@@ -78,6 +78,29 @@ def test_examples_that_are_alike_leave_directions_out(x64):
     found = information_sharpness(loss, net.params, twice)
     assert found.status == Status.NOT_CONVERGED
     np.testing.assert_allclose(found.value, primal(loss, net.params, twice), rtol=1e-6)
+
+
+def test_labels_that_the_model_gives_no_chance(x64):
+    """`(1 - p) / p` of 1e20: an eigendecomposition of `diag(p) - p p'` would lose it."""
+    batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    w = jnp.array([[0.0, 46.0, 1.0], [0.0, 1.0, 2.0]])
+    loss = composed(lambda w, batch: batch["x"] @ w, CrossEntropy())
+    p = jax.nn.softmax(w)
+    truth = ((1 - p[0, 0]) / p[0, 0] + (1 - p[1, 1]) / p[1, 1]) / 2
+    np.testing.assert_allclose(information_sharpness(loss, w, batch).upper, truth, rtol=1e-9)
+
+    class Plain:
+        canonical = True
+
+        def __call__(self, logits, batch):
+            return CrossEntropy()(logits, batch)
+
+    found = information_sharpness(composed(loss.model_fn, Plain()), w, batch)
+    assert found.status == Status.NON_FINITE and jnp.isnan(found.upper)
+    mild = information_sharpness(composed(loss.model_fn, Plain()), w / 20, batch)
+    right = information_sharpness(loss, w / 20, batch)
+    np.testing.assert_allclose(mild.value, right.value, rtol=1e-9)
+    np.testing.assert_allclose(mild.upper, right.upper, rtol=1e-9)
 
 
 def test_wrong_arguments():

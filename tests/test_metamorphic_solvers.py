@@ -420,6 +420,7 @@ NEAREST = ("eigenvalues", "smallest")
 ELSEWHERE = {
     "average_sharpness": "test_average_case.py",
     "check": "raises, which nothing can inside a trace",
+    "check_invariance": "test_symmetries.py",
     "check_deterministic": "calls the loss outside of a trace",
     "empirical_fisher": "test_metamorphic.py",
     "fisher": "test_metamorphic.py",

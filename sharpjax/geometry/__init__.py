@@ -55,6 +55,8 @@ from sharpjax.geometry.sharpness.flatness import RelativeFlatness as RelativeFla
 from sharpjax.geometry.sharpness.flatness import relative_flatness as relative_flatness
 from sharpjax.geometry.sharpness.information import InformationSharpness as InformationSharpness
 from sharpjax.geometry.sharpness.information import information_sharpness as information_sharpness
+from sharpjax.geometry.sharpness.invariance import Invariance as Invariance
+from sharpjax.geometry.sharpness.invariance import check_invariance as check_invariance
 from sharpjax.geometry.sharpness.learning_coefficient import (
     LearningCoefficient as LearningCoefficient,
 )

@@ -17,6 +17,11 @@ from sharpjax.nn.resnet import ResNet18 as ResNet18
 from sharpjax.nn.resnet import ResNet20 as ResNet20
 from sharpjax.nn.resnet import ResNetNarrow as ResNetNarrow
 from sharpjax.nn.svd import Decomposition as Decomposition
+from sharpjax.nn.symmetries import mix_heads as mix_heads
+from sharpjax.nn.symmetries import permute_units as permute_units
+from sharpjax.nn.symmetries import rescale_units as rescale_units
+from sharpjax.nn.symmetries import scale_before_norm as scale_before_norm
+from sharpjax.nn.symmetries import shift_outputs as shift_outputs
 from sharpjax.nn.tokens import TokenMLP as TokenMLP
 from sharpjax.nn.transformer import Transformer as Transformer
 from sharpjax.nn.vgg import VGG9 as VGG9

@@ -10,6 +10,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.composed import methods
 from sharpjax.geometry.operators.gauss_newton import fisher
 from sharpjax.geometry.status import Status, tells_unknown
 
@@ -25,8 +26,9 @@ class InformationSharpness(NamedTuple):
     Attributes:
         value: what is known of it: directions in which F is not known from zero are left out.
         upper: the same with all of them; for cross-entropy the mean of `(1 - p_y) / p_y`.
-        eigenvalues: [chunks, mK], of F, descending; of the others, which are 0, there is none.
-        parts: [chunks, mK], what the direction of each adds, so that a truncated value is a sum of
+        eigenvalues: [chunks, mC], of F, descending, with C directions an example: K, or K - 1 for
+            softmax. Its others are 0.
+        parts: [chunks, mC], what the direction of each adds, so that a truncated value is a sum of
             the first of them.
         status: `Status`, int32: `NOT_CONVERGED` where `value` and `upper` differ by more than 1 %
             though there are parameters enough for all directions.
@@ -123,36 +125,44 @@ def _chunk(loss, params, batch):
         back = jax.linear_transpose(along, params)
         like = jax.eval_shape(loss.model_fn, params, batch)
 
-        def slope(row, one):
-            one = jax.tree.map(lambda x: jnp.expand_dims(x, 0), one)
-            of = lambda row: loss.outer_loss(row.reshape(1, *like.shape[1:]), one)  # noqa: E731
-            return jax.grad(of)(row), jax.hessian(of)(row)
-
-        slopes, middles = jax.vmap(slope)(outputs, batch)
-        values, vectors = jnp.linalg.eigh(middles)
-        eps = _ROUNDINGS * jnp.finfo(values.dtype).eps
-        known = values > eps * jnp.max(values, 1, keepdims=True)
-        root = jnp.where(known, jnp.sqrt(jnp.where(known, values, 1)), 0)
-        # c and the rows of M^(1/2) in the basis of eigenvectors of each M_n.
-        c = jnp.where(known, _times(vectors, slopes) / jnp.where(known, root, 1), 0)
+        roots, c, holds = jax.vmap(jax.tree_util.Partial(_whiten, loss.outer_loss, like.shape[1:]))(
+            outputs, batch
+        )
 
         def column(unit):
-            cotangents = jnp.einsum("nij,nj->ni", vectors, root * unit.reshape(root.shape))
-            (pulled,) = back(cotangents)
-            return (root * _times(vectors, along(pulled))).reshape(-1)
+            (pulled,) = back(jnp.einsum("nck,nc->nk", roots, unit.reshape(c.shape)))
+            return jnp.einsum("nck,nk->nc", roots, along(pulled)).reshape(-1)
 
         gram = loops.map_over_chunks(_column, jax.tree_util.Partial(column), jnp.eye(c.size))
         eigenvalues, basis = jnp.linalg.eigh((gram + gram.T) / 2)
         parts = jnp.square(c.reshape(-1) @ basis) / count
-    return jnp.sum(jnp.square(c)) / count, eigenvalues[::-1] / count, parts[::-1]
+    upper = jnp.where(jnp.all(holds), jnp.sum(jnp.square(c)) / count, jnp.nan)
+    return upper, eigenvalues[::-1] / count, parts[::-1]
 
 
 def _column(column, unit):
     return column(unit)
 
 
-def _times(vectors, rows):
-    return jnp.einsum("nji,nj->ni", vectors, rows)
+def _whiten(outer_loss, shape, row, one):
+    """For one example R [C, K] and c [C], with `M = R'R` and `r = R'c`, and whether that holds."""
+    one, outputs = jax.tree.map(lambda x: jnp.expand_dims(x, 0), one), row.reshape(1, *shape)
+    likelihood = methods(outer_loss)
+    if hasattr(likelihood, "square_root") and hasattr(likelihood, "newton_step"):
+        root = likelihood.square_root(outputs, one).reshape(-1, row.size)
+        return root, -root @ likelihood.newton_step(outputs, one).reshape(-1), jnp.bool_(True)
+    of = lambda row: outer_loss(row.reshape(outputs.shape), one)  # noqa: E731
+    slope = jax.grad(of)(row)
+    values, vectors = jnp.linalg.eigh(jax.hessian(of)(row))
+    eps = _ROUNDINGS * jnp.finfo(values.dtype).eps
+    known = values > eps * jnp.max(values)
+    root = jnp.sqrt(jnp.where(known, values, 1))
+    along = vectors.T @ slope
+    # The slope lies in the range of M; where it does not, M is singular by rounding.
+    lost = jnp.max(jnp.where(known, 0, jnp.abs(along)))
+    holds = lost <= 1e3 * eps * jnp.max(jnp.abs(slope))
+    unit = jnp.where(known, root, 0)
+    return jnp.expand_dims(unit, 1) * vectors.T, jnp.where(known, along / root, 0), holds
 
 
 @tells_unknown

@@ -1,0 +1,222 @@
+"""Changes of weights that leave the function, and which measures they leave: both directions.
+
+The matrix of the literature (Dinh et al., 2017; Petzka et al., 2021; Andriushchenko et al., 2023;
+Liang et al., 2019; Jang et al., 2022), asserted: where it says no, the value must move.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharpjax import geometry, perturbation, tree
+from sharpjax.errors import UserError
+from sharpjax.losses import CrossEntropy
+from sharpjax.nn import symmetries
+
+TOLERANCE = 1e-6  # of searches and solves in float64
+RHO = 0.05
+
+
+def net(params, batch):
+    x = jax.nn.relu(batch["x"] @ params["a"]["kernel"] + params["a"]["bias"])
+    x = jax.nn.relu(x @ params["b"]["kernel"] + params["b"]["bias"])
+    return x @ params["c"]["kernel"] + params["c"]["bias"]
+
+
+LOSS = geometry.composed(net, CrossEntropy())
+
+
+def problem():
+    rng = np.random.default_rng(3)
+    sizes = {"a": (4, 5), "b": (5, 6), "c": (6, 3)}
+    params = {
+        name: {
+            "kernel": jnp.asarray(rng.normal(size=shape)) / 2,
+            "bias": jnp.asarray(rng.normal(size=shape[1]) + 1),
+        }
+        for name, shape in sizes.items()
+    }
+    batch = {
+        "x": jnp.asarray(rng.normal(size=(10, 4))),
+        "label": jnp.asarray(rng.integers(0, 3, 10)),
+    }
+    return params, batch
+
+
+NODES = np.exp(np.linspace(-1.5, 1.5, 6))
+PRESERVING = {
+    "nodes": functools.partial(symmetries.rescale_units, factors=NODES, into="b/*", out="c/kernel"),
+    "layer": functools.partial(symmetries.rescale_units, factors=3.0, into="b/*", out="c/kernel"),
+    "permutation": functools.partial(
+        symmetries.permute_units, order=np.array([3, 0, 5, 1, 4, 2]), into="b/*", out="c/kernel"
+    ),
+    "shift": functools.partial(symmetries.shift_outputs, shift=2.0, bias="c/bias"),
+}
+
+
+def scaled_logits(params):
+    return {**params, "c": jax.tree.map(lambda x: 2 * x, params["c"])}
+
+
+def worst(scaling):
+    def measure(params, batch, key):
+        found = geometry.worst_case_sharpness(
+            LOSS, params, batch, key=key, rho=RHO, scaling=scaling, steps=200
+        )
+        return found.value
+
+    return measure
+
+
+def trace(params, batch, key):
+    return geometry.trace(geometry.hessian(LOSS, params, batch), key=key, method="exact").value
+
+
+def scaled_trace(scaling):
+    """What average-case sharpness is to second order."""
+
+    def measure(params, batch, key):
+        matrix = geometry.hessian(LOSS, params, batch).to_dense()
+        scale = jax.tree.map(lambda t, w: t * jnp.ones_like(w), scaling(params), params)
+        flat, _ = jax.flatten_util.ravel_pytree(scale)
+        return flat**2 @ jnp.diag(matrix)
+
+    return measure
+
+
+def largest(params, batch, key):
+    return geometry.top_eigenpairs(geometry.hessian(LOSS, params, batch), key=key, tol=1e-9).values[
+        0
+    ]
+
+
+def flatness(name):
+    def measure(params, batch, key):
+        return getattr(geometry.relative_flatness(LOSS, params, batch, head="c/kernel"), name)
+
+    return measure
+
+
+def fisher_rao(params, batch, key):
+    return geometry.fisher_rao(LOSS, params, batch).value
+
+
+def information(params, batch, key):
+    return geometry.information_sharpness(LOSS, params, batch).value
+
+
+def loss(params, batch, key):
+    return LOSS(params, batch)
+
+
+# Unchanged under: nodes, layer, permutation, shift of the outputs; and under doubled outputs.
+MATRIX = {
+    "largest eigenvalue": (largest, "no no yes yes no"),
+    "trace": (trace, "no no yes yes no"),
+    "average, elements": (scaled_trace(perturbation.element()), "yes yes yes no no"),
+    "worst case": (worst(perturbation.none()), "no no yes yes no"),
+    "worst case, elements": (worst(perturbation.element()), "yes yes yes no no"),
+    "worst case, layers": (worst(perturbation.layers()), "no yes yes no no"),
+    "relative flatness": (flatness("value"), "no yes yes yes no"),
+    "normalised": (flatness("normalised"), "yes yes yes yes no"),
+    "Fisher-Rao": (fisher_rao, "yes yes yes yes no"),
+    "information": (information, "yes yes yes yes no"),
+    "loss": (loss, "yes yes yes yes no"),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_the_matrix(x64, key, name):
+    measure, expected = MATRIX[name]
+    params, batch = problem()
+    found = geometry.check_invariance(
+        {name: lambda p: measure(p, batch, key)},
+        PRESERVING,
+        params,
+        lambda p: jax.nn.softmax(net(p, batch)),
+        tolerance=TOLERANCE,
+    )
+    doubled = measure(scaled_logits(params), batch, key)
+    same = [found.same[name, t] for t in PRESERVING]
+    same.append(bool(abs(doubled / found.before[name] - 1) < TOLERANCE))
+    words = ["yes" if s else "no" for s in same]
+    assert " ".join(words) == expected, f"{found}\n{doubled}"
+    assert max(found.off.values()) < 1e-12
+
+
+class ConvNet(nn.Module):
+    @nn.compact
+    def __call__(self, image):
+        x = nn.Conv(4, (3, 3), param_dtype=image.dtype)(image)
+        x = nn.relu(nn.BatchNorm(use_running_average=True, param_dtype=image.dtype)(x))
+        x = nn.relu(nn.Conv(5, (3, 3), param_dtype=image.dtype)(x))
+        return nn.Dense(3, param_dtype=image.dtype)(x.mean((1, 2)))
+
+
+def test_convolutions_and_batch_norm(x64, key):
+    images = jax.random.normal(key, (2, 6, 6, 2))
+    variables = ConvNet().init(key, images)
+    stats = {"BatchNorm_0": {"mean": jnp.full(4, 0.3), "var": jnp.linspace(0.1, 2, 4)}}
+
+    def outputs(both):
+        return ConvNet().apply({"params": both[0], "batch_stats": both[1]}, images)
+
+    factors = jnp.array([0.2, 3.0, 1.0, 10.0])
+    units = jnp.array([0.1, 2.0, 3.0, 4.0, 5.0])
+    transforms = {
+        "before norm": lambda both: symmetries.scale_before_norm(
+            *both, factors, into="Conv_0/*", norm="BatchNorm_0"
+        ),
+        "convolution": lambda both: (
+            symmetries.rescale_units(both[0], units, into="Conv_1/*", out="Dense_0/kernel"),
+            both[1],
+        ),
+        "channels": lambda both: (
+            symmetries.permute_units(both[0], [2, 0, 1, 3], into="[CB]*_0/*", out="Conv_1/kernel"),
+            jax.tree.map(lambda x: x[jnp.array([2, 0, 1, 3])], both[1]),
+        ),
+    }
+    measures = {"norm": lambda both: tree.norm(both[0])}
+    both = variables["params"], stats
+    found = geometry.check_invariance(measures, transforms, both, outputs)
+    assert max(found.off.values()) < 1e-12
+    assert [found.same["norm", t] for t in transforms] == [False, False, True]
+    with pytest.raises(UserError, match="smallest that serves here is 0.01"):
+        symmetries.scale_before_norm(*both, 1e-4, into="Conv_0/*", norm="BatchNorm_0")
+
+
+def test_attention(x64, key):
+    model = nn.MultiHeadDotProductAttention(num_heads=2, param_dtype=jnp.float64)
+    x = jax.random.normal(key, (2, 5, 4))
+    params = model.init(key, x)["params"]
+    matrix = jax.random.normal(jax.random.key(1), (2, 2, 2)) + 2 * jnp.eye(2)
+    for by in (matrix, matrix[0]):
+        mix = functools.partial(symmetries.mix_heads, matrix=by, query="query/*", key="key/*")
+        found = geometry.check_invariance(
+            {"norm": tree.norm}, {"heads": mix}, params, lambda p: model.apply({"params": p}, x)
+        )
+        assert found.off["heads"] < 1e-12 and not found.same["norm", "heads"]
+
+
+def test_what_is_refused(x64):
+    params, batch = problem()
+    outputs = functools.partial(net, batch=batch)
+    check = functools.partial(
+        geometry.check_invariance, {"norm": tree.norm}, params=params, outputs=outputs
+    )
+    with pytest.raises(UserError, match="'nothing' leaves the parameters as they are"):
+        check({"nothing": lambda p: p})
+    with pytest.raises(UserError, match="'doubled' moves the outputs by 1 of their size"):
+        check({"doubled": scaled_logits})
+    with pytest.raises(UserError, match="measure 'log' is nan"):
+        geometry.check_invariance({"log": lambda p: jnp.log(-1.0)}, PRESERVING, params, outputs)
+    with pytest.raises(UserError, match="rescale_units: 'b/bias' has shape .6,., and axis -1"):
+        symmetries.rescale_units(params, NODES[:5], into="b/*", out="c/kernel")
+    with pytest.raises(UserError, match="must be a permutation"):
+        symmetries.permute_units(params, [0, 0, 1, 2, 3, 4], into="b/*", out="c/kernel")
+    with pytest.raises(UserError, match="no leaf is named"):
+        symmetries.shift_outputs(params, 1.0, bias="d/bias")
