@@ -291,6 +291,39 @@ def test_steps_without_a_second_pass_say_so(key):
         assert 1 < seen.perturbed_grad_norm / seen.grad_norm < 1.7 or t == 0
 
 
+def test_convolutions_on_cpu_are_in_no_branch(key):
+    """And who decides outside of the jit has a program without a second pass."""
+    kernel, image = jax.random.normal(key, (3, 3, 1, 2)), jax.random.normal(key, (2, 5, 5, 1))
+
+    def convolved(w, image):
+        dims = ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(image, w, (1, 1), "SAME", dimension_numbers=dims)
+        return jnp.mean(jnp.tanh(out) ** 2), None
+
+    tx = sam(optax.sgd(0.1), rho=0.1, every=2, reuse=0.7)
+    grad_fn = jax.value_and_grad(convolved, has_aux=True)
+
+    def update(state, w, **options):
+        (value, _), grads = grad_fn(w, image)
+        more = {"value": value, "grad_fn": grad_fn, "batch": image, **options}
+        return tx.update(grads, state, w, **more)
+
+    state = tx.init(kernel)
+    text = str(jax.make_jaxpr(update)(state, kernel))
+    assert " cond[" not in text
+    counts = [
+        str(jax.make_jaxpr(functools.partial(update, second_pass=due))(state, kernel)).count("tanh")
+        for due in (True, False)
+    ]
+    assert counts[0] == 2 * counts[1] == text.count("tanh")
+    for due in (True, False):
+        updates, after = jax.jit(update)(state, kernel)
+        want, same = jax.jit(functools.partial(update, second_pass=due))(state, kernel)
+        np.testing.assert_allclose(updates, want, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(after.sideways, same.sideways, rtol=1e-4, atol=1e-6)
+        state = after
+
+
 def test_a_population_equals_separate_runs(key, x64):
     tx = build("looksam")
     pairs = [problem(k) for k in jax.random.split(key, 2)]
@@ -314,22 +347,21 @@ def test_chunks_of_gsam_and_fsam(key, x64):
     """Directions chunk by chunk, one mean of gradients, and a mean gradient that is remembered."""
     params, batches = problem(key)
     batch = tree.index(batches, 0)
-    (value, _), grads, chunks = optim.sam_value_and_grad(loss, m=2)(params, batch)
     grad_fn = jax.value_and_grad(loss, has_aux=True)
     tx = sam(optax.sgd(1.0), rho=RHO, m=2, ascent=friendly(0.8, 0.6), gap_weight=0.4)
-    updates, state = tx.update(
-        grads,
-        tx.init(params),
-        params,
-        value=value,
-        grad_fn=grad_fn,
-        batch=batch,
-        chunk_grads=chunks,
-    )
+
+    @jax.jit
+    def update(params):
+        (value, _), grads, chunks = optim.sam_value_and_grad(loss, m=2)(params, batch)
+        more = {"value": value, "grad_fn": grad_fn, "batch": batch, "chunk_grads": chunks}
+        return tx.update(grads, tx.init(params), params, **more)
+
+    updates, state = update(params)
     w, undo = jax.flatten_util.ravel_pytree(params)
+    w = np.asarray(w)
 
     def g(w, examples):
-        grads = grad_fn(undo(w), examples)[1]
+        grads = _gradient(undo(jnp.asarray(w)), examples)[0]
         return np.asarray(jax.flatten_util.ravel_pytree(grads)[0])
 
     parts = [jax.tree.map(lambda x, i=i: x[i : i + 2], batch) for i in (0, 2, 4)]
