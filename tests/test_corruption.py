@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from sharpjax import catalog
 from sharpjax.data import corruption
-from sharpjax.data.corruption import filters, noise, official
+from sharpjax.data.corruption import filters, noise, published
 from sharpjax.data.examples import Examples
 from sharpjax.errors import UserError
 
@@ -39,7 +39,7 @@ def distance(a, b):
 
 @pytest.mark.parametrize("kind", corruption.KINDS)
 def test_each_kind_at_each_severity(kind, key):
-    x = images()
+    x = images(num=8)
     every = jax.jit(jax.vmap(lambda s: corruption.corrupt(key, x, kind, s)))
     found = every(SEVERITIES)
     assert found.dtype == jnp.uint8 and found.shape == (5, *x.shape)
@@ -199,7 +199,7 @@ def test_floats_are_refused(key):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Three images at each severity in the place of 10,000."""
-    monkeypatch.setattr(official, "_NUM", 3)
+    monkeypatch.setattr(published, "_NUM", 3)
     image = np.broadcast_to(np.arange(15, dtype=np.uint8).reshape(-1, 1, 1, 1), (15, 32, 32, 3))
     np.save(tmp_path / "fog.npy", image)
     np.save(tmp_path / "labels.npy", np.tile(np.uint8([7, 8, 9]), 5))

@@ -14,13 +14,13 @@ Arms are drawn in the order in which they are given, in styles (`style.styles`) 
 apart without colours too.
 """
 
+from sharpjax.plots.calibration import reliability
 from sharpjax.plots.contour import Surface, landscape, profiles
 from sharpjax.plots.curvature import curvature_along_training, density, spectrum
 from sharpjax.plots.figure import Figure, png
 from sharpjax.plots.heat_map import matrix
 from sharpjax.plots.line import Panel, lines
 from sharpjax.plots.point import points, scatter
-from sharpjax.plots.reliability import reliability
 from sharpjax.plots.series import Curves, Values, first_set, last_of, n_of, series_of
 
 __all__ = [

@@ -8,8 +8,8 @@ The kinds are those of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), written fro
 small images. They are synthetic and our own: what is measured on them is never CIFAR-10-C.
 """
 
-from sharpjax.data.corruption.corrupt import KINDS as KINDS
-from sharpjax.data.corruption.corrupt import SEVERITIES as SEVERITIES
-from sharpjax.data.corruption.corrupt import corrupt as corrupt
-from sharpjax.data.corruption.corrupt import corrupted as corrupted
-from sharpjax.data.corruption.official import official as official
+from sharpjax.data.corruption.kinds import KINDS as KINDS
+from sharpjax.data.corruption.kinds import SEVERITIES as SEVERITIES
+from sharpjax.data.corruption.kinds import corrupt as corrupt
+from sharpjax.data.corruption.kinds import corrupted as corrupted
+from sharpjax.data.corruption.published import official as official

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from sharpjax.data.corruption.corrupt import KINDS, SEVERITIES
+from sharpjax.data.corruption.kinds import KINDS, SEVERITIES
 from sharpjax.data.examples import Examples
 from sharpjax.errors import UserError, unknown, whole_number
 
