@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from sharpjax import catalog
+from sharpjax import catalog, metrics
 from sharpjax.data import corruption
 from sharpjax.data.corruption import filters, noise, published
 from sharpjax.data.examples import Examples
@@ -228,6 +228,39 @@ def test_files_that_are_not_there_or_not_right(folder):
     np.save(folder / "snow.npy", np.full((15, 32, 32, 3), 300))
     with pytest.raises(UserError, match="outside of 0 to 255"):
         corruption.official(str(folder), "snow", 1)
+
+
+# What is said of a model on them.
+
+
+def test_means_over_kinds_and_severities():
+    rng = np.random.default_rng(0)
+    table, other = rng.uniform(0.2, 0.9, (2, 19, 5))
+    errors, baseline = (
+        {(k, s): t[i, s - 1] for i, k in enumerate(corruption.KINDS) for s in range(1, 6)}
+        for t in (table, other)
+    )
+    found = metrics.robustness(errors, clean=0.1, baseline=baseline, baseline_clean=0.15)
+    np.testing.assert_allclose(found.accuracy, 1 - table.mean())
+    np.testing.assert_allclose(list(found.by_kind.values()), 1 - table.mean(1))
+    np.testing.assert_allclose([found.by_severity[s] for s in range(1, 6)], 1 - table.mean(0))
+    np.testing.assert_allclose(found.mce, (table.mean(1) / other.mean(1)).mean())
+    want = ((table.mean(1) - 0.1) / (other.mean(1) - 0.15)).mean()
+    np.testing.assert_allclose(found.relative_mce, want)
+    own = metrics.robustness(errors, clean=0.1, baseline=errors, baseline_clean=0.1)
+    assert own.mce == own.relative_mce == 1
+    assert np.isnan(metrics.robustness(errors, clean=0.1).mce)
+    del errors["fog", 3]
+    refused = (
+        (errors, {}, r"\('fog', 3\) is missing in errors"),
+        ({}, {}, "errors is empty"),
+        ({("fog", 1): 32.0}, {}, "not all rates"),
+        (baseline, {"baseline": baseline}, "baseline_clean, or neither"),
+        ({("fog", 1): 0.1}, {"baseline": baseline, "baseline_clean": 0.1}, "other kinds"),
+    )
+    for given, options, words in refused:
+        with pytest.raises(UserError, match=words):
+            metrics.robustness(given, clean=0.1, **options)
 
 
 def test_no_name_of_ours_is_that_of_the_official_set():

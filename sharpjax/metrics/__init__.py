@@ -4,6 +4,7 @@ from sharpjax.metrics.classification import Totals as Totals
 from sharpjax.metrics.classification import compute as compute
 from sharpjax.metrics.classification import init as init
 from sharpjax.metrics.classification import update as update
+from sharpjax.metrics.corruption import robustness as robustness
 from sharpjax.metrics.functional import activation_distance as activation_distance
 from sharpjax.metrics.functional import disagreement as disagreement
 from sharpjax.metrics.functional import jensen_shannon as jensen_shannon
