@@ -13,7 +13,7 @@ import pytest
 from sharpjax import nn, optim, perturbation, tree
 from sharpjax.errors import UserError
 from sharpjax.losses import Objective, SquaredError
-from sharpjax.losses.likelihood import cross_entropies
+from sharpjax.losses.cross_entropy import cross_entropies
 from sharpjax.nn.resnet import ResNet
 
 module = importlib.import_module("sharpjax.losses.objective")

@@ -7,14 +7,18 @@ too, but compiles again for every loss and keeps its arrays alive.
 
 Gauss-Newton and Fisher matrices need a loss in two parts, `outer_loss(model_fn(params, batch),
 batch)`: `Classification` has both as properties; `CrossEntropy` and `SquaredError` are likelihoods
-for any model. `Objective` is what training minimises, with all that a study may add to it.
+for any model. Where there are many classes, a model returns `LinearLogits` in place of logits, and
+`cross_entropy` is what masked means are made of. `Objective` is what training minimises, with all
+that a study may add to it.
 """
 
 from sharpjax.losses.classification import Classification as Classification
 from sharpjax.losses.classification import Logits as Logits
+from sharpjax.losses.cross_entropy import cross_entropy as cross_entropy
 from sharpjax.losses.likelihood import Batch as Batch
 from sharpjax.losses.likelihood import CrossEntropy as CrossEntropy
 from sharpjax.losses.likelihood import SquaredError as SquaredError
+from sharpjax.losses.linear_logits import LinearLogits as LinearLogits
 from sharpjax.losses.objective import Objective as Objective
 from sharpjax.losses.teacher import Teacher as Teacher
 from sharpjax.losses.teacher import check_teacher as check_teacher

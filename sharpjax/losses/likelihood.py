@@ -6,49 +6,20 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from sharpjax import tree
-from sharpjax.errors import TWO_CLASSES, UserError
+from sharpjax.losses.cross_entropy import cross_entropies
+from sharpjax.losses.linear_logits import LinearLogits
 
 Batch = Mapping[str, jax.Array]
-
-
-def cross_entropies(caller: str, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label] of each row, [N]; NaN, as all its derivatives are, where the
-    label is no class: below 0 (as -1 and -100 that mean "none" elsewhere), or K or more.
-
-    Args:
-        caller: for errors.
-        logits: [N, K], K >= 2.
-        labels: integers [N].
-
-    Raises:
-        UserError: logits of another rank, or of one class.
-
-    >>> cross_entropies("f", jnp.zeros((3, 4)), jnp.array([3, 4, -1])).tolist()
-    [1.3862943649291992, nan, nan]
-    """
-    if logits.ndim != 2:
-        raise UserError(
-            f"{caller}: logits must be [N, K], got {logits.shape}. Models of sequences reshape "
-            f"them: `logits.reshape(-1, logits.shape[-1])`."
-        )
-    if logits.shape[1] < 2:
-        raise UserError(
-            f"{caller}: logits of shape {logits.shape} are of one class, whose loss is 0 whatever "
-            f"they are. {TWO_CLASSES}"
-        )
-    is_class = (labels >= 0) & (labels < logits.shape[1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(is_class, labels, 0))
-    return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
     """Mean cross-entropy of logits, [N, K], against batch["label"], int32 of N numbers: the mean of
-    -log p of a categorical distribution in its natural parameter.
+    -log p of a categorical distribution in its natural parameter. Logits are an array, or
+    `LinearLogits` with features [N, d].
 
     Labels may have any shape of N numbers: models of sequences return [B * S, K] for labels [B, S].
     One that is no class, below 0 or K or more, makes the loss and all its derivatives NaN: rows
@@ -64,7 +35,7 @@ class CrossEntropy:
 
     canonical: ClassVar[bool] = True  # the Fisher matrix is the Gauss-Newton matrix
 
-    def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
+    def __call__(self, logits: jax.Array | LinearLogits, batch: Batch) -> jax.Array:
         return jnp.mean(cross_entropies("losses.CrossEntropy", logits, batch["label"].reshape(-1)))
 
     def sample(self, key: jax.Array, logits: jax.Array, batch: Batch) -> Batch:

@@ -11,7 +11,8 @@ from flax import linen as nn
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.losses.classification import apply
-from sharpjax.losses.likelihood import Batch, SquaredError, cross_entropies
+from sharpjax.losses.cross_entropy import cross_entropies
+from sharpjax.losses.likelihood import Batch, SquaredError
 from sharpjax.losses.teacher import Teacher
 
 

@@ -27,6 +27,7 @@ from sharpjax.geometry.loss.assumptions import Checked, both, require
 from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.loss.checks import check_bends, check_model
 from sharpjax.geometry.loss.composed import Composed, is_composed
+from sharpjax.geometry.loss.implicit import multiplied_out
 from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.geometry.operators.algebra import Damped, Scaled, Sum, linearize
 from sharpjax.geometry.operators.averaging import Averaged
@@ -191,7 +192,8 @@ def _around(caller: str, operator: Hessian) -> GaussNewton:
     check_bends(caller, loss, loss.model_fn, params, batch)
     checked = check_outer(caller, loss, params, batch, outputs)
     checked = both(checked, _refuse_other(caller, operator, loss))
-    return GaussNewton(loss, params, batch, size, both(checked, operator.checked), how=how)
+    checked = both(checked, operator.checked)
+    return GaussNewton(multiplied_out(loss), params, batch, size, checked, how=how)
 
 
 def _exact(request, kind, operator) -> Found:

@@ -16,6 +16,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss.composed import is_lowered, methods, weights
 from sharpjax.geometry.loss.frozen import freeze
+from sharpjax.geometry.loss.implicit import multiplied_out
 from sharpjax.geometry.operators.algebra import Params
 from sharpjax.geometry.operators.gauss_newton import (
     EmpiricalFisher,
@@ -77,7 +78,7 @@ def as_problem(caller: str, operator: GaussNewton | Fisher | EmpiricalFisher) ->
     weight = weigh(loss, batch)
     if isinstance(operator, EmpiricalFisher):
         return Problem(loss, None, params, batch, None, weight, "value", size)
-    keys, rule = None, "curvature"
+    loss, keys, rule = multiplied_out(loss), None, "curvature"
     if isinstance(operator, Fisher) and operator.key is not None:
         keys, rule = jax.random.split(operator.key, count), "sampled"
     elif isinstance(operator, Fisher) and operator.labels == "observed":

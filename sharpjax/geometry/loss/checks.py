@@ -13,6 +13,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss import closures, dependence, differentiable
 from sharpjax.geometry.loss.differentiable import How
+from sharpjax.geometry.loss.implicit import multiply_out
 
 Params = Any
 
@@ -85,7 +86,7 @@ def check_model(
     _check_arrays(caller, params, batch, microbatch_size)
     with _noting(caller, params):
         outputs = _outputs.eval_shape(loss.model_fn, params, batch)
-    _check_outputs(caller, outputs, batch)
+    _check_outputs(caller, jax.eval_shape(multiply_out, outputs), batch)
     loss, found = _check_scalar(caller, loss, params, batch)
     _choose(caller, "gradient", "auto", found, loss, params, batch)
     way = _choose(caller, "jacobian", product, found, loss.model_fn, params, batch)

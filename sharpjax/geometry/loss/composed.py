@@ -17,6 +17,7 @@ from sharpjax.errors import UserError
 from sharpjax.geometry.loss.checks import as_loss
 from sharpjax.geometry.loss.closures import Current
 from sharpjax.geometry.loss.frozen import call_with_frozen
+from sharpjax.geometry.loss.implicit import give_arrays
 from sharpjax.geometry.loss.precision import in_bfloat16, lower
 
 Params = Any
@@ -61,7 +62,8 @@ def composed(
     Args:
         model_fn: `model_fn(params, batch) -> outputs`, an array or a tree of arrays with the
             examples on axis 0: a row for each, or as many for each (the tokens of a sequence). It
-            acts on each example by itself.
+            acts on each example by itself. `sharpjax.losses.LinearLogits` stand for an array of
+            logits.
         outer_loss: `outer_loss(outputs, batch) -> scalar`, the mean over the examples, or their
             weighted mean.
         regularizer: `regularizer(params) -> scalar`. It belongs to the Hessian and to the
@@ -178,7 +180,8 @@ def is_lowered(fn: Any) -> bool:
     (True, False)
     """
     fn, *arguments = _unwrapped(fn)
-    return fn is in_bfloat16 or (fn is call_with_frozen and is_lowered(arguments[0]))
+    wraps = fn is call_with_frozen or fn is give_arrays
+    return fn is in_bfloat16 or (wraps and is_lowered(arguments[0]))
 
 
 def _composed(caller, model_fn, outer_loss, regularizer, example_weight) -> Composed:

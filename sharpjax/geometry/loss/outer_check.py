@@ -20,6 +20,7 @@ from sharpjax.geometry.loss.assumptions import Checked
 from sharpjax.geometry.loss.axes import is_explicit, on_auto_axes
 from sharpjax.geometry.loss.composed import Composed, weights
 from sharpjax.geometry.loss.cutting import coarsest
+from sharpjax.geometry.loss.implicit import holds_implicit, stand_ins
 
 _MOST = 64
 _TOLERANCE = 1e-3
@@ -59,10 +60,12 @@ def check_outer(
     """
     if not jax.tree.leaves(batch):
         return None
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(tree.widen, outputs))
+    # Of outputs that are never whole, small ones stand in.
+    outer, arrays = stand_ins(loss.outer_loss, jax.eval_shape(tree.widen, outputs))
+    leaves, treedef = jax.tree.flatten(arrays)
     rows = leaves[0].shape[0] // loops.count_examples(caller, batch)
     like = treedef, rows, tuple((x.shape[1:], x.dtype) for x in leaves)
-    parts = loss.outer_loss, loss.example_weight
+    parts = outer, loss.example_weight
     few = batch if loss.example_weight is not None else _of_host(batch)
     with jax.debug_nans(False):
         try:
@@ -71,7 +74,9 @@ def check_outer(
             if isinstance(error, UserError) or not is_explicit():
                 raise
             return None  # it names shardings: the whole batch was traced without an error
-        if loops.is_traced(found):
+        if holds_implicit(outputs):
+            pass  # these are no probabilities, and to try them would multiply them out
+        elif loops.is_traced(found):
             at_outputs = functools.partial(_at_outputs, loss, params, batch)
             found = jax.lax.cond(found.finite, lambda: found, at_outputs)
         elif not found.finite:

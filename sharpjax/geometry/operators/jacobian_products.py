@@ -12,6 +12,7 @@ from sharpjax import loops, tree
 from sharpjax.geometry.loss.composed import chunk_weights, methods, weights
 from sharpjax.geometry.loss.differentiable import How
 from sharpjax.geometry.loss.finite import poisoned
+from sharpjax.geometry.loss.implicit import affine, multiplied_out
 from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Matvec, Params
 
@@ -49,6 +50,8 @@ def linearize_products(
         batch: of `sampled` a pair, with a key for each example.
     """
     params, chunks = tree.widen(params), None
+    if rule is observed or rule is sampled:
+        loss = multiplied_out(loss)  # they take outputs row by row
     if microbatch_size is not None:
         chunks = loops.split_chunks(caller, batch, microbatch_size)
     make = Partial(rule, how, None, loss)
@@ -256,5 +259,8 @@ def _model(model_fn, batch, params):
 
 
 def _slope(outer_loss, batch, outputs):
-    value, slope = jax.value_and_grad(outer_loss)(outputs, batch)
-    return slope, value
+    def value(outputs):
+        return outer_loss(affine(outputs), batch)
+
+    found, slope = jax.value_and_grad(value)(outputs)
+    return slope, found

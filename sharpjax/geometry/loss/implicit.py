@@ -1,0 +1,82 @@
+"""Outputs that stand for an array which is never whole in memory.
+
+`sharpjax.losses.LinearLogits` is such: a pytree class with three methods.
+
+    multiply_out()  the array
+    affine()        the same, whose second derivatives leave out that of the array in its factors:
+                    with it the Hessian of an outer loss in the factors is `J'HJ`, with J the
+                    Jacobian of the array, H the Hessian in it
+    stand_in()      the shape of a small array with as many rows, and a function that makes such
+                    outputs of it, equal by value
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+
+def is_implicit(node: Any) -> bool:
+    """Whether it stands for an array."""
+    return callable(getattr(node, "multiply_out", None))
+
+
+def holds_implicit(outputs: Any) -> bool:
+    """Whether any of the outputs stands for an array."""
+    return any(map(is_implicit, jax.tree.leaves(outputs, is_leaf=is_implicit)))
+
+
+def multiply_out(outputs: Any) -> Any:
+    """The outputs as arrays."""
+    return _map(lambda node: node.multiply_out(), outputs)
+
+
+def affine(outputs: Any) -> Any:
+    """The outputs, as if each array were an affine function of its factors."""
+    return _map(lambda node: node.affine(), outputs)
+
+
+def multiplied_out(loss: Any) -> Any:
+    """A loss with parts, whose model gives arrays."""
+    return dataclasses.replace(loss, model_fn=Partial(give_arrays, loss.model_fn))
+
+
+def give_arrays(model_fn: Any, params: Any, batch: Any) -> Any:
+    """`model_fn(params, batch)` as arrays."""
+    return multiply_out(model_fn(params, batch))
+
+
+def stand_ins(outer_loss: Any, outputs: Any) -> tuple[Any, Any]:
+    """An outer loss of small arrays in place of outputs, and the shapes of all arrays.
+
+    >>> outer, outputs = stand_ins(sum, [jax.ShapeDtypeStruct((3,), float)])
+    >>> outer is sum, outputs[0].shape
+    (True, (3,))
+    """
+    if not holds_implicit(outputs):
+        return outer_loss, outputs
+    nodes, treedef = jax.tree.flatten(outputs, is_leaf=is_implicit)
+    pairs = [node.stand_in() if is_implicit(node) else (node, None) for node in nodes]
+    makers = _Makers(treedef, tuple(make for _, make in pairs))
+    return Partial(_of_stand_ins, outer_loss, makers), [like for like, _ in pairs]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Makers:
+    treedef: Any
+    each: tuple[Callable[[jax.Array], Any] | None, ...]
+
+
+def _of_stand_ins(outer_loss, makers, arrays, batch):
+    pairs = zip(makers.each, arrays, strict=True)
+    nodes = [x if make is None else make(x) for make, x in pairs]
+    return outer_loss(jax.tree.unflatten(makers.treedef, nodes), batch)
+
+
+def _map(fn, outputs):
+    return jax.tree.map(
+        lambda node: fn(node) if is_implicit(node) else node, outputs, is_leaf=is_implicit
+    )

@@ -1,0 +1,155 @@
+"""Softmax cross-entropy of rows of logits, whose derivatives keep nothing but probabilities."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import tree
+from sharpjax.errors import TWO_CLASSES, UserError
+from sharpjax.losses.linear_logits import LinearLogits, map_rows
+
+
+def cross_entropy(
+    logits: jax.Array | LinearLogits, labels: jax.Array, *, where: jax.Array | None = None
+) -> jax.Array:
+    """-log softmax(logits)[label] of each row, in float32 at least.
+
+    The derivatives are in closed form: in the logits the gradient of a row is `p - y`, and the
+    product of its Hessian with u is `p * u - p (p . u)`, with p its probabilities and y the label
+    as a unit vector. A linearised Gauss-Newton product keeps p and no other array of [tokens,
+    classes]; of `LinearLogits` it keeps none.
+
+    Args:
+        logits: [..., K], an array or `LinearLogits`, K >= 2.
+        labels: integers [...]. One that is no class, below 0 (as -1 and -100 that mean "none"
+            elsewhere), or K or more, makes its loss and all its derivatives NaN.
+        where: booleans [...]: the loss of other rows is 0, as are its derivatives in the logits,
+            whatever logits and label are. None for all rows.
+
+    Returns:
+        An array [...].
+
+    Raises:
+        UserError: shapes do not fit, or the logits are of one class.
+
+    >>> logits, labels = jnp.zeros((2, 3, 4)), jnp.array([[0, 1, 2], [3, -1, -1]])
+    >>> losses = cross_entropy(logits, labels, where=labels >= 0)
+    >>> print(jnp.sum(losses) / jnp.sum(labels >= 0))  # the mean over four tokens: log 4
+    1.3862944
+    """
+    caller = "losses.cross_entropy"
+    shape = _shape(caller, logits)
+    for name, given in (("labels", labels), ("where", where)):
+        if given is not None and jnp.shape(given) != shape[:-1]:
+            raise UserError(
+                f"{caller}: {name} must have the shape of the logits without their last axis, "
+                f"{shape[:-1]}; got {jnp.shape(given)}."
+            )
+    if where is not None:
+        counts = jnp.asarray(where, bool)
+        labels = jnp.where(counts, labels, 0)
+        row = jnp.expand_dims(counts, -1)
+        if isinstance(logits, LinearLogits):
+            features = jnp.where(row, logits.features, 0)
+            logits = dataclasses.replace(logits, features=features)
+        else:
+            logits = jnp.where(row, logits, 0)
+        return jnp.where(counts, _cross_entropies(caller, logits, labels), 0)
+    return _cross_entropies(caller, logits, labels)
+
+
+def cross_entropies(caller: str, logits: jax.Array | LinearLogits, labels: jax.Array) -> jax.Array:
+    """`cross_entropy` of [N, K] logits and N labels.
+
+    Args:
+        caller: for errors.
+
+    Raises:
+        UserError: logits of another rank, or of one class.
+
+    >>> cross_entropies("f", jnp.zeros((3, 4)), jnp.array([3, 4, -1])).tolist()
+    [1.3862943649291992, nan, nan]
+    """
+    shape = _shape(caller, logits)
+    if len(shape) != 2:
+        name = "features" if isinstance(logits, LinearLogits) else "logits"
+        raise UserError(
+            f"{caller}: logits must be [N, K], got {shape}. Models of sequences reshape "
+            f"them: `{name}.reshape(-1, {name}.shape[-1])`."
+        )
+    return _cross_entropies(caller, logits, labels)
+
+
+def _shape(caller, logits) -> tuple[int, ...]:
+    if isinstance(logits, LinearLogits):
+        logits.check(caller)
+        shape = (*logits.features.shape[:-1], logits.num_classes)
+    else:
+        shape = jnp.shape(logits)
+    if len(shape) > 1 and shape[-1] < 2:
+        raise UserError(
+            f"{caller}: logits of shape {shape} are of one class, whose loss is 0 whatever "
+            f"they are. {TWO_CLASSES}"
+        )
+    return shape
+
+
+def _cross_entropies(caller, logits, labels):
+    num_classes = _shape(caller, logits)[-1]
+    is_class = (labels >= 0) & (labels < num_classes)
+    labels = jnp.where(is_class, labels, 0)
+    if isinstance(logits, LinearLogits):
+        columns = logits.kernel.shape[1]
+        losses = map_rows(_row_losses, caller, logits, labels % columns)
+    else:
+        losses = _row_losses(tree.widen(logits), labels)
+    return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
+
+
+# The derivative of one function after another, each in closed form, so that what is kept for
+# products is known: the probabilities, and one number for each row.
+
+
+@jax.custom_jvp
+def _row_losses(logits, labels):
+    top, _, total = _exponentials(logits)
+    chosen = jnp.take_along_axis(logits, jnp.expand_dims(labels, -1), axis=-1)
+    return jnp.squeeze(jnp.log(total) + top - chosen, -1)
+
+
+@_row_losses.defjvp
+def _along_losses(primals, tangents):
+    logits, labels = primals
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    classes = jnp.expand_dims(classes, tuple(range(labels.ndim)))
+    chosen = (classes == jnp.expand_dims(labels, -1)).astype(logits.dtype)
+    return _row_losses(logits, labels), _row_dots(_softmax(logits) - chosen, tangents[0])
+
+
+@jax.custom_jvp
+def _softmax(logits):
+    _, powers, total = _exponentials(logits)
+    return powers / total
+
+
+@_softmax.defjvp
+def _along_softmax(primals, tangents):
+    p, (u,) = _softmax(*primals), tangents
+    return p, p * (u - jnp.expand_dims(_row_dots(p, u), -1))
+
+
+def _exponentials(logits):
+    """The largest logit m of each row, exp(logits - m), and their sums."""
+    top = jnp.max(logits, -1, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    powers = jnp.exp(logits - top)
+    return top, powers, jnp.sum(powers, -1, keepdims=True)
+
+
+def _row_dots(x, y):
+    # A product with batched axes, whose transpose multiplies by a number for each row. That of a
+    # sum broadcasts this number first, and then keeps another array as large as the logits.
+    axes = tuple(range(x.ndim - 1))
+    numbers = (((x.ndim - 1,), (x.ndim - 1,)), (axes, axes))
+    return jax.lax.dot_general(x, y, numbers, precision=jax.lax.Precision.HIGHEST)

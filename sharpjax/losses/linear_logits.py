@@ -1,0 +1,207 @@
+"""Logits of a linear head, kept as its factors: nothing of [tokens, classes] is whole in memory."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError
+
+# Numbers in a block of logits: 64 MiB in float32. A product holds three or four such blocks.
+_BLOCK = 2**24
+# Features and classes of what stands in for a head where a loss is only tried.
+_FEATURES, _CLASSES = 8, 64
+_STAND_IN = np.random.default_rng(2).normal(size=(_FEATURES, _CLASSES)).astype(np.float32)
+
+
+@tree.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearLogits:
+    """`features @ kernel + bias`, the logits of a linear head, which are not multiplied out.
+
+    A model returns them in place of logits. Losses of this package (`CrossEntropy`,
+    `cross_entropy`) then compute logits for a block of rows at a time, and compute them again where
+    a derivative needs them. So no array of [tokens, classes] is ever whole, neither in a value or a
+    gradient, nor in products with Hessians, Gauss-Newton and Fisher matrices. These are the exact
+    ones: to `sharpjax.geometry` the outputs of such a model are its logits.
+
+    Cost, with T tokens, d features and K classes: a gradient multiplies 4 T d K numbers in the head
+    where a whole array of logits takes 3, a Gauss-Newton product 5 for 4, and a Hessian product 7
+    for 6. Memory beside features and kernel: three or four blocks of [block_rows, K].
+
+    It is computed in float32 at least, as geometry computes.
+
+    Attributes:
+        features: [..., d], a row for each token.
+        kernel: [d, K].
+        bias: [K], or None.
+        block_rows: rows whose logits are computed together; None for as many as make 2^24 logits
+            (64 MiB in float32). Rows that fit into one block are not cut.
+
+    The other fields are set by geometry.
+
+    Raises:
+        UserError: when they are used, where the shapes do not fit, or `block_rows` is no whole
+            number of at least 1.
+
+    >>> import sharpjax.losses as losses
+    >>> logits = losses.LinearLogits(jnp.eye(2), jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
+    >>> logits.multiply_out().tolist()
+    [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]
+    >>> print(losses.CrossEntropy()(logits, {"label": jnp.array([2, 0])}))
+    0.7531091
+    """
+
+    features: jax.Array
+    kernel: jax.Array
+    bias: jax.Array | None = None
+    block_rows: int | None = dataclasses.field(default=None, metadata={"static": True})
+    is_affine: bool = dataclasses.field(
+        default=False, repr=False, metadata={"static": True}
+    )  # second derivatives leave out that of the product
+    classes: int | None = dataclasses.field(
+        default=None, repr=False, metadata={"static": True}
+    )  # of which the columns of the kernel stand for several
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.kernel.shape[1] if self.classes is None else self.classes
+
+    def check(self, caller: str) -> None:
+        """Refuses shapes that do not fit.
+
+        Raises:
+            UserError: names `caller`.
+        """
+        features, kernel = jnp.shape(self.features), jnp.shape(self.kernel)
+        bias = None if self.bias is None else jnp.shape(self.bias)
+        fits = len(features) > 1 and len(kernel) == 2 and features[-1] == kernel[0]
+        if not fits or bias not in (None, kernel[1:]):
+            raise UserError(
+                f"{caller}: LinearLogits takes features [..., d], a kernel [d, K] and a bias [K] "
+                f"or None; got {features}, {kernel} and {bias}."
+            )
+        if self.block_rows is not None and not (
+            isinstance(self.block_rows, int) and self.block_rows >= 1
+        ):
+            raise UserError(
+                f"{caller}: block_rows of LinearLogits must be a whole number >= 1 or None, got "
+                f"{self.block_rows!r}."
+            )
+
+    def multiply_out(self) -> jax.Array:
+        """The logits as an array, [..., K], in float32 at least.
+
+        Raises:
+            UserError: the shapes do not fit.
+        """
+        self.check("losses.LinearLogits")
+        features, kernel, bias = tree.widen((self.features, self.kernel, self.bias))
+        logits = (_product_without_bend if self.is_affine else jnp.matmul)(features, kernel)
+        if bias is not None:
+            logits = logits + jnp.expand_dims(bias, tuple(range(logits.ndim - 1)))
+        if self.classes is None:
+            return logits
+        return jnp.take(logits, np.arange(self.classes) % logits.shape[-1], axis=-1)
+
+    def affine(self) -> "LinearLogits":
+        """The same logits, whose second derivatives leave out that of features times kernel.
+
+        So the Hessian of a loss of them in features and kernel is `J'HJ`, with J the Jacobian of
+        the logits and H the Hessian of the loss in the logits.
+        """
+        return dataclasses.replace(self, is_affine=True)
+
+    def stand_in(self) -> tuple[jax.ShapeDtypeStruct, Callable[[jax.Array], "LinearLogits"]]:
+        """Cheap logits of as many rows for as many classes, of 64 different values at the most:
+        the shape of an array, and what makes logits of it. For trying whether a loss is a mean."""
+        shape = (*self.features.shape[:-1], _FEATURES)
+        dtype = jnp.float32 if tree.is_narrow(self.features) else self.features.dtype
+        return jax.ShapeDtypeStruct(shape, dtype), _StandIn(self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StandIn:
+    classes: int
+
+    def __call__(self, features: jax.Array) -> LinearLogits:
+        kernel = jnp.asarray(_STAND_IN[:, : self.classes], features.dtype)
+        return LinearLogits(features, kernel, classes=self.classes)
+
+
+def map_rows(
+    fn: Callable[..., jax.Array], caller: str, logits: LinearLogits, *rows: jax.Array
+) -> jax.Array:
+    """`fn(logits, *rows)` of a block of rows at a time.
+
+    The logits of a block are forgotten after it and computed again by its derivatives, of whatever
+    order. Blocks take every so manieth row, a share of what lies on each device.
+
+    Args:
+        fn: a module-level function of logits [R, C] and arrays [R], which returns [R] and acts on
+            each row by itself; C are the columns of the kernel.
+        caller: for errors.
+        logits: features [..., d].
+        *rows: arrays [...].
+
+    Returns:
+        An array [...].
+    """
+    logits.check(caller)
+    shape, (width, columns) = logits.features.shape[:-1], logits.kernel.shape
+    count = math.prod(shape)
+    most = logits.block_rows or max(1, _BLOCK // columns)
+    features = logits.features.reshape(count, width)
+    rows = tuple(x.reshape(count) for x in rows)
+    head = dataclasses.replace(logits, features=None, classes=None)
+    blocks = _count_blocks(count, most, features)
+    if blocks == 1:
+        return _on_block(fn, head, (features, *rows)).reshape(shape)
+    size = math.ceil(count / blocks)
+
+    def cut(x):
+        if size * blocks > count:
+            x = jnp.pad(x, [(0, size * blocks - count)] + [(0, 0)] * (x.ndim - 1))
+        return jnp.swapaxes(x.reshape(size, blocks, *x.shape[1:]), 0, 1)
+
+    on_block = jax.checkpoint(functools.partial(_on_block, fn), prevent_cse=False)
+    found = loops.map_over_chunks(on_block, head, tuple(map(cut, (features, *rows))))
+    return jnp.swapaxes(found, 0, 1).reshape(size * blocks)[:count].reshape(shape)
+
+
+def _count_blocks(count: int, most: int, features: jax.Array) -> int:
+    """The fewest blocks of `most` rows or fewer; up to twice as many where these are all of one
+    length, and shared by the devices, where types say so."""
+    fewest = max(1, math.ceil(count / most))
+    sharding = jax.typeof(features).sharding
+    axes = sharding.spec[0] if len(sharding.spec) else None
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    shards = math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
+    for blocks in range(fewest, 2 * fewest + 1):
+        if count % (blocks * shards) == 0:
+            return blocks
+    return fewest
+
+
+def _on_block(fn: Any, head: LinearLogits, block: tuple[jax.Array, ...]) -> jax.Array:
+    features, *rows = block
+    return fn(dataclasses.replace(head, features=features).multiply_out(), *rows)
+
+
+@jax.custom_jvp
+def _product_without_bend(features, kernel):
+    return jnp.matmul(features, kernel)
+
+
+@_product_without_bend.defjvp
+def _along(primals, tangents):
+    features, kernel = jax.lax.stop_gradient(primals)
+    value = _product_without_bend(*primals)
+    return value, jnp.matmul(tangents[0], kernel) + jnp.matmul(features, tangents[1])
