@@ -1,5 +1,6 @@
 """The order of things: workloads, tasks, repetitions with the peers interleaved, then the table."""
 
+import dataclasses
 import gc
 import json
 import math
@@ -56,6 +57,10 @@ def run(args) -> int:
             agree(store, workload, crew)
         for task in tasks:
             measure_task(store, task, crew, repeats)
+            if not args.quick or task.name == "top1":
+                first_calls(store, task, args)
+        if not names or "rates" in names:
+            rates(store, workload)
         if (not names or "memory" in names) and name == "W1":
             memory(store, plan, crew, args)
         if not args.quick and (not names or "flops" in names):
@@ -142,17 +147,14 @@ def measure_task(store: Store, task: Task, crew: Crew, repeats: int) -> None:
 
 
 def _warm(store, task, key, crew, entry) -> bool:
-    """Compiles, and keeps what the first call took."""
+    """Compiles; what that takes is measured by `first_calls`, since here much is there already."""
     try:
         peer = crew[entry.peer]
         if not hasattr(peer, entry.method):
             raise peers.Missing(f"{entry.peer} has no {entry.method}")
         if peer.compiles or task.counts:
-            with Clock() as clock:
-                for count in task.counts or (None,):
-                    crew.call(entry, 0, **({} if count is None else {"count": count}))
-            if peer.compiles and not store.find(**key, entry=entry.name, rep=-1):
-                store.add(**key, entry=entry.name, rep=-1, seconds=clock.seconds)
+            for count in task.counts or (None,):
+                crew.call(entry, 0, **({} if count is None else {"count": count}))
         else:
             peer.gradient()
         return True
@@ -162,6 +164,46 @@ def _warm(store, task, key, crew, entry) -> bool:
     except Exception as error:  # one peer that fails must not end the run
         _failed(store, key, entry, error)
     return False
+
+
+def first_calls(store: Store, task: Task, args) -> None:
+    """The first call of each peer that compiles, each in a fresh process."""
+    key = {"task": task.name, "workload": task.workload}
+    for entry in task.entries:
+        done = _repetitions(store, key, entry) and peers.load(entry.peer).compiles
+        if not done or store.find(**key, entry=entry.name, rep=-1):
+            continue
+        settings = dict(entry.settings) | ({"count": task.counts[0]} if task.counts else {})
+        asked = dataclasses.asdict(dataclasses.replace(entry, settings=settings))
+        command = [sys.executable, workloads.HERE / "run.py"]
+        command += [f"--first={json.dumps({'workload': task.workload, 'entry': asked})}"]
+        command += [f"--data_dir={args.data_dir}"] * bool(args.data_dir)
+        command += ["--quick"] * args.quick
+        environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            say(f"    first call of {entry.name}: failed: {done.stderr.strip()[-200:]}")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        say(f"    {entry.name:<44} first call {found['seconds']:.1f} s")
+        store.add(**key, entry=entry.name, rep=-1, **found)
+
+
+def first(args) -> int:
+    """One call in a process of its own, compilation included; prints what it took."""
+    configure()
+    asked = json.loads(args.first)
+    workload = workloads.load(asked["workload"], quick=args.quick, data_dir=args.data_dir)
+    entry, crew = Entry(**asked["entry"]), Crew(workload)
+    crew[entry.peer]
+    if entry.method == "track":  # checkpoints are made before the clock starts
+        crew.trajectory(entry.settings["every"], entry.settings["count"])
+    jax.block_until_ready(jax.jit(jax.numpy.add)(1.0, 1.0))
+    processor = time.process_time()
+    with Clock() as clock:
+        crew.call(entry, 0)
+    print(json.dumps({"seconds": clock.seconds, "processor": time.process_time() - processor}))
+    return 0
 
 
 def _measure(store, task, key, crew, entry, rep) -> None:
@@ -258,6 +300,25 @@ def flops(store: Store, workload, crew: Crew) -> None:
     in_solve = crew["sharpjax"].in_solve_flops()
     found = {"gradient": gradient, "product": product, "in_solve": in_solve, "rate": matrix_rate()}
     store.add(**key, rep=0, **found)
+
+
+def rates(store: Store, workload) -> None:
+    """The matrix rates of both frameworks beside what was measured of a net."""
+    found = {"jax": matrix_rate(), "torch": torch_matrix_rate()}
+    store.add(task="rates", workload=workload.name, rep=0, **found)
+    say("  matrices: " + ", ".join(f"{name} {x / 1e9:.0f} GF/s" for name, x in found.items()))
+
+
+def torch_matrix_rate() -> float:
+    best, device = 0.0, "cuda" if torch.cuda.is_available() else "cpu"
+    for size in (1024, 2048) if device == "cpu" else (4096, 8192):
+        x = torch.randn(size, size, device=device)
+        for _ in range(6):
+            with Clock() as clock:
+                y = x @ x
+                y[0, 0].item()
+            best = max(best, 2 * size**3 / clock.seconds)
+    return best
 
 
 def matrix_rate() -> float:

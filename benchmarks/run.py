@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table")
     parser.add_argument("--rss", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--first", default="", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     # Before jax starts.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,6 +30,8 @@ def main(argv: list[str]) -> int:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from benchmarks import driver
 
+    if args.first:
+        return driver.first(args)
     return driver.peak(args) if args.rss else driver.run(args)
 
 

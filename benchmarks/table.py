@@ -85,14 +85,16 @@ def page(results, rows, plans, environment, date, sessions) -> str:
         f"in {sessions} process{'es' if sessions > 1 else ''}. Errors are measured against float64 "
         "by "
         "code of the benchmarks' own, not taken from what a library reports. Compilation is not in "
-        "the times; it is in the last column below.",
+        "the times; the last column below has the first call of a fresh process, with it.",
         "",
         f"## Targets: {counts[0]} met, {counts[1]} missed, {counts[2]} not measured",
         "",
-        "Pairs are ours / theirs.",
+        "Pairs are ours / theirs. Ratios to peers in torch move with the processor: beside each is "
+        "the best float32 matrix product of JAX and of torch in the same run, and it is judged at "
+        "equal rate, which is the ratio times the rate of torch over that of JAX.",
         "",
-        "| work | what | target | measured | | remark |",
-        "|---|---|---|---|---|---|",
+        "| work | what | target | measured | matrices in JAX / torch | at equal rate | | remark |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     last = None
     for row in rows:
@@ -100,9 +102,13 @@ def page(results, rows, plans, environment, date, sessions) -> str:
         value = "" if row["measured"] is None else f"{row['measured']:.3g}"
         work = "" if row["work"] == last else row["work"]
         last = row["work"]
+        beside = "|"
+        if row["rates"] is not None:
+            ours, theirs = (x / 1e9 for x in row["rates"])
+            beside = f"{ours:.0f} / {theirs:.0f} GF/s | {row['at_equal_rate']:.3g}"
         out.append(
-            f"| {work} | {row['what']} | {row['sense']} {row['asked']:g} | {value} | {verdict} "
-            f"| {plain(row['remark'])} |"
+            f"| {work} | {row['what']} | {row['sense']} {row['asked']:g} | {value} | {beside} "
+            f"| {verdict} | {plain(row['remark'])} |"
         )
     out += ["", "## Measurements", ""]
     for plan, tasks in plans:

@@ -121,6 +121,8 @@ class Plan:
         if not few:
             entries.append(self.pyhessian_to_the_same_error(k))
         entries.append(Entry("curvlinops", "top", "eigsh tol 1e-3", {"k": k}))
+        if k == 1:
+            entries.append(Entry("curvlinops_compiled", "top", "eigsh tol 1e-3", {"k": k}))
         if not few:
             entries.append(Entry("edge_of_stability", "top", "eigsh tol 0", {"k": k}))
         if name != "W2":

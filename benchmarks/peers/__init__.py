@@ -25,6 +25,7 @@ NAMES = (
     "pyhessian",
     "edge_of_stability",
     "curvlinops",
+    "curvlinops_compiled",
     "eigenthings",
     "matfree",
     "traceax",
