@@ -285,15 +285,25 @@ def random_rademacher(key: jax.Array, like: PyTree) -> PyTree:
 _SHARED_DRAW = 2**16
 
 
-def _random(sample, key, like):
-    leaves, treedef = jax.tree.flatten(like)
-    drawn = [None] * len(leaves)
+def shared_draws(leaves: Sequence[Any]) -> list[list[int]]:
+    """The places of leaves whose random numbers are one draw, in the order of the draws.
+
+    >>> shared_draws([jnp.ones(2), jnp.ones(2**17), jnp.ones(3)])
+    [[0, 2], [1]]
+    """
     groups: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         alone = leaf.size > _SHARED_DRAW
         groups.setdefault(i if alone else jnp.dtype(leaf.dtype), []).append(i)
+    return list(groups.values())
+
+
+def _random(sample, key, like):
+    leaves, treedef = jax.tree.flatten(like)
+    drawn = [None] * len(leaves)
+    groups = shared_draws(leaves)
     keys = jax.random.split(key, max(len(groups), 1))
-    for k, members in zip(keys, groups.values(), strict=False):
+    for k, members in zip(keys, groups, strict=False):
         sizes = [leaves[i].size for i in members]
         flat = sample(k, (sum(sizes),), leaves[members[0]].dtype)
         ends = list(itertools.accumulate(sizes))

@@ -6,6 +6,7 @@ from typing import get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from sharpjax import loops, tree
@@ -15,7 +16,7 @@ from sharpjax.geometry.eigenpairs.certificate import certify, count_errors
 from sharpjax.geometry.eigenpairs.convergence import SearchStep, Which
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.eigenpairs.search import finish, solve
-from sharpjax.geometry.lanczos import krylov, lanes, recurrence
+from sharpjax.geometry.lanczos import krylov, lanes, packing, recurrence
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Operator, linearize
@@ -118,8 +119,11 @@ def top_eigenpairs(
 
     product = differences.unchecked(linearize(operator))
     error_of = differences.error_of(product)
-    # What is asked for beside the search changes none of its numbers.
-    for_start, for_verification = (jax.random.fold_in(key, i) for i in (1, 2))
+    packed = packing.of(like, (product, key, tol, vector_tol, begun))
+    if packed is not None:
+        product, like = packed.product(product), packed.like
+        if begun is not None:
+            begun = begun._replace(vectors=packed.pack(begun.vectors, np))
     accuracy = {"tol": tol, "vector_tol": math.inf if vector_tol is None else vector_tol}
     kept = vectors or verify or begun is not None or error_of is not None
     from_nothing = functools.partial(
@@ -127,9 +131,11 @@ def top_eigenpairs(
         *(product, like, key),
         **accuracy,
     )
+    # What is asked for beside the search changes none of its numbers.
     if begun is None:
         pairs = from_nothing()
     else:
+        for_start = jax.random.fold_in(key, 1)
         options = {"key": for_start, "like": like, "max_products": limit, **accuracy}
         pairs, again = warm_start.follow(product, begun, k=k, which=which, **options)
         if loops.is_traced(again):
@@ -139,13 +145,25 @@ def top_eigenpairs(
         elif again:
             pairs = _choose(again, from_nothing(), pairs)
     if verify:
+        for_verification = jax.random.fold_in(key, 2)
         options = {"key": for_verification, "like": like, "max_products": limit, **accuracy}
         pairs, found = completeness.verify(step, product, pairs, **options)
         carried = warm_start.merge(step, pairs.carried, pairs, found.num_passes > 1)
         pairs = pairs._replace(verification=found, carried=carried)
+    if not vectors and error_of is None:
+        return pairs._replace(vectors=None, carried=None)
+    if packed is not None:
+        pairs = _unpacked(packed, pairs)
     if error_of is not None:
         pairs = count_errors(pairs, error_of, **accuracy)
     return pairs if vectors else pairs._replace(vectors=None, carried=None)
+
+
+def _unpacked(packed: packing.Packing, pairs: Eigenpairs) -> Eigenpairs:
+    carried = pairs.carried
+    if carried is not None:
+        carried = carried._replace(vectors=packed.read(carried.vectors))
+    return pairs._replace(vectors=packed.read(pairs.vectors), carried=carried)
 
 
 def _search(step, rows, limit, vectors, product, like, key, *, tol, vector_tol) -> Eigenpairs:

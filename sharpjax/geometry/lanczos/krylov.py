@@ -3,7 +3,8 @@
 After j products, `Q' A Q = T` is tridiagonal with `alpha` on and `beta` beside its diagonal, and
 `A Q = Q T + beta_j q_{j+1} e_j'` (Paige, 1972; Parlett, The Symmetric Eigenvalue Problem, 1998,
 chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)` that lies on the devices as the leaf
-does: nothing is ever flattened into one vector. What is found of the operator is held in units of
+does: no large leaf is ever flattened (small ones may lie together: `lanczos.packing`). What is
+found of the operator is held in units of
 its first product (`sharpjax.geometry.lanczos.units`).
 
 A basis that may not grow is restarted when it is full: Ritz vectors `Y` replace it, and `A Y = Y
@@ -103,6 +104,19 @@ def start(
             as if on `P A P`. They take l of the rows.
     """
     return _start(key, like, rows, vector, locked, recurrence.shardings(like))
+
+
+def begin(
+    key: jax.Array,
+    like: Params,
+    rows: int,
+    vector: Params | None = None,
+    locked: Params | None = None,
+    lie: tuple[jax.NamedSharding | None, ...] | None = None,
+) -> Lanczos:
+    """As `start`, for use inside a trace; `lie` from `recurrence.shardings`, or None."""
+    lie = (None,) * len(jax.tree.leaves(like)) if lie is None else lie
+    return _start(key, like, rows, vector, locked, lie)
 
 
 @functools.partial(jax.jit, static_argnames="rows")

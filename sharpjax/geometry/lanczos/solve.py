@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
-from sharpjax.geometry.lanczos import krylov, recurrence, units
+from sharpjax.geometry.lanczos import krylov, packing, recurrence, units
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator, linearize, without_derivative
 from sharpjax.geometry.operators.arguments import check_operator
@@ -95,19 +96,26 @@ def solve(
     vector = check_vector(caller, "vector", "solve(operator, v)", operator, vector)
     if start is not None:
         start = check_vector(caller, "start", "solve(operator, b, start=v)", operator, start)
+    like, product = operator.like, linearize(operator)
+    packed = packing.of(like, (product, vector, start, tol))
+    if packed is not None:
+        product, like = packed.product(product), packed.like
+        vector = packed.pack(vector, np)
+        start = None if start is None else packed.pack(start, np)
     state, unit = _begin(
-        *(without_derivative(vector), without_derivative(start), operator.like),
-        *(tol, max_products, recurrence.shardings(operator.like)),
+        *(without_derivative(vector), without_derivative(start), like),
+        *(tol, max_products, recurrence.shardings(like)),
     )
     state, _ = loops.iterate(
         ConjugateGradientStep(),
         state,
-        linearize(operator),
+        product,
         max_steps=max_products,
         until=_is_done,
         donate=True,
     )
-    return _finish(state, unit)
+    found = _finish(state, unit)
+    return found if packed is None else found._replace(value=packed.read(found.value))
 
 
 class ConjugateGradients(NamedTuple):

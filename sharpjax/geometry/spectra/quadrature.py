@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
-from sharpjax.geometry.lanczos import krylov, lanes, recurrence, units
+from sharpjax.geometry.lanczos import krylov, lanes, packing, recurrence, units
 from sharpjax.geometry.operators.algebra import Operator, linearize
 
 Params = Any
@@ -80,10 +81,13 @@ def run(
         targets: arrays.
     """
     step = _ProbeStep(num_steps, probes_per_product, criterion)
-    like = operator.like
+    like, product = operator.like, linearize(operator)
+    packed = packing.of(like, (product, key, frame, targets))
+    if packed is not None:
+        product, like = packed.product(product), packed.like
+        frame = None if frame is None else packed.pack(frame, np)
     lie = recurrence.shardings(like)
     carry = _begin(step, lie, num_probes, key, like, frame, targets)
-    product = linearize(operator)
     if probes_per_product > 1:
         product = Partial(_each, product)
     most = num_steps * (num_probes // probes_per_product)
