@@ -280,6 +280,10 @@ def _apply(step: Any, carry: Carry, operands: Any) -> Carry:
     return step(carry, operands)
 
 
+def _multiply(step: Any, carry: Carry, operands: Any) -> Any:
+    return operands(step.propose(carry))
+
+
 def _loop(step, until, carry, operands, max_steps):
     def go_on(state):
         i, carry = state
@@ -353,7 +357,9 @@ def _step_holds_convolution(step, treedef, avals) -> bool:
         )
         for a in avals
     ]
-    return holds_convolution(functools.partial(_apply, step), *jax.tree.unflatten(treedef, structs))
+    # A solver's own work holds none: its product is traced alone.
+    fn = _multiply if hasattr(step, "propose") else _apply
+    return holds_convolution(functools.partial(fn, step), *jax.tree.unflatten(treedef, structs))
 
 
 def _convolves(jaxpr: Any) -> bool:

@@ -26,7 +26,7 @@ from sharpjax.geometry.accuracy import Accuracy
 from sharpjax.geometry.estimators import hutchinson
 from sharpjax.geometry.estimators.complement import complement, get_row
 from sharpjax.geometry.estimators.hutchinson import Probing, Reached, Statistic
-from sharpjax.geometry.lanczos import krylov, lanes
+from sharpjax.geometry.lanczos import krylov, lanes, recurrence
 from sharpjax.geometry.operators.algebra import Operator, linearize
 
 Params = Any
@@ -54,33 +54,33 @@ def run(
         The probes, and the number of products that the basis took.
     """
     like, product = operator.like, linearize(operator)
-    probe_key, start_key = jax.random.split(key)
     probe = functools.partial(hutchinson.run, to_accuracy=accuracy.is_asked)
-    if not basis_size or max_products < _PILOTS + _WORTH:
-        state = hutchinson.begin(statistic, probe_key, like, accuracy)
-        state = probe(statistic, state, product, max_probes=max_products)
-        return state, jnp.zeros_like(state.count)
-    state = hutchinson.begin(statistic, probe_key, like, accuracy, keep=_PILOTS)
+    has_basis = bool(basis_size) and max_products >= _PILOTS + _WORTH
+    keep = _PILOTS if has_basis else 0
+    state, start_key, none = _begin(statistic, keep, key, like, accuracy)
+    if not has_basis:
+        return probe(statistic, state, product, max_probes=max_products), none
     state = probe(statistic, state, product, max_probes=_PILOTS)
-    traced = loops.is_traced((state, product))
     steps = _steps_worth_taking(statistic, state, max_products, basis_size)
-    if not traced and not steps:
-        state = probe(statistic, state, product, max_probes=max_products - _PILOTS)
-        return state, jnp.zeros_like(state.count)
+    if not (traced := loops.is_traced((state, product))):
+        steps = int(steps)
+        if not steps:
+            return probe(statistic, state, product, max_probes=max_products - _PILOTS), none
     rows = krylov.num_rows(min(basis_size, tree.size(like)))
-    lanczos = krylov.start(start_key, like, rows)._replace(unit=state.unit)
+    lie = recurrence.shardings(like)
     growth, _ = loops.iterate(
         GrowStep(statistic),
-        _begin(statistic, lanczos, state, max_products),
+        _begin_growth(statistic, rows, lie, start_key, like, state, max_products),
         product,
         max_steps=steps,
         until=_is_done,
     )
-    state, left = _probe_complement(statistic, state, growth)
-    if traced or left and not (accuracy.is_asked and _is_reached(statistic, state)):
+    state, left, used, reached = _probe_complement(statistic, state, growth)
+    if not traced:
+        left = 0 if accuracy.is_asked and reached else int(left)
+    if traced or left:
         state = probe(statistic, state, product, max_probes=left)
-    dropped = jnp.where(_keeps_pilots(statistic, growth), 0, _PILOTS)
-    return state, growth.lanczos.num_products + dropped
+    return state, used
 
 
 class Growth(NamedTuple):
@@ -193,9 +193,18 @@ def _steps_worth_taking(statistic, state: Probing, max_products, basis_size) -> 
     return jnp.where(pays, most, 0).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _begin(statistic, lanczos, state: Probing, max_products) -> Growth:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(statistic, keep, key, like, accuracy) -> tuple[Probing, jax.Array, jax.Array]:
+    """No probe taken yet, a key for the basis, and 0, the products that none takes."""
+    probe_key, start_key = jax.random.split(key)
+    state = hutchinson.begin(statistic, probe_key, like, accuracy, keep=keep)
+    return state, start_key, jnp.zeros_like(state.count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin_growth(statistic, rows, lie, key, like, state: Probing, max_products) -> Growth:
     assert state.kept is not None
+    lanczos = krylov.begin(key, like, rows, lie=lie)._replace(unit=state.unit)
     probes, products = state.kept
     _, error = statistic.estimate(state.exact, state.sums, state.count)
     growth = Growth(
@@ -216,8 +225,11 @@ def _begin(statistic, lanczos, state: Probing, max_products) -> Growth:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _probe_complement(statistic, state: Probing, growth: Growth) -> tuple[Probing, jax.Array]:
-    """Probes of what is left, and how many more are allowed."""
+def _probe_complement(
+    statistic, state: Probing, growth: Growth
+) -> tuple[Probing, jax.Array, jax.Array, jax.Array]:
+    """Probes of what is left, how many more are allowed, how many products are no probes of it,
+    and whether what was asked for is reached."""
     lanczos = growth.lanczos
     left = growth.max_products - state.count - lanczos.num_products
     keeps = _keeps_pilots(statistic, growth)
@@ -230,7 +242,9 @@ def _probe_complement(statistic, state: Probing, growth: Growth) -> tuple[Probin
         count=jnp.where(keeps, state.count, 0),
         finite=state.finite & lanczos.finite,
     )
-    return state, jnp.where(_is_whole(lanczos), 0, left)
+    used = lanczos.num_products + jnp.where(keeps, 0, _PILOTS)
+    left = jnp.where(_is_whole(lanczos), 0, left)
+    return state, left, used, Reached(statistic)(state)
 
 
 def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
@@ -245,8 +259,3 @@ def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
 
 def _is_whole(lanczos: krylov.Lanczos) -> jax.Array:
     return lanczos.num_products >= tree.size(lanczos.vector)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _is_reached(statistic, state: Probing) -> jax.Array:
-    return Reached(statistic)(state)

@@ -73,19 +73,19 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
 
     upper = jnp.where(reached, values + residuals, -jnp.inf)
     lower = jnp.where(reached, values - residuals, jnp.inf)
-    highest_so_far = jax.lax.cummax(upper)
-    lowest_from_here = jax.lax.cummin(lower, reverse=True)
+    highest_so_far = _running_max(upper)
+    lowest_from_here = -_running_max(-lower, reverse=True)
     below = jnp.concatenate([jnp.full_like(upper[:1], -jnp.inf), highest_so_far[:-1]])
     is_first = lowest_from_here > below
     above = jnp.concatenate([lowest_from_here[1:], jnp.full_like(lower[:1], jnp.inf)])
     is_last = highest_so_far < above
-    edge_below = jax.lax.cummax(jnp.where(is_first, below, -jnp.inf))
-    edge_above = jax.lax.cummin(jnp.where(is_last, above, jnp.inf), reverse=True)
+    edge_below = _running_max(jnp.where(is_first, below, -jnp.inf))
+    edge_above = -_running_max(jnp.where(is_last, -above, -jnp.inf), reverse=True)
     gaps = jnp.minimum(values - edge_below, edge_above - values)
     # Without any other value nothing is known of the gap, but that there is none in all of space.
     gaps = jnp.where(jnp.isinf(gaps) & ~exhausted, 0, gaps)
 
-    cluster = jnp.cumsum(is_first)
+    cluster = jnp.sum(_before(len(values)) & jnp.expand_dims(is_first, 0), axis=1, dtype=jnp.int32)
     together = jnp.expand_dims(cluster, 1) == jnp.expand_dims(cluster, 0)
     own = jnp.expand_dims(jnp.where(reached, jnp.square(residuals), 0), 0)
     squares = jnp.sum(jnp.where(together, own, 0), axis=1)
@@ -105,6 +105,18 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
         unit=unit,
     )
     return with_gaps(found, found.gaps)
+
+
+def _running_max(x: jax.Array, reverse: bool = False) -> jax.Array:
+    """Of a few numbers: one fusion, where `jax.lax.cummax` takes several."""
+    seen = _before(len(x)).T if reverse else _before(len(x))
+    return jnp.max(jnp.where(seen, jnp.expand_dims(x, 0), -jnp.inf), axis=1)
+
+
+def _before(count: int) -> jax.Array:
+    """Whether j <= i."""
+    index = jnp.arange(count, dtype=jnp.int32)
+    return jnp.expand_dims(index, 0) <= jnp.expand_dims(index, 1)
 
 
 def with_gaps(found: Ritz, gaps: jax.Array) -> Ritz:

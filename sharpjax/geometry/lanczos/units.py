@@ -33,11 +33,15 @@ def power_of_two(numbers: Params, dtype: Any = None) -> jax.Array:
     sizes = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in leaves]
     largest = jnp.max(jnp.stack(sizes))  # no chain, as in `tree.total`
     limits = jnp.finfo(dtype)
-    _, exponent = jnp.frexp(largest)
+    # Its exponent, without the bits of the mantissa: one fusion, where `frexp` takes four.
+    bits = jnp.dtype(f"uint{limits.bits}")
+    exponent = (2 ** (limits.bits - 1) - 1) >> limits.nmant << limits.nmant
+    power = jax.lax.bitcast_convert_type(largest, bits) & bits.type(exponent)
+    power = jax.lax.bitcast_convert_type(power, largest.dtype)
     # So that 1 / unit is a normal number, too.
-    exponent = jnp.clip(exponent - 1, limits.minexp, limits.maxexp - 2)
+    power = jnp.clip(power, limits.tiny, 2.0 ** (limits.maxexp - 2))
     known = (largest > 0) & jnp.isfinite(largest)
-    return jnp.where(known, jnp.ldexp(jnp.ones_like(largest), exponent), 0)
+    return jnp.where(known, power, 0)
 
 
 def known(unit: jax.Array) -> jax.Array:

@@ -101,7 +101,7 @@ def check_bends(caller: str, loss: Any, fn: Any, params: Params, batch: Any) -> 
     Raises:
         UserError: names `caller`, and what to take instead.
     """
-    _, found = _value.eval_shape(loss, params, batch)
+    found = _suspects.eval_shape(loss, params, batch)
     _choose(caller, "bend", "forward", found, fn, params, batch)
 
 
@@ -276,7 +276,7 @@ def _check_scalar(caller, loss, params, batch):
         try:
             # Of a jitted function: its trace is remembered, seconds saved at every call on a
             # ResNet.
-            _, suspects = _value.eval_shape(loss, params, batch)
+            suspects = _suspects.eval_shape(loss, params, batch)
         except _Refused as error:
             raise UserError(f"{caller}: {error}") from None
     return _settle(loss, before, params, batch), suspects
@@ -323,8 +323,8 @@ def _noting(caller, params):
 
 
 @jax.jit
-def _value(loss, params, batch):
-    """The value, and what may have no derivative; what runs here runs once per structure."""
+def _suspects(loss, params, batch):
+    """What may have no derivative; what runs here runs once per structure, with two traces."""
     closed, shapes = _trace(loss, params, batch)
     _refuse_unless_scalar(shapes)
     start, count = len(jax.tree.leaves(loss)), len(jax.tree.leaves(params))
@@ -339,7 +339,7 @@ def _value(loss, params, batch):
             f"two traces of the loss hold different numbers: it draws from a generator of Python "
             f"or numpy. {_KEY_REMEDY}"
         )
-    return loss(tree.widen(params), batch), differentiable.suspects(closed.jaxpr)
+    return differentiable.suspects(closed.jaxpr)
 
 
 @jax.jit

@@ -60,7 +60,7 @@ class Density(NamedTuple):
 
     def width(self) -> jax.Array:
         """The default width of the kernel: a hundredth of the range of the nodes."""
-        return _width(_probed(self))
+        return _default_width(self)
 
     def grid(
         self,
@@ -76,13 +76,7 @@ class Density(NamedTuple):
             sigma: as in `evaluate`.
             atoms: as in `evaluate`; False covers the nodes alone.
         """
-        low, high = quadrature.extent(_probed(self))
-        if atoms:
-            known = ~jnp.isnan(self.atoms)
-            low = jnp.minimum(low, jnp.min(self.atoms, where=known, initial=jnp.inf))
-            high = jnp.maximum(high, jnp.max(self.atoms, where=known, initial=-jnp.inf))
-        margin = 4 * (self.width() if sigma is None else sigma)
-        return jnp.linspace(low - margin, high + margin, num_points)
+        return _grid(num_points, atoms, self, sigma)
 
     def evaluate(
         self,
@@ -107,7 +101,6 @@ class Density(NamedTuple):
             products give m nodes: with a sigma below their distance the density is a row of
             spikes, and once values have converged rounding decides where these lie).
         """
-        sigma = self.width() if sigma is None else sigma
         return _evaluate(_normal_density, atoms, self, grid, sigma)
 
     def cumulative(self, grid: jax.typing.ArrayLike, sigma: float | jax.Array = 0.0) -> Curve:
@@ -131,24 +124,11 @@ class Density(NamedTuple):
         >>> bool(abs(squares.value - 14) < 3 * squares.standard_error < 1)
         True
         """
-        probed = _probed(self)
-        values = fn(self.nodes)
-        mean, error = quadrature.mean_and_error(probed, values)
-        error = jnp.maximum(probed.dimension * error, quadrature.least_error(probed, values, mean))
-        known = jnp.where(jnp.isnan(self.atoms), 0, fn(self.atoms))
-        value = probed.dimension * mean + jnp.sum(known)
-        return Estimate(value, error, self.num_products)
+        return _trace_of(self, fn(self.nodes), fn(self.atoms))
 
     def estimates(self) -> dict[str, Estimate]:
         """`trace`, and `frobenius`, the root of the sum of the squared eigenvalues."""
-        unit = units.known(units.power_of_two((self.nodes, jnp.nan_to_num(self.atoms))))
-        squares = self.trace_of(lambda x: jnp.square(x / unit))
-        root = jnp.sqrt(squares.value)
-        error = squares.standard_error / jnp.where(root > 0, 2 * root, 1)
-        return {
-            "trace": self.trace_of(_identity),
-            "frobenius": Estimate(root * unit, error * unit, self.num_products),
-        }
+        return _estimates(self)
 
 
 @solver
@@ -334,10 +314,49 @@ def _is_within(probed: quadrature.Probed, relative_error) -> jax.Array:
     return enough & (total <= relative_error.astype(total.dtype))
 
 
+@jax.jit
+def _default_width(density: Density) -> jax.Array:
+    return _width(_probed(density))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _grid(num_points, atoms, density: Density, sigma) -> jax.Array:
+    probed = _probed(density)
+    low, high = quadrature.extent(probed)
+    if atoms:
+        known = ~jnp.isnan(density.atoms)
+        low = jnp.minimum(low, jnp.min(density.atoms, where=known, initial=jnp.inf))
+        high = jnp.maximum(high, jnp.max(density.atoms, where=known, initial=-jnp.inf))
+    margin = 4 * (_width(probed) if sigma is None else sigma)
+    return jnp.linspace(low - margin, high + margin, num_points)
+
+
+@jax.jit
+def _trace_of(density: Density, nodes, atoms) -> Estimate:
+    """From the values of f at the nodes and at the atoms."""
+    probed = _probed(density)
+    mean, error = quadrature.mean_and_error(probed, nodes)
+    error = jnp.maximum(probed.dimension * error, quadrature.least_error(probed, nodes, mean))
+    known = jnp.where(jnp.isnan(density.atoms), 0, atoms)
+    return Estimate(probed.dimension * mean + jnp.sum(known), error, density.num_products)
+
+
+@jax.jit
+def _estimates(density: Density) -> dict[str, Estimate]:
+    unit = units.known(units.power_of_two((density.nodes, jnp.nan_to_num(density.atoms))))
+    squares = density.trace_of(lambda x: jnp.square(x / unit))
+    root = jnp.sqrt(squares.value)
+    error = squares.standard_error / jnp.where(root > 0, 2 * root, 1)
+    return {
+        "trace": density.trace_of(lambda x: x),
+        "frobenius": Estimate(root * unit, error * unit, density.num_products),
+    }
+
+
 @functools.partial(jax.jit, static_argnames=("kernel", "atoms"))
 def _evaluate(kernel, atoms, density: Density, grid, sigma) -> Curve:
     probed = _probed(density)
-    sigma = jnp.asarray(sigma, density.nodes.dtype)
+    sigma = jnp.asarray(_width(probed) if sigma is None else sigma, density.nodes.dtype)
     share = probed.dimension / density.size
 
     def at(x):
@@ -361,7 +380,3 @@ def _normal_density(distance, sigma):
 def _normal_share(distance, sigma):
     soft = jax.scipy.special.ndtr(distance / jnp.where(sigma > 0, sigma, 1))
     return jnp.where(sigma > 0, soft, (distance >= 0).astype(distance.dtype))
-
-
-def _identity(x):
-    return x
