@@ -57,6 +57,13 @@ from sharpjax.geometry.sharpness.information import InformationSharpness as Info
 from sharpjax.geometry.sharpness.information import information_sharpness as information_sharpness
 from sharpjax.geometry.sharpness.invariance import Invariance as Invariance
 from sharpjax.geometry.sharpness.invariance import check_invariance as check_invariance
+from sharpjax.geometry.sharpness.landscape import Barrier as Barrier
+from sharpjax.geometry.sharpness.landscape import Landscape as Landscape
+from sharpjax.geometry.sharpness.landscape import Slices as Slices
+from sharpjax.geometry.sharpness.landscape import barrier as barrier
+from sharpjax.geometry.sharpness.landscape import landscape as landscape
+from sharpjax.geometry.sharpness.landscape import random_direction as random_direction
+from sharpjax.geometry.sharpness.landscape import slices as slices
 from sharpjax.geometry.sharpness.learning_coefficient import (
     LearningCoefficient as LearningCoefficient,
 )

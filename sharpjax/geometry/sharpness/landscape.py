@@ -1,0 +1,346 @@
+"""The loss on lines and planes through the parameters: what pictures of a landscape show.
+
+A picture is one draw of its axes. `slices` draws many, and says how far they differ.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.geometry.loss import checks, cutting, objective
+from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.operators.arguments import check_key
+from sharpjax.geometry.sharpness.directional import check_direction
+from sharpjax.geometry.status import if_finite
+
+Params = Any
+Per = Literal["filter", "layer", "none"]
+
+
+class Landscape(NamedTuple):
+    """The loss on a grid.
+
+    Attributes:
+        values: [len(x)] or [len(x), len(y)], of the loss at `w + x d_1 + y d_2`. NaN or infinite
+            where the loss is.
+        x, y: coordinates, in units of the directions; `y` is None on a line.
+        lengths: [1] or [2], `|d|` of each direction.
+        cosine: between the two directions; None on a line.
+        status: `Status`, int32; `NON_FINITE` where a value is not.
+    """
+
+    values: jax.Array
+    x: jax.Array
+    y: jax.Array | None
+    lengths: jax.Array
+    cosine: jax.Array | None
+    status: jax.Array
+
+
+class Slices(NamedTuple):
+    """The loss along many random directions.
+
+    Attributes:
+        values: [directions, len(x)].
+        x: coordinates, in units of the directions.
+        mean, standard_error: [len(x)], over directions.
+        status: `Status`, int32; `NON_FINITE` where a value is not.
+    """
+
+    values: jax.Array
+    x: jax.Array
+    mean: jax.Array
+    standard_error: jax.Array
+    status: jax.Array
+
+
+class Barrier(NamedTuple):
+    """The loss between two points.
+
+    Attributes:
+        value: how far the loss rises above the straight line between the two losses, at most over
+            the points that were tried; 0 where it never does.
+        at: where on the way, from 0 to 1.
+        values: [points], along the way, both ends included.
+        status: `Status`, int32; `NON_FINITE` where a value is not.
+    """
+
+    value: jax.Array
+    at: jax.Array
+    values: jax.Array
+    status: jax.Array
+
+
+def random_direction(key: jax.Array, params: Params, *, per: Per = "filter") -> Params:
+    """A random direction in units of the weights (Li et al., 2018, arXiv 1712.09913).
+
+    Normal numbers, of which each filter is brought to the length of that filter of the parameters.
+    A filter is a slice of a kernel along its last axis, as in Flax. Leaves of fewer than two axes
+    (biases, normalisation) stay where they are, as in the paper's pictures.
+
+    Args:
+        key: for the draw.
+        params: pytree of floating arrays.
+        per: "filter"; "layer", whole kernels brought to the length of theirs; or "none", normal
+            numbers as they are, of all leaves.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]]), "bias": jnp.ones(2)}
+    >>> found = random_direction(jax.random.key(0), params)
+    >>> jnp.linalg.norm(found["kernel"], axis=0).round(4).tolist(), found["bias"].tolist()
+    ([5.0, 2.0], [0.0, 0.0])
+    """
+    caller = "random_direction"
+    key = check_key(caller, key)
+    tree.check_floating(caller, params)
+    if per not in get_args(Per):
+        raise unknown("per", per, get_args(Per))
+    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    return _direction(key, params, per)
+
+
+def landscape(
+    loss: Any,
+    params: Params,
+    batch: Any,
+    directions: Params | Sequence[Params],
+    *,
+    x: Any,
+    y: Any = None,
+    microbatch_size: int | None = None,
+) -> Landscape:
+    """The loss at `w + x d_1`, or at `w + x d_1 + y d_2`, on a grid.
+
+    Directions may be any: `random_direction`; the gradient; the way to another solution; an
+    eigenvector, `tree.index(pairs.vectors, 0)`, along which the curve is to second order `L + x g'v
+    + x^2 lambda / 2`. They are taken as they are, and neither normalised nor made orthogonal:
+    `lengths` and `cosine` say what the axes mean.
+
+    The loss is taken as it is given: with BatchNorm in evaluation mode its statistics are those of
+    the centre, which far from there are no longer those of the weights.
+
+    Cost: one value of the loss for each point, one program for all. Memory: two copies of the
+    parameters, and the activations of one microbatch.
+
+    Args:
+        loss: `loss(params, batch) -> scalar`; any measure that is a mean over the examples.
+        params, batch, microbatch_size: as in `hessian`.
+        directions: one tree like the parameters for a line, two for a plane.
+        x, y: coordinates, increasing or not; `y` for two directions alone.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * w @ w
+    >>> axes = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
+    >>> found = landscape(loss, jnp.zeros(2), jnp.ones(4), axes, x=[-1.0, 0.0, 1.0], y=[0.0, 1.0])
+    >>> found.values.tolist()
+    [[1.0, 5.0], [0.0, 4.0], [1.0, 5.0]]
+    """
+    caller = "landscape"
+    batch = checks.as_batch(caller, batch)
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    axes = _as_axes(caller, directions, params, plane=y is not None)
+    xs = _coordinates(caller, "x", x, params)
+    ys = None if y is None else _coordinates(caller, "y", y, params)
+    points = jnp.expand_dims(xs, 1)
+    if ys is not None:
+        points = jnp.stack([g.reshape(-1) for g in jnp.meshgrid(xs, ys, indexing="ij")], 1)
+    values = _evaluate(loss, params, batch, axes, points, microbatch_size)
+    lengths, cosine = _measure(axes)
+    found = Landscape(
+        values=values if ys is None else values.reshape(len(xs), len(ys)),
+        x=xs,
+        y=ys,
+        lengths=lengths,
+        cosine=cosine,
+        status=if_finite(jnp.all(jnp.isfinite(values))),
+    )
+    return mark(found, checked)
+
+
+def slices(
+    loss: Any,
+    params: Params,
+    batch: Any,
+    *,
+    key: jax.Array,
+    x: Any,
+    num_directions: int = 10,
+    per: Per = "filter",
+    microbatch_size: int | None = None,
+) -> Slices:
+    """The loss along several random directions, with their mean: a landscape and its spread.
+
+    To second order the mean is `L + x^2 / 2 sum_f |w_f|^2 / n_f tr H_ff` over the filters f, of n_f
+    weights: average-case sharpness in units of filters, of which the famous picture is one draw.
+
+    Cost: one value of the loss for each direction and point, one program for all.
+
+    Args:
+        loss, params, batch, x, microbatch_size: as in `landscape`.
+        key, per: as in `random_direction`.
+        num_directions: how many are drawn.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> def loss(params, batch):
+    ...     return jnp.mean(batch) * jnp.sum(params["kernel"] ** 2)
+    >>> params = {"kernel": jnp.ones((4, 3))}
+    >>> found = slices(loss, params, jnp.ones(2), key=jax.random.key(0), x=[0.0, 1.0])
+    >>> found.values.shape, float(found.values[0, 0])
+    ((10, 2), 12.0)
+    """
+    caller = "slices"
+    key, count = check_key(caller, key), whole_number(caller, "num_directions", num_directions)
+    batch = checks.as_batch(caller, batch)
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    if per not in get_args(Per):
+        raise unknown("per", per, get_args(Per))
+    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    xs = _coordinates(caller, "x", x, params)
+    rows = []
+    for one in jax.random.split(key, count):
+        axis = (_direction(one, params, per),)
+        rows.append(_evaluate(loss, params, batch, axis, jnp.expand_dims(xs, 1), microbatch_size))
+    values = jnp.stack(rows)
+    spread = jnp.std(values, 0, ddof=1) if count > 1 else jnp.full_like(values[0], jnp.nan)
+    found = Slices(
+        values=values,
+        x=xs,
+        mean=jnp.mean(values, 0),
+        standard_error=spread / count**0.5,
+        status=if_finite(jnp.all(jnp.isfinite(values))),
+    )
+    return mark(found, checked)
+
+
+def barrier(
+    loss: Any,
+    params: Params,
+    other: Params,
+    batch: Any,
+    *,
+    num_points: int = 25,
+    microbatch_size: int | None = None,
+) -> Barrier:
+    """How high the loss rises on the straight way between two solutions (Frankle et al., 2020,
+    arXiv 1912.05671).
+
+    `max_t L((1 - t) a + t b) - ((1 - t) L(a) + t L(b))`, over `num_points` points: a lower bound of
+    the true maximum. Two networks that differ in the order of their units alone have a barrier,
+    too: align them first.
+
+    Args:
+        loss, params, batch, microbatch_size: as in `landscape`.
+        other: the other solution, a tree like the parameters.
+        num_points: both ends included, 3 at least.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * (w**2 - 1) ** 2
+    >>> found = barrier(loss, jnp.float32(-1), jnp.float32(1), jnp.ones(2))
+    >>> print(found.value, found.at)
+    1.0 0.5
+    """
+    caller = "barrier"
+    if whole_number(caller, "num_points", num_points) < 3:
+        raise UserError(f"{caller}: num_points={num_points}; give 3 or more.")
+    batch = checks.as_batch(caller, batch)
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    way = tree.add_scaled(check_direction(caller, "other", other, params), -1.0, params)
+    t = _coordinates(caller, "t", np.linspace(0, 1, num_points), params)
+    values = _evaluate(loss, params, batch, (way,), jnp.expand_dims(t, 1), microbatch_size)
+    above = values - ((1 - t) * values[0] + t * values[-1])
+    place = jnp.argmax(above)
+    finite = jnp.all(jnp.isfinite(values))
+    found = Barrier(jnp.maximum(above[place], 0), t[place], values, if_finite(finite))
+    return mark(found, checked)
+
+
+class _Values(NamedTuple):
+    values: jax.Array
+    index: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """One point of a grid, for `sharpjax.loops.iterate`."""
+
+    microbatch_size: int | None
+
+    def __call__(self, carry: _Values, operands: Any) -> _Values:
+        loss, params, batch, axes, points = operands
+        point = params
+        for i, axis in enumerate(axes):
+            point = tree.add_scaled(point, points[carry.index, i], axis)
+        value = objective.value(loss, point, batch, self.microbatch_size)
+        return _Values(carry.values.at[carry.index].set(value), carry.index + 1)
+
+
+def _evaluate(loss, params, batch, axes, points, microbatch_size) -> jax.Array:
+    start = _Values(jnp.zeros(len(points), objective.scalar_type(params)), jnp.int32(0))
+    operands = loss, params, batch, axes, points
+    carry, _ = loops.iterate(_Point(microbatch_size), start, operands, max_steps=len(points))
+    return carry.values
+
+
+@jax.jit
+def _measure(axes):
+    lengths = jnp.stack([tree.norm(axis) for axis in axes])
+    if len(axes) == 1:
+        return lengths, None
+    product = jnp.where(jnp.all(lengths > 0), jnp.prod(lengths), 1)
+    return lengths, tree.vdot(*axes) / product
+
+
+def _direction(key, params, per):
+    normal = tree.random_normal(key, params)
+    return normal if per == "none" else _normalised(normal, params, per)
+
+
+def _normalised(normal, params, per):
+    def leaf(d, w):
+        if w.ndim < 2:
+            return jnp.zeros_like(d)
+        axes = tuple(range(w.ndim - (per == "filter")))
+        length, size = (jnp.sqrt(jnp.sum(jnp.square(v), axis=axes, keepdims=True)) for v in (d, w))
+        return d * (size / jnp.where(length > 0, length, 1))
+
+    return jax.tree.map(leaf, normal, params)
+
+
+def _as_axes(caller, directions, params, *, plane: bool) -> tuple[Params, ...]:
+    one = jax.tree.structure(directions) == jax.tree.structure(params)
+    axes = (directions,) if one else tuple(directions)
+    if len(axes) != 1 + plane:
+        raise UserError(
+            f"{caller}: got {len(axes)} directions; give one with x, or two with x and y."
+        )
+    return tuple(
+        check_direction(caller, f"directions[{i}]", axis, params) for i, axis in enumerate(axes)
+    )
+
+
+def _coordinates(caller, name, given, params) -> jax.Array:
+    found = jnp.asarray(given, objective.scalar_type(params))
+    if found.ndim != 1 or not found.size:
+        raise UserError(f"{caller}: {name} must be a list of numbers, got shape {found.shape}.")
+    return found
