@@ -13,6 +13,7 @@ import pytest
 from sharpjax import geometry, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import composed
+from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.losses import CrossEntropy, LinearLogits, cross_entropy
 
 ROWS, WIDTH, CLASSES = 14, 5, 7
@@ -282,3 +283,29 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_labels_of_another_shape_are_refused():
     with pytest.raises(UserError, match=r"labels must have the shape .* \(3,\); got \(3, 1\)"):
         cross_entropy(jnp.ones((3, 2)), jnp.zeros((3, 1), int))
+
+
+def test_few_sequences_are_tried():
+    """The check of an outer loss makes 2^22 numbers at the most, where 64 sequences have 2^25."""
+    tokens, classes, seen = 512, 1024, []
+
+    def outer(logits, batch):
+        seen.append(logits.shape)
+        return CrossEntropy()(logits, batch)
+
+    loss = composed(dense_model, outer)
+    batch = {"label": jnp.zeros((64, tokens), jnp.int32)}
+    logits = jax.ShapeDtypeStruct((64 * tokens, classes), jnp.float32)
+    assert check_outer("test", loss, None, batch, logits) is None
+    assert max(seen) == (8 * tokens, classes)
+    seen.clear()
+    factors = {"features": (64 * tokens, 16), "kernel": (16, classes)}
+    shapes = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in factors.items()}
+
+    def implicit(logits, batch):
+        seen.append((*logits.features.shape, *logits.kernel.shape))
+        return CrossEntropy()(logits, batch)
+
+    loss, logits = composed(model, implicit), LinearLogits(**shapes)
+    assert check_outer("test", loss, None, batch, logits) is None
+    assert max(seen) == (64 * tokens, 8, 8, 64)

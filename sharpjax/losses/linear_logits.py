@@ -171,8 +171,7 @@ def map_rows(
             x = jnp.pad(x, [(0, size * blocks - count)] + [(0, 0)] * (x.ndim - 1))
         return jnp.swapaxes(x.reshape(size, blocks, *x.shape[1:]), 0, 1)
 
-    on_block = jax.checkpoint(functools.partial(_on_block, fn), prevent_cse=False)
-    found = loops.map_over_chunks(on_block, head, tuple(map(cut, (features, *rows))))
+    found = _in_blocks(fn, head, tuple(map(cut, (features, *rows))))
     return jnp.swapaxes(found, 0, 1).reshape(size * blocks)[:count].reshape(shape)
 
 
@@ -188,6 +187,12 @@ def _count_blocks(count: int, most: int, features: jax.Array) -> int:
         if count % (blocks * shards) == 0:
             return blocks
     return fewest
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once where it is called by hand
+def _in_blocks(fn, head, blocks):
+    on_block = jax.checkpoint(functools.partial(_on_block, fn), prevent_cse=False)
+    return loops.map_over_chunks(on_block, head, blocks)
 
 
 def _on_block(fn: Any, head: LinearLogits, block: tuple[jax.Array, ...]) -> jax.Array:

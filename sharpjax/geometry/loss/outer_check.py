@@ -2,11 +2,14 @@
 
 On at most 64 examples spread over the batch, at random outputs, the loss of all together is
 compared with the weighted mean of the losses of single ones: its value, its gradient, and one
-product with its Hessian. It misses weights that differ in fewer than about 1 of 64 examples, and
-losses that branch on their own value.
+product with its Hessian. Of examples with many outputs, such as sequences of tokens from a large
+vocabulary, there are fewer, so that all their outputs are 2^22 numbers at the most, but not fewer
+than 4. It misses weights that differ in fewer than about 1 of these examples, and losses that
+branch on their own value.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +25,8 @@ from sharpjax.geometry.loss.composed import Composed, weights
 from sharpjax.geometry.loss.cutting import coarsest
 from sharpjax.geometry.loss.implicit import holds_implicit, stand_ins
 
-_MOST = 64
+_MOST, _LEAST = 64, 4
+_NUMBERS_AT_MOST = 2**22
 _TOLERANCE = 1e-3
 _ROUNDING = 1e-6
 _DIGITS = 2.0**12  # how far above the smallest normal number a derivative has digits enough
@@ -65,11 +69,13 @@ def check_outer(
     leaves, treedef = jax.tree.flatten(arrays)
     rows = leaves[0].shape[0] // loops.count_examples(caller, batch)
     like = treedef, rows, tuple((x.shape[1:], x.dtype) for x in leaves)
+    each = rows * sum(math.prod(x.shape[1:]) for x in leaves)
+    most = min(_MOST, max(_LEAST, _NUMBERS_AT_MOST // max(each, 1)))
     parts = outer, loss.example_weight
-    few = batch if loss.example_weight is not None else _of_host(batch)
+    few = batch if loss.example_weight is not None else _of_host(batch, most)
     with jax.debug_nans(False):
         try:
-            found = _at_random(like, parts, few)
+            found = _at_random(like, most, parts, few)
         except ValueError as error:
             if isinstance(error, UserError) or not is_explicit():
                 raise
@@ -77,10 +83,10 @@ def check_outer(
         if holds_implicit(outputs):
             pass  # these are no probabilities, and to try them would multiply them out
         elif loops.is_traced(found):
-            at_outputs = functools.partial(_at_outputs, loss, params, batch)
+            at_outputs = functools.partial(_at_outputs, most, loss, params, batch)
             found = jax.lax.cond(found.finite, lambda: found, at_outputs)
         elif not found.finite:
-            found = _at_outputs(loss, params, batch)
+            found = _at_outputs(most, loss, params, batch)
     fair = assumptions.require(
         caller,
         found.fair,
@@ -123,25 +129,25 @@ class _Derivatives(NamedTuple):
     product: Any
 
 
-def _of_host(batch):
+def _of_host(batch, most):
     """Arrays of numpy cut before they are moved to the device."""
     if not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(batch)):
         return batch
-    chosen = _spread(len(jax.tree.leaves(batch)[0]))
+    chosen = _spread(len(jax.tree.leaves(batch)[0]), most)
     return jax.tree.map(lambda x: x[chosen], batch)
 
 
-def _spread(count):
-    most = min(count, _MOST)
+def _spread(count, most):
+    most = min(count, most)
     return np.arange(most) * count // most
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _at_random(like, parts, batch) -> _Found:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _at_random(like, most, parts, batch) -> _Found:
     treedef, rows, leaves = like
 
     def at_random(parts, batch):
-        few, weight, fair = _choose(parts, batch)
+        few, weight, fair = _choose(parts, batch, most)
         count = len(weight) * rows
         shapes = [jax.ShapeDtypeStruct((count, *shape), dtype) for shape, dtype in leaves]
         outputs = jax.tree.unflatten(treedef, [_normal(x, *_NUMBERS) for x in shapes])
@@ -150,22 +156,22 @@ def _at_random(like, parts, batch) -> _Found:
     return on_auto_axes(at_random, parts, batch)
 
 
-@jax.jit
-def _at_outputs(loss, params, batch) -> _Found:
+@functools.partial(jax.jit, static_argnums=0)
+def _at_outputs(most, loss, params, batch) -> _Found:
     def at_outputs(loss, params, batch):
         parts = loss.outer_loss, loss.example_weight
-        few, weight, fair = _choose(parts, batch)
+        few, weight, fair = _choose(parts, batch, most)
         outputs = tree.widen(loss.model_fn(tree.widen(params), few))
         return _compare(parts, outputs, few, weight, fair)
 
     return on_auto_axes(at_outputs, loss, params, batch)
 
 
-def _choose(parts, batch):
+def _choose(parts, batch, most):
     """Some examples spread over the batch, those that count first, their weights, and whether all
     weights of the batch are at least 0."""
     count = loops.count_examples("outer_loss", batch)
-    chosen = jnp.asarray(_spread(count))
+    chosen = jnp.asarray(_spread(count, most))
     weight = _weigh(parts, batch)
     if weight is not None:
         counted = jnp.sum(weight > 0, dtype=jnp.int32)
