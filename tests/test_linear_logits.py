@@ -251,16 +251,30 @@ def test_narrow_types_are_computed_in_float32():
 
 
 def test_shards_are_not_gathered():
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    params, _, v = float32()
-    batch = {"x": jnp.ones((64, 3)), "label": jnp.zeros(64, jnp.int32)}
-    rows = jax.NamedSharding(mesh, jax.P("data"))
-    batch = jax.device_put(batch, rows)
+    """Tokens on one axis of the mesh, classes on the other."""
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=auto)
+    rng = np.random.default_rng(0)
+    shapes = {"hidden": (3, WIDTH), "head": (WIDTH, 8), "bias": (8,)}
+    params, v = (
+        {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+        for _ in range(2)
+    )
+    batch = {
+        "x": jnp.asarray(rng.normal(size=(64, 3)), jnp.float32),
+        "label": jnp.asarray(rng.integers(8, size=64), jnp.int32),
+    }
+    expected = geometry.gauss_newton(composed(dense_model, optax_loss), params, batch) @ v
+
+    def lie(specs, arrays):
+        return {k: jax.device_put(x, jax.NamedSharding(mesh, specs[k])) for k, x in arrays.items()}
+
+    batch = lie({"x": jax.P("data"), "label": jax.P("data")}, batch)
+    lies = {"hidden": jax.P(), "head": jax.P(None, "model"), "bias": jax.P("model")}
+    params, v = lie(lies, params), lie(lies, v)
     operator = geometry.gauss_newton(streamed(16), params, batch)
     text = products.lower(operator, v).compile().as_text() or ""
     assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
-    one = jax.device_put(batch, jax.devices()[0])
-    expected = geometry.gauss_newton(composed(dense_model, optax_loss), params, one) @ v
     close(products(operator, v), expected, rtol=1e-5, atol=1e-6)
 
 
