@@ -1,13 +1,15 @@
 """Softmax cross-entropy of rows of logits, whose derivatives keep nothing but probabilities."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sharpjax import tree
 from sharpjax.errors import TWO_CLASSES, UserError
-from sharpjax.losses.linear_logits import LinearLogits, map_rows
+from sharpjax.losses.linear_logits import BLOCK, LinearLogits, map_rows
 
 
 def cross_entropy(
@@ -15,10 +17,11 @@ def cross_entropy(
 ) -> jax.Array:
     """-log softmax(logits)[label] of each row, in float32 at least.
 
-    The derivatives are in closed form: in the logits the gradient of a row is `p - y`, and the
-    product of its Hessian with u is `p * u - p (p . u)`, with p its probabilities and y the label
-    as a unit vector. A linearised Gauss-Newton product keeps p and no other array of [tokens,
-    classes]; of `LinearLogits` it keeps none.
+    In the logits the gradient of a row is `p - y`, and the product of its Hessian with u is `p * u
+    - p (p . u)`, with p its probabilities and y the label as a unit vector. Of more than 2^24
+    logits (64 MiB) the derivatives are in this form, and a linearised Gauss-Newton product keeps p
+    and no other array of [tokens, classes]; of fewer it is optax's function, and keeps three. Of
+    `LinearLogits` it keeps none.
 
     Args:
         logits: [..., K], an array or `LinearLogits`, K >= 2.
@@ -102,13 +105,15 @@ def _cross_entropies(caller, logits, labels):
     if isinstance(logits, LinearLogits):
         columns = logits.kernel.shape[1]
         losses = map_rows(_row_losses, caller, logits, labels % columns)
+    elif math.prod(jnp.shape(logits)) <= BLOCK:
+        losses = optax.softmax_cross_entropy_with_integer_labels(tree.widen(logits), labels)
     else:
         losses = _row_losses(tree.widen(logits), labels)
     return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
-# The derivative of one function after another, each in closed form, so that what is kept for
-# products is known: the probabilities, and one number for each row.
+# For large arrays. The derivative of one function after another, each in closed form, so that what
+# is kept for products is known: the probabilities, and one number for each row.
 
 
 @jax.custom_jvp

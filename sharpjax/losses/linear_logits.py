@@ -14,7 +14,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 
 # Numbers in a block of logits: 64 MiB in float32. A product holds three or four such blocks.
-_BLOCK = 2**24
+BLOCK = 2**24
 # Features and classes of what stands in for a head where a loss is only tried.
 _FEATURES, _CLASSES = 8, 64
 _STAND_IN = np.random.default_rng(2).normal(size=(_FEATURES, _CLASSES)).astype(np.float32)
@@ -157,7 +157,7 @@ def map_rows(
     logits.check(caller)
     shape, (width, columns) = logits.features.shape[:-1], logits.kernel.shape
     count = math.prod(shape)
-    most = logits.block_rows or max(1, _BLOCK // columns)
+    most = logits.block_rows or max(1, BLOCK // columns)
     features = logits.features.reshape(count, width)
     rows = tuple(x.reshape(count) for x in rows)
     head = dataclasses.replace(logits, features=None, classes=None)
