@@ -8,7 +8,7 @@ jitted step. Both give the same numbers up to rounding; bitwise identity holds w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -350,16 +350,20 @@ def _platform(args: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _step_holds_convolution(step, treedef, avals) -> bool:
-    structs = [
-        # An empty mesh says nothing; one with Explicit axes decides what the step may do.
-        jax.ShapeDtypeStruct(
-            a.shape, a.dtype, sharding=None if a.sharding.mesh.empty else a.sharding
-        )
-        for a in avals
-    ]
     # A solver's own work holds none: its product is traced alone.
     fn = _multiply if hasattr(step, "propose") else _apply
-    return holds_convolution(functools.partial(fn, step), *jax.tree.unflatten(treedef, structs))
+    return holds_convolution(functools.partial(fn, step), *structs(treedef, avals))
+
+
+def structs(treedef: Any, avals: Sequence[Any]) -> Any:
+    """What a trace needs to know of a tree of arrays of these types (`jax.typeof`)."""
+
+    def leaf(a):
+        # An empty mesh says nothing; one with Explicit axes decides what a function may do.
+        sharding = None if a.sharding.mesh.empty else a.sharding
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+
+    return jax.tree.unflatten(treedef, map(leaf, avals))
 
 
 def _convolves(jaxpr: Any) -> bool:

@@ -340,6 +340,61 @@ def test_what_is_refused():
             trace(operator, key=jax.random.key(0), method="exact")
 
 
+ACTIVATION: Any = jnp.tanh
+
+
+def test_an_operator_that_is_kept_takes_another_way_or_is_refused(monkeypatch):
+    """Where a layer of its loss became a kernel."""
+    loss, params, batch = problem(lambda x: ACTIVATION(x))
+    operators = {kind: MAKE[kind](loss, params, batch) for kind in MAKE if kind != "drawn"}
+    expected = {kind: operator @ params for kind, operator in operators.items()}
+    monkeypatch.setitem(globals(), "ACTIVATION", LAYERS["nested"])
+    for kind, operator in operators.items():
+        found = operator @ params
+        for a, b in zip(*map(jax.tree.leaves, (found, expected[kind])), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    monkeypatch.setitem(globals(), "ACTIVATION", LAYERS["callback"])
+    for operator in operators.values():
+        with pytest.raises(UserError, match="^operator @ v: the loss has not .*reference"):
+            operator @ params
+        with pytest.raises(UserError, match="^top_eigenpairs: the loss has not .*reference"):
+            top_eigenpairs(operator, key=jax.random.key(0))
+
+
+class Bounded:
+    """An outer loss that is computed by a layer."""
+
+    canonical = True
+
+    def __init__(self, layer):
+        self.layer = LAYERS[layer]
+
+    def __call__(self, outputs, batch):
+        return jnp.mean(self.layer(jnp.sum((outputs - batch["target"]) ** 2, 1)))
+
+    def sample(self, key, outputs, batch):
+        return SquaredError().sample(key, outputs, batch)
+
+
+def test_labels_that_need_no_curvature_of_the_outer_loss():
+    loss, params, batch = problem(jnp.tanh)
+    kernel, pure = (composed(loss.model_fn, Bounded(layer)) for layer in ("callback", "pure"))
+    with pytest.raises(UserError, match="^fisher: the loss has not .*reference"):
+        fisher(kernel, params, batch)
+    found = fisher(kernel, params, batch, labels="observed") @ params
+    expected = empirical_fisher(pure, params, batch) @ params
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    fisher(kernel, params, batch, key=jax.random.key(0)) @ params
+
+    class Sum(Bounded):
+        def __call__(self, outputs, batch):
+            return len(outputs) * super().__call__(outputs, batch)
+
+    with pytest.raises(UserError, match="^fisher: outer_loss is a sum"):
+        fisher(composed(loss.model_fn, Sum("callback")), params, batch, labels="observed")
+
+
 def test_plain_losses_are_not_tried(monkeypatch):
     """Ways are looked for where a loss holds something suspicious, and only there."""
     tried = []

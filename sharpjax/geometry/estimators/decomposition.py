@@ -193,7 +193,7 @@ def _around(caller: str, operator: Hessian) -> GaussNewton:
     checked = check_outer(caller, loss, params, batch, outputs)
     checked = both(checked, _refuse_other(caller, operator, loss))
     checked = both(checked, operator.checked)
-    return GaussNewton(multiplied_out(loss), params, batch, size, checked, how=how)
+    return GaussNewton(multiplied_out(loss), params, batch, size, how, checked=checked)
 
 
 def _exact(request, kind, operator) -> Found:
@@ -272,13 +272,7 @@ def _refuse_other(caller, operator: Hessian, loss: Composed) -> Checked | None:
 @functools.lru_cache(maxsize=256)
 def _is_same(treedef, avals) -> bool:
     """Whether the operations are the same, one by one."""
-    structs = [
-        jax.ShapeDtypeStruct(
-            a.shape, a.dtype, sharding=None if a.sharding.mesh.empty else a.sharding
-        )
-        for a in avals
-    ]
-    loss, other, params, batch = jax.tree.unflatten(treedef, structs)
+    loss, other, params, batch = loops.structs(treedef, avals)
     one, another = (
         jax.make_jaxpr(lambda p, b, fn=fn: fn(tree.widen(p), b))(params, batch)
         for fn in (loss, other)

@@ -39,22 +39,23 @@ class Checked:
     holds: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
 class Assuming:
-    """An operator of a loss that was checked: a frozen dataclass with these fields.
+    """An operator that was checked, with a field or property `loss`, a callable pytree.
 
     Attributes:
-        loss: callable pytree.
         checked: whether what was assumed holds, where only a trace knows.
-        reads: what the loss read when it was checked (`closures.reads`), static; None where nothing
-            is to be checked.
+        reads: what the loss read when it was checked (`closures.reads`); None where nothing is to
+            be checked.
     """
 
-    loss: Any
-    checked: Checked | None
-    reads: frozenset[Any] | None
+    checked: Checked | None = dataclasses.field(default=None, kw_only=True)
+    reads: frozenset[Any] | None = dataclasses.field(
+        default=None, kw_only=True, repr=False, metadata={"static": True}
+    )
 
-    def check(self, caller: str) -> Checked | None:
-        """The checks of the constructor, in the name of a caller.
+    def check(self, caller: str) -> dict[str, Any]:
+        """The checks of the constructor, in the name of a caller; the fields that they find.
 
         Raises:
             UserError: one fails.
@@ -159,12 +160,12 @@ def solver(solve: Solve) -> Solve:
     return cast(Solve, marked)
 
 
-def _assuming(nodes) -> list[Assuming]:
+def _assuming(nodes) -> list[Any]:
     leaves = jax.tree.leaves(nodes, is_leaf=lambda node: isinstance(node, Assuming))
     return [node for node in leaves if isinstance(node, Assuming)]
 
 
-def _is_stale(operator: Assuming) -> bool:
+def _is_stale(operator: Any) -> bool:
     return operator.reads is not None and not closures.reads(operator.loss) <= operator.reads
 
 
@@ -178,8 +179,8 @@ def _renewed(caller, node):
         if isinstance(value := getattr(node, field.name), Assuming)
     }
     node = dataclasses.replace(cast(Any, node), **inner)
-    reads = closures.reads(node.loss)
-    return dataclasses.replace(node, checked=node.check(caller), reads=reads)
+    node = dataclasses.replace(node, **node.check(caller))
+    return dataclasses.replace(node, reads=closures.reads(node.loss))
 
 
 def _is_float(x):

@@ -9,10 +9,25 @@ from typing import Any
 
 import jax
 
+from sharpjax.errors import UserError
+
 
 def is_explicit() -> bool:
     """Whether the mesh in use has Explicit axes."""
     return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def refuse_sharded(caller: str, batch: Any, remedy: str) -> None:
+    """Refuses examples that are sharded over Explicit axes, where some of them are to be taken.
+
+    Raises:
+        UserError: names `caller` and the remedy.
+    """
+    if is_explicit() and any(any(jax.typeof(x).sharding.spec[:1]) for x in jax.tree.leaves(batch)):
+        raise UserError(
+            f"{caller}: the examples are sharded over Explicit axes of a mesh, of which no part "
+            f"can be taken here; {remedy}"
+        )
 
 
 def on_auto_axes(fn: Callable[..., Any], *args: Any, lies: Any = None) -> Any:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss import closures, dependence, differentiable
+from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.differentiable import How
 from sharpjax.geometry.loss.implicit import multiply_out
 
@@ -76,9 +77,10 @@ def check_model(
     batch: Any,
     microbatch_size: int | None,
     product: str = "auto",
+    curved: bool = True,
 ) -> tuple[Any, Any, How]:
     """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs, too, and
-    the way to products with its Jacobian.
+    the way to products with its Jacobian and, where they are `curved`, the outer loss's Hessian.
 
     Raises:
         UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
@@ -90,7 +92,8 @@ def check_model(
     loss, found = _check_scalar(caller, loss, params, batch)
     _choose(caller, "gradient", "auto", found, loss, params, batch)
     way = _choose(caller, "jacobian", product, found, loss.model_fn, params, batch)
-    outer = _choose(caller, "hessian", "auto", found, loss.outer_loss, outputs, batch)
+    need = "hessian" if curved else "gradient"
+    outer = _choose(caller, need, "auto", found, loss.outer_loss, outputs, batch)
     return loss, outputs, How(way, outer)
 
 
@@ -215,6 +218,11 @@ _KEY_REMEDY = (
 )
 
 
+_WHOLE_REMEDY = (
+    "leave microbatch_size out (each device holds its share alone), take "
+    "averaged(functools.partial(hessian, loss, params), batch, batch_size=...), or use a mesh of "
+    "Auto axes."
+)
 _COLLECTIONS = frozenset(("batch_stats", "cache", "intermediates"))
 
 
@@ -241,6 +249,7 @@ def _check_arrays(caller, params, batch, microbatch_size):
             f"{caller}: microbatch_size must be a whole number of examples or None, got "
             f"{microbatch_size!r}."
         )
+    refuse_sharded(caller, batch, _WHOLE_REMEDY)
     jax.eval_shape(lambda batch: loops.split_chunks(caller, batch, int(microbatch_size)), batch)
 
 

@@ -280,12 +280,12 @@ def _take(batch, devices, size, places) -> list[Parts]:
     first = _share(size)
 
     def cut(x):
-        x = x.reshape(devices, -1, *x.shape[1:])
+        x = _by_device(x, devices)
         count = x.shape[1] // size
         return x[:, x.shape[1] - size * count :].reshape(devices, size, count, *x.shape[2:])
 
     def part(i, begin, end):
-        return jax.tree.map(lambda x: x[:, begin:end, i].reshape(-1, *x.shape[3:]), batch)
+        return jax.tree.map(lambda x: _joined(x[:, begin:end, i]), batch)
 
     batch = jax.tree.map(lambda x: cut(jnp.asarray(x)), batch)
     return [(part(i, 0, first), part(i, first, size)) for i in places]
@@ -297,11 +297,11 @@ def _some(batches, each):
     devices = _num_devices(batches)
 
     def some(x):
-        x = jnp.asarray(x).reshape(devices, -1, *x.shape[1:])
+        x = _by_device(jnp.asarray(x), devices)
         size = min(max(each // devices, 1), x.shape[1])
         count = x.shape[1] // size
         x = x[:, x.shape[1] - size * count :].reshape(devices, size, count, *x.shape[2:])
-        return x[:, :, count - 1].reshape(-1, *x.shape[3:])
+        return _joined(x[:, :, count - 1])
 
     return _join([jax.tree.map(some, batch) for batch in batches], devices)
 
@@ -310,10 +310,20 @@ def _join(batches, devices: int | None = None):
     devices = _num_devices(batches) if devices is None else devices
 
     def leaf(*xs):
-        joined = jnp.concatenate([x.reshape(devices, -1, *x.shape[1:]) for x in xs], axis=1)
-        return joined.reshape(-1, *joined.shape[2:])
+        return _joined(jnp.concatenate([_by_device(x, devices) for x in xs], axis=1))
 
     return jax.tree.map(leaf, *batches)
+
+
+# Lengths are named, for an array of shape (N, 0) has no -1.
+
+
+def _by_device(x, devices: int):
+    return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
+
+
+def _joined(x):
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _num_devices(batch) -> int:

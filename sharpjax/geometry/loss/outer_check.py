@@ -47,7 +47,7 @@ _SUM_REMEDY = (
 
 
 def check_outer(
-    caller: str, loss: Composed, params: Any, batch: Any, outputs: Any
+    caller: str, loss: Composed, params: Any, batch: Any, outputs: Any, curved: bool = True
 ) -> Checked | None:
     """None where the outer loss is a (weighted) mean over the examples; a flag inside a trace.
 
@@ -57,6 +57,7 @@ def check_outer(
         loss, params, batch: parameters are read only where random outputs give no finite loss, as
             where the outputs are probabilities: then the outputs themselves are taken.
         outputs: their shapes.
+        curved: whether its curvature is asked for; else value and gradient alone are compared.
 
     Raises:
         UserError: names `caller` and the remedy: the outer loss is no such mean, or the weights are
@@ -75,7 +76,7 @@ def check_outer(
     few = batch if loss.example_weight is not None else _of_host(batch, most)
     with jax.debug_nans(False):
         try:
-            found = _at_random(like, most, parts, few)
+            found = _at_random(like, most, curved, parts, few)
         except ValueError as error:
             if isinstance(error, UserError) or not is_explicit():
                 raise
@@ -83,10 +84,10 @@ def check_outer(
         if holds_implicit(outputs):
             pass  # these are no probabilities, and to try them would multiply them out
         elif loops.is_traced(found):
-            at_outputs = functools.partial(_at_outputs, most, loss, params, batch)
+            at_outputs = functools.partial(_at_outputs, most, curved, loss, params, batch)
             found = jax.lax.cond(found.finite, lambda: found, at_outputs)
         elif not found.finite:
-            found = _at_outputs(most, loss, params, batch)
+            found = _at_outputs(most, curved, loss, params, batch)
     fair = assumptions.require(
         caller,
         found.fair,
@@ -142,8 +143,8 @@ def _spread(count, most):
     return np.arange(most) * count // most
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _at_random(like, most, parts, batch) -> _Found:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _at_random(like, most, curved, parts, batch) -> _Found:
     treedef, rows, leaves = like
 
     def at_random(parts, batch):
@@ -151,18 +152,18 @@ def _at_random(like, most, parts, batch) -> _Found:
         count = len(weight) * rows
         shapes = [jax.ShapeDtypeStruct((count, *shape), dtype) for shape, dtype in leaves]
         outputs = jax.tree.unflatten(treedef, [_normal(x, *_NUMBERS) for x in shapes])
-        return _compare(parts, outputs, few, weight, fair)
+        return _compare(parts, curved, outputs, few, weight, fair)
 
     return on_auto_axes(at_random, parts, batch)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _at_outputs(most, loss, params, batch) -> _Found:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _at_outputs(most, curved, loss, params, batch) -> _Found:
     def at_outputs(loss, params, batch):
         parts = loss.outer_loss, loss.example_weight
         few, weight, fair = _choose(parts, batch, most)
         outputs = tree.widen(loss.model_fn(tree.widen(params), few))
-        return _compare(parts, outputs, few, weight, fair)
+        return _compare(parts, curved, outputs, few, weight, fair)
 
     return on_auto_axes(at_outputs, loss, params, batch)
 
@@ -189,7 +190,7 @@ def _weigh(parts, batch) -> Any:
     return weights(Composed(None, *parts[:1], example_weight=parts[1]), batch)
 
 
-def _compare(parts, outputs, few, weight, fair) -> _Found:
+def _compare(parts, curved, outputs, few, weight, fair) -> _Found:
     count = len(weight)
     # Wider where the loss itself is computed in bfloat16.
     tolerance = max(_TOLERANCE, 8 * coarsest(jax.make_jaxpr(parts[0])(outputs, few).jaxpr))
@@ -200,10 +201,10 @@ def _compare(parts, outputs, few, weight, fair) -> _Found:
     vector = jax.tree.map(lambda x: _normal(x, *reversed(_NUMBERS)), outputs)
 
     def apart(x):
-        return x.reshape(count, -1, *x.shape[1:])
+        return x.reshape(count, len(x) // count, *x.shape[1:])
 
     def derive(outputs, batch, vector):
-        return _derive(parts[0], outputs, batch, vector)
+        return _derive(parts[0], outputs, batch, vector if curved else None)
 
     whole = derive(outputs, few, vector)
     each = jax.vmap(derive)(jax.tree.map(apart, outputs), ones, jax.tree.map(apart, vector))
@@ -252,6 +253,9 @@ def _derive(outer_loss, outputs, batch, vector) -> _Derivatives:
 
     with jax.default_matmul_precision("highest"):
         # Reverse over reverse: losses with a backward pass of their own have no other.
+        if vector is None:
+            gradient, value = slope(outputs)
+            return _Derivatives(value, jnp.abs(value), gradient, tree.zeros_like(gradient))
         gradient, pull, value = jax.vjp(slope, outputs, has_aux=True)
         (product,) = pull(vector)
     return _Derivatives(value, jnp.abs(value), gradient, product)

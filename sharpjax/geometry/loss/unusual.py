@@ -72,6 +72,8 @@ def _is_on_host(x) -> bool:
 
 
 def _is_flag(x: np.ndarray) -> bool:
+    if not x.size:
+        return False
     if x.dtype == bool or np.issubdtype(x.dtype, np.integer):
         return True
     return bool(((x == 0) | (x == 1)).all())

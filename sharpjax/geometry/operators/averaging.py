@@ -28,17 +28,11 @@ class Averaged(Operator, Assuming, loops.HostCode):
         operator: of the first batch; the others differ from it in the field `batch` alone.
         batches: where the batches come from.
         cache_bytes: of linearisations that are kept.
-        checked: whether the loss is the mean of its parts, where only a trace knows.
-        reads: what the loss read when that was checked.
     """
 
     operator: Any
     batches: Listed | Cut | Loader
     cache_bytes: int = dataclasses.field(metadata={"static": True})
-    checked: Checked | None = None
-    reads: frozenset[Any] | None = dataclasses.field(
-        default=None, repr=False, metadata={"static": True}
-    )
 
     @property
     def like(self) -> Any:
@@ -49,8 +43,8 @@ class Averaged(Operator, Assuming, loops.HostCode):
         """That of the operator; None where it has none."""
         return getattr(self.operator, "loss", None)
 
-    def check(self, caller: str) -> Checked | None:
-        return _check(caller, self.operator, self.batches.few())
+    def check(self, caller: str) -> dict[str, Any]:
+        return {"checked": _check(caller, self.operator, self.batches.few())}
 
     def members(self) -> Iterator[tuple[int | jax.Array, Any]]:
         """The number of examples (their weight in all, where the loss declares weights) and the
@@ -85,52 +79,14 @@ def averaged(
     batch_size: int | None = None,
     cache_bytes: int = 2**30,
 ) -> Averaged:
-    """The operator of a whole data set: the mean over its batches, weighted by examples.
+    """The operator of a whole data set, in the memory of one batch and of what is kept: the mean
+    over its batches, `sum_b n_b A_b / sum_b n_b`, weighted by examples.
 
-    For a loss that is a mean over the examples this is the operator of all of them in one batch,
-    `sum_b n_b A_b / sum_b n_b`, in the memory of one batch and of what is kept. Where the loss
-    declares weights (`composed`), `n_b` is their sum over the batch. That the loss is such a mean
-    is checked on some examples of a few batches, by two forward passes of these
-    (`loss.cutting`); of a loader on the first two, and at the end of each pass on the
-    last one.
-
-    A product is a Python loop over the batches round one compiled function (two, where the last
-    batch is shorter), on every backend: scans over batches ran 1.1 to 20 times slower on CPU, and
-    convolutions more so. Solvers know this and run round it; on eight batches of 1,024 examples of
-    a dense net, a product took 1.2 gradients of all of them with linearisations kept, and 1.6
-    without. Inside your own jit or vmap it becomes a scan that keeps nothing.
-
-    **What is kept**: a solve linearises batch after batch and keeps the linearisations while their
-    bytes, found from shapes alone, stay within `cache_bytes`; the rest are linearised anew in each
-    product, at 1.6 gradients (dense) to 2.7 a batch in place of 1.5 to 2. They also hold copies of
-    the batch and of the parameters. Of operators with a `microbatch_size` nothing is kept.
-
-    Batches are moved to the device one ahead of the one at work. Those that are sharded over a mesh
-    stay so: each device computes on its examples, and a product costs one sum over the devices for
-    each batch, of the size of the parameters. A global array over all processes needs nothing more.
-
-    Args:
-        operator_of: gives the operator of one batch, such as `functools.partial(hessian, loss,
-            params)`. It is called once, with the first batch; the other operators differ in the
-            batch (and in the key, where there is one) alone. Compose outside:
-            `restricted(averaged(...), "head/*")`, `averaged(...) + 0.1`.
-        batches: one of these.
-            A list or tuple of batches, whose arrays are on a device or in numpy on the host.
-            With `batch_size`: a pytree of arrays with all examples on axis 0, cut into the fewest
-            batches of at most so many, of equal size up to one: every c-th example to one batch,
-            so that examples that are sharded over devices stay where they are.
-            A function of nothing that returns a new iterable of batches each time it is called, or
-            an object that is such an iterable (a loader). It must give the same batches in the same
-            order each time: no shuffling, no random augmentation. That a pass begins with the same
-            example is checked. Not inside jit.
-        batch_size: examples in a batch, for arrays.
-        cache_bytes: for all linearisations together, on all devices.
-
-    Raises:
-        UserError: an argument does not fit: no batches, batches of different layout (the leaf is
-            named), an iterator that cannot be read again. The last may also be found by the solver,
-            at the beginning of a pass. Or the loss is not the mean of its parts; the message names
-            the remedies.
+    Take it where the examples do not fit into one batch. For a loss that is a mean over the
+    examples it is the operator of all of them together; where the loss declares weights
+    (`composed`), `n_b` is their sum over the batch. That the loss is such a mean is checked on some
+    examples of a few batches, by two forward passes of these (`loss.cutting`); of a loader on the
+    first two, and at the end of each pass on the last one.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -139,6 +95,40 @@ def averaged(
     >>> operator = averaged(functools.partial(hessian, loss, jnp.ones(2)), batches)
     >>> operator.linearize()(jnp.array([1.0, 3.0])).tolist()
     [2.0, 6.0]
+
+    A product is a Python loop over the batches round one compiled function (two, where the last
+    batch is shorter), since scans over batches ran 1.1 to 20 times slower on CPU. Solvers know this
+    and run round it. On eight batches of 1,024 examples of a dense net it took 1.2 gradients of all
+    of them with linearisations kept, and 1.6 without. Inside your own jit or vmap it becomes a scan
+    that keeps nothing.
+
+    Args:
+        operator_of: gives the operator of one batch, such as `functools.partial(hessian, loss,
+            params)`. It is called once, with the first batch; the other operators differ in the
+            batch (and in the key, where there is one) alone. Compose outside:
+            `restricted(averaged(...), "head/*")`, `averaged(...) + 0.1`.
+        batches: a list or tuple of batches, whose arrays are on a device or in numpy on the host;
+            or, with `batch_size`, a pytree of arrays with all examples on axis 0, cut into the
+            fewest batches of at most so many, of equal size up to one: every c-th example to one
+            batch, so that sharded examples stay where they are; or a function of nothing that
+            returns a new iterable of batches each time it is called, or such an iterable (a
+            loader). It must give the same batches in the same order each time: no shuffling, no
+            random augmentation. That a pass begins with the same example is checked. Not inside
+            jit.
+        batch_size: examples in a batch, for arrays.
+        cache_bytes: of linearisations that a solve keeps, on all devices, copies of batch and
+            parameters included; found from shapes alone. The other batches are linearised anew in
+            each product, at 1.6 gradients (dense) to 2.7 a batch in place of 1.5 to 2. Of operators
+            with a `microbatch_size` nothing is kept.
+
+    Raises:
+        UserError: an argument does not fit: no batches, batches of different layout (the leaf is
+            named), an iterator that cannot be read again. The last may also be found by the solver,
+            at the beginning of a pass. Or the loss is not the mean of its parts; the message names
+            the remedies.
+
+    Batches are moved to the device one ahead of the one at work. Those that are sharded over a mesh
+    stay so: a product costs one sum over the devices for each batch, of the size of the parameters.
     """
     if not callable(operator_of) or isinstance(operator_of, Operator):
         raise UserError(
@@ -155,7 +145,8 @@ def averaged(
             f"hessian(loss, params, batch); it returned {type(operator).__name__}. Compose "
             f"outside: averaged(...) + 0.1."
         )
-    found = Averaged(operator, source, cache_bytes, _check("averaged", operator, few))
+    checked = _check("averaged", operator, few)
+    found = Averaged(operator, source, cache_bytes, checked=checked)
     return dataclasses.replace(found, reads=closures.reads(found.loss))
 
 

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.geometry.loss import closures, dependence
-from sharpjax.geometry.loss.assumptions import Assuming, Checked, both, guard, require
+from sharpjax.geometry.loss.assumptions import Assuming, both, guard, require
 from sharpjax.geometry.loss.checks import as_loss
 from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
 
@@ -24,19 +24,14 @@ class Custom(Operator, Assuming):
     Attributes:
         loss: the product, a callable pytree.
         like: the structure of a vector.
-        checked: whether it is linear and symmetric, where only a trace knows.
-        reads: what it read when that was checked.
     """
 
     loss: Any
     like: Any
-    checked: Checked | None = None
-    reads: frozenset[Any] | None = dataclasses.field(
-        default=None, repr=False, metadata={"static": True}
-    )
 
-    def check(self, caller: str) -> Checked | None:
-        return _check(caller, self.loss, self.like)
+    def check(self, caller: str) -> dict[str, Any]:
+        matvec = _settled(caller, self.loss, self.like)
+        return {"loss": matvec, "checked": _check(caller, matvec, self.like)}
 
     def linearize(self) -> Matvec:
         return guard(Partial(_product, self.loss), self.checked)
@@ -79,7 +74,8 @@ def operator(matvec: Callable[[Params], Params], *, like: Params) -> Operator:
         raise UserError(f"{caller}: the arrays of like are empty.")
     like = jax.tree.map(jnp.asarray, like)
     matvec = _settled(caller, matvec, like)
-    return Custom(matvec, like, _check(caller, matvec, like), closures.reads(matvec))
+    checked = _check(caller, matvec, like)
+    return Custom(matvec, like, checked=checked, reads=closures.reads(matvec))
 
 
 def _check(caller, matvec, like):

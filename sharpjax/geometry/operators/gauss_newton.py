@@ -9,16 +9,16 @@ import jax
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, unknown
 from sharpjax.geometry.loss import closures
-from sharpjax.geometry.loss.assumptions import Assuming, Checked, both, guard
+from sharpjax.geometry.loss.assumptions import both, guard
 from sharpjax.geometry.loss.checks import as_batch, as_loss, check_examples, check_model
 from sharpjax.geometry.loss.composed import Composed, methods, parts
 from sharpjax.geometry.loss.cutting import check_alone, check_cut
-from sharpjax.geometry.loss.differentiable import How, Product
+from sharpjax.geometry.loss.differentiable import Product
 from sharpjax.geometry.loss.frozen import freeze
 from sharpjax.geometry.loss.outer_check import check_outer
 from sharpjax.geometry.loss.precision import Precision, lower
 from sharpjax.geometry.operators import differences
-from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
+from sharpjax.geometry.operators.algebra import Matvec, Params
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.operators.jacobian_products import (
     add_regularizer,
@@ -29,42 +29,20 @@ from sharpjax.geometry.operators.jacobian_products import (
     sampled,
     scattered,
 )
+from sharpjax.geometry.operators.of_loss import OfLoss
 
 Labels = Literal["model", "observed"]
 
 
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GaussNewton(Operator, Assuming):
+class GaussNewton(OfLoss):
     """`J' H J`, with `H` the Hessian of the outer loss in the outputs, and the Hessian of the
-    regulariser; `gauss_newton` makes it.
+    regulariser; `gauss_newton` makes it. Its loss is a `Composed`, whose outer loss is checked."""
 
-    Attributes:
-        loss: `Composed`.
-        params, batch: what it is called with.
-        microbatch_size: examples per pass, or None for all at once.
-        checked: whether the outer loss is a mean, where that is known inside a trace alone.
-        reads: what the loss read when that was checked.
-        how: the way to its products.
-    """
-
-    loss: Composed
-    params: Params
-    batch: Any
-    microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
-    checked: Checked | None = None
-    reads: frozenset[Any] | None = dataclasses.field(
-        default=None, repr=False, metadata={"static": True}
-    )
-    how: How = How()
-
-    @property
-    def like(self) -> Any:
-        return self.params
-
-    def check(self, caller: str) -> Checked | None:
+    def check(self, caller: str) -> dict[str, Any]:
         problem = self.loss, self.params, self.batch, self.microbatch_size
-        return _examine(caller, *problem, self.how.product)[1]
+        return _examine(caller, *problem, self.how.product)
 
     def linearize(self) -> Matvec:
         rest, regularizer = dataclasses.replace(self.loss, regularizer=None), self.loss.regularizer
@@ -76,35 +54,21 @@ class GaussNewton(Operator, Assuming):
 
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fisher(Operator, Assuming):
-    """`mean_n E g_n g_n'`, with `g_n` the gradient of `-log p(label_n)`; `fisher` makes it.
+class Fisher(OfLoss):
+    """`mean_n E g_n g_n'`, with `g_n` the gradient of `-log p(label_n)`; `fisher` makes it. Its
+    loss is a `Composed` without a regulariser.
 
     Attributes:
-        loss: `Composed`, without a regulariser.
-        params, batch, microbatch_size, checked, reads, how: as in `GaussNewton`.
         labels: "model" or "observed".
         key: for labels drawn from the model; None for their exact expectation.
     """
 
-    loss: Composed
-    params: Params
-    batch: Any
     labels: Labels = dataclasses.field(default="model", metadata={"static": True})
     key: jax.Array | None = None
-    microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
-    checked: Checked | None = None
-    reads: frozenset[Any] | None = dataclasses.field(
-        default=None, repr=False, metadata={"static": True}
-    )
-    how: How = How()
 
-    @property
-    def like(self) -> Any:
-        return self.params
-
-    def check(self, caller: str) -> Checked | None:
+    def check(self, caller: str) -> dict[str, Any]:
         problem = self.loss, self.params, self.batch, self.microbatch_size
-        return _examine(caller, *problem, self.how.product, (self.labels, self.key))[1]
+        return _examine(caller, *problem, self.how.product, (self.labels, self.key))
 
     def linearize(self) -> Matvec:
         if self.key is not None:
@@ -117,35 +81,15 @@ class Fisher(Operator, Assuming):
 
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class EmpiricalFisher(Operator, Assuming):
+class EmpiricalFisher(OfLoss):
     """`mean_n g_n g_n'`, with `g_n` the gradient of the loss of one example; `empirical_fisher`
-    makes it.
+    makes it. Its loss is called on batches of one, too, and checked to be the mean of them."""
 
-    Attributes:
-        loss: callable pytree, `loss(params, batch) -> scalar`, also on a batch of one.
-        params, batch: what it is called with.
-        microbatch_size: examples per pass, or None for all at once.
-        checked: whether examples do not see each other, where that is known inside a trace alone.
-        reads: what the loss read when that was checked.
-        how: the way to its products.
-    """
-
-    loss: Any
-    params: Params
-    batch: Any
-    microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
-    checked: Checked | None = None
-    reads: frozenset[Any] | None = dataclasses.field(
-        default=None, repr=False, metadata={"static": True}
-    )
-    how: How = How()
-
-    @property
-    def like(self) -> Any:
-        return self.params
-
-    def check(self, caller: str) -> Checked | None:
-        return check_alone(caller, self.loss, self.params, self.batch)
+    def check(self, caller: str) -> dict[str, Any]:
+        problem = self.params, self.batch, self.microbatch_size
+        loss, how = check_examples(caller, self.loss, each, *problem, self.how.product)
+        checked = check_alone(caller, loss, self.params, self.batch)
+        return {"loss": loss, "checked": checked, "how": how}
 
     def linearize(self) -> Matvec:
         return guard(_linearize("empirical_fisher", scattered, self), self.checked)
@@ -208,11 +152,8 @@ def gauss_newton(
     differences.check_precision(caller, product, precision)
     batch = as_batch(caller, batch)
     found = lower_model(require_parts(caller, loss), precision)
-    given = found, params, batch, microbatch_size
-    found, checked, how = _examine(caller, *given, product)
-    found, params = freeze(found, params, where)
-    found, reads = require_parts(caller, found), closures.reads(found)
-    return GaussNewton(found, params, batch, microbatch_size, checked, reads, how)
+    given = found, params, batch, microbatch_size, product
+    return GaussNewton(**_fields(caller, where, *given))
 
 
 def fisher(
@@ -280,11 +221,8 @@ def fisher(
     key = None if key is None else check_key(caller, key)
     found = dataclasses.replace(require_parts(caller, loss), regularizer=None)
     found = lower_model(found, precision)
-    given = found, params, batch, microbatch_size
-    found, checked, how = _examine(caller, *given, product, (labels, key))
-    found, params = freeze(found, params, where)
-    found, reads = require_parts(caller, found), closures.reads(found)
-    return Fisher(found, params, batch, labels, key, microbatch_size, checked, reads, how)
+    given = found, params, batch, microbatch_size, product
+    return Fisher(**_fields(caller, where, *given, (labels, key)), labels=labels, key=key)
 
 
 def empirical_fisher(
@@ -332,7 +270,7 @@ def empirical_fisher(
     loss, params = freeze(loss, params, where)
     checked = check_alone(caller, loss, params, batch)
     reads = closures.reads(loss)
-    return EmpiricalFisher(loss, params, batch, microbatch_size, checked, reads, how)
+    return EmpiricalFisher(loss, params, batch, microbatch_size, how, checked=checked, reads=reads)
 
 
 def require_parts(caller: str, loss: Any) -> Composed:
@@ -366,15 +304,27 @@ def _linearize(caller, rule, operator) -> Matvec:
     return linearize_products(caller, rule, operator.how, *problem)
 
 
+def _fields(caller, where, loss, params, batch, microbatch_size, *asked) -> dict[str, Any]:
+    """Those of an operator that was checked, at the leaves that `where` selects."""
+    found = _examine(caller, loss, params, batch, microbatch_size, *asked)
+    loss, params = freeze(found["loss"], params, where)
+    loss = require_parts(caller, loss)
+    problem = {"params": params, "batch": batch, "microbatch_size": microbatch_size}
+    return found | problem | {"loss": loss, "reads": closures.reads(loss)}
+
+
 def _examine(
     caller, loss, params, batch, microbatch_size, product, likelihood: tuple[Any, Any] | None = None
-) -> tuple[Any, Checked | None, How]:
+) -> dict[str, Any]:
     """The loss as `check_model` returns it, what of it only a trace knows, and the way to it."""
-    loss, outputs, how = check_model(caller, loss, params, batch, microbatch_size, product)
+    curved = likelihood is None or (likelihood[0] == "model" and likelihood[1] is None)
+    problem = params, batch, microbatch_size
+    loss, outputs, how = check_model(caller, loss, *problem, product, curved)
     if likelihood is not None:
         _check_likelihood(loss, *likelihood, batch, outputs)
-    checked = check_outer(caller, loss, params, batch, outputs)
-    return loss, both(checked, check_cut(caller, loss, params, batch, microbatch_size)), how
+    checked = check_outer(caller, loss, params, batch, outputs, curved)
+    checked = both(checked, check_cut(caller, loss, *problem))
+    return {"loss": loss, "checked": checked, "how": how}
 
 
 def _check_likelihood(loss, labels, key, batch, outputs):

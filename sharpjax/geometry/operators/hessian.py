@@ -9,47 +9,31 @@ from jax.tree_util import Partial
 
 from sharpjax import loops, tree
 from sharpjax.geometry.loss import closures, cutting
-from sharpjax.geometry.loss.assumptions import Assuming, Checked, guard
+from sharpjax.geometry.loss.assumptions import guard
 from sharpjax.geometry.loss.checks import as_batch, as_loss, check_curvature
 from sharpjax.geometry.loss.composed import chunk_weights
-from sharpjax.geometry.loss.differentiable import How, Product
+from sharpjax.geometry.loss.differentiable import Product
 from sharpjax.geometry.loss.finite import poison, poisoned
 from sharpjax.geometry.loss.frozen import freeze
 from sharpjax.geometry.loss.precision import Precision, lower
 from sharpjax.geometry.operators import differences
-from sharpjax.geometry.operators.algebra import Matvec, Operator, Params
+from sharpjax.geometry.operators.algebra import Matvec, Params
+from sharpjax.geometry.operators.of_loss import OfLoss
 
 
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hessian(Operator, Assuming):
+class Hessian(OfLoss):
     """The Hessian of `params -> loss(params, batch)`; `hessian` makes it and checks its arguments.
 
-    Attributes:
-        loss: callable pytree.
-        params, batch: what it is called with.
-        microbatch_size: examples per pass, or None for all at once.
-        checked: whether the batch may be cut, where only a trace knows.
-        reads: what the loss read when that was checked.
-        how: the way to its products.
+    Its fields are those of `OfLoss` and `Assuming`.
     """
 
-    loss: Any
-    params: Params
-    batch: Any
-    microbatch_size: int | None = dataclasses.field(default=None, metadata={"static": True})
-    checked: Checked | None = None
-    reads: frozenset[Any] | None = dataclasses.field(
-        default=None, repr=False, metadata={"static": True}
-    )
-    how: How = How()
-
-    @property
-    def like(self) -> Any:
-        return self.params
-
-    def check(self, caller: str) -> Checked | None:
-        return cutting.check_cut(caller, self.loss, self.params, self.batch, self.microbatch_size)
+    def check(self, caller: str) -> dict[str, Any]:
+        problem = self.params, self.batch, self.microbatch_size
+        loss, how = check_curvature(caller, self.loss, *problem, self.how.product)
+        checked = cutting.check_cut(caller, loss, *problem)
+        return {"loss": loss, "checked": checked, "how": how}
 
     def linearize(self) -> Matvec:
         params = tree.widen(self.params)
@@ -173,8 +157,8 @@ def _hessian(caller, loss, params, batch, where, microbatch_size, product) -> He
     loss, how = check_curvature(caller, loss, params, batch, microbatch_size, product)
     loss, params = freeze(loss, params, where)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    reads = None if microbatch_size is None else closures.reads(loss)
-    return Hessian(loss, params, batch, microbatch_size, checked, reads, how)
+    reads = closures.reads(loss)
+    return Hessian(loss, params, batch, microbatch_size, how, checked=checked, reads=reads)
 
 
 # What follows crosses jit inside a `Partial`: module-level, so that it is equal by value.

@@ -1,6 +1,7 @@
 """Products with `J' M J`, J the Jacobian of the outputs, and M between: a curvature, or squares."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -155,7 +156,7 @@ def _split_rows(outputs, count):
     def split(x):
         if len(x) == count:
             return jnp.expand_dims(x, 1)
-        return x.reshape(count, -1, *x.shape[1:])
+        return x.reshape(count, len(x) // count, *x.shape[1:])
 
     return jax.tree.map(split, outputs)
 
@@ -169,7 +170,7 @@ def _outer_products(loss, rows, ones, batch):
 
     def counted(x):
         counts = jnp.expand_dims(share, tuple(range(1, x.ndim))) > 0
-        return jnp.where(counts, x, 0).reshape(-1, *x.shape[2:])
+        return jnp.where(counts, x, 0).reshape(math.prod(x.shape[:2]), *x.shape[2:])
 
     finite = jnp.sum(counted(jnp.expand_dims(values, 1)))
     squares = jnp.repeat(share * length, length), jax.tree.map(counted, slopes)
