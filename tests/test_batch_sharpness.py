@@ -189,6 +189,15 @@ def test_batches_without_a_gradient(key, x64):
     np.testing.assert_allclose(found.ratio_of_means, 2, rtol=1e-12)
 
 
+def test_no_gradient_at_all(key):
+    w, data = regression(np.float32)
+    found = batch_sharpness(
+        lambda w, data: jnp.mean(data["x"]) * jnp.sum(w**2), 0 * w, data, batch_size=2, key=key
+    )
+    assert found.value == 0 and np.isnan(found.ratio_of_means)
+    assert int(found.status) == Status.BREAKDOWN
+
+
 def test_what_is_not_met_and_what_is_not_finite(key):
     w, data = regression(np.float32)
     found = batch_sharpness(

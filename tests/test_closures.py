@@ -427,10 +427,10 @@ MEASURES = {
         empirical_fisher(loss, jnp.ones(1), BATCH).linearize()(jnp.ones(1))[0] ** 0.5
     ),
     "worst case": lambda loss: (
-        worst_case_sharpness(loss, jnp.zeros(N), BATCH, key=KEY, rho=1.0, steps=3).value * 2 * N
+        worst_case_sharpness(loss, jnp.zeros(N), BATCH, key=KEY, rho=1.0, num_steps=3).value * 2 * N
     ),
     "adaptive": lambda loss: (
-        adaptive_sharpness(loss, PARAMS[:1], BATCH, key=KEY, rho=1.0, steps=3).value / 1.5
+        adaptive_sharpness(loss, PARAMS[:1], BATCH, key=KEY, rho=1.0, num_steps=3).value / 1.5
     ),
     "directional": lambda loss: directional_curvature(loss, PARAMS, BATCH).value * N,
     "update": lambda loss: directional_sharpness(loss, PARAMS, BATCH, -PARAMS).slope / -7.5,

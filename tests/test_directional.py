@@ -101,9 +101,15 @@ def test_narrow_parameters_are_widened(key):
 def test_updates_of_another_layout(key):
     params, batch = awkward_net(dtype=np.float32)
     for update, message in (
-        ({"gain": params["gain"]}, "^directional_sharpness: update must have the tree structure"),
-        (jax.tree.map(lambda x: x[..., None], params), "^directional_sharpness: update must have"),
-        (jax.tree.map(lambda x: x > 0, params), "^directional_sharpness: every leaf of update"),
+        (
+            {"gain": params["gain"]},
+            "direction must have the tree structure",
+        ),
+        (
+            jax.tree.map(lambda x: x[..., None], params),
+            "direction must have the shapes",
+        ),
+        (jax.tree.map(lambda x: x > 0, params), "every leaf of direction"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=f"^directional_sharpness: {message}"):
             directional_sharpness(awkward_loss, params, batch, update)

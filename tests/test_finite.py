@@ -41,7 +41,7 @@ def test_every_status_says_so(microbatch_size):
         "sam": measures.sam_sharpness(loss, params, batch, rho=0.1, **options),
         "along": directional.directional_curvature(loss, params, batch, **options),
         "worst": measures.worst_case_sharpness(
-            loss, params, batch, key=KEY, rho=0.1, steps=2, **options
+            loss, params, batch, key=KEY, rho=0.1, num_steps=2, **options
         ),
     }
     assert {name: int(x.status) for name, x in found.items()} == {

@@ -169,7 +169,7 @@ def test_a_callback():
         lambda p: spectral_density(hessian(loss, p, BATCH), key=KEY, num_steps=4).nodes[0, 0],
         lambda p: solve(hessian(loss, p, BATCH) + 1.0, PARAMS).residual,
         lambda p: solve(hessian(loss, PARAMS, BATCH) + 1.0, p).residual,
-        lambda p: worst_case_sharpness(loss, p, BATCH, key=KEY, rho=0.1, steps=2).value,
+        lambda p: worst_case_sharpness(loss, p, BATCH, key=KEY, rho=0.1, num_steps=2).value,
         lambda p: (
             trace(
                 averaged(functools.partial(hessian, loss, p), [BATCH, BATCH]),

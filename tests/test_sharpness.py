@@ -104,7 +104,7 @@ def test_linear_loss(rule, key, x64, strict):
     _, params, _, g, w = quadratic(0, np.zeros(10), normal)
     loss = Quadratic(jnp.zeros((10, 10)), jnp.asarray(g), jnp.asarray(w))
     scale = np.ones(10) if rule == perturbation.none() else np.abs(w) + rule.eta
-    found = worst_case_sharpness(loss, params, ONE, key=key, rho=0.3, scaling=rule, steps=3)
+    found = worst_case_sharpness(loss, params, ONE, key=key, rho=0.3, scaling=rule, num_steps=3)
     assert float(found.value) == pytest.approx(0.3 * np.linalg.norm(scale * g), rel=1e-12)
     np.testing.assert_allclose(
         flat(found.perturbation), 0.3 * scale**2 * g / np.linalg.norm(scale * g), rtol=1e-10
@@ -119,7 +119,7 @@ def test_quadratic_is_the_trust_region_problem(seed, rho, key, x64, strict):
     loss, params, H, g, _ = quadratic(seed, INDEFINITE, normal)
     truth = trust_region(H, g, rho)
     for steps, short in ((20, 1e-2), (200, 1e-6)):
-        found = worst_case_sharpness(loss, params, ONE, key=key, rho=rho, steps=steps)
+        found = worst_case_sharpness(loss, params, ONE, key=key, rho=rho, num_steps=steps)
         assert truth * (1 - short) <= float(found.value) <= truth * (1 + 1e-12)
         e = flat(found.perturbation)
         assert np.linalg.norm(e) <= rho * (1 + 1e-12)
@@ -131,7 +131,7 @@ def test_quadratic_is_the_trust_region_problem(seed, rho, key, x64, strict):
 def test_scaled_quadratic(rho, key, x64):
     loss, params, H, g, w = quadratic(1, INDEFINITE, normal)
     truth = trust_region(np.abs(w)[:, None] * H * np.abs(w), np.abs(w) * g, rho)
-    found = adaptive_sharpness(loss, params, ONE, key=key, rho=rho, steps=200)
+    found = adaptive_sharpness(loss, params, ONE, key=key, rho=rho, num_steps=200)
     assert truth * (1 - 1e-6) <= float(found.value) <= truth * (1 + 1e-12)
     assert np.linalg.norm(flat(found.perturbation) / np.abs(w)) <= rho * (1 + 1e-12)
 
@@ -142,7 +142,9 @@ def test_zero_gradient_at_a_saddle(rule, key, x64, strict):
     scale = np.ones(10) if rule == perturbation.none() else np.abs(w)
     truth = 0.3**2 * np.linalg.eigvalsh(scale[:, None] * H * scale)[-1] / 2
     for steps, short in ((20, 2e-2), (100, 1e-6)):
-        found = worst_case_sharpness(loss, params, ONE, key=key, rho=0.3, scaling=rule, steps=steps)
+        found = worst_case_sharpness(
+            loss, params, ONE, key=key, rho=0.3, scaling=rule, num_steps=steps
+        )
         assert truth * (1 - short) <= float(found.value) <= truth * (1 + 1e-12)
 
 
@@ -154,7 +156,9 @@ def test_gradient_orthogonal_to_the_top_needs_restarts(key, x64):
     loss, params, H, g, w = quadratic(3, np.diag(INDEFINITE).diagonal(), gradient)
     loss = Quadratic(jnp.diag(INDEFINITE), jnp.asarray(gradient(np.random.default_rng(0), 10)), w)
     truth = trust_region(np.diag(INDEFINITE), np.asarray(loss.g), 0.3)
-    call = functools.partial(worst_case_sharpness, loss, params, ONE, key=key, rho=0.3, steps=100)
+    call = functools.partial(
+        worst_case_sharpness, loss, params, ONE, key=key, rho=0.3, num_steps=100
+    )
     assert float(call().value) < 0.9 * truth
     assert truth * (1 - 1e-6) <= float(call(restarts=3).value) <= truth * (1 + 1e-12)
 
@@ -167,7 +171,7 @@ def test_negative_curvature(key, x64):
     loss, params, H, g, _ = quadratic(4, -1 - np.arange(10.0), normal)
     top = -np.linalg.solve(H, g)
     length = float(np.linalg.norm(top))
-    found = worst_case_sharpness(loss, params, ONE, key=key, rho=2 * length, steps=200)
+    found = worst_case_sharpness(loss, params, ONE, key=key, rho=2 * length, num_steps=200)
     assert g @ top / 2 * (1 - 1e-3) <= float(found.value) <= g @ top / 2 * (1 + 1e-12)
     np.testing.assert_allclose(flat(found.perturbation), top, atol=0.05 * length)
 
@@ -238,7 +242,7 @@ def at_temperature(temperature, params, batch):
 def test_chunks_are_separate_calls(key, x64):
     params, batch = network(key), examples(key)
     call = functools.partial(
-        worst_case_sharpness, cross_entropy, params, key=key, rho=0.3, steps=6, restarts=2
+        worst_case_sharpness, cross_entropy, params, key=key, rho=0.3, num_steps=6, restarts=2
     )
     separate = [call(jax.tree.map(lambda x, i=i: x[i : i + 2], batch)) for i in range(0, 8, 2)]
     chunked = call(batch, m=2)
@@ -270,7 +274,9 @@ def test_as_many_gradients_as_promised(key):
         return cross_entropy(params, batch)
 
     params, batch = network(key, dtype=jnp.float32), examples(key, dtype=jnp.float32)
-    found = worst_case_sharpness(loss, params, batch, key=key, rho=0.1, m=4, steps=5, restarts=3)
+    found = worst_case_sharpness(
+        loss, params, batch, key=key, rho=0.1, m=4, num_steps=5, restarts=3
+    )
     jax.block_until_ready(found)
     jax.effects_barrier()
     assert calls["loss"] == 2 * int(found.num_gradients) == 2 * 16
@@ -291,7 +297,7 @@ def test_grows_with_the_radius_and_is_never_below_one_step(key, x64):
             for rho in (0.01, 0.5, 2.0):
                 args = (cross_entropy, params, batch)
                 one = sam_sharpness(*args, rho=rho).value
-                best = worst_case_sharpness(*args, key=key, rho=rho, steps=steps).value
+                best = worst_case_sharpness(*args, key=key, rho=rho, num_steps=steps).value
                 assert float(best) >= max(0, float(one)) * (1 - 1e-12)
 
 
@@ -301,7 +307,7 @@ def test_more_steps_gain_little(key, x64):
         0, 300, lambda _, p: tree.add_scaled(p, -0.5, jax.grad(cross_entropy)(p, batch)), params
     )
     call = functools.partial(adaptive_sharpness, cross_entropy, params, batch, key=key, rho=0.5)
-    assert float(call(steps=20).value) > float(call(steps=200).value) * (1 - 1e-3) > 0
+    assert float(call(num_steps=20).value) > float(call(num_steps=200).value) * (1 - 1e-3) > 0
 
 
 def test_zero_radius_is_exactly_zero(key):
@@ -394,7 +400,7 @@ def test_host_and_device_loops_agree(key, x64):
     }
 
     def call(params):
-        return adaptive_sharpness(conv_loss, params, batch, key=key, rho=0.5, m=2, steps=20)
+        return adaptive_sharpness(conv_loss, params, batch, key=key, rho=0.5, m=2, num_steps=20)
 
     host, device = call(params), jax.jit(call)(params)
     np.testing.assert_allclose(host.value, device.value, rtol=1e-10)
@@ -413,7 +419,7 @@ def test_lanes_are_separate_calls(key, x64):
     losses = [Partial(at_temperature, jnp.float64(t)) for t in (0.5, 1.0, 2.0)]
     batch = examples(key)
     calls = [
-        functools.partial(adaptive_sharpness, rho=0.5, m=4, restarts=2, steps=6),
+        functools.partial(adaptive_sharpness, rho=0.5, m=4, restarts=2, num_steps=6),
         lambda *args, key: sam_sharpness(*args, rho=0.5),
         lambda *args, key: directional_curvature(*args),
     ]
@@ -460,7 +466,7 @@ def test_second_call_compiles_nothing(key, monkeypatch):
     def calls(seed, temperature, rho):
         params = network(jax.random.key(seed), hidden=7, dtype=jnp.float32)
         loss = Partial(at_temperature, jnp.float32(temperature))
-        adaptive_sharpness(loss, params, batch, key=jax.random.key(seed), rho=rho, m=4, steps=3)
+        adaptive_sharpness(loss, params, batch, key=jax.random.key(seed), rho=rho, m=4, num_steps=3)
         sam_sharpness(loss, params, batch, rho=rho)
         directional_curvature(loss, params, batch)
         compiled: list[Any] = [measures._sam, directional._directional_curvature]
@@ -507,7 +513,9 @@ def test_trees_of_several_types_with_scalars_and_empty_leaves(key, x64, strict):
         w = np.array([1.0] * 6 + [2.0] + [1.0] * 3)
         scale = w if scale is None else scale
         truth = trust_region(2 * np.diag(scale**2), 2 * scale * w, 0.5)
-        found = worst_case_sharpness(loss, params, None, key=key, rho=0.5, scaling=rule, steps=50)
+        found = worst_case_sharpness(
+            loss, params, None, key=key, rho=0.5, scaling=rule, num_steps=50
+        )
         np.testing.assert_allclose(found.value, truth, rtol=1e-6)
         assert found.value.dtype == jnp.float64
     assert sam_sharpness(loss, params, None, rho=0.5).value.dtype == jnp.float64
@@ -524,7 +532,7 @@ def test_gradients_whose_squares_leave_float32(size, key):
     assert float(sam_sharpness(loss, params, None, rho=0.5).value) >= 0
     along = directional_curvature(loss, params, None)
     assert float(along.gradient_norm) == pytest.approx(size, rel=1e-5)
-    found = worst_case_sharpness(loss, params, None, key=key, rho=0.5, steps=3)
+    found = worst_case_sharpness(loss, params, None, key=key, rho=0.5, num_steps=3)
     assert float(found.value) == pytest.approx(0.5 * size, rel=1e-5)
     np.testing.assert_allclose(found.perturbation, [0.3, 0.4], rtol=1e-5)
 
@@ -544,7 +552,7 @@ def test_nan_is_told_and_not_hidden(key):
 
     params = jnp.array([-1.0, 2.0])
     for found in (
-        worst_case_sharpness(loss, params, None, key=key, rho=0.1, steps=3),
+        worst_case_sharpness(loss, params, None, key=key, rho=0.1, num_steps=3),
         sam_sharpness(loss, params, None, rho=0.1),
         directional_curvature(loss, params, None),
     ):
@@ -558,7 +566,7 @@ def test_a_search_backs_out_of_where_the_loss_is_not_finite(key, x64):
     def loss(w, _):
         return jnp.where(jnp.sum(w**2) > 0.04, jnp.nan, w[0])
 
-    found = worst_case_sharpness(loss, jnp.zeros(3), None, key=key, rho=1.0, steps=20)
+    found = worst_case_sharpness(loss, jnp.zeros(3), None, key=key, rho=1.0, num_steps=20)
     assert int(found.status) == Status.NON_FINITE
     assert 0.1999 < float(found.value) <= 0.2
     assert np.isfinite(found.perturbation).all()
@@ -600,8 +608,8 @@ def test_estimates(key):
     params, batch = network(key, dtype=jnp.float32), examples(key, dtype=jnp.float32)
     args = (cross_entropy, params, batch)
     named = {
-        **worst_case_sharpness(*args, key=key, rho=0.1, steps=3, restarts=2).estimates(),
-        **adaptive_sharpness(*args, key=key, rho=0.1, steps=3).estimates(),
+        **worst_case_sharpness(*args, key=key, rho=0.1, num_steps=3, restarts=2).estimates(),
+        **adaptive_sharpness(*args, key=key, rho=0.1, num_steps=3).estimates(),
         **sam_sharpness(*args, rho=0.1).estimates(),
         **directional_curvature(*args).estimates(),
     }
@@ -648,7 +656,7 @@ def test_impossible_radius(rho, key):
 
 def test_impossible_radius_that_was_traced_is_not_a_number(key):
     args = (cross_entropy, network(key, dtype=jnp.float32), examples(key, dtype=jnp.float32))
-    for call in (functools.partial(worst_case_sharpness, key=key, steps=2), sam_sharpness):
+    for call in (functools.partial(worst_case_sharpness, key=key, num_steps=2), sam_sharpness):
         found = jax.jit(lambda r, call=call: call(*args, rho=r))(-0.1)
         assert np.isnan(found.value) and int(found.status) == Status.NON_FINITE
 
@@ -660,7 +668,7 @@ def test_impossible_radius_that_was_traced_is_not_a_number(key):
         ({"m": 0}, "adaptive_sharpness: m must be a whole number >= 1, got 0"),
         ({"m": 2.0}, "adaptive_sharpness: m must be a whole number >= 1, got 2.0"),
         ({"m": True}, "adaptive_sharpness: m must"),
-        ({"steps": 0}, "adaptive_sharpness: steps must be a whole number >= 1, got 0"),
+        ({"num_steps": 0}, "adaptive_sharpness: num_steps must be a whole number >= 1, got 0"),
         ({"restarts": -1}, "adaptive_sharpness: restarts must"),
         ({"m": 4, "microbatch_size": 3}, "adaptive_sharpness: chunks of 3 do not divide 4"),
         ({"microbatch_size": 2.5}, "adaptive_sharpness: microbatch_size"),

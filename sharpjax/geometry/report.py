@@ -112,15 +112,23 @@ def curvature_report(
 ) -> CurvatureReport:
     """Both ends of the spectrum, trace, Frobenius norm, density and log-determinant of one model.
 
-    One Lanczos run with a basis gives the k largest eigenvalues, as `top_eigenpairs` does. Probes
-    without a basis, in the complement of their vectors, give the rest: the density, the smallest
-    eigenvalue, the Frobenius norm and the log-determinant, and the trace; for the trace further
-    probes of one product each follow until its error is small enough. What the first run has found
-    adds no variance to any of them: on networks that is most of it.
+    Take it for a first look, and where several of these are wanted: they share their products.
+    `print` the result for a table.
 
-    Cost: about `3 k + 10` products, `num_steps * num_probes`, and the further probes. Memory: the
-    basis of `top_eigenpairs`, then k + 3 vectors. On CPU, do not call it inside your own jit if the
-    loss convolves (`sharpjax.loops`).
+    >>> from sharpjax.geometry import hessian
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(jnp.linspace(-1.0, 9.0, 101) * w**2) / 2
+    >>> operator = hessian(loss, jnp.ones(101), jnp.ones(8))
+    >>> report = curvature_report(operator, key=jax.random.key(0), k=2)
+    >>> [round(float(x), 2) for x in (*report.top.values, report.smallest)]
+    [9.0, 8.9, -1.0]
+    >>> bool(abs(report.trace.value - 404) < 3 * report.trace.standard_error < 40)
+    True
+
+    One Lanczos run with a basis gives the k largest eigenvalues, as `top_eigenpairs` does. Probes
+    in the complement of their vectors give the rest: the density, the smallest eigenvalue, the
+    Frobenius norm and the log-determinant. For the trace further probes of one product each follow,
+    until its error is small enough. What the first run found adds no variance.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
@@ -137,21 +145,14 @@ def curvature_report(
         max_trace_products: further products for the trace, at the most; one for each probe.
         damping: what is added for the log-determinant; None leaves that out.
         vectors: whether to keep the eigenvectors.
-        probes_per_product: probes of the density that share one vmapped product, as in
-            `spectral_density`.
+        probes_per_product: as in `spectral_density`.
 
     Raises:
         UserError: an argument does not fit.
 
-    >>> from sharpjax.geometry import hessian
-    >>> def loss(w, batch):
-    ...     return jnp.mean(batch) * jnp.sum(jnp.linspace(-1.0, 9.0, 101) * w**2) / 2
-    >>> operator = hessian(loss, jnp.ones(101), jnp.ones(8))
-    >>> report = curvature_report(operator, key=jax.random.key(0), k=2)
-    >>> [round(float(x), 2) for x in (*report.top.values, report.smallest)]
-    [9.0, 8.9, -1.0]
-    >>> bool(abs(report.trace.value - 404) < 3 * report.trace.standard_error < 40)
-    True
+    Cost: about `3 k + 10` products, `num_steps * num_probes`, and the further probes. Memory: the
+    basis of `top_eigenpairs`, then k + 3 vectors. On CPU, do not call it inside your own jit if the
+    loss convolves (`sharpjax.loops`).
     """
     caller = "curvature_report"
     check_operator(caller, operator)

@@ -137,7 +137,7 @@ class Curvature:
         found = [
             ("", geometry.adaptive_sharpness(
                 loss, params, batch, key=keys[2], rho=self.adaptive_rho, m=self.adaptive_m,
-                steps=self.adaptive_steps, microbatch_size=own,
+                num_steps=self.adaptive_steps, microbatch_size=own,
             ).estimates()),
             ("hessian/", pairs.estimates()),
             ("hessian/", trace.estimates()),

@@ -78,7 +78,9 @@ def top_eigenpairs(
         vectors: False leaves them out; this costs no accuracy.
         start: an earlier result with vectors, for the same k and `which` and for parameters of the
             same structure, of another checkpoint or from `subsample_start`. Takes about half the
-            products (k + 2 at the least).
+            products (k + 2 at the least), and certifies less: an eigenvalue that has come up since,
+            with a vector orthogonal to all that is carried, is not met until the next search from
+            nothing, every 20th.
         verify: search again, from random vectors in the complement of what was found, until nothing
             is found that belongs among the k. Each such pass takes the products of a search of its
             own; `verification` says what was done.

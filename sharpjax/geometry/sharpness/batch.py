@@ -14,11 +14,12 @@ from sharpjax.geometry.accuracy import Accuracy, Target, ask, how_it_ended
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import checks, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.differentiable import How
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.sharpness.directional import along
-from sharpjax.geometry.status import tells_unknown
+from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
@@ -34,7 +35,8 @@ class BatchSharpness(NamedTuple):
         ratio_of_means: `E [g_B'H_B g_B] / E |g_B|^2`: batches count by their squared gradients.
         ratio_standard_error: of `ratio_of_means`, by the delta method.
         num_batches: how many were drawn (int32).
-        status: `Status`, int32.
+        status: `Status`, int32. `BREAKDOWN`: all gradients are exactly zero, so that the ratio of
+            means is not known. `NOT_CONVERGED`: the error that was asked for is not met.
     """
 
     value: jax.Array
@@ -56,7 +58,7 @@ class BatchSharpness(NamedTuple):
 def batch_sharpness(
     loss: Any,
     params: Params,
-    data: Any,
+    batch: Any,
     *,
     batch_size: int,
     key: jax.Array,
@@ -67,23 +69,28 @@ def batch_sharpness(
     """`E g_B'H_B g_B / |g_B|^2` over random mini-batches `B`, with gradient and Hessian of the
     mini-batch's own loss: what a step of SGD meets (arXiv 2412.20553).
 
-    It is said to settle at 2 / learning rate where SGD trains at its edge of stability, while the
-    largest eigenvalue of the full Hessian stays below. Both ways of taking the mean are in use and
-    both are returned: the mean of ratios (`value`), and the ratio of means. A batch with a gradient
-    of exactly zero has no direction: it counts as 0 in the first, and not at all in the second.
+    Take it to see whether SGD trains at its edge of stability: there it is said to settle at
+    2 / learning rate, while the largest eigenvalue of the full Hessian stays below. Both ways of
+    taking the mean are in use and returned: the mean of ratios (`value`), and the ratio of means.
 
-    Mini-batches are drawn independently of each other, each without an example twice. The standard
-    errors are those of such draws at these parameters. Of `n` batches that of the ratio is off by a
-    share of 1 / n, and so is the ratio itself. Where the error stops the draws, it covers somewhat
-    less often than its nominal rate: what stops early is what came out small.
+    >>> def loss(w, batch):  # each example has its own curvature, c
+    ...     return jnp.mean(batch["c"] * w**2) / 2
+    >>> batch = {"c": jnp.array([1.0, 3.0])}
+    >>> found = batch_sharpness(
+    ...     loss, jnp.float32(1), batch, batch_size=1, key=jax.random.key(0), max_batches=4000
+    ... )
+    >>> print(f"{found.value:.1f} {found.ratio_of_means:.1f}")  # (1 + 3) / 2, (1 + 27) / (1 + 9)
+    2.0 2.8
 
-    Cost: for each batch its gradient and one Hessian product, and an order of all examples. Memory:
-    a few vectors, and one batch at work. The data lie on the device.
+    Mini-batches are drawn independently of each other, each without an example twice; the standard
+    errors are those of such draws at these parameters. Of `n` batches the ratio of means, and its
+    error, are off by a share of 1 / n. Where the error stops the draws, it covers somewhat less
+    often than its nominal rate: what stops early is what came out small. A batch with a gradient of
+    exactly zero has no direction: it counts as 0 in the mean of ratios, and not in the other.
 
     Args:
-        loss: `loss(params, batch) -> scalar`, called with mini-batches.
-        params: as in `hessian`.
-        data: pytree of arrays with all examples on axis 0.
+        loss, params: as in `hessian`; the loss is called with mini-batches.
+        batch: pytree of arrays with all examples on axis 0.
         batch_size: examples in a mini-batch. With all of them there is one, and the errors are 0.
         key: for the draws.
         relative_error: stop where both standard errors are within this share of their values, from
@@ -95,30 +102,26 @@ def batch_sharpness(
     Raises:
         UserError: an argument does not fit.
 
-    >>> def loss(w, batch):  # each example has its own curvature, c
-    ...     return jnp.mean(batch["c"] * w**2) / 2
-    >>> data = {"c": jnp.array([1.0, 3.0])}
-    >>> found = batch_sharpness(
-    ...     loss, jnp.float32(1), data, batch_size=1, key=jax.random.key(0), max_batches=4000
-    ... )
-    >>> print(f"{found.value:.1f} {found.ratio_of_means:.1f}")  # (1 + 3) / 2, (1 + 27) / (1 + 9)
-    2.0 2.8
+    Cost: for each batch its gradient and one Hessian product, and an order of all examples. Memory:
+    a few vectors, and one batch at work. The data lie on the device.
     """
     caller = "batch_sharpness"
-    data = checks.as_batch(caller, data)
-    num_examples = loops.count_examples(caller, data)
+    batch = checks.as_batch(caller, batch)
+    num_examples = loops.count_examples(caller, batch)
     batch_size = whole_number(caller, "batch_size", batch_size)
     if batch_size > num_examples:
         raise UserError(f"{caller}: batch_size={batch_size} of {num_examples} examples.")
     limit = whole_number(caller, "max_batches", max_batches)
+    if batch_size < num_examples:
+        refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
     key, accuracy = check_key(caller, key), ask(caller, relative_error, None)
-    few = jax.tree.map(lambda x: x[:batch_size], data)
+    few = jax.tree.map(lambda x: x[:batch_size], batch)
     loss, how = checks.check_curvature(caller, loss, params, few, microbatch_size)
     is_cut = microbatch_size is not None and microbatch_size < batch_size
-    # Of all data: what the first batch does not hold, such as a mask, a later one may.
-    checked = cutting.check_cut(caller, loss, params, data, microbatch_size) if is_cut else None
-    params, data = jax.tree.map(jnp.asarray, (tree.widen(params), data))
-    operands = (loss, params, data)
+    # Of all examples: what the first mini-batch does not hold, such as a mask, a later one may.
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size) if is_cut else None
+    params, batch = jax.tree.map(jnp.asarray, (tree.widen(params), batch))
+    operands = (loss, params, batch)
     if loops.is_traced(operands):
         operands = algebra.without_derivative(operands)
     is_whole = batch_size == num_examples
@@ -238,11 +241,12 @@ def _finish(is_asked: bool, is_whole: bool, sums: _Sums) -> BatchSharpness:
         errors = jnp.where(sums.count > 1, errors, jnp.nan)
     finite = ~_is_not_finite(sums)
     met = finite if is_whole or not is_asked else _is_reached(sums)
+    status = how_it_ended(met, finite)
     return BatchSharpness(
         value=values[0],
         standard_error=errors[0],
         ratio_of_means=values[1],
         ratio_standard_error=errors[1],
         num_batches=sums.count,
-        status=how_it_ended(met, finite),
+        status=jnp.where(finite & (sums.mean[2] == 0), Status.BREAKDOWN, status).astype(jnp.int32),
     )

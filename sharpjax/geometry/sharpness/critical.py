@@ -68,26 +68,30 @@ def critical_sharpness(
     microbatch_size: int | None = None,
 ) -> CriticalSharpness:
     """`2 / eta_c`, with `eta_c` the smallest step along a direction at which the loss rises above
-    its start (arXiv 2601.16979). Forward passes alone: right where a gradient is too dear, or the
-    curvature at a point says too little of a long step.
+    its start (arXiv 2601.16979), as an interval.
 
-    The direction is **added**, as optax updates are. On a quadratic loss it is `d'Hd / -g'd`
-    (`directional_sharpness`); along `d = -g` it is `g'Hg / |g|^2`, and no larger than the largest
-    eigenvalue; above 2 the whole update (step 1) raises the loss.
+    Take it where a gradient is too dear, or the curvature at a point says too little of a long
+    step: it needs forward passes alone. The direction is **added**, as optax updates are. Above 2
+    the whole update (step 1) raises the loss. On a quadratic loss it is `d'Hd / -g'd`, as
+    `directional_sharpness`; along `d = -g` it is `g'Hg / |g|^2`, and no larger than the largest
+    eigenvalue.
+
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * (w[0] ** 2 + 3 * w[1] ** 2)
+    >>> w, batch = jnp.array([1.0, 1.0]), jnp.ones(4)
+    >>> downhill = -jax.grad(loss)(w, batch)
+    >>> found = critical_sharpness(loss, w, batch, downhill)
+    >>> print(f"{found.value:.3f} in [{found.low:.3f}, {found.high:.3f}]")  # (2^2 2 + 6^2 6) / 40
+    5.600 in [5.581, 5.613]
 
     Steps are doubled from `first_step` until the loss is higher than at the start, or halved until
-    it is lower. Then the bracket is closed, where it can be by the line through `(L(w + eta d) -
-    L(w)) / eta` at its two ends, which is exact on quadratics, and every third time by its middle.
-    A loss that is NaN or infinite counts as an increase. A difference within 16 units in the last
-    place of the loss (2e-6 of it in float32) is neither rise nor fall: a step there narrows the
-    bracket from neither side. The interval thus rests on the loss being computed to such an
-    accuracy, and on nothing else: for a loss that is continuous along the direction it holds a step
-    at which the loss is back at its start. Whether the loss rose and fell again between two steps
-    that were tried, no finite number of values can tell.
-
-    Cost: 5 forward passes where `eta_c` is in [`first_step`, 2 `first_step`) and the loss is nearly
-    quadratic along the direction, one more for each factor of 2 it is away. One pass after another,
-    in the memory of one.
+    it is lower. Then the bracket is closed by the line through `(L(w + eta d) - L(w)) / eta` at its
+    two ends, which is exact on quadratics, and every third time by its middle. A loss that is NaN
+    or infinite counts as an increase. A difference within 16 units in the last place of the loss
+    (2e-6 of it in float32) is neither rise nor fall. So, for a loss that is computed to such an
+    accuracy and continuous along the direction, the interval holds a step at which the loss is back
+    at its start. Whether it rose and fell again between two steps that were tried, no finite number
+    of values can tell.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`; no derivative of the loss is taken.
@@ -101,13 +105,9 @@ def critical_sharpness(
     Raises:
         UserError: an argument does not fit.
 
-    >>> def loss(w, batch):
-    ...     return jnp.mean(batch) * (w[0] ** 2 + 3 * w[1] ** 2)
-    >>> w, batch = jnp.array([1.0, 1.0]), jnp.ones(4)
-    >>> downhill = -jax.grad(loss)(w, batch)
-    >>> found = critical_sharpness(loss, w, batch, downhill)
-    >>> print(f"{found.value:.3f} in [{found.low:.3f}, {found.high:.3f}]")  # (2^2 2 + 6^2 6) / 40
-    5.600 in [5.581, 5.613]
+    Cost: 5 forward passes where `eta_c` is in [`first_step`, 2 `first_step`) and the loss is nearly
+    quadratic along the direction, one more for each factor of 2 it is away. One pass after another,
+    in the memory of one.
     """
     caller = "critical_sharpness"
     batch = checks.as_batch(caller, batch)

@@ -96,23 +96,23 @@ def directional_sharpness(
     loss: Any,
     params: Params,
     batch: Any,
-    update: Params,
+    direction: Params,
     *,
     microbatch_size: int | None = None,
 ) -> DirectionalSharpness:
     """`d'Hd / -g'd`: whether the next update `d` is at the edge of stability.
 
-    The update is what optax gives and what is **added** to the parameters. So a descent direction
-    has `g'd < 0`, and the value is positive where the loss curves upwards along it: above 2 the
-    whole update raises the loss, to second order; below it lowers it. For gradient descent, `d =
-    -lr g`, it is `lr g'Hg / |g|^2`. An update that ascends has the opposite sign. It is what
+    The direction is **added** to the parameters, as optax updates are. So one that descends has
+    `g'd < 0`, and the value is positive where the loss curves upwards along it: above 2 the whole
+    update raises the loss, to second order; below it lowers it. For gradient descent, `d = -lr g`,
+    it is `lr g'Hg / |g|^2`. An update that ascends has the opposite sign. It is what
     `critical_sharpness` tends to for a quadratic loss (arXiv 2601.16979).
 
     Cost: one gradient and one Hessian product, of the normalised update.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`.
-        update: a tree like the parameters.
+        direction: a tree like the parameters, such as an optax update.
 
     Raises:
         UserError: an argument does not fit.
@@ -128,10 +128,12 @@ def directional_sharpness(
     """
     caller = "directional_sharpness"
     batch = checks.as_batch(caller, batch)
-    update = check_direction(caller, "update", update, params)
+    direction = check_direction(caller, "direction", direction, params)
     loss, how = checks.check_curvature(caller, loss, params, batch, microbatch_size)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    return mark(_directional_sharpness(loss, params, batch, update, how, microbatch_size), checked)
+    return mark(
+        _directional_sharpness(loss, params, batch, direction, how, microbatch_size), checked
+    )
 
 
 class Along(NamedTuple):
@@ -204,11 +206,11 @@ def _directional_curvature(loss, params, batch, how, microbatch_size) -> Directi
 @tells_unknown
 @functools.partial(jax.jit, static_argnums=5)
 def _directional_sharpness(
-    loss, params, batch, update, how, microbatch_size
+    loss, params, batch, direction, how, microbatch_size
 ) -> DirectionalSharpness:
-    found = along(loss, tree.widen(params), batch, how, microbatch_size, update)
+    found = along(loss, tree.widen(params), batch, how, microbatch_size, direction)
     steepest = perturbation.ascent(found.gradient, found.gradient, rho=1.0)
-    size, gradient_norm = tree.vdot(found.unit, update), tree.vdot(steepest, found.gradient)
+    size, gradient_norm = tree.vdot(found.unit, direction), tree.vdot(steepest, found.gradient)
     slope = tree.vdot(found.unit, found.gradient)
     known = jnp.abs(slope) > rounding(params) * gradient_norm
     curvature = size * (size * found.curvature)

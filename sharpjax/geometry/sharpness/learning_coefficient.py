@@ -15,6 +15,7 @@ from sharpjax.estimate import Estimate
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss import checks, composed, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key, check_number
 from sharpjax.geometry.status import Status, tells_unknown
@@ -82,25 +83,32 @@ def local_learning_coefficient(
 ) -> LearningCoefficient:
     """`n beta (E L(w) - L(w*))` for `w` near the parameters `w*`: how many directions are free.
 
-    At a minimum of a regular model it is half the number of parameters; the flatter and the more
-    degenerate the minimum, the less (Lau et al., 2023, arXiv 2308.12108). The mean is over the
-    density `exp(-n beta L(w) - localization |w - w*|^2 / 2)`, which chains of stochastic gradient
-    Langevin dynamics (Welling and Teh, 2011) draw from, all started at `w*`:
+    Take it for how degenerate a minimum is: half the number of parameters in a regular model, less
+    the flatter and the more degenerate it is (Lau et al., 2023, arXiv 2308.12108).
+
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(w**2) / 2
+    >>> found = local_learning_coefficient(
+    ...     *(loss, jnp.zeros(4), jnp.ones(100)),
+    ...     key=jax.random.key(0), step_size=0.01, localization=1.0, num_chains=64,
+    ... )
+    >>> round(float(found.value), 1)  # 4 / 2
+    2.0
+
+    The mean is over the density `exp(-n beta L(w) - localization |w - w*|^2 / 2)`, from which
+    chains of stochastic gradient Langevin dynamics (Welling and Teh, 2011) draw, all started at
+    `w*`:
 
         w <- w - step_size / 2 (n beta grad L(w) + localization (w - w*)) + sqrt(step_size) noise
 
     **What to look at.** A step that is too long makes the value too large, without a limit where
-    `step_size (n beta lambda_max + localization) > 4`. The gradients that are taken say by how
-    much: `step_bias = step_size / 8 E <n beta grad L, n beta grad L + localization (w - w*)>`,
-    exact for quadratics. `localization` makes the value too small: of curvatures `h_i` it is `sum_i
-    n beta h_i / (2 (n beta h_i + localization))`. Directions with little curvature take some `2 /
-    (step_size (n beta h_i + localization))` steps to be filled, and count too little until then:
-    `missing` bounds by how much, for a quadratic. It is 0 after some `4 / (step_size
-    localization)` steps, whatever the loss. A negative value says that `w*` is no minimum.
-
-    Cost: one gradient for each chain and step; with `batch_size` of a mini-batch, and a forward
-    pass more. Chains run side by side (`vmap`), but for convolutions on CPU, one after another.
-    Memory: a few copies of the parameters and the activations of a batch for each chain.
+    `step_size (n beta lambda_max + localization) > 4`. `step_bias = step_size / 8 E <n beta grad L,
+    n beta grad L + localization (w - w*)>` says by how much, exactly for quadratics. `localization`
+    makes the value too small: of curvatures `h_i` it is `sum_i n beta h_i / (2 (n beta h_i +
+    localization))`. Directions with little curvature take some `2 / (step_size (n beta h_i +
+    localization))` steps to be filled, and count too little until then: `missing` bounds by how
+    much, for a quadratic; it is 0 after some `4 / (step_size localization)` steps, whatever the
+    loss. A negative value says that `w*` is no minimum.
 
     Args:
         loss, params: as in `hessian`; the parameters are `w*`, a minimum or nearly one.
@@ -121,14 +129,9 @@ def local_learning_coefficient(
         UserError: an argument does not fit; the loss declares weights (`composed`) and is to be cut
             into mini-batches, whose weighted means are not right on average.
 
-    >>> def loss(w, batch):
-    ...     return jnp.mean(batch) * jnp.sum(w**2) / 2
-    >>> found = local_learning_coefficient(
-    ...     *(loss, jnp.zeros(4), jnp.ones(100)),
-    ...     key=jax.random.key(0), step_size=0.01, localization=1.0, num_chains=64,
-    ... )
-    >>> round(float(found.value), 1)  # 4 / 2
-    2.0
+    Cost: one gradient for each chain and step; with `batch_size` of a mini-batch, and a forward
+    pass more. Chains run side by side (`vmap`), but for convolutions on CPU, one after another.
+    Memory: a few copies of the parameters and the activations of a batch for each chain.
     """
     caller = "local_learning_coefficient"
     batch, key = checks.as_batch(caller, batch), check_key(caller, key)
@@ -147,6 +150,7 @@ def local_learning_coefficient(
     checked = None
     if batch_size is not None:
         batch_size = whole_number(caller, "batch_size", batch_size)
+        refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
         if composed.weights(loss, batch) is not None:
             raise UserError(
                 f"{caller}: the loss declares weights, and the mean over mini-batches of a "

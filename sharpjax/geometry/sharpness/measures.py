@@ -22,6 +22,7 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss import checks, closures, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.composed import chunk_weights
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
@@ -82,49 +83,15 @@ def worst_case_sharpness(
     rho: ArrayLike,
     scaling: perturbation.Scaling = _NO_SCALING,
     m: int | None = None,
-    steps: int = 20,
+    num_steps: int = 20,
     restarts: int = 1,
     microbatch_size: int | None = None,
 ) -> Sharpness:
-    """`max L(w + e) - L(w)` over `||e / T||_2 <= rho`, by ascent: a lower bound of the maximum.
+    """`max L(w + e) - L(w)` over `||e / T||_2 <= rho`: the highest rise that ascent finds, a lower
+    bound of the maximum.
 
-    Auto-PGD (Croce and Hein, 2020, arXiv 2003.01690) in the coordinates `u = e / T`; it has no
-    hyperparameters. The first search starts at SAM's point `rho T^2 g / ||T g||` and the best point
-    is kept, so the value is below neither 0 nor the rise at that point (without a scaling,
-    `sam_sharpness`). Where the gradient is exactly zero it points nowhere, and that search starts
-    at random: ascent then acts as power iteration and tends to `rho^2 lambda_max(T H T)_+ / 2`,
-    slowly if negative curvature is much the larger in size. Where a symmetry holds the gradient
-    orthogonal to the steepest direction, only random starts (`restarts`) find it.
-
-    With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the mean over chunks of `m`
-    neighbouring examples of each chunk's own worst case, by the weights that the loss declares
-    (`composed`), if it does. The true one never falls when chunks are
-    cut into smaller ones; found values that do are proof of too little search.
-
-    Cost: `1 + steps * restarts` gradients over all examples, chunk after chunk, in one loop.
-    Memory, however many the chunks: 12 copies of the parameters in a host loop, 16 in a device loop
-    (which keeps its first state), and the activations of one chunk (of one microbatch). On CPU,
-    call it outside of your own jit if the loss convolves, or the convolutions run tens of times
-    slower (`sharpjax.loops`).
-
-    How good it is: on an MLP trained on digits, 20 steps came within 1.2e-3 of 200 at every radius,
-    mostly within 1e-5; 10 steps fell up to 0.14 short and 5 up to 0.48. Where the loss rose a
-    thousandfold there were several maxima: five searches found up to 25 % more than one.
-
-    Args:
-        loss: `loss(params, batch) -> scalar`, the mean over the examples, as in `hessian`.
-        params: pytree of floating arrays.
-        batch: pytree of arrays with the examples on axis 0.
-        key: for random starts; the same ones serve every chunk.
-        rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0.
-        scaling: rule for `T`. A weight with `T = 0` stays where it is.
-        m: examples per chunk, dividing their number; None: all.
-        steps: gradients per search.
-        restarts: searches, all but the first from uniformly random points of the sphere.
-        microbatch_size: examples per pass, dividing those of a chunk; None: a chunk at once.
-
-    Raises:
-        UserError: an argument does not fit.
+    Take it for how far the loss can rise within a ball; for one step of SAM `sam_sharpness` is far
+    cheaper, and `adaptive_sharpness` does not change with the scale of the weights.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * (w[0] ** 2 + 3 * w[1] ** 2)
@@ -132,20 +99,43 @@ def worst_case_sharpness(
     >>> at_minimum = worst_case_sharpness(loss, jnp.zeros(2), jnp.ones(4), key=key, rho=0.5)
     >>> print(f"{at_minimum.value:.4f}")
     0.7500
+
+    With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the mean over chunks of `m`
+    neighbouring examples of each chunk's own worst case, by the weights that the loss declares
+    (`composed`), if it does. The true one never falls when chunks are cut into smaller ones; found
+    values that do are proof of too little search.
+
+    The search is Auto-PGD (Croce and Hein, 2020, arXiv 2003.01690) in `u = e / T`, which has
+    nothing to tune. It starts at SAM's point `rho T^2 g / ||T g||` and keeps the best, so the value
+    is below neither 0 nor the rise there. Where the gradient is exactly zero it starts at random:
+    ascent then acts as power iteration and tends to `rho^2 lambda_max(T H T)_+ / 2`, slowly if
+    negative curvature is much the larger in size. Where a symmetry holds the gradient orthogonal to
+    the steepest direction, only random starts (`restarts`) find it.
+
+    How good it is: on an MLP trained on digits, 20 steps came within 1.2e-3 of 200 at every radius,
+    mostly within 1e-5; 10 steps fell up to 0.14 short and 5 up to 0.48. Where the loss rose a
+    thousandfold there were several maxima: five searches found up to 25 % more than one.
+
+    Args:
+        loss, params, batch: as in `hessian`.
+        key: for random starts; the same ones serve every chunk.
+        rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0.
+        scaling: rule for `T`. A weight with `T = 0` stays where it is.
+        m: examples per chunk, dividing their number; None: all.
+        num_steps: gradients per search.
+        restarts: searches, all but the first from uniformly random points of the sphere.
+        microbatch_size: examples per pass, dividing those of a chunk; None: a chunk at once.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    Cost: `1 + num_steps * restarts` gradients over all examples, chunk after chunk, in one loop.
+    Memory, however many the chunks: 12 copies of the parameters in a host loop, 16 in a device loop
+    (which keeps its first state), and the activations of one chunk (of one microbatch). On CPU,
+    call it outside of your own jit if the loss convolves (`sharpjax.loops`).
     """
-    return _worst_case(
-        "worst_case_sharpness",
-        loss,
-        params,
-        batch,
-        key=key,
-        rho=rho,
-        scaling=scaling,
-        m=m,
-        steps=steps,
-        restarts=restarts,
-        microbatch_size=microbatch_size,
-    )
+    how = key, rho, scaling, m, num_steps, restarts, microbatch_size
+    return _worst_case("worst_case_sharpness", loss, params, batch, *how)
 
 
 def adaptive_sharpness(
@@ -156,7 +146,7 @@ def adaptive_sharpness(
     key: jax.Array,
     rho: ArrayLike,
     m: int | None = None,
-    steps: int = 20,
+    num_steps: int = 20,
     restarts: int = 1,
     microbatch_size: int | None = None,
 ) -> AdaptiveSharpness:
@@ -176,20 +166,8 @@ def adaptive_sharpness(
     >>> print(f"{one.value:.4f} {other.value:.4f}")
     0.8321 0.8321
     """
-    found = _worst_case(
-        "adaptive_sharpness",
-        loss,
-        params,
-        batch,
-        key=key,
-        rho=rho,
-        scaling=perturbation.element(),
-        m=m,
-        steps=steps,
-        restarts=restarts,
-        microbatch_size=microbatch_size,
-    )
-    return AdaptiveSharpness(*found)
+    how = key, rho, perturbation.element(), m, num_steps, restarts, microbatch_size
+    return AdaptiveSharpness(*_worst_case("adaptive_sharpness", loss, params, batch, *how))
 
 
 def sam_sharpness(
@@ -246,7 +224,7 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
 
 
 def _worst_case(
-    caller, loss, params, batch, *, key, rho, scaling, m, steps, restarts, microbatch_size
+    caller, loss, params, batch, key, rho, scaling, m, num_steps, restarts, microbatch_size
 ) -> Sharpness:
     check_rho(caller, rho)
     check_scaling(caller, scaling)
@@ -254,13 +232,14 @@ def _worst_case(
     batch = checks.as_batch(caller, batch)
     search = worst_case.Search(
         scaling=closures.rule(scaling),
-        steps=whole_number(caller, "steps", steps),
+        num_steps=whole_number(caller, "num_steps", num_steps),
         restarts=whole_number(caller, "restarts", restarts),
         microbatch_size=microbatch_size,
     )
     if m is None:
         first, chunks = batch, jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)
     else:
+        refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
         chunks = loops.split_chunks(caller, batch, whole_number(caller, "m", m))
         first = tree.index(chunks, 0)
     loss = checks.check_problem(caller, loss, params, first, microbatch_size)

@@ -39,30 +39,30 @@ class Highest(NamedTuple):
 class Search:
     """One turn of the loop: a gradient, and the move to where the next one is taken.
 
-    The turns of a chunk are one at the centre and `steps` for each of `restarts` searches.
+    The turns of a chunk are one at the centre and `num_steps` for each of `restarts` searches.
 
     Attributes:
         scaling: the rule for `T`.
-        steps: gradients per search.
+        num_steps: gradients per search.
         restarts: searches per chunk. The first starts along the gradient at the centre, or at
             random where that is zero or not finite; the others at random.
         microbatch_size: examples per pass, or None.
     """
 
     scaling: perturbation.Scaling
-    steps: int
+    num_steps: int
     restarts: int
     microbatch_size: int | None
 
     @property
     def turns(self) -> int:
-        return 1 + self.steps * self.restarts
+        return 1 + self.num_steps * self.restarts
 
     def __call__(self, carry: "Carry", operands: "Operands") -> "Carry":
         chunk, turn = carry.turn // self.turns, carry.turn % self.turns
-        step, restart = (turn - 1) % self.steps, (turn + self.steps - 1) // self.steps
+        step, restart = (turn - 1) % self.num_steps, (turn + self.num_steps - 1) // self.num_steps
         at_centre = turn == 0
-        begin = at_centre if self.restarts == 1 else at_centre | (step == self.steps - 1)
+        begin = at_centre if self.restarts == 1 else at_centre | (step == self.num_steps - 1)
         scale = self.scaling(operands.params)
         point = jax.tree.map(lambda u: jnp.where(at_centre, 0, u), carry.ascent.point)
         value, gradient = objective.value_and_grad(
@@ -88,7 +88,7 @@ class Search:
             jnp.where(finite, value, -jnp.inf),
             direction,
             radius=operands.radius,
-            interval=jnp.asarray(ascent.intervals(self.steps))[step],
+            interval=jnp.asarray(ascent.intervals(self.num_steps))[step],
             begin=begin,
             first=objective.select(leads, direction, anywhere),
         )

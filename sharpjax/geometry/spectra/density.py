@@ -142,23 +142,25 @@ def spectral_density(
     atoms: Eigenpairs | None = None,
     probes_per_product: int = 1,
 ) -> Density:
-    """The density of the eigenvalues of an operator, by stochastic Lanczos quadrature.
+    """The density of the eigenvalues of an operator, with its standard error.
 
-    Each probe is a uniform direction u and a Lanczos process at it of m products, whose Ritz values
-    and weights stand for the spectrum: `u' f(A) u = sum_k w_k f(theta_k)`, with mean
-    `tr f(A) / n`. The standard error comes from the same nodes, by the variance
-    `2 / (n + 2) (tr f(A)^2 / n - (tr f(A) / n)^2)` of one probe. On a network (n = 1e6) one probe
-    gives the bulk to a part in a thousand; several are for what is rare, such as eigenvalues far
-    from the bulk, or for small n.
+    Take it for a picture of the whole spectrum, and for `tr f(A)` of any f (`Density.trace_of`).
+    For the largest eigenvalues by themselves take `top_eigenpairs`, and give them as `atoms`.
 
-    With `atoms` the eigenvalues that are known are taken out of the probes (they are drawn in the
-    complement of the vectors) and added as they are: they cost no variance, and the rest is
-    resolved on its own scale.
+    >>> from sharpjax.geometry import hessian
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(jnp.arange(-500.0, 500.0) * w**2) / 2
+    >>> operator = hessian(loss, jnp.ones(1000), jnp.ones(8))
+    >>> found = spectral_density(operator, key=jax.random.key(0))
+    >>> half = found.cumulative(jnp.float32(0))
+    >>> bool(abs(half.value - 0.5) < 3 * half.standard_error), int(found.num_products)
+    (True, 256)
 
-    Cost: `num_steps * num_probes` products, fewer where a probe exhausts its space. Memory: three
-    vectors for each of `probes_per_product`, and those of `atoms`. No basis is stored, and nothing
-    is reorthogonalised: the density is the same without, up to rounding. On CPU, do not call it
-    inside your own jit if the loss convolves (`sharpjax.loops`).
+    By stochastic Lanczos quadrature: each probe is a uniform direction u and m Lanczos steps from
+    it, whose Ritz values and weights give `u' f(A) u = sum_k w_k f(theta_k)`, with mean
+    `tr f(A) / n`. One probe has the variance `2 / (n + 2) (tr f(A)^2 / n - (tr f(A) / n)^2)`, which
+    the same nodes estimate. On a network of 1e6 parameters one probe gives the bulk to a part in a
+    thousand; several are for what is rare, and for small n.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
@@ -169,25 +171,21 @@ def spectral_density(
             share of its integral, at the default width of the kernel; looked at after each probe,
             from the second on. Where it is not reached, `status` is `NOT_CONVERGED`.
         atoms: eigenvalues with vectors, as `top_eigenpairs` returns them; those that have not
-            converged are ignored.
-        probes_per_product: probes that share one vmapped product; divides `num_probes`. On
-            accelerators small products are bound by launches, and more than 1 pays; on CPU it does
-            not.
+            converged are ignored. They are taken out of the probes and added as they are: they cost
+            no variance, and the rest is resolved on its own scale.
+        probes_per_product: probes that share one vmapped product; divides `num_probes`. More than 1
+            pays on accelerators, where small products are bound by launches; on CPU it does not.
 
     Raises:
         UserError: an argument does not fit.
 
+    Cost: `num_steps * num_probes` products, fewer where a probe exhausts its space. Memory: three
+    vectors for each of `probes_per_product`, and those of `atoms`. No basis is stored, and nothing
+    is reorthogonalised: the density is the same without, up to rounding. On CPU, do not call it
+    inside your own jit if the loss convolves (`sharpjax.loops`).
+
     References: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017; Ghorbani, Krishnan and
     Xiao, arXiv 1901.10159.
-
-    >>> from sharpjax.geometry import hessian
-    >>> def loss(w, batch):
-    ...     return jnp.mean(batch) * jnp.sum(jnp.arange(-500.0, 500.0) * w**2) / 2
-    >>> operator = hessian(loss, jnp.ones(1000), jnp.ones(8))
-    >>> found = spectral_density(operator, key=jax.random.key(0))
-    >>> half = found.cumulative(jnp.float32(0))
-    >>> bool(abs(half.value - 0.5) < 3 * half.standard_error), int(found.num_products)
-    (True, 256)
     """
     caller = "spectral_density"
     check_operator(caller, operator)

@@ -67,36 +67,10 @@ def logdet(
     absolute_error: float | jax.Array | None = None,
     num_probes: int = 8,
 ) -> LogDeterminant:
-    """The log-determinant of a positive operator, such as `hessian(loss, params, batch) + 0.1`.
+    """The log-determinant of a positive operator, with its errors.
 
-    `log det A = tr log A`, by stochastic Lanczos quadrature: N uniform directions u, a Lanczos
-    process of m products at each. The variance of one is `2 n / (n + 2)` times that of the
-    logarithms of the eigenvalues, times n, so a factor on A adds `n log factor` and no error. Noise
-    of the products spreads the Ritz values, and so is in it; what is too small for that is added.
-
-    That A is positive is checked in the same run: the smallest Ritz value less its residual must
-    lie above the noise of the products, which in float32 is 6e-6 of the largest eigenvalue. Where
-    it does not, `status` says so. Where the smallest Ritz value itself does not, the logarithms of
-    the smallest eigenvalues are noise, and the value is NaN: damping helps, more products do not.
-
-    Cost: `num_steps` products for each probe. Memory: three vectors. The number of products that
-    it takes grows as the root of the condition number: `quadrature_error` tells whether they were
-    enough. On CPU, do not call it inside your own jit if the loss convolves (`sharpjax.loops`).
-
-    Args:
-        operator: symmetric and positive: a Gauss-Newton operator, or a Hessian at a minimum, with a
-            damping added.
-        key: for the probes.
-        num_steps: m, at least 4.
-        relative_error: stop where the standard error is at most this share of the value.
-        absolute_error: or at most this. Without either, `num_probes` are used. A value near zero
-            never meets a relative error.
-        num_probes: at the most, at least 4.
-
-    Raises:
-        UserError: an argument does not fit.
-
-    References: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017.
+    Take it for Laplace approximations and marginal likelihoods: of a Gauss-Newton matrix, or of a
+    Hessian at a minimum, with a damping added.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -106,6 +80,34 @@ def logdet(
     >>> truth = jnp.sum(jnp.log(jnp.arange(1000.0) + 10))
     >>> bool(abs(found.value - truth) < 3 * found.standard_error), int(found.status)
     (True, 0)
+
+    `log det A = tr log A` by stochastic Lanczos quadrature, as in `spectral_density`. One probe has
+    the variance `2 n / (n + 2)` times that of the logarithms of the eigenvalues, times n: a factor
+    on A adds `n log factor`, and no error. Noise of the products spreads the Ritz values and so is
+    in the standard error; what is too small for that is added.
+
+    That A is positive is checked in the same run: the smallest Ritz value less its residual must
+    lie above the noise of the products (in float32 6e-6 of the largest eigenvalue), or `status`
+    says so. Where the Ritz value itself does not, the logarithms of the smallest eigenvalues are
+    noise, and the value is NaN: damping helps, more products do not.
+
+    Args:
+        operator: symmetric and positive.
+        key: for the probes.
+        num_steps: m, products for each probe, at least 4. It takes as many more as the root of the
+            condition number is larger; `quadrature_error` tells whether they were enough.
+        relative_error: stop where the standard error is at most this share of the value.
+        absolute_error: or at most this. Without either, `num_probes` are used. A value near zero
+            never meets a relative error.
+        num_probes: at the most, at least 4.
+
+    Raises:
+        UserError: an argument does not fit.
+
+    Cost: `num_steps` products for each probe. Memory: three vectors. On CPU, do not call it inside
+    your own jit if the loss convolves (`sharpjax.loops`).
+
+    Reference: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017.
     """
     check_operator("logdet", operator)
     num_steps = whole_number("logdet", "num_steps", num_steps, least=4)
