@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax import geometry
+from sharpjax import geometry, tree
 
 AXES = ("data", "model")
 
@@ -81,11 +81,14 @@ def measure(kind, num_data, num_model, compiled):
         key = jax.random.key(0)
         pairs = geometry.top_eigenpairs(operator, key=key, k=3)
         trace = geometry.trace(operator, key=key, max_products=8)
+        solution = geometry.solve(operator + 2.0, params)
         return {
             "values": np.asarray(pairs.values).tolist(),
             "converged": bool(np.asarray(pairs.converged).all()),
             "vectors": str(pairs.vectors["in"]["kernel"].sharding.spec),
             "trace": float(trace.value),
+            "solution": float(tree.norm(solution.x)),
+            "lies": str(solution.x["in"]["kernel"].sharding.spec),
             "gathered": gathered(operator, key) if compiled else None,
         }
 

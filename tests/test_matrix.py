@@ -141,6 +141,8 @@ def test_arpack_finds_the_same(x64, key):
     truth = dense(awkward_loss, params, batch)
     np.testing.assert_allclose(view @ v, truth @ v, atol=1e-13)
     np.testing.assert_allclose(view.H @ np.eye(34), truth, atol=1e-13)
+    turned = np.asarray(v) * (1 + 2j)  # as GMRES with complex iterates asks
+    np.testing.assert_allclose(view @ turned, truth @ turned, atol=1e-13)
     values = eigsh(view, k=3, which="LA", return_eigenvectors=False)
     ours = top_eigenpairs(operator, key=key, k=3, tol=1e-9).values
     np.testing.assert_allclose(np.sort(values), np.sort(ours), rtol=1e-8)

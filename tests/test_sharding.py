@@ -73,7 +73,8 @@ def test_many_devices(found, mesh):
 @pytest.mark.parametrize("mesh", ONE_PROCESS[1:])
 def test_a_basis_lies_as_the_parameters_and_is_never_gathered(found, mesh):
     over_model = not mesh.endswith(":1")
-    assert ("'model'" in found[mesh]["vectors"]) or not over_model
+    for what in ("vectors", "lies"):
+        assert ("'model'" in found[mesh][what]) or not over_model
     # One vector may travel (a kernel whose contraction is sharded), never a stack of them.
     for shape in found[mesh]["gathered"]:
         assert len(re.findall(r"\d+", shape.split("[")[1])) <= 2, shape

@@ -85,6 +85,8 @@ def to_scipy(operator: Any) -> Any:
     size, dtype = tree.size(like), _dtype(like)
 
     def matvec(vector):
+        if np.iscomplexobj(vector):  # scipy asks for products of its own complex iterates
+            return matvec(vector.real) + 1j * matvec(vector.imag)
         flat = np.asarray(vector, dtype).reshape(-1)
         return np.asarray(_jitted_ravel(loops.call(product, _jitted_unravel(flat, like))))
 
