@@ -223,22 +223,26 @@ def test_a_masked_loss_is_refused_or_right(key):
 # Weights make it right wherever a batch is cut.
 
 
+@functools.cache
+def declared(name):
+    """A loss, a problem and the dense Hessian; call it in float64."""
+    params, batch = problem()
+    loss = WEIGHTED[name].declared(regularizer=decay)
+    return loss, params, batch, dense(loss, params, batch)
+
+
 @pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.parametrize("way", OPERATORS)
 def test_products_of_weighted_means(x64, name, way):
-    params, batch = problem()
-    loss = WEIGHTED[name].declared(regularizer=decay)
-    expected = dense(loss, params, batch)
+    loss, params, batch, expected = declared(name)
     product = linearize(OPERATORS[way](loss, params, batch))
     v = tree.random_normal(jax.random.key(1), params)
     np.testing.assert_allclose(flat(product(v)), expected @ flat(v), rtol=1e-7)
 
 
-@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("name", ["mask at the end", "token counts"])
 def test_weighted_means_inside_a_trace(x64, name):
-    params, batch = problem()
-    loss = WEIGHTED[name].declared()
-    expected = dense(loss, params, batch)
+    loss, params, batch, expected = declared(name)
     v = tree.random_normal(jax.random.key(1), params)
 
     @jax.jit
@@ -259,7 +263,7 @@ def test_other_measures_of_weighted_means(x64, key):
         "along": lambda **o: geometry.directional_curvature(loss, params, batch, **o),
         "sam": lambda **o: geometry.sam_sharpness(loss, params, batch, rho=0.1, **o),
         "worst": lambda **o: geometry.worst_case_sharpness(
-            *(loss, params, batch), key=key, rho=0.1, steps=4, **o
+            *(loss, params, batch), key=key, rho=0.1, num_steps=4, **o
         ),
     }
     for name, measure in measures.items():
@@ -272,7 +276,7 @@ def test_chunks_of_m_sharpness_have_weights(x64, key):
     params, batch = problem()
     loss = WEIGHTED["mask at the end"].declared()
     batch = batch | {"mask": jnp.asarray(np.arange(COUNT) < 10, jnp.float64)}
-    ball: Any = {"key": key, "rho": 0.1, "steps": 3}
+    ball: Any = {"key": key, "rho": 0.1, "num_steps": 3}
     found = geometry.worst_case_sharpness(loss, params, batch, m=8, **ball)
     one, two = (
         geometry.worst_case_sharpness(loss, params, rows(batch, i, i + 8), **ball) for i in (0, 8)
@@ -365,7 +369,7 @@ def test_every_function_that_cuts_names_itself(name, key):
         with pytest.raises(UserError, match=f"{caller}: .*example_weight.*take the mean"):
             call()
     # The chunks of m-sharpness are what it is a mean over.
-    geometry.adaptive_sharpness(loss, params, batch, m=12, steps=1, **ball)
+    geometry.adaptive_sharpness(loss, params, batch, m=12, num_steps=1, **ball)
 
 
 @pytest.mark.parametrize(
@@ -554,6 +558,17 @@ def test_batches_on_several_devices(kind):
             hessian(SOUND["mean"], params, batch, microbatch_size=8)
             with pytest.raises(UserError, match="not the mean of its parts"):
                 hessian(WEIGHTED["mask"], params, batch, microbatch_size=8)
+            return
+        ball = {"key": jax.random.key(0), "rho": 0.1}
+        chain = {"key": jax.random.key(0), "step_size": 0.1, "localization": 1.0, "batch_size": 4}
+        for remedy, ask in (
+            ("averaged", lambda loss, *at: hessian(loss, *at, microbatch_size=8)),
+            ("reshard", lambda *at: geometry.batch_sharpness(*at, key=ball["key"], batch_size=8)),
+            ("reshard", lambda *at: geometry.worst_case_sharpness(*at, m=8, **ball)),
+            ("reshard", lambda *at: geometry.local_learning_coefficient(*at, **chain)),
+        ):
+            with pytest.raises(UserError, match=f"sharded over Explicit axes.*{remedy}"):
+                ask(SOUND["mean"], params, batch)
 
 
 def _masked_in_the_middle(kind, every):
@@ -601,7 +616,7 @@ def _plain(w, batch):
 # Inside a trace nothing can be raised.
 
 
-@pytest.mark.parametrize("way", ["hessian, 4", "hessian, 12", "list", "arrays"])
+@pytest.mark.parametrize("way", ["hessian, 4", "list", "arrays"])
 def test_inside_a_trace_results_say_so(key, way):
     params, batch = problem(dtype=np.float32)
 
@@ -611,10 +626,15 @@ def test_inside_a_trace_results_say_so(key, way):
         found = geometry.top_eigenpairs(operator, key=key, max_products=4)
         return found.values, found.status, linearize(2 * operator)(params)
 
-    for name in ("mask at the end", "sum", "BatchNorm in training mode"):
-        values, status, product = solve((WEIGHTED | MIXING)[name], params)
-        assert np.isnan(values).all() and (np.asarray(status) == Status.ASSUMPTION_FAILED).all()
-        assert np.isnan(flat(product)).all()
+    @functools.partial(jax.jit, static_argnums=0)
+    def multiply(loss, params):
+        return linearize(2 * OPERATORS[way](loss, params, batch))(params)
+
+    for name in ("sum", "BatchNorm in training mode"):
+        assert np.isnan(flat(multiply((WEIGHTED | MIXING)[name], params))).all()
+    values, status, product = solve(WEIGHTED["mask at the end"], params)
+    assert np.isnan(values).all() and (np.asarray(status) == Status.ASSUMPTION_FAILED).all()
+    assert np.isnan(flat(product)).all()
     values, status, product = solve(SOUND["mean"], params)
     assert np.isfinite(values).all() and not (np.asarray(status) == Status.ASSUMPTION_FAILED).any()
     assert np.isfinite(flat(product)).all()
@@ -626,7 +646,7 @@ def test_measures_inside_a_trace_say_so(key):
     @functools.partial(jax.jit, static_argnums=0)
     def measure(loss, params):
         given = (loss, params, batch)
-        ball = {"key": key, "rho": 0.1, "steps": 1}
+        ball = {"key": key, "rho": 0.1, "num_steps": 1}
         return (
             geometry.sam_sharpness(*given, rho=0.1, microbatch_size=4),
             geometry.directional_curvature(*given, microbatch_size=4),
