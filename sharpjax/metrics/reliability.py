@@ -158,18 +158,17 @@ def update(
     bins = jnp.arange(found.count.shape[1], dtype=jnp.int32)
     member = (index[:, :, None] == bins) & batch.counted[:, None, None]  # [B, C, M]
 
-    def added(total: Sum, x: jax.Array) -> Sum:
-        new = summation.over_examples(jnp.where(member, x[:, :, None], 0.0))
-        return summation.add(total, new)
-
     gap = right.astype(jnp.float32) - confidence
+    terms = jnp.stack([confidence, jnp.square(confidence), jnp.square(gap)], -1)  # [B, C, 3]
+    sums = summation.over_examples(jnp.where(member[..., None], terms[:, :, None], 0.0))
+    confidences, squared, gaps = (jax.tree.map(lambda x, i=i: x[..., i], sums) for i in range(3))
     return dataclasses.replace(
         found,
         count=found.count + jnp.sum(member, axis=0, dtype=jnp.int32),
         right=found.right + jnp.sum(member & right[:, :, None], axis=0, dtype=jnp.int32),
-        confidence=added(found.confidence, confidence),
-        squared=added(found.squared, jnp.square(confidence)),
-        gap=added(found.gap, jnp.square(gap)),
+        confidence=summation.add(found.confidence, confidences),
+        squared=summation.add(found.squared, squared),
+        gap=summation.add(found.gap, gaps),
         refused=found.refused | batch.refused,
     )
 
