@@ -64,6 +64,7 @@ def test_constant_confidence_is_off_by_its_distance_from_the_accuracy():
     got = values(found)
     for name in ("ece", "mce", "rmsce"):
         np.testing.assert_allclose(got[name], 0.3, rtol=1e-5)
+    np.testing.assert_allclose(got["overconfidence"], 0.9 * 0.3, rtol=1e-5)
     np.testing.assert_allclose(got["rmsce_debiased"], np.sqrt(0.09 - 0.24 / 9), rtol=1e-5)
     # The excess of |.3 + sigma Z| over .3, sigma^2 = .024, by a million draws.
     noise = np.random.default_rng(0).normal(size=1_000_000)
@@ -187,6 +188,41 @@ def test_bins_of_equal_mass():
     # What is equal stays together: in two bins it would not cancel.
     ties = two_classes([0.5] * 4)
     assert adaptive.adaptive_calibration_error(ties, np.array([0, 0, 1, 1]), num_bins=2) == 0
+
+
+def test_a_threshold_leaves_out_small_probabilities():
+    z, y = draw(14, size=80)
+    p, right = softmax(z), y[:, None] == np.arange(4)
+    errors = []
+    for c, hit in zip(p.T, right.T, strict=True):
+        order = np.argsort(c)
+        order = order[c[order] >= 0.1]
+        parts = np.array_split(order, 5)
+        errors.append(sum(abs((c - hit)[part].sum()) for part in parts) / len(order))
+    got = adaptive.adaptive_calibration_error(z, y, num_bins=5, threshold=0.1)
+    np.testing.assert_allclose(got, np.mean(errors), rtol=1e-12)
+    with pytest.raises(UserError, match="threshold=1"):
+        adaptive.adaptive_calibration_error(z, y, threshold=1)
+
+
+def test_two_models_are_compared_on_the_same_examples(key):
+    rng = np.random.default_rng(15)
+    confidence = rng.uniform(0.5, 0.95, 400)
+    label = (rng.uniform(size=400) >= confidence).astype(np.int32)
+    good = two_classes(confidence)
+    sure = two_classes(1 - (1 - confidence) / 5)
+    bins = reliability.init(10)
+    found = adaptive.compare_calibration(bins, sure, good, label, key=key, num_draws=200)
+    errors = [values(update(bins, z, label))["ece"] for z in (sure, good)]
+    np.testing.assert_allclose(found.difference, errors[0] - errors[1], rtol=1e-4)
+    assert found.p_value == 1 / 201
+    back = adaptive.compare_calibration(bins, good, sure, label, key=key, num_draws=200)
+    assert back.difference == -found.difference and back.p_value == found.p_value
+    same = adaptive.compare_calibration(bins, good, good, label, key=key, num_draws=200)
+    assert same == (0.0, 1.0)
+    classes = reliability.init(of="classes", num_classes=2)
+    with pytest.raises(UserError, match="bins of the top class"):
+        adaptive.compare_calibration(classes, good, good, label, key=key)
 
 
 def test_a_diagram_and_its_picture():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax.errors import unknown, whole_number
+from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.metrics import inputs, reliability
 from sharpjax.metrics.reliability import Reliability
 
@@ -17,6 +17,7 @@ def adaptive_calibration_error(
     *,
     num_bins: int = 15,
     of: Literal["top", "classes"] = "classes",
+    threshold: float = 0.0,
 ) -> float:
     """ACE: the mean over classes of sum_b f_b |confidence_b - accuracy_b|, in bins of equal mass
     (arXiv 1904.01685).
@@ -30,9 +31,11 @@ def adaptive_calibration_error(
         label: [N].
         num_bins: may be more than N.
         of: 'classes', or 'top', the predicted class alone.
+        threshold: probabilities below it are left out, of each class (TACE, ibid., with 0.01);
+            f_b is then a share of those that are left.
 
     Raises:
-        UserError: as `metrics.update`; an impossible number of bins, an unknown word.
+        UserError: as `metrics.update`; an impossible number of bins or threshold, an unknown word.
 
     >>> logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     >>> label = np.array([0, 1, 0, 0])
@@ -43,6 +46,8 @@ def adaptive_calibration_error(
     whole_number(caller, "num_bins", num_bins)
     if of not in ("top", "classes"):
         raise unknown(f"of ({caller})", str(of), ("top", "classes"))
+    if not 0 <= threshold < 1:
+        raise UserError(f"{caller}: threshold={threshold}; give a number in [0, 1).")
     inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
     z, y = np.asarray(logits, np.float64), np.asarray(label)
     p = np.exp(z - z.max(axis=1, keepdims=True))
@@ -53,14 +58,18 @@ def adaptive_calibration_error(
         p, right = np.take_along_axis(p, top, 1), np.take_along_axis(right, top, 1)
     if not np.isfinite(p).all():
         return float("nan")
-    last = np.cumsum([len(part) for part in np.array_split(np.arange(len(p)), num_bins)]) - 1
     errors = []
     for confidence, hit in zip(p.T, right.T, strict=True):
+        kept = confidence >= threshold
+        confidence, hit, count = confidence[kept], hit[kept], int(kept.sum())
+        if not count:
+            continue
+        last = np.cumsum([len(part) for part in np.array_split(np.arange(count), num_bins)]) - 1
         edges = np.sort(confidence)[last[:-1].clip(0)]
         index = np.searchsorted(edges, confidence, side="left")
         gaps = np.bincount(index, confidence - hit, num_bins)
-        errors.append(np.abs(gaps).sum() / len(p))
-    return float(np.mean(errors))
+        errors.append(np.abs(gaps).sum() / count)
+    return float(np.mean(errors)) if errors else float("nan")
 
 
 class CalibrationTest(NamedTuple):
@@ -115,6 +124,67 @@ def calibration_test(
         float(observed), float(null.mean()), float(low), float(high),
         float((1 + larger) / (1 + num_draws)),
     )  # fmt: skip
+
+
+class Comparison(NamedTuple):
+    """How the calibration errors of two models compare.
+
+    Attributes:
+        difference: of the first less that of the second.
+        p_value: two-sided; (1 + draws at least as far from 0) / (1 + draws).
+    """
+
+    difference: float
+    p_value: float
+
+
+def compare_calibration(
+    bins: Reliability,
+    first: jax.Array,
+    second: jax.Array,
+    label: jax.Array,
+    *,
+    key: jax.Array,
+    num_draws: int = 1000,
+) -> Comparison:
+    """Whether two models are calibrated alike on the same examples: a paired permutation test.
+
+    For each example the predictions of the two are exchanged or not, at random: exact where they
+    are exchangeable. It speaks of these two models, and says nothing of other seeds.
+
+    Args:
+        bins: from `reliability.init`, of the top class; what it holds is not read.
+        first, second: logits [N, K] of the same examples.
+        label: [N].
+        key: of the draws.
+
+    Raises:
+        UserError: as `metrics.update`; bins of classes.
+    """
+    caller = "compare_calibration"
+    num_draws = whole_number(caller, "num_draws", num_draws)
+    if bins.of != "top":
+        raise UserError(f"{caller}: give bins of the top class, reliability.init(...).")
+    batches = [inputs.checked(caller, logits, label) for logits in (first, second)]
+    confidence = jnp.stack([inputs.confidence_of(batch) for batch in batches])
+    right = jnp.stack([inputs.correct(batch) for batch in batches])
+    observed, drawn = _exchanged(bins, confidence, right, jax.random.split(key, num_draws))
+    # Draws that tie with it, but for rounding, are as far.
+    far = np.sum(np.abs(drawn) >= abs(float(observed)) * (1 - 1e-6))
+    return Comparison(float(observed), float((1 + far) / (1 + num_draws)))
+
+
+@jax.jit
+def _exchanged(bins, confidence, right, keys):
+    def difference(confidence, right):
+        one, other = (_error(bins, confidence[i][:, None], right[i][:, None]) for i in (0, 1))
+        return one - other
+
+    def draw(key):
+        swap = jax.random.bernoulli(key, 0.5, confidence.shape[1:])
+        return difference(*(jnp.where(swap, x[::-1], x) for x in (confidence, right)))
+
+    return difference(confidence, right), jax.lax.map(draw, keys)
 
 
 @jax.jit

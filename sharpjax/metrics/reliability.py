@@ -215,6 +215,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
       |c_b - a_b|, in closed form; may be negative (arXiv 1909.10155, whose code draws it). Of a
       calibrated model it removes sqrt(2) - 1 = 41 % of the excess, where gaps stand out all.
     - `rmsce_debiased`: sqrt(max(0, sum f_b ((c_b - a_b)^2 - a_b (1 - a_b) / (n_b - 1)))), ibid.
+    - `overconfidence`: sum_b f_b c_b max(c_b - a_b, 0) (arXiv 1905.11001).
     - `ece_null`: what `ece` is on average of a calibrated model with these confidences, in a normal
       approximation: sum_b f_b sqrt(2 v_b / (pi n_b)), v_b the mean of c (1 - c) in the bin.
     - `brier`: the mean of (right - c)^2, of classes the sum over them. It is exactly
@@ -255,6 +256,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
         "rmsce": jnp.sqrt(jnp.mean(jnp.sum(share * gap**2, axis=1))),
         "ece_debiased": ece - jnp.mean(jnp.sum(share * excess, axis=1)),
         "rmsce_debiased": jnp.sqrt(jnp.maximum(jnp.mean(jnp.sum(share * unbiased, axis=1)), 0)),
+        "overconfidence": jnp.mean(jnp.sum(share * c * jnp.maximum(signed, 0), axis=1)),
         "ece_null": jnp.mean(jnp.sum(share * jnp.sqrt(2 * spread / (jnp.pi * size)), axis=1)),
         "brier": jnp.sum(gap_squared) / total,
         "brier_reliability": jnp.sum(share * gap**2),
