@@ -140,12 +140,15 @@ def clouds(key: jax.Array, shape: tuple[int, ...], decay: ArrayLike) -> jax.Arra
     """A field in [0, 1], from 0 to 1: uniform noise on grids of 2, 4, 8, ... cells, interpolated,
     each `decay` times weaker than the one before."""
     octaves = max(1, math.ceil(math.log2(max(shape))))
-    total = jnp.zeros(shape)
-    for octave, k in enumerate(jax.random.split(key, octaves)):
-        cells = 2 ** (octave + 1)
-        rows, columns = (jnp.asarray(_interpolation(n, cells)) for n in shape)
-        noise = jax.random.uniform(k, (cells + 1, cells + 1))
-        total = total + rows @ noise @ columns.T / jnp.asarray(decay) ** octave
+    cells = [2 ** (octave + 1) for octave in range(octaves)]
+    # One draw for all grids: each would cost a second to compile.
+    noise = jax.random.uniform(key, (sum((n + 1) ** 2 for n in cells),))
+    total, start = jnp.zeros(shape), 0
+    for octave, n in enumerate(cells):
+        of_grid = noise[start : start + (n + 1) ** 2].reshape(n + 1, n + 1)
+        start += of_grid.size
+        rows, columns = (jnp.asarray(_interpolation(size, n)) for size in shape)
+        total = total + rows @ of_grid @ columns.T / jnp.asarray(decay) ** octave
     low, high = jnp.min(total), jnp.max(total)
     return (total - low) / jnp.where(high > low, high - low, 1)
 
