@@ -142,6 +142,21 @@ def test_a_hessian_product_of_masked_attention_is_finite(key):
     assert product["Block_0"]["temperature"] != 0
 
 
+@pytest.mark.parametrize(
+    ("name", "glob", "count"),
+    [
+        ("resnet_narrow", "*BatchNorm*", 9),
+        ("vgg_narrow", "*BatchNorm*", 7),
+        ("vit", "*LayerNorm*", 13),
+    ],
+)
+def test_normalisation_layers_are_found_by_name(name, glob, count):
+    """As SAM on them alone needs it: a scale and a bias each."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(nn.build(name, num_classes=10).init, jax.random.key(0), image)
+    assert sum(jax.tree.leaves(tree.select(variables["params"], glob))) == 2 * count
+
+
 def test_pools_with_a_window_for_what_is_left(key):
     x = jax.random.normal(key, (2, 5, 7, 3))
     want = np.full((2, 6, 8, 3), -np.inf)
