@@ -11,8 +11,14 @@ from sharpjax.geometry.lanczos import packing
 LIKE = {"a": jnp.ones((2, 3)), "b": [jnp.ones(()), jnp.ones((2**16 + 1,)), jnp.ones(4)]}
 
 
+def _packing() -> packing.Packing:
+    found = packing.of(LIKE, ())
+    assert found is not None
+    return found
+
+
 def test_a_vector_comes_back(key):
-    packed = packing.of(LIKE, ())
+    packed = _packing()
     assert [x.shape for x in packed.like] == [(11,), (2**16 + 1,)]
     vector = tree.random_normal(key, LIKE)
     for found in (packed.unpack(packed.pack(vector)), packed.read(packed.pack(vector))):
@@ -23,7 +29,7 @@ def test_a_vector_comes_back(key):
 
 
 def test_random_numbers_are_those_of_the_leaves(key):
-    packed = packing.of(LIKE, ())
+    packed = _packing()
     drawn = tree.random_normal(key, packed.like)
     expected = packed.pack(tree.random_normal(key, LIKE))
     jax.tree.map(np.testing.assert_array_equal, tuple(drawn), expected)

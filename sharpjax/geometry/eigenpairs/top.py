@@ -194,7 +194,7 @@ def _search(step, rows, limit, vectors, product, like, key, *, tol, vector_tol) 
 
 
 @tells_unknown
-@functools.partial(jax.jit, static_argnames=("step", "vectors"))
+@functools.partial(loops.compiled_quickly, static_argnames=("step", "vectors"))
 def _finish(step, vectors, search, error, used) -> Eigenpairs:
     pairs = finish(step, vectors, search, error, used)
     return pairs._replace(carried=warm_start.carry(step, search.state)) if vectors else pairs

@@ -193,7 +193,7 @@ def _steps_worth_taking(statistic, state: Probing, max_products, basis_size) -> 
     return jnp.where(pays, most, 0).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(loops.compiled_quickly, static_argnums=(0, 1))
 def _begin(statistic, keep, key, like, accuracy) -> tuple[Probing, jax.Array, jax.Array]:
     """No probe taken yet, a key for the basis, and 0, the products that none takes."""
     probe_key, start_key = jax.random.split(key)
@@ -201,7 +201,7 @@ def _begin(statistic, keep, key, like, accuracy) -> tuple[Probing, jax.Array, ja
     return state, start_key, jnp.zeros_like(state.count)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(loops.compiled_quickly, static_argnums=(0, 1, 2))
 def _begin_growth(statistic, rows, lie, key, like, state: Probing, max_products) -> Growth:
     assert state.kept is not None
     lanczos = krylov.begin(key, like, rows, lie=lie)._replace(unit=state.unit)
@@ -224,7 +224,7 @@ def _begin_growth(statistic, rows, lie, key, like, state: Probing, max_products)
     return judge(statistic, growth)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(loops.compiled_quickly, static_argnums=0)
 def _probe_complement(
     statistic, state: Probing, growth: Growth
 ) -> tuple[Probing, jax.Array, jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sharpjax import loops
 from sharpjax.geometry.accuracy import how_it_ended
 from sharpjax.geometry.estimators import deflation, hutchinson
 from sharpjax.geometry.estimators.decomposition import decompose
@@ -41,7 +42,7 @@ def solve(request: Request, statistic: Statistic, finish: Finish) -> Any:
     return _of_probes(finish, statistic, accuracy.is_asked, state, steps)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(loops.compiled_quickly, static_argnums=(0, 1, 2))
 def _of_probes(finish, statistic, is_asked, state, steps):
     found = hutchinson.read(statistic, state, steps)
     result = finish(found, hutchinson.status(statistic, state, is_asked))

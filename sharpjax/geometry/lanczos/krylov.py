@@ -4,8 +4,7 @@ After j products, `Q' A Q = T` is tridiagonal with `alpha` on and `beta` beside 
 `A Q = Q T + beta_j q_{j+1} e_j'` (Paige, 1972; Parlett, The Symmetric Eigenvalue Problem, 1998,
 chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)` that lies on the devices as the leaf
 does: no large leaf is ever flattened (small ones may lie together: `lanczos.packing`). What is
-found of the operator is held in units of
-its first product (`sharpjax.geometry.lanczos.units`).
+found of the operator is held in units of its first product (`sharpjax.geometry.lanczos.units`).
 
 A basis that may not grow is restarted when it is full: Ritz vectors `Y` replace it, and `A Y = Y
 Theta + q_{j+1} s'` is again of that form, with an arrow of couplings `s` in the column after them
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sharpjax import tree
+from sharpjax import loops, tree
 from sharpjax.geometry.lanczos import gram_schmidt, lanes, recurrence, units
 
 Params = Any
@@ -269,7 +268,7 @@ def combine_rows(basis: Params, weights: jax.Array) -> Params:
     return jax.tree.map(leaf, basis)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "lie"))
+@functools.partial(loops.compiled_quickly, static_argnames=("rows", "lie"))
 def _start(key, like, rows, vector, locked, lie) -> Lanczos:
     # Sums with zeros of the leaf, not new zeros: they take the leaf's sharding on an Explicit mesh
     # and the axes it varies over inside shard_map.

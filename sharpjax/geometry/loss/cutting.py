@@ -65,7 +65,7 @@ def check_cut(
     how = together, most, f"{argument}={size}", f"{_ONE_PASS}: leave {argument} out."
     checked = _check(caller, loss, params, batch, *how)
     if checked is None and not loops.inside_jit():
-        seen = [_join(parts) for parts in _spread(batch, together, most)]
+        seen = _joined(_spread(batch, together, most))
         for few in unusual([batch], seen, most):
             # The unusual last: where groups do not go up in their number, the first are left out.
             last = jax.tree.map(lambda x: x[::-1], few)
@@ -285,7 +285,7 @@ def _take(batch, devices, size, places) -> list[Parts]:
         return x[:, x.shape[1] - size * count :].reshape(devices, size, count, *x.shape[2:])
 
     def part(i, begin, end):
-        return jax.tree.map(lambda x: _joined(x[:, begin:end, i]), batch)
+        return jax.tree.map(lambda x: _merged(x[:, begin:end, i]), batch)
 
     batch = jax.tree.map(lambda x: cut(jnp.asarray(x)), batch)
     return [(part(i, 0, first), part(i, first, size)) for i in places]
@@ -301,7 +301,7 @@ def _some(batches, each):
         size = min(max(each // devices, 1), x.shape[1])
         count = x.shape[1] // size
         x = x[:, x.shape[1] - size * count :].reshape(devices, size, count, *x.shape[2:])
-        return _joined(x[:, :, count - 1])
+        return _merged(x[:, :, count - 1])
 
     return _join([jax.tree.map(some, batch) for batch in batches], devices)
 
@@ -310,9 +310,14 @@ def _join(batches, devices: int | None = None):
     devices = _num_devices(batches) if devices is None else devices
 
     def leaf(*xs):
-        return _joined(jnp.concatenate([_by_device(x, devices) for x in xs], axis=1))
+        return _merged(jnp.concatenate([_by_device(x, devices) for x in xs], axis=1))
 
     return jax.tree.map(leaf, *batches)
+
+
+@jax.jit
+def _joined(groups):
+    return [_join(parts) for parts in groups]
 
 
 # Lengths are named, for an array of shape (N, 0) has no -1.
@@ -322,7 +327,7 @@ def _by_device(x, devices: int):
     return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
 
 
-def _joined(x):
+def _merged(x):
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 

@@ -274,7 +274,7 @@ def _complement(frame, vector):
     return jax.tree.map(leaf, frame, vector)
 
 
-@functools.partial(jax.jit, static_argnames=("step", "lie", "num_probes"))
+@functools.partial(loops.compiled_quickly, static_argnames=("step", "lie", "num_probes"))
 def _begin(step, lie, num_probes, key, like, frame, targets) -> _Carry:
     zeros = tree.zeros_like(tree.widen(like))
     size = tree.size(zeros)
