@@ -6,7 +6,6 @@ from typing import get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from sharpjax import loops, tree
@@ -125,7 +124,7 @@ def top_eigenpairs(
     if packed is not None:
         product, like = packed.product(product), packed.like
         if begun is not None:
-            begun = begun._replace(vectors=packed.pack(begun.vectors, np))
+            begun = begun._replace(vectors=packed.store(begun.vectors))
     accuracy = {"tol": tol, "vector_tol": math.inf if vector_tol is None else vector_tol}
     kept = vectors or verify or begun is not None or error_of is not None
     from_nothing = functools.partial(

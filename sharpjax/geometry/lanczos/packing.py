@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -45,21 +46,15 @@ class Packing:
             for group in self.groups
         )
 
-    def pack(self, vector: Params, xp: Any = jax.numpy) -> tuple[Any, ...]:
-        """The arrays of a vector; its leaves may have leading axes.
-
-        Args:
-            xp: the module of what comes out, `jax.numpy` or `numpy`.
-        """
+    def pack(self, vector: Params, join: Any = jnp.concatenate) -> tuple[Any, ...]:
+        """The arrays of a vector; its leaves may have leading axes."""
         leaves = jax.tree.leaves(vector)
-
-        def join(group):
-            if len(group) == 1:
-                return leaves[group[0]]
-            parts = [self._flat(xp.asarray(leaves[i]), i) for i in group]
-            return xp.concatenate(parts, axis=-1)
-
-        return tuple(map(join, self.groups))
+        return tuple(
+            leaves[group[0]]
+            if len(group) == 1
+            else join([self._flat(leaves[i], i) for i in group], axis=-1)
+            for group in self.groups
+        )
 
     def unpack(self, packed: tuple[Any, ...]) -> Params:
         """The vector, as leaves of what kind `packed` is; it may have leading axes."""
@@ -79,12 +74,20 @@ class Packing:
         """A product of such vectors, as one of packed ones."""
         return Partial(_packed, self, product)
 
-    def read(self, packed: Any) -> Params:
-        """`unpack`, outside of a trace: nothing is compiled."""
-        (device,) = packed[0].devices()
+    # On the host, where nothing is compiled: for vectors that a user gives and gets.
+
+    def store(self, vector: Params) -> tuple[jax.Array, ...]:
+        """`pack`, outside of a trace."""
+        small = {i for group in self.groups if len(group) > 1 for i in group}
+        leaves, treedef = jax.tree.flatten(vector)
+        leaves = [jax.device_get(x) if i in small else x for i, x in enumerate(leaves)]
+        return jax.device_put(self.pack(treedef.unflatten(leaves), np.concatenate))
+
+    def read(self, packed: tuple[jax.Array, ...]) -> Params:
+        """`unpack`, outside of a trace."""
         pairs = zip(self.groups, packed, strict=True)
         host = tuple(jax.device_get(x) if len(group) > 1 else x for group, x in pairs)
-        return jax.device_put(self.unpack(host), device)
+        return jax.device_put(self.unpack(host))
 
     def _shape(self, group):
         if len(group) == 1:

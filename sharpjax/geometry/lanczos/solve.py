@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from sharpjax import loops, tree
@@ -100,8 +99,8 @@ def solve(
     packed = packing.of(like, (product, vector, start, tol))
     if packed is not None:
         product, like = packed.product(product), packed.like
-        vector = packed.pack(vector, np)
-        start = None if start is None else packed.pack(start, np)
+        vector = packed.store(vector)
+        start = None if start is None else packed.store(start)
     state, unit = _begin(
         *(without_derivative(vector), without_derivative(start), like),
         *(tol, max_products, recurrence.shardings(like)),

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
@@ -85,7 +84,7 @@ def run(
     packed = packing.of(like, (product, key, frame, targets))
     if packed is not None:
         product, like = packed.product(product), packed.like
-        frame = None if frame is None else packed.pack(frame, np)
+        frame = None if frame is None else packed.store(frame)
     lie = recurrence.shardings(like)
     carry = _begin(step, lie, num_probes, key, like, frame, targets)
     if probes_per_product > 1:
