@@ -128,7 +128,7 @@ def test_every_part_of_the_protocol_has_a_place():
 # The parts of `geometry`, each of which may import those before it.
 PARTS = (
     *("status", "accuracy", "loss", "operators", "lanczos", "eigenpairs", "exact", "estimators"),
-    *("spectra", "report", "sharpness"),
+    *("spectra", "report", "footprint", "sharpness"),
 )
 
 

@@ -440,6 +440,7 @@ ELSEWHERE = {
     "fisher_rao": "test_flatness.py",
     "information_sharpness": "test_information_sharpness.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
+    "memory": "test_memory.py: it computes nothing",
     "operator": "test_custom.py",
     "preconditioner": "test_preconditioner.py",
     "relative_flatness": "test_flatness.py",

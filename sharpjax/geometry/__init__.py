@@ -19,6 +19,8 @@ from sharpjax.geometry.estimators.frobenius import Frobenius as Frobenius
 from sharpjax.geometry.estimators.frobenius import frobenius as frobenius
 from sharpjax.geometry.estimators.trace import Trace as Trace
 from sharpjax.geometry.estimators.trace import trace as trace
+from sharpjax.geometry.footprint.memory import Memory as Memory
+from sharpjax.geometry.footprint.memory import memory as memory
 from sharpjax.geometry.lanczos.solve import Solution as Solution
 from sharpjax.geometry.lanczos.solve import solve as solve
 from sharpjax.geometry.loss.checks import check_deterministic as check_deterministic

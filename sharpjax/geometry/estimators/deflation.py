@@ -68,14 +68,14 @@ def run(
             return probe(statistic, state, product, max_probes=max_products - _PILOTS), none
     rows = krylov.num_rows(min(basis_size, tree.size(like)))
     lie = recurrence.shardings(like)
+    growth = _begin_growth(statistic, rows, lie, start_key, like, state, max_products)
+    state = state._replace(kept=None)
     growth, _ = loops.iterate(
-        GrowStep(statistic),
-        _begin_growth(statistic, rows, lie, start_key, like, state, max_products),
-        product,
-        max_steps=steps,
-        until=_is_done,
+        GrowStep(statistic), growth, product, max_steps=steps, until=_is_done, donate=True
     )
-    state, left, used, reached = _probe_complement(statistic, state, growth)
+    # The basis is given on: there may be no room for two.
+    basis, growth = growth.lanczos.basis, _without_basis(growth)
+    state, left, used, reached = _probe_complement(statistic, basis, state, growth)
     if not traced:
         left = 0 if accuracy.is_asked and reached else int(left)
     if traced or left:
@@ -224,13 +224,17 @@ def _begin_growth(statistic, rows, lie, key, like, state: Probing, max_products)
     return judge(statistic, growth)
 
 
-@functools.partial(loops.compiled_quickly, static_argnums=0)
+def _without_basis(growth: Growth) -> Growth:
+    return growth._replace(lanczos=growth.lanczos._replace(basis=None))
+
+
+@functools.partial(loops.compiled_quickly, static_argnums=0, donate_argnums=1)
 def _probe_complement(
-    statistic, state: Probing, growth: Growth
+    statistic, basis, state: Probing, growth: Growth
 ) -> tuple[Probing, jax.Array, jax.Array, jax.Array]:
     """Probes of what is left, how many more are allowed, how many products are no probes of it,
     and whether what was asked for is reached."""
-    lanczos = growth.lanczos
+    lanczos = growth.lanczos._replace(basis=basis)
     left = growth.max_products - state.count - lanczos.num_products
     keeps = _keeps_pilots(statistic, growth)
     sums = jax.tree.map(lambda x: jnp.where(keeps, x, jnp.zeros_like(x)), growth.sums)

@@ -109,10 +109,13 @@ def run(
     max_probes: int | jax.Array,
     to_accuracy: bool,
 ) -> Probing:
-    """Takes probes, `max_probes` at the most, or until the accuracy asked for is reached."""
+    """Takes probes, `max_probes` at the most, or until the accuracy asked for is reached.
+
+    The state is given away (`loops.iterate`).
+    """
     until = Reached(statistic) if to_accuracy else is_not_finite
     state, _ = loops.iterate(
-        ProbeStep(statistic), state, product, max_steps=max_probes, until=until
+        ProbeStep(statistic), state, product, max_steps=max_probes, until=until, donate=True
     )
     return state
 

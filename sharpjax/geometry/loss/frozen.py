@@ -14,7 +14,7 @@ Params = Any
 
 def freeze(fn: Any, params: Params, where: str | Sequence[str] | None) -> tuple[Any, Params]:
     """`fn(params, batch)` and its parameters, with those leaves alone that globs select."""
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(_array, params)
     if where is None:
         return fn, params
     params, frozen = tree.partition(params, tree.select(params, where))
@@ -24,3 +24,8 @@ def freeze(fn: Any, params: Params, where: str | Sequence[str] | None) -> tuple[
 def call_with_frozen(fn: Any, frozen: Params, params: Params, *batch: Any) -> Any:
     """`fn(params, *batch)` with the leaves that are held fixed put back."""
     return fn(tree.combine(params, frozen), *batch)
+
+
+def _array(x):
+    """An array; a shape stays one, so that an operator can be asked what it would take."""
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)

@@ -90,7 +90,7 @@ def run(
     if probes_per_product > 1:
         product = Partial(_each, product)
     most = num_steps * (num_probes // probes_per_product)
-    carry, _ = loops.iterate(step, carry, product, max_steps=most, until=_is_done)
+    carry, _ = loops.iterate(step, carry, product, max_steps=most, until=_is_done, donate=True)
     return carry.probed
 
 
