@@ -359,7 +359,11 @@ def _own(carry: Carry) -> Carry:
     """A carry that was given away, but for its small arrays: a tolerance that came through a jit
     unchanged is still the very array of whoever gave it."""
     leaves, treedef = jax.tree.flatten(carry)
-    copies = iter(_copy([x for x in leaves if x.nbytes <= _SMALL_BYTES]))
+    small = [x for x in leaves if x.nbytes <= _SMALL_BYTES]
+    if all(isinstance(x, jax.Array) and x.is_fully_addressable for x in small):
+        copies = iter(jax.device_put(small, may_alias=False))  # nothing is compiled
+    else:
+        copies = iter(_copy(small))
     owned = [next(copies) if x.nbytes <= _SMALL_BYTES else x for x in leaves]
     return jax.tree.unflatten(treedef, owned)
 
