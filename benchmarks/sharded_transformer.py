@@ -5,12 +5,12 @@
     python benchmarks/sharded_transformer.py --size=tiny --json
 
 The devices are eight of the host, a mesh of 2 (data) x 4 (model): attention heads, the hidden layer
-of each block and the vocabulary are cut over `model`, the batch over `data`. Four programs are
+of each block and the vocabulary are cut over `model`, the batch over `data`. Five programs are
 compiled as solvers call them, from shapes: the linearisation, a product, the loop of the largest
-eigenvalue with a basis of 8 vectors, and the loop of the density, which has none. For each: seconds
-to compile, bytes on a device as the program says and as `geometry.memory` does, and what travels
-between devices, by kind, with the largest array of each. A basis must not be gathered: that is
-checked.
+eigenvalue with a basis of 8 vectors, the loop of the density, which has none, and a random start.
+For each: seconds to compile, bytes on a device as the program says and as `geometry.memory` does,
+and what travels between devices, by kind, with the largest array of each. A basis must not be
+gathered: that is checked.
 """
 
 import argparse
@@ -149,6 +149,7 @@ def compiled(size):
     from sharpjax.geometry.eigenpairs import convergence
     from sharpjax.geometry.lanczos import krylov, recurrence
     from sharpjax.geometry.operators import algebra
+    from sharpjax.geometry.spectra import quadrature
 
     params, batch = placed(*shapes(size))
     operator = geometry.hessian(loss, params, batch)
@@ -202,17 +203,33 @@ def compiled(size):
     lowered = loop.lower(step, convergence.is_done, search, product, limit)
     add("largest eigenvalue", lowered, asked.total - own)
 
-    state = jax.eval_shape(functools.partial(recurrence.start, num_steps=64), key, vector)
-    state = jax.tree.map(lambda x: on(x, everywhere), state)
-    state = state._replace(vector=like_params(state.vector), previous=like_params(state.previous))
-    asked = geometry.memory(operator, geometry.spectral_density)
-    lowered = loop.lower(recurrence.RecurrenceStep(), None, state, product, jnp.int32(64))
+    step = quadrature._ProbeStep(64, 1, None)
+    lie = recurrence.shardings(params)
+    carry = jax.eval_shape(
+        functools.partial(quadrature._begin, step, lie, 2), key, params, None, ()
+    )
+    state = carry.state
+    carry = jax.tree.map(lambda x: on(x, everywhere), carry)
+    state = carry.state._replace(
+        vector=like_params(state.vector), previous=like_params(state.previous)
+    )
+    carry = carry._replace(state=state)
+    asked = geometry.memory(operator, geometry.spectral_density, num_probes=2)
+    lowered = loop.lower(step, quadrature._is_done, carry, product, jnp.int32(64))
     add("density", lowered, asked.total - own)
+    add("random start", krylov._start.lower(key, params, ROWS, None, None, lie), None)
     return {
         "parameters": tree.size(params),
-        "vector": sum(map(_held, jax.tree.leaves(vector))),
+        "vector": held_by(vector),
         "rows": rows,
     }
+
+
+def held_by(tree):
+    """Bytes on a device."""
+    import jax
+
+    return sum(map(_held, jax.tree.leaves(tree)))
 
 
 def _held(x):
@@ -256,9 +273,9 @@ def run(size):
     for name, call in {
         "product": lambda: operator @ params,
         "largest eigenvalue": lambda: geometry.top_eigenpairs(
-            operator, key=key, basis_size=ROWS, max_products=24, tol=1e-2
+            operator, key=key, basis_size=ROWS, max_products=16, tol=1e-2
         ),
-        "density": lambda: geometry.spectral_density(operator, key=key, num_steps=8, num_probes=2),
+        "density": lambda: geometry.spectral_density(operator, key=key, num_steps=4, num_probes=2),
     }.items():
         begun = time.perf_counter()
         result = jax.block_until_ready(call())
@@ -287,12 +304,15 @@ def table(found):
     print("|---|---|---|---|---|---|")
     for row in found["rows"]:
         moves = "; ".join(f"{k} {n}, {mib(b)}" for k, (n, b) in sorted(row["travels"].items()))
-        off = row["model"] / row["bytes"] - 1
+        known = ("", "")
+        if row["model"] is not None:
+            known = mib(row["model"]), f"{row['model'] / row['bytes'] - 1:+.1%}"
         print(
-            f"| {row['name']} | {row['seconds']:.1f} | {mib(row['bytes'])} | {mib(row['model'])} "
-            f"| {off:+.1%} | {moves} |"
+            f"| {row['name']} | {row['seconds']:.1f} | {mib(row['bytes'])} | {known[0]} "
+            f"| {known[1]} | {moves} |"
         )
-        print("  gathered:", ", ".join(row["gathered"]))
+    shapes = sorted({shape for row in found["rows"] for shape in row["gathered"]})
+    print("gathered:", ", ".join(shapes) or "nothing")
     print(f"a basis is {'never' if no_basis_is_gathered(found) else 'SOMEWHERE'} gathered")
 
 
