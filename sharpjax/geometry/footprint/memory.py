@@ -71,11 +71,11 @@ def memory(
     >>> from sharpjax.geometry import hessian
     >>> def loss(params, batch):
     ...     return jnp.mean(jnp.tanh(batch @ params) ** 2)
-    >>> found = memory(hessian(loss, jnp.ones((512, 64)), jnp.ones((256, 512))), k=4)
-    >>> print(found)  # doctest: +ELLIPSIS
+    >>> H = hessian(loss, jnp.ones((512, 64)), jnp.ones((256, 512)))
+    >>> print(memory(H, k=4))  # doctest: +ELLIPSIS
     operator     640.0 KiB
-    residuals    ...
-    state          4.2 MiB
+    residuals    896.2 KiB
+    state          4.1 MiB
     ...
 
     Arrays may be `jax.ShapeDtypeStruct`s, so that a net is asked about that this machine does not
