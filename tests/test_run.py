@@ -20,7 +20,10 @@ def get_config(model="mlp"):
     config.arms = {"sam": {}}
     config.model = {"name": model, "width": 4, "dtype": "float32"}
     config.train.epochs = 6
-    config.evaluate.geometry.update({"every_epochs": 3, "max_products": 6, "max_probes": 4})
+    config.evaluate.geometry.update(
+        {"every_epochs": 3, "num_sets": 1, "max_products": 6, "max_probes": 4}
+        | {"microbatch_size": 64, "adaptive_m": 64}  # what compiles fast
+    )
     return config
 """
 
