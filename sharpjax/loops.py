@@ -89,7 +89,7 @@ def iterate(
     if donate and not traced:
         carry = _own(carry)
     if form == "device":
-        loop = _device_loop_in_place if donate else _device_loop
+        loop = _device_loop_in_place if donate and not traced else _device_loop
         return loop(step, until, carry, operands, max_steps)
     if not donate:
         carry = _copy(carry)
