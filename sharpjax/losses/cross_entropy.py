@@ -18,7 +18,7 @@ def cross_entropy(
     """-log softmax(logits)[label] of each row, in float32 at least.
 
     In the logits the gradient of a row is `p - y`, and the product of its Hessian with u is `p * u
-    - p (p . u)`, with p its probabilities and y the label as a unit vector. Of more than 2^24
+    - p (p . u)`, with p its probabilities and y the label as a unit vector. Of 2^24 or more
     logits (64 MiB) the derivatives are in this form, and a linearised Gauss-Newton product keeps p
     and no other array of [tokens, classes]; of fewer it is optax's function, and keeps three. Of
     `LinearLogits` it keeps none.
@@ -105,7 +105,7 @@ def _cross_entropies(caller, logits, labels):
     if isinstance(logits, LinearLogits):
         columns = logits.kernel.shape[1]
         losses = map_rows(_row_losses, caller, logits, labels % columns)
-    elif math.prod(jnp.shape(logits)) <= BLOCK:
+    elif math.prod(jnp.shape(logits)) < BLOCK:
         losses = optax.softmax_cross_entropy_with_integer_labels(tree.widen(logits), labels)
     else:
         losses = _row_losses(tree.widen(logits), labels)
