@@ -20,6 +20,8 @@ from sharpjax.losses.likelihood import CrossEntropy as CrossEntropy
 from sharpjax.losses.likelihood import SquaredError as SquaredError
 from sharpjax.losses.linear_logits import LinearLogits as LinearLogits
 from sharpjax.losses.objective import Objective as Objective
+from sharpjax.losses.rescaled import normalised_logits as normalised_logits
+from sharpjax.losses.rescaled import tempered_logits as tempered_logits
 from sharpjax.losses.teacher import Teacher as Teacher
 from sharpjax.losses.teacher import check_teacher as check_teacher
 from sharpjax.losses.teacher import distillation as distillation

@@ -1,0 +1,78 @@
+"""Models whose logits are brought to one scale, so that sharpness does not see how large they are.
+
+Cross-entropy falls as logits grow, and its curvature with it: of two networks that classify alike,
+the one with larger logits looks flatter.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from sharpjax.errors import UserError
+
+_LEAST = 1e-10  # of the length of logits that are divided by it
+
+
+def normalised_logits(model_fn: Any) -> Partial:
+    """A model whose logits z become `(z - mean z) / |z - mean z|`, row by row (Andriushchenko et
+    al., 2023, arXiv 2302.07011).
+
+    Measures of it do not change when the last layer is multiplied by a number, nor when one is
+    added to all logits. Rows of equal logits become 0, with a gradient of 0.
+
+    Args:
+        model_fn: `model_fn(params, batch) -> [N, K]`, such as `Classification(...).model_fn`.
+
+    >>> from sharpjax.geometry import composed
+    >>> from sharpjax.losses import CrossEntropy
+    >>> loss = composed(normalised_logits(lambda w, batch: batch["x"] @ w), CrossEntropy())
+    >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    >>> w = jnp.array([[2.0, 0.0], [1.0, 3.0]])
+    >>> print(f"{loss(w, batch):.4f} {loss(10 * w, batch):.4f}")
+    0.2176 0.2176
+    """
+    return Partial(_normalised, _as_pytree(model_fn))
+
+
+def tempered_logits(model_fn: Any, temperature: ArrayLike) -> Partial:
+    """A model whose logits are divided by a temperature: to compare networks each at its own, as
+    `sharpjax.metrics.temperature` finds it.
+
+    Args:
+        model_fn: as in `normalised_logits`.
+        temperature: above 0; may be traced.
+
+    Raises:
+        UserError: the temperature is not above 0.
+
+    >>> model_fn = tempered_logits(lambda w, batch: batch @ w, 2.0)
+    >>> model_fn(jnp.eye(2), jnp.array([[4.0, 2.0]])).tolist()
+    [[2.0, 1.0]]
+    """
+    if not isinstance(temperature, jax.core.Tracer) and not bool(
+        jnp.all(jnp.asarray(temperature) > 0)
+    ):
+        raise UserError(f"losses.tempered_logits: temperature must be above 0, got {temperature}.")
+    return Partial(_tempered, _as_pytree(model_fn), temperature)
+
+
+def _as_pytree(model_fn):
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(model_fn))
+    return Partial(model_fn) if is_leaf else model_fn
+
+
+def _normalised(model_fn, params, batch):
+    logits = model_fn(params, batch)
+    centred = logits - jnp.mean(logits, -1, keepdims=True)
+    squared = jnp.sum(jnp.square(centred), -1, keepdims=True)
+    # Two wheres, so that no infinite derivative is multiplied by 0.
+    known = squared > _LEAST**2
+    return jnp.where(known, centred / jnp.sqrt(jnp.where(known, squared, 1)), 0)
+
+
+def _tempered(model_fn, temperature, params, batch):
+    logits = model_fn(params, batch)
+    return logits / jnp.asarray(temperature, logits.dtype)
