@@ -7,6 +7,7 @@ in place of parameters.
 import dataclasses
 import functools
 import os
+import pickle
 import sys
 import types
 from typing import Any
@@ -40,6 +41,7 @@ from sharpjax.geometry import (
     worst_case_sharpness,
 )
 from sharpjax.geometry.loss import reads
+from sharpjax.losses import CrossEntropy
 
 N = 4
 PARAMS, BATCH = jnp.arange(1.0, N + 1), jnp.ones(N)
@@ -623,3 +625,16 @@ def test_losses_of_two_classes_with_equal_fields():
     ]
     first, second = (jax.tree.structure(hessian(loss, jnp.ones(2), None)) for loss in losses)
     assert first != second
+
+
+def test_operators_that_were_pickled(key):
+    composed_loss = composed(_linear, CrossEntropy())
+    batch = {"x": jnp.eye(3), "label": jnp.array([0, 1, 1])}
+    operator = gauss_newton(composed_loss, jnp.ones((3, 2)), batch)
+    found = pickle.loads(pickle.dumps(operator))
+    vector = jnp.arange(6.0).reshape(3, 2)
+    np.testing.assert_allclose(found @ vector, operator @ vector, rtol=1e-6)
+
+
+def _linear(params, batch):
+    return batch["x"] @ params

@@ -99,6 +99,9 @@ class _Same:
         mine = self._of()
         return mine is not None and isinstance(other, _Same) and mine is other._of()
 
+    def __reduce__(self):
+        return _Same, (object(),)  # elsewhere it is the same as nothing
+
 
 class _Walk:
     """One walk through what is read, with the attributes that are known to be named."""
