@@ -65,7 +65,7 @@ def scaled_logits(params):
 def worst(scaling):
     def measure(params, batch, key):
         found = geometry.worst_case_sharpness(
-            LOSS, params, batch, key=key, rho=RHO, scaling=scaling, steps=200
+            LOSS, params, batch, key=key, rho=RHO, scaling=scaling, num_steps=200
         )
         return found.value
 
@@ -220,3 +220,57 @@ def test_what_is_refused(x64):
         symmetries.permute_units(params, [0, 0, 1, 2, 3, 4], into="b/*", out="c/kernel")
     with pytest.raises(UserError, match="no leaf is named"):
         symmetries.shift_outputs(params, 1.0, bias="d/bias")
+
+
+def test_leaves_keep_their_types(x64):
+    params, _ = problem()
+    params = jax.tree.map(jnp.float32, params)
+    changed = [change(params) for change in PRESERVING.values()]
+    query = {"q": jnp.ones((3, 1, 2), jnp.bfloat16), "k": jnp.ones((3, 1, 2), jnp.bfloat16)}
+    mixed = symmetries.mix_heads(query, 2 * np.eye(2), query="q", key="k")
+    for new, old in [*((new, params) for new in changed), (mixed, query)]:
+        assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, old)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (functools.partial(symmetries.rescale_units, factors=[1.0, 0.0]), "must not be 0"),
+        (functools.partial(symmetries.rescale_units, factors=np.ones((2, 2))), "a list of them"),
+        (functools.partial(symmetries.permute_units, order=[1.0, 0.0]), "whole numbers"),
+    ],
+)
+def test_wrong_factors_and_orders(change, says):
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
+    with pytest.raises(UserError, match=says):
+        change(params, into="a", out="b")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "says"),
+    [(np.zeros((2, 2)), "no inverse"), (np.ones((2, 3)), r"\(2, 3\)"), (2.0, "k, k")],
+)
+def test_wrong_matrices(matrix, says):
+    heads = {"q": jnp.ones((3, 1, 2)), "k": jnp.ones((3, 1, 2))}
+    with pytest.raises(UserError, match=says):
+        symmetries.mix_heads(heads, matrix, query="q", key="k")
+
+
+def test_factors_may_be_traced():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
+    rescale = functools.partial(symmetries.rescale_units, into="a", out="b")
+    found = jax.jit(rescale)(params, jnp.array([2.0, 4.0]))
+    np.testing.assert_array_equal(found["b"][:, 0], [0.5, 0.25])
+
+
+def test_measures_and_parameters_of_other_kinds():
+    params = {"w": jnp.arange(3.0), "on": True, "steps": 3}
+    flip = {"flip": lambda p: {**p, "w": -p["w"]}}
+    outputs = lambda p: p["w"] ** 2  # noqa: E731
+    found = geometry.check_invariance({"sum": lambda p: p["w"].sum()}, flip, params, outputs)
+    assert found.after["sum", "flip"] == -3
+    with pytest.raises(UserError, match="'w' must return one number, got .* of shape"):
+        geometry.check_invariance({"w": lambda p: p["w"]}, flip, params, outputs)
+    with pytest.raises(UserError, match="structure"):
+        drop = {"drop": lambda p: {"w": p["w"]}}
+        geometry.check_invariance({}, drop, params, outputs)

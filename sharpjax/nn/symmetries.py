@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from sharpjax import tree
+from sharpjax import loops, tree
 from sharpjax.errors import UserError
 
 Params = Any
@@ -30,16 +31,18 @@ def rescale_units(params: Params, factors: ArrayLike, *, into: str, out: str) ->
             convolution, too.
 
     Raises:
-        UserError: no leaf has such a name, or its axis has another length.
+        UserError: no leaf has such a name, or its axis has another length; a factor is 0.
 
     >>> params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.ones((2, 4))}}
     >>> found = rescale_units(params, jnp.array([2.0, 4.0]), into="a/*", out="b/kernel")
     >>> found["a"]["kernel"][0].tolist(), found["b"]["kernel"][:, 0].tolist()
     ([2.0, 4.0], [0.5, 0.25])
     """
-    factors = jnp.asarray(factors)
-    params = _change("rescale_units", params, into, -1, factors, jnp.multiply)
-    return _change("rescale_units", params, out, -2, factors, jnp.divide)
+    caller, factors = "rescale_units", jnp.asarray(factors)
+    if not loops.is_traced(factors) and not jnp.all(factors):
+        raise UserError(f"{caller}: factors must not be 0, got {factors.tolist()}.")
+    params = _change(caller, params, into, -1, factors, jnp.multiply)
+    return _change(caller, params, out, -2, factors, jnp.divide)
 
 
 def permute_units(params: Params, order: ArrayLike, *, into: str, out: str) -> Params:
@@ -58,9 +61,14 @@ def permute_units(params: Params, order: ArrayLike, *, into: str, out: str) -> P
     {'a': Array([[2., 1.]], dtype=float32), 'b': Array([[4.],
            [3.]], dtype=float32)}
     """
-    order = jnp.asarray(order)
-    if order.ndim != 1 or sorted(order.tolist()) != list(range(len(order))):
-        raise UserError(f"permute_units: order must be a permutation, got {order.tolist()}.")
+    if loops.is_traced(order):
+        raise UserError("permute_units: order must be known, and not an argument of a jit.")
+    order = np.asarray(order)
+    whole = order.ndim == 1 and order.dtype.kind in "iu"
+    if not whole or sorted(order.tolist()) != list(range(len(order))):
+        raise UserError(
+            f"permute_units: order must be a permutation of whole numbers, got {order.tolist()}."
+        )
 
     for where, axis in ((into, -1), (out, -2)):
         _check("permute_units", params, where, axis, len(order))
@@ -110,7 +118,7 @@ def scale_before_norm(
 
     def variance(v, a):
         found = jnp.square(a) * (v + epsilon) - epsilon
-        if bool(jnp.any(found < 0)):
+        if not loops.is_traced(found) and bool(jnp.any(found < 0)):
             raise UserError(
                 f"{caller}: a factor of {float(jnp.min(jnp.abs(a))):.3g} makes a variance of "
                 f"'{norm}' negative; the smallest that serves here is "
@@ -143,7 +151,8 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Par
             `MultiHeadDotProductAttention`: `"*/query/*"`.
 
     Raises:
-        UserError: no leaf has such a name, or its last axes have other lengths.
+        UserError: no leaf has such a name, or its last axes have other lengths; the matrix is no
+            such matrix, or has no inverse.
 
     >>> params = {"query": jnp.ones((3, 1, 2)), "key": jnp.ones((3, 1, 2))}
     >>> found = mix_heads(params, 2 * jnp.eye(2), query="query", key="key")
@@ -151,7 +160,13 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Par
     ([2.0, 2.0], [0.5, 0.5])
     """
     matrix = jnp.asarray(matrix)
+    if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
+        raise UserError(
+            f"mix_heads: the matrix must be [k, k] or [heads, k, k], got shape {matrix.shape}."
+        )
     inverse = jnp.swapaxes(jnp.linalg.inv(matrix), -1, -2)
+    if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
+        raise UserError("mix_heads: the matrix has no inverse.")
     for where, by in ((query, matrix), (key, inverse)):
         for name, leaf in _named(params, where):
             if leaf.ndim < 2 or leaf.shape[-1] != by.shape[-1]:
@@ -163,13 +178,19 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Par
                 raise UserError(f"mix_heads: '{name}' has {leaf.shape[-2]} heads, not {len(by)}.")
         each = "hkl" if by.ndim == 3 else "kl"
         params = _map(
-            params, where, lambda x, by=by, each=each: jnp.einsum(f"...hk,{each}->...hl", x, by)
+            params,
+            where,
+            lambda x, by=by, each=each: jnp.einsum(
+                f"...hk,{each}->...hl", x, by, precision="highest"
+            ),
         )
     return params
 
 
 def _change(caller, params, where, axis, values, fn):
     """`fn(leaf, values)` of the leaves, with the values along one of their axes."""
+    if values.ndim > 1:
+        raise UserError(f"{caller}: give one number, or a list of them, not shape {values.shape}.")
     _check(caller, params, where, axis, values.shape[0] if values.ndim else None)
     along = values.reshape(-1, *(1,) * (-axis - 1)) if values.ndim else values
     return _map(params, where, lambda leaf: fn(leaf, along))
@@ -190,5 +211,6 @@ def _named(params, where):
 
 
 def _map(params, where, fn):
+    """`fn(leaf)` of the leaves that are named, in the type of each."""
     chosen, rest = tree.partition(params, tree.select(params, where))
-    return tree.combine(jax.tree.map(fn, chosen), rest)
+    return tree.combine(jax.tree.map(lambda x: fn(x).astype(x.dtype), chosen), rest)

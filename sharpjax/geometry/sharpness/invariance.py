@@ -73,8 +73,8 @@ def check_invariance(
         `Invariance`; `print` shows a table.
 
     Raises:
-        UserError: a transform moves the outputs, or does not move the parameters; a value is not
-            finite.
+        UserError: a transform moves the outputs, or does not move the parameters, or changes their
+            structure; a measure gives no number, or one that is not finite.
 
     >>> found = check_invariance(
     ...     {"norm": lambda w: jnp.sum(w**2), "product": lambda w: w[0] * w[1]},
@@ -94,6 +94,10 @@ def check_invariance(
     after, same, off = {}, {}, {}
     for transform, change in transforms.items():
         changed = change(params)
+        if jax.tree.structure(changed) != jax.tree.structure(params):
+            raise UserError(
+                f"{caller}: '{transform}' returns another structure than the parameters'."
+            )
         if _distance(changed, params) == 0:
             raise UserError(f"{caller}: '{transform}' leaves the parameters as they are.")
         off[transform] = _distance(outputs(changed), right) / size
@@ -111,14 +115,27 @@ def check_invariance(
 
 
 def _number(caller, name, when, value) -> float:
-    value = float(np.asarray(value))
+    try:
+        value = np.asarray(value).astype(float).item()
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{caller}: measure '{name}' must return one number{when}, got a "
+            f"{type(value).__name__}{_shape(value)}. Of a result of geometry take its `.value`."
+        ) from None
     if not np.isfinite(value):
         raise UserError(f"{caller}: measure '{name}' is {value}{when}.")
     return value
 
 
+def _shape(value) -> str:
+    return f" of shape {value.shape}" if hasattr(value, "shape") else ""
+
+
 def _distance(a, b) -> float:
-    return float(tree.norm(jax.tree.map(lambda x, y: jnp.asarray(x) - jnp.asarray(y), a, b)))
+    wide = [
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x, jnp.float32)), t) for t in (a, b)
+    ]
+    return float(tree.norm(jax.tree.map(jnp.subtract, *wide)))
 
 
 def _factor(value: float, before: float) -> str:
