@@ -125,3 +125,13 @@ def test_wrong_arguments(key):
         barrier(double_well, w, w, batch, num_points=2)
     with pytest.raises(UserError, match="per"):
         random_direction(key, w, per="weight")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("per", ["filter", "layer"])
+def test_no_leaf_that_a_random_direction_would_move(key, per):
+    vector = jnp.ones(5)
+    loss = lambda w, batch: jnp.mean(batch) * jnp.sum(w**2)  # noqa: E731
+    with pytest.raises(UserError, match="per='none'"):
+        random_direction(key, vector, per=per)
+    with pytest.raises(UserError, match="per='none'"):
+        slices(loss, vector, jnp.ones(2), key=key, x=[0.0, 1.0], per=per)

@@ -101,9 +101,8 @@ def random_direction(key: jax.Array, params: Params, *, per: Per = "filter") -> 
     caller = "random_direction"
     key = check_key(caller, key)
     tree.check_floating(caller, params)
-    if per not in get_args(Per):
-        raise unknown("per", per, get_args(Per))
     params = jax.tree.map(jnp.asarray, tree.widen(params))
+    _check_per(caller, params, per)
     return _direction(key, params, per)
 
 
@@ -208,9 +207,8 @@ def slices(
     batch = checks.as_batch(caller, batch)
     loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    if per not in get_args(Per):
-        raise unknown("per", per, get_args(Per))
     params = jax.tree.map(jnp.asarray, tree.widen(params))
+    _check_per(caller, params, per)
     xs = _coordinates(caller, "x", x, params)
     rows = []
     for one in jax.random.split(key, count):
@@ -311,6 +309,16 @@ def _measure(axes):
     return lengths, tree.vdot(*axes) / product
 
 
+def _check_per(caller, params, per) -> None:
+    if per not in get_args(Per):
+        raise unknown("per", per, get_args(Per))
+    if per != "none" and all(leaf.ndim < 2 for leaf in jax.tree.leaves(params)):
+        raise UserError(
+            f"{caller}: per={per!r} moves leaves of two axes or more, and there are none. Give the "
+            f"parameters as kernels, or per='none'."
+        )
+
+
 def _direction(key, params, per):
     normal = tree.random_normal(key, params)
     return normal if per == "none" else _normalised(normal, params, per)
@@ -329,6 +337,8 @@ def _normalised(normal, params, per):
 
 def _as_axes(caller, directions, params, *, plane: bool) -> tuple[Params, ...]:
     one = jax.tree.structure(directions) == jax.tree.structure(params)
+    if not one and not isinstance(directions, list | tuple):
+        check_direction(caller, "directions", directions, params)  # says how it differs
     axes = (directions,) if one else tuple(directions)
     if len(axes) != 1 + plane:
         raise UserError(
