@@ -110,7 +110,7 @@ def average_sharpness(
         relative_error: stop where the standard error is within this share of the value, from 16
             pairs on; None draws `max_pairs`.
         max_pairs: how many at the most. `status` is `NOT_CONVERGED` where the error that was asked
-            for is not met by then.
+            for is not met by then, or cannot be for the rounding of the losses.
 
     Raises:
         UserError: an argument does not fit.
@@ -138,12 +138,12 @@ def average_sharpness(
         operands = algebra.without_derivative(operands)
     state, _ = loops.iterate(
         _Pair(noise, closures.rule(scaling), microbatch_size),
-        _start(operands[0], operands[1], operands[2], microbatch_size, accuracy),
+        _start(*operands[:4], microbatch_size, rounding(params), accuracy),
         operands,
         max_steps=limit,
         until=_is_reached if accuracy.is_asked else _is_not_finite,
     )
-    return mark(_finish(accuracy.is_asked, state, operands[3], rounding(params)), checked)
+    return mark(_finish(accuracy.is_asked, state, operands[3]), checked)
 
 
 class _Sums(NamedTuple):
@@ -151,12 +151,14 @@ class _Sums(NamedTuple):
 
     Attributes:
         loss: at the parameters.
+        floor: rounding of a difference of losses.
         mean, spread: of the even parts, by Welford's recurrence (1962).
         odd, absolute, largest, length: sums of squares, a sum, a maximum, a sum of squares.
         lost: the largest share.
     """
 
     loss: jax.Array
+    floor: jax.Array
     mean: jax.Array
     spread: jax.Array
     odd: jax.Array
@@ -193,6 +195,7 @@ class _Pair:
         mean = sums.mean + off / number.astype(off.dtype)
         return _Sums(
             loss=sums.loss,
+            floor=sums.floor,
             mean=mean,
             spread=sums.spread + off * (even - mean),
             odd=sums.odd + jnp.square(odd),
@@ -231,15 +234,19 @@ def _is_not_finite(sums: _Sums) -> jax.Array:
 
 def _standard_error(sums: _Sums) -> jax.Array:
     number = sums.count.astype(sums.mean.dtype)
-    return jnp.sqrt(sums.spread / (number * jnp.maximum(number - 1, 1)))
+    drawn = sums.spread / (number * jnp.maximum(number - 1, 1))
+    lost = sums.lost.astype(sums.mean.dtype) * sums.mean
+    return jnp.sqrt(drawn + jnp.square(lost) + jnp.square(sums.floor))
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _start(loss, params, batch, microbatch_size, accuracy) -> _Sums:
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _start(loss, params, batch, rho, microbatch_size, digits, accuracy) -> _Sums:
     value = objective.value(loss, tree.widen(params), batch, microbatch_size)
     zero = jnp.zeros_like(value)
     return _Sums(
         loss=value,
+        # Compiled apart, losses at one and the same point may differ in rounding.
+        floor=jnp.where(rho == 0, 0, digits * jnp.abs(value)).astype(value.dtype),
         mean=zero,
         spread=zero,
         odd=zero,
@@ -253,20 +260,17 @@ def _start(loss, params, batch, microbatch_size, accuracy) -> _Sums:
 
 
 @tells_unknown
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _finish(is_asked: bool, sums: _Sums, rho, digits: float) -> AverageSharpness:
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(is_asked: bool, sums: _Sums, rho) -> AverageSharpness:
     number = sums.count.astype(sums.mean.dtype)
-    # Compiled apart, losses at one and the same point may differ in rounding.
-    floor = jnp.where(rho == 0, 0, digits * jnp.abs(sums.loss))
     error = jnp.where(sums.count > 1, _standard_error(sums), jnp.nan)
-    lost = sums.lost.astype(number.dtype) * sums.mean
     moved = jnp.where(rho == 0, 0, jnp.where(rho > 0, 1, jnp.nan)).astype(number.dtype)
     finite = ~_is_not_finite(sums) & jnp.isfinite(moved)
     met = finite if not is_asked else _is_reached(sums) & finite
     status = jnp.where(sums.lost > _LOST, Status.BREAKDOWN, how_it_ended(met, finite))
     return AverageSharpness(
-        value=sums.mean * moved,
-        standard_error=jnp.sqrt(jnp.square(error * moved) + jnp.square(lost) + jnp.square(floor)),
+        value=jnp.where(jnp.isfinite(sums.loss), sums.mean * moved, jnp.nan),
+        standard_error=error * moved,
         slope_part=jnp.sqrt(sums.odd / number) * moved,
         absolute=sums.absolute / number * moved,
         largest=sums.largest * moved,
