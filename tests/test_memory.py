@@ -76,6 +76,21 @@ def test_a_product_takes_what_its_program_says(name):
     assert found.residuals == pytest.approx(tree_bytes(product), rel=1e-3)
 
 
+def headed(params, batch):
+    hidden = jnp.tanh(jnp.tanh(batch["x"] @ params["a"]) @ params["b"])
+    return jnp.mean((hidden[:, :8] @ params["head"]) ** 2)
+
+
+def test_the_linearisation_of_a_part_may_take_most():
+    params = {"a": shape(WIDTH, 4 * WIDTH), "b": shape(4 * WIDTH, WIDTH), "head": shape(8, 2)}
+    part = geometry.hessian(headed, params, BATCH, where="head")
+    found = geometry.memory(part, "product")
+    says = algebra._solved.lower(part).compile().memory_analysis()
+    assert says is not None
+    taken = says.argument_size_in_bytes + says.output_size_in_bytes + says.temp_size_in_bytes
+    assert abs(found.total - taken) <= 0.15 * taken
+
+
 def tree_bytes(found):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(found))
 
@@ -153,6 +168,10 @@ def test_what_is_refused():
         geometry.memory(operator(), verify=True)
     with pytest.raises(UserError, match="method=exact is not counted"):
         geometry.memory(operator(), "trace", method="exact")
+    with pytest.raises(UserError, match="max_products must be a whole number >= 1, got 'a'"):
+        geometry.memory(operator(), max_products="a")
+    with pytest.raises(UserError, match="basis_size must be a whole number >= 0, got 8.5"):
+        geometry.memory(operator(), basis_size=8.5)
     with pytest.raises(UserError, match="must be an operator"):
         geometry.memory(dense)  # pyright: ignore[reportArgumentType]
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError, unknown
+from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.geometry.eigenpairs.convergence import SearchStep
 from sharpjax.geometry.eigenpairs.top import top_eigenpairs
 from sharpjax.geometry.estimators.diagonal import diagonal
@@ -41,7 +41,8 @@ class Memory(NamedTuple):
         operator: parameters, batch and arrays of the loss, which the caller holds.
         residuals: what the linearisation keeps, its own copies of parameters and batch included.
         state: what the solver keeps beside: basis, vectors, probes, results.
-        product: temporaries of one product and of the step round it, or of a restart of the basis.
+        product: temporaries of one product and of the step round it, of the linearisation, or of a
+            restart of the basis: of what takes most.
         total: all of these, at the peak of the call.
         most: the peak where the basis grows as far as `max_products` lets it; else `total`.
     """
@@ -170,6 +171,9 @@ def _check_options(solver: str, options: dict[str, Any]) -> None:
             raise UserError(
                 f"{_CALLER}: {solver} takes no {name}; it takes {', '.join(known) or 'none'}."
             )
+    for name, least in (("basis_size", 0), ("max_products", 1)):
+        if options.get(name) is not None:
+            whole_number(solver, name, options[name], least=least)
     refused = {"start": None, "verify": False, "method": "deflated"}
     for name, value in options.items():
         if name in ("start", "verify") and value is not refused[name] or value == "exact":
@@ -219,7 +223,10 @@ def _of_product(layout: Layout, operator: Any) -> Peak:
     second = program.read(jax.make_jaxpr(loops.call)(product, wide), specs, layout)
     held = sum(x.num_bytes for x in (*vectors, *second.outputs) if x is not None)
     residuals = sum(x.num_bytes for x in first.outputs if x is not None)
-    return Peak(residuals, held, schedule.peak(second, _is_on_cpu(operator)))
+    cpu = _is_on_cpu(operator)
+    # Of a part of the parameters, the linearisation may take more than a product after it.
+    temporaries = max(schedule.peak(second, cpu), schedule.peak(first, cpu) - held)
+    return Peak(residuals, held, temporaries)
 
 
 def _linearized(operator: Any) -> Any:
