@@ -332,3 +332,38 @@ def test_few_sequences_are_tried():
     loss, logits = composed(model, implicit), LinearLogits(**shapes)
     assert check_outer("test", loss, None, batch, logits) is None
     assert max(seen) == (64 * tokens, 8, 8, 64)
+
+
+def test_measures_take_them(x64):
+    params, batch, _ = problem()
+    found, expected = (
+        (
+            geometry.information_sharpness(loss, params, batch)[:2],
+            geometry.relative_flatness(loss, params, batch, head="head"),
+            geometry.fisher_rao(loss, params, batch),
+        )
+        for loss in (streamed(4), composed(dense_model, CrossEntropy()))
+    )
+    close(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int16])
+def test_labels_of_narrow_types(dtype):
+    labels, logits = jnp.array([0, 100, 2]), jnp.zeros((3, jnp.iinfo(dtype).max + 1))
+    found = cross_entropy(logits, labels.astype(dtype))
+    np.testing.assert_array_equal(found, cross_entropy(logits, labels))
+    factors = LinearLogits(jnp.ones((3, 2)), jnp.zeros((2, logits.shape[1])), block_rows=2)
+    np.testing.assert_allclose(cross_entropy(factors, labels.astype(dtype)), found, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "says"),
+    [
+        (jnp.ones((3, 4)), jnp.zeros(3), "integers, got float"),
+        (LinearLogits(jnp.eye(3), jnp.ones((3, 4))), jnp.zeros(3), "integers, got float"),
+        (jnp.float32(1), jnp.int32(0), "got one number"),
+    ],
+)
+def test_no_labels_and_no_logits(logits, labels, says):
+    with pytest.raises(UserError, match=says):
+        cross_entropy(logits, labels)

@@ -34,7 +34,7 @@ def cross_entropy(
         An array [...].
 
     Raises:
-        UserError: shapes do not fit, or the logits are of one class.
+        UserError: shapes do not fit, the logits are of one class, or the labels no integers.
 
     >>> logits, labels = jnp.zeros((2, 3, 4)), jnp.array([[0, 1, 2], [3, -1, -1]])
     >>> losses = cross_entropy(logits, labels, where=labels >= 0)
@@ -51,7 +51,7 @@ def cross_entropy(
             )
     if where is not None:
         counts = jnp.asarray(where, bool)
-        labels = jnp.where(counts, labels, 0)
+        labels = jnp.where(counts, jnp.asarray(labels), 0)
         row = jnp.expand_dims(counts, -1)
         if isinstance(logits, LinearLogits):
             features = jnp.where(row, logits.features, 0)
@@ -90,6 +90,8 @@ def _shape(caller, logits) -> tuple[int, ...]:
         shape = (*logits.features.shape[:-1], logits.num_classes)
     else:
         shape = jnp.shape(logits)
+    if not shape:
+        raise UserError(f"{caller}: logits must be [..., K], got one number.")
     if len(shape) > 1 and shape[-1] < 2:
         raise UserError(
             f"{caller}: logits of shape {shape} are of one class, whose loss is 0 whatever "
@@ -99,7 +101,11 @@ def _shape(caller, logits) -> tuple[int, ...]:
 
 
 def _cross_entropies(caller, logits, labels):
-    num_classes = _shape(caller, logits)[-1]
+    num_classes, labels = _shape(caller, logits)[-1], jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(f"{caller}: labels must be integers, got {labels.dtype}.")
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)  # an int8 does not hold the number of many classes
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
     if isinstance(logits, LinearLogits):
