@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, composed, fisher, fisher_rao, relative_flatness
-from sharpjax.losses import CrossEntropy, SquaredError
+from sharpjax.losses import CrossEntropy, SquaredError, cross_entropy
 from tests import nets
 
 
@@ -101,6 +101,20 @@ def test_declared_weights_and_examples_without_a_number(x64):
     found = relative_flatness(weighted, params, marked, head="out/kernel")
     for one, other in zip(found, truth, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+def test_weights_that_are_all_zero(key):
+    def masked(logits, batch):
+        each = cross_entropy(logits, batch["label"])
+        return jnp.sum(batch["weight"] * each) / jnp.sum(batch["weight"])
+
+    loss = composed(
+        lambda w, batch: batch["x"] @ w, masked, example_weight=lambda batch: batch["weight"]
+    )
+    batch = {"x": jnp.eye(4), "label": jnp.array([0, 1, 2, 0]), "weight": jnp.zeros(4)}
+    found = relative_flatness(loss, jnp.ones((4, 3)), batch, head="*")
+    assert found.status == Status.NON_FINITE
+    assert jnp.isnan(found.value) and jnp.isnan(found.normalised)
 
 
 def test_a_feature_that_is_constant_has_no_part(x64):

@@ -96,7 +96,7 @@ def test_labels_that_the_model_gives_no_chance(x64):
             return CrossEntropy()(logits, batch)
 
     found = information_sharpness(composed(loss.model_fn, Plain()), w, batch)
-    assert found.status == Status.NON_FINITE and jnp.isnan(found.upper)
+    assert found.status == Status.NON_FINITE and jnp.isnan(found.upper) and jnp.isnan(found.value)
     mild = information_sharpness(composed(loss.model_fn, Plain()), w / 20, batch)
     right = information_sharpness(loss, w / 20, batch)
     np.testing.assert_allclose(mild.value, right.value, rtol=1e-9)
@@ -120,3 +120,27 @@ def test_wrong_arguments():
     )
     with pytest.raises(UserError, match="unweighted"):
         information_sharpness(weighted, net.params, net.batch)
+
+
+def test_float32_where_float64_is_on(x64):
+    net = nets.mlp()
+    narrow = lambda t: jax.tree.map(  # noqa: E731
+        lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, t
+    )
+    loss = composed(net.model_fn, net.outer_loss)
+    found = information_sharpness(loss, narrow(net.params), narrow(net.batch))
+    np.testing.assert_allclose(found.value, confidences(net), rtol=1e-3)
+
+
+def test_labels_that_are_no_class_and_classes_without_a_chance():
+    batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    loss = composed(lambda w, batch: batch["x"] @ w, CrossEntropy())
+    w = jnp.array([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 1.0, 0.0]])
+    none = information_sharpness(loss, w, {**batch, "label": jnp.array([0, -1])})
+    assert none.status == Status.NON_FINITE and jnp.isnan(none.value) and jnp.isnan(none.upper)
+    # In float32, 1 / p of the last class is infinite.
+    w = jnp.array([[0.0, 1.0, 2.0, -100.0], [1.0, 0.0, 1.0, -100.0]])
+    p = jax.nn.softmax(w)
+    truth = ((1 - p[0, 0]) / p[0, 0] + (1 - p[1, 1]) / p[1, 1]) / 2
+    found = information_sharpness(loss, w, batch)
+    np.testing.assert_allclose(found.upper, truth, rtol=1e-4)

@@ -64,11 +64,12 @@ class CrossEntropy:
     def newton_step(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """The step d with `H d = -slope` in the logits: `1 / p` at the label, 0 elsewhere.
 
-        Not a number where p is below the range of its type.
+        Not finite where p of the label is below the range of its type, NaN where it is no class.
         """
-        labels = batch["label"].reshape(-1)
-        chosen = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
-        return chosen * jnp.exp(-jax.nn.log_softmax(logits))
+        labels = jnp.expand_dims(batch["label"].reshape(-1), 1)
+        chosen = labels == jnp.arange(logits.shape[1])
+        step = jnp.where(chosen, jnp.exp(-jax.nn.log_softmax(logits)), 0)
+        return jnp.where(jnp.any(chosen, 1, keepdims=True), step, jnp.nan)
 
 
 @tree.register_dataclass

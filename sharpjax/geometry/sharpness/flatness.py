@@ -11,6 +11,7 @@ from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss.assumptions import both, mark, require
 from sharpjax.geometry.loss.composed import weights
+from sharpjax.geometry.loss.implicit import holds_implicit, multiplied_out
 from sharpjax.geometry.operators.gauss_newton import gauss_newton
 from sharpjax.geometry.status import if_finite
 
@@ -91,6 +92,9 @@ def relative_flatness(
     loss, params, batch = operator.loss, operator.params, operator.batch
     kernels = jax.tree.leaves(params)
     outputs = jax.eval_shape(loss.model_fn, params, batch)
+    if holds_implicit(outputs):
+        loss = multiplied_out(loss)
+        outputs = jax.eval_shape(loss.model_fn, params, batch)
     shape, count = getattr(outputs, "shape", None), loops.count_examples(caller, batch)
     if len(kernels) != 1 or kernels[0].ndim != 2 or shape != (count, kernels[0].shape[1]):
         raise UserError(
@@ -125,11 +129,12 @@ def _flatness(loss, params, batch, microbatch_size) -> tuple[RelativeFlatness, j
         weight, count = weights(loss, batch), len(outputs)
         share = jnp.full(count, 1 / count) if weight is None else weight / jnp.sum(weight)
         share = jnp.expand_dims(share.astype(features.dtype), 1)
-        features = jnp.where(share > 0, features, 0)
+        counts = share != 0  # NaN, as where all weights are 0, counts
+        features = jnp.where(counts, features, 0)
 
         linear = features @ _change(kernel)
-        off = jnp.where(share > 0, change - linear, 0)
-        size = jnp.max(jnp.abs(jnp.where(share > 0, change, 0)))
+        off = jnp.where(counts, change - linear, 0)
+        size = jnp.max(jnp.abs(jnp.where(counts, change, 0)))
         holds = jnp.max(jnp.abs(off)) <= _TOLERANCE * size
 
         mean = jnp.sum(share * features, 0)
@@ -144,7 +149,7 @@ def _flatness(loss, params, batch, microbatch_size) -> tuple[RelativeFlatness, j
             slope = jax.grad(loss.outer_loss)
             tangents = jnp.broadcast_to(unit, outputs.shape).astype(outputs.dtype)
             curved = jax.jvp(lambda z: slope(z, batch), (outputs,), (tangents,))[1]
-            return lengths @ jnp.where(share > 0, curved, 0).astype(lengths.dtype)
+            return lengths @ jnp.where(counts, curved, 0).astype(lengths.dtype)
 
         between = jax.lax.map(column, jnp.eye(kernel.shape[1], dtype=kernel.dtype))
         weighed = jnp.expand_dims(deviation * varies, 1) * kernel

@@ -11,6 +11,7 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.loss.composed import methods
+from sharpjax.geometry.loss.implicit import holds_implicit, multiplied_out
 from sharpjax.geometry.operators.gauss_newton import fisher
 from sharpjax.geometry.status import Status, tells_unknown
 
@@ -91,6 +92,9 @@ def information_sharpness(
     size = count if m is None else whole_number(caller, "m", m)
     chunks = loops.split_chunks(caller, batch, size)
     outputs = jax.eval_shape(loss.model_fn, params, batch)
+    if holds_implicit(outputs):
+        loss = multiplied_out(loss)
+        outputs = jax.eval_shape(loss.model_fn, params, batch)
     if loss.example_weight is not None or getattr(outputs, "shape", ())[:1] != (count,):
         raise UserError(
             f"{caller}: takes an unweighted mean over examples with one row of outputs each. Leave "
@@ -133,7 +137,9 @@ def _chunk(loss, params, batch):
             (pulled,) = back(jnp.einsum("nck,nc->nk", roots, unit.reshape(c.shape)))
             return jnp.einsum("nck,nk->nc", roots, along(pulled)).reshape(-1)
 
-        gram = loops.map_over_chunks(_column, jax.tree_util.Partial(column), jnp.eye(c.size))
+        gram = loops.map_over_chunks(
+            _column, jax.tree_util.Partial(column), jnp.eye(c.size, dtype=c.dtype)
+        )
         eigenvalues, basis = jnp.linalg.eigh((gram + gram.T) / 2)
         parts = jnp.square(c.reshape(-1) @ basis) / count
     upper = jnp.where(jnp.all(holds), jnp.sum(jnp.square(c)) / count, jnp.nan)
@@ -177,7 +183,7 @@ def _mean(num_params: int, chunks) -> InformationSharpness:
     status = jnp.where(short, Status.NOT_CONVERGED, Status.OK)
     finite = jnp.isfinite(upper) & jnp.isfinite(value)
     return InformationSharpness(
-        value=value,
+        value=jnp.where(finite, value, jnp.nan),
         upper=upper,
         eigenvalues=eigenvalues,
         parts=parts,
