@@ -291,6 +291,24 @@ def test_steps_without_a_second_pass_say_so(key):
         assert 1 < seen.perturbed_grad_norm / seen.grad_norm < 1.7 or t == 0
 
 
+@pytest.mark.parametrize("radius", [0.0, 0.2])
+def test_looksam_reuses_no_rounding(radius):
+    """Of f = a |w|^2 / 2 the perturbed gradient is along the clean one, and at radius 0 it always
+    is: then `v` is 0, and the steps between are those of the base."""
+    tx, w = sam(optax.sgd(0.1), rho=radius, every=2, reuse=0.7), jnp.array([1.3, -0.7, 2.1])
+
+    def quadratic(w, batch):
+        return 0.5 * 3.0 * jnp.sum(w**2), None
+
+    grad_fn, state = jax.value_and_grad(quadratic, has_aux=True), tx.init(w)
+    for _ in range(2):
+        (value, _), grads = grad_fn(w, None)
+        more = {"value": value, "grad_fn": grad_fn, "batch": jnp.ones(1)}
+        updates, state = tx.update(grads, state, w, **more)
+        w = w + updates
+    np.testing.assert_allclose(updates, -0.1 * grads, rtol=1e-6)
+
+
 def test_convolutions_on_cpu_are_in_no_branch(key):
     """And who decides outside of the jit has a program without a second pass."""
     kernel, image = jax.random.normal(key, (3, 3, 1, 2)), jax.random.normal(key, (2, 5, 5, 1))
@@ -316,7 +334,9 @@ def test_convolutions_on_cpu_are_in_no_branch(key):
         for due in (True, False)
     ]
     assert counts[0] == 2 * counts[1] == text.count("tanh")
-    for due in (True, False):
+    with pytest.raises(UserError, match="second_pass=.* decided outside of the jit"):
+        update(state, kernel, second_pass=state.count == 0)
+    for due in (np.True_, np.False_):
         updates, after = jax.jit(update)(state, kernel)
         want, same = jax.jit(functools.partial(update, second_pass=due))(state, kernel)
         np.testing.assert_allclose(updates, want, rtol=1e-5, atol=1e-7)

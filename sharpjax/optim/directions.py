@@ -5,6 +5,7 @@ import numbers
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sharpjax import perturbation, tree
@@ -139,6 +140,20 @@ def orthogonal(a: Params, *, to: Params) -> Params:
     """
     unit = perturbation.ascent(to, to, rho=1.0)
     return tree.add_scaled(a, -tree.vdot(a, unit), unit)
+
+
+def sideways(a: Params, *, to: Params) -> Params:
+    """`orthogonal(a, to=to)`, and exactly zero where what is left is rounding: less than 100 units
+    in the last place of `||a||_2`. For what is normalised afterwards.
+
+    >>> import jax.numpy as jnp
+    >>> sideways(jnp.array([0.7, 0.1]), to=jnp.array([2.1, 0.3])).tolist()
+    [0.0, 0.0]
+    """
+    across = orthogonal(a, to=to)
+    length = tree.norm(a)
+    is_rounding = tree.norm(across) <= 100 * jnp.finfo(length.dtype).eps * length
+    return jax.tree.map(lambda x: jnp.where(is_rounding, 0, x), across)
 
 
 def _is_number(value: Any) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -128,11 +129,12 @@ def sam(
     `w + e`. Of m-SAM, `g` and `p` are means.
 
     **LookSAM** (`every` = k, `reuse` = a): steps 0, k, 2k, ... are SAM's and keep `v`, `p` less its
-    part along `g`. In the others the base gets `g + a ||g|| v / ||v||`, without a second pass.
-    `reuse=0` takes plain steps there. All steps cost two gradients under `jax.vmap` over states,
-    and on CPU where the model convolves: XLA is some twenty times slower at that inside a branch
-    (1.4 s in place of 0.07 for a narrow ResNet). Who decides outside of the jit, by the static
-    argument `second_pass=step % k == 0` of `update`, pays for no more than is needed everywhere.
+    part along `g` (0 where that is rounding). In the others the base gets `g + a ||g|| v / ||v||`,
+    without a second pass. `reuse=0` takes plain steps there. All steps cost two gradients under
+    `jax.vmap` over states, and on CPU where the model convolves: XLA is some twenty times slower at
+    that inside a branch (1.4 s in place of 0.07 for a narrow ResNet). Who decides outside of the
+    jit, by the static argument `second_pass=step % k == 0` of `update`, pays for no more than is
+    needed everywhere.
 
     **With other transforms.** What stands before it in an `optax.chain` changes the gradient of the
     ascent (not in m-SAM, whose chunk gradients pass it by; and a clip by global norm changes
@@ -167,7 +169,7 @@ def sam(
         UserError: `rho`, `gap_weight` or `reuse` is negative or NaN; `steps`, `every` or `m` is no
             positive integer, or `m` does not divide the batch; an unknown norm; `reuse` without
             `every`, which would ignore it; `ascent` is no transform; `update` lacks what it needs,
-            or gets chunk gradients that do not fit.
+            or gets chunk gradients that do not fit, or a traced `second_pass`.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> def loss(w, batch):
@@ -220,6 +222,11 @@ def sam(
             raise UserError("optim.sam: update needs params, the weights that are perturbed.")
         if m is None and chunk_grads is not None:
             raise UserError("optim.sam: chunk_grads are for m-SAM; give sam the same m.")
+        if second_pass is not None and not isinstance(second_pass, bool | np.bool_):
+            raise UserError(
+                f"optim.sam: second_pass={second_pass!r}; give True or False, decided outside of "
+                "the jit, or None."
+            )
         radius = jnp.asarray(rho(state.count) if callable(rho) else rho)
 
         def perturbed_pass(at: tuple, chunk: tuple) -> tuple[jax.Array, Params, jax.Array]:
@@ -251,7 +258,7 @@ def sam(
                 across = directions.orthogonal(grads, to=perturbed)
                 perturbed = tree.add_scaled(perturbed, -gap_weight, across)
             if sideways is not None:
-                sideways = directions.orthogonal(perturbed, to=grads)
+                sideways = directions.sideways(perturbed, to=grads)
             return loss, perturbed, lost, sideways
 
         def plain_step() -> tuple[jax.Array, Params, jax.Array, Params | None]:
@@ -262,7 +269,7 @@ def sam(
             return jnp.asarray(value), used, jnp.float32(0), state.sideways
 
         if every == 1 or second_pass is not None:
-            loss, used, lost, sideways = plain_step() if second_pass is False else sam_step()
+            loss, used, lost, sideways = sam_step() if second_pass in (None, True) else plain_step()
         else:
             like = jnp.asarray(value), grads, jnp.float32(0), state.sideways
             due = state.count % every == 0
