@@ -177,6 +177,7 @@ def test_a_split_is_corrupted_block_by_block(key):
         ("gausian_noise", 1, (1, 4, 4, 3), "did you mean 'gaussian_noise'"),
         ("fog", 0, (1, 4, 4, 3), "severity must be a whole number >= 1, got 0"),
         ("fog", 6, (1, 4, 4, 3), "severity=6; give 1 to 5"),
+        ("fog", jnp.int32(0), (1, 4, 4, 3), "severity must be a whole number >= 1"),
         ("fog", 1.5, (1, 4, 4, 3), "severity must be a whole number"),
         ("fog", 1, (4, 4, 3), r"uint8\[4, 4, 3\]; give uint8 \[B, H, W, C\]"),
         ("fog", 1, (1, 4, 4, 2), "of 1 or 3 channels"),

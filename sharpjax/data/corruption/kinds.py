@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sharpjax.data.corruption import blur, digital, noise, weather
 from sharpjax.data.examples import Examples
@@ -71,7 +72,7 @@ def corrupt(key: jax.Array, image: jax.Array, kind: str, severity: int | jax.Arr
         )
     if kind == "saturate" and image.shape[-1] == 1:
         raise UserError("corruption.corrupt: 'saturate' is of colours, and these images are grey.")
-    if not isinstance(severity, jax.Array):
+    if not isinstance(severity, Tracer):
         if whole_number("corruption.corrupt", "severity", severity) > len(SEVERITIES):
             raise UserError(f"corruption.corrupt: severity={severity}; give 1 to 5.")
         severity = jnp.array(severity, np.int32)
