@@ -125,6 +125,8 @@ def test_batches_order_merging_and_padding():
         empty, z.reshape(2, 250, 4), y.reshape(2, -1)
     )
     assert jax.vmap(reliability.compute)(lanes)["ece"].value.shape == (2,)
+    both = jax.vmap(reliability.merge)(lanes, lanes)
+    np.testing.assert_array_equal(both.count, 2 * lanes.count)
     with pytest.raises(UserError, match="not the same bins"):
         reliability.merge(empty, reliability.init(15))
     assert np.isnan(list(values(empty).values())).all()
@@ -234,7 +236,10 @@ def test_a_diagram_and_its_picture():
     # Wilson, by its definition: the p at which (a - p)^2 = z^2 p (1 - p) / n.
     for p in (diagram.low[5], diagram.high[5]):
         np.testing.assert_allclose((0.5 - p) ** 2, 1.959964**2 * p * (1 - p) / 2, rtol=1e-5)
-    drawn = plots.reliability({"sgd": diagram, "sam": diagram})
+    sure = update(reliability.init(10, closed="torchmetrics"), two_classes([1.0]), jnp.array([0]))
+    drawn = plots.reliability({"sgd": diagram, "sam": reliability.diagram(sure)})
+    shares = [patch.get_data().values for patch in drawn.axes[1].patches]
+    np.testing.assert_allclose(shares, [[0] * 5 + [2 / 3, 0, 0, 0, 1 / 3], [0] * 9 + [1]])
     assert len(plots.png(drawn)) > 1000
     assert [axis.get_ylabel() for axis in drawn.axes] == ["accuracy", "share"]
     classes = reliability.diagram(reliability.init(10, of="classes", num_classes=3))
@@ -246,7 +251,7 @@ def test_a_diagram_and_its_picture():
 # Temperature.
 
 
-@pytest.mark.parametrize("factor", [0.2, 1.0, 3.0, 40.0])
+@pytest.mark.parametrize("factor", [1e-30, 0.2, 1.0, 3.0, 40.0, 1e30])
 def test_the_temperature_of_rescaled_log_probabilities(factor):
     """Labels in just the shares that p says: the gradient is 0 at T = factor."""
     p = np.array([[0.25, 0.75]] * 4 + [[0.6, 0.4]] * 5)
@@ -294,6 +299,25 @@ def test_a_temperature_is_not_applied_to_what_it_was_fitted_on():
 def test_temperatures_that_there_are_not(logits, label, words):
     with pytest.raises(UserError, match=words):
         temperature.fit(np.array(logits), np.array(label))
+
+
+def test_gaps_of_very_different_size():
+    """50 pairs of gap 1 that are right, one of gap g that is wrong, b = 1 / T: the derivative
+    -50 / (1 + exp b) + g / (1 + exp -gb) is 0 where b = log(100 / g - 1), as far as g b is 0."""
+    for g in (1e-12, 1e-44):
+        fit = temperature.fit(np.array([[1.0, 0.0]] * 50 + [[0.0, g]]), np.zeros(51, int))
+        np.testing.assert_allclose(1 / fit.temperature.value, np.log(100 / g - 1), rtol=1e-9)
+
+
+def test_integer_logits_are_numbers():
+    z, y = np.array([[3, 0], [0, 2], [1, 0]]), np.array([0, 1, 1])
+    fit = temperature.fit(z, y)
+    for given in (z, z.astype(np.float32)):
+        scaled = temperature.apply(fit, given + 10)
+        np.testing.assert_allclose(scaled, (z + 10) / fit.temperature.value, rtol=1e-6)
+    np.testing.assert_array_equal(scores.nll(z, y), scores.nll(z.astype(np.float32), y))
+    with pytest.raises(UserError, match="label is float32; give integers"):
+        scores.nll(z, y.astype(np.float32))
 
 
 # Selective prediction and scores.
@@ -350,13 +374,14 @@ def test_a_bootstrap_interval_of_a_calibration_error(key):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_bins": 0}, "num_bins=0; give an integer >= 1"),
+        ({"num_bins": 0}, "num_bins must be a whole number >= 1, got 0"),
         ({"num_bins": 5, "edges": [0, 1]}, "num_bins or edges, not both"),
         ({"edges": [0.1, 1]}, "increase from 0 to 1"),
         ({"edges": [0, 0.5, 0.5, 1]}, "increase from 0 to 1"),
         ({"closed": "top"}, "unknown closed .*'top'"),
         ({"of": "classes"}, "num_classes=None with of='classes'"),
         ({"num_classes": 3}, "num_classes=3 with of='top'"),
+        ({"of": "classes", "num_classes": 0}, "num_classes must be a whole number >= 1, got 0"),
     ],
 )
 def test_bins_that_are_none(options, words):
@@ -394,3 +419,21 @@ def test_inside_a_trace_probabilities_give_nan():
     with pytest.raises(UserError, match="logits of 4 classes, and the bins are of 3"):
         reliability.update(reliability.init(of="classes", num_classes=3), z, y)
     assert tree.size(dataclasses.replace(found, edges=jnp.zeros(0))) == 15 * 8 + 3
+
+
+@pytest.mark.parametrize("z", [np.full((3, 2), np.nan, np.float32), np.zeros((0, 2), np.float32)])
+def test_nothing_is_said_of_no_predictions(z, key):
+    y = np.zeros(len(z), int)
+    assert np.isnan(list(values(update(reliability.init(), z, y)).values())).all()
+    bins = reliability.init(2)
+    assert np.isnan(adaptive.calibration_test(bins, z, y, key=key, num_draws=2)).all()
+    assert np.isnan(adaptive.compare_calibration(bins, z, z, y, key=key, num_draws=2)).all()
+    assert np.isnan(selective.risk_coverage(z, y)[2:]).all()
+    with pytest.raises(UserError, match="temperature.fit: (there are no examples|.* not finite)"):
+        temperature.fit(z, y)
+
+
+def test_one_example_has_no_standard_error():
+    z = np.array([[1.0, 0.0, 0.3]], np.float32)  # whose (right - c)^2 is not ece^2 to the bit
+    error = reliability.compute(update(reliability.init(), z, np.array([0])))["ece"].standard_error
+    assert np.isnan(error)

@@ -79,7 +79,8 @@ class CalibrationTest(NamedTuple):
         ece: as it was observed.
         mean: of a calibrated model with the same confidences.
         low, high: between these, with it, lie 95 of 100.
-        p_value: chance of one as large; (1 + number of draws at least as large) / (1 + draws).
+        p_value: chance of one as large; (1 + number of draws at least as large) / (1 + draws). NaN,
+            as the others, of no examples, and where a prediction is NaN.
     """
 
     ece: float
@@ -118,11 +119,11 @@ def calibration_test(
     observed = _error(bins, confidence, right)
     null = np.asarray(_null(bins, batch.logits, confidence, jax.random.split(key, num_draws)))
     # Draws that tie with it, but for rounding, are as large.
-    larger = np.sum(null >= float(observed) * (1 - 1e-6))
+    larger = null >= float(observed) * (1 - 1e-6)
     low, high = np.quantile(null, [0.025, 0.975])
     return CalibrationTest(
         float(observed), float(null.mean()), float(low), float(high),
-        float((1 + larger) / (1 + num_draws)),
+        _p_value(float(observed), larger),
     )  # fmt: skip
 
 
@@ -131,7 +132,8 @@ class Comparison(NamedTuple):
 
     Attributes:
         difference: of the first less that of the second.
-        p_value: two-sided; (1 + draws at least as far from 0) / (1 + draws).
+        p_value: two-sided; (1 + draws at least as far from 0) / (1 + draws). Both are NaN of no
+            examples, and where a prediction is NaN.
     """
 
     difference: float
@@ -170,8 +172,14 @@ def compare_calibration(
     right = jnp.stack([inputs.correct(batch) for batch in batches])
     observed, drawn = _exchanged(bins, confidence, right, jax.random.split(key, num_draws))
     # Draws that tie with it, but for rounding, are as far.
-    far = np.sum(np.abs(drawn) >= abs(float(observed)) * (1 - 1e-6))
-    return Comparison(float(observed), float((1 + far) / (1 + num_draws)))
+    far = np.abs(drawn) >= abs(float(observed)) * (1 - 1e-6)
+    return Comparison(float(observed), _p_value(float(observed), far))
+
+
+def _p_value(observed: float, as_large: np.ndarray) -> float:
+    if np.isnan(observed):
+        return float("nan")
+    return float((1 + np.sum(as_large)) / (1 + len(as_large)))
 
 
 @jax.jit

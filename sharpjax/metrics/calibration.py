@@ -78,4 +78,5 @@ def expected_calibration_error(bins: Bins) -> Estimate:
     total = bins.confidence.total - bins.correct.astype(jnp.float32)
     error = jnp.sum(jnp.abs(total + bins.confidence.rest)) / n
     variance = summation.value(bins.squared_gap) / n - jnp.square(error)
-    return Estimate(error, jnp.sqrt(jnp.maximum(variance, 0.0) / (n - 1)), num_examples)
+    deviation = jnp.sqrt(jnp.maximum(variance, 0.0) / (n - 1))
+    return Estimate(error, jnp.where(num_examples > 1, deviation, jnp.nan), num_examples)

@@ -43,6 +43,10 @@ def checked(
             Inside a trace that is not raised, and `refused` says so.
     """
     logits, label = jnp.asarray(logits), jnp.asarray(label)
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        logits = logits.astype(jnp.float32)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise UserError(f"{caller}: label is {label.dtype}; give integers, the classes.")
     weight = jnp.ones(label.shape, jnp.float32) if weight is None else jnp.asarray(weight)
     if logits.ndim != 2 or label.shape != logits.shape[:1] or weight.shape != label.shape:
         raise UserError(

@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from scipy import special
 
 from sharpjax import tree
-from sharpjax.errors import UserError, unknown
+from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.metrics import inputs, summation
 from sharpjax.metrics.summation import Sum
@@ -61,7 +62,7 @@ class Diagram(NamedTuple):
 
     Attributes:
         edges: [M + 1].
-        count: predictions in each bin.
+        count: predictions in each bin; of `closed='torchmetrics'` these are M + 1, as all below.
         confidence, accuracy: their means; NaN in an empty bin.
         low, high: the Wilson interval of the accuracy at level 0.95.
     """
@@ -101,9 +102,9 @@ def init(
     if num_bins is not None and edges is not None:
         raise UserError("reliability.init: give num_bins or edges, not both.")
     if edges is None:
-        num_bins = 15 if num_bins is None else num_bins
-        if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
-            raise UserError(f"reliability.init: num_bins={num_bins!r}; give an integer >= 1.")
+        num_bins = whole_number(
+            "reliability.init", "num_bins", 15 if num_bins is None else num_bins
+        )
         bounds = np.arange(num_bins + 1, dtype=np.float32) / np.float32(num_bins)
     else:
         bounds = np.asarray(edges, np.float32)
@@ -121,7 +122,8 @@ def init(
             f"reliability.init: num_classes={num_classes} with of='{of}'; give it with 'classes', "
             "and only then."
         )
-    shape = (num_classes or 1, len(bounds) - 1 + (closed == "torchmetrics"))
+    rows = whole_number("reliability.init", "num_classes", 1 if of == "top" else num_classes)
+    shape = (rows, len(bounds) - 1 + (closed == "torchmetrics"))
     zero, sums = jnp.zeros(shape, jnp.int32), summation.zero(shape)
     refused = jnp.zeros(len(inputs.REASONS), bool)
     return Reliability(
@@ -187,10 +189,11 @@ def merge(a: Reliability, b: Reliability) -> Reliability:
     """The bins of both; what they hold does not depend on the order.
 
     Raises:
-        UserError: their bins differ.
+        UserError: their bins differ (inside a trace only their number is compared).
     """
     same = a.closed == b.closed and a.of == b.of and a.count.shape == b.count.shape
-    if not same or not np.array_equal(a.edges, b.edges):
+    traced = isinstance(a.edges, Tracer) or isinstance(b.edges, Tracer)
+    if not same or not (traced or np.array_equal(a.edges, b.edges)):
         raise UserError("reliability.merge: the two have not the same bins.")
     return dataclasses.replace(
         a,
@@ -223,7 +226,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
       (c_b - a_b)^2, sum f_b (a_b - a)^2, a (1 - a), and what bins hide, sum f_b (var c - 2 cov(c,
       right)) (Stephenson, Coelho and Jolliffe, 2008). Right to some 1e-6.
 
-    NaN of no examples, and where a batch was refused.
+    NaN of no examples, and where a batch was refused or a prediction is NaN.
     """
     n = jnp.sum(found.count[0])
     total = n.astype(jnp.float32)
@@ -246,7 +249,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
     unbiased = gap**2 - jnp.where(count > 1, noise / jnp.maximum(count - 1, 1), 0)
     spread = jnp.maximum(c - squared / size, 0)
     variance = jnp.sum(gap_squared) / total - ece**2
-    error = jnp.sqrt(jnp.maximum(variance, 0) / (total - 1))
+    error = jnp.where(n > 1, jnp.sqrt(jnp.maximum(variance, 0) / (total - 1)), jnp.nan)
     base = jnp.sum(right, axis=1, keepdims=True) / total
     # mean (right - c)^2 = gap^2 + var c + noise - 2 cov in each bin.
     within = gap_squared / size - gap**2 - noise
@@ -264,7 +267,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
         "brier_uncertainty": jnp.sum(base * (1 - base)),
         "brier_within": jnp.sum(share * within),
     }
-    bad = jnp.any(found.refused) | (n == 0)
+    bad = jnp.any(found.refused) | jnp.isnan(values["brier"])
     unknown_error = jnp.full((), jnp.nan, jnp.float32)
     errors = {"ece": error if found.of == "top" else unknown_error}
     return {
@@ -284,7 +287,9 @@ def diagram(found: Reliability) -> Diagram:
         UserError: a batch was refused.
     """
     if np.any(found.refused):
-        raise UserError(f"reliability.diagram: {_reasons(found)}.")
+        held = zip(inputs.REASONS, np.asarray(found.refused), strict=True)
+        reasons = "; ".join(reason.format("K - 1") for reason, holds in held if holds)
+        raise UserError(f"reliability.diagram: {reasons}.")
     count, right = np.asarray(found.count), np.asarray(found.right)
     confidence = np.asarray(found.confidence.total, float) + np.asarray(found.confidence.rest)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -296,11 +301,3 @@ def diagram(found: Reliability) -> Diagram:
     if found.of == "top":
         arrays = [x[0] for x in arrays]
     return Diagram(np.asarray(found.edges, float), *arrays)
-
-
-def _reasons(found: Reliability) -> str:
-    held = np.asarray(found.refused)
-    classes = "K - 1"
-    return "; ".join(
-        reason.format(classes) for reason, holds in zip(inputs.REASONS, held, strict=True) if holds
-    )

@@ -32,6 +32,8 @@ def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
     that sure predictions stay in order. Examples of equal confidence count as in the mean over
     their orders: the result does not depend on the order of the data.
 
+    NaN of no examples, and where a logit is NaN or infinite.
+
     Args:
         logits: [N, K].
         label: [N].
@@ -51,17 +53,16 @@ def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
     others = np.exp(z - z.max(axis=1, keepdims=True))
     others[np.arange(len(z)), top] = 0
     doubt = others.sum(axis=1)  # (1 - p) / p
-    if not np.isfinite(doubt).all():
-        doubt = np.full(len(z), np.nan)
     n = len(z)
+    if not n or not np.isfinite(doubt).all():
+        nothing = np.full(n, np.nan)
+        return RiskCoverage(np.arange(1, n + 1) / max(n, 1), nothing, float("nan"), float("nan"))
     places = np.arange(1, n + 1)
     levels, group = np.unique(doubt, return_inverse=True)
     sizes, errors = np.bincount(group), np.bincount(group, wrong)
     before, ended = np.cumsum(sizes) - sizes, np.cumsum(errors) - errors
     of = np.repeat(np.arange(len(levels)), sizes)
     risk = (ended[of] + (places - before[of]) * errors[of] / sizes[of]) / places
-    if np.isnan(doubt).any():
-        risk = np.full(n, np.nan)
     best = np.maximum(places - (n - wrong.sum()), 0) / places
     aurc = float(risk.mean())
     return RiskCoverage(places / n, risk, aurc, float(aurc - best.mean()))

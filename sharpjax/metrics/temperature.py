@@ -15,7 +15,7 @@ from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.metrics import inputs
 
-_MOST_STEPS = 100
+_MOST_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +48,9 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
         label: [N].
 
     Raises:
-        UserError: as `metrics.update`; logits that are not finite; every prediction is right, where
-            the best T is 0; the logits tell nothing of the labels, or the opposite, where it is
-            infinite; the logits of each example are all equal, where any T is as good.
+        UserError: as `metrics.update`; no examples; logits that are not finite; every prediction is
+            right, where the best T is 0; the logits tell nothing of the labels, or the opposite,
+            where it is infinite; the logits of each example are all equal, where any T is as good.
 
     >>> logits = 3 * np.log([[0.25, 0.75]] * 4)  # three times too sure, if three of four are right
     >>> round(fit(logits, np.array([0, 1, 1, 1])).temperature.value, 6)
@@ -61,6 +61,8 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
     z, y = np.asarray(logits, np.float64), np.asarray(label)
     if not np.isfinite(z).all():
         raise UserError(f"{caller}: logits are not finite; the model predicts nothing there.")
+    if not len(z):
+        raise UserError(f"{caller}: there are no examples.")
     z = z - z.max(axis=1, keepdims=True)
     of_label = z[np.arange(len(y)), y]
     if not z.any():
@@ -79,6 +81,8 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
             f"{caller}: all {len(y)} predictions are right, so that the best temperature is 0. Fit "
             "on data that the model was not trained on, or on more of them."
         )
+    size = -z.min()  # b below is of logits divided by it
+    z, of_label = z / size, of_label / size
     low, high, b, num_steps = 0.0, np.inf, 1.0, 0
     while num_steps < _MOST_STEPS:
         num_steps += 1
@@ -92,12 +96,14 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
         if inside and abs(after - b) <= 1e-13 * b:
             break
         b = after
-    nll = [float(np.mean(_log_sum(scale * z) - scale * of_label)) for scale in (1.0, b)]
+    if num_steps == _MOST_STEPS:
+        raise UserError(f"{caller}: not solved; gaps between logits differ too much in size.")
+    nll = [float(np.mean(_log_sum(scale * z) - scale * of_label)) for scale in (size, b)]
     p = np.exp(b * z - _log_sum(b * z)[:, None])
     scores = np.sum(p * z, axis=1) - of_label
     _, curvature = _derivatives(z, of_label, b)
     error = np.sqrt(np.mean(scores**2) / len(y)) / curvature
-    found = Estimate(float(1 / b), float(error / b**2), len(y))
+    found = Estimate(float(size / b), float(size * error / b**2), len(y))
     return Fit(found, nll[0], nll[1], num_steps, np.sort(_digests(logits)))
 
 
@@ -120,7 +126,7 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
                 "temperature was fitted on; fit on validation data alone, or give "
                 "allow_overlap=True."
             )
-    return jnp.asarray(logits) / jnp.asarray(fit.temperature.value, jnp.asarray(logits).dtype)
+    return jnp.asarray(logits) / fit.temperature.value
 
 
 def _derivatives(z: np.ndarray, of_label: np.ndarray, b: float) -> tuple[float, float]:

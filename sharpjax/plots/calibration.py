@@ -42,8 +42,9 @@ def reliability(diagrams: Mapping[str, Diagram]) -> "Figure":
         handles[f"{arm} (n = {int(d.count.sum()):,})"] = upper.plot(
             x, y, ls=style.dash, lw=1.2, **style.marked
         )[0]
-        share = np.append(d.count, 0)[: len(d.edges) - 1] / d.count.sum()
-        lower.stairs(share, d.edges, color=style.color, lw=1.2, ls=style.dash)
+        last = len(d.edges) - 2  # takes the bin for a confidence of 1 in, where there is one
+        count = np.append(d.count[:last], d.count[last:].sum())
+        lower.stairs(count / max(count.sum(), 1), d.edges, color=style.color, lw=1.2, ls=style.dash)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     lower.set(xlabel="confidence", ylabel="share", xlim=(0, 1))
     figure.legend(drawn, handles, "")
