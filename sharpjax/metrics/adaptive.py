@@ -116,10 +116,10 @@ def calibration_test(
     else:
         confidence = jax.nn.softmax(batch.logits)
         right = batch.label[:, None] == jnp.arange(confidence.shape[1])
-    observed = _error(bins, confidence, right)
-    null = np.asarray(_null(bins, batch.logits, confidence, jax.random.split(key, num_draws)))
+    keys = jax.random.split(key, num_draws)
+    observed, null = map(np.asarray, _null(bins, batch.logits, confidence, right, keys))
     # Draws that tie with it, but for rounding, are as large.
-    larger = null >= float(observed) * (1 - 1e-6)
+    larger = null >= observed * (1 - 1e-6)
     low, high = np.quantile(null, [0.025, 0.975])
     return CalibrationTest(
         float(observed), float(null.mean()), float(low), float(high),
@@ -196,7 +196,7 @@ def _exchanged(bins, confidence, right, keys):
 
 
 @jax.jit
-def _null(bins, logits, confidence, keys):
+def _null(bins, logits, confidence, right, keys):
     def draw(key):
         if bins.of == "top":
             right = jax.random.uniform(key, confidence.shape) < confidence
@@ -205,7 +205,7 @@ def _null(bins, logits, confidence, keys):
             right = label[:, None] == jnp.arange(confidence.shape[1])
         return _error(bins, confidence, right)
 
-    return jax.lax.map(draw, keys)
+    return _error(bins, confidence, right), jax.lax.map(draw, keys)
 
 
 def _error(bins, confidence, right):

@@ -64,6 +64,7 @@ def checked(
     return Checked(logits.astype(jnp.float32), label, counted, refused)
 
 
+@jax.jit
 def _refuse(logits, label, weight, counted) -> jax.Array:
     no_class = (label < 0) | (label >= logits.shape[1])
     in_range = jnp.all((logits >= 0) & (logits <= 1), axis=1)
