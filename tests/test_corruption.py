@@ -37,26 +37,38 @@ def distance(a, b):
     return np.sqrt((difference**2).mean((-3, -2, -1)))
 
 
+# What looks at the key, and what leaves the same grey everywhere as it is.
+DRAWN = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur"),
+    *("motion_blur", "snow", "frost", "fog", "spatter", "elastic_transform"),
+)
+KEEPING = (
+    *("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "contrast"),
+    *("pixelate", "elastic_transform", "saturate", "jpeg_compression"),
+)
+
+
 @pytest.mark.parametrize("kind", corruption.KINDS)
 def test_each_kind_at_each_severity(kind, key):
-    x = images(num=8)
-    every = jax.jit(jax.vmap(lambda s: corruption.corrupt(key, x, kind, s)))
-    found = every(SEVERITIES)
+    """Four photographs, a flat image, and the first one again."""
+    photographs = images()[:4]
+    flat = jnp.full((1, 32, 32, 3), 99, jnp.uint8)
+    x = jnp.concatenate([photographs, flat, photographs[:1]])
+    every = jax.jit(jax.vmap(lambda k, s: corruption.corrupt(k, x, kind, s), (None, 0)))
+    found = every(key, SEVERITIES)
     assert found.dtype == jnp.uint8 and found.shape == (5, *x.shape)
-    mean = distance(found, x).mean(1)
+    mean = distance(found, x)[:, :4].mean(1)
     assert np.all(np.diff(mean) > 0), mean
     assert 0.5 < mean[0] and mean[-1] < 110, mean
-    np.testing.assert_array_equal(every(SEVERITIES), found)
-
-
-SEEDED = ("gaussian_noise", "glass_blur", "motion_blur", "fog", "elastic_transform")
-
-
-@pytest.mark.parametrize("kind", SEEDED)
-def test_each_image_and_each_key_has_its_own(kind):
-    same = jnp.broadcast_to(images()[:1], (16, 32, 32, 3))
-    one, other = (corruption.corrupt(jax.random.key(s), same, kind, 3) for s in (0, 1))
-    assert np.all(distance(one[1:], one[:1]) > 0.5) and np.all(distance(one, other) > 0.5)
+    if kind in KEEPING:
+        assert np.max(np.abs(found[:, 4].astype(int) - 99)) <= 1
+    # Each image and each key has noise of its own.
+    by_image = distance(found[2, 5], found[2, 0])
+    by_key = distance(every(jax.random.key(1), SEVERITIES)[2], found[2])[:4]
+    if kind in DRAWN:
+        assert by_image > 0.5 and np.all(by_key > 0.5)
+    else:
+        assert by_image == 0 and not by_key.any()
 
 
 def test_there_are_nineteen_at_five_severities():
@@ -68,7 +80,7 @@ def test_there_are_nineteen_at_five_severities():
 
 def test_moments_of_noise(key):
     """At mid-grey, where nothing is cut off."""
-    x = jnp.full((200, 200, 3), 0.5)
+    x = jnp.full((100, 100, 3), 0.5)
     i = jnp.int32(4)
     n = x.size
     for fn, deviation in (
@@ -76,7 +88,7 @@ def test_moments_of_noise(key):
         (noise.speckle_noise, 0.1),
         (noise.shot_noise, np.sqrt(0.5 / 50)),
     ):
-        found = np.asarray(fn(key, x, i)) - 0.5
+        found = np.asarray(jax.jit(fn)(key, x, i)) - 0.5
         assert abs(found.mean()) < 5 * deviation / np.sqrt(n)
         # The variance of a squared deviation is at most 3 of its squares here.
         assert abs(found.var() / deviation**2 - 1) < 5 * np.sqrt(3 / n)
@@ -112,17 +124,6 @@ def test_disks_shifts_boxes_and_places_between_pixels():
     np.testing.assert_allclose(box, np.kron(np.eye(3), np.full((2, 2), 0.5)), atol=1e-6)
     np.testing.assert_allclose(filters.box_matrix(32, 27).sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(filters.box_matrix(32, 32), np.eye(32), atol=1e-6)
-
-
-def test_what_keeps_a_flat_image(key):
-    """Blur, pixels, displacement and contrast: the same grey everywhere stays."""
-    x = jnp.full((2, 32, 32, 3), 99, jnp.uint8)
-    kinds = (
-        *("gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "contrast"),
-        *("pixelate", "elastic_transform", "saturate", "jpeg_compression"),
-    )
-    for kind in kinds:
-        assert np.max(np.abs(corruption.corrupt(key, x, kind, 5).astype(int) - 99)) <= 1, kind
 
 
 def test_brightness_and_saturation_by_hand(key):

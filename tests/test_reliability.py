@@ -22,6 +22,14 @@ def two_classes(confidence):
     return np.stack([np.clip(z, -200, 200), np.zeros_like(z)], -1).astype(np.float32)
 
 
+def by_hand(found, confidence, label):
+    """Bins with a few predictions of class 0, padded to ten, so that tests share a program."""
+    rest = 10 - len(label)
+    logits = two_classes([*confidence, *[0.5] * rest])
+    weight = np.arange(10) < len(label)
+    return update(found, logits, np.array([*label, *[0] * rest]), weight.astype(np.float32))
+
+
 def values(found):
     return {name: float(estimate.value) for name, estimate in reliability.compute(found).items()}
 
@@ -47,8 +55,7 @@ def softmax(z):
 )
 def test_a_confidence_of_1(closed, error):
     """Predictions of .95 and 1, right and wrong: apart |.05| + |1|, together |1.95 - 1|, halved."""
-    found = reliability.init(10, closed=closed)
-    found = update(found, two_classes([0.95, 1.0]), jnp.array([0, 1]))
+    found = by_hand(reliability.init(10, closed=closed), [0.95, 1.0], [0, 1])
     np.testing.assert_allclose(values(found)["ece"], error, rtol=1e-6)
 
 
@@ -60,7 +67,7 @@ def test_edges_belong_to_one_side(closed, places):
 
 
 def test_constant_confidence_is_off_by_its_distance_from_the_accuracy():
-    found = update(reliability.init(), two_classes([0.9] * 10), jnp.array([0] * 6 + [1] * 4))
+    found = by_hand(reliability.init(10), [0.9] * 10, [0] * 6 + [1] * 4)
     got = values(found)
     for name in ("ece", "mce", "rmsce"):
         np.testing.assert_allclose(got[name], 0.3, rtol=1e-5)
@@ -115,15 +122,15 @@ def test_batches_order_merging_and_padding():
     order = np.random.default_rng(2).permutation(500)
     empty = reliability.init(15, of="classes", num_classes=4)
     one = values(update(empty, z, y))
-    halves = [update(empty, z[order[i : i + 250]], y[order[i : i + 250]]) for i in (0, 250)]
+    lanes = jax.jit(jax.vmap(reliability.update, (None, 0, 0)))(
+        empty, z[order].reshape(2, 250, 4), y[order].reshape(2, 250)
+    )
+    halves = [tree.index(lanes, i) for i in (0, 1)]
     junk = np.full((3, 4), np.nan, np.float32)
     padded = update(empty, np.concatenate([z, junk]), np.append(y, [9, -1, 0]),
                     np.arange(503) < 500)  # fmt: skip
     for other in (reliability.merge(*halves), reliability.merge(*halves[::-1]), padded):
         assert values(other) == pytest.approx(one, rel=1e-6, abs=1e-7)
-    lanes = jax.jit(jax.vmap(reliability.update, (None, 0, 0)))(
-        empty, z.reshape(2, 250, 4), y.reshape(2, -1)
-    )
     assert jax.vmap(reliability.compute)(lanes)["ece"].value.shape == (2,)
     both = jax.vmap(reliability.merge)(lanes, lanes)
     np.testing.assert_array_equal(both.count, 2 * lanes.count)
@@ -134,7 +141,7 @@ def test_batches_order_merging_and_padding():
 
 def test_the_null_expectation_is_that_of_calibrated_models():
     rng = np.random.default_rng(3)
-    confidence = rng.uniform(0.5, 1.0, (300, 1000))
+    confidence = rng.uniform(0.5, 1.0, (300, 500))
     label = jnp.asarray(rng.uniform(size=confidence.shape) >= confidence, jnp.int32)
     logits = jnp.stack([jnp.asarray(two_classes(c)) for c in confidence])
 
@@ -159,10 +166,10 @@ def test_the_test_of_calibration(key):
     for shift, calibrated in ((0.0, True), (-0.25, False)):
         label = (uniform >= confidence + shift).astype(np.int32)
         bins = reliability.init(10)
-        found = adaptive.calibration_test(bins, logits, label, key=key, num_draws=400)
+        found = adaptive.calibration_test(bins, logits, label, key=key, num_draws=200)
         np.testing.assert_allclose(found.ece, values(update(bins, logits, label))["ece"], rtol=1e-5)
         assert found.low < found.mean < found.high < 0.1
-        assert found.p_value >= 1 / 401 and (calibrated or found.p_value == 1 / 401)
+        assert found.p_value >= 1 / 201 and (calibrated or found.p_value == 1 / 201)
     classes = reliability.init(10, of="classes", num_classes=4)
     z, y = draw(5)
     found = adaptive.calibration_test(classes, z, y, key=key, num_draws=200)
@@ -171,21 +178,21 @@ def test_the_test_of_calibration(key):
 
 
 def test_bins_of_equal_mass():
-    z, y = draw(6, size=60)
+    z, y = draw(6)
     p = softmax(z)
     confidence, right = p.max(1), p.argmax(1) == y
     order = np.argsort(confidence)
     parts = np.array_split(order, 7)
-    want = sum(abs((confidence - right)[part].sum()) for part in parts) / 60
+    want = sum(abs((confidence - right)[part].sum()) for part in parts) / 500
     got = adaptive.adaptive_calibration_error(z, y, num_bins=7, of="top")
     np.testing.assert_allclose(got, want, rtol=1e-12)
-    shuffled = np.random.default_rng(0).permutation(60)
-    for num_bins in (7, 60, 1000):
+    shuffled = np.random.default_rng(0).permutation(500)
+    for num_bins in (7, 500, 1000):
         ace = [adaptive.adaptive_calibration_error(z[i], y[i], num_bins=num_bins)
                for i in (slice(None), shuffled)]  # fmt: skip
         np.testing.assert_allclose(*ace, rtol=1e-12)
     # Alone in its bin, each example is as far off as it is.
-    alone = adaptive.adaptive_calibration_error(z, y, num_bins=60, of="top")
+    alone = adaptive.adaptive_calibration_error(z, y, num_bins=500, of="top")
     np.testing.assert_allclose(alone, np.abs(confidence - right).mean(), rtol=1e-12)
     # What is equal stays together: in two bins it would not cancel.
     ties = two_classes([0.5] * 4)
@@ -193,7 +200,7 @@ def test_bins_of_equal_mass():
 
 
 def test_a_threshold_leaves_out_small_probabilities():
-    z, y = draw(14, size=80)
+    z, y = draw(14)
     p, right = softmax(z), y[:, None] == np.arange(4)
     errors = []
     for c, hit in zip(p.T, right.T, strict=True):
@@ -228,7 +235,7 @@ def test_two_models_are_compared_on_the_same_examples(key):
 
 
 def test_a_diagram_and_its_picture():
-    found = update(reliability.init(10), two_classes([0.55, 0.58, 0.95]), jnp.array([0, 1, 0]))
+    found = by_hand(reliability.init(10), [0.55, 0.58, 0.95], [0, 1, 0])
     diagram = reliability.diagram(found)
     assert diagram.count.tolist() == [0] * 5 + [2] + [0] * 3 + [1]
     np.testing.assert_allclose(diagram.confidence[5], 0.565, rtol=1e-6)
@@ -236,7 +243,7 @@ def test_a_diagram_and_its_picture():
     # Wilson, by its definition: the p at which (a - p)^2 = z^2 p (1 - p) / n.
     for p in (diagram.low[5], diagram.high[5]):
         np.testing.assert_allclose((0.5 - p) ** 2, 1.959964**2 * p * (1 - p) / 2, rtol=1e-5)
-    sure = update(reliability.init(10, closed="torchmetrics"), two_classes([1.0]), jnp.array([0]))
+    sure = by_hand(reliability.init(10, closed="torchmetrics"), [1.0], [0])
     drawn = plots.reliability({"sgd": diagram, "sam": reliability.diagram(sure)})
     shares = [patch.get_data().values for patch in drawn.axes[1].patches]
     np.testing.assert_allclose(shares, [[0] * 5 + [2 / 3, 0, 0, 0, 1 / 3], [0] * 9 + [1]])
@@ -262,10 +269,10 @@ def test_the_temperature_of_rescaled_log_probabilities(factor):
 
 
 def test_the_temperature_is_the_minimum_and_keeps_predictions():
-    z, y = draw(7, size=2000)
+    z, y = draw(7)
     fit = temperature.fit(z, y)
     T, error, _ = fit.temperature
-    assert abs(T - 2) < 5 * error and 0.02 < error < 0.2
+    assert abs(T - 2) < 5 * error and 0.05 < error < 0.4
     near = [np.mean(scores.nll(z / (T * c), y)) for c in (1.0, 0.98, 1.02)]
     assert near[0] < min(near[1:])
     np.testing.assert_allclose([fit.nll_after], near[0], rtol=1e-6)
@@ -315,7 +322,7 @@ def test_integer_logits_are_numbers():
     for given in (z, z.astype(np.float32)):
         scaled = temperature.apply(fit, given + 10)
         np.testing.assert_allclose(scaled, (z + 10) / fit.temperature.value, rtol=1e-6)
-    np.testing.assert_array_equal(scores.nll(z, y), scores.nll(z.astype(np.float32), y))
+    np.testing.assert_allclose(scores.nll(z, y), np.log1p(np.exp([-3.0, -2.0, 1.0])), rtol=1e-6)
     with pytest.raises(UserError, match="label is float32; give integers"):
         scores.nll(z, y.astype(np.float32))
 
@@ -356,16 +363,17 @@ def test_scores_and_their_means():
 def test_a_bootstrap_interval_of_a_calibration_error(key):
     """Where gaps stand out, and the bias is not all there is: it holds the truth."""
     rng = np.random.default_rng(11)
-    confidence = rng.uniform(0.7, 1.0, 2000)
-    label = (rng.uniform(size=2000) >= confidence - 0.2).astype(np.int32)
+    confidence = rng.uniform(0.7, 1.0, 1000)
+    label = (rng.uniform(size=1000) >= confidence - 0.2).astype(np.int32)
 
+    @jax.jit
     def ece(z, y):
         return reliability.compute(reliability.update(reliability.init(10), z, y))["ece"].value
 
     low, high = scores.bootstrap_interval(
-        ece, two_classes(confidence), label, key=key, num_draws=200
+        ece, two_classes(confidence), label, key=key, num_draws=100
     )
-    assert low < 0.2 < high and high - low < 0.06
+    assert low < 0.2 < high and high - low < 0.09
 
 
 # What is refused.
@@ -403,13 +411,13 @@ def test_bins_that_are_none(options, words):
     ],
 )
 def test_probabilities_are_refused(metric):
-    z, y = draw(12, size=20)
+    z, y = draw(12)
     with pytest.raises(UserError, match="these are probabilities"):
         metric(jnp.asarray(softmax(z), jnp.float32), y)
 
 
 def test_inside_a_trace_probabilities_give_nan():
-    z, y = draw(13, size=20)
+    z, y = draw(13)
     p = jnp.asarray(softmax(z), jnp.float32)
     found = update(reliability.init(), p, y)
     assert np.isnan(list(values(found).values())).all()
@@ -421,19 +429,19 @@ def test_inside_a_trace_probabilities_give_nan():
     assert tree.size(dataclasses.replace(found, edges=jnp.zeros(0))) == 15 * 8 + 3
 
 
-@pytest.mark.parametrize("z", [np.full((3, 2), np.nan, np.float32), np.zeros((0, 2), np.float32)])
-def test_nothing_is_said_of_no_predictions(z, key):
-    y = np.zeros(len(z), int)
-    assert np.isnan(list(values(update(reliability.init(), z, y)).values())).all()
-    bins = reliability.init(2)
+def test_nothing_is_said_of_no_predictions(key):
+    z, y, bins = np.full((10, 2), np.nan, np.float32), np.zeros(10, int), reliability.init(10)
+    for found in (by_hand(bins, [np.nan], [0]), by_hand(bins, [], [])):
+        assert np.isnan(list(values(found).values())).all()
     assert np.isnan(adaptive.calibration_test(bins, z, y, key=key, num_draws=2)).all()
     assert np.isnan(adaptive.compare_calibration(bins, z, z, y, key=key, num_draws=2)).all()
-    assert np.isnan(selective.risk_coverage(z, y)[2:]).all()
-    with pytest.raises(UserError, match="temperature.fit: (there are no examples|.* not finite)"):
-        temperature.fit(z, y)
+    for n, words in ((10, "not finite"), (0, "there are no examples")):
+        assert np.isnan(selective.risk_coverage(z[:n], y[:n])[2:]).all()
+        with pytest.raises(UserError, match=f"temperature.fit: .*{words}"):
+            temperature.fit(z[:n], y[:n])
 
 
 def test_one_example_has_no_standard_error():
-    z = np.array([[1.0, 0.0, 0.3]], np.float32)  # whose (right - c)^2 is not ece^2 to the bit
-    error = reliability.compute(update(reliability.init(), z, np.array([0])))["ece"].standard_error
-    assert np.isnan(error)
+    for confidence in (0.51, 0.57, 0.63, 0.69, 0.71):  # whose gap^2 may not be ece^2 to the bit
+        found = by_hand(reliability.init(10), [confidence], [1])
+        assert np.isnan(reliability.compute(found)["ece"].standard_error)
