@@ -102,6 +102,15 @@ def test_more_looking_finds_no_less(key):
     # Inside a trace too.
     traced = jax.jit(lambda x: pgd(logits_fn, x, label, **given))(x)
     np.testing.assert_array_equal(traced.correct, one.correct)
+    of_weights = jax.jit(lambda w: pgd(jax.tree_util.Partial(curved, w), x, label, **given))(w)
+    np.testing.assert_array_equal(of_weights.correct, one.correct)
+
+
+def test_inputs_are_floating_and_classes_two_or_more():
+    for x, num_classes, words in ((jnp.uint8, 2, "x is uint8"), (jnp.float32, 1, "of one class")):
+        with pytest.raises(UserError, match=words):
+            fgsm(lambda x, k=num_classes: 1.0 * x[:, :k], jnp.zeros((4, 2), x),
+                 jnp.zeros(4, jnp.int32), epsilon=0.1)  # fmt: skip
 
 
 def test_what_is_not_finite_is_not_right(key):
@@ -120,6 +129,7 @@ def test_what_is_not_finite_is_not_right(key):
         ({"steps": 0}, "adversarial.pgd: steps must be a whole number"),
         ({"restarts": 0}, "restarts must be a whole number"),
         ({"norm": "l1"}, "unknown norm .adversarial.pgd. 'l1'"),
+        ({"label": jnp.full(64, 2)}, "a label is no class: from 0 to 1 is allowed"),
         ({"label": jnp.zeros(3, jnp.int32)}, r"label \[3\], and the logits are \[64, 2\]"),
     ],
 )

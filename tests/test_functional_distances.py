@@ -50,6 +50,23 @@ def test_symmetric_zero_of_equals_and_blind_to_a_shift_of_logits(distance):
     assert np.isnan(distance(a, np.where(a > 3, np.inf, b), label))
 
 
+def test_independent_errors_have_twice_the_rate():
+    rng = np.random.default_rng(2)
+    a, b = (np.where(rng.uniform(size=(20_000, 2)) < [1.0, 0.02], 1.0, 0.0) for _ in "ab")
+    a[:, 0], b[:, 0] = 0.5, 0.5  # the second class, wrongly, in 2 of 100
+    found = functional.normalized_disagreement(a, b, np.zeros(20_000, int))
+    # Errors in common leave 2 (1 - .02); some 800 disagreements are off by less than 5 sqrt(800).
+    np.testing.assert_allclose(found, 1.96, rtol=5 / np.sqrt(800))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_outputs_of_other_examples_are_refused(distance):
+    (a, b, *_), label = outputs()
+    for given in ((a, b[:1], label), (a, b, label[:, None]), (a[0], b[0], label)):
+        with pytest.raises(UserError, match=f"{distance.__name__}: a is .* of the same examples"):
+            distance(*given)
+
+
 @pytest.mark.parametrize("factor", [1.0, 1e3])
 def test_opposite_certainties_are_as_far_as_can_be(factor):
     a = factor * np.array([[100.0, 0.0, 0.0]])

@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.errors import TWO_CLASSES, UserError, unknown, whole_number
+from sharpjax.metrics import inputs
 
 Norm = Literal["linf", "l2"]
 
@@ -155,8 +157,15 @@ def _attack(caller, logits_fn, x, label, epsilon, steps, step_size, restarts, ke
             f"{caller}: x is {list(x.shape)}, label {list(label.shape)}, and the logits are "
             f"{list(shape)}; give [N, ...], [N] and [N, K]."
         )
+    if shape[1] < 2:
+        raise UserError(f"{caller}: the logits are {list(shape)}, of one class. {TWO_CLASSES}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"{caller}: x is {x.dtype}; give floating numbers, such as pixels / 255.")
+    # In numpy, since within a caller's jit even constants would be traced by jax.
+    if not loops.is_traced(label) and not np.isin(label, np.arange(shape[1])).all():
+        raise UserError(f"{caller}: {inputs.REASONS[0].format(shape[1] - 1).split('. ')[0]}.")
     low, high = bounds
-    if not loops.is_traced(x) and not bool(jnp.all((x >= low) & (x <= high))):
+    if not loops.is_traced(x) and not np.all((np.asarray(x) >= low) & (np.asarray(x) <= high)):
         raise UserError(
             f"{caller}: inputs lie outside of bounds={bounds}; give them before normalisation, or "
             "their own bounds."

@@ -3,6 +3,7 @@
 Each takes outputs `a` and `b`, [N, K] logits of the same N examples, and their labels, [N], which
 most do not read; `train.measures` asks them of pairs of models. All are symmetric, 0 of equal
 outputs, computed in float64, and NaN where an output is not finite: such a model predicts nothing.
+Arrays that do not fit each other are refused with a `UserError`.
 
 Pairs of M models are not independent. `pairwise` gives the M x M matrix, of which
 `protocol.tests.pairwise.jackknife` takes the mean with a standard error over models, and the test
@@ -28,7 +29,8 @@ def disagreement(a: np.ndarray, b: np.ndarray, label: np.ndarray | None = None) 
     >>> disagreement(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 3.0], [0.0, 2.0]]))
     0.5
     """
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    _check("disagreement", a, b, label)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()) or not len(a):
         return float("nan")
     return float(np.mean(np.argmax(a, axis=1) != np.argmax(b, axis=1)))
 
@@ -36,13 +38,14 @@ def disagreement(a: np.ndarray, b: np.ndarray, label: np.ndarray | None = None) 
 def normalized_disagreement(a: np.ndarray, b: np.ndarray, label: np.ndarray) -> float:
     """`disagreement` over the mean error rate of the two (Fort et al., 2019, arXiv 1912.02757).
 
-    Some 1 where errors are made independently and rarely, 0 where they are the same; NaN where
+    Nearly 2 where errors are made independently and rarely, 0 where they are the same; NaN where
     neither model errs.
 
     >>> a, b = np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 2.0]])
     >>> normalized_disagreement(a, b, np.array([0, 0]))
     2.0
     """
+    _check("normalized_disagreement", a, b, label)
     wrong = [np.mean(np.argmax(x, axis=1) != label) for x in (a, b)]
     error = float(np.mean(wrong))
     return disagreement(a, b) / error if error > 0 else float("nan")
@@ -61,6 +64,7 @@ def jensen_shannon(a: np.ndarray, b: np.ndarray, label: np.ndarray | None = None
     >>> round(float(jensen_shannon(sure, unsure) / np.log(2)), 6)
     1.0
     """
+    _check("jensen_shannon", a, b, label)
     p, q = _probabilities("jensen_shannon", a), _probabilities("jensen_shannon", b)
     m = (p + q) / 2
     each = (special.rel_entr(p, m) + special.rel_entr(q, m)).sum(axis=1) / 2
@@ -76,6 +80,7 @@ def activation_distance(a: np.ndarray, b: np.ndarray, label: np.ndarray | None =
     >>> round(activation_distance(np.array([[99.0, 0.0]]), np.array([[0.0, 0.0]])), 6)
     0.707107
     """
+    _check("activation_distance", a, b, label)
     p, q = _probabilities("activation_distance", a), _probabilities("activation_distance", b)
     return float(np.mean(np.linalg.norm(p - q, axis=1)))
 
@@ -112,6 +117,15 @@ def pairwise(
         for j in range(i):
             found[i, j] = found[j, i] = distance(a, outputs[j], label)
     return found
+
+
+def _check(caller: str, a: np.ndarray, b: np.ndarray, label: np.ndarray | None) -> None:
+    labels = np.shape(a)[:1] if label is None else np.shape(label)
+    if np.ndim(a) != 2 or np.shape(a) != np.shape(b) or labels != np.shape(a)[:1]:
+        raise UserError(
+            f"metrics.{caller}: a is {list(np.shape(a))}, b {list(np.shape(b))} and label "
+            f"{list(labels)}; give [N, K] twice, of the same examples, and [N]."
+        )
 
 
 def _probabilities(caller: str, logits: np.ndarray) -> np.ndarray:
