@@ -86,7 +86,8 @@ def iterate(
         raise UserError(f"loops.iterate: max_steps={max_steps}; give 0 or more.")
     if form == "auto":
         form = "device" if traced else choose_form(step, carry, operands)
-    if donate and not traced:
+    donate = donate and not traced  # under vmap, what is not mapped cannot be given away
+    if donate:
         carry = _own(carry)
     if form == "device":
         loop = _device_loop_in_place if donate and not traced else _device_loop

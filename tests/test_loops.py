@@ -141,6 +141,18 @@ def test_a_carry_that_is_given_away_is_worked_on_in_place(form):
     assert int(steps) == 3 and float(small) == 1.0  # small arrays may be of others, too
 
 
+@pytest.mark.filterwarnings("error:Some donated buffers")
+def test_nothing_is_given_away_under_vmap():
+    shared = jnp.ones(3)
+
+    def lane(x):
+        carry = {"x": x, "n": shared}
+        return loops.iterate(double, carry, x, max_steps=3, donate=True)[0]
+
+    found = jax.vmap(lane)(jnp.ones(2))
+    assert found["x"].shape == (2,) and not shared.is_deleted()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_solver_step_runs_round_its_product(form):
     matrix = jnp.diag(jnp.array([3.0, 1.0, 0.5]))
