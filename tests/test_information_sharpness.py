@@ -1,5 +1,7 @@
 """Information-geometric sharpness against dense matrices and closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, composed, fisher, information_sharpness
+from sharpjax.geometry import (
+    Status,
+    composed,
+    fisher,
+    information_sharpness,
+    relative_flatness,
+)
 from sharpjax.losses import CrossEntropy, SquaredError
 from tests import nets
 
@@ -144,3 +152,16 @@ def test_labels_that_are_no_class_and_classes_without_a_chance():
     truth = ((1 - p[0, 0]) / p[0, 0] + (1 - p[1, 1]) / p[1, 1]) / 2
     found = information_sharpness(loss, w, batch)
     np.testing.assert_allclose(found.upper, truth, rtol=1e-4)
+
+
+def test_examples_that_lie_on_explicit_axes():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    loss = composed(lambda w, batch: batch["x"] @ w["head"], CrossEntropy())
+    with jax.set_mesh(mesh):
+        params = jax.device_put({"head": np.ones((2, 4), np.float32)}, jax.P())
+        batch = {"x": np.eye(2, dtype=np.float32), "label": np.array([0, 1])}
+        batch = jax.device_put(batch, jax.P("data"))
+        for measure in (information_sharpness, functools.partial(relative_flatness, head="head")):
+            with pytest.raises(UserError, match="sharded over Explicit axes.*reshard"):
+                measure(loss, params, batch)
+            assert measure(loss, params, jax.reshard(batch, jax.P())).status == Status.OK

@@ -235,9 +235,12 @@ def test_leaves_keep_their_types(x64):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (functools.partial(symmetries.rescale_units, factors=[1.0, 0.0]), "must not be 0"),
+        (
+            functools.partial(symmetries.rescale_units, factors=np.array([1.0, 0.0])),
+            "must not be 0",
+        ),
         (functools.partial(symmetries.rescale_units, factors=np.ones((2, 2))), "a list of them"),
-        (functools.partial(symmetries.permute_units, order=[1.0, 0.0]), "whole numbers"),
+        (functools.partial(symmetries.permute_units, order=np.array([1.0, 0.0])), "whole numbers"),
     ],
 )
 def test_wrong_factors_and_orders(change, says):

@@ -10,6 +10,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss.assumptions import both, mark, require
+from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.composed import weights
 from sharpjax.geometry.loss.implicit import holds_implicit, multiplied_out
 from sharpjax.geometry.operators.gauss_newton import gauss_newton
@@ -90,6 +91,7 @@ def relative_flatness(
     caller = "relative_flatness"
     operator = gauss_newton(loss, params, batch, where=head, microbatch_size=microbatch_size)
     loss, params, batch = operator.loss, operator.params, operator.batch
+    refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
     kernels = jax.tree.leaves(params)
     outputs = jax.eval_shape(loss.model_fn, params, batch)
     if holds_implicit(outputs):

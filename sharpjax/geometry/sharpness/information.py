@@ -10,6 +10,7 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.composed import methods
 from sharpjax.geometry.loss.implicit import holds_implicit, multiplied_out
 from sharpjax.geometry.operators.gauss_newton import fisher
@@ -88,6 +89,7 @@ def information_sharpness(
     caller = "information_sharpness"
     operator = fisher(loss, params, batch)
     loss, params, batch = operator.loss, operator.params, operator.batch
+    refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
     count = loops.count_examples(caller, batch)
     size = count if m is None else whole_number(caller, "m", m)
     chunks = loops.split_chunks(caller, batch, size)
