@@ -64,6 +64,11 @@ def information_sharpness(
     cross-entropy the mean of `(1 - p_y) / p_y`, a function of the training confidences alone. So it
     is for nets with more than N K parameters and no two examples alike; `upper` is that number.
 
+    Directions whose eigenvalue is below 16 eps of the largest (2e-6 in float32) are not known from
+    those of eigenvalue 0 and are left out. Where there are fewer parameters than directions nothing
+    says how much they would add: with one feature of five scaled by 1e-3 it was 1 % in float32, by
+    1e-4 4 %. Compute such models in float64.
+
     Cost: one product with J and one with J' for each of N K outputs, and an eigendecomposition of N
     K numbers square for each chunk.
 
