@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -52,7 +53,7 @@ def tempered_logits(model_fn: Any, temperature: ArrayLike) -> Partial:
     >>> model_fn(jnp.eye(2), jnp.array([[4.0, 2.0]])).tolist()
     [[2.0, 1.0]]
     """
-    if not isinstance(temperature, jax.core.Tracer) and not bool(
+    if not isinstance(temperature, Tracer) and not bool(
         jnp.all(jnp.asarray(temperature) > 0)
     ):
         raise UserError(f"losses.tempered_logits: temperature must be above 0, got {temperature}.")
