@@ -264,12 +264,10 @@ def _skewed(diagonal, vector):
     return diagonal * vector + 1e-3 * jnp.roll(vector, 1)
 
 
+@tree.register_dataclass
 class Skewed(Diagonal):
     def linearize(self):
         return jax.tree_util.Partial(_skewed, self.values)
-
-
-jax.tree_util.register_dataclass(Skewed, ["values"], [])
 
 
 def test_an_operator_that_is_not_symmetric_is_not_certified(key):
