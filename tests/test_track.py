@@ -137,7 +137,7 @@ def test_too_few_products_are_said(key):
         ({"threshold": jnp.ones(2)}, "track: threshold must be a finite number"),
         ({"tol": -1.0}, "track: tol must be a number >= 0"),
         ({"max_products": 0}, "track: max_products must be a whole number"),
-        ({"start": 3}, "track: start must be an earlier result"),
+        ({"start": 3}, "track: start= must be an earlier result"),
     ],
 )
 def test_what_is_refused(key, options, message):

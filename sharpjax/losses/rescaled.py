@@ -53,9 +53,7 @@ def tempered_logits(model_fn: Any, temperature: ArrayLike) -> Partial:
     >>> model_fn(jnp.eye(2), jnp.array([[4.0, 2.0]])).tolist()
     [[2.0, 1.0]]
     """
-    if not isinstance(temperature, Tracer) and not bool(
-        jnp.all(jnp.asarray(temperature) > 0)
-    ):
+    if not isinstance(temperature, Tracer) and not bool(jnp.all(jnp.asarray(temperature) > 0)):
         raise UserError(f"losses.tempered_logits: temperature must be above 0, got {temperature}.")
     return Partial(_tempered, _as_pytree(model_fn), temperature)
 

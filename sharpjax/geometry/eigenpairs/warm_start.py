@@ -258,15 +258,14 @@ def check(caller: str, start: Any, like: Params, k: int | None, which: Which) ->
     Raises:
         UserError: names `caller` and what does not fit.
     """
-    name = "start=" if k is not None else "previous"
     if not isinstance(start, Eigenpairs):
         raise UserError(
-            f"{caller}: {name} must be an earlier result of {caller} or None, got "
+            f"{caller}: start= must be an earlier result of {caller} or None, got "
             f"{type(start).__name__}."
         )
     if start.vectors is None:
         raise UserError(
-            f"{caller}: {name} carries no vectors; find it with vectors=True and a basis."
+            f"{caller}: start= carries no vectors; find it with vectors=True and a basis."
         )
     begun, given = start.carried, jnp.shape(start.values)
     if k is not None:
@@ -275,14 +274,14 @@ def check(caller: str, start: Any, like: Params, k: int | None, which: Which) ->
             begun = _from_pairs(start, WarmStep(k, which, GUARDS))
         if begun is None or given not in ((k,), (count,)) or begun.values.shape != (count,):
             raise UserError(
-                f"{caller}: {name} holds values of shape {given}; for k={k} and which={which!r} "
+                f"{caller}: start= holds values of shape {given}; for k={k} and which={which!r} "
                 f"give a result for the same k and which, or the {count} pairs of "
                 f"`subsample_start`. Several starts: jax.vmap."
             )
     elif begun is None:
         begun = _from_pairs(start, WarmStep(start.values.shape[0], which, 0))
     row = jax.eval_shape(functools.partial(tree.index, i=0), begun.vectors)
-    tree.check_same_structure(caller, f"each vector of {name}", row, tree.widen(like))
+    tree.check_same_structure(caller, "each vector of start=", row, tree.widen(like))
     return begun
 
 
