@@ -207,3 +207,15 @@ def test_the_formula_of_homogeneous_nets(x64):
     bare = {name: {**layer, "bias": 0 * layer["bias"]} for name, layer in params.items()}
     found = fisher_rao(loss, bare, batch, labels="observed").value ** 2
     np.testing.assert_allclose(found, formula(loss, bare, batch), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e15])
+def test_parameters_of_any_size(size):
+    """Of half the squared error F does not depend on them; squares of the small ones read 0."""
+    loss = composed(lambda w, batch: batch["x"] @ w, SquaredError())
+    batch = {"x": jnp.array([[1.0, 2.0], [0.0, 1.0]]), "target": jnp.zeros(2)}
+    w = jnp.array([3.0, -1.0])
+    truth = np.sqrt(np.mean(np.square(batch["x"] @ w)))
+    found = fisher_rao(loss, size * w, batch)
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.value, size * truth, rtol=16 * np.finfo(np.float32).eps)

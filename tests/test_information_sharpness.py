@@ -86,6 +86,7 @@ def test_examples_that_are_alike_leave_directions_out(x64):
     found = information_sharpness(loss, net.params, twice)
     assert found.status == Status.NOT_CONVERGED
     np.testing.assert_allclose(found.value, primal(loss, net.params, twice), rtol=1e-6)
+    assert np.isnan(found.estimates()["information_sharpness"].standard_error)
 
 
 def test_labels_that_the_model_gives_no_chance(x64):

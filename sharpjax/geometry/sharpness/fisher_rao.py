@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sharpjax import tree
+from sharpjax import perturbation, tree
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators.algebra import Params, linearize
@@ -60,8 +60,8 @@ def fisher_rao(
     >>> from sharpjax.losses import SquaredError
     >>> loss = composed(lambda w, batch: batch["x"] @ w, SquaredError())
     >>> batch = {"x": jnp.eye(2), "target": jnp.zeros(2)}
-    >>> print(fisher_rao(loss, jnp.array([3.0, 1.0]), batch).value ** 2)  # (9 + 1) / 2
-    5.0
+    >>> print(f"{fisher_rao(loss, jnp.array([3.0, 1.0]), batch).value ** 2:.4f}")  # (9 + 1) / 2
+    5.0000
     """
     operator = fisher(loss, params, batch, labels=labels, key=key, microbatch_size=microbatch_size)
     return mark(_length(operator), operator.checked)
@@ -70,6 +70,8 @@ def fisher_rao(
 @jax.jit
 def _length(operator: Fisher) -> FisherRao:
     params = tree.widen(operator.params)
-    product = linearize(operator)(params)
-    value = jnp.sqrt(jnp.maximum(tree.vdot(params, product), 0))
+    # Along a unit vector, so that no square of the parameters leaves the range of their type.
+    unit = perturbation.ascent(params, params, rho=1.0)
+    along = tree.vdot(unit, linearize(operator)(unit))
+    value = tree.vdot(unit, params) * jnp.sqrt(jnp.maximum(along, 0))
     return FisherRao(value, if_finite(jnp.isfinite(value)))

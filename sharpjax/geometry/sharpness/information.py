@@ -43,9 +43,10 @@ class InformationSharpness(NamedTuple):
     status: jax.Array
 
     def estimates(self) -> dict[str, Estimate]:
-        """`information_sharpness`, exact on these examples."""
+        """`information_sharpness`; its error is 0, and NaN where it is not known (`status`)."""
+        error = jnp.where(self.status == Status.OK, jnp.zeros_like(self.value), jnp.nan)
         one = jnp.ones(jnp.shape(self.value), jnp.int32)
-        return {"information_sharpness": Estimate(self.value, jnp.zeros_like(self.value), one)}
+        return {"information_sharpness": Estimate(self.value, error, one)}
 
 
 def information_sharpness(

@@ -146,10 +146,7 @@ def landscape(
     [[1.0, 5.0], [0.0, 4.0], [1.0, 5.0]]
     """
     caller = "landscape"
-    batch = checks.as_batch(caller, batch)
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
-    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    loss, params, batch, checked = _check(caller, loss, params, batch, microbatch_size)
     axes = _as_axes(caller, directions, params, plane=y is not None)
     xs = _coordinates(caller, "x", x, params)
     ys = None if y is None else _coordinates(caller, "y", y, params)
@@ -204,10 +201,7 @@ def slices(
     """
     caller = "slices"
     key, count = check_key(caller, key), whole_number(caller, "num_directions", num_directions)
-    batch = checks.as_batch(caller, batch)
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
-    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    loss, params, batch, checked = _check(caller, loss, params, batch, microbatch_size)
     _check_per(caller, params, per)
     xs = _coordinates(caller, "x", x, params)
     rows = []
@@ -259,10 +253,7 @@ def barrier(
     caller = "barrier"
     if whole_number(caller, "num_points", num_points) < 3:
         raise UserError(f"{caller}: num_points={num_points}; give 3 or more.")
-    batch = checks.as_batch(caller, batch)
-    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
-    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
-    params = jax.tree.map(jnp.asarray, tree.widen(params))
+    loss, params, batch, checked = _check(caller, loss, params, batch, microbatch_size)
     way = tree.add_scaled(check_direction(caller, "other", other, params), -1.0, params)
     t = _coordinates(caller, "t", np.linspace(0, 1, num_points), params)
     values = _evaluate(loss, params, batch, (way,), jnp.expand_dims(t, 1), microbatch_size)
@@ -271,6 +262,14 @@ def barrier(
     finite = jnp.all(jnp.isfinite(values))
     found = Barrier(jnp.maximum(above[place], 0), t[place], values, if_finite(finite))
     return mark(found, checked)
+
+
+def _check(caller, loss, params, batch, microbatch_size):
+    """The problem, checked, with parameters in float32 at least, and what only a trace knows."""
+    batch = checks.as_batch(caller, batch)
+    loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
+    return loss, jax.tree.map(jnp.asarray, tree.widen(params)), batch, checked
 
 
 class _Values(NamedTuple):
