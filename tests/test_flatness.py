@@ -218,4 +218,4 @@ def test_parameters_of_any_size(size):
     truth = np.sqrt(np.mean(np.square(batch["x"] @ w)))
     found = fisher_rao(loss, size * w, batch)
     assert found.status == Status.OK
-    np.testing.assert_allclose(found.value, size * truth, rtol=16 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(found.value, size * truth, rtol=16 * float(np.finfo(np.float32).eps))
