@@ -17,7 +17,8 @@ def start() -> None:
     """Test the arithmetic, turn the persistent compilation cache on, refuse what is not built.
 
     The cache lies in `JAX_COMPILATION_CACHE_DIR`, else in `~/.cache/sharpjax/`, in a folder for
-    each kind of processor: XLA's CPU code of one may not run on another.
+    each kind of processor: XLA's CPU code of one may not run on another. It keeps what took half a
+    second, or `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
 
     Raises:
         UserError: several hosts are asked for, or the CPU computes wrong numbers.
@@ -31,7 +32,8 @@ def start() -> None:
         )
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     check_arithmetic()
 
 

@@ -8,6 +8,8 @@ import pathlib
 from tests.xla import FLAGS, added
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Every program is kept, for the other worker and for the commands that tests run.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XLA_FLAGS"] = added(
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"
 )
@@ -17,7 +19,6 @@ import pytest  # noqa: E402
 
 CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_modifyitems(config, items):
