@@ -176,8 +176,12 @@ def only(where: str | Sequence[str], scaling: Scaling = NoScaling()) -> OnlyScal
 
 def _adaptive(per: str, eta: float, bias: Bias) -> AdaptiveScaling:
     caller = "element" if per == "element" else f"{per}s"
-    if not 0 <= eta < float("inf"):
-        raise UserError(f"perturbation.{caller}: eta must be a number >= 0, got {eta}.")
+    try:
+        allowed = bool(0 <= eta < float("inf"))
+    except (TypeError, ValueError):
+        allowed = False
+    if not allowed:
+        raise UserError(f"perturbation.{caller}: eta must be a number >= 0, got {eta!r}.")
     if bias not in get_args(Bias):
         raise unknown(f"policy for biases (perturbation.{caller})", str(bias), get_args(Bias))
     return AdaptiveScaling(per, float(eta), bias)
@@ -230,6 +234,8 @@ def ascent(
         return scaled
     # A common factor drops out of the direction, so no derivative has to pass through the size.
     size = jax.lax.stop_gradient(_mean(peaks))
+    # XLA may multiply by 1 / size, which is no subnormal number so.
+    size = jnp.minimum(size, 1 / jnp.finfo(size.dtype).tiny)
     is_zero = size == 0
     unit = jax.tree.map(lambda x: x / jnp.where(is_zero, 1, size).astype(x.dtype), scaled)
     squared = tree.vdot(unit, unit)

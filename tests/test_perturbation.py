@@ -66,7 +66,7 @@ def test_rules_are_equal_by_value_and_hashable():
     assert perturbation.element() != perturbation.none()
 
 
-@pytest.mark.parametrize("eta", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("eta", [-0.1, math.nan, math.inf, "a", None, np.ones(2)])
 def test_impossible_eta(eta):
     with pytest.raises(UserError, match="perturbation.element: eta"):
         perturbation.element(eta=eta)
@@ -108,12 +108,20 @@ def test_derivative_of_ascent_is_that_of_the_formula(key, x64):
     np.testing.assert_allclose(flat(tangent), numeric, atol=1e-8)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30, 1e38])
 def test_radius_does_not_depend_on_the_size_of_the_gradient(size, key):
     # The squares of these leave the range of float32.
     params, grads = trees(key)
     got = perturbation.ascent(tree.scale(size, grads), params, rho=0.3)
     assert np.linalg.norm(flat(got)) == pytest.approx(0.3, rel=1e-5)
+
+
+@pytest.mark.parametrize("largest", [8e37, 9e37, 3.4e38])
+def test_radius_at_the_largest_gradients(largest):
+    # Above 8.5e37 its inverse is a subnormal number, which is flushed to zero.
+    grads = jnp.array([0.6, -0.8], jnp.float32) * jnp.float32(largest)
+    for call in (perturbation.ascent, jax.jit(perturbation.ascent)):
+        np.testing.assert_allclose(call(grads, grads, rho=1.0), [0.6, -0.8], rtol=1e-5)
 
 
 def test_a_nan_gradient_is_not_hidden(key):
