@@ -289,13 +289,21 @@ def from_unit(unit: Params, scale: Params) -> Params:
     return jax.tree.map(lambda t, u: t * u, scale, unit)
 
 
-def project(unit: Params, rho: ArrayLike) -> Params:
+def project(unit: Params, rho: ArrayLike, *, norm: Literal["l2", "linf"] = "l2") -> Params:
     """The point of the ball `||u||_2 <= rho` nearest to `u`: `u min(1, rho / ||u||_2)`.
+
+    In the maximum norm every entry is clipped to `[-rho, rho]`.
 
     >>> import jax.numpy as jnp
     >>> project({"w": jnp.array([3.0, 4.0])}, 1.0)["w"].round(3).tolist()
     [0.6000000238418579, 0.800000011920929]
+    >>> project({"w": jnp.array([3.0, -0.5])}, 1.0, norm="linf")["w"].tolist()
+    [1.0, -0.5]
     """
+    if norm == "linf":
+        return jax.tree.map(
+            lambda u: jnp.clip(u, -jnp.asarray(rho, u.dtype), jnp.asarray(rho, u.dtype)), unit
+        )
     squared = tree.vdot(unit, unit)
     rho = jnp.asarray(rho, squared.dtype)
     outside = squared > jnp.square(rho)

@@ -1,16 +1,16 @@
 """How far the loss rises near the parameters: worst case, and after one ascent step.
 
-The neighbourhood is the ball `{e : ||e / T||_2 <= rho}` of a scaling `T`
-(`sharpjax.perturbation`). All values are of the loss as it is given: pass it in evaluation mode,
-with frozen statistics. Everything is computed at `highest` matmul precision and in float32 at
-least: narrower parameters are widened first, because most of a perturbation of bfloat16 weights
-would be lost to rounding. Differences of losses carry the rounding of the losses themselves: in
-float32 about 1e-7 of `loss`.
+The neighbourhood is the ball `{e : ||e / T|| <= rho}` of a scaling `T` (`sharpjax.perturbation`),
+in the Euclidean norm unless another is named. All values are of the loss as it is given: pass it in
+evaluation mode, with frozen statistics. Everything is computed at `highest` matmul precision and in
+float32 at least: narrower parameters are widened first, because most of a perturbation of bfloat16
+weights would be lost to rounding. Differences of losses carry the rounding of the losses
+themselves: in float32 about 1e-7 of `loss`.
 """
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from sharpjax import loops, perturbation, tree
-from sharpjax.errors import UserError, whole_number
+from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.loss import checks, closures, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
@@ -26,7 +26,7 @@ from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.composed import chunk_weights
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
-from sharpjax.geometry.sharpness import worst_case
+from sharpjax.geometry.sharpness import ascent, worst_case
 from sharpjax.geometry.status import if_finite
 
 Params = Any
@@ -82,12 +82,13 @@ def worst_case_sharpness(
     key: jax.Array,
     rho: ArrayLike,
     scaling: perturbation.Scaling = _NO_SCALING,
+    norm: ascent.Norm = "l2",
     m: int | None = None,
     num_steps: int = 20,
     restarts: int = 1,
     microbatch_size: int | None = None,
 ) -> Sharpness:
-    """`max L(w + e) - L(w)` over `||e / T||_2 <= rho`: the highest rise that ascent finds, a lower
+    """`max L(w + e) - L(w)` over `||e / T|| <= rho`: the highest rise that ascent finds, a lower
     bound of the maximum.
 
     Take it for how far the loss can rise within a ball; for one step of SAM `sam_sharpness` is far
@@ -100,17 +101,23 @@ def worst_case_sharpness(
     >>> print(f"{at_minimum.value:.4f}")
     0.7500
 
+    With `norm="linf"` the ball is the box `|e_i| <= rho T_i`, of which every weight may use the
+    whole (Andriushchenko et al., 2023, arXiv 2302.07011, with radii of .0005 to .008). It holds the
+    Euclidean ball of the same radius, and lies within that of `rho sqrt(P)`. To first order its
+    worst case is `rho |T g|_1`.
+
     With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the mean over chunks of `m`
     neighbouring examples of each chunk's own worst case, by the weights that the loss declares
     (`composed`), if it does. The true one never falls when chunks are cut into smaller ones; found
     values that do are proof of too little search.
 
     The search is Auto-PGD (Croce and Hein, 2020, arXiv 2003.01690) in `u = e / T`, which has
-    nothing to tune. It starts at SAM's point `rho T^2 g / ||T g||` and keeps the best, so the value
-    is below neither 0 nor the rise there. Where the gradient is exactly zero it starts at random:
-    ascent then acts as power iteration and tends to `rho^2 lambda_max(T H T)_+ / 2`, slowly if
-    negative curvature is much the larger in size. Where a symmetry holds the gradient orthogonal to
-    the steepest direction, only random starts (`restarts`) find it.
+    nothing to tune. It starts at SAM's point `rho T^2 g / ||T g||` (in the box at `rho T sign(g)`,
+    and goes by signs) and keeps the best, so the value is below neither 0 nor the rise there. Where
+    the gradient is exactly zero it starts at random: ascent then acts as power iteration and tends
+    to `rho^2 lambda_max(T H T)_+ / 2`, slowly if negative curvature is much the larger in size.
+    Where a symmetry holds the gradient orthogonal to the steepest direction, only random starts
+    (`restarts`) find it.
 
     How good it is: on an MLP trained on digits, 20 steps came within 1.2e-3 of 200 at every radius,
     mostly within 1e-5; 10 steps fell up to 0.14 short and 5 up to 0.48. Where the loss rose a
@@ -121,9 +128,11 @@ def worst_case_sharpness(
         key: for random starts; the same ones serve every chunk.
         rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0.
         scaling: rule for `T`. A weight with `T = 0` stays where it is.
+        norm: of the ball, "l2" or "linf".
         m: examples per chunk, dividing their number; None: all.
         num_steps: gradients per search.
-        restarts: searches, all but the first from uniformly random points of the sphere.
+        restarts: searches, all but the first from uniformly random points of the sphere, or corners
+            of the box.
         microbatch_size: examples per pass, dividing those of a chunk; None: a chunk at once.
 
     Raises:
@@ -134,7 +143,7 @@ def worst_case_sharpness(
     (which keeps its first state), and the activations of one chunk (of one microbatch). On CPU,
     call it outside of your own jit if the loss convolves (`sharpjax.loops`).
     """
-    how = key, rho, scaling, m, num_steps, restarts, microbatch_size
+    how = key, rho, scaling, norm, m, num_steps, restarts, microbatch_size
     return _worst_case("worst_case_sharpness", loss, params, batch, *how)
 
 
@@ -166,7 +175,7 @@ def adaptive_sharpness(
     >>> print(f"{one.value:.4f} {other.value:.4f}")
     0.8321 0.8321
     """
-    how = key, rho, perturbation.element(), m, num_steps, restarts, microbatch_size
+    how = key, rho, perturbation.element(), "l2", m, num_steps, restarts, microbatch_size
     return AdaptiveSharpness(*_worst_case("adaptive_sharpness", loss, params, batch, *how))
 
 
@@ -224,10 +233,12 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
 
 
 def _worst_case(
-    caller, loss, params, batch, key, rho, scaling, m, num_steps, restarts, microbatch_size
+    caller, loss, params, batch, key, rho, scaling, norm, m, num_steps, restarts, microbatch_size
 ) -> Sharpness:
     check_rho(caller, rho)
     check_scaling(caller, scaling)
+    if norm not in get_args(ascent.Norm):
+        raise unknown(f"norm ({caller})", str(norm), get_args(ascent.Norm))
     key = check_key(caller, key)
     batch = checks.as_batch(caller, batch)
     search = worst_case.Search(
@@ -235,6 +246,7 @@ def _worst_case(
         num_steps=whole_number(caller, "num_steps", num_steps),
         restarts=whole_number(caller, "restarts", restarts),
         microbatch_size=microbatch_size,
+        norm=norm,
     )
     if m is None:
         first, chunks = batch, jax.tree.map(lambda x: jnp.expand_dims(x, 0), batch)

@@ -47,12 +47,14 @@ class Search:
         restarts: searches per chunk. The first starts along the gradient at the centre, or at
             random where that is zero or not finite; the others at random.
         microbatch_size: examples per pass, or None.
+        norm: of the ball.
     """
 
     scaling: perturbation.Scaling
     num_steps: int
     restarts: int
     microbatch_size: int | None
+    norm: ascent.Norm = "l2"
 
     @property
     def turns(self) -> int:
@@ -72,14 +74,14 @@ class Search:
             self.microbatch_size,
         )
         gradient = perturbation.from_unit(gradient, scale)  # dL/du = T dL/dw
-        direction = perturbation.ascent(gradient, gradient, rho=1.0)
-        squared = tree.vdot(direction, direction)  # 1, or 0 without a gradient, or NaN
+        direction = steepest(gradient, self.norm)
+        squared = tree.vdot(direction, direction)  # 0 without a gradient, or NaN
         finite = jnp.isfinite(value) & jnp.isfinite(squared)
 
         # A branch under vmap, too: `begin` has no lanes.
         anywhere = jax.lax.cond(
             begin,
-            lambda: random_direction(operands.key, restart, scale, gradient),
+            lambda: random_direction(operands.key, restart, scale, gradient, self.norm),
             lambda: tree.zeros_like(gradient),
         )
         leads = at_centre & finite & (squared > 0)
@@ -91,6 +93,7 @@ class Search:
             interval=jnp.asarray(ascent.intervals(self.num_steps))[step],
             begin=begin,
             first=objective.select(leads, direction, anywhere),
+            norm=self.norm,
         )
         counts = True if operands.weights is None else operands.weights[chunk] > 0
         highest = carry.highest[chunk]
@@ -141,14 +144,32 @@ def maximize(search: Search, operands: Operands, *, keep_point: bool) -> Highest
     return _finish(search, keep_point, operands, carry)
 
 
-def random_direction(key: jax.Array, restart: jax.typing.ArrayLike, scale: Params, like: Params):
-    """Uniform over directions in units of `T`, and zero where `T` is: there is nowhere to go.
+def steepest(gradient: Params, norm: ascent.Norm) -> Params:
+    """The direction of length 1 along which a gradient in units of `T` rises most; zero where that
+    is zero, NaN where it is not finite."""
+    direction = perturbation.ascent(gradient, gradient, rho=1.0, norm=norm)
+    if norm == "linf":  # an infinity has a sign
+        return jax.tree.map(
+            lambda d, g: jnp.where(jnp.isfinite(g), d, jnp.nan), direction, gradient
+        )
+    return direction
+
+
+def random_direction(
+    key: jax.Array,
+    restart: jax.typing.ArrayLike,
+    scale: Params,
+    like: Params,
+    norm: ascent.Norm = "l2",
+):
+    """Uniform over directions in units of `T` (in the maximum norm over the corners of the box),
+    and zero where `T` is: there is nowhere to go.
 
     The same for every chunk, so that the mean over chunks is that of separate calls.
     """
     direction = tree.random_normal(jax.random.fold_in(key, restart), like)
     direction = jax.tree.map(lambda t, x: jnp.where(t == 0, 0, x), scale, direction)
-    return perturbation.ascent(direction, direction, rho=1.0)
+    return perturbation.ascent(direction, direction, rho=1.0, norm=norm)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
