@@ -103,11 +103,19 @@ class Outputs:
         split = split_of(data, self.split)
         count = min(self.num_examples or len(split.label), len(split.label))
         loss = Classification(subject.model, subject.state.variables)
-        places = np.arange(-(-count // self.batch_size) * self.batch_size)
-        batches = np.minimum(places, len(split.label) - 1).reshape(-1, self.batch_size)
-        parts = [_forward(loss, subject.state.params, split, index) for index in batches]
-        logits = np.concatenate([np.asarray(part, np.float32) for part in parts])[:count]
+        logits = logits_of(loss, subject.state.params, split, count, batch_size=self.batch_size)
         return carry, Results({}, {"logits": logits})
+
+
+def logits_of(
+    loss: Classification, params: Any, split: Examples, count: int = 0, *, batch_size: int
+) -> np.ndarray:
+    """The logits of the first `count` examples of a split, float32 [count, K]; 0: of all."""
+    count = count or len(split.label)
+    places = np.arange(-(-count // batch_size) * batch_size)
+    batches = np.minimum(places, len(split.label) - 1).reshape(-1, batch_size)
+    parts = [_forward(loss, params, split, index) for index in batches]
+    return np.concatenate([np.asarray(part, np.float32) for part in parts])[:count]
 
 
 @jax.jit
