@@ -1,0 +1,131 @@
+"""Calibration of a model on a split, before and after temperature scaling."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax.data import DataSpec, Splits
+from sharpjax.estimate import Estimate
+from sharpjax.losses import Classification
+from sharpjax.metrics import reliability, scores, temperature
+from sharpjax.metrics.reliability import Diagram
+from sharpjax.train.evaluators import logits_of, split_of
+from sharpjax.train.plan import Cost, Subject, When
+from sharpjax.train.results import Results, exact, results
+from sharpjax.train.sharpness import fitted
+
+BINNED = ("ece", "ece_debiased", "ece_null", "mce", "brier", "overconfidence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What the outputs on a whole split tell, as `<split>/accuracy` and so on:
+
+        accuracy, error, nll
+        ece, ece_debiased, ece_null, mce, brier, overconfidence      `metrics.reliability.compute`
+        temperature                         fitted on the validation split, where `scaled`
+        scaled/nll, scaled/ece, ...         of logits / temperature
+        ece_reduction                       1 - scaled/ece / ece
+        gap                                 accuracy on the training examples, as they are, less
+                                            this accuracy, where `gap_examples` is above 0
+
+    and as arrays, for diagrams (`diagram_of`): the bins, plain and scaled. Where no temperature is
+    best, as of a model that makes no mistake on the validation split, `temperature/fitted` is 0,
+    and what would be scaled is NaN.
+
+    Cost: a pass of the split, of the validation split, and of `gap_examples`.
+
+    Attributes:
+        num_bins: of equal width, closed above.
+        gap_examples: the first so many training examples, for `gap`; 0: no gap.
+    """
+
+    when: When
+    batch_size: int = 500
+    num_bins: int = 15
+    scaled: bool = True
+    gap_examples: int = 0
+    of: str = "test"
+    kind: str = "evaluation"
+
+    @property
+    def name(self) -> str:
+        return f"calibration-{self.of}"
+
+    @property
+    def split(self) -> str:
+        """The split that the data must have, beside `of`."""
+        return "validation" if self.scaled else self.of
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        names = ["accuracy", "error", "nll", *BINNED]
+        if self.scaled:
+            names += ["temperature", "temperature/fitted", "scaled/nll", "ece_reduction"]
+            names += [f"scaled/{name}" for name in BINNED]
+        names += ["gap"] if self.gap_examples else []
+        return tuple(f"{self.of}/{name}" for name in names)
+
+    def cost(self, spec: DataSpec) -> Cost:
+        sizes = [getattr(spec, f"num_{self.of}"), self.gap_examples]
+        sizes += [spec.num_validation] if self.scaled else []
+        return Cost(sum(-(-size // self.batch_size) * self.batch_size for size in sizes))
+
+    def init(self, subject: Subject, data: Splits) -> tuple:
+        return ()
+
+    def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
+        loss, params = Classification(subject.model, subject.state.variables), subject.state.params
+        split = split_of(data, self.of)
+        logits = jnp.asarray(logits_of(loss, params, split, batch_size=self.batch_size))
+        right = scores.mean(jnp.argmax(logits, 1) == split.label)
+        found = {"accuracy": right, "error": right._replace(value=1 - np.asarray(right.value))}
+        plain, arrays = self._binned(logits, split.label)
+        found |= plain
+        if self.scaled:
+            fit = fitted(loss, params, data)
+            found["temperature/fitted"] = exact(fit is not None)
+            found["temperature"] = fit.temperature if fit else _unknown()
+            after: dict[str, Estimate] = dict.fromkeys(plain, _unknown())
+            if fit is not None:
+                # Rows of validation and test that agree by chance, as of constant outputs, are none
+                # that the temperature was fitted on.
+                tempered = temperature.apply(fit, logits, allow_overlap=True)
+                after, more = self._binned(tempered, split.label)
+                arrays |= {f"scaled_{name}": x for name, x in more.items()}
+            found |= {f"scaled/{name}": x for name, x in after.items()}
+            ratio = np.asarray(after["ece"].value) / np.asarray(plain["ece"].value)
+            found["ece_reduction"] = Estimate(1 - ratio, np.float32(np.nan), right.num_evaluations)
+        if self.gap_examples:
+            train = split_of(data, "train")
+            own = logits_of(loss, params, train, self.gap_examples, batch_size=self.batch_size)
+            there = scores.mean(own.argmax(1) == np.asarray(train.label[: len(own)]))
+            error = np.hypot(there.standard_error, right.standard_error)
+            value = np.asarray(there.value) - np.asarray(right.value)
+            found["gap"] = Estimate(value, error, len(own) + len(logits))
+        return carry, Results(
+            results({f"{self.of}/{name}": x for name, x in found.items()}).rows, arrays
+        )
+
+    def _binned(
+        self, logits: jax.Array, label: jax.Array
+    ) -> tuple[dict[str, Estimate], dict[str, np.ndarray]]:
+        bins = reliability.update(reliability.init(self.num_bins), logits, label)
+        computed, drawn = reliability.compute(bins), reliability.diagram(bins)
+        found = {"nll": scores.mean(scores.nll(logits, label))}
+        return found | {n: computed[n] for n in BINNED}, {n: np.asarray(x) for n, x in
+                                                          drawn._asdict().items()}  # fmt: skip
+
+
+def diagram_of(arrays: Any, *, scaled: bool = False) -> Diagram | None:
+    """The reliability diagram that `Calibration` stored; None: there is none."""
+    prefix = "scaled_" * scaled
+    found = {name: arrays.get(f"{prefix}{name}") for name in Diagram._fields}
+    return None if any(x is None for x in found.values()) else Diagram(**found)
+
+
+def _unknown() -> Estimate:
+    return Estimate(np.float32(np.nan), np.float32(np.nan), np.int32(0))
