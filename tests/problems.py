@@ -1,6 +1,7 @@
 """Small problems of which the whole curvature is known, for the tests of geometry."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -76,3 +77,25 @@ def columns(product, like):
     units = jax.vmap(unravel)(jnp.eye(len(vector), dtype=vector.dtype))
     rows = jax.jit(jax.vmap(lambda v: ravel_pytree(product(v))[0]))(units)
     return np.asarray(rows).T
+
+
+def trust_region(H, g, rho):
+    """`max g'u + u'Hu / 2` over `|u| <= rho`, by the secular equation on the spectrum of H."""
+    values, vectors = np.linalg.eigh(H)
+    b = vectors.T @ g
+    if values[-1] < 0 and np.linalg.norm(b / values) <= rho:
+        return -(b**2 / values).sum() / 2
+    low = max(values[-1], 0.0)
+    rest = np.abs(values - low) > 1e-12
+    inner = np.zeros_like(b)
+    inner[rest] = b[rest] / (low - values[rest])
+    if np.abs(b[~rest]).max(initial=0) < 1e-14 and np.linalg.norm(inner) <= rho:  # the hard case
+        inner[-1] = math.sqrt(rho**2 - (inner**2).sum())
+        return b @ inner + (values * inner**2).sum() / 2
+    high = low + np.linalg.norm(b) / rho + 1
+    for _ in range(200):
+        middle = (low + high) / 2
+        outside = np.linalg.norm(b / (middle - values)) > rho
+        low, high = (middle, high) if outside else (low, middle)
+    u = b / (high - values)
+    return b @ u + (values * u**2).sum() / 2

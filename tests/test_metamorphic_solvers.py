@@ -18,6 +18,7 @@ from sharpjax import geometry, tree
 from tests import kinds_of_loss
 from tests.kinds_of_loss import CrossEntropy, SquaredError, Weighted, by_example
 from tests.metamorphic import flat
+from tests.problems import trust_region
 
 NUM_KEYS = 200  # of what has an error by chance; a few of what has a bound
 LEAST = 0.87  # of two standard errors that cover, as `docs/geometry.md` says
@@ -135,6 +136,7 @@ def truth(name) -> dict[str, Any]:
         "mean of ratios": np.mean(above / below),
         "ratio of means": np.mean(above) / np.mean(below),
         "sam": value(vector + RHO * unit) - value(vector),
+        "to second order": trust_region(h, slope, RHO),
         "product": h @ np.ones(len(h)),
         "the same product": h @ np.ones(len(h)),
         "half a product": h @ np.ones(len(h)) / 2,
@@ -285,6 +287,11 @@ def worst_case(solver):
     return solve
 
 
+def quadratic_sharpness(p, key):
+    found = geometry.quadratic_sharpness(p.loss, p.params, p.batch, key=key, rho=RHO)
+    return Found({}, {"to second order": (found.value, found.error)}, found.status)
+
+
 def hvp(p, key):
     ones = jax.tree.map(jnp.ones_like, p.params)
     value = flat(geometry.hvp(p.loss, p.params, p.batch, ones))
@@ -340,6 +347,7 @@ SOLVERS = {
     "batch_sharpness": batch_sharpness,
     "worst_case_sharpness": worst_case(geometry.worst_case_sharpness),
     "adaptive_sharpness": worst_case(geometry.adaptive_sharpness),
+    "quadratic_sharpness": quadratic_sharpness,
     "hvp": hvp,
     "compositions": compositions,
 }
@@ -352,7 +360,7 @@ BOUNDED = (
     *("gauss_newton trace", "gauss_newton diagonal"),
     *("subspace_overlap", "subsample_start", "sam_sharpness", "directional_curvature", "hvp"),
     *("worst_case_sharpness", "adaptive_sharpness", "compositions"),
-    *("directional_sharpness", "critical_sharpness"),
+    *("directional_sharpness", "critical_sharpness", "quadratic_sharpness"),
 )
 
 

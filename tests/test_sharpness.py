@@ -24,6 +24,7 @@ from sharpjax.geometry.sharpness.measures import (
     worst_case_sharpness,
 )
 from sharpjax.geometry.status import Status
+from tests.problems import trust_region
 
 ONE = {"weight": np.ones(1)}  # a batch for losses that need none
 
@@ -70,28 +71,6 @@ def normal(rng, n):
 
 def zero(_, n):
     return np.zeros(n)
-
-
-def trust_region(H, g, rho):
-    """`max g'u + u'Hu / 2` over `|u| <= rho`, by the secular equation on the spectrum of H."""
-    values, vectors = np.linalg.eigh(H)
-    b = vectors.T @ g
-    if values[-1] < 0 and np.linalg.norm(b / values) <= rho:
-        return -(b**2 / values).sum() / 2
-    low = max(values[-1], 0.0)
-    rest = np.abs(values - low) > 1e-12
-    inner = np.zeros_like(b)
-    inner[rest] = b[rest] / (low - values[rest])
-    if np.abs(b[~rest]).max(initial=0) < 1e-14 and np.linalg.norm(inner) <= rho:  # the hard case
-        inner[-1] = math.sqrt(rho**2 - (inner**2).sum())
-        return b @ inner + (values * inner**2).sum() / 2
-    high = low + np.linalg.norm(b) / rho + 1
-    for _ in range(200):
-        middle = (low + high) / 2
-        outside = np.linalg.norm(b / (middle - values)) > rho
-        low, high = (middle, high) if outside else (low, middle)
-    u = b / (high - values)
-    return b @ u + (values * u**2).sum() / 2
 
 
 INDEFINITE = np.array([-3.0, -2.0, -1.0, -0.5, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0])

@@ -79,6 +79,8 @@ from sharpjax.geometry.sharpness.measures import adaptive_sharpness as adaptive_
 from sharpjax.geometry.sharpness.measures import sam_sharpness as sam_sharpness
 from sharpjax.geometry.sharpness.measures import worst_case_sharpness as worst_case_sharpness
 from sharpjax.geometry.sharpness.preconditioner import preconditioner as preconditioner
+from sharpjax.geometry.sharpness.quadratic_model import QuadraticSharpness as QuadraticSharpness
+from sharpjax.geometry.sharpness.quadratic_model import quadratic_sharpness as quadratic_sharpness
 from sharpjax.geometry.spectra.density import Curve as Curve
 from sharpjax.geometry.spectra.density import Density as Density
 from sharpjax.geometry.spectra.density import spectral_density as spectral_density
