@@ -446,6 +446,7 @@ ELSEWHERE = {
     "empirical_fisher": "test_metamorphic.py",
     "fisher": "test_metamorphic.py",
     "fisher_rao": "test_flatness.py",
+    "flat_radius": "test_flat_radius.py",
     "information_sharpness": "test_information_sharpness.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
     "memory": "test_memory.py: it computes nothing",

@@ -53,6 +53,8 @@ from sharpjax.geometry.sharpness.directional import directional_curvature as dir
 from sharpjax.geometry.sharpness.directional import directional_sharpness as directional_sharpness
 from sharpjax.geometry.sharpness.fisher_rao import FisherRao as FisherRao
 from sharpjax.geometry.sharpness.fisher_rao import fisher_rao as fisher_rao
+from sharpjax.geometry.sharpness.flat_radius import FlatRadius as FlatRadius
+from sharpjax.geometry.sharpness.flat_radius import flat_radius as flat_radius
 from sharpjax.geometry.sharpness.flatness import RelativeFlatness as RelativeFlatness
 from sharpjax.geometry.sharpness.flatness import relative_flatness as relative_flatness
 from sharpjax.geometry.sharpness.information import InformationSharpness as InformationSharpness

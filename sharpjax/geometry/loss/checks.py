@@ -1,6 +1,7 @@
 """What is refused before anything is compiled: losses, batches, operators, keys."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ def check_problem(
         UserError: names `caller`, the leaf and the remedy; the loss has no gradient where one is
             needed.
     """
-    loss, found = _check(caller, loss, params, batch, microbatch_size)
+    loss, found = _check(caller, loss, params, batch, microbatch_size, need == "value")
     _choose(caller, need, "auto", found, loss, params, batch)
     return loss
 
@@ -104,7 +105,7 @@ def check_bends(caller: str, loss: Any, fn: Any, params: Params, batch: Any) -> 
     Raises:
         UserError: names `caller`, and what to take instead.
     """
-    found = _suspects.eval_shape(loss, params, batch)
+    found = _suspects.eval_shape(loss, params, batch, False)
     _choose(caller, "bend", "forward", found, fn, params, batch)
 
 
@@ -273,19 +274,19 @@ def _check_outputs(caller, outputs, batch):
     )
 
 
-def _check(caller, loss, params, batch, microbatch_size):
+def _check(caller, loss, params, batch, microbatch_size, value_alone=False):
     loss = as_loss(caller, loss)
     _check_arrays(caller, params, batch, microbatch_size)
-    return _check_scalar(caller, loss, params, batch)
+    return _check_scalar(caller, loss, params, batch, value_alone)
 
 
-def _check_scalar(caller, loss, params, batch):
+def _check_scalar(caller, loss, params, batch, value_alone=False):
     before = jax.tree.structure(loss)
     with _noting(caller, params):
         try:
             # Of a jitted function: its trace is remembered, seconds saved at every call on a
             # ResNet.
-            suspects = _suspects.eval_shape(loss, params, batch)
+            suspects = _suspects.eval_shape(loss, params, batch, value_alone)
         except _Refused as error:
             raise UserError(f"{caller}: {error}") from None
     return _settle(loss, before, params, batch), suspects
@@ -331,17 +332,21 @@ def _noting(caller, params):
         raise
 
 
-@jax.jit
-def _suspects(loss, params, batch):
+@functools.partial(jax.jit, static_argnums=3)
+def _suspects(loss, params, batch, value_alone):
     """What may have no derivative; what runs here runs once per structure, with two traces."""
     closed, shapes = _trace(loss, params, batch)
     _refuse_unless_scalar(shapes)
     start, count = len(jax.tree.leaves(loss)), len(jax.tree.leaves(params))
-    if not dependence.reaches(closed.jaxpr, range(start, start + count)):
+    if not dependence.reaches(closed.jaxpr, range(start, start + count), value_alone):
+        how = (
+            ""
+            if value_alone
+            else (", or through integers and stop_gradient alone, so all its derivatives are zero")
+        )
         raise _Refused(
-            "the loss does not depend on params, or through integers and stop_gradient alone, so "
-            "all its derivatives are zero. Compute it from the params that it is given, not from "
-            "ones that it closes over."
+            f"the loss does not depend on params{how}. Compute it from the params that it is "
+            f"given, not from ones that it closes over."
         )
     if dependence.differ(closed, _trace(loss, params, batch)[0]):
         raise _Refused(

@@ -18,8 +18,9 @@ from jax.extend.core import (
 )
 
 
-def reaches(jaxpr: Jaxpr, inputs: Iterable[int]) -> bool:
-    """Whether a derivative can get from one of these inputs to an output.
+def reaches(jaxpr: Jaxpr, inputs: Iterable[int], by_any_way: bool = False) -> bool:
+    """Whether a derivative can get from one of these inputs to an output; by any way, whether a
+    value can, through integers too.
 
     Equations that hold a jaxpr (loops, calls) hand on whatever they get, so this errs on the side
     of yes.
@@ -31,10 +32,12 @@ def reaches(jaxpr: Jaxpr, inputs: Iterable[int]) -> bool:
     reached = {jaxpr.invars[i] for i in inputs}
     for eqn in jaxpr.eqns:
         variables = [v for v in eqn.invars if not isinstance(v, Literal)]
-        if eqn.primitive.name != "stop_gradient" and any(v in reached for v in variables):
-            reached.update(v for v in eqn.outvars if _is_float(v.aval))
+        passes = by_any_way or eqn.primitive.name != "stop_gradient"
+        if passes and any(v in reached for v in variables):
+            reached.update(v for v in eqn.outvars if by_any_way or _is_float(v.aval))
             # What is written to may be read later on.
-            reached.update(v for v in variables if _is_ref(v.aval) and _is_float(v.aval))
+            refs = (v for v in variables if _is_ref(v.aval))
+            reached.update(v for v in refs if by_any_way or _is_float(v.aval))
     return any(not isinstance(v, Literal) and v in reached for v in jaxpr.outvars)
 
 

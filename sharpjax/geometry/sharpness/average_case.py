@@ -25,7 +25,7 @@ Noise = Literal["gaussian", "uniform", "sphere"]
 
 _NO_SCALING = perturbation.none()
 _LEAST = 16  # pairs before their spread is believed
-_LOST = 0.1  # share of the weights that may be perturbed in vain
+LOST = 0.1  # share of the weights that may be perturbed in vain
 
 
 class AverageSharpness(NamedTuple):
@@ -137,16 +137,16 @@ def average_sharpness(
     if loops.is_traced(operands):
         operands = algebra.without_derivative(operands)
     state, _ = loops.iterate(
-        _Pair(noise, closures.rule(scaling), microbatch_size),
-        _start(*operands[:4], microbatch_size, rounding(params), accuracy),
+        Pair(noise, closures.rule(scaling), microbatch_size),
+        start(*operands[:4], microbatch_size, rounding(params), accuracy),
         operands,
         max_steps=limit,
-        until=_is_reached if accuracy.is_asked else _is_not_finite,
+        until=_is_reached if accuracy.is_asked else is_not_finite,
     )
     return mark(_finish(accuracy.is_asked, state, operands[3]), checked)
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """Pairs under way.
 
     Attributes:
@@ -171,14 +171,14 @@ class _Sums(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pair:
+class Pair:
     """Two points, for `sharpjax.loops.iterate`."""
 
     noise: Noise
     scaling: perturbation.Scaling
     microbatch_size: int | None
 
-    def __call__(self, sums: _Sums, operands: Any) -> _Sums:
+    def __call__(self, sums: Sums, operands: Any) -> Sums:
         loss, params, batch, rho, key = operands
         wide = tree.widen(params)
         scale = self.scaling(wide)
@@ -193,7 +193,7 @@ class _Pair:
         even, odd, number = (up + down) / 2, (up - down) / 2, sums.count + 1
         off = even - sums.mean
         mean = sums.mean + off / number.astype(off.dtype)
-        return _Sums(
+        return Sums(
             loss=sums.loss,
             floor=sums.floor,
             mean=mean,
@@ -223,16 +223,16 @@ class _Pair:
         return tree.scale(1 / tree.norm(moves), moves)
 
 
-def _is_reached(sums: _Sums) -> jax.Array:
-    within = _standard_error(sums) <= sums.accuracy.allowed(jnp.abs(sums.mean))
-    return (sums.count >= _LEAST) & within | _is_not_finite(sums)
+def _is_reached(sums: Sums) -> jax.Array:
+    within = standard_error(sums) <= sums.accuracy.allowed(jnp.abs(sums.mean))
+    return (sums.count >= _LEAST) & within | is_not_finite(sums)
 
 
-def _is_not_finite(sums: _Sums) -> jax.Array:
+def is_not_finite(sums: Sums) -> jax.Array:
     return ~(jnp.isfinite(sums.mean) & jnp.isfinite(sums.loss))
 
 
-def _standard_error(sums: _Sums) -> jax.Array:
+def standard_error(sums: Sums) -> jax.Array:
     number = sums.count.astype(sums.mean.dtype)
     drawn = sums.spread / (number * jnp.maximum(number - 1, 1))
     lost = sums.lost.astype(sums.mean.dtype) * sums.mean
@@ -240,10 +240,10 @@ def _standard_error(sums: _Sums) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def _start(loss, params, batch, rho, microbatch_size, digits, accuracy) -> _Sums:
+def start(loss, params, batch, rho, microbatch_size, digits, accuracy) -> Sums:
     value = objective.value(loss, tree.widen(params), batch, microbatch_size)
     zero = jnp.zeros_like(value)
-    return _Sums(
+    return Sums(
         loss=value,
         # Compiled apart, losses at one and the same point may differ in rounding.
         floor=jnp.where(rho == 0, 0, digits * jnp.abs(value)).astype(value.dtype),
@@ -261,13 +261,13 @@ def _start(loss, params, batch, rho, microbatch_size, digits, accuracy) -> _Sums
 
 @tells_unknown
 @functools.partial(jax.jit, static_argnums=0)
-def _finish(is_asked: bool, sums: _Sums, rho) -> AverageSharpness:
+def _finish(is_asked: bool, sums: Sums, rho) -> AverageSharpness:
     number = sums.count.astype(sums.mean.dtype)
-    error = jnp.where(sums.count > 1, _standard_error(sums), jnp.nan)
+    error = jnp.where(sums.count > 1, standard_error(sums), jnp.nan)
     moved = jnp.where(rho == 0, 0, jnp.where(rho > 0, 1, jnp.nan)).astype(number.dtype)
-    finite = ~_is_not_finite(sums) & jnp.isfinite(moved)
+    finite = ~is_not_finite(sums) & jnp.isfinite(moved)
     met = finite if not is_asked else _is_reached(sums) & finite
-    status = jnp.where(sums.lost > _LOST, Status.BREAKDOWN, how_it_ended(met, finite))
+    status = jnp.where(sums.lost > LOST, Status.BREAKDOWN, how_it_ended(met, finite))
     return AverageSharpness(
         value=jnp.where(jnp.isfinite(sums.loss), sums.mean * moved, jnp.nan),
         standard_error=error * moved,
