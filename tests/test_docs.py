@@ -32,7 +32,7 @@ def test_named_files_and_targets_exist():
 
 
 def test_named_tests_exist():
-    text = (ROOT / "docs" / "geometry.md").read_text()
+    text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in ("geometry", "sharpness"))
     for test, path in re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", text):
         assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
 

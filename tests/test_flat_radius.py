@@ -65,7 +65,7 @@ def test_the_radius_at_which_accuracy_is_lost(x64, key):
     """Without derivatives: weights 1 with noise are negative with probability `Phi(-1 / rho)`."""
     w, batch = jnp.ones(2000), jnp.ones(4)
     found = flat_radius(errors, w, batch, key=key, target=0.1)
-    value, error = map(float, found.estimates()["flat_radius"][:2])
+    value, error = np.asarray(found.estimates()["flat_radius"][:2])
     assert found.status == Status.OK and abs(value - 1 / 1.2815515655446004) <= ERRORS * error
     # A share p of n draws has deviation sqrt(p (1 - p) / n), less in pairs, and the slope of
     # `Phi(-1 / rho)` there is 0.288.
