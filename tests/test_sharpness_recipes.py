@@ -1,5 +1,5 @@
-"""Measures of papers that `docs/sharpness.md` composes of others: layers in balls of their own, and
-the noise of quantised weights."""
+"""Measures of papers that `docs/sharpness.md` composes of others: Keskar's, layers in balls of
+their own, the noise of quantised weights."""
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,23 @@ def linear(slope, params, batch):
 
 def layers(rng, *shapes):
     return {f"layer_{i}": jnp.asarray(rng.normal(size=s) * 4.0**i) for i, s in enumerate(shapes)}
+
+
+def test_keskar(x64, key):
+    """`100 (max f - f) / (1 + f)` over `|z_i| <= eps (|x_i| + 1)`, in closed form: a linear loss,
+    and a quadratic at its minimum."""
+    rng = np.random.default_rng(0)
+    params, other = (layers(rng, (3, 4), (5,)) for _ in range(2))
+    size = jax.tree.map(lambda w: 0.01 * (jnp.abs(w) + 1), params)
+    rise = sum(float(jnp.sum(size[n] * jnp.abs(other[n]))) for n in params)
+    curved = sum(float(jnp.sum(jnp.square(size[n] * other[n]))) / 2 for n in params)
+    minimum = Partial(weighted, jax.tree.map(jnp.square, other), params)
+    for loss, highest in ((Partial(linear, other), rise), (minimum, curved)):
+        found = worst_case_sharpness(
+            loss, params, BATCH, key=key, rho=0.01, scaling=perturbation.element(1.0), norm="linf"
+        )
+        keskar = 100 * found.value / (1 + found.loss)
+        np.testing.assert_allclose(keskar, 100 * highest / (1 + loss(params, BATCH)), rtol=1e-9)
 
 
 # Relative balls of layers (Stutz et al., 2021, arXiv 2104.04448): `|e_l| <= xi |w_l|` of each.
