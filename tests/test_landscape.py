@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 from jax.tree_util import Partial
 
 from sharpjax import tree
@@ -11,11 +13,15 @@ from sharpjax.errors import UserError
 from sharpjax.geometry import (
     Status,
     barrier,
+    congruence,
+    direction_units,
     hessian,
     landscape,
+    plane_through,
     random_direction,
     slices,
     top_eigenpairs,
+    trace,
 )
 
 
@@ -135,3 +141,166 @@ def test_no_leaf_that_a_random_direction_would_move(key, per):
         random_direction(key, vector, per=per)
     with pytest.raises(UserError, match="per='none'"):
         slices(loss, vector, jnp.ones(2), key=key, x=[0.0, 1.0], per=per)
+
+
+# Axes.
+
+
+@pytest.mark.parametrize("per", ["element", "filter", "layer", "model", "none"])
+def test_units_are_the_root_mean_square_of_directions(per, x64, key):
+    """In each entry: a mean of n squares of variance at most 2 T^4, and fourth powers as normal."""
+    params = {"kernel": jax.random.normal(key, (3, 2)).at[0, 0].set(0), "bias": jnp.ones(3)}
+    draw = jax.jit(jax.vmap(lambda k: random_direction(k, params, per=per)))
+    drawn = draw(jax.random.split(key, 4000))
+    units = direction_units(params, per=per)
+    for d, t in zip(jax.tree.leaves(drawn), jax.tree.leaves(units), strict=True):
+        assert t.shape == d.shape[1:]
+        error = 5 * np.sqrt(2 / 4000) * t**2
+        np.testing.assert_array_less(np.abs(np.mean(d**2, 0) - t**2), error + 1e-12)
+    if per in ("element", "model"):
+        np.testing.assert_allclose(jax.vmap(tree.norm)(drawn), tree.norm(params))
+
+
+def test_the_mean_picture_is_the_trace_in_these_units(x64, key):
+    loss, params, batch, matrix = problem()
+    operator = congruence(hessian(loss, params, batch), direction_units(params))
+    found = trace(operator, key=key).value
+    lengths = np.sum(np.square(params["kernel"]), 0)
+    np.testing.assert_allclose(found, np.sum(lengths / 3 * np.diag(matrix)[3:].reshape(3, 2)))
+
+
+def test_the_plane_of_three_points(x64, key):
+    loss, params, batch, _ = problem()
+    points = [random_direction(k, params, per="none") for k in jax.random.split(key, 3)]
+    plane = plane_through(points)
+    a, b = plane.directions
+    np.testing.assert_allclose([tree.norm(a), tree.norm(b), tree.vdot(a, b)], [1, 1, 0], atol=1e-14)
+    np.testing.assert_allclose(plane.explained.sum(), 1, rtol=1e-14)
+    np.testing.assert_array_equal(plane.coordinates[2], 0)
+    for point, (x, y) in zip(points, plane.coordinates, strict=True):
+        found = landscape(loss, points[2], batch, plane.directions, x=[x], y=[y])
+        np.testing.assert_allclose(found.values[0, 0], loss(point, batch), rtol=1e-12)
+
+
+def test_the_plane_of_a_trajectory(key):
+    """Float32 weights, and a second axis that is a thousandth of the first."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([1.0, 1e-3, 1e-5, *[1e-6] * 5])
+    path = np.float32(3 + rng.normal(size=(6, 8)) * sizes)
+    points = [{"a": jnp.asarray(w[:2].reshape(2, 1)), "b": jnp.asarray(w[2:])} for w in path]
+    plane = plane_through(points[:5], center=points[5])
+    ways = np.float64(path[:5]) - path[5]
+    left, size, right = np.linalg.svd(ways)
+    np.testing.assert_allclose(plane.explained, size[:2] ** 2 / np.sum(size**2), rtol=1e-9)
+    np.testing.assert_allclose(np.abs(plane.coordinates), np.abs(left * size)[:, :2], rtol=1e-6)
+    for k, d in enumerate(plane.directions):
+        assert d["b"].dtype == jnp.float32
+        flat = np.concatenate([np.ravel(d["a"]), d["b"]])
+        np.testing.assert_allclose(np.abs(flat @ right[k]), 1, atol=1e-6)
+    turned = plane_through(points[4::-1], center=points[5])
+    np.testing.assert_allclose(turned.coordinates[::-1], plane.coordinates, rtol=1e-9)
+
+
+def test_planes_that_there_are_not():
+    line = [jnp.array([1.0, 2.0]) * t for t in range(4)]
+    same = jnp.ones(2)
+    for points in (line, [same] * 3, line[:1], [], same):
+        with pytest.raises(UserError, match="plane_through: .*line|plane_through"):
+            plane_through(points)
+    with pytest.raises(UserError, match="not all finite"):
+        plane_through([jnp.array([jnp.nan, 1.0]), same, 2 * same])
+    with pytest.raises(UserError, match="plane_through: points must have the shapes"):
+        plane_through([jnp.ones(3), same, 2 * same])
+    with pytest.raises(UserError, match="outside of jit"):
+        jax.jit(lambda w: plane_through([w, 2 * w, same]).directions)(same)
+
+
+def test_directions_made_orthogonal(x64, key):
+    loss, params, batch, _ = problem()
+    a, b = (random_direction(k, params) for k in jax.random.split(key))
+    b = tree.add_scaled(b, 30.0, a)
+    given = landscape(loss, params, batch, [a, b], x=[0.5], y=[2.0])
+    found = landscape(loss, params, batch, [a, b], x=[0.5], y=[2.0], orthogonal=True)
+    across = tree.add_scaled(b, -tree.vdot(a, b) / tree.vdot(a, a), a)
+    across = tree.scale(tree.norm(b) / tree.norm(across), across)
+    truth = landscape(loss, params, batch, [a, across], x=[0.5], y=[2.0])
+    np.testing.assert_allclose(found.values, truth.values, rtol=1e-9)
+    assert abs(truth.cosine) < 1e-12 and found.cosine == given.cosine > 0.99
+    np.testing.assert_array_equal(found.lengths, given.lengths)
+    for parallel in (tree.scale(-2.0, a), tree.zeros_like(a)):
+        bad = landscape(loss, params, batch, [a, parallel], x=[0.5], y=[2.0], orthogonal=True)
+        assert bad.status == Status.BREAKDOWN and np.isnan(bad.values).all()
+    with pytest.raises(UserError, match="orthogonal=True is for two directions"):
+        landscape(loss, params, batch, a, x=[0.5], orthogonal=True)
+
+
+# What is drawn.
+
+
+def test_any_number_of_the_weights_over_moments_of_adam(x64, key):
+    """An accuracy, a gradient's length and a largest eigenvalue, of `sum w^4 / 4`."""
+
+    def quartic(w, batch):
+        return jnp.mean(batch) * jnp.sum(w**4) / 4
+
+    def length(w, batch):
+        return tree.norm(jax.grad(quartic)(w, batch))
+
+    def largest(w, batch):
+        return top_eigenpairs(hessian(quartic, w, batch), key=key, tol=1e-9).values[0]
+
+    def accuracy(w, batch):
+        return jnp.mean(jnp.where(batch * w[0] > 1, 1.0, 0.0))
+
+    w, batch = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.5, 1.5])
+    adam = optax.adam(0.1)
+    _, state = adam.update(jax.grad(quartic)(w, batch), adam.init(w), w)
+    axes = [optax.tree.get(state, "mu"), optax.tree.get(state, "nu")]
+    x, y = np.array([-0.5, 0.0, 1.0]), np.array([0.0, 0.3])
+    at = np.asarray(w) + x[:, None, None] * axes[0] + y[None, :, None] * axes[1]
+    truths = (np.sqrt(np.sum(at**6, -1)), 3 * np.max(at**2, -1),
+              np.mean(batch * at[..., :1] > 1, -1))  # fmt: skip
+    for metric, truth in zip((length, largest, accuracy), truths, strict=True):
+        found = landscape(metric, w, batch, axes, x=x, y=y)
+        np.testing.assert_allclose(found.values, truth, rtol=1e-8)
+    cut = landscape(accuracy, w, batch, axes, x=x, y=y, microbatch_size=1)
+    np.testing.assert_array_equal(cut.values, found.values)
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(3, use_bias=False)(x)
+        x = nn.BatchNorm(use_running_average=not train, epsilon=1e-12)(x)
+        return nn.Dense(1)(nn.tanh(x))[:, 0]
+
+
+def test_statistics_of_batch_norm_at_each_point(x64, key):
+    """Along the weights before BatchNorm the network stays, but not with statistics of the centre.
+    The recipe of docs/sharpness.md."""
+    model, x = Normalised(), jax.random.normal(key, (16, 2))
+    batch = {"x": x, "y": jnp.sin(x[:, 0])}
+    variables = jax.tree.map(lambda w: w.astype(jnp.float64), model.init(key, x, train=False))
+    params = variables.pop("params")
+
+    def frozen(params, batch):
+        out = model.apply({"params": params, **variables}, batch["x"], train=False)
+        return jnp.mean((out - batch["y"]) ** 2)
+
+    def anew(params, batch):
+        out, _ = model.apply(
+            {"params": params, **variables}, batch["x"], train=True, mutable="batch_stats"
+        )
+        return jnp.mean((out - batch["y"]) ** 2)
+
+    way = jax.tree.map(jnp.zeros_like, params)
+    way["Dense_0"] = params["Dense_0"]
+    found = landscape(anew, params, batch, way, x=[-0.5, 0.0, 1.0, 3.0])
+    np.testing.assert_allclose(found.values, anew(params, batch), rtol=1e-9)
+    stale = landscape(frozen, params, batch, way, x=[-0.5, 0.0, 1.0, 3.0])
+    assert np.ptp(stale.values) > 1e-2 * stale.values[1]
+
+
+def test_what_does_not_depend_on_the_weights():
+    with pytest.raises(UserError, match="landscape: the loss does not depend on params. Compute"):
+        landscape(lambda w, b: jnp.mean(b), jnp.ones(2), jnp.ones(2), jnp.ones(2), x=[0.0])

@@ -439,6 +439,7 @@ NEAREST = ("eigenvalues", "smallest")
 # Not compared here.
 ELSEWHERE = {
     **dict.fromkeys(("barrier", "landscape", "random_direction", "slices"), "test_landscape.py"),
+    **dict.fromkeys(("direction_units", "plane_through"), "test_landscape.py"),
     "average_sharpness": "test_average_case.py",
     "check": "raises, which nothing can inside a trace",
     "check_invariance": "test_symmetries.py",

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from sharpjax import plots
 from sharpjax.errors import UserError
-from sharpjax.geometry import Eigenpairs
+from sharpjax.geometry import Eigenpairs, Landscape, Slices
 from sharpjax.geometry.spectra.density import Density
 from sharpjax.plots import Panel, Surface, style
 from sharpjax.plots.line import average
@@ -273,6 +273,40 @@ def test_landscape():
     assert (levels[0][0], levels[0][-1]) == (1, 12)
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[0, 0]]
     png(plots.landscape({"plane": Surface(x, y, np.zeros((7, 9)))}, label="loss"))
+
+
+def test_a_landscape_says_its_scale_and_shows_a_path():
+    x, y = np.linspace(-1, 1, 5), np.linspace(0, 2, 7)
+    values = 1 + x[:, None] ** 2 + y  # as `geometry` has it, [len(x), len(y)]
+    found = Landscape(values, x, y, np.array([2.5, 0.125]), np.float32(0.25), np.int32(0))
+    path = [[0.5, 3.0], [0.5, 1.0], [0.0, 0.0]]
+    figure = plots.landscape({"sgd": found}, label="loss", log=True, paths={"sgd": path})
+    axis = png(figure)
+    words = "first direction, |d| = 2.5", "second direction, |d| = 0.125, cosine 0.25"
+    assert (axis.get_xlabel(), axis.get_ylabel()) == words
+    assert figure.axes[1].get_ylabel() == "loss, logarithmic"
+    assert axis.lines[1].get_xydata().tolist() == path and axis.get_ylim() == (0, 2)
+    levels = axis.collections[0].levels
+    assert (levels[0], levels[-1]) == (1, 4)
+    for paths in ({"sam": path}, {"sgd": [[0.0, 1.0, 2.0]]}):
+        with pytest.raises(UserError, match="plots.landscape: path"):
+            plots.landscape({"sgd": found}, label="loss", paths=paths)
+
+
+def test_slices():
+    x = np.linspace(-1, 1, 5)
+    values = np.arange(1, 12.0)[:, None] * x**2
+    found = Slices(values, x, values.mean(0), values.std(0), np.int32(0))
+    figure = plots.slices({"sgd": found}, label="loss", expected={"sgd": 6 * x**2})
+    axis = png(figure)
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), 6 * x**2)
+    band = axis.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0, 10)  # at x = 1: 2 to 10 of 1 to 11
+    assert entries(figure) == ("mean, and 80% of directions",
+                               ["sgd, 11 directions", "by curvature"])  # fmt: skip
+    for options in ({"share": 1.0}, {"expected": {"sam": x}}, {"expected": {"sgd": x[1:]}}):
+        with pytest.raises(UserError, match="plots.slices"):
+            plots.slices({"sgd": found}, label="loss", **options)
 
 
 def test_profiles():

@@ -51,6 +51,10 @@ from sharpjax.geometry.sharpness.directional import DirectionalCurvature as Dire
 from sharpjax.geometry.sharpness.directional import DirectionalSharpness as DirectionalSharpness
 from sharpjax.geometry.sharpness.directional import directional_curvature as directional_curvature
 from sharpjax.geometry.sharpness.directional import directional_sharpness as directional_sharpness
+from sharpjax.geometry.sharpness.directions import Plane as Plane
+from sharpjax.geometry.sharpness.directions import direction_units as direction_units
+from sharpjax.geometry.sharpness.directions import plane_through as plane_through
+from sharpjax.geometry.sharpness.directions import random_direction as random_direction
 from sharpjax.geometry.sharpness.fisher_rao import FisherRao as FisherRao
 from sharpjax.geometry.sharpness.fisher_rao import fisher_rao as fisher_rao
 from sharpjax.geometry.sharpness.flat_radius import FlatRadius as FlatRadius
@@ -66,7 +70,6 @@ from sharpjax.geometry.sharpness.landscape import Landscape as Landscape
 from sharpjax.geometry.sharpness.landscape import Slices as Slices
 from sharpjax.geometry.sharpness.landscape import barrier as barrier
 from sharpjax.geometry.sharpness.landscape import landscape as landscape
-from sharpjax.geometry.sharpness.landscape import random_direction as random_direction
 from sharpjax.geometry.sharpness.landscape import slices as slices
 from sharpjax.geometry.sharpness.learning_coefficient import (
     LearningCoefficient as LearningCoefficient,

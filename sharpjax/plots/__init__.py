@@ -6,6 +6,7 @@
     scatter             one quantity against another: a point for each seed
     matrix              a table of numbers as a heat map
     landscape, profiles loss along two directions, and along one
+    slices              loss along many: their mean, and how far they differ
     series_of, last_of  what these draw, from the rows of a run; `n_of` states n
     reliability         accuracy against confidence
     spectrum, density, curvature_along_training     of the results of `sharpjax.geometry`
@@ -15,7 +16,7 @@ apart without colours too.
 """
 
 from sharpjax.plots.calibration import reliability
-from sharpjax.plots.contour import Surface, landscape, profiles
+from sharpjax.plots.contour import Surface, landscape, profiles, slices
 from sharpjax.plots.curvature import curvature_along_training, density, spectrum
 from sharpjax.plots.figure import Figure, png
 from sharpjax.plots.heat_map import matrix
@@ -43,5 +44,6 @@ __all__ = [
     "reliability",
     "scatter",
     "series_of",
+    "slices",
     "spectrum",
 ]

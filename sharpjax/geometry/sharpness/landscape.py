@@ -5,22 +5,22 @@ A picture is one draw of its axes. `slices` draws many, and says how far they di
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry.loss import checks, cutting, objective
 from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators.arguments import check_key
-from sharpjax.geometry.sharpness.directional import check_direction
-from sharpjax.geometry.status import if_finite
+from sharpjax.geometry.sharpness.directional import check_direction, rounding
+from sharpjax.geometry.sharpness.directions import Per, check_per, draw
+from sharpjax.geometry.status import Status, if_finite, tells_unknown
 
 Params = Any
-Per = Literal["filter", "layer", "none"]
 
 
 class Landscape(NamedTuple):
@@ -31,8 +31,9 @@ class Landscape(NamedTuple):
             where the loss is.
         x, y: coordinates, in units of the directions; `y` is None on a line.
         lengths: [1] or [2], `|d|` of each direction.
-        cosine: between the two directions; None on a line.
-        status: `Status`, int32; `NON_FINITE` where a value is not.
+        cosine: between the two directions as they were given; None on a line.
+        status: `Status`, int32; `NON_FINITE` where a value is not, `BREAKDOWN` where directions
+            that were to be made orthogonal are parallel, as far as rounding tells.
     """
 
     values: jax.Array
@@ -77,35 +78,6 @@ class Barrier(NamedTuple):
     status: jax.Array
 
 
-def random_direction(key: jax.Array, params: Params, *, per: Per = "filter") -> Params:
-    """A random direction in units of the weights (Li et al., 2018, arXiv 1712.09913).
-
-    Normal numbers, of which each filter is brought to the length of that filter of the parameters.
-    A filter is a slice of a kernel along its last axis, as in Flax. Leaves of fewer than two axes
-    (biases, normalisation) stay where they are, as in the paper's pictures.
-
-    Args:
-        key: for the draw.
-        params: pytree of floating arrays.
-        per: "filter"; "layer", whole kernels brought to the length of theirs; or "none", normal
-            numbers as they are, of all leaves.
-
-    Raises:
-        UserError: an argument does not fit.
-
-    >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]]), "bias": jnp.ones(2)}
-    >>> found = random_direction(jax.random.key(0), params)
-    >>> jnp.linalg.norm(found["kernel"], axis=0).round(4).tolist(), found["bias"].tolist()
-    ([5.0, 2.0], [0.0, 0.0])
-    """
-    caller = "random_direction"
-    key = check_key(caller, key)
-    tree.check_floating(caller, params)
-    params = jax.tree.map(jnp.asarray, tree.widen(params))
-    _check_per(caller, params, per)
-    return _direction(key, params, per)
-
-
 def landscape(
     loss: Any,
     params: Params,
@@ -114,17 +86,21 @@ def landscape(
     *,
     x: Any,
     y: Any = None,
+    orthogonal: bool = False,
     microbatch_size: int | None = None,
 ) -> Landscape:
     """The loss at `w + x d_1`, or at `w + x d_1 + y d_2`, on a grid.
 
-    Directions may be any: `random_direction`; the gradient; the way to another solution; an
-    eigenvector, `tree.index(pairs.vectors, 0)`, along which the curve is to second order `L + x g'v
-    + x^2 lambda / 2`. They are taken as they are, and neither normalised nor made orthogonal:
-    `lengths` and `cosine` say what the axes mean.
+    Directions may be any: `random_direction`; the gradient; the way to another solution; the plane
+    of three solutions or of a trajectory, `plane_through`; a moment in an optimiser's state,
+    `optax.tree.get(state, "mu")`; an eigenvector, `tree.index(pairs.vectors, 0)`, along which the
+    curve is to second order `L + x g'v + x^2 lambda / 2`. They are taken as they are: `lengths` and
+    `cosine` say what the axes mean.
 
-    The loss is taken as it is given: with BatchNorm in evaluation mode its statistics are those of
-    the centre, which far from there are no longer those of the weights.
+    The loss is any function of parameters and batch, and need not be differentiable: an accuracy;
+    `lambda w, batch: tree.norm(jax.grad(loss)(w, batch))`; the largest eigenvalue of the Hessian
+    there. With BatchNorm in evaluation mode its statistics are those of the centre, which far from
+    there are no longer those of the weights: docs/sharpness.md has losses that take them anew.
 
     Cost: one value of the loss for each point, one program for all. Memory: two copies of the
     parameters, and the activations of one microbatch.
@@ -134,6 +110,7 @@ def landscape(
         params, batch, microbatch_size: as in `hessian`.
         directions: one tree like the parameters for a line, two for a plane.
         x, y: coordinates, increasing or not; `y` for two directions alone.
+        orthogonal: take of `d_2` the part across `d_1`, brought to the length of `d_2`.
 
     Raises:
         UserError: an argument does not fit.
@@ -148,20 +125,26 @@ def landscape(
     caller = "landscape"
     loss, params, batch, checked = _check(caller, loss, params, batch, microbatch_size)
     axes = _as_axes(caller, directions, params, plane=y is not None)
+    if orthogonal and y is None:
+        raise UserError(f"{caller}: orthogonal=True is for two directions; give y, too.")
     xs = _coordinates(caller, "x", x, params)
     ys = None if y is None else _coordinates(caller, "y", y, params)
     points = jnp.expand_dims(xs, 1)
     if ys is not None:
         points = jnp.stack([g.reshape(-1) for g in jnp.meshgrid(xs, ys, indexing="ij")], 1)
+    lengths, cosine, across, is_plane = _measure(axes)
+    axes = (axes[0], across) if orthogonal else axes
     values = _evaluate(loss, params, batch, axes, points, microbatch_size)
-    lengths, cosine = _measure(axes)
+    status = if_finite(jnp.all(jnp.isfinite(values)))
+    if orthogonal:
+        status = jnp.where(is_plane, status, jnp.int32(Status.BREAKDOWN))
     found = Landscape(
         values=values if ys is None else values.reshape(len(xs), len(ys)),
         x=xs,
         y=ys,
         lengths=lengths,
         cosine=cosine,
-        status=if_finite(jnp.all(jnp.isfinite(values))),
+        status=status,
     )
     return mark(found, checked)
 
@@ -202,11 +185,11 @@ def slices(
     caller = "slices"
     key, count = check_key(caller, key), whole_number(caller, "num_directions", num_directions)
     loss, params, batch, checked = _check(caller, loss, params, batch, microbatch_size)
-    _check_per(caller, params, per)
+    check_per(caller, params, per)
     xs = _coordinates(caller, "x", x, params)
     rows = []
     for one in jax.random.split(key, count):
-        axis = (_direction(one, params, per),)
+        axis = (draw(one, params, per),)
         rows.append(_evaluate(loss, params, batch, axis, jnp.expand_dims(xs, 1), microbatch_size))
     values = jnp.stack(rows)
     spread = jnp.std(values, 0, ddof=1) if count > 1 else jnp.full_like(values[0], jnp.nan)
@@ -299,39 +282,23 @@ def _evaluate(loss, params, batch, axes, points, microbatch_size) -> jax.Array:
     return carry.values
 
 
+@tells_unknown
 @jax.jit
 def _measure(axes):
+    """Lengths and cosine of the directions; the second one across the first, if there is one."""
     lengths = jnp.stack([tree.norm(axis) for axis in axes])
     if len(axes) == 1:
-        return lengths, None
+        return lengths, None, None, True
     product = jnp.where(jnp.all(lengths > 0), jnp.prod(lengths), 1)
-    return lengths, tree.vdot(*axes) / product
-
-
-def _check_per(caller, params, per) -> None:
-    if per not in get_args(Per):
-        raise unknown("per", per, get_args(Per))
-    if per != "none" and all(leaf.ndim < 2 for leaf in jax.tree.leaves(params)):
-        raise UserError(
-            f"{caller}: per={per!r} moves leaves of two axes or more, and there are none. Give the "
-            f"parameters as kernels, or per='none'."
-        )
-
-
-def _direction(key, params, per):
-    normal = tree.random_normal(key, params)
-    return normal if per == "none" else _normalised(normal, params, per)
-
-
-def _normalised(normal, params, per):
-    def leaf(d, w):
-        if w.ndim < 2:
-            return jnp.zeros_like(d)
-        axes = tuple(range(w.ndim - (per == "filter")))
-        length, size = (jnp.sqrt(jnp.sum(jnp.square(v), axis=axes, keepdims=True)) for v in (d, w))
-        return d * (size / jnp.where(length > 0, length, 1))
-
-    return jax.tree.map(leaf, normal, params)
+    cosine = tree.vdot(*axes) / product
+    unit = tree.scale(1 / jnp.where(lengths[0] > 0, lengths[0], 1), axes[0])
+    across = axes[1]
+    for _ in range(2):  # the second time takes away what rounding left
+        across = tree.add_scaled(across, -tree.vdot(across, unit), unit)
+    left = tree.norm(across)
+    is_plane = (left > rounding(axes[1]) * lengths[1]) & (lengths[0] > 0)
+    factor = jnp.where(is_plane, lengths[1] / jnp.where(left > 0, left, 1), jnp.nan)
+    return lengths, cosine, tree.scale(factor, across), is_plane
 
 
 def _as_axes(caller, directions, params, *, plane: bool) -> tuple[Params, ...]:
