@@ -113,6 +113,7 @@ STUDIES: dict[str, str] = {
     "sharpness": "sharpjax.studies.sharpness",
     "reproducibility": "sharpjax.studies.reproducibility",
     "grokking": "sharpjax.studies.grokking",
+    "surfaces": "sharpjax.studies.surfaces",
 }
 
 # What the papers claim: every hypothesis of a report over several runs.

@@ -32,7 +32,7 @@ from tests.commands import ROOT, assert_one_line, launch, launch_probed
 KEY = jax.random.key(0)
 FORMS = [
     (name, form)
-    for name in ("grokking", "reproducibility", "sam_cifar")
+    for name in ("grokking", "reproducibility", "sam_cifar", "surfaces")
     for form in importlib.import_module(f"configs.{name}").FORMS
 ]
 
@@ -257,7 +257,7 @@ def test_whether_an_official_registration_asks_the_same(nothing_is_done):
     assert "unregistered" in text and "arms.sam.optim.rho: 0.05 registered, 0.1 now" in text
 
 
-@pytest.mark.parametrize("name", ["grokking", "reproducibility", "sam_cifar"])
+@pytest.mark.parametrize("name", ["grokking", "reproducibility", "sam_cifar", "surfaces"])
 def test_through_the_door(name, tmp_path):
     done = launch(f"--config={ROOT}/configs/{name}.py:smoke", "--dry_run", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""

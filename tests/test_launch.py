@@ -37,7 +37,7 @@ MISTAKES = {
     "seeds_twice": ([SMOKE, "--config.seeds=(1,1)"], ["config.seeds", "twice"]),
     "study": (
         [SMOKE, "--config.study=flatness"],
-        ["study 'flatness'", "Known: grokking, reproducibility, sharpness"],
+        ["study 'flatness'", "Known: grokking, reproducibility, sharpness, surfaces"],
     ),
     "data": ([SMOKE, "--config.data.name=cifar"], ["'cifar'", "did you mean 'cifar10'", "digits"]),
     "model": ([SMOKE, "--config.model.name=resnet"], ["model 'resnet'", "resnet18", "lenet"]),

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from configs import grokking, reproducibility, sam_cifar
+from configs import grokking, reproducibility, sam_cifar, surfaces
 from sharpjax import catalog
 from sharpjax.runs import standing, study
 from sharpjax.train.plan import Derive, Draw, Train
@@ -50,7 +50,7 @@ def names():
 def prefixes():
     """What the metrics of a study's own evaluators, measures and draws start with, as `grok/`."""
     own = []
-    for config in (grokking, reproducibility, sam_cifar):
+    for config in (grokking, reproducibility, sam_cifar, surfaces):
         for stage in study.plan_of(config.get_config("smoke").lock()).stages:
             sources = stage.evaluators if isinstance(stage, Train | Derive) else [stage]
             own += [s for s in sources if isinstance(s, Draw) or in_a_study(type(s).__module__)]

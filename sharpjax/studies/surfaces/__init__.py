@@ -1,0 +1,1 @@
+"""Seven surfaces that a small net regresses, and how sharp it is on the way."""

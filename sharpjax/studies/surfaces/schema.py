@@ -1,0 +1,38 @@
+"""What a config of the surfaces study must hold; nothing heavy is imported here."""
+
+from collections.abc import Mapping
+
+from sharpjax import schema
+from sharpjax.schema import AT_LEAST_0, COUNT, POSITIVE, TEXT, Config, Rule, one_of
+
+_PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
+_DRAWS = Rule(lambda v: COUNT.holds(v) and v >= 2, "an integer of 2 or more")
+
+FIELDS: Mapping[str, Rule] = {
+    "data.name": TEXT,
+    "data.num_train": COUNT,
+    "data.num_test": COUNT,
+    "data.bound": POSITIVE,
+    "data.seed": schema.COUNT_OR_0,
+    "model.width": COUNT,
+    "model.depth": COUNT,
+    "optim.learning_rate": POSITIVE,
+    "optim.weight_decay": AT_LEAST_0,
+    "train.steps": COUNT,
+    "train.checkpoint_steps": COUNT,
+    "train.population": one_of("auto", "vmap", "loop"),
+    "evaluate.num_draws": _DRAWS,
+    "evaluate.num_pairs": COUNT,
+    "evaluate.tol": POSITIVE,
+    "evaluate.max_products": COUNT,
+    "evaluate.trace_error": POSITIVE,
+    "evaluate.max_probes": _PROBES,
+    "evaluate.ascent_steps": COUNT,
+}
+
+
+def _check_arm(arm: Config) -> None:
+    """Each field by itself; the data say what they take when the plan is made."""
+
+
+RULES = schema.Rules(FIELDS, _check_arm)
