@@ -241,6 +241,21 @@ def test_a_seed_ends_at_its_first_full_test_accuracy():
     assert same(again, learner) and np.isnan(nothing.train_loss).all()
 
 
+def test_one_that_is_to_see_all_epochs_goes_on():
+    """With the same numbers as far as the other one goes, alone and in lanes."""
+    step, data = an_epoch(FAST), memory()
+    ended, short = advance(step, start(step, data), data, 200)
+    last = int(ended.tally.epoch)
+    further = dataclasses.replace(step, all_epochs=True)
+    learner, curves = advance(further, start(step, data), data, last + 5)
+    assert learner.tally.epoch == last + 5 and learner.tally.best_epoch == last
+    assert np.array_equal(curves.test_accuracy[:last], short.test_accuracy[:last])
+    assert np.isfinite(curves.train_loss[: last + 5]).all()
+    lanes = tree.stack([(start(step, data), data, jax.random.key(0))])
+    together, _ = advance(further, *lanes[:2], last + 5, key=lanes[2], lanes=True)
+    assert together.tally.epoch.tolist() == [last + 5]
+
+
 def test_what_is_remembered_of_an_unfinished_seed():
     """The first epoch of the best, not the last; of full training accuracy the first."""
     step, data = an_epoch(FAST), a_split(fraction=0.5)

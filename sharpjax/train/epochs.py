@@ -66,7 +66,7 @@ class Curves(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Epochs:
     """One epoch of one model: every training example once, the last batch as short as it comes. A
-    model is done at its first test accuracy of 1.
+    model is done at its first test accuracy of 1, unless it is to see them all.
 
     Cost: a gradient for each batch, and the test set once.
 
@@ -74,12 +74,14 @@ class Epochs:
         loss_dtype: of the cross-entropy, 'float32' or 'float64'. In float32 a cross-entropy below
             6e-8 is 0, and so is its gradient (arXiv 2501.04697); parameters, gradients and updates
             are float32 in either.
+        all_epochs: whether it is trained for all epochs, whatever its test accuracy.
     """
 
     model: nn.Module
     optimizer: OptimizerSpec
     batch_size: int
     loss_dtype: str = "float32"
+    all_epochs: bool = False
 
     roles: ClassVar[tuple[str, ...]] = ("order",)
     unit: ClassVar[str] = "epoch"
@@ -167,7 +169,7 @@ class Epochs:
                 fitted_epoch=jnp.where(fitted, epoch, tally.fitted_epoch),
             ),
         )
-        going = is_learning(before)
+        going = self.is_learning(before)
         good = going & finite
         frozen = dataclasses.replace(
             before,
@@ -188,6 +190,11 @@ class Epochs:
         here = jnp.arange(order.size, dtype=jnp.int32) < count
         shape = (steps, self.batch_size)
         return order.reshape(shape), here.reshape(shape)
+
+    def is_learning(self, one: TrainState) -> jax.Array:
+        """Whether anything is left to learn: until the first test accuracy of 1, where that ends
+        it."""
+        return one.alive if self.all_epochs else one.alive & (one.tally.best < 1)
 
     def _step(self, state, batch):
         params, opt_state = state
@@ -233,11 +240,6 @@ def _shuffled(key: jax.Array, count: int) -> jax.Array:
     last = jnp.uint32(2**places - 1)
     tagged = jnp.sort(bits & ~last | jnp.arange(count, dtype=jnp.uint32))
     return (tagged & last).astype(jnp.int32)
-
-
-def is_learning(one: TrainState) -> jax.Array:
-    """Whether anything is left to learn: until the first test accuracy of 1."""
-    return one.alive & (one.tally.best < 1)
 
 
 def advance(
@@ -297,7 +299,7 @@ def _run(step, learner, data, key, num_epochs, lanes):
     shape = (len(learner.alive), MOST_EPOCHS) if lanes else (MOST_EPOCHS,)
     carry = _Segment(jnp.zeros((), jnp.int32), learner, _nothing(shape))
     carry, _ = loops.iterate(
-        _EpochLoop(step, lanes), carry, (data, key), max_steps=num_epochs, until=_is_over
+        _EpochLoop(step, lanes), carry, (data, key), max_steps=num_epochs, until=_IsOver(step)
     )
     return carry.learner, carry.curves
 
@@ -311,8 +313,14 @@ def _put(index, curve, value):
     return jax.lax.dynamic_update_index_in_dim(curve, value, index, curve.ndim - 1)
 
 
-def _is_over(carry: _Segment) -> jax.Array:
-    return ~jnp.any(is_learning(carry.learner))
+@dataclasses.dataclass(frozen=True)
+class _IsOver:
+    """No model has anything left to learn."""
+
+    step: Epochs
+
+    def __call__(self, carry: _Segment) -> jax.Array:
+        return ~jnp.any(self.step.is_learning(carry.learner))
 
 
 def _mean(losses, count: int) -> jax.Array:
@@ -413,5 +421,5 @@ class EpochLoop:
 
     def _learning(self, states: Any) -> np.ndarray:
         return np.array(
-            [bool(is_learning(one)) for one in population.members(states, self._layout)]
+            [bool(self._step.is_learning(one)) for one in population.members(states, self._layout)]
         )
