@@ -114,6 +114,7 @@ STUDIES: dict[str, str] = {
     "reproducibility": "sharpjax.studies.reproducibility",
     "grokking": "sharpjax.studies.grokking",
     "surfaces": "sharpjax.studies.surfaces",
+    "circles": "sharpjax.studies.circles",
 }
 
 # What the papers claim: every hypothesis of a report over several runs.
