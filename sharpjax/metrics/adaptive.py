@@ -72,6 +72,50 @@ def adaptive_calibration_error(
     return float(np.mean(errors)) if errors else float("nan")
 
 
+def sweep_calibration_error(logits: jax.Array, label: jax.Array, *, order: int = 1) -> float:
+    """The calibration error of the top class in as many bins of equal mass as leave the accuracy
+    increasing from bin to bin (ECE-sweep; Roelofs et al., 2020, arXiv 2012.08668).
+
+    (sum_b f_b |confidence_b - accuracy_b|^order)^(1 / order) with the first number of bins of which
+    one more would not be monotone. Equal confidences stay in one bin. In float64 on the host; NaN
+    of no examples and where a prediction is NaN.
+
+    Args:
+        logits: [N, K].
+        label: [N].
+        order: 1, as other errors here, or the 2 of the paper's experiments.
+
+    Raises:
+        UserError: as `metrics.update`; `order` is no whole number of 1 or more.
+
+    >>> logits = np.log([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]])
+    >>> label = np.array([1, 0, 1, 0])  # in two bins half are right in each, in three fewer
+    >>> round(sweep_calibration_error(logits, label), 6)
+    0.25
+    """
+    caller = "sweep_calibration_error"
+    whole_number(caller, "order", order)
+    inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    z, y = np.asarray(logits, np.float64), np.asarray(label)
+    confidence = 1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
+    if not len(y) or not np.isfinite(confidence).all():
+        return float("nan")
+    right = (np.argmax(z, axis=1) == y)[np.argsort(confidence, kind="stable")]
+    confidence = np.sort(confidence)
+    sums = np.concatenate([[[0.0, 0.0]], np.cumsum(np.stack([confidence, right], 1), axis=0)])
+    found = 0.0
+    for num_bins in range(1, len(y) + 1):
+        last = np.arange(1, num_bins + 1) * len(y) // num_bins - 1
+        ends = np.unique(np.searchsorted(confidence, confidence[last], side="right"))
+        count = np.diff(ends, prepend=0)
+        means = np.diff(sums[ends], axis=0, prepend=0) / count[:, None]
+        if np.any(np.diff(means[:, 1]) < 0):
+            break
+        gaps = np.abs(means[:, 0] - means[:, 1]) ** order
+        found = float(np.sum(count * gaps) / len(y)) ** (1 / order)
+    return found
+
+
 class CalibrationTest(NamedTuple):
     """How an expected calibration error compares with chance.
 

@@ -5,7 +5,6 @@ logits = temperature.apply(fit, test_logits)        # refuses what it was fitted
 """
 
 import dataclasses
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
-from sharpjax.metrics import inputs
+from sharpjax.metrics import held_out, inputs
 
 _MOST_STEPS = 1000
 
@@ -104,7 +103,7 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
     _, curvature = _derivatives(z, of_label, b)
     error = np.sqrt(np.mean(scores**2) / len(y)) / curvature
     found = Estimate(float(size / b), float(size * error / b**2), len(y))
-    return Fit(found, nll[0], nll[1], num_steps, np.sort(_digests(logits)))
+    return Fit(found, nll[0], nll[1], num_steps, np.sort(held_out.digests(logits)))
 
 
 def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
@@ -118,14 +117,9 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
     Raises:
         UserError: more than 1 % of the rows are rows that T was fitted on.
     """
-    if not allow_overlap:
-        shared = int(np.isin(_digests(logits), fit.rows).sum())
-        if shared > 0.01 * len(logits):
-            raise UserError(
-                f"temperature.apply: {shared:,} of {len(logits):,} examples are examples that the "
-                "temperature was fitted on; fit on validation data alone, or give "
-                "allow_overlap=True."
-            )
+    held_out.refuse_seen(
+        "temperature.apply", "temperature", fit.rows, logits, allow_overlap=allow_overlap
+    )
     return jnp.asarray(logits) / fit.temperature.value
 
 
@@ -139,10 +133,3 @@ def _derivatives(z: np.ndarray, of_label: np.ndarray, b: float) -> tuple[float, 
 
 def _log_sum(z: np.ndarray) -> np.ndarray:
     return np.log(np.sum(np.exp(z), axis=1))  # the largest is 0
-
-
-def _digests(logits: jax.Array) -> np.ndarray:
-    """A number for each row, of its bytes in float32."""
-    rows = np.ascontiguousarray(np.asarray(logits, np.float32))
-    found = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
-    return np.frombuffer(b"".join(found), np.uint64)

@@ -1,0 +1,120 @@
+"""Histogram binning and isotonic regression of the probability of each class, one class against the
+rest (Zadrozny and Elkan, 2001 and 2002), fitted on validation data.
+
+fit = binned_scaling.fit(validation_logits, validation_label, "isotonic")
+logits = binned_scaling.apply(fit, test_logits)     # refuses what it was fitted on
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.metrics import held_out, inputs
+
+Kind = Literal["histogram", "isotonic"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """Steps from the probability of a class to how often it is the label.
+
+    Attributes:
+        edges: of each class, [M - 1] increasing.
+        values: of each class, [M]: the share of the label between two edges.
+        rows: a digest of each row of the validation logits, sorted.
+    """
+
+    edges: tuple[np.ndarray, ...]
+    values: tuple[np.ndarray, ...]
+    rows: np.ndarray = dataclasses.field(repr=False)
+
+
+def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, num_bins: int = 15) -> Fit:
+    """How often each class is the label, as a step function of its softmax probability.
+
+    'histogram': in bins of equal mass. 'isotonic': in the steps of the increasing function that is
+    nearest in the mean square, found exactly (pool adjacent violators); it needs more data, and no
+    number of bins. Equal probabilities lie on one step; edges are half-way between neighbours.
+
+    Args:
+        logits: [N, K] of **validation** data, which neither training nor test saw.
+        label: [N].
+        kind: of step function.
+        num_bins: of a histogram, for each class; may be more than there are probabilities.
+
+    Raises:
+        UserError: as `metrics.update`; no examples; logits that are not finite; an unknown kind; an
+            impossible number of bins.
+
+    >>> logits = np.log([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.2, 0.8]])
+    >>> found = fit(logits, np.array([0, 1, 0, 1]), "isotonic")
+    >>> found.values[0].tolist(), found.edges[0].round(3).tolist()
+    ([0.0, 0.5, 1.0], [0.25, 0.85])
+    """
+    caller = "binned_scaling.fit"
+    if kind not in get_args(Kind):
+        raise unknown(f"kind ({caller})", str(kind), get_args(Kind))
+    whole_number(caller, "num_bins", num_bins)
+    inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    if not len(logits) or not np.isfinite(np.asarray(logits)).all():
+        raise UserError(f"{caller}: {len(logits)} examples; give some, all of finite logits.")
+    p, y = _softmax(logits), np.asarray(label)
+    found = [_steps(c, y == k, kind, num_bins) for k, c in enumerate(p.T)]
+    edges, values = zip(*found, strict=True)
+    return Fit(edges, values, np.sort(held_out.digests(logits)))
+
+
+def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
+    """Logarithms of the new probabilities, which are divided by their sum; minus infinity of what
+    never was the label. Where that is every class, all are alike. Predictions may change.
+
+    Args:
+        fit: of other examples.
+        logits: [N, K] of what is to be measured.
+        allow_overlap: take examples all the same that it was fitted on.
+
+    Raises:
+        UserError: another number of classes; more than 1 % of the rows are rows that it was fitted
+            on.
+    """
+    caller = "binned_scaling.apply"
+    if np.ndim(logits) != 2 or np.shape(logits)[1] != len(fit.edges):
+        raise UserError(
+            f"{caller}: logits is {list(np.shape(logits))}; give [N, {len(fit.edges)}], of as many "
+            f"classes as it was fitted on."
+        )
+    held_out.refuse_seen(caller, "steps", fit.rows, logits, allow_overlap=allow_overlap)
+    every = zip(_softmax(logits).T, fit.edges, fit.values, strict=True)
+    q = np.stack([values[np.searchsorted(edges, c)] for c, edges, values in every], axis=1)
+    total = q.sum(axis=1, keepdims=True)
+    q = np.where(total > 0, q / np.where(total > 0, total, 1), 1 / q.shape[1])
+    with np.errstate(divide="ignore"):
+        return jnp.asarray(np.log(q))
+
+
+def _steps(confidence, right, kind, num_bins) -> tuple[np.ndarray, np.ndarray]:
+    """Edges and values for one class."""
+    levels, group, count = np.unique(confidence, return_inverse=True, return_counts=True)
+    share = np.bincount(group, right) / count
+    if kind == "isotonic":
+        value = isotonic_regression(share, weights=count).x
+        last = np.flatnonzero(np.diff(value) > 0)
+    else:
+        places = [len(part) for part in np.array_split(np.arange(len(right)), num_bins)]
+        wanted = np.cumsum(places)[:-1]
+        last = np.unique(np.searchsorted(np.cumsum(count), wanted))  # the level that fills a bin
+        last = last[last < len(levels) - 1]
+    starts = np.concatenate([[0], last + 1])
+    means = np.add.reduceat(share * count, starts) / np.add.reduceat(count, starts)
+    return (levels[last] + levels[last + 1]) / 2, means
+
+
+def _softmax(logits: jax.Array) -> np.ndarray:
+    z = np.asarray(logits, np.float64)
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
