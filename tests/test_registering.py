@@ -54,6 +54,15 @@ def test_a_test_that_cannot_reject_is_said(tmp_path, asked):
     assert never < next(i for i, line in enumerate(lines) if line.startswith("seal "))
 
 
+def test_comparisons_that_see_as_little_are_warned_of_once(tmp_path, asked):
+    weak = dataclasses.replace(asked[0].contrasts[0], test="wilcoxon", direction="two-sided")
+    other = dataclasses.replace(weak, groups=("sgd_2x", "sgd"))
+    asked[0] = dataclasses.replace(asked[0], contrasts=(weak, other))
+    lines = register(tmp_path / "run", config())
+    (line,) = [x for x in lines if x.startswith("warning: T.1: ")]
+    assert "sam" in line and "(and 1 more of its comparisons)" in line
+
+
 def test_a_second_time_says_that_it_is_there(tmp_path):
     register(tmp_path / "run", config())
     before = listing(tmp_path / "run")

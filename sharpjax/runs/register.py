@@ -218,9 +218,13 @@ def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> N
     """What the seeds can see, and what can never come out."""
     shown = record.power_table(rows, f"what {len(asked.seeds)} seeds can see")
     say(console.as_text(console.table(shown.compact("Warning"))))
+    alike: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.get("warning"):
-            say(f"warning: {row['hypothesis']}: {row['contrast']}: {row['warning']}")
+            alike.setdefault((row["hypothesis"], row["warning"]), []).append(row["contrast"])
+    for (hypothesis, warning), (contrast, *others) in alike.items():
+        more = f" (and {len(others)} more of its comparisons)" if others else ""
+        say(f"warning: {hypothesis}: {contrast}{more}: {warning}")
     for line in power.hopeless(asked.hypotheses, rows):
         say(f"warning: {line}")
 
