@@ -450,6 +450,7 @@ ELSEWHERE = {
     "flat_radius": "test_flat_radius.py",
     "information_sharpness": "test_information_sharpness.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
+    "measure_all": "test_sharpness_table.py: what it calls is here",
     "memory": "test_memory.py: it computes nothing",
     "operator": "test_custom.py",
     "preconditioner": "test_preconditioner.py",

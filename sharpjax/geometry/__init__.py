@@ -86,6 +86,8 @@ from sharpjax.geometry.sharpness.measures import worst_case_sharpness as worst_c
 from sharpjax.geometry.sharpness.preconditioner import preconditioner as preconditioner
 from sharpjax.geometry.sharpness.quadratic_model import QuadraticSharpness as QuadraticSharpness
 from sharpjax.geometry.sharpness.quadratic_model import quadratic_sharpness as quadratic_sharpness
+from sharpjax.geometry.sharpness.table import SharpnessTable as SharpnessTable
+from sharpjax.geometry.sharpness.table import measure_all as measure_all
 from sharpjax.geometry.spectra.density import Curve as Curve
 from sharpjax.geometry.spectra.density import Density as Density
 from sharpjax.geometry.spectra.density import spectral_density as spectral_density
