@@ -628,6 +628,26 @@ def test_impossible_rho(rho):
         sam(optax.sgd(0.1), rho=rho)
 
 
+@pytest.mark.parametrize("rho", [jnp.ones(2), np.full((1,), 0.1), [0.1, 0.2]])
+def test_rho_is_one_number(rho):
+    with pytest.raises(UserError, match=r"rho must be one number .* shape \((2|1),\)"):
+        sam(optax.sgd(0.1), rho=rho)
+    tx, w, batch = sam(optax.sgd(0.1), rho=lambda count: rho), jnp.ones(2), jnp.eye(2)[None]
+    with pytest.raises(UserError, match="rho must be one number"):
+        step(tx, quadratic, w, tx.init(w), batch)
+
+
+def test_a_population_has_a_radius_for_each_lane():
+    w, batch = jnp.ones(2), jnp.eye(2)[None]
+
+    def lane(rho):
+        tx = sam(optax.sgd(1.0), rho=rho)
+        return step.__wrapped__(tx, quadratic, w, tx.init(w), batch)[0]
+
+    moved = jax.jit(jax.vmap(lane))(jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(moved, [[0, 0], [-(0.5**0.5)] * 2], atol=1e-6)
+
+
 @pytest.mark.parametrize("m", [0, -1, 2.0, True, np.float32(2)])
 def test_impossible_m(m):
     with pytest.raises(UserError, match="optim.sam: m must be a positive integer"):

@@ -148,6 +148,11 @@ def gsam(t, w, g, memory):
     return p - 0.4 * across(g(w), p)
 
 
+def wsam(t, w, g, memory):
+    p = g(w + RHO * unit(g(w)))
+    return (1 - 2.5) * g(w) + 2.5 * p
+
+
 def looksam(t, w, g, memory):
     if t % 3 == 0:
         p = g(w + RHO * unit(g(w)))
@@ -202,6 +207,7 @@ METHODS = {
         gsam,
         8,
     ),
+    "wsam": ({"sharpness_weight": 2.5}, wsam, 8),
     "looksam": ({"every": 3, "reuse": 0.7}, looksam, 6),
     "every": ({"every": 2}, every_second, 6),
     "fsam": ({"ascent": friendly(sigma=0.8, decay=0.6)}, fsam, 8),
@@ -402,6 +408,74 @@ def test_chunks_of_gsam_and_fsam(key, x64):
     np.testing.assert_allclose(mean, 0.4 * clean, rtol=1e-6)
 
 
+def test_weights_of_the_sharpness_from_the_base_to_sam_with_a_gap(key, x64):
+    """At 0 the base alone; a weight of GSAM's gradient beside the clean one."""
+    params, batches = problem(key)
+    batch = tree.index(batches, 0)
+
+    def taken(**options):
+        tx = sam(optax.sgd(1.0), rho=RHO, **options)
+        after, _ = step(tx, params, tx.init(params), batch)
+        return np.asarray(jax.flatten_util.ravel_pytree(tree.add_scaled(params, -1.0, after))[0])
+
+    clean = np.asarray(jax.flatten_util.ravel_pytree(_gradient(params, batch)[0])[0])
+    np.testing.assert_allclose(taken(sharpness_weight=0.0), clean, rtol=1e-12)
+    gsam, half = taken(gap_weight=0.4), taken(gap_weight=0.4, sharpness_weight=0.5)
+    np.testing.assert_allclose(half, (clean + gsam) / 2, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("base", "name"), [
+    (optax.sgd(0.3, momentum=0.6), "trace"), (optax.adam(0.1), "mu")])  # fmt: skip
+def test_msam_is_one_pass_ahead_along_the_momentum(base, name, key, x64):
+    """The recipe of docs/api/optim.md (arXiv 2401.12033): any optimiser that keeps a momentum."""
+    params, batches = problem(key)
+
+    @jax.jit
+    def one(params, state, batch):
+        momentum = optax.tree.get(state, name)
+        e = perturbation.ascent(tree.scale(-1.0, momentum), params, rho=RHO)
+        grads, _ = jax.grad(loss, has_aux=True)(perturbation.perturb(params, e), batch)
+        updates, state = base.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, w = base.init(params), params
+    for t in range(4):
+        w, state = one(w, state, tree.index(batches, t))
+
+    flat, undo = jax.flatten_util.ravel_pytree(params)
+    v, theirs = jnp.zeros_like(flat), base.init(flat)
+    for t in range(4):
+        at = flat if not v.any() else flat - RHO * v / jnp.linalg.norm(v)
+        g = jax.flatten_util.ravel_pytree(_gradient(undo(at), tree.index(batches, t))[0])[0]
+        v = 0.6 * v + g if name == "trace" else 0.9 * v + 0.1 * g
+        updates, theirs = base.update(g, theirs, flat)
+        flat = flat + updates
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(w)[0], flat, rtol=1e-9)
+
+
+def test_both_passes_draw_the_same_mask_and_may_see_other_batches(key, x64):
+    """Dropout whose key `grad_fn` holds; clean gradients of other examples than the second pass."""
+    params, batches = problem(key)
+    first, second = (tree.index(batches, t) for t in (0, 1))
+
+    def dropped(params, batch):
+        keep = jax.random.bernoulli(jax.random.key(3), 0.5, batch["x"].shape)
+        return loss(params, batch | {"x": batch["x"] * keep})
+
+    grad_fn = jax.value_and_grad(dropped, has_aux=True)
+    (value, _), grads = grad_fn(params, first)
+    tx = sam(optax.sgd(1.0), rho=RHO)
+    more = {"value": value, "grad_fn": grad_fn, "batch": second}
+    updates, _ = jax.jit(tx.update, static_argnames="grad_fn")(
+        grads, tx.init(params), params, **more
+    )
+    at = perturbation.perturb(params, ascent(grads, params, rho=RHO))
+    for got, want in zip(
+        jax.tree.leaves(updates), jax.tree.leaves(grad_fn(at, second)[1]), strict=True
+    ):
+        np.testing.assert_allclose(-got, want, rtol=1e-9)
+
+
 def test_masks_keep_the_radius_of_what_is_perturbed(key):
     params, grads = (problem(k)[0] for k in jax.random.split(key))
     e = ascent(grads, params, rho=0.5, scaling=perturbation.only("norm/*"))
@@ -442,6 +516,7 @@ def test_zero_filters_have_derivatives():
         ({"every": 1.5}, "optim.sam: every must be a whole number >= 1, got 1.5"),
         ({"reuse": 0.5}, "with every=1 there are none; give every"),
         ({"reuse": -0.5, "every": 2}, "reuse must be a number >= 0, got -0.5"),
+        ({"sharpness_weight": -1.0}, "sharpness_weight must be a number >= 0, got -1.0"),
         ({"gap_weight": float("nan")}, "gap_weight must be a number >= 0, got nan"),
         ({"ascent": lambda g, w: g}, "wrap a function .* as `optax.stateless"),
     ],

@@ -8,6 +8,7 @@
     F-SAM      sam(base, rho=0.05, ascent=friendly(sigma=1.0, decay=0.9))                2403.12350
     random     sam(base, rho=0.05, ascent=random_direction(key))                         2206.06232
     USAM       sam(base, rho=0.05, norm="none")                                          2206.06232
+    WSAM       sam(base, rho=0.05, sharpness_weight=9)                                   2305.15817
 
 The caller's own gradient is the first pass; `update` runs the second, at the perturbed weights. The
 parameters that anyone can see are never perturbed, nothing is added and subtracted again, and there
@@ -31,7 +32,10 @@ from sharpjax.optim import chunks, directions
 Params = Any
 GradFn = Callable[[Params, Any], tuple[tuple[jax.Array, Any], Params]]
 
-SAM_STATIC_ARGS = ("scaling", "norm", "steps", "m", "ascent", "gap_weight", "every", "reuse")
+SAM_STATIC_ARGS = (
+    *("scaling", "norm", "steps", "m", "ascent"),
+    *("gap_weight", "every", "reuse", "sharpness_weight"),
+)
 """What `optax.inject_hyperparams(sam, static_args=SAM_STATIC_ARGS)` must leave alone: all but
 `rho`. Else numbers are traced, and a callable `scaling` is taken for a schedule."""
 
@@ -93,6 +97,7 @@ def sam(
     gap_weight: float = 0.0,
     every: int = 1,
     reuse: float = 0.0,
+    sharpness_weight: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """SAM round any optimiser: it gets the gradient at `w + e`, `e = rho T^2 g / ||T g||_2`.
 
@@ -128,6 +133,11 @@ def sam(
     **GSAM** (`gap_weight` = a): the base gets `p - a (g - <g, p> p / ||p||^2)`, `p` the gradient at
     `w + e`. Of m-SAM, `g` and `p` are means.
 
+    **WSAM** (`sharpness_weight` = a): the base gets `g + a (p - g)`, the gradient of the loss plus
+    a times its rise: 1 is SAM, 0 the base alone. In the paper `a = gamma / (1 - gamma)`, and its
+    main form steps along `a (p - g)` apart from the base optimiser, as this does not. With GSAM `p`
+    is GSAM's.
+
     **LookSAM** (`every` = k, `reuse` = a): steps 0, k, 2k, ... are SAM's and keep `v`, `p` less its
     part along `g` (0 where that is rounding). In the others the base gets `g + a ||g|| v / ||v||`,
     without a second pass. `reuse=0` takes plain steps there. All steps cost two gradients under
@@ -159,6 +169,7 @@ def sam(
         gap_weight: of GSAM, 0 or more.
         every: steps from one second pass to the next.
         reuse: of LookSAM, 0 or more.
+        sharpness_weight: of WSAM, 0 or more.
 
     Returns:
         A transform with `SamState`, whose `update(grads, state, params, *, value, grad_fn, batch,
@@ -166,7 +177,8 @@ def sam(
         `grad_fn(params, batch) -> ((value, aux), grads)`; batch leaves carry examples on axis 0.
 
     Raises:
-        UserError: `rho`, `gap_weight` or `reuse` is negative or NaN; `steps`, `every` or `m` is no
+        UserError: `rho` is no single number, or it, `gap_weight`, `reuse` or `sharpness_weight` is
+            negative or NaN; `steps`, `every` or `m` is no
             positive integer, or `m` does not divide the batch; an unknown norm; `reuse` without
             `every`, which would ignore it; `ascent` is no transform; `update` lacks what it needs,
             or gets chunk gradients that do not fit, or a traced `second_pass`.
@@ -184,7 +196,8 @@ def sam(
     >>> updates.tolist(), float(state.statistics.perturbed_loss)
     ([-2.5], 3.125)
     """
-    _check(rho, norm, m, ascent, gap_weight, reuse)
+    weights = {"gap_weight": gap_weight, "reuse": reuse, "sharpness_weight": sharpness_weight}
+    _check(rho, norm, m, ascent, weights)
     steps = whole_number("optim.sam", "steps", steps)
     every = whole_number("optim.sam", "every", every)
     if every == 1 and reuse:
@@ -228,6 +241,7 @@ def sam(
                 "the jit, or None."
             )
         radius = jnp.asarray(rho(state.count) if callable(rho) else rho)
+        _check_radius(radius)
 
         def perturbed_pass(at: tuple, chunk: tuple) -> tuple[jax.Array, Params, jax.Array]:
             (params, radius, kept), (examples, clean) = at, chunk
@@ -257,6 +271,9 @@ def sam(
             if gap_weight:
                 across = directions.orthogonal(grads, to=perturbed)
                 perturbed = tree.add_scaled(perturbed, -gap_weight, across)
+            if sharpness_weight != 1:
+                more = jax.tree.map(jnp.subtract, perturbed, grads)
+                perturbed = tree.add_scaled(grads, sharpness_weight, more)
             if sideways is not None:
                 sideways = directions.sideways(perturbed, to=grads)
             return loss, perturbed, lost, sideways
@@ -314,11 +331,22 @@ def _value_and_grads(result: Any) -> tuple[jax.Array, Params]:
     )
 
 
-def _check(rho: Any, norm: Any, m: Any, ascent: Any, gap_weight: Any, reuse: Any) -> None:
+def _check_radius(rho: Any) -> None:
+    if jnp.shape(rho):
+        raise UserError(
+            f"optim.sam: rho must be one number >= 0 or a schedule of such, got an array of shape "
+            f"{jnp.shape(rho)}. Other radii for other weights: a rule `scaling`; for other models: "
+            f"`jax.vmap` over rho."
+        )
+
+
+def _check(rho: Any, norm: Any, m: Any, ascent: Any, weights: dict[str, Any]) -> None:
     # A schedule, or a number that is traced under `inject_hyperparams`, cannot be looked at.
+    if not callable(rho):
+        _check_radius(rho)
     if isinstance(rho, numbers.Real) and not 0 <= float(rho) < float("inf"):
         raise UserError(f"optim.sam: rho must be a number >= 0 or a schedule, got {rho}.")
-    for name, number in (("gap_weight", gap_weight), ("reuse", reuse)):
+    for name, number in weights.items():
         if not isinstance(number, numbers.Real) or not 0 <= float(number) < float("inf"):
             raise UserError(f"optim.sam: {name} must be a number >= 0, got {number!r}.")
     if norm not in get_args(perturbation.Norm):
