@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
@@ -634,3 +634,20 @@ def test_seeds_for_any_test():
     assert power_of("mann-whitney", 1.0, Plan((n, n))) >= 0.8
     assert num_seeds(1.0, test="tost") == num_seeds(1.0, test="tost")
     assert num_seeds(0.5, test="binomial") > 20
+
+
+@pytest.mark.parametrize("test", ["spearman", "kendall", "pearson"])
+@pytest.mark.parametrize("alternative", ["less", "greater"])
+@pytest.mark.parametrize("null", [0.9, 0.2, -0.5])
+def test_a_correlation_that_is_seen_lies_beyond_the_null(test, alternative, null):
+    """Against a null of 0.9 a correlation of 0 was said to be the least that could be seen."""
+    plan = Plan((100, 100), alternative, null=null)
+    effect = detectable_effect(test, plan)
+    seen, sign = sensitivity.in_units_of(test, effect, plan), -1 if alternative == "less" else 1
+    np.testing.assert_allclose(power_of(test, effect, plan), 0.8, atol=1e-9)
+    assert 0 < sign * (seen - null) < 0.3
+    # The normal law of Fisher's z, its spread at the correlation that is seen.
+    spread = abs(np.arctanh(seen) - np.arctanh(null)) / (special.ndtri(0.95) + special.ndtri(0.8))
+    factor = {"spearman": 1 + seen**2 / 2, "kendall": 0.437, "pearson": 1.0}[test]
+    lost = 4 if test == "kendall" else 3
+    np.testing.assert_allclose(spread, np.sqrt(factor / (100 - lost)), rtol=1e-6)

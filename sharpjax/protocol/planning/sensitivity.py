@@ -139,13 +139,16 @@ def num_seeds(effect: float, power: float = 0.8, *, test: str, alpha: float = 0.
     return found
 
 
-def solve(reaches: Callable[[float], float], wanted: float, most: float) -> float:
-    """Where a rising function comes to `wanted`; NaN where it does not up to `most`.
+def solve(
+    reaches: Callable[[float], float], wanted: float, most: float, least: float = 0.0
+) -> float:
+    """Where a rising function comes to `wanted`, from `least` on; NaN where it does not up to
+    `most`.
 
     >>> round(solve(lambda x: x * x, 2.0, 10.0), 6)
     1.414214
     """
-    low, high = 0.0, most
+    low, high = least, most
     if not reaches(high) >= wanted:
         return math.nan
     for _ in range(50):
@@ -165,7 +168,12 @@ def detectable_effect(test: str, plan: Plan) -> float:
     1.32
     """
     if test in FORMULAS:
-        return solve(lambda effect: power_of(test, effect, plan), POWER, LARGEST_EFFECT)
+        nothing = 0.0
+        if test in FISHER and plan.null:
+            # A correlation is measured from 0, and tested against the null.
+            sign = -1 if plan.alternative == "less" else 1
+            nothing = solve(FISHER[test].truth, sign * plan.null, LARGEST_EFFECT, -LARGEST_EFFECT)
+        return solve(lambda effect: power_of(test, effect, plan), POWER, LARGEST_EFFECT, nothing)
     lower, below = 0.0, plan.alpha
     for upper in GRID if test in simulation.QUICK else GRID[:5]:
         above = power_of(test, upper, plan)
