@@ -84,6 +84,16 @@ class OnlyScaling:
         return jax.tree.map(lambda t, keep: t if keep else jnp.zeros_like(t), scale, selected)
 
 
+@dataclasses.dataclass(frozen=True)
+class SupportScaling:
+    """The rule that `support` returns."""
+
+    scaling: Scaling
+
+    def __call__(self, params: Params, /) -> Params:
+        return jax.tree.map(lambda t, w: jnp.where(w == 0, 0, t), self.scaling(params), params)
+
+
 def none() -> NoScaling:
     """`T = 1`: the Euclidean ball of SAM (Foret et al., 2021, arXiv 2010.01412).
 
@@ -172,6 +182,20 @@ def only(where: str | Sequence[str], scaling: Scaling = NoScaling()) -> OnlyScal
     (1.0, 0.0)
     """
     return OnlyScaling((where,) if isinstance(where, str) else tuple(where), scaling)
+
+
+def support(scaling: Scaling = NoScaling()) -> SupportScaling:
+    """The units of `scaling` for weights that are not zero, and `T = 0` for those that are.
+
+    So a network that was pruned keeps its mask under every perturbation. (`element()` does so by
+    itself; `none`, `filters`, `layers` and any `eta` move weights at zero.) Biases that are still
+    at zero stay there, too.
+
+    >>> import jax.numpy as jnp
+    >>> support()(jnp.array([2.0, 0.0])).tolist(), support(element(0.5))(jnp.zeros(1)).tolist()
+    ([1.0, 0.0], [0.0])
+    """
+    return SupportScaling(scaling)
 
 
 def _adaptive(per: str, eta: float, bias: Bias) -> AdaptiveScaling:

@@ -449,6 +449,7 @@ ELSEWHERE = {
     "fisher_rao": "test_flatness.py",
     "flat_radius": "test_flat_radius.py",
     "information_sharpness": "test_information_sharpness.py",
+    "layerwise_sharpness": "test_worst_case.py",
     "local_learning_coefficient": "test_learning_coefficient.py",
     "measure_all": "test_sharpness_table.py: what it calls is here",
     "memory": "test_memory.py: it computes nothing",

@@ -1,4 +1,5 @@
-"""Worst cases in the largest norm, by closed forms: linear losses, quadratics, linear models."""
+"""Worst cases by closed forms: in the largest norm, over radii, by example, by layer, of what
+pruning has left."""
 
 import functools
 from typing import Any
@@ -9,9 +10,17 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from sharpjax import perturbation
+from sharpjax import perturbation, tree
 from sharpjax.errors import UserError
-from sharpjax.geometry import Status, worst_case_sharpness
+from sharpjax.geometry import (
+    Status,
+    adaptive_sharpness,
+    layerwise_sharpness,
+    quadratic_sharpness,
+    sam_sharpness,
+    worst_case_sharpness,
+)
+from sharpjax.geometry.sharpness import worst_case
 
 NONE, ELEMENT = perturbation.none(), perturbation.element()
 BOTH = pytest.mark.parametrize("rule", [NONE, ELEMENT])
@@ -105,6 +114,9 @@ def test_linear_model_one_example_at_a_time(norm, dual, key, x64):
         for m in (1, 3, 6)
     }
     np.testing.assert_allclose(by_m[1].value, rises.mean(), rtol=1e-10)
+    np.testing.assert_allclose(np.asarray(by_m[1].per_chunk), rises, rtol=1e-10)
+    np.testing.assert_allclose(np.mean(np.asarray(by_m[3].per_chunk)), by_m[3].value, rtol=1e-12)
+    np.testing.assert_array_equal(np.asarray(by_m[6].per_chunk), [by_m[6].value])
     assert by_m[1].value > by_m[3].value > by_m[6].value > 0
 
 
@@ -132,3 +144,129 @@ def test_an_unknown_norm_is_refused(key):
     norm: Any = "inf"
     with pytest.raises(UserError, match=r"norm \(worst_case_sharpness\) 'inf'.*l2, linf"):
         worst_case_sharpness(lambda w, _: w, jnp.float32(1), None, key=key, rho=1.0, norm=norm)
+
+
+# Several radii, layers, and pruned weights.
+
+
+def quadratic():
+    rng = np.random.default_rng(4)
+    A = rng.normal(size=(8, 8))
+    return problem(A + A.T, rng.normal(size=8))
+
+
+MEASURES = {
+    "worst case": functools.partial(worst_case_sharpness, num_steps=3),
+    "box": functools.partial(worst_case_sharpness, num_steps=3, norm="linf"),
+    "adaptive": functools.partial(adaptive_sharpness, num_steps=3),
+    "sam": lambda *problem, key, rho: sam_sharpness(*problem, rho=rho),
+    "quadratic": quadratic_sharpness,
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_an_array_of_radii_is_so_many_calls(name, key, compilations, x64):
+    loss, params, _ = quadratic()
+    call = functools.partial(MEASURES[name], loss, params, None, key=key)
+    radii = [0.0, 0.1, 1.0]
+    together = call(rho=np.array(radii))
+    alone = tree.stack([call(rho=r) for r in radii])
+    assert together.value.shape == (3,) and float(together.value[0]) == 0.0
+    assert jax.tree.structure(together) == jax.tree.structure(alone)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(a, b)
+    compilations.clear()
+    jax.block_until_ready(call(rho=[0.2, 0.3, 0.4]))
+    jax.block_until_ready(call(rho=0.7))
+    assert compilations == []
+
+
+def test_radii_inside_a_trace(key, x64):
+    loss, params, _ = quadratic()
+    for measure in (MEASURES["worst case"], quadratic_sharpness):
+        call = functools.partial(measure, loss, params, None, key=key)
+        radii = jnp.array([0.0, 0.1, 1.0])
+        outside, inside = call(rho=radii), jax.jit(lambda r, call=call: call(rho=r))(radii)
+        np.testing.assert_allclose(inside.value, outside.value, rtol=1e-9)
+    assert not inside.status.any()
+
+
+@pytest.mark.parametrize("rho", [[], [0.1, -0.1], [[0.1]], ["a"], [0.1, np.nan]])
+def test_impossible_radii(rho, key):
+    for name, call in MEASURES.items():
+        with pytest.raises(UserError, match="_sharpness: rho"):
+            call(lambda w, _: w, jnp.float32(1), None, key=key, rho=rho), name
+
+
+@pytest.mark.parametrize(("rule", "leave_out"), [(NONE, False), (perturbation.layers(), True)])
+def test_layers_are_those_of_the_rule_that_names_them(leave_out, rule, key, x64, monkeypatch):
+    loss, params, _ = quadratic()
+    steps = []
+    plain = worst_case.Search.__call__
+    monkeypatch.setattr(
+        worst_case.Search, "__call__", lambda *args: steps.append(1) or plain(*args)
+    )
+    how: Any = {"key": key, "rho": 0.5, "num_steps": 4 + leave_out, "restarts": 2}
+    found = layerwise_sharpness(
+        loss,
+        params,
+        None,
+        leave_out=leave_out,
+        scaling=rule,
+        groups={"one": "a", "two": "b"},
+        **how,
+    )
+    traced = len(steps)
+    assert list(found) == ["one", "two"]
+    for name, leaf in (("one", "b" if leave_out else "a"), ("two", "a" if leave_out else "b")):
+        only = perturbation.only(leaf, rule)
+        alone = worst_case_sharpness(loss, params, None, scaling=only, **how)
+        np.testing.assert_allclose(found[name].value, alone.value, rtol=1e-12)
+        moved = {n for n, e in found[name].perturbation.items() if np.any(np.asarray(e))}
+        assert moved == {leaf}
+    # The rules are compiled one by one, the layers together.
+    assert len(steps) == 3 * traced
+
+
+def test_layers_in_chunks_and_radii(key):
+    batch = jnp.array([1.0, 3.0])
+    params = {"a": {"w": jnp.zeros(2), "b": jnp.zeros(1)}, "c": jnp.zeros(1)}
+
+    def loss(w, batch):
+        return jnp.mean(batch) * (2 * w["a"]["w"][0] + w["a"]["b"][0] + w["c"][0])
+
+    how: Any = {"key": key, "rho": [0.5, 1.0], "m": 1, "norm": "linf", "num_steps": 2}
+    found = layerwise_sharpness(loss, params, batch, **how)
+    np.testing.assert_allclose(
+        np.asarray(found["a"].per_chunk), [[1.5, 4.5], [3.0, 9.0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(found["c"].value, [1.0, 2.0], rtol=1e-6)
+    with pytest.raises(UserError, match="no leaf is named 'd'"):
+        layerwise_sharpness(loss, params, batch, groups=["d"], **how)
+
+
+@pytest.mark.parametrize(("rule", "norm"), [(NONE, "l2"), (perturbation.layers(), "linf")])
+def test_what_pruning_has_left(rule, norm, key, x64):
+    """On the support the numbers are those of the smaller problem; without it zeros move."""
+    H, g = np.diag(np.arange(8.0)), np.arange(1.0, 9.0)
+    loss, params, w = problem(H, g)
+    keep = np.array([1, 0, 1, 1, 1, 1, 0, 0], bool)
+    loss = Partial(polynomial, *loss.args[:2], loss.args[2] * keep)
+    params = jax.tree.map(lambda x, k: x * k, params, {"a": keep[:4].reshape(2, 2), "b": keep[4:]})
+    how: Any = {"key": key, "rho": 0.4, "norm": norm, "num_steps": 6}
+    call = functools.partial(worst_case_sharpness, loss, params, None, **how)
+    found, free = call(scaling=perturbation.support(rule)), call(scaling=rule)
+    e = flat(found.perturbation)
+    assert not e[~keep].any() and e[keep].all() and flat(free.perturbation)[~keep].all()
+    T = np.concatenate(
+        [
+            np.broadcast_to(t, x.shape).ravel()
+            for t, x in zip(jax.tree.leaves(rule(params)), jax.tree.leaves(params), strict=True)
+        ]
+    )
+    size = np.linalg.norm(e / T, 2 if norm == "l2" else np.inf)
+    assert size == pytest.approx(0.4, rel=1e-9)
+    # To first order the dual norm of what moves; the curvature adds to it, and is none below 0.
+    slope = 0.4 * np.linalg.norm((T * g)[keep], 2 if norm == "l2" else 1)
+    assert slope < float(found.value) <= slope + 7 / 2 * np.sum(e**2) * (1 + 1e-12)
+    assert float(found.value) < float(free.value)

@@ -71,6 +71,7 @@ from sharpjax.geometry.sharpness.landscape import Slices as Slices
 from sharpjax.geometry.sharpness.landscape import barrier as barrier
 from sharpjax.geometry.sharpness.landscape import landscape as landscape
 from sharpjax.geometry.sharpness.landscape import slices as slices
+from sharpjax.geometry.sharpness.layerwise import layerwise_sharpness as layerwise_sharpness
 from sharpjax.geometry.sharpness.learning_coefficient import (
     LearningCoefficient as LearningCoefficient,
 )

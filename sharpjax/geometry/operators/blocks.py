@@ -132,7 +132,7 @@ def layers(operator: Operator, groups: Groups | None = None) -> dict[str, Restri
     (['a', 'b'], ['*/kernel'])
     """
     check_operator("layers", operator)
-    chosen = _groups("layers", operator.like, groups)
+    chosen = groups_of("layers", operator.like, groups)
     return {name: Restricted(operator, where) for name, where in chosen.items()}
 
 
@@ -159,7 +159,7 @@ def block_diagonal(operator: Operator, groups: Groups | None = None) -> BlockDia
     """
     caller = "block_diagonal"
     check_operator(caller, operator)
-    chosen = tuple(_groups(caller, operator.like, groups).values())
+    chosen = tuple(groups_of(caller, operator.like, groups).values())
     hits = [jax.tree.leaves(tree.select(operator.like, where)) for where in chosen]
     names = tree.path_names(operator.like)
     missing = [n for n, hit in zip(names, zip(*hits, strict=True), strict=True) if not any(hit)]
@@ -196,7 +196,12 @@ def masked(operator: Operator, mask: Params) -> Masked:
     return Masked(operator, jax.tree.map(jnp.asarray, mask))
 
 
-def _groups(caller, like, groups) -> dict[str, tuple[str, ...]]:
+def groups_of(caller: str, like: Params, groups: Groups | None) -> dict[str, tuple[str, ...]]:
+    """The globs of each layer, by its name, as `layers` takes them.
+
+    Raises:
+        UserError: names `caller`; a glob matches no leaf, or two groups share one.
+    """
     if groups is None:
         found: dict[str, tuple[str, ...]] = {}
         for name in tree.path_names(like):

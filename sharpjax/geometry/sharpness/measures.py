@@ -10,10 +10,12 @@ themselves: in float32 about 1e-7 of `loss`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -43,6 +45,8 @@ class Sharpness(NamedTuple):
         perturbed_loss: the loss at the perturbation, the mean over chunks.
         perturbation: `e`, a tree like the parameters in float32 at least; None where each chunk has
             its own (they are not kept).
+        per_chunk: the rise of each chunk, [chunks]: with `m=1` of each example; None for one ascent
+            step.
         num_gradients: gradients over all examples that it took (int32).
         status: `Status`, int32. Where it is `NON_FINITE` and the value is a number, the loss or its
             gradient was not finite at some points, and the value is that of the others.
@@ -52,6 +56,7 @@ class Sharpness(NamedTuple):
     loss: jax.Array
     perturbed_loss: jax.Array
     perturbation: Params
+    per_chunk: jax.Array | None
     num_gradients: jax.Array
     status: jax.Array
 
@@ -108,8 +113,9 @@ def worst_case_sharpness(
 
     With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the mean over chunks of `m`
     neighbouring examples of each chunk's own worst case, by the weights that the loss declares
-    (`composed`), if it does. The true one never falls when chunks are cut into smaller ones; found
-    values that do are proof of too little search.
+    (`composed`), if it does. `per_chunk` holds them one by one, with `m=1` for each example. The
+    true mean never falls when chunks are cut into smaller ones; found values that do are proof of
+    too little search.
 
     The search is Auto-PGD (Croce and Hein, 2020, arXiv 2003.01690) in `u = e / T`, which has
     nothing to tune. It starts at SAM's point `rho T^2 g / ||T g||` (in the box at `rho T sign(g)`,
@@ -126,7 +132,10 @@ def worst_case_sharpness(
     Args:
         loss, params, batch: as in `hessian`.
         key: for random starts; the same ones serve every chunk.
-        rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0.
+        rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0. Of an array of radii
+            [R] each is searched by itself, by the one program, and every number of the result gets
+            a leading axis (the perturbation too: R copies of the parameters). No other radius
+            compiles anything.
         scaling: rule for `T`. A weight with `T = 0` stays where it is.
         norm: of the ball, "l2" or "linf".
         m: examples per chunk, dividing their number; None: all.
@@ -194,7 +203,8 @@ def sam_sharpness(
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`.
-        rho: radius, >= 0; may be traced. 0 gives exactly 0.
+        rho: radius, >= 0; may be traced. 0 gives exactly 0. An array [R] of radii gives results
+            with that axis.
 
     Raises:
         UserError: an argument does not fit.
@@ -206,9 +216,10 @@ def sam_sharpness(
     """
     batch = checks.as_batch("sam_sharpness", batch)
     loss = checks.check_problem("sam_sharpness", loss, params, batch, microbatch_size)
-    check_rho("sam_sharpness", rho)
+    check_rho("sam_sharpness", rho, several=True)
     checked = cutting.check_cut("sam_sharpness", loss, params, batch, microbatch_size)
-    return mark(_sam(loss, params, batch, rho, microbatch_size), checked)
+    find = lambda radius: _sam(loss, params, batch, radius, microbatch_size)  # noqa: E731
+    return mark(over_radii(find, rho), checked)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -227,15 +238,35 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
         loss=value,
         perturbed_loss=value + rise,
         perturbation=e,
+        per_chunk=None,
         num_gradients=jnp.int32(1),
         status=if_finite(jnp.isfinite(rise)),
     )
 
 
-def _worst_case(
+def _worst_case(caller, loss, params, batch, key, rho, *how) -> Sharpness:
+    problem = prepare(caller, loss, params, batch, key, rho, *how)
+    return mark(over_radii(functools.partial(find, problem), rho), problem.checked)
+
+
+class Problem(NamedTuple):
+    """A search that was checked, and what it reads but for the radius and what moves."""
+
+    search: worst_case.Search
+    operands: worst_case.Operands
+    keep_point: bool
+    checked: Any
+
+
+def prepare(
     caller, loss, params, batch, key, rho, scaling, norm, m, num_steps, restarts, microbatch_size
-) -> Sharpness:
-    check_rho(caller, rho)
+) -> Problem:
+    """The search for a worst case, with what a user passed checked.
+
+    Raises:
+        UserError: names `caller`; an argument does not fit.
+    """
+    check_rho(caller, rho, several=True)
     check_scaling(caller, scaling)
     if norm not in get_args(ascent.Norm):
         raise unknown(f"norm ({caller})", str(norm), get_args(ascent.Norm))
@@ -260,21 +291,41 @@ def _worst_case(
     params = jax.tree.map(jnp.asarray, tree.widen(params))
     if loops.is_traced(params):
         params = algebra.without_derivative(params)
-    radius = jnp.asarray(rho, objective.scalar_type(params))
-    found = worst_case.maximize(
-        search,
-        worst_case.Operands(loss, params, chunks, radius, key, weights),
-        keep_point=m is None,
-    )
-    result = Sharpness(
+    radius = jnp.zeros((), objective.scalar_type(params))
+    operands = worst_case.Operands(loss, params, chunks, radius, key, weights)
+    return Problem(search, operands, m is None, checked)
+
+
+def find(problem: Problem, radius: ArrayLike, moves: Any = None) -> Sharpness:
+    """The worst case within one radius.
+
+    Args:
+        moves: which leaves of the parameters are perturbed, a tree of booleans; None: all.
+    """
+    search, operands = problem.search, problem.operands
+    radius = jnp.asarray(radius, operands.radius.dtype)
+    operands = operands._replace(radius=radius, moves=moves)
+    found = worst_case.maximize(search, operands, keep_point=problem.keep_point)
+    return Sharpness(
         value=found.rise,
         loss=found.loss,
         perturbed_loss=found.loss + found.rise,
         perturbation=found.perturbation,
+        per_chunk=found.rises,
         num_gradients=jnp.int32(search.turns),
         status=if_finite(found.finite & jnp.isfinite(found.rise)),
     )
-    return mark(result, checked)
+
+
+def over_radii(fn: Callable[[ArrayLike], Any], rho: ArrayLike) -> Any:
+    """`fn(rho)`; of several radii each by itself, by one and the same program, stacked."""
+    if isinstance(rho, Tracer) or (np.ndim(rho) and loops.inside_jit()):
+        rho = jnp.asarray(rho)
+        return loops.map_over_chunks(lambda _, r: fn(r), (), rho) if rho.ndim else fn(rho)
+    return _stack([fn(r) for r in np.asarray(rho)]) if np.ndim(rho) else fn(rho)
+
+
+_stack = jax.jit(tree.stack)
 
 
 def _exact(value, num_evaluations) -> Estimate:
@@ -284,19 +335,21 @@ def _exact(value, num_evaluations) -> Estimate:
 # What a user passed.
 
 
-def check_rho(caller, rho):
-    if getattr(rho, "ndim", 0) != 0:
-        raise UserError(
-            f"{caller}: rho must be one number, got an array of shape {rho.shape}; for several "
-            f"radii use `jax.vmap`."
-        )
-    if isinstance(rho, Tracer):
-        return
+def check_rho(caller, rho, *, several: bool = False):
+    """Refuses what is no radius, or, where several are taken, no array of radii [R]."""
+    is_traced = isinstance(rho, Tracer)
     try:
-        allowed = 0 <= float(rho) < math.inf
+        shape = rho.shape if is_traced else np.shape(rho)
+        values = np.zeros(shape) if is_traced else np.asarray(rho, float)
     except (TypeError, ValueError):
-        allowed = False
-    if not allowed:
+        shape, values = (), np.full((), np.nan)
+    if len(shape) > several or 0 in shape:
+        allowed = "be one number, or an array [R] of them" if several else "be one number"
+        raise UserError(
+            f"{caller}: rho must {allowed}, got an array of shape {shape}; for "
+            f"{'arrays of other shapes' if several else 'several radii'} use `jax.vmap`."
+        )
+    if not np.all((values >= 0) & (values < math.inf)):
         raise UserError(f"{caller}: rho is a radius, a finite number >= 0; got {rho!r}.")
 
 

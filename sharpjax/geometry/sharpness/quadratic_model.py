@@ -28,7 +28,7 @@ from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators import algebra, hessian
 from sharpjax.geometry.operators import scaling as congruence
 from sharpjax.geometry.operators.arguments import check_key, check_number
-from sharpjax.geometry.sharpness.measures import check_rho, check_scaling
+from sharpjax.geometry.sharpness.measures import check_rho, check_scaling, over_radii
 from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
@@ -104,8 +104,8 @@ def quadratic_sharpness(
     Args:
         loss, params, batch, microbatch_size: as in `hessian`.
         key: for the random start of the search for the largest eigenvalue.
-        rho: radius in units of `T`, >= 0; may be traced. `jax.vmap` over radii takes the products
-            once for all of them.
+        rho: radius in units of `T`, >= 0; may be traced. An array of radii [R] gives results with
+            that axis, for the products of one.
         scaling: rule for `T`. A weight with `T = 0` stays where it is.
         num_products: from the gradient, beside the 10 to 14 of `top_eigenpairs`.
         tol: of `error / value`, above which `status` says so.
@@ -118,7 +118,7 @@ def quadratic_sharpness(
     convolves (`sharpjax.loops`).
     """
     caller = "quadratic_sharpness"
-    check_rho(caller, rho)
+    check_rho(caller, rho, several=True)
     check_scaling(caller, scaling)
     check_number(caller, "tol", tol)
     num_products = whole_number(caller, "num_products", num_products)
@@ -131,26 +131,29 @@ def quadratic_sharpness(
     value, scale, slope = _expand(closures.rule(scaling), loss, params, batch, microbatch_size)
     full = hessian.Hessian(loss, params, batch, microbatch_size, how=how)
     space = _span(congruence.Congruence(full, scale), slope, key, num_products)
-    radius = jnp.asarray(rho, value.dtype)
     small = space._replace(basis=None, packed=None)
-    highest, combination, is_known = _maximize(small, radius, jnp.asarray(tol, value.dtype))
-    point = _combine(space.basis, combination)
-    if space.packed is not None:
-        is_here = not loops.is_traced(point)
-        point = space.packed.read(point) if is_here else space.packed.unpack(point)
-    e, rise = _evaluate(loss, params, batch, value, scale, point, microbatch_size)
-    finite = jnp.isfinite(highest.value) & jnp.isfinite(rise)
-    status = jnp.where(is_known, Status.OK, Status.NOT_CONVERGED)
-    found = QuadraticSharpness(
-        value=highest.value,
-        error=highest.error,
-        rise=rise,
-        loss=value,
-        perturbation=e,
-        num_products=space.num_products,
-        status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
-    )
-    return mark(found, checked)
+
+    def within(rho) -> QuadraticSharpness:
+        radius, share = (jnp.asarray(x, value.dtype) for x in (rho, tol))
+        highest, combination, is_known = _maximize(small, radius, share)
+        point = _combine(space.basis, combination)
+        if space.packed is not None:
+            is_here = not loops.is_traced(point)
+            point = space.packed.read(point) if is_here else space.packed.unpack(point)
+        e, rise = _evaluate(loss, params, batch, value, scale, point, microbatch_size)
+        finite = jnp.isfinite(highest.value) & jnp.isfinite(rise)
+        status = jnp.where(is_known, Status.OK, Status.NOT_CONVERGED)
+        return QuadraticSharpness(
+            value=highest.value,
+            error=highest.error,
+            rise=rise,
+            loss=value,
+            perturbation=e,
+            num_products=space.num_products,
+            status=jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
+        )
+
+    return mark(over_radii(within, rho), checked)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

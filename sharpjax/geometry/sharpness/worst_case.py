@@ -24,12 +24,14 @@ class Highest(NamedTuple):
     Attributes:
         rise: the mean over chunks, by their weights, of `L(w + e) - L(w)` at each one's highest
             finite point.
+        rises: those of each chunk, [chunks].
         loss: `L(w)`, the mean over chunks, likewise.
         perturbation: `e`, where it is asked for (there is one chunk then), else None.
         finite: whether all values and gradients were.
     """
 
     rise: jax.Array
+    rises: jax.Array
     loss: jax.Array
     perturbation: Params
     finite: jax.Array
@@ -60,12 +62,19 @@ class Search:
     def turns(self) -> int:
         return 1 + self.num_steps * self.restarts
 
+    def units(self, operands: "Operands") -> Params:
+        """`T`, and 0 for the leaves that are held fixed."""
+        scale = self.scaling(operands.params)
+        if operands.moves is None:
+            return scale
+        return jax.tree.map(lambda t, moves: jnp.where(moves, t, 0), scale, operands.moves)
+
     def __call__(self, carry: "Carry", operands: "Operands") -> "Carry":
         chunk, turn = carry.turn // self.turns, carry.turn % self.turns
         step, restart = (turn - 1) % self.num_steps, (turn + self.num_steps - 1) // self.num_steps
         at_centre = turn == 0
         begin = at_centre if self.restarts == 1 else at_centre | (step == self.num_steps - 1)
-        scale = self.scaling(operands.params)
+        scale = self.units(operands)
         point = jax.tree.map(lambda u: jnp.where(at_centre, 0, u), carry.ascent.point)
         value, gradient = objective.value_and_grad(
             operands.loss,
@@ -110,7 +119,8 @@ class Search:
 
 class Operands(NamedTuple):
     """What the loop reads; leaves of `chunks` are [chunks, examples, ...], `weights` those of the
-    chunks, or None for all alike."""
+    chunks, or None for all alike; `moves` says of each leaf of the parameters whether it is
+    perturbed, or None for all."""
 
     loss: Any
     params: Params
@@ -118,6 +128,7 @@ class Operands(NamedTuple):
     radius: jax.Array
     key: jax.Array
     weights: jax.Array | None = None
+    moves: Any = None
 
 
 class Carry(NamedTuple):
@@ -193,7 +204,7 @@ def _finish(search, keep_point, operands: Operands, carry: Carry) -> Highest:
             point = jax.tree.map(
                 lambda u: jnp.where(last.best_value > carry.centre[0], u, 0), last.best_point
             )
-        e = perturbation.from_unit(point, search.scaling(operands.params))
+        e = perturbation.from_unit(point, search.units(operands))
 
     def mean(x):
         if weights is None:
@@ -202,9 +213,10 @@ def _finish(search, keep_point, operands: Operands, carry: Carry) -> Highest:
         return jnp.sum(jnp.where(w > 0, w * x, 0)) / jnp.sum(w)
 
     # A radius that was traced could not be checked. At 0 the value is 0 by more than luck.
-    factor = jnp.where(radius > 0, 1.0, jnp.where(radius == 0, 0.0, jnp.nan))
+    factor = jnp.where(radius > 0, 1.0, jnp.where(radius == 0, 0.0, jnp.nan)).astype(radius.dtype)
     return Highest(
-        rise=mean(carry.highest - carry.centre) * factor.astype(radius.dtype),
+        rise=mean(carry.highest - carry.centre) * factor,
+        rises=(carry.highest - carry.centre) * factor,
         loss=mean(carry.centre),
         perturbation=e,
         finite=carry.finite,
