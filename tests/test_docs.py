@@ -7,6 +7,7 @@ import re
 from sharpjax import geometry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = ("geometry", "sharpness", "calibration")  # which name tests
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
 
@@ -32,7 +33,7 @@ def test_named_files_and_targets_exist():
 
 
 def test_named_tests_exist():
-    text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in ("geometry", "sharpness"))
+    text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in PAGES)
     for test, path in re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", text):
         assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
 
