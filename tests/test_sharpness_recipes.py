@@ -1,5 +1,5 @@
-"""Measures of papers that `docs/sharpness.md` composes of others: Keskar's, layers in balls of
-their own, the noise of quantised weights."""
+"""Measures that `docs/sharpness.md` composes of others: Keskar's, layers in balls of their own,
+the noise of quantised weights, other objectives."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from sharpjax import perturbation, tree
-from sharpjax.geometry import average_sharpness, worst_case_sharpness
+from sharpjax.geometry import average_sharpness, composed, hessian, worst_case_sharpness
+from sharpjax.losses import CrossEntropy, distillation
 
 # Within 5 standard errors: 6e-7 of all keys fall outside.
 ERRORS = 5
@@ -124,3 +125,38 @@ def test_uniform_noise_is_that_of_rounding(x64, key):
         # Of a square of a uniform number the deviation is sqrt(4 / 5) of its mean.
         spread = sum(0.8 * jnp.sum(jnp.square(x)) for x in moments.values()) ** 0.5
         assert abs(loss(rounded, BATCH) - truth) <= ERRORS * spread < 0.2 * truth
+
+
+def logits(params, batch):
+    return batch["x"] @ params
+
+
+def decay(params):
+    return 0.5 * jnp.sum(jnp.square(params)) / 2
+
+
+def taught(outputs, batch):
+    return distillation(outputs, batch["taught"], 1.0)
+
+
+def test_of_the_training_objective_and_of_a_student(x64, key):
+    """Weight decay c adds `c rho^2 / 2` to the average on a sphere. A student of one layer has at
+    any teacher the Hessian that it has with labels."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "x": jnp.asarray(rng.normal(size=(6, 4))),
+        "label": jnp.asarray(rng.integers(0, 3, 6)),
+        "taught": jnp.asarray(rng.normal(size=(6, 3))),
+    }
+    params = jnp.asarray(rng.normal(size=(4, 3)))
+    plain = composed(logits, CrossEntropy())
+    decayed = composed(logits, CrossEntropy(), regularizer=decay)
+    one, other = (
+        average_sharpness(loss, params, batch, key=key, rho=0.3, noise="sphere").value
+        for loss in (plain, decayed)
+    )
+    np.testing.assert_allclose(other - one, 0.5 * 0.09 / 2, rtol=1e-9)
+    student, labelled = (
+        hessian(loss, params, batch).to_dense() for loss in (composed(logits, taught), plain)
+    )
+    np.testing.assert_allclose(student, labelled, atol=1e-12)
