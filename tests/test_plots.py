@@ -404,3 +404,17 @@ def test_what_cannot_be_drawn(draw, message):
     with pytest.raises(UserError, match=message) as error:
         draw()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.22, 1.6), (3.2e-6, 4e-5), (0.004, 3e3)])
+def test_labels_of_a_logarithmic_axis_are_apart(low, high):
+    drawn = plots.points({"x": {"a": {0: low, 1: high}, "b": {0: high, 1: -1.0}}}, log=True)
+    (axis,) = drawn.axes
+    drawn.draw_without_rendering()
+    low, high = axis.get_xlim()
+    assert low > 0  # what is not positive has no place
+    labels = [x for x in axis.get_xticklabels(which="both") if x.get_text()]
+    boxes = [x.get_window_extent() for x in labels if low <= x.get_position()[0] <= high]
+    assert len(boxes) >= 2
+    boxes = sorted(boxes, key=lambda box: box.x0)
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))

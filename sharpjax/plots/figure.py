@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -82,3 +82,17 @@ def legend(figure: "figure.Figure", handles: Mapping[str, Any], title: str) -> N
 
 def _columns_of_legend(entries: Sized) -> int:
     return max(1, -(-len(entries) // _ROWS_OF_LEGEND))
+
+
+def logarithmic(axis: Any, which: Literal["x", "y"]) -> None:
+    """Make one axis logarithmic, once everything is drawn: what is not positive is left out, and
+    labels do not run into each other."""
+    from matplotlib import ticker
+
+    getattr(axis, f"set_{which}scale")("log", nonpositive="mask")
+    own = getattr(axis, f"{which}axis")
+    low, high = own.get_view_interval()
+    if high < 1e2 * low:  # else powers of ten are enough
+        own.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        own.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:.3g}"))
+    own.set_minor_formatter(ticker.NullFormatter())

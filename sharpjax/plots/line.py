@@ -74,8 +74,6 @@ def lines(
         positive = any((y > 0).any() for s in (*curves.values(), *dashed.values())
                        for _, y in s.values())  # fmt: skip
         axis.set(xlabel=xlabel, ylabel=panel.label)
-        axis.set(xscale="log" if log else "linear")
-        axis.set(yscale="log" if panel.log and positive else "linear")
         for i, (arm, style) in enumerate(known.items()):
             for of, dash in ((dashed, "--"), (curves, "-" if dashed else style.dash)):
                 if arm in of:
@@ -84,6 +82,10 @@ def lines(
                     handles[names[arm]] = line
         for name, value in panel.references.items():
             handles[name] = axis.axhline(value, color="black", lw=1, ls=(0, (8, 3)), label=name)
+        if log:
+            axis.set_xscale("log")
+        if panel.log and positive:
+            figure.logarithmic(axis, "y")
         axis.set_ylim(*panel.limits)
     order = [name for name in (*names.values(), *references) if name in handles]
     figure.legend(drawn, {name: handles[name] for name in order}, n_of(seeds))

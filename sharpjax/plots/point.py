@@ -65,7 +65,9 @@ def points(
             handles.setdefault(f"mean, {interval}", means[0])
         for name, value in (references or {}).items():
             handles[name] = axis.axvline(value, color="black", lw=1, ls=(0, (8, 3)))
-        axis.set(xlabel=label, xscale="log" if log else "linear", ylim=(len(groups) - 0.5, -0.5))
+        axis.set(xlabel=label, ylim=(len(groups) - 0.5, -0.5))
+        if log:
+            figure.logarithmic(axis, "x")
         axis.set_yticks(range(len(groups)), [names[arm] for arm in groups] if axis is axes[0]
                         or len(axes) > 3 else [""] * len(groups), fontsize=8)  # fmt: skip
         axis.grid(axis="y", lw=0.3, alpha=0.6)
@@ -102,7 +104,9 @@ def scatter(
                 marks = axis.plot(*zip(*pairs, strict=True), ls="none", alpha=0.85, **style.marked)
                 handles[names[arm]] = marks[0]
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        axis.set(xscale="log" if log[0] else "linear", yscale="log" if log[1] else "linear")
+        for which, asked in zip("xy", log, strict=True):
+            if asked:
+                figure.logarithmic(axis, which)
     figure.legend(drawn, {n: handles[n] for n in names.values()}, n_of(groups))
     return drawn
 
