@@ -115,6 +115,7 @@ STUDIES: dict[str, str] = {
     "grokking": "sharpjax.studies.grokking",
     "surfaces": "sharpjax.studies.surfaces",
     "circles": "sharpjax.studies.circles",
+    "geometric_reappraisal": "sharpjax.studies.geometric_reappraisal",
 }
 
 # What the papers claim: every hypothesis of a report over several runs.

@@ -37,8 +37,8 @@ class Sharpness:
     num_examples`: without augmentation, or augmented once and for all.
 
     In float32 whatever the training precision, in eval mode with frozen BatchNorm statistics, which
-    nothing perturbs. By name, `<set>` being `train[first:last]`, followed by `/augmented` and
-    `/normalised` where these are asked for:
+    nothing perturbs. By name, `<set>` being `train[first:last]`, followed by `/augmented`, `/true`
+    and `/normalised` where these are asked for:
 
         <set>/nll, accuracy, mean_p             mean_p: the mean probability of the label
         <set>/noise_sharpness                   E L(w + e) - L(w), |e| = noise_rho
@@ -68,6 +68,7 @@ class Sharpness:
     Attributes:
         augmentation: of the set, the same for all models; None: none.
         normalised: measure logits of one length, `losses.normalised_logits`.
+        true_labels: with the labels from before `data.Images.label_noise`.
         head: glob of the kernel of the last layer; '': there is none.
         stream: names the randomness; '': `<set>`.
     """
@@ -87,6 +88,7 @@ class Sharpness:
     scaled: bool = False
     microbatch_size: int | None = None
     stream: str = ""
+    true_labels: bool = False
     kind: str = "geometry"
 
     def __post_init__(self) -> None:
@@ -100,7 +102,8 @@ class Sharpness:
     @property
     def set_name(self) -> str:
         own = f"train[{self.first or ''}:{self.first + self.num_examples}]"
-        return own + "/augmented" * bool(self.augmentation) + "/normalised" * self.normalised
+        own += "/augmented" * bool(self.augmentation) + "/true" * self.true_labels
+        return own + "/normalised" * self.normalised
 
     @property
     def name(self) -> str:
@@ -160,6 +163,8 @@ class Sharpness:
             loss = geometry.composed(normalised_logits(loss.model_fn), CrossEntropy())
         index = self.first + jnp.arange(self.num_examples)
         batch = frozen_batch(splits, index, self.augmentation, stream(0, "frozen augmentation"))
+        true = batch.pop("true_label", batch["label"])
+        batch |= {"label": true} if self.true_labels else {}
         return loss, subject.state.params, batch
 
     def _measured(

@@ -8,7 +8,7 @@ of its own, as `H3.1 add97-80`. Asked of other nets than the paper's it has anot
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, arms, contrasts
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, arms, contrasts
 
 Part = Contrast | Composite | Hypothesis
 
@@ -67,6 +67,35 @@ def of_others(hypotheses: Iterable[Hypothesis], suffix: str, words: str) -> tupl
         )
         for hypothesis in hypotheses
     )
+
+
+def measured_as(
+    hypotheses: Iterable[Hypothesis], metrics: Mapping[str, str]
+) -> tuple[Hypothesis, ...]:
+    """Hypotheses whose metrics have other names in a study, as those of a measurement set."""
+    return tuple(
+        dataclasses.replace(
+            hypothesis,
+            contrasts=_renamed(hypothesis.contrasts, metrics),
+            refuting=_renamed(hypothesis.refuting, metrics),
+        )
+        for hypothesis in hypotheses
+    )
+
+
+def _renamed(members: Iterable[Contrast | Composite], metrics: Mapping[str, str]) -> tuple:
+    def named(quantity: Quantity) -> Quantity:
+        return dataclasses.replace(quantity, metric=metrics.get(quantity.metric, quantity.metric))
+
+    kept = []
+    for member in members:
+        if isinstance(member, Composite):
+            kept.append(dataclasses.replace(member, members=_renamed(member.members, metrics)))
+        else:
+            given = member.quantity
+            own = named(given) if isinstance(given, Quantity) else tuple(map(named, given))
+            kept.append(dataclasses.replace(member, quantity=own))
+    return tuple(kept)
 
 
 def arms_of(part: Part) -> tuple[str, ...]:

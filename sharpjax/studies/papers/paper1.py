@@ -47,12 +47,7 @@ DIRECTIONS = "No numeric table is known; every regularised condition is said to 
 
 Cell = tuple[str, str]  # of arms: the condition, and its Base
 
-ask = partial(
-    shorthand.ask,
-    source="OpenReview AiRU8ZxQii",
-    correction="by",
-    missing="The six conditions, VGG19, ViT and the corrupted test sets are not built as a study.",
-)
+ask = partial(shorthand.ask, source="OpenReview AiRU8ZxQii", correction="by")
 
 
 def against_base(metric: str, cell: Cell, direction: Alternative, family: str) -> Contrast:
@@ -260,7 +255,6 @@ def hypotheses(
             status="weak",
             refuted_if="rho > 0, significantly",
             uncertain="only names of figures are known, and the sign is not confirmed",
-            missing="Training on labels that are partly drawn anew is not built.",
         ),
     )
 

@@ -1,0 +1,164 @@
+"""What a run of the geometric reappraisal is asked, by its arms.
+
+H1.1 to H1.11 are the paper's, of the paper's nets. Of other nets the same is asked under ids of
+their own, as `H1.1 narrow`. What the paper calls SAM-sharpness is measured as the mean rise of the
+loss at random points of a sphere; their own number is in the G-hypotheses, beside them:
+
+    G1.1  (a) of augmented models, the authors' noise sharpness on images that are augmented anew at
+          each draw is at least twice that on augmented images that are held fixed
+    G1.2  (a) on fixed images without augmentation augmented models are sharper by it all the same
+    G1.3  (b) it orders models as the length of the gradient does
+    G1.4  (b) the first order in the gradient is nine tenths of it
+    G1.5  (c) H1.1 at equal training loss: each model after the first epoch with a training loss of
+          at most `evaluate.matched.nll`
+    G1.6  (c) H1.1 with logits of one length
+    G1.7  of H1.11, with the loss on the labels that the models are trained on
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+
+from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
+from sharpjax.studies.papers import cells, paper1, shorthand
+from sharpjax.studies.papers.paper1 import against_base, correlation, sharper
+from sharpjax.studies.papers.shorthand import same_arm, vote
+
+MATCHED = "matched"  # the end of the names of arms at equal training loss
+AUGMENTED = ("aug", "aug_sam")
+LEAST_SHARE = 0.9
+ALIKE = 0.9
+
+ask = partial(shorthand.ask, source="DESIGN of this study", status="design")
+
+
+def names_of(examples: int, corrupted: int, labels: str = "") -> dict[str, str]:
+    """What the paper's metrics are called here."""
+    where, test = f"train[:{examples}]{labels}", f"test[:{corrupted}]"
+    return {
+        "train/noise_sharpness": f"{where}/noise_sharpness",
+        "train/fisher_rao_norm": f"{where}/fisher_rao",
+        "train/relative_flatness": f"{where}/relative_flatness_normalised",
+        "train/nll": f"{where}/nll",
+        "test/corrupted_accuracy": f"{test}/corrupted_accuracy",
+    }
+
+
+def hypotheses(
+    arms: Collection[str], *, examples: int, corrupted: int, matched: bool
+) -> tuple[Hypothesis, ...]:
+    """All that can be asked of these arms, and the paper's that cannot.
+
+    Args:
+        examples, corrupted: of the sets that are measured.
+        matched: whether there are arms at equal training loss.
+    """
+    places = _where(arms, ("base", *paper1.CONDITIONS))
+    noisy = _where(arms, [f"random_{level}" for level in paper1.LEVELS])
+    sets, nets = (tuple(dict.fromkeys(x)) for x in zip(*map(cells.place, arms), strict=True))
+    named = partial(cells.measured_as, metrics=names_of(examples, corrupted))
+    of_labels = partial(cells.measured_as, metrics=names_of(examples, corrupted, "/true"))
+
+    def measured(asked: Sequence[Hypothesis]) -> tuple[Hypothesis, ...]:
+        return *named(asked[:-1]), *of_labels(asked[-1:])
+
+    asked = cells.asked_of(arms, measured(paper1.HYPOTHESES))
+    if not {*nets} <= {*paper1.ARCHITECTURES} or not {*sets} <= {*paper1.DATA_SETS}:
+        own = paper1.hypotheses(architectures=nets, data_sets=sets, memorised=noisy)
+        there = [h for h in measured(own) if h.contrasts and {*cells.arms_of(h)} <= {*arms}]
+        kind = "narrow" if {*sets} <= {*paper1.DATA_SETS} else "small"
+        asked += cells.of_others(there, kind, f"{kind} nets")
+    if places:
+        asked += named(tuple(_own(places, examples, matched)))
+    return asked + tuple(_of_labels(noisy, examples))
+
+
+def _where(arms: Collection[str], ends: Sequence[str]) -> tuple[str, ...]:
+    """The places that have an arm of each of these ends."""
+    places = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
+    return tuple(p for p in places if all(f"{p}-{end}" in arms for end in ends))
+
+
+def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypothesis]:
+    every = paper1.cells(places, paper1.CONDITIONS)
+    where = f"train[:{examples}]"
+    authors = f"{where}/authors/noise_sharpness"
+    augmented = [(f"{place}-{c}", f"{place}-base") for place in places for c in AUGMENTED]
+    pooled = ["|".join(shorthand.names([place], ["base", *paper1.CONDITIONS])) for place in places]
+    anew = (
+        f"{where}/resampled/authors/noise_sharpness",
+        f"{where}/augmented/authors/noise_sharpness",
+    )
+    yield ask(
+        "G1.1 On an augmented loader half of the authors' noise sharpness or more is augmentation.",
+        vote(same_arm(a, anew, "greater", "paired-ratio-of-means", null=2.0) for a, _ in augmented),
+        "0.3",
+        correction="holm",
+        refuted_if="in most cells the ratio of both is significantly below 2",
+    )
+    yield ask(
+        "G1.2 By the authors' noise sharpness on fixed images augmented minima are sharper.",
+        vote(Contrast(Quantity(authors), cell, "greater", "wilcoxon") for cell in augmented),
+        "0.3",
+        correction="holm",
+        refuted_if="in most cells significantly flatter",
+    )
+    lengths = authors, f"{where}/gradient_norm"
+    yield ask(
+        "G1.3 The authors' noise sharpness orders models of a net as the gradient norm does.",
+        vote(same_arm(group, lengths, "greater", "spearman", null=ALIKE) for group in pooled),
+        "0.3",
+        correction="holm",
+        refuted_if="in most nets rho is significantly below .9",
+    )
+    share = Quantity(f"{where}/authors/gradient_share")
+    yield ask(
+        "G1.4 Nine tenths of the authors' noise sharpness or more are the gradient's.",
+        vote(Contrast(share, (group,), "greater", "mean", null=LEAST_SHARE) for group in pooled),
+        "0.3",
+        correction="holm",
+        refuted_if="in most nets the mean share is significantly below .9",
+    )
+    if matched:
+        pairs = [(f"{a}-{MATCHED}", f"{base}-{MATCHED}") for a, base in every]
+        yield ask(
+            "G1.5 At equal training loss regularised minima are sharper than the baseline's.",
+            vote(map(sharper, pairs)),
+            "H1.1",
+            correction="by",
+            refuted_if="in most cells significantly flatter",
+            uncertain="losses are equal up to one epoch of training",
+        )
+    yield ask(
+        "G1.6 With logits of one length regularised minima are sharper than the baseline's.",
+        vote(_normalised(cell, f"{where}/normalised") for cell in every),
+        "H1.1",
+        correction="by",
+        refuted_if="in most cells significantly flatter",
+    )
+
+
+def _normalised(cell: paper1.Cell, where: str) -> Composite:
+    """Two of the three measures: relative flatness is of logits that a linear layer gives."""
+    members = (
+        against_base(f"{where}/{m}", cell, "greater", "normalised")
+        for m in ("noise_sharpness", "fisher_rao")
+    )
+    return Composite(tuple(members), "all", "all", f"sharpness of {cell[0]}")
+
+
+def _of_labels(places: Sequence[str], examples: int) -> Iterator[Hypothesis]:
+    """One test for each place and measure."""
+    if places:
+        members = (
+            correlation(m, "|".join(f"{p}-random_{level}" for level in paper1.LEVELS),
+                        other="fit/nll")
+            for p in places for m in ("fisher_rao_norm", "relative_flatness")
+        )  # fmt: skip
+        own = ask(
+            "G1.7 Sharpness and the loss on the labels trained on are negatively related.",
+            members,
+            "H1.11",
+            correction="holm",
+            refuted_if="rho > 0, significantly",
+        )
+        yield from cells.measured_as([own], names_of(examples, 0, "/true"))

@@ -1,0 +1,263 @@
+"""Paper 1 as a study: six conditions, and random labels (OpenReview AiRU8ZxQii, H1.1 to H1.11).
+
+Arms: `<data set>-<net>-<condition>`, the conditions base, aug, wd, each alone and with SAM, or
+`random_<per cent>`: so many of the labels are drawn anew. Arms of one seed share initial weights,
+order and, where they augment, augmentation. Arms `...-matched` are the same models after the first
+epoch with a training loss of at most `evaluate.matched.nll`, or the least that there was.
+
+All at the end, `<set>` being the first `evaluate.sharpness.num_examples` training images:
+
+    test/accuracy, ece, gap, ...        `train.calibration`
+    test[:n]/corrupted_accuracy         `train.corruption`
+    <set>/..., <set>/normalised/...     `train.sharpness`, without augmentation; of random labels
+                                        `<set>/true/...`, with the true ones
+    <set>/authors/...                   `studies.papers.authors`
+    <set>/augmented/authors/..., <set>/resampled/authors/noise_sharpness
+                                        of augmented arms: augmented once, and anew at each draw
+    <set>/authors/gradient_share        sqrt(2 / (pi P)) |g|, over their noise sharpness
+    fit/nll                             loss on the first `evaluate.matched.num_examples` training
+                                        images, as they are labelled in training; each epoch
+    test/disagreement, test/mean_rank   between models of an arm, and of arms
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import catalog, data, nn, optim, schema, tree
+from sharpjax.data import DataSpec, Splits, corruption
+from sharpjax.losses import Classification
+from sharpjax.metrics import scores
+from sharpjax.metrics.functional import disagreement
+from sharpjax.runs.study import Study
+from sharpjax.schema import Config
+from sharpjax.studies.geometric_reappraisal import asks, shows
+from sharpjax.studies.papers import paper1
+from sharpjax.studies.papers.authors import AuthorsSharpness
+from sharpjax.train.calibration import Calibration
+from sharpjax.train.corruption import Corrupted
+from sharpjax.train.evaluators import Outputs, logits_of
+from sharpjax.train.measures import Found, MeanRank, Within, at_end
+from sharpjax.train.plan import (
+    Best,
+    Compare,
+    Cost,
+    Derive,
+    Evaluator,
+    Member,
+    Plan,
+    Stage,
+    Subject,
+    Train,
+    View,
+    When,
+    as_is,
+)
+from sharpjax.train.results import exact, results
+from sharpjax.train.sharpness import Augmentation, Sharpness
+from sharpjax.train.steps import Steps
+
+END = When()
+
+
+def plan(config: Config) -> Plan:
+    """An arm for each of the config's, one at equal training loss for each condition, and what
+    compares those of a net.
+
+    Raises:
+        UserError: a model cannot be built; a corruption that there is not.
+    """
+    members = tuple(map(Member, config.seeds))
+    specs: dict[str, DataSpec] = {}
+    stages: list[Stage] = []
+    places: dict[str, dict[str, int]] = {}
+    for name, arm in schema.complete_arms(config).items():
+        place, condition = name.rsplit("-", 1)
+        spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
+        key = f"{spec.name}, {spec.label_noise:g} of the labels drawn anew"
+        specs[key] = spec
+        step = _step(arm, spec)
+        is_random = condition.startswith("random_")
+        measured = tuple(_of_labels(arm) if is_random else _evaluators(arm, step, spec))
+        followed = Best("fit/nll", "least", arm.evaluate.matched.nll or None)
+        stages.append(
+            Train(
+                arm=name,
+                members=members,
+                data=key,
+                step=step,
+                epochs=arm.train.epochs,
+                checkpoint_epochs=arm.train.checkpoint_epochs,
+                evaluators=measured,
+                best=None if is_random or not arm.evaluate.matched.nll else followed,
+                population=arm.train.population,
+            )
+        )
+        if is_random:
+            continue
+        places.setdefault(place, {})[name] = _size(step.model, spec.input_shape)
+        if arm.evaluate.matched.nll:
+            again = (_sharpness(arm),)
+            stages.append(Derive(f"{name}-{asks.MATCHED}", name, as_is, again, at="best"))
+    for place, sizes in places.items():
+        stages.append(_compared(place, sizes, config))
+    return Plan(specs, tuple(stages))
+
+
+def _step(arm: Config, spec: data.Images) -> Steps:
+    known = catalog.DATA_SETS[spec.name]
+    steps_per_epoch = spec.num_train // arm.train.batch_size
+    optimizer = optim.from_config(
+        arm.optim,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=arm.train.epochs * steps_per_epoch,
+        batch_size=arm.train.batch_size,
+    )
+    return Steps(
+        nn.from_config(arm.model, num_classes=spec.num_classes),
+        optimizer,
+        arm.train.batch_size,
+        pad=known.pad if arm.data.augment else 0,
+        flip=known.flip and arm.data.augment,
+        padding=spec.padding,
+    )
+
+
+@functools.cache
+def _size(model: Any, shape: tuple[int, ...]) -> int:
+    """How many parameters a net has."""
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return tree.size(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
+
+
+def _sharpness(arm: Config, **more: Any) -> Sharpness:
+    return Sharpness(END, **arm.evaluate.sharpness.to_dict(), **more)
+
+
+def _fit(arm: Config) -> "Fit":
+    test, matched = arm.evaluate.test, arm.evaluate.matched
+    return Fit(When(every_epochs=1), matched.num_examples, test.batch_size)
+
+
+def _evaluators(arm: Config, step: Steps, spec: data.Images) -> Iterator[Evaluator]:
+    test = arm.evaluate.test
+    binned: Any = {"batch_size": test.batch_size, "num_bins": test.num_bins}
+    in_colour = spec.input_shape[2] == 3  # saturation is of colours
+    every = (kind for kind in corruption.KINDS if kind != "saturate" or in_colour)
+    kinds = test.kinds or tuple(every)
+    yield _fit(arm)
+    yield Calibration(END, scaled=False, gap_examples=spec.num_train, **binned)
+    yield Outputs(END, num_examples=test.num_outputs, batch_size=test.batch_size)
+    yield Corrupted(END, num_examples=test.num_corrupted, kinds=kinds, **binned)
+    yield _sharpness(arm)
+    yield _sharpness(arm, normalised=True)
+    authors: dict[str, Any] = arm.evaluate.authors.to_dict() | {
+        "num_examples": arm.evaluate.sharpness.num_examples,
+        "statistic": "mean_absolute",
+        "num_layers": 0,
+        "num_batches": -(-spec.num_train // arm.train.batch_size),
+    }
+    yield AuthorsSharpness(END, **authors)
+    if arm.data.augment:
+        augmentation = Augmentation(step.pad, step.flip, step.padding)
+        yield AuthorsSharpness(END, augmentation=augmentation, **authors)
+        yield AuthorsSharpness(END, augmentation=augmentation, resampled=True, **authors)
+
+
+def _of_labels(arm: Config) -> Iterator[Evaluator]:
+    test = arm.evaluate.test
+    yield _fit(arm)
+    yield Calibration(END, test.batch_size, test.num_bins, scaled=False)
+    yield _sharpness(arm, true_labels=True)
+
+
+def _compared(place: str, sizes: dict[str, int], config: Config) -> Compare:
+    """Disagreement of the models of each arm, mean ranks of the conditions, and shares."""
+    arms = tuple(sizes)
+    own = schema.complete_arms(config)[arms[0]].evaluate
+    named = asks.names_of(own.sharpness.num_examples, own.test.num_corrupted)
+    ranked: Any = tuple((named.get(m, m), paper1.BETTER[m]) for m in paper1.RANKED)
+    where = f"train[:{own.sharpness.num_examples}]"
+    return Compare(
+        f"compared-{place}",
+        arms,
+        (
+            Within(paper1.DISAGREEMENT.metric, disagreement, arms, by_pair=True),
+            MeanRank("test/mean_rank", arms, ranked),
+            GradientShare(where, tuple(sizes.items())),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The loss on the first training images, as they are labelled in training: `fit/nll`."""
+
+    when: When
+    num_examples: int
+    batch_size: int
+    name: str = "fit"
+    kind: str = "evaluation"
+    metrics: tuple[str, ...] = ("fit/nll",)
+
+    def cost(self, spec: DataSpec) -> Cost:
+        return Cost(-(-self.num_examples // self.batch_size) * self.batch_size)
+
+    def init(self, subject: Subject, data: Splits) -> tuple:
+        return ()
+
+    def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
+        loss, size = Classification(subject.model, subject.state.variables), self.num_examples
+        logits = logits_of(loss, subject.state.params, data.train, size, batch_size=self.batch_size)
+        label = jnp.asarray(data.train.label[:size])
+        return carry, results({"fit/nll": scores.mean(scores.nll(jnp.asarray(logits), label))})
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientShare:
+    """What the gradient g explains of the authors' noise sharpness: to first order that is
+    `sqrt(2 / pi) |g| / sqrt(P)`, of P parameters, and this over it is `<where>/gradient_share`.
+
+    Attributes:
+        sizes: arms, and the numbers of their parameters.
+    """
+
+    where: str
+    sizes: tuple[tuple[str, int], ...]
+
+    @property
+    def name(self) -> str:
+        return "gradient-share"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (f"{self.where}/authors/gradient_share",)
+
+    def __call__(self, view: View) -> Found:
+        for arm, size in self.sizes:
+            lengths = at_end(view, arm, f"{self.where}/gradient_norm")
+            noise = at_end(view, arm, f"{self.where}/authors/noise_sharpness")
+            for (seed, of), value in noise.items():
+                if (seed, of) in lengths and value:
+                    share = np.sqrt(2 / (np.pi * size)) * lengths[seed, of] / value
+                    yield arm, Member(seed, of), self.metrics[0], (), exact(share)
+
+
+def hypotheses(config: Config) -> tuple:
+    """Those of paper 1, and our own; see `asks`."""
+    arms = schema.complete_arms(config)
+    evaluate = next(iter(arms.values())).evaluate
+    return asks.hypotheses(
+        list(arms),
+        examples=evaluate.sharpness.num_examples,
+        corrupted=evaluate.test.num_corrupted,
+        matched=evaluate.matched.nll > 0,
+    )
+
+
+STUDY = Study(plan, hypotheses, tables=shows.tables, figures=shows.figures)
