@@ -15,14 +15,14 @@ from sharpjax.metrics.reliability import Diagram
 from sharpjax.train.evaluators import logits_of, split_of
 from sharpjax.train.plan import Cost, Subject, When
 from sharpjax.train.results import Results, exact, results
-from sharpjax.train.sharpness import fitted
+from sharpjax.train.sharpness import as_measured, fitted
 
 BINNED = ("ece", "ece_debiased", "ece_null", "mce", "brier", "overconfidence")
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What the outputs on a whole split tell, as `<split>/accuracy` and so on:
+    """What the outputs on a split tell, as `<split>/accuracy` and so on:
 
         accuracy, error, nll
         ece, ece_debiased, ece_null, mce, brier, overconfidence      `metrics.reliability.compute`
@@ -36,10 +36,12 @@ class Calibration:
     best, as of a model that makes no mistake on the validation split, `temperature/fitted` is 0,
     and what would be scaled is NaN.
 
-    Cost: a pass of the split, of the validation split, and of `gap_examples`.
+    In float32 whatever the training precision. Cost: a pass of the split, of the validation split,
+    and of `gap_examples`.
 
     Attributes:
         num_bins: of equal width, closed above.
+        num_examples: the first so many of the split; 0: all.
         gap_examples: the first so many training examples, for `gap`; 0: no gap.
     """
 
@@ -47,6 +49,7 @@ class Calibration:
     batch_size: int = 500
     num_bins: int = 15
     scaled: bool = True
+    num_examples: int = 0
     gap_examples: int = 0
     of: str = "test"
     kind: str = "evaluation"
@@ -70,7 +73,8 @@ class Calibration:
         return tuple(f"{self.of}/{name}" for name in names)
 
     def cost(self, spec: DataSpec) -> Cost:
-        sizes = [getattr(spec, f"num_{self.of}"), self.gap_examples]
+        there = getattr(spec, f"num_{self.of}")
+        sizes = [min(self.num_examples or there, there), self.gap_examples]
         sizes += [spec.num_validation] if self.scaled else []
         return Cost(sum(-(-size // self.batch_size) * self.batch_size for size in sizes))
 
@@ -78,9 +82,12 @@ class Calibration:
         return ()
 
     def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
-        loss, params = Classification(subject.model, subject.state.variables), subject.state.params
+        loss = Classification(as_measured(subject.model), subject.state.variables)
+        params = subject.state.params
         split = split_of(data, self.of)
-        logits = jnp.asarray(logits_of(loss, params, split, batch_size=self.batch_size))
+        count = min(self.num_examples or len(split.label), len(split.label))
+        logits = jnp.asarray(logits_of(loss, params, split, count, batch_size=self.batch_size))
+        split = split._replace(label=split.label[:count])
         right = scores.mean(jnp.argmax(logits, 1) == split.label)
         found = {"accuracy": right, "error": right._replace(value=1 - np.asarray(right.value))}
         plain, arrays = self._binned(logits, split.label)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from sharpjax import data, geometry, tree
 from sharpjax.data import DataSpec, Splits
@@ -44,7 +45,8 @@ class Sharpness:
         <set>/noise_sharpness                   E L(w + e) - L(w), |e| = noise_rho
         <set>/noise_sharpness/slope, absolute   of the same draws: what the gradient adds, root mean
                                                 square; the mean of |L(w + e) - L(w)|
-        <set>/sam_sharpness, gradient_norm, directional_curvature
+        <set>/gradient_norm                     where logits are as they are
+        <set>/sam_sharpness                     where `sam_rho` is above 0
         <set>/fisher_rao                        with the labels of the set, exact by one product
         <set>/relative_flatness, relative_flatness_normalised, head_norm
                                                 where `head` is named and logits are as they are;
@@ -63,12 +65,14 @@ class Sharpness:
                                                 validation split; NaN where there is no such T, as
                                                 of a model that makes no mistake there
 
-    Cost: some 20 forward passes, and two more a pair of `noise_pairs`.
+    Cost: some 20 forward passes, two more a pair of `noise_pairs`. A call of a small convolutional
+    net takes 3 s on a core with 5 pairs, and its first one a minute of compiling.
 
     Attributes:
         augmentation: of the set, the same for all models; None: none.
         normalised: measure logits of one length, `losses.normalised_logits`.
         true_labels: with the labels from before `data.Images.label_noise`.
+        sam_rho: of SAM's ascent step; 0: not measured.
         head: glob of the kernel of the last layer; '': there is none.
         stream: names the randomness; '': `<set>`.
     """
@@ -117,8 +121,9 @@ class Sharpness:
     @property
     def metrics(self) -> tuple[str, ...]:
         names = ["nll", "accuracy", "mean_p", "noise_sharpness", "noise_sharpness/slope"]
-        names += ["noise_sharpness/absolute", "sam_sharpness", "gradient_norm"]
-        names += ["directional_curvature", "fisher_rao"]
+        names += ["noise_sharpness/absolute", "fisher_rao"]
+        names += ["sam_sharpness"] if self.sam_rho else []
+        names += [] if self.normalised else ["gradient_norm"]
         flatness = ["relative_flatness", "relative_flatness_normalised"]
         if self._has_head:
             names += [*flatness, "head_norm"]
@@ -139,7 +144,8 @@ class Sharpness:
 
     def cost(self, spec: DataSpec) -> Cost:
         """A gradient counts as three passes, a product as three gradients."""
-        passes = 2 * self.noise_pairs + 4 + 12 + 9 + 3 * self._has_head
+        passes = 2 * self.noise_pairs + 2 + 9 + 3 * (not self.normalised)
+        passes += 4 * (self.sam_rho > 0) + 3 * self._has_head * (1 + self.scaled)
         passes += 9 * (self.max_products + self.max_probes)
         known = self.information_examples**2 * max(spec.num_classes - 1, 0) * 3
         return Cost(passes * self.num_examples + known + self.scaled * spec.num_validation)
@@ -155,10 +161,7 @@ class Sharpness:
         return carry, results({f"{self.set_name}/{name}": x for name, x in found.items()})
 
     def _problem(self, subject: Subject, splits: Splits) -> tuple[Any, Any, Any]:
-        model = subject.model
-        if getattr(model, "dtype", jnp.float32) != jnp.float32:
-            model = model.clone(dtype=jnp.float32)
-        loss: Any = Classification(model, subject.state.variables)
+        loss: Any = Classification(as_measured(subject.model), subject.state.variables)
         if self.normalised:
             loss = geometry.composed(normalised_logits(loss.model_fn), CrossEntropy())
         index = self.first + jnp.arange(self.num_examples)
@@ -183,10 +186,11 @@ class Sharpness:
         yield "noise_sharpness", noise.estimates()["average_sharpness"]
         for name, value in (("slope", noise.slope_part), ("absolute", noise.absolute)):
             yield f"noise_sharpness/{name}", _unknown_error(value, noise.num_pairs)
-        along = geometry.directional_curvature(loss, params, batch, **size).estimates()
-        yield from ((name, along[name]) for name in ("gradient_norm", "directional_curvature"))
-        sam = geometry.sam_sharpness(loss, params, batch, rho=self.sam_rho, **size)
-        yield from sam.estimates().items()
+        if not self.normalised:
+            yield "gradient_norm", exact(_gradient_norm(loss, params, batch))
+        if self.sam_rho:
+            sam = geometry.sam_sharpness(loss, params, batch, rho=self.sam_rho, **size)
+            yield from sam.estimates().items()
         fisher = geometry.fisher_rao(loss, params, batch, labels="observed", **size)
         yield from fisher.estimates().items()
         if self._has_head:
@@ -241,6 +245,14 @@ class Sharpness:
             yield from ((f"scaled/{n}", x) for n, x in self._flatness(scaled, params, batch))
 
 
+def as_measured(model: nn.Module) -> nn.Module:
+    """The model in float32 and without dropout, of which there is none in eval mode: so arms that
+    differ in these share their programs."""
+    wanted = {"dtype": jnp.float32, "dropout": 0.0}
+    differs = {n: x for n, x in wanted.items() if getattr(model, n, x) != x}
+    return model.clone(**differs) if differs else model
+
+
 def frozen_batch(
     splits: Splits, index: jax.Array, augmentation: Augmentation | None, key: jax.Array
 ) -> dict[str, jax.Array]:
@@ -268,6 +280,12 @@ def fitted(loss: Classification, params: Any, splits: Splits) -> temperature.Fit
 def _logits(model_fn: Any, params: Any, batch: Any) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         return model_fn(params, batch)
+
+
+@jax.jit
+def _gradient_norm(loss: Any, params: Any, batch: Any) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return tree.norm(jax.grad(loss)(params, batch))
 
 
 def _head_norm(params: Any, head: str) -> jax.Array:

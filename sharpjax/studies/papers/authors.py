@@ -18,7 +18,7 @@ from sharpjax.losses import Classification
 from sharpjax.studies.papers import conventions
 from sharpjax.train.plan import Cost, Subject, When
 from sharpjax.train.results import exact, results
-from sharpjax.train.sharpness import Augmentation, frozen_batch
+from sharpjax.train.sharpness import Augmentation, as_measured, frozen_batch
 from sharpjax.train.streams import stream
 
 STATISTICS = ("largest", "mean_absolute")  # of paper 6, of paper 1
@@ -85,9 +85,7 @@ class AuthorsSharpness:
 
     def __call__(self, carry: Any, subject: Subject, data: Any, key: jax.Array):
         params, variables = subject.state.params, subject.state.variables
-        model = subject.model
-        if getattr(model, "dtype", jnp.float32) != jnp.float32:
-            model = model.clone(dtype=jnp.float32)
+        model = as_measured(subject.model)
         index = self.first + jnp.arange(self.num_examples)
         batch = functools.partial(frozen_batch, data, index, self.augmentation)
         state = {"params": params, "variables": variables}
