@@ -408,7 +408,8 @@ def test_what_cannot_be_drawn(draw, message):
 
 @pytest.mark.parametrize(("low", "high"), [(0.22, 1.6), (3.2e-6, 4e-5), (0.004, 3e3)])
 def test_labels_of_a_logarithmic_axis_are_apart(low, high):
-    drawn = plots.points({"x": {"a": {0: low, 1: high}, "b": {0: high, 1: -1.0}}}, log=True)
+    arms = {"a": {0: low}, "b": {0: high}, "c": {0: -1.0}}
+    drawn = plots.points({"x": arms}, log=True)
     (axis,) = drawn.axes
     drawn.draw_without_rendering()
     low, high = axis.get_xlim()
