@@ -116,6 +116,7 @@ STUDIES: dict[str, str] = {
     "surfaces": "sharpjax.studies.surfaces",
     "circles": "sharpjax.studies.circles",
     "geometric_reappraisal": "sharpjax.studies.geometric_reappraisal",
+    "explicit_regularisation": "sharpjax.studies.explicit_regularisation",
 }
 
 # What the papers claim: every hypothesis of a report over several runs.

@@ -1,0 +1,1 @@
+"""Paper 6: explicit regularisation, sharpness and calibration (OpenReview ZQTiGcykl6)."""

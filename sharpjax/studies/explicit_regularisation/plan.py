@@ -1,0 +1,133 @@
+"""Paper 6 as a study: explicit regularisation, sharpness and calibration (OpenReview ZQTiGcykl6).
+
+Each arm of the config, `<data set>-<net>-<regulariser>`, is trained, and `<arm>-es` is made of it:
+the state after the epoch with the best validation accuracy, the first of equals. Validation images
+are taken from the training set; nothing is decided on test images. Arms of one seed share start,
+order and augmentation.
+
+Of the last state of both kinds of arms:
+
+    test/*                          `train.calibration`: error, ECE, before and after scaling
+    train[:512]/*                   `train.sharpness`, on images without augmentation, frozen
+    train[:512]/normalised/*        the same of logits of one length, of -es arms
+    train[:512]/authors/*           `papers.authors`: as the authors' code has it
+    train[:512]/augmented/authors/*, train[:512]/resampled/authors/*
+                                    of trained arms with augmentation
+
+and `validation/*` after each epoch of a trained arm. `information_sharpness` of -es arms alone, as
+in the paper.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import catalog, data, nn, optim, schema, tree
+from sharpjax.runs.study import Study
+from sharpjax.schema import Config
+from sharpjax.studies.explicit_regularisation import asks, shows
+from sharpjax.studies.papers.authors import AuthorsSharpness
+from sharpjax.studies.papers.paper6 import REGULARISERS
+from sharpjax.train.calibration import Calibration
+from sharpjax.train.evaluators import SplitMetrics
+from sharpjax.train.plan import Best, Derive, Evaluator, Member, Plan, Train, When, as_is
+from sharpjax.train.sharpness import Augmentation, Sharpness
+from sharpjax.train.steps import Steps
+
+HEAD = "head/kernel"
+BEST = Best("validation/accuracy", "most")
+
+
+def plan(config: Config) -> Plan:
+    """The data of each set, an arm for each of the config's, and what early stopping makes of it.
+
+    Raises:
+        UserError: a model cannot be built, or has no linear head of its own.
+    """
+    members = tuple(map(Member, config.seeds))
+    specs: dict[str, data.Images] = {}
+    stages = []
+    arms = schema.complete_arms(config)
+    for name in sorted(arms, key=_place):
+        arm = arms[name]
+        spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
+        specs.setdefault(spec.name, spec)
+        key = spec.name if specs[spec.name] == spec else f"{spec.name} of {name}"
+        specs.setdefault(key, spec)
+        trained = _arm(name, arm, key, spec, members)
+        stopped = (*_measured(arm, trained.step, is_stopped=True),)
+        stages += [trained, Derive(f"{name}-es", name, as_is, stopped, at="best")]
+    return Plan(specs, tuple(stages))
+
+
+def _place(name: str) -> tuple[str, str, int]:
+    """The paper's order of regularisers, place by place."""
+    data_set, net, regulariser = name.split("-")
+    known = REGULARISERS
+    return data_set, net, known.index(regulariser) if regulariser in known else len(known)
+
+
+def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Member, ...]) -> Train:
+    known = catalog.DATA_SETS[spec.name]
+    steps_per_epoch = spec.num_train // arm.train.batch_size
+    step = Steps(
+        nn.from_config(arm.model, num_classes=spec.num_classes),
+        optim.from_config(
+            arm.optim,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=arm.train.epochs * steps_per_epoch,
+            batch_size=arm.train.batch_size,
+        ),
+        arm.train.batch_size,
+        pad=known.pad if arm.data.augment else 0,
+        flip=known.flip and arm.data.augment,
+        padding=spec.padding,
+    )
+    image = jnp.zeros((1, *spec.input_shape))
+    shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
+    tree.select(shapes, HEAD)  # refused now, not after training
+    each = SplitMetrics(
+        arm.evaluate.calibration.batch_size,
+        arm.evaluate.calibration.num_bins,
+        When(every_epochs=1),
+        split="validation",
+    )
+    return Train(
+        arm=name,
+        members=members,
+        data=key,
+        step=step,
+        epochs=arm.train.epochs,
+        checkpoint_epochs=arm.train.checkpoint_epochs,
+        evaluators=(each, *_measured(arm, step, is_stopped=False)),
+        best=BEST,
+        population=arm.train.population,
+    )
+
+
+def _measured(arm: Config, step: Steps, *, is_stopped: bool) -> tuple[Evaluator, ...]:
+    """What is measured of a state: by the definitions, and as the authors' code has it. Of -es arms
+    also with logits of one length; of arms that are trained with augmentation also the authors'
+    number on an augmented set, fixed and drawn anew."""
+    at_end, sharp = When(), arm.evaluate.sharpness.to_dict()
+    few, pairs = sharp.pop("information_examples"), sharp.pop("normalised_pairs")
+    sharp["microbatch_size"] = sharp["microbatch_size"] or None
+    own = Sharpness(
+        at_end, **sharp, head=HEAD, scaled=True, information_examples=few if is_stopped else 0
+    )
+    theirs = {"num_examples": own.num_examples, "head": HEAD, **arm.evaluate.authors.to_dict()}
+    found = (
+        Calibration(at_end, **arm.evaluate.calibration.to_dict()),
+        own,
+        AuthorsSharpness(at_end, **theirs),
+    )
+    if is_stopped:
+        return *found, Sharpness(at_end, **sharp | {"noise_pairs": pairs}, normalised=True)
+    if not (step.pad or step.flip):
+        return found
+    crops = Augmentation(step.pad, step.flip, step.padding)
+    fixed = AuthorsSharpness(at_end, **theirs, augmentation=crops)
+    anew = AuthorsSharpness(at_end, **theirs, augmentation=crops, resampled=True)
+    return (*found, fixed, anew)
+
+
+STUDY = Study(plan, asks.hypotheses, tables=shows.tables, figures=shows.figures)

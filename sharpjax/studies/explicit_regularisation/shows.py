@@ -1,0 +1,155 @@
+"""What the study shows: the paper's numbers and ours, sharpness against error and ECE, diagrams."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sharpjax import plots
+from sharpjax.metrics.reliability import Diagram
+from sharpjax.plots import Figure, Values, first_set, last_of, n_of
+from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.report.content import Table
+from sharpjax.runs.study import Arrays
+from sharpjax.studies.papers import cells, paper6
+from sharpjax.studies.papers.paper6 import REGULARISERS
+from sharpjax.train.calibration import diagram_of
+from sharpjax.train.results import Row
+
+OUTPUTS = "calibration-test"  # the evaluator that stores the bins
+SHARPNESS = {
+    "noise_sharpness": "noise sharpness",
+    "fisher_rao": "Fisher-Rao norm",
+    "relative_flatness_normalised": "relative flatness",
+}
+PERFORMANCE = {"test/error": "test error", "test/ece": "ECE"}
+# By definition, and as the authors' code has it; and the paper's name.
+BOTH = {
+    "noise sharpness": ("noise_sharpness", "authors/noise_sharpness", None),
+    "Fisher-Rao norm": ("fisher_rao", "authors/fisher_rao", "train/fisher_rao_norm"),
+    "relative flatness": (
+        "relative_flatness_normalised", "authors/relative_flatness", paper6.FLATNESS
+    ),
+}  # fmt: skip
+PLAIN = {"test/error": "error", "test/ece": "ECE", "test/scaled/ece": "ECE, scaled"}
+
+
+def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    """One row for each arm: errors and ECE, and each measure of sharpness twice, with the paper's
+    numbers where its arm has any."""
+    found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
+    where = _where(rows)
+    if where is None:
+        return ()
+
+    def line(arm: str) -> tuple[str, ...]:
+        said = paper6.TABLES.get(arm, {})
+        cells_ = [_short(found.get((arm, f"{where}/nll")))]
+        for metric in PLAIN:
+            cells_ += [_short(found.get((arm, metric))), _number(said.get(metric))]
+        for own, theirs, name in BOTH.values():
+            cells_ += [_short(found.get((arm, f"{where}/{metric}"))) for metric in (own, theirs)]
+            cells_ += [_number(said.get(name))] if name else []
+        return arm, *cells_
+
+    columns = ["arm", "training loss"]
+    for label in PLAIN.values():
+        columns += [label, "paper"]
+    for label, (_, _, name) in BOTH.items():
+        columns += [label, "authors' code", *(["paper"] if name else [])]
+    caption = (
+        f"Means ± standard errors over seeds at the end of each arm, training measures on {where} "
+        "without augmentation; each measure of sharpness by its definition and as the authors' "
+        "code computes it, and the paper's number of VGG19 (means of 3 seeds)."
+    )
+    arms = tuple(dict.fromkeys(row["arm"] for row in rows))
+    return (Table(caption, tuple(columns), tuple(map(line, arms))),)
+
+
+def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
+    """For each data set and net: sharpness against error and ECE, a point a model, and reliability
+    diagrams of the -es arms, before and after temperature scaling."""
+    where = _where(rows)
+    by_place: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        by_place.setdefault("-".join(cells.place(arm)), []).append(arm)
+    for place, arms in by_place.items():
+        own = [row for row in rows if row["arm"] in arms]
+        panels = [
+            (label, _of_place(own, f"{where}/{metric}"), said, _of_place(own, performance))
+            for performance, said in PERFORMANCE.items()
+            for metric, label in SHARPNESS.items()
+        ]
+        if where and all(panel[1] for panel in panels):
+            yield Figure(
+                f"sharpness-{place}",
+                f"{place}. Three measures of sharpness on {where} against test error (above) and "
+                f"expected calibration error (below): a point for each model, -es: stopped early; "
+                f"values of sharpness that are not above 0 have none; {n_of(panels[0][1])}.",
+                lambda panels=panels: plots.scatter(panels, log=(True, False)),
+                (f"{where}/relative_flatness_normalised", "test/error", "test/ece"),
+            )
+        diagrams = _diagrams([a for a in arms if a.endswith("-es")], arrays)
+        if diagrams:
+            yield Figure(
+                f"reliability-{place}",
+                f"{place}. Accuracy against confidence on the test set with early stopping, before "
+                f"and after temperature scaling, bin by bin over the models of all seeds: means, "
+                f"and from the least to the most of a seed; below, the share of each bin.",
+                lambda diagrams=diagrams: plots.reliability(diagrams),
+                ("test/ece", "test/scaled/ece"),
+            )
+
+
+def _diagrams(arms: Sequence[str], arrays: Arrays) -> dict[str, Diagram]:
+    found = {}
+    for is_scaled in (False, True):
+        for arm in arms:
+            each = [diagram_of(x, scaled=is_scaled) for x in arrays(arm, OUTPUTS).values()]
+            if there := [diagram for diagram in each if diagram is not None]:
+                name = arm.split("-")[2] + ", scaled" * is_scaled
+                found[name] = over_seeds(there)
+    return found
+
+
+def over_seeds(diagrams: Sequence[Diagram]) -> Diagram:
+    """One diagram of several models with the same edges: all their predictions together, `low` and
+    `high` the least and the most accurate of them in a bin."""
+    count, confidence, accuracy = (
+        np.stack([getattr(d, name) for d in diagrams])
+        for name in ("count", "confidence", "accuracy")
+    )
+    total = count.sum(0)
+    with np.errstate(invalid="ignore"):
+        means = [np.nansum(count * x, 0) / total for x in (confidence, accuracy)]
+    spread = [
+        np.array([pick(column[n > 0], initial=start) if n.any() else np.nan
+                  for column, n in zip(accuracy.T, count.T, strict=True)])
+        for pick, start in ((np.min, 1.0), (np.max, 0.0))
+    ]  # fmt: skip
+    return Diagram(diagrams[0].edges, total, *means, *spread)
+
+
+def _where(rows: Sequence[Row]) -> str | None:
+    metric = first_set(rows, "fisher_rao")
+    return metric.removesuffix("/fisher_rao") if metric else None
+
+
+def _of_place(rows: Sequence[Row], metric: str) -> Values:
+    """Values by what tells arms of a place apart, in the paper's order."""
+    found: Mapping[str, Any] = last_of(rows, metric)
+    by_name = {arm.split("-", 2)[2]: values for arm, values in found.items()}
+    order = [f"{r}{end}" for r in REGULARISERS for end in ("", "-es")]
+    known = [name for name in order if name in by_name]
+    return {name: by_name[name] for name in (*known, *(n for n in by_name if n not in known))}
+
+
+def _short(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    error = summary.standard_error
+    return f"{summary.mean:.4g}" + (f" ± {error:.1g}" if error == error else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
