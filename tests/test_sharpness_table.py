@@ -117,7 +117,7 @@ def test_much_information_is_left_out(problem, monkeypatch, x64):
     """And named, with what it would take."""
     monkeypatch.setattr(module, "_MOST_OUTPUTS", 8)
     found = measure_all(composed(logits, CrossEntropy()), *problem, key=KEY, **HOW)
-    assert "it takes 9 products" in dict(found.left_out)["information_sharpness"]
+    assert "a matrix of 9 numbers square" in dict(found.left_out)["information_sharpness"]
     assert values(found)["fisher_rao"] > 0
 
 

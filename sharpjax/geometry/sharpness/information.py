@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.estimate import Estimate
-from sharpjax.geometry.loss.assumptions import mark
+from sharpjax.geometry.exact.contributions import output_shapes
+from sharpjax.geometry.exact.cotangents import as_problem
+from sharpjax.geometry.exact.gauss_newton import refuse_mixing
+from sharpjax.geometry.exact.gram import gram
+from sharpjax.geometry.loss.assumptions import both, mark
 from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.composed import methods
-from sharpjax.geometry.loss.implicit import holds_implicit, multiplied_out
 from sharpjax.geometry.operators.gauss_newton import fisher
 from sharpjax.geometry.status import Status, tells_unknown
 
@@ -70,8 +73,12 @@ def information_sharpness(
     says how much they would add: with one feature of five scaled by 1e-3 it was 1 % in float32, by
     1e-4 4 %. Compute such models in float64.
 
-    Cost: one product with J and one with J' for each of N K outputs, and an eigendecomposition of N
-    K numbers square for each chunk.
+    Cost: for each chunk K back-propagations an example, without the weight gradients of dense
+    layers, their products, and an eigendecomposition of N K numbers square. Of convolutions, dense
+    layers at many positions and all else the gradients of all outputs are formed. Memory: five
+    matrices of N K numbers square, and 256 MB (or what two examples take): examples that do not fit
+    there are taken in blocks, and differentiated again for each pair of these. No derivative is
+    propagated through it.
 
     Args:
         loss: from `composed`, or any other that has its parts, whose outer loss is canonical, as in
@@ -82,7 +89,8 @@ def information_sharpness(
             own. None: all.
 
     Raises:
-        UserError: an argument does not fit; the matrix of a chunk takes more than 1 GiB.
+        UserError: an argument does not fit; the outputs of one example depend on the others of its
+            batch; the matrix of a chunk takes more than 1 GiB.
 
     >>> from sharpjax.geometry import composed
     >>> from sharpjax.losses import CrossEntropy
@@ -94,68 +102,60 @@ def information_sharpness(
     """
     caller = "information_sharpness"
     operator = fisher(loss, params, batch)
-    loss, params, batch = operator.loss, operator.params, operator.batch
+    params, batch = operator.params, operator.batch
     refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
     count = loops.count_examples(caller, batch)
     size = count if m is None else whole_number(caller, "m", m)
     chunks = loops.split_chunks(caller, batch, size)
-    outputs = jax.eval_shape(loss.model_fn, params, batch)
-    if holds_implicit(outputs):
-        loss = multiplied_out(loss)
-        outputs = jax.eval_shape(loss.model_fn, params, batch)
-    if loss.example_weight is not None or getattr(outputs, "shape", ())[:1] != (count,):
-        raise UserError(
-            f"{caller}: takes an unweighted mean over examples with one row of outputs each. Leave "
-            f"masked examples out of the batch."
-        )
     if operator.how.way != "linearized":
         raise UserError(
             f"{caller}: needs the model forwards and backwards, and a layer of it has one of these "
             f"alone. Use the layer's reference implementation in JAX."
         )
+    problem = as_problem(caller, operator)
+    outputs = output_shapes(problem.model, params, batch)
+    if problem.weight is not None or getattr(outputs, "shape", ())[:1] != (count,):
+        raise UserError(
+            f"{caller}: takes an unweighted mean over examples with one row of outputs each. Leave "
+            f"masked examples out of the batch."
+        )
     outer = size * outputs.size // count
-    width = jnp.promote_types(outputs.dtype, jnp.float32).itemsize
-    if outer**2 * width > _MOST_BYTES:
+    if outer**2 * outputs.dtype.itemsize > _MOST_BYTES:
         raise UserError(
             f"{caller}: {size} examples of {outputs.size // count} outputs make a matrix of "
-            f"{outer**2 * width / 2**30:.1f} GiB; take chunks of fewer examples, m=."
+            f"{outer**2 * outputs.dtype.itemsize / 2**30:.1f} GiB; take chunks of fewer examples, "
+            f"m=."
         )
-    found = [_chunk(loss, params, tree.index(chunks, i)) for i in range(count // size)]
-    return mark(_mean(tree.size(params), tree.stack(found)), operator.checked)
+    checked = both(operator.checked, refuse_mixing(caller, problem))
+    given = problem.model, problem.outer, params
+    found = [_chunk(*given, tree.index(chunks, i)) for i in range(count // size)]
+    return mark(_mean(tree.size(params), tree.stack(found)), checked)
+
+
+def _chunk(model, outer_loss, params, batch):
+    """`|c|^2 / N` and, by eigenvalues of F descending, what each direction adds to it."""
+    roots, c, holds = _roots(model, outer_loss, params, batch)
+    return _decompose(gram(model, params, batch, roots), c, holds)
 
 
 @jax.jit
-def _chunk(loss, params, batch):
-    """`|c|^2 / N` and, by eigenvalues of F descending, what each direction adds to it."""
-    params, count = tree.widen(params), jax.tree.leaves(batch)[0].shape[0]
+def _roots(model, outer_loss, params, batch):
     with jax.default_matmul_precision("highest"):
+        outputs = tree.widen(model(tree.widen(params), batch))
+        count, *shape = outputs.shape
+        whiten = jax.tree_util.Partial(_whiten, outer_loss, shape)
+        roots, c, holds = jax.vmap(whiten)(outputs.reshape(count, -1), batch)
+    return roots.reshape(*c.shape, *shape), c, jnp.all(holds)
 
-        def model(params):
-            return tree.widen(loss.model_fn(params, batch)).reshape(count, -1)
 
-        outputs, along = jax.linearize(model, params)
-        back = jax.linear_transpose(along, params)
-        like = jax.eval_shape(loss.model_fn, params, batch)
-
-        roots, c, holds = jax.vmap(jax.tree_util.Partial(_whiten, loss.outer_loss, like.shape[1:]))(
-            outputs, batch
-        )
-
-        def column(unit):
-            (pulled,) = back(jnp.einsum("nck,nc->nk", roots, unit.reshape(c.shape)))
-            return jnp.einsum("nck,nk->nc", roots, along(pulled)).reshape(-1)
-
-        gram = loops.map_over_chunks(
-            _column, jax.tree_util.Partial(column), jnp.eye(c.size, dtype=c.dtype)
-        )
-        eigenvalues, basis = jnp.linalg.eigh((gram + gram.T) / 2)
-        parts = jnp.square(c.reshape(-1) @ basis) / count
-    upper = jnp.where(jnp.all(holds), jnp.sum(jnp.square(c)) / count, jnp.nan)
+@jax.jit
+def _decompose(matrix, c, holds):
+    count, c = len(c), c.reshape(-1)
+    with jax.default_matmul_precision("highest"):
+        eigenvalues, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        parts = jnp.square(c @ basis) / count
+    upper = jnp.where(holds, jnp.sum(jnp.square(c)) / count, jnp.nan)
     return upper, eigenvalues[::-1] / count, parts[::-1]
-
-
-def _column(column, unit):
-    return column(unit)
 
 
 def _whiten(outer_loss, shape, row, one):

@@ -35,7 +35,7 @@ from sharpjax.geometry.status import Status, if_finite
 
 Params = Any
 
-_MOST_OUTPUTS = 1024  # of all examples, each of which is a product in information sharpness
+_MOST_OUTPUTS = 1024  # of all examples, the order of the eigenproblem of information sharpness
 _NO_PARTS = "the loss has no parts; make it with geometry.composed"
 _FLATNESS = ("relative_flatness", "relative_flatness_normalised")
 
@@ -152,7 +152,7 @@ def measure_all(
 
     What does not apply is left out and named, with the reason: what needs the parts of the loss
     where it has none, or a head where none is named; information sharpness where the outputs of all
-    examples are more than 1024 numbers, each of which costs a product.
+    examples are more than 1024 numbers, the order of its eigenproblem.
 
     Cost: the last column, in which rows of one computation each have the whole: of the defaults at
     most 200 products, 44 gradients and 200 values. The first call compiles each measure.
@@ -261,13 +261,17 @@ def _of_parts(
         *(_FLATNESS, "values", 2, no_head),
     )
     count = _count_outputs(composed, *given[1:]) if composed else 0
+    each = count // loops.count_examples("measure_all", given[2]) if count else 0
     if count > _MOST_OUTPUTS:
-        reason = f"it takes {count:,} products; call it by itself, on fewer examples or with m="
+        reason = (
+            f"it decomposes a matrix of {count:,} numbers square; call it by itself, on fewer "
+            f"examples or with m="
+        )
     yield (
         lambda: information_sharpness(*given),
         ("information_sharpness",),
-        "products",
-        count,
+        "gradients",
+        each,
         reason,
     )
 
