@@ -124,6 +124,15 @@ def test_what_cannot_be_measured_is_refused(changes, says):
         schema.check(made.lock(), {})
 
 
+def test_a_net_that_the_authors_code_cannot_divide_is_refused():
+    made = forms.get_config("smoke")
+    made.model.name, made.model.width = "small_conv", 4
+    for arm in made.arms.values():
+        arm.model = {}
+    with pytest.raises(UserError, match="Conv_1/bias.*has not a number for each of its 128"):
+        study.plan_of(made.lock())
+
+
 # What is asked.
 
 

@@ -21,10 +21,11 @@ in the paper.
 import jax
 import jax.numpy as jnp
 
-from sharpjax import catalog, data, nn, optim, schema, tree
+from sharpjax import catalog, data, nn, optim, schema
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
 from sharpjax.studies.explicit_regularisation import asks, shows
+from sharpjax.studies.papers import authors
 from sharpjax.studies.papers.authors import AuthorsSharpness
 from sharpjax.studies.papers.paper6 import REGULARISERS
 from sharpjax.train.calibration import Calibration
@@ -84,7 +85,7 @@ def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Mem
     )
     image = jnp.zeros((1, *spec.input_shape))
     shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
-    tree.select(shapes, HEAD)  # refused now, not after training
+    authors.check(shapes, HEAD)  # refused now, not after training
     each = SplitMetrics(
         arm.evaluate.calibration.batch_size,
         arm.evaluate.calibration.num_bins,

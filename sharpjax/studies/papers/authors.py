@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from sharpjax import data, geometry, tree
-from sharpjax.errors import unknown
+from sharpjax.errors import UserError, unknown
 from sharpjax.estimate import Estimate
 from sharpjax.losses import Classification
 from sharpjax.studies.papers import conventions
@@ -144,6 +144,24 @@ def before_head(names: Iterable[str]) -> tuple[str, ...]:
         if found:
             return tuple(n for n, place in found.items() if place == max(found.values()))
     return ()
+
+
+def check(params: Any, head: str) -> None:
+    """Refuse a net, by its parameters or their shapes, whose layer before the head has not a number
+    for each feature: their code cannot divide it.
+
+    Raises:
+        UserError: so it is, or there is no such head.
+    """
+    shapes = dict(zip(tree.path_names(params), jax.tree.leaves(params), strict=True))
+    tree.select(params, head)
+    before = before_head(shapes)
+    if not before or any(shapes[n].shape[-1] != shapes[head].shape[0] for n in before):
+        raise UserError(
+            f"papers.AuthorsSharpness: {', '.join(before) or 'no layer'} before the head has not a "
+            f"number for each of its {shapes[head].shape[0]} features, by whose deviations the "
+            f"authors' code divides; take a net without a flattened image before its head."
+        )
 
 
 @jax.jit
