@@ -55,7 +55,8 @@ def test_a_run(finished):
             {"train/alive"} if arm.endswith("-es") else set()
         )
     figures = {path.name for path in (folder / "figures").glob("*.png")}
-    assert figures == {"sharpness-digits-mlp.png", "reliability-digits-mlp.png"}
+    kinds = ("sharpness", "reliability", "reliability-scaled")
+    assert figures == {f"{kind}-digits-mlp.png" for kind in kinds}
     assert "authors' code" in (folder / "report.md").read_text().replace("&#x27;", "'")
 
 

@@ -89,26 +89,26 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 lambda panels=panels: plots.scatter(panels, log=(True, False)),
                 (f"{where}/relative_flatness_normalised", "test/error", "test/ece"),
             )
-        diagrams = _diagrams([a for a in arms if a.endswith("-es")], arrays)
-        if diagrams:
-            yield Figure(
-                f"reliability-{place}",
-                f"{place}. Accuracy against confidence on the test set with early stopping, before "
-                f"and after temperature scaling, bin by bin over the models of all seeds: means, "
-                f"and from the least to the most of a seed; below, the share of each bin.",
-                lambda diagrams=diagrams: plots.reliability(diagrams),
-                ("test/ece", "test/scaled/ece"),
-            )
+        stopped = [arm for arm in arms if arm.endswith("-es")]
+        for kind, said in (("", "before"), ("scaled-", "after")):
+            if diagrams := _diagrams(stopped, arrays, is_scaled=bool(kind)):
+                yield Figure(
+                    f"reliability-{kind}{place}",
+                    f"{place}. Accuracy against confidence on the test set with early stopping, "
+                    f"{said} temperature scaling, bin by bin over the models of all seeds: means, "
+                    f"and from the least to the most of a seed; below, the share of each bin.",
+                    lambda diagrams=diagrams: plots.reliability(diagrams),
+                    ("test/scaled/ece" if kind else "test/ece",),
+                )
 
 
-def _diagrams(arms: Sequence[str], arrays: Arrays) -> dict[str, Diagram]:
+def _diagrams(arms: Sequence[str], arrays: Arrays, *, is_scaled: bool) -> dict[str, Diagram]:
+    """By regulariser, over seeds."""
     found = {}
-    for is_scaled in (False, True):
-        for arm in arms:
-            each = [diagram_of(x, scaled=is_scaled) for x in arrays(arm, OUTPUTS).values()]
-            if there := [diagram for diagram in each if diagram is not None]:
-                name = arm.split("-")[2] + ", scaled" * is_scaled
-                found[name] = over_seeds(there)
+    for arm in arms:
+        each = [diagram_of(x, scaled=is_scaled) for x in arrays(arm, OUTPUTS).values()]
+        if there := [diagram for diagram in each if diagram is not None]:
+            found[arm.split("-")[2]] = over_seeds(there)
     return found
 
 
