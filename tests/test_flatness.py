@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, composed, fisher, fisher_rao, relative_flatness
+from sharpjax.geometry.sharpness import flatness as module
 from sharpjax.losses import CrossEntropy, SquaredError, cross_entropy
 from tests import nets
 
@@ -53,6 +54,33 @@ def test_it_is_the_weighed_trace_of_the_hessian_of_the_head(x64, outer):
         np.testing.assert_allclose(one, other, rtol=1e-12)
     inside = jax.jit(lambda p: relative_flatness(loss, p, batch, head="out/kernel"))(params)
     np.testing.assert_allclose(inside.value, truth, rtol=1e-12)
+    other = composed(by_a_factor, loss.outer_loss)
+    found = relative_flatness(other, params, batch, head="out/kernel")
+    np.testing.assert_allclose(found.value, truth, rtol=1e-12)
+
+
+def by_a_factor(params, batch):
+    """The same net, whose kernel is no operand of the product."""
+    out = params["out"]
+    return relu_net({**params, "out": {**out, "kernel": out["kernel"] * 1.0}}, batch)
+
+
+def test_features_are_read_where_they_can_be(x64):
+    _, params, batch = problem()
+    hidden = jax.nn.relu(batch["x"] @ params["in"]["kernel"] + params["in"]["bias"])
+    kernel = params["out"]["kernel"]
+
+    def of(model):
+        return lambda kernel, batch: model(
+            {**params, "out": {**params["out"], "kernel": kernel}}, batch
+        )
+
+    read = module._read(of(relu_net), kernel, batch)
+    assert read is not None
+    np.testing.assert_allclose(read, hidden, rtol=1e-14)
+    assert module._read(of(by_a_factor), kernel, batch) is None
+    found = module._differentiate(of(by_a_factor), kernel, batch)
+    np.testing.assert_allclose(found, hidden, rtol=1e-14)
 
 
 def rescaled(params, factor):

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from sharpjax import loops, tree
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
+from sharpjax.geometry.exact.matrix_form import Dense, matrix_form
+from sharpjax.geometry.exact.per_example import evaluate, find_entries
 from sharpjax.geometry.loss.assumptions import both, mark, require
 from sharpjax.geometry.loss.axes import refuse_sharded
 from sharpjax.geometry.loss.composed import weights
-from sharpjax.geometry.loss.implicit import holds_implicit, multiplied_out
+from sharpjax.geometry.loss.implicit import give_arrays, multiplied_out
 from sharpjax.geometry.operators.gauss_newton import gauss_newton
 from sharpjax.geometry.status import if_finite
 
@@ -63,7 +65,8 @@ def relative_flatness(
     of them does not change `normalised`. That division is exact for any model, since it is made
     between features and head and not in the layers before.
 
-    Cost: two forward passes, and K products with the Hessian of the outer loss. Memory: features
+    Cost: one forward pass, and K products with the Hessian of the outer loss; two passes where the
+    kernel is used other than in one product with the features. Memory: features
     and outputs of all examples, and the activations of one microbatch.
 
     Args:
@@ -93,10 +96,9 @@ def relative_flatness(
     loss, params, batch = operator.loss, operator.params, operator.batch
     refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
     kernels = jax.tree.leaves(params)
-    outputs = jax.eval_shape(loss.model_fn, params, batch)
-    if holds_implicit(outputs):
-        loss = multiplied_out(loss)
-        outputs = jax.eval_shape(loss.model_fn, params, batch)
+    # Of one function with the model as an argument, the trace is remembered from call to call.
+    outputs = jax.eval_shape(give_arrays, loss.model_fn, params, batch)
+    loss = multiplied_out(loss)
     shape, count = getattr(outputs, "shape", None), loops.count_examples(caller, batch)
     if len(kernels) != 1 or kernels[0].ndim != 2 or shape != (count, kernels[0].shape[1]):
         raise UserError(
@@ -173,15 +175,40 @@ def _rows(operands, batch):
     def outputs(kernel, batch):
         return tree.widen(model_fn(treedef.unflatten([kernel]), batch))
 
+    found = outputs(kernel, batch)
+    features = _read(outputs, kernel, batch)
+    if features is None:
+        features = _differentiate(outputs, kernel, batch)
+    return features, found, outputs(kernel + _change(kernel), batch) - found
+
+
+def _read(outputs, kernel, batch):
+    """What the kernel is multiplied with, if that is one product for each example: no further pass,
+    as the compiler sees that it is that of the outputs."""
+    closed = jax.make_jaxpr(outputs)(kernel, batch)
+    uses = find_entries(closed.jaxpr, 1)[0]
+    form = matrix_form(uses[0].eqn, uses[0].operand) if len(uses) == 1 else None
+    if not isinstance(form, Dense) or uses[0].moves:
+        return None
+    (count, *_), (rows, columns) = closed.out_avals[0].shape, kernel.shape
+    if form.sizes != (1, count, rows, columns):
+        return None
+    out: Any = form.eqn.outvars[0].aval
+    bump = {uses[0].path: jnp.zeros(out.shape, out.dtype)}
+    _, read = evaluate(closed, [kernel, *jax.tree.leaves(batch)], bump)
+    return tree.widen(form.inputs(read[uses[0].path])[0])
+
+
+def _differentiate(outputs, kernel, batch):
+    """The gradient of the first output in the first column, example by example."""
+
     def feature(one):
         def first(column):
             return outputs(kernel.at[:, 0].set(column), one)[0, 0]
 
         return jax.grad(first)(kernel[:, 0])
 
-    found = outputs(kernel, batch)
-    features = jax.vmap(feature)(jax.tree.map(lambda x: jnp.expand_dims(x, 1), batch))
-    return features, found, outputs(kernel + _change(kernel), batch) - found
+    return jax.vmap(feature)(jax.tree.map(lambda x: jnp.expand_dims(x, 1), batch))
 
 
 def _change(kernel):
