@@ -38,7 +38,11 @@ def timed(ways, repeats):
 
 
 def flatness(loss, params, batch, repeats):
-    """The closed form against the trace of each neuron's blocks, by a product for each weight."""
+    """The closed form against the trace of each neuron's blocks, by a product for each weight.
+
+    The other way is given the features. The closed form finds them, which takes 14 of its 20 ms of
+    processor time on the MLP with 670,000 parameters: the ratio is bounded by that forward pass.
+    """
     kernel, bias = params["head"]["kernel"], params["head"]["bias"]
     features = batch["image"].reshape(len(batch["image"]), -1)
     for name in sorted(set(params) - {"head"}):
@@ -113,7 +117,13 @@ def _advance(v, others):
 
 
 def restarts(loss, params, batch, repeats, count=8):
-    """Restarts of the worst case in one program against a call for each: as many gradients."""
+    """Restarts of the worst case in one program against a call for each.
+
+    The searches run one after another, with 161 gradients for 168: what one program saves is
+    the centre and what a call costs beside. As lanes (vmap) they would be no faster on a CPU, and
+    take the memory of all: of 8 gradients together, processor time was 1.05 times that of one after
+    another on the net of 3,466 parameters, and 1.13 times on that of 670,000.
+    """
     keys = jax.random.split(jax.random.key(0), count)
 
     def worst(key, restarts):
