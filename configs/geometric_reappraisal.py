@@ -19,7 +19,7 @@ Neither has been run.
 `:cpu`: narrow nets on the first 4,000 training images (TFDS order), 12, 10 and 15 epochs in batches
 of 64 with a cosine to 0. Sharpness on 512 training images; the authors' by 20 draws in place of
 100; corruption on 500 test images in all 95 cells, by corruptions of our own and not those of
-CIFAR-10-C. With sets from `shared/data` 98 of the 60,000 images are JPEG decodes.
+CIFAR-10-C. Of the 60,000 images as they were prepared for development all but 98 are exact.
 A ResNet takes 22 s of two quiet cores to train, 45 with SAM, and 12 s of one core to be measured,
 after a minute or two of compilation for each net: two hours and a quarter in all by arithmetic,
 45 minutes for `:cpu_labels`. Trials with seed 0 (`base` and `aug_sam`; of the ViT the latter) chose
