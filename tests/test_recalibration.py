@@ -7,7 +7,15 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from sharpjax.errors import UserError
-from sharpjax.metrics import adaptive, binned_scaling, linear_scaling, smooth, temperature
+from sharpjax.metrics import (
+    adaptive,
+    binned_scaling,
+    linear_scaling,
+    reliability,
+    selective,
+    smooth,
+    temperature,
+)
 
 
 def softmax(z):
@@ -203,3 +211,60 @@ def test_the_sweep_has_the_most_bins_that_increase(order):
     ties = np.log([[0.6, 0.4]] * 10)
     got = adaptive.sweep_calibration_error(ties, np.array([0, 1] * 5), order=order)
     np.testing.assert_allclose(got, 0.1, rtol=1e-12)
+
+
+FITS = {
+    "temperature": (temperature, lambda z, y: temperature.fit(z, y)),
+    "linear_scaling": (linear_scaling, lambda z, y: linear_scaling.fit(z, y, "vector")),
+    "binned_scaling": (binned_scaling, lambda z, y: binned_scaling.fit(z, y, "isotonic")),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_what_is_no_logits_is_not_mapped(name):
+    """Probabilities and fits of another kind are refused; NaN stays NaN."""
+    z, y = draw(0)
+    module, fit = FITS[name]
+    found, other = fit(z, y), draw(1, 3)[0]
+    with pytest.raises(UserError, match=f"{name}.apply: these are probabilities"):
+        module.apply(found, softmax(other), allow_overlap=True)
+    wrong = FITS["binned_scaling" if name == "temperature" else "temperature"][1](z, y)
+    with pytest.raises(UserError, match=f"{name}.apply: fit must be from {name}.fit"):
+        module.apply(wrong, other)
+    other[1] = np.nan
+    mapped = np.asarray(module.apply(found, other))
+    np.testing.assert_array_equal(np.isnan(mapped).all(axis=1), [False, True, False])
+    np.testing.assert_array_equal(mapped[::2], module.apply(found, other[::2]))
+
+
+def test_a_logit_of_minus_infinity():
+    """A class that cannot be has a step, but no centred logits."""
+    z, y = draw(0)
+    other = draw(1, 3)[0]
+    other[1, 0] = -np.inf
+    mapped = linear_scaling.apply(linear_scaling.fit(z, y, "matrix"), other)
+    np.testing.assert_array_equal(np.isnan(mapped).all(axis=1), [False, True, False])
+    steps = binned_scaling.fit(z, y, "isotonic")
+    finite = np.where(np.isfinite(other), other, -1e3)
+    np.testing.assert_array_equal(
+        binned_scaling.apply(steps, other), binned_scaling.apply(steps, finite)
+    )
+
+
+def test_inside_of_jit_what_computes_in_numpy_is_refused():
+    z, y = draw(0, 20)
+    bins, key = reliability.init(5), jax.random.key(0)
+    found = {name: fit(z, y) for name, (_, fit) in FITS.items()}
+    calls = [
+        *(lambda z, name=name: FITS[name][1](z, y) for name in FITS),
+        *(lambda z, name=name: FITS[name][0].apply(found[name], z) for name in FITS),
+        lambda z: adaptive.adaptive_calibration_error(z, y),
+        lambda z: adaptive.sweep_calibration_error(z, y),
+        lambda z: adaptive.calibration_test(bins, z, y, key=key),
+        lambda z: adaptive.compare_calibration(bins, z, z, y, key=key),
+        lambda z: smooth.smooth_calibration_error(z, y),
+        lambda z: selective.risk_coverage(z, y),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="outside of jit"):
+            jax.jit(call)(jnp.asarray(z, jnp.float32))

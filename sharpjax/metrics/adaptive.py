@@ -48,8 +48,7 @@ def adaptive_calibration_error(
         raise unknown(f"of ({caller})", str(of), ("top", "classes"))
     if not 0 <= threshold < 1:
         raise UserError(f"{caller}: threshold={threshold}; give a number in [0, 1).")
-    inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
-    z, y = np.asarray(logits, np.float64), np.asarray(label)
+    z, y = inputs.on_host(caller, logits, label)
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     right = y[:, None] == np.arange(p.shape[1])
@@ -95,8 +94,7 @@ def sweep_calibration_error(logits: jax.Array, label: jax.Array, *, order: int =
     """
     caller = "sweep_calibration_error"
     whole_number(caller, "order", order)
-    inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
-    z, y = np.asarray(logits, np.float64), np.asarray(label)
+    z, y = inputs.on_host(caller, logits, label)
     confidence = 1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1)
     if not len(y) or not np.isfinite(confidence).all():
         return float("nan")
@@ -153,6 +151,7 @@ def calibration_test(
     """
     caller = "calibration_test"
     num_draws = whole_number(caller, "num_draws", num_draws)
+    inputs.refuse_traced(caller, logits, label)
     batch = inputs.checked(caller, logits, label)
     if bins.of == "top":
         confidence = inputs.confidence_of(batch)[:, None]
@@ -211,6 +210,7 @@ def compare_calibration(
     num_draws = whole_number(caller, "num_draws", num_draws)
     if bins.of != "top":
         raise UserError(f"{caller}: give bins of the top class, reliability.init(...).")
+    inputs.refuse_traced(caller, first, second, label)
     batches = [inputs.checked(caller, logits, label) for logits in (first, second)]
     confidence = jnp.stack([inputs.confidence_of(batch) for batch in batches])
     right = jnp.stack([inputs.correct(batch) for batch in batches])

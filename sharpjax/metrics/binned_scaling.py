@@ -60,18 +60,18 @@ def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, num_bins: int = 15) 
     if kind not in get_args(Kind):
         raise unknown(f"kind ({caller})", str(kind), get_args(Kind))
     whole_number(caller, "num_bins", num_bins)
-    inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    _, y = inputs.on_host(caller, logits, label)
     if not len(logits) or not np.isfinite(np.asarray(logits)).all():
         raise UserError(f"{caller}: {len(logits)} examples; give some, all of finite logits.")
-    p, y = _softmax(logits), np.asarray(label)
-    found = [_steps(c, y == k, kind, num_bins) for k, c in enumerate(p.T)]
+    found = [_steps(c, y == k, kind, num_bins) for k, c in enumerate(_softmax(logits).T)]
     edges, values = zip(*found, strict=True)
     return Fit(edges, values, np.sort(held_out.digests(logits)))
 
 
 def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
     """Logarithms of the new probabilities, which are divided by their sum; minus infinity of what
-    never was the label. Where that is every class, all are alike. Predictions may change.
+    never was the label. Where that is every class, all are alike; where the softmax is NaN, so are
+    they. Predictions may change.
 
     Args:
         fit: of other examples.
@@ -79,20 +79,23 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
         allow_overlap: take examples all the same that it was fitted on.
 
     Raises:
-        UserError: another number of classes; more than 1 % of the rows are rows that it was fitted
-            on.
+        UserError: `fit` is not from here; probabilities; inside of jit; another number of classes;
+            more than 1 % of the rows are rows that it was fitted on.
     """
     caller = "binned_scaling.apply"
+    held_out.check(caller, fit, Fit, logits)
     if np.ndim(logits) != 2 or np.shape(logits)[1] != len(fit.edges):
         raise UserError(
             f"{caller}: logits is {list(np.shape(logits))}; give [N, {len(fit.edges)}], of as many "
             f"classes as it was fitted on."
         )
-    held_out.refuse_seen(caller, "steps", fit.rows, logits, allow_overlap=allow_overlap)
-    every = zip(_softmax(logits).T, fit.edges, fit.values, strict=True)
+    held_out.refuse_seen(caller, "map", fit.rows, logits, allow_overlap=allow_overlap)
+    p = _softmax(logits)
+    every = zip(p.T, fit.edges, fit.values, strict=True)
     q = np.stack([values[np.searchsorted(edges, c)] for c, edges, values in every], axis=1)
     total = q.sum(axis=1, keepdims=True)
     q = np.where(total > 0, q / np.where(total > 0, total, 1), 1 / q.shape[1])
+    q = np.where(np.isnan(p), np.nan, q)
     with np.errstate(divide="ignore"):
         return jnp.asarray(np.log(q))
 
@@ -116,5 +119,6 @@ def _steps(confidence, right, kind, num_bins) -> tuple[np.ndarray, np.ndarray]:
 
 def _softmax(logits: jax.Array) -> np.ndarray:
     z = np.asarray(logits, np.float64)
-    p = np.exp(z - z.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # NaN of an infinity, or of nothing but -infinity
+        p = np.exp(z - z.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)

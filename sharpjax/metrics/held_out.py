@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from sharpjax.errors import UserError
+from sharpjax.metrics import inputs
 
 
 def digests(logits: jax.Array) -> np.ndarray:
@@ -13,6 +14,24 @@ def digests(logits: jax.Array) -> np.ndarray:
     rows = np.ascontiguousarray(np.asarray(logits, np.float32))
     found = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return np.frombuffer(b"".join(found), np.uint64)
+
+
+def check(caller: str, fit: object, kind: type, logits: jax.Array) -> None:
+    """Refuses what was fitted by another module, and what are no logits.
+
+    Raises:
+        UserError: names `caller`; inside of jit, too.
+    """
+    if not isinstance(fit, kind):
+        module = caller.split(".")[0]
+        raise UserError(
+            f"{caller}: fit must be from {module}.fit, got a {type(fit).__name__} of "
+            f"{type(fit).__module__}."
+        )
+    inputs.refuse_traced(caller, logits)
+    shape = np.shape(logits)
+    if len(shape) == 2 and shape[1] > 1:
+        inputs.on_host(caller, logits, np.zeros(shape[0], np.int32))
 
 
 def refuse_seen(

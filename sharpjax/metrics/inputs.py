@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from sharpjax.errors import TWO_CLASSES, UserError
@@ -62,6 +63,23 @@ def checked(
             if holds:
                 raise UserError(f"{caller}: {reason.format(logits.shape[1] - 1)}.")
     return Checked(logits.astype(jnp.float32), label, counted, refused)
+
+
+def on_host(caller: str, logits: jax.Array, label: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, K] in float64 and labels [N], in numpy, checked as a batch.
+
+    Raises:
+        UserError: as `checked`; inside of a trace.
+    """
+    refuse_traced(caller, logits, label)
+    checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    return np.asarray(logits, np.float64), np.asarray(label)
+
+
+def refuse_traced(caller: str, *arrays: jax.Array) -> None:
+    """Raises a `UserError` that names `caller` inside of jit, grad and vmap."""
+    if any(isinstance(x, Tracer) for x in arrays):
+        raise UserError(f"{caller}: call it outside of jit, grad and vmap; it computes in numpy.")
 
 
 @jax.jit

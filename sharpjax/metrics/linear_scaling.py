@@ -111,7 +111,7 @@ def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, ridge: float = 1e-4)
 
 
 def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
-    """A z / T + b, of centred logits.
+    """A z / T + b, of centred logits; NaN where one of the row is not finite.
 
     Args:
         fit: of other examples.
@@ -119,10 +119,11 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
         allow_overlap: take examples all the same that it was fitted on.
 
     Raises:
-        UserError: another number of classes; more than 1 % of the rows are rows that it was fitted
-            on.
+        UserError: `fit` is not from here; probabilities; inside of jit; another number of classes;
+            more than 1 % of the rows are rows that it was fitted on.
     """
     caller = "linear_scaling.apply"
+    held_out.check(caller, fit, Fit, logits)
     if np.ndim(logits) != 2 or np.shape(logits)[1] != len(fit.bias):
         raise UserError(
             f"{caller}: logits is {list(np.shape(logits))}; give [N, {len(fit.bias)}], of as many "
@@ -194,6 +195,7 @@ def _mapped(z: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 def _centred(logits: jax.Array) -> np.ndarray:
     z = np.asarray(logits, np.float64)
+    z = np.where(np.isfinite(z).all(axis=1, keepdims=True), z, np.nan)
     return z - z.mean(axis=1, keepdims=True)
 
 

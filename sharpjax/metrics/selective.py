@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sharpjax.metrics import inputs
@@ -46,10 +45,9 @@ def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
     >>> found.risk.round(3).tolist(), round(found.aurc, 4), round(found.excess_aurc, 4)
     ([0.0, 0.5, 0.333], 0.2778, 0.1667)
     """
-    inputs.checked("selective.risk_coverage", jnp.asarray(logits, jnp.float32), jnp.asarray(label))
-    z = np.asarray(logits, np.float64)
+    z, y = inputs.on_host("selective.risk_coverage", logits, label)
     top = np.argmax(z, axis=1)
-    wrong = (top != np.asarray(label)).astype(float)
+    wrong = (top != y).astype(float)
     others = np.exp(z - z.max(axis=1, keepdims=True))
     others[np.arange(len(z)), top] = 0
     doubt = others.sum(axis=1)  # (1 - p) / p

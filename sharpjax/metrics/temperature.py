@@ -56,8 +56,7 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
     3.0
     """
     caller = "temperature.fit"
-    inputs.checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
-    z, y = np.asarray(logits, np.float64), np.asarray(label)
+    z, y = inputs.on_host(caller, logits, label)
     if not np.isfinite(z).all():
         raise UserError(f"{caller}: logits are not finite; the model predicts nothing there.")
     if not len(z):
@@ -115,8 +114,10 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
         allow_overlap: take examples all the same that T was fitted on.
 
     Raises:
-        UserError: more than 1 % of the rows are rows that T was fitted on.
+        UserError: `fit` is not from here; probabilities; inside of jit; more than 1 % of the rows
+            are rows that T was fitted on.
     """
+    held_out.check("temperature.apply", fit, Fit, logits)
     held_out.refuse_seen(
         "temperature.apply", "temperature", fit.rows, logits, allow_overlap=allow_overlap
     )
