@@ -124,7 +124,7 @@ def test_every_cell_is_measured_and_made_once(splits, subject, monkeypatch):
     np.testing.assert_allclose(found.arrays["accuracy"], table, atol=1e-6)
     rows = {key: x.value for key, x in found.rows.items()}
     assert rows["test[:40]/corrupted_accuracy", ()] == pytest.approx(table.mean(), abs=1e-6)
-    of_5 = rows["test[:40]/corrupted_accuracy", of(severity=5)]
+    of_5 = rows["test[:40]/accuracy_by_severity", of(severity=5)]
     assert of_5 == pytest.approx(table[:, 1].mean(), abs=1e-6)
     assert rows["test[:40]/corrupted_ece", ()] == pytest.approx(found.arrays["ece"].mean())
     clean = (logits(subject, first).argmax(1) == np.asarray(first.label)).mean()

@@ -9,6 +9,7 @@ import pytest
 from sharpjax import schema
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import check, contrasts
+from sharpjax.protocol.judging.verdicts import decide
 from sharpjax.runs import study
 from sharpjax.studies.geometric_reappraisal import asks
 from sharpjax.studies.geometric_reappraisal.plan import GradientShare
@@ -158,6 +159,10 @@ def test_a_run(finished):
         if (row["arm"], row["seed"], row["step"]) == (f"{place}-random_50", 0, 4)
     }
     assert abs(ends["fit/nll"] - ends["train[:32]/true/nll"]) > 1e-3
+    # All that these arms can answer has its numbers: what two seeds show is not conclusive.
+    asked = [h for h in study.hypotheses_of(config("smoke")) if not h.missing]
+    reached = decide(asked, rows, seeds=(0, 1), detectable=None)
+    assert {j.hypothesis.id for j in reached if j.verdict == "not run"} == set()
     names = {path.stem for path in (finished / "figures").glob("*.png")}
     assert {f"{kind}-{place}" for kind in ("sharpness", "reliability", "random-labels")} <= names
     verified = studies("verify", str(finished))

@@ -29,7 +29,7 @@ class Corrupted:
         <set>/clean_accuracy, clean_ece     of the same images as they are
         <set>/corrupted_accuracy            the mean over all cells
         <set>/corrupted_ece                 likewise
-        <set>/corrupted_accuracy            of {"severity": s}: the mean over kinds
+        <set>/accuracy_by_severity          of {"severity": s}: the mean over kinds
 
     Arrays `accuracy` and `ece`, [kinds, severities], hold the cells. The corruptions are our own
     (`data.corruption`): these are no numbers of CIFAR-10-C. The noise is the same for all models
@@ -75,6 +75,7 @@ class Corrupted:
     @property
     def metrics(self) -> tuple[str, ...]:
         names = ("clean_accuracy", "clean_ece", "corrupted_accuracy", "corrupted_ece")
+        names += ("accuracy_by_severity",)
         return tuple(f"{self.set_name}/{name}" for name in names)
 
     def cost(self, spec: DataSpec) -> Cost:
@@ -101,7 +102,7 @@ class Corrupted:
         found["corrupted_accuracy", ()] = exact(np.mean(list(right.values())))
         found["corrupted_ece", ()] = exact(np.mean(list(off.values())))
         for severity, value in summary.by_severity.items():
-            found["corrupted_accuracy", of(severity=severity)] = exact(value)
+            found["accuracy_by_severity", of(severity=severity)] = exact(value)
         shape = len(self.kinds), len(self.severities)
         arrays = {
             name: np.array(list(values.values()), np.float32).reshape(shape)
