@@ -622,7 +622,9 @@ def test_a_population_equals_separate_calls(m, key, x64):
 # What a user can get wrong.
 
 
-@pytest.mark.parametrize("rho", [-0.1, math.nan, math.inf, np.float32(-1)])
+@pytest.mark.parametrize(
+    "rho", [-0.1, math.nan, np.float32(-1), jnp.array(-0.1), jnp.array(math.inf), "0.1", None, 1j]
+)
 def test_impossible_rho(rho):
     with pytest.raises(UserError, match="optim.sam: rho must be"):
         sam(optax.sgd(0.1), rho=rho)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from sharpjax import loops, perturbation, tree
@@ -344,8 +345,13 @@ def _check(rho: Any, norm: Any, m: Any, ascent: Any, weights: dict[str, Any]) ->
     # A schedule, or a number that is traced under `inject_hyperparams`, cannot be looked at.
     if not callable(rho):
         _check_radius(rho)
-    if isinstance(rho, numbers.Real) and not 0 <= float(rho) < float("inf"):
-        raise UserError(f"optim.sam: rho must be a number >= 0 or a schedule, got {rho}.")
+    if not callable(rho) and not isinstance(rho, Tracer):
+        try:
+            allowed = 0 <= float(jnp.asarray(rho)) < float("inf")
+        except (TypeError, ValueError):
+            allowed = False
+        if not allowed:
+            raise UserError(f"optim.sam: rho must be a number >= 0 or a schedule, got {rho!r}.")
     for name, number in weights.items():
         if not isinstance(number, numbers.Real) or not 0 <= float(number) < float("inf"):
             raise UserError(f"optim.sam: {name} must be a number >= 0, got {number!r}.")
