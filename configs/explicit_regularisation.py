@@ -132,6 +132,7 @@ def get_config(form: str = "") -> ConfigDict:
             "information_examples": 4,  # on which the matrix is computed
         },
         "authors": {"rho": 0.05, "num_draws": 10},
+        "landscape": {"num_points": 21, "num_examples": 256},  # of -es arms
     }
     config.update(FORMS[form])
     return config
@@ -169,6 +170,7 @@ FORMS = {
                 "information_examples": 2,
             },
             "authors": {"num_draws": 2},
+            "landscape": {"num_points": 3, "num_examples": 32},
         },
     },
 }

@@ -142,6 +142,7 @@ def get_config(form: str = "") -> ConfigDict:
             "sam_rho": 0.05,
         },
         "authors": {"rho": 0.005, "num_draws": 100},
+        "landscape": {"num_points": 21, "num_examples": 256},
         "matched": {"nll": 0.5, "num_examples": 1_000},  # nll 0: no arms at equal loss
     }
     config.update(FORMS[form])
@@ -210,6 +211,7 @@ FORMS = {
             },
             "sharpness": {"num_examples": 32, "microbatch_size": 16, "noise_pairs": 2},
             "authors": {"num_draws": 2},
+            "landscape": {"num_points": 3, "num_examples": 32},
             "matched": {"nll": 2.0, "num_examples": 32},
         },
     },

@@ -55,7 +55,7 @@ def test_a_run(finished):
             {"train/alive"} if arm.endswith("-es") else set()
         )
     figures = {path.name for path in (folder / "figures").glob("*.png")}
-    kinds = ("sharpness", "reliability", "reliability-scaled")
+    kinds = ("sharpness", "reliability", "reliability-scaled", "landscape")
     assert figures == {f"{kind}-digits-mlp.png" for kind in kinds}
     assert "authors' code" in (folder / "report.md").read_text().replace("&#x27;", "'")
 
@@ -107,6 +107,7 @@ def test_without_validation_data_it_is_refused_at_the_door():
     ("changes", "says"),
     [
         ({"evaluate__sharpness__num_examples": 65}, "num_examples=65 is above the 64 training"),
+        ({"evaluate__landscape__num_examples": 65}, "landscape.num_examples=65 is above the 64"),
         ({"evaluate__sharpness__information_examples": 33}, "=33 is above the 32 num_examples"),
         ({"evaluate__sharpness__microbatch_size": 5}, "=5 does not divide num_examples=32"),
         ({"arms__digits-mlp": {}}, "<data set>-<net>-<regulariser>"),

@@ -85,6 +85,10 @@ def test_arms_differ_from_base_in_their_control_alone():
 def test_bad_input_is_refused_at_the_door():
     with pytest.raises(UserError, match=r"matched.num_examples=500: there are 128 training"):
         schema.check(config("smoke", evaluate__matched__num_examples=500), {})
+    with pytest.raises(UserError, match="landscape.num_examples=129: there are 128 training"):
+        schema.check(config("smoke", evaluate__landscape__num_examples=129), {})
+    with pytest.raises(UserError, match="num_points=4; give an odd number"):
+        study.plan_of(config("smoke", evaluate__landscape__num_points=4))
     with pytest.raises(UserError, match="microbatch_size=7 does not divide"):
         schema.check(config("smoke", evaluate__sharpness__microbatch_size=7), {})
     with pytest.raises(UserError, match="'fogg'.*did you mean 'fog'"):
@@ -164,6 +168,7 @@ def test_a_run(finished):
     reached = decide(asked, rows, seeds=(0, 1), detectable=None)
     assert {j.hypothesis.id for j in reached if j.verdict == "not run"} == set()
     names = {path.stem for path in (finished / "figures").glob("*.png")}
-    assert {f"{kind}-{place}" for kind in ("sharpness", "reliability", "random-labels")} <= names
+    kinds = ("sharpness", "reliability", "landscape", "random-labels")
+    assert {f"{kind}-{place}" for kind in kinds} <= names
     verified = studies("verify", str(finished))
     assert verified.returncode == 0, verified.stdout + verified.stderr

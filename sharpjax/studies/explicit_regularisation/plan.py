@@ -30,6 +30,7 @@ from sharpjax.studies.papers.authors import AuthorsSharpness
 from sharpjax.studies.papers.paper6 import REGULARISERS
 from sharpjax.train.calibration import Calibration
 from sharpjax.train.evaluators import SplitMetrics
+from sharpjax.train.landscape import Landscape
 from sharpjax.train.plan import Best, Derive, Evaluator, Member, Plan, Train, When, as_is
 from sharpjax.train.sharpness import Augmentation, Sharpness
 from sharpjax.train.steps import Steps
@@ -122,7 +123,8 @@ def _measured(arm: Config, step: Steps, *, is_stopped: bool) -> tuple[Evaluator,
         AuthorsSharpness(at_end, **theirs),
     )
     if is_stopped:
-        return *found, Sharpness(at_end, **sharp | {"noise_pairs": pairs}, normalised=True)
+        normalised = Sharpness(at_end, **sharp | {"noise_pairs": pairs}, normalised=True)
+        return *found, normalised, Landscape(at_end, **arm.evaluate.landscape.to_dict())
     if not (step.pad or step.flip):
         return found
     crops = Augmentation(step.pad, step.flip, step.padding)

@@ -21,6 +21,8 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.sharpness.normalised_pairs": COUNT,
     "evaluate.sharpness.sam_rho": AT_LEAST_0,
     "evaluate.sharpness.information_examples": COUNT,
+    "evaluate.landscape.num_points": COUNT,
+    "evaluate.landscape.num_examples": COUNT,
     "evaluate.authors.rho": POSITIVE,
     "evaluate.authors.num_draws": COUNT,
 }
@@ -36,15 +38,15 @@ def _check_arm(arm: Config) -> None:
     num_train = blocks.check_images(arm)
     blocks.check_optim(arm, num_train, arm.train.epochs)
     measured = arm.evaluate.sharpness
+    shown = arm.evaluate.landscape.num_examples
     for field, value, most, what in (
-        ("num_examples", measured.num_examples, num_train, "training examples"),
-        ("information_examples", measured.information_examples, measured.num_examples,
+        ("sharpness.num_examples", measured.num_examples, num_train, "training examples"),
+        ("sharpness.information_examples", measured.information_examples, measured.num_examples,
          "num_examples"),
+        ("landscape.num_examples", shown, num_train, "training examples"),
     ):  # fmt: skip
         if value > most:
-            raise UserError(
-                f"config.evaluate.sharpness.{field}={value} is above the {most:,} {what}."
-            )
+            raise UserError(f"config.evaluate.{field}={value} is above the {most:,} {what}.")
     size = measured.microbatch_size
     if size and measured.num_examples % size:
         raise UserError(

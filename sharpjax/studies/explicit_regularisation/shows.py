@@ -14,6 +14,7 @@ from sharpjax.runs.study import Arrays
 from sharpjax.studies.papers import cells, paper6
 from sharpjax.studies.papers.paper6 import REGULARISERS
 from sharpjax.train.calibration import diagram_of
+from sharpjax.train.landscape import profiles_of
 from sharpjax.train.results import Row
 
 OUTPUTS = "calibration-test"  # the evaluator that stores the bins
@@ -100,6 +101,16 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                     lambda diagrams=diagrams: plots.reliability(diagrams),
                     ("test/scaled/ece" if kind else "test/ece",),
                 )
+        found = {arm.split("-")[2]: profiles_of(arrays(arm, "landscape")) for arm in stopped}
+        if where and (curves := {name: own for name, own in found.items() if own}):
+            yield Figure(
+                f"landscape-{place}",
+                f"{place}. The loss on training images without augmentation, of the models that "
+                f"were stopped early, along a random direction in units of the filters, one for "
+                f"each seed and the same in all arms; {n_of(curves)}.",
+                lambda curves=curves: plots.profiles(curves, label="training loss", log=True),
+                (f"{where}/noise_sharpness",),
+            )
 
 
 def _diagrams(arms: Sequence[str], arrays: Arrays, *, is_scaled: bool) -> dict[str, Diagram]:

@@ -42,6 +42,7 @@ from sharpjax.studies.papers.authors import AuthorsSharpness
 from sharpjax.train.calibration import Calibration
 from sharpjax.train.corruption import Corrupted
 from sharpjax.train.evaluators import Outputs, logits_of
+from sharpjax.train.landscape import Landscape
 from sharpjax.train.measures import Found, MeanRank, Within, at_end
 from sharpjax.train.plan import (
     Best,
@@ -156,6 +157,7 @@ def _evaluators(arm: Config, step: Steps, spec: data.Images) -> Iterator[Evaluat
     yield Corrupted(END, num_examples=test.num_corrupted, kinds=kinds, **binned)
     yield _sharpness(arm)
     yield _sharpness(arm, normalised=True)
+    yield Landscape(END, **arm.evaluate.landscape.to_dict())
     authors: dict[str, Any] = arm.evaluate.authors.to_dict() | {
         "num_examples": arm.evaluate.sharpness.num_examples,
         "statistic": "mean_absolute",

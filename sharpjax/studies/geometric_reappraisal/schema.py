@@ -28,6 +28,8 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.sharpness.sam_rho": POSITIVE,
     "evaluate.authors.rho": POSITIVE,
     "evaluate.authors.num_draws": COUNT,
+    "evaluate.landscape.num_points": COUNT,
+    "evaluate.landscape.num_examples": COUNT,
     "evaluate.matched.nll": AT_LEAST_0,
     "evaluate.matched.num_examples": COUNT,
 }
@@ -37,7 +39,7 @@ def _check_arm(arm: Config) -> None:
     num_train = blocks.check_images(arm)
     blocks.check_optim(arm, num_train, arm.train.epochs)
     measured = arm.evaluate.sharpness.num_examples
-    for block in ("sharpness", "matched"):
+    for block in ("sharpness", "landscape", "matched"):
         asked = arm.evaluate[block].num_examples
         if asked > num_train:
             raise UserError(

@@ -10,6 +10,7 @@ from sharpjax.report.content import Table
 from sharpjax.runs.study import Arrays
 from sharpjax.studies.papers import cells
 from sharpjax.train.calibration import diagram_of
+from sharpjax.train.landscape import profiles_of
 from sharpjax.train.results import Row
 
 CAPTION = (
@@ -18,6 +19,7 @@ CAPTION = (
 )
 # The end of a metric's name, heading, sign that the paper claims for conditions against base.
 COLUMNS = (
+    ("/nll", "training loss", 0),
     ("/noise_sharpness", "noise sharpness", 1),
     ("/fisher_rao", "Fisher-Rao", 1),
     ("/relative_flatness_normalised", "relative flatness", 1),
@@ -118,6 +120,15 @@ def _of_net(
             f"{place}. Accuracy against confidence on the test images, of the first seed.",
             lambda: plots.reliability(diagrams),
             ("test/ece",),
+        )
+    found = {arm: profiles_of(arrays(arm, "landscape")) for arm in arms}
+    if curves := {arm: own for arm, own in found.items() if own}:
+        yield Figure(
+            f"landscape-{place}",
+            f"{place}. The loss on training images without augmentation along a random direction "
+            f"in units of the filters, one for each seed and the same in all arms; {n_of(curves)}.",
+            lambda: plots.profiles(curves, label="training loss", log=True),
+            (_named(metrics, "/noise_sharpness"),),
         )
 
 
