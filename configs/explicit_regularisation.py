@@ -125,7 +125,7 @@ def get_config(form: str = "") -> ConfigDict:
         "sharpness": {
             "num_examples": 512,
             "microbatch_size": 0,  # 0: all at once
-            "noise_rho": 0.05,
+            "noise_rho": 0.5,  # at 0.05 the rise is of the size of its rounding
             "noise_pairs": 10,
             "normalised_pairs": 10,
             "sam_rho": 0.05,  # 0: not measured

@@ -7,7 +7,8 @@ definitions; H6.1 to H6.3 are asked again of the numbers that the authors' code 
 
     N.1  augmentation that is drawn anew inside of the measurement makes the authors' number larger
     N.2  their number follows the length of the gradient: Spearman's rho is above 0.8
-    N.3  what the gradient adds to the loss at random points exceeds what curvature adds
+    N.3  what the gradient adds to the loss at random points exceeds what curvature adds, at their
+         distance: to second order the ratio of both falls as the distance grows
     N.4  augmentation and weight decay are sharper than the baseline with logits of one length
 """
 
@@ -64,7 +65,7 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
         *cells.asked_of(there, papers, differs=differs),
         *(asked for net in others for asked in of_net(net, data_sets, there, where)),
         *of_all_nets(others, data_sets, there, where),
-        *own_questions(trained, where),
+        *own_questions(trained, where, config.evaluate),
     )
 
 
@@ -92,7 +93,7 @@ def of_all_nets(
     return cells.asked_of(there, cells.of_others(own, "narrow", "narrow nets"))
 
 
-def own_questions(trained: Sequence[str], where: str) -> Iterator[Hypothesis]:
+def own_questions(trained: Sequence[str], where: str, evaluate: Config) -> Iterator[Hypothesis]:
     """N.1 to N.4, each where the config has the arms that it needs."""
     places = tuple(dict.fromkeys("-".join(cells.place(name)) for name in trained))
     noise, length = f"{where}/authors/noise_sharpness", f"{where}/gradient_norm"
@@ -101,6 +102,7 @@ def own_questions(trained: Sequence[str], where: str) -> Iterator[Hypothesis]:
     by_place = {p: [n for n in trained if n.startswith(f"{p}-")] for p in places}
     pooled = ["|".join((*own, *(f"{name}-es" for name in own))) for own in by_place.values()]
     slope, rise = f"{where}/noise_sharpness/slope", f"{where}/noise_sharpness"
+    at, ours = evaluate.authors.rho, evaluate.sharpness.noise_rho
     normalised = [f"{where}/normalised/{name}" for name in ("noise_sharpness", "fisher_rao")]
     pairs = [
         (names([place], [regulariser], ["es"])[0], f"{place}-baseline-es")
@@ -121,9 +123,11 @@ def own_questions(trained: Sequence[str], where: str) -> Iterator[Hypothesis]:
             f"in most places rho is significantly below {LARGE_RHO}",
         ),
         "N.3": (
-            "At random points at a distance of rho the gradient changes the loss by more, as a "
-            "root mean square, than curvature raises it.",
-            [same_arm(name, (slope, rise), "greater", "wilcoxon") for name in trained],
+            f"At random points at a distance of {at} the gradient changes the loss by more, as "
+            f"a root mean square, than curvature raises it: at {ours}, where it is measured, by "
+            f"more than {at / ours:g} of that.",
+            [same_arm(name, (slope, rise), "greater", "paired-ratio-of-means", null=at / ours)
+             for name in trained],
             "of most arms it is significantly less",
         ),
         "N.4": (
