@@ -2,6 +2,7 @@
 
 import pytest
 
+from sharpjax import catalog
 from tests.commands import assert_one_line, launch, launch_probed
 
 SMOKE = "--config=configs/sam_cifar.py:smoke"
@@ -37,7 +38,7 @@ MISTAKES = {
     "seeds_twice": ([SMOKE, "--config.seeds=(1,1)"], ["config.seeds", "twice"]),
     "study": (
         [SMOKE, "--config.study=flatness"],
-        ["study 'flatness'", "Known: grokking, reproducibility, sharpness, surfaces"],
+        ["study 'flatness'", f"Known: {', '.join(sorted(catalog.STUDIES))}."],
     ),
     "data": ([SMOKE, "--config.data.name=cifar"], ["'cifar'", "did you mean 'cifar10'", "digits"]),
     "model": ([SMOKE, "--config.model.name=resnet"], ["model 'resnet'", "resnet18", "lenet"]),

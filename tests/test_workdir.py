@@ -538,7 +538,10 @@ def test_a_finished_run_is_read_by_many_and_changed_by_none(path):
     assert listing(path) == before
 
 
-def test_two_equal_runs_have_equal_results(path):
+def test_two_equal_runs_have_equal_results(path, monkeypatch):
+    now = workdir.timestamp()
+    monkeypatch.setattr(workdir.journal, "timestamp", lambda: now)
+    monkeypatch.setattr(workdir, "timestamp", lambda: now)
     one, two = sealed(path / "one"), sealed(path / "two")
     names = {n for n in listing(one) if n not in ("lease", "manifest.json", "DONE")}
     for name in names:
