@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from jax.tree_util import Partial
 
-from sharpjax import tree
+from sharpjax import geometry, tree
 from sharpjax.errors import UserError
 from sharpjax.geometry import (
     Status,
@@ -304,3 +304,16 @@ def test_statistics_of_batch_norm_at_each_point(x64, key):
 def test_what_does_not_depend_on_the_weights():
     with pytest.raises(UserError, match="landscape: the loss does not depend on params. Compute"):
         landscape(lambda w, b: jnp.mean(b), jnp.ones(2), jnp.ones(2), jnp.ones(2), x=[0.0])
+
+
+@pytest.mark.parametrize("per", ["filter", "layer", "model"])
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**80])
+def test_directions_of_weights_whose_squares_are_out_of_range(per, scale):
+    """They were 0, and infinite."""
+    key = jax.random.key(0)
+    params = {"a": jax.random.normal(key, (3, 4)), "b": jnp.zeros((2, 2)), "c": jnp.ones(2)}
+    scaled = jax.tree.map(lambda w: scale * w, params)
+    for make in (lambda p: geometry.random_direction(key, p, per=per),
+                 lambda p: geometry.direction_units(p, per=per)):  # fmt: skip
+        for wanted, found in zip(*map(jax.tree.leaves, (make(params), make(scaled))), strict=True):
+            np.testing.assert_allclose(found / scale, wanted, rtol=32 * np.finfo("f").eps)

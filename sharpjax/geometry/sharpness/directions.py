@@ -89,7 +89,7 @@ def direction_units(params: Params, *, per: Per = "filter") -> Params:
     if per == "element":
         return jax.tree.map(jnp.abs, params)
     if per == "model":
-        root = tree.norm(params) / np.sqrt(tree.size(params))
+        root = _length_of_all(params) / np.sqrt(tree.size(params))
         return jax.tree.map(lambda w: jnp.full_like(w, root), params)
 
     def leaf(w):
@@ -206,7 +206,7 @@ def draw(key: jax.Array, params: Params, per: Per) -> Params:
     if per == "element":
         return jax.tree.map(lambda d, w: jnp.sign(d) * jnp.abs(w), normal, params)
     if per == "model":
-        return tree.scale(tree.norm(params) / tree.norm(normal), normal)
+        return tree.scale(_length_of_all(params) / tree.norm(normal), normal)
 
     def leaf(d, w):
         if w.ndim < 2:
@@ -218,6 +218,16 @@ def draw(key: jax.Array, params: Params, per: Per) -> Params:
 
 
 def _length(x: jax.Array, per: Per) -> jax.Array:
-    """Of each filter, or of the whole leaf; it broadcasts against the leaf."""
+    """Of each filter, or of the whole leaf; it broadcasts against the leaf.
+
+    Numbers are divided by the largest first: their squares may leave the range of the type.
+    """
     axes = tuple(range(x.ndim - (per == "filter")))
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+    largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+    unit = jnp.where(largest > 0, largest, 1)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(x / unit), axis=axes, keepdims=True))
+
+
+def _length_of_all(params: Params) -> jax.Array:
+    lengths = [_length(leaf, "layer").ravel() for leaf in jax.tree.leaves(params)]
+    return _length(jnp.concatenate(lengths), "layer")[0]
