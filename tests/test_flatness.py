@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, composed, fisher, fisher_rao, relative_flatness
 from sharpjax.geometry.sharpness import flatness as module
-from sharpjax.losses import CrossEntropy, SquaredError, cross_entropy
+from sharpjax.losses import CrossEntropy, SquaredError, cross_entropy, tempered_logits
 from tests import nets
 
 
@@ -57,6 +57,24 @@ def test_it_is_the_weighed_trace_of_the_hessian_of_the_head(x64, outer):
     other = composed(by_a_factor, loss.outer_loss)
     found = relative_flatness(other, params, batch, head="out/kernel")
     np.testing.assert_allclose(found.value, truth, rtol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 2.5])
+def test_logits_over_a_temperature(x64, temperature):
+    """They are those of a linear layer with features over the temperature."""
+    _, params, batch = problem()
+    loss = composed(tempered_logits(relu_net, temperature), CrossEntropy())
+    found = relative_flatness(loss, params, batch, head="out/kernel")
+    hidden = jax.nn.relu(batch["x"] @ params["in"]["kernel"] + params["in"]["bias"])
+    net = params["out"] | {"bias": params["out"]["bias"] / temperature}
+
+    def linear(params, batch):
+        return batch["x"] @ params["kernel"] + params["bias"]
+
+    plain = batch | {"x": hidden / temperature}
+    same = relative_flatness(composed(linear, CrossEntropy()), net, plain, head="kernel")
+    np.testing.assert_allclose(found.value, same.value, rtol=1e-12)
+    np.testing.assert_allclose(found.normalised, same.normalised, rtol=1e-12)
 
 
 def by_a_factor(params, batch):

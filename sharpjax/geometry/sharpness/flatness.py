@@ -183,20 +183,26 @@ def _rows(operands, batch):
 
 
 def _read(outputs, kernel, batch):
-    """What the kernel is multiplied with, if that is one product for each example: no further pass,
-    as the compiler sees that it is that of the outputs."""
+    """What the kernel is multiplied with, if that is one product for each example, times the slope
+    of the first output in the product, as of logits over a temperature: no further pass, as the
+    compiler sees that it is that of the outputs."""
     closed = jax.make_jaxpr(outputs)(kernel, batch)
     uses = find_entries(closed.jaxpr, 1)[0]
     form = matrix_form(uses[0].eqn, uses[0].operand) if len(uses) == 1 else None
-    if not isinstance(form, Dense) or uses[0].moves:
+    if not isinstance(form, Dense) or uses[0].moves or uses[0].operand != 1:
         return None
     (count, *_), (rows, columns) = closed.out_avals[0].shape, kernel.shape
-    if form.sizes != (1, count, rows, columns):
-        return None
     out: Any = form.eqn.outvars[0].aval
-    bump = {uses[0].path: jnp.zeros(out.shape, out.dtype)}
-    _, read = evaluate(closed, [kernel, *jax.tree.leaves(batch)], bump)
-    return tree.widen(form.inputs(read[uses[0].path])[0])
+    if form.sizes != (1, count, rows, columns) or out.shape != (count, columns):
+        return None
+
+    def moved(by):
+        (found,), read = evaluate(closed, [kernel, *jax.tree.leaves(batch)], {uses[0].path: by})
+        return found[:, 0], read[uses[0].path]
+
+    still = jnp.zeros(out.shape, out.dtype)
+    _, slope, read = jax.jvp(moved, (still,), (still.at[:, 0].set(1),), has_aux=True)
+    return jnp.expand_dims(slope, 1) * tree.widen(form.inputs(read)[0])
 
 
 def _differentiate(outputs, kernel, batch):
