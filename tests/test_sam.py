@@ -630,6 +630,20 @@ def test_impossible_rho(rho):
         sam(optax.sgd(0.1), rho=rho)
 
 
+@pytest.mark.parametrize("rho", [0, 0.05, np.float32(0.05), np.array(0.05), jnp.float32(0.05)])
+def test_a_radius_is_looked_at_inside_a_trace_too(rho):
+    """Where `sam` is made in a jitted step, a number is still one."""
+
+    @jax.jit
+    def init(w):
+        return sam(optax.sgd(0.1), rho=rho).init(w)
+
+    init(jnp.ones(2))
+    below = -1 - rho
+    with pytest.raises(UserError, match="optim.sam: rho must be"):
+        jax.jit(lambda w: sam(optax.sgd(0.1), rho=below).init(w))(jnp.ones(2))
+
+
 @pytest.mark.parametrize("rho", [jnp.ones(2), np.full((1,), 0.1), [0.1, 0.2]])
 def test_rho_is_one_number(rho):
     with pytest.raises(UserError, match=r"rho must be one number .* shape \((2|1),\)"):

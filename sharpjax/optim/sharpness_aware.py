@@ -346,11 +346,10 @@ def _check(rho: Any, norm: Any, m: Any, ascent: Any, weights: dict[str, Any]) ->
     if not callable(rho):
         _check_radius(rho)
     if not callable(rho) and not isinstance(rho, Tracer):
-        try:
-            allowed = 0 <= float(jnp.asarray(rho)) < float("inf")
-        except (TypeError, ValueError):
-            allowed = False
-        if not allowed:
+        # As it is: an array that is made of it here would be traced where training is.
+        is_number = isinstance(rho, numbers.Real | np.ndarray | jax.Array)
+        is_real = is_number and not np.iscomplexobj(np.asarray(rho))
+        if not (is_real and 0 <= float(rho) < float("inf")):
             raise UserError(f"optim.sam: rho must be a number >= 0 or a schedule, got {rho!r}.")
     for name, number in weights.items():
         if not isinstance(number, numbers.Real) or not 0 <= float(number) < float("inf"):
