@@ -23,8 +23,8 @@ labels too, which T1.20 to T1.23 need, and has 25 seeds.
 
 Run on 2026-11-29, registered, beside other work on two cores: `:cpu` in 15 minutes (T1.11 to T1.17
 supported, T1.18 inconclusive, T1.19 refuted), `:cpu_labels` in 40 (T1.20 to T1.23 supported); see
-docs/minima.md. Alone a model takes .5 ms an epoch on one core, a measurement 80 ms. `:quick` took 52
-s on two shared cores.
+docs/minima.md. Alone a model takes .5 ms an epoch on one core, a measurement 80 ms. `:quick` took
+52 s on two shared cores.
 """
 
 from ml_collections import ConfigDict

@@ -68,12 +68,11 @@ def arms(data: str, nets: dict) -> dict:
     for net, own in nets.items():
         for control, changes in CONTROLS.items():
             for end, rho in (("", 0.0), ("_sam", RHO)):
-                arm = ConfigDict(own)
-                fields = {**changes, "optim.rho": rho}
-                for path, value in fields.items():
+                arm = {block: dict(fields) for block, fields in own.items()}
+                for path, value in {**changes, "optim.rho": rho}.items():
                     block, field = path.split(".")
-                    arm[block] = {**arm.get(block, {}), field: value}
-                found[f"{data}-{net}-{control}{end}"] = arm.to_dict()
+                    arm.setdefault(block, {})[field] = value
+                found[f"{data}-{net}-{control}{end}"] = arm
     return found
 
 

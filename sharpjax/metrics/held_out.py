@@ -3,6 +3,7 @@
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpjax.errors import UserError
@@ -31,7 +32,7 @@ def check(caller: str, fit: object, kind: type, logits: jax.Array) -> None:
     inputs.refuse_traced(caller, logits)
     shape = np.shape(logits)
     if len(shape) == 2 and shape[1] > 1:
-        inputs.on_host(caller, logits, np.zeros(shape[0], np.int32))
+        inputs.on_host(caller, logits, jnp.zeros(shape[0], jnp.int32))
 
 
 def refuse_seen(

@@ -104,9 +104,10 @@ def scatter(
                 marks = axis.plot(*zip(*pairs, strict=True), ls="none", alpha=0.85, **style.marked)
                 handles[names[arm]] = marks[0]
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        for which, asked in zip("xy", log, strict=True):
-            if asked:
-                figure.logarithmic(axis, which)
+        if log[0]:
+            figure.logarithmic(axis, "x")
+        if log[1]:
+            figure.logarithmic(axis, "y")
     figure.legend(drawn, {n: handles[n] for n in names.values()}, n_of(groups))
     return drawn
 
