@@ -172,6 +172,7 @@ class OptimizerSpec:
         """
         if values is None and self.learning_rate == _LEAF:
             nothing = Hyperparameters(*(jnp.float32(jnp.nan) for _ in Hyperparameters._fields))
+            nothing = nothing._replace(rho=jnp.float32(0))  # which is looked at
             return optax.GradientTransformationExtraArgs(self.build(nothing).init, _refuse)
         spec = self if values is None else self._with(values)
         base = spec._base()
