@@ -21,8 +21,8 @@ At that rate random labels are not learnt here: trials had 0.7 of them after 20,
 start and by PyTorch's, and all of them at a tenth of it. So `:cpu_labels` trains at 0.001, true
 labels too, which T1.20 to T1.23 need, and has 25 seeds.
 
-Run on 2026-11-29, registered, beside other work on two cores: `:cpu` in 15 minutes (T1.11 to T1.17
-supported, T1.18 inconclusive, T1.19 refuted), `:cpu_labels` in 40 (T1.20 to T1.23 supported); see
+Run on 2026-11-29, registered, beside other work on two cores: `:cpu` in 13 minutes (T1.11 to T1.17
+supported, T1.18 inconclusive, T1.19 refuted), `:cpu_labels` in 42 (T1.20 to T1.23 supported); see
 docs/minima.md. Alone a model takes .5 ms an epoch on one core, a measurement 80 ms. `:quick` took
 52 s on two shared cores.
 """

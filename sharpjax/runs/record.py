@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,19 @@ def record_environment(run: workdir.Run, say: Callable[[str], None]) -> None:
         _write(run, workdir.ENVIRONMENT, [*earlier, here])
 
 
+def _without_places(argument: str) -> str:
+    """Of an absolute path its last part: where a machine keeps things is nobody's business.
+
+    >>> _without_places("--workdir=/home/ada/runs/first")
+    '--workdir=first'
+    >>> _without_places("--config=configs/sam_cifar.py:cpu")
+    '--config=configs/sam_cifar.py:cpu'
+    """
+    flag, given, value = argument.rpartition("=")
+    path = pathlib.PurePath(value).is_absolute() or value.startswith("~")
+    return f"{flag}{given}{pathlib.PurePath(value).name}" if path else argument
+
+
 @contextlib.contextmanager
 def recorded(
     run: workdir.Run,
@@ -50,7 +64,7 @@ def recorded(
     if earlier and earlier[-1]["code"]["sources"] != code["sources"]:
         say("the code has changed since this run was last worked on; both are recorded")
     entry = {
-        "command": sys.argv,
+        "command": [_without_places(argument) for argument in sys.argv],
         "code": code,
         "registration": _seal(run),
         "amended": _amended(run),
