@@ -61,6 +61,8 @@ def test_comparisons_that_see_as_little_are_warned_of_once(tmp_path, asked):
     lines = register(tmp_path / "run", config())
     (line,) = [x for x in lines if x.startswith("warning: T.1: ")]
     assert "sam" in line and "(and 1 more of its comparisons)" in line
+    assert sum(x.startswith("│ T.1") for x in lines) == 1
+    assert "and 1 more" in " ".join(" ".join(lines).split())
 
 
 def test_a_second_time_says_that_it_is_there(tmp_path):

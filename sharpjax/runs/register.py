@@ -4,6 +4,7 @@
 it. A fresh run that asks what an official registration (`docs/registrations/`) asks takes it over.
 """
 
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -216,7 +217,7 @@ def _named(path: pathlib.Path) -> str:
 
 def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
     """What the seeds can see, and what can never come out."""
-    shown = record.power_table(rows, f"what {len(asked.seeds)} seeds can see")
+    shown = record.power_table(_alike(rows), f"what {len(asked.seeds)} seeds can see")
     say(console.as_text(console.table(shown.compact("Warning"))))
     alike: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -227,6 +228,20 @@ def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> N
         say(f"warning: {hypothesis}: {contrast}{more}: {warning}")
     for line in power.hopeless(asked.hypotheses, rows):
         say(f"warning: {line}")
+
+
+def _alike(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for the comparisons of a hypothesis that differ in name alone; it tells how many."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        told = {name: value for name, value in row.items() if name != "contrast"}
+        found.setdefault(json.dumps(told, sort_keys=True), []).append(row)
+    return [
+        {**one, "contrast": f"{one['contrast']} (and {len(others)} more like it)"}
+        if others
+        else dict(one)
+        for one, *others in found.values()
+    ]
 
 
 def _show(run: workdir.Run, sealed: Registration, name: str, say: Say) -> None:
