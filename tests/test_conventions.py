@@ -8,6 +8,7 @@ from flax import linen as nn
 from scipy import special
 
 from sharpjax import geometry, losses, tree
+from sharpjax.errors import UserError
 from sharpjax.losses import CrossEntropy
 from sharpjax.metrics import functional
 from sharpjax.studies.papers import conventions
@@ -138,3 +139,33 @@ def test_a_second_softmax_shrinks_a_divergence():
     m = (p + q) / 2
     by_hand = np.mean((special.rel_entr(p, m) + special.rel_entr(q, m)).sum(1) / 2)
     assert abs(twice - by_hand) < 1e-14 and twice < once
+
+
+def test_what_two_softmaxes_leave_of_a_teacher():
+    """Of one that is 99.1 % sure of one of ten classes, and of one that is quite sure."""
+    with jax.enable_x64(True):
+        sure = jnp.log(jnp.array([[0.991, *[0.001] * 9]]))
+        p = conventions.softened_twice(sure, 3.0)
+        assert round(float(p.max()), 5) == 0.13386
+        entropy = -jnp.sum(p * jnp.log(p))
+        assert abs(entropy - 2.297) < 5e-4 < np.log(10) - entropy
+        most = conventions.softened_twice(1e3 * jnp.eye(10)[:1], 3.0).max()
+        assert abs(most - 1 / (1 + 9 * np.exp(-1 / 3))) < 1e-14
+
+
+def test_a_teacher_by_the_authors_convention():
+    """Of outputs that are probabilities, and with alpha the weight of the labels."""
+    with jax.enable_x64(True):
+        z, t = jax.random.normal(jax.random.key(4), (2, 6, 10), "float64")
+        prior = jax.nn.softmax(t[0])
+        how = {"kind": "constant", "temperature": 3.0, "prior": prior}
+        weight = conventions.teacher_weight(alpha=0.9)
+        teacher = losses.Teacher(**how, weight=weight, inputs="probabilities")
+        same = jnp.broadcast_to(jnp.log(prior), z.shape)
+        found = teacher(z, {})
+        assert abs(found - conventions.distillation_of_probabilities(z, same, 3.0)) < 1e-15
+        q, p = (special.softmax(special.softmax(x, 1) / 3, 1) for x in (z, same))
+        assert abs(found - 9 * np.mean(special.rel_entr(p, q).sum(1))) < 1e-14
+        assert abs(weight - 0.1) < 1e-15
+    with pytest.raises(UserError, match="papers.teacher_weight: alpha=10; give a number"):
+        conventions.teacher_weight(alpha=10)

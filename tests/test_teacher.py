@@ -36,6 +36,8 @@ def teacher_of(kind, *, key=None, **fields):
     if kind in module._WITH_MODEL:
         params = tree.stack([params_of(s) for s in (7, 8)]) if kind == "ensemble" else params_of(7)
         fields = {"model": MODEL, "params": params} | fields
+    if kind == "stored":
+        fields = {"params": jax.random.normal(jax.random.key(9), (16, 5))} | fields
     if kind in module._RANDOM:
         fields = {"key": jax.random.key(3) if key is None else key} | fields
     return Teacher(kind=kind, **{"weight": 0.5, "temperature": 2.0} | fields)
@@ -165,6 +167,16 @@ def test_an_ensemble_is_the_mean_of_probabilities():
         outputs_of(teacher_of("ensemble", params=one), batch)
 
 
+def test_stored_outputs_belong_to_the_example():
+    """Those of a model, in whatever order they come."""
+    batch, index = example_batch(), np.array([5, 0, 3])
+    table = outputs_of(teacher_of("model"), batch)
+    stored, part = teacher_of("stored", params=jnp.asarray(table)), {"image": np.zeros((3, 1))}
+    np.testing.assert_array_equal(outputs_of(stored, part | {"index": index}), table[index])
+    with pytest.raises(UserError, match=r"'stored' needs batch\['index'\]"):
+        outputs_of(stored, part)
+
+
 def test_what_shuffled_classes_keep():
     batch = example_batch(64)
     plain = outputs_of(teacher_of("model"), batch)
@@ -242,7 +254,7 @@ def test_fixed_draws_belong_to_the_example(kind):
 
 @pytest.mark.parametrize("kind", module.KINDS)
 def test_every_kind_compiles_once_for_all_leaves_and_runs_in_lanes(kind):
-    batch, traces = example_batch(), []
+    batch, traces = example_batch() | {"index": 2 * jnp.arange(8)}, []
 
     @jax.jit
     def value(loss, params):
@@ -293,6 +305,7 @@ def test_what_is_missing_is_named():
     for kind, fields, said in (
         ("model", {"params": None}, "'model' needs params"),
         ("gaussian", {"key": None}, "'gaussian' needs a key"),
+        ("stored", {"params": None}, "'stored' needs params"),
     ):
         teacher = dataclasses.replace(teacher_of(kind), **fields)
         with pytest.raises(UserError, match=said):

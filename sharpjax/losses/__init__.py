@@ -15,6 +15,16 @@ that a study may add to it.
 from sharpjax.losses.classification import Classification as Classification
 from sharpjax.losses.classification import Logits as Logits
 from sharpjax.losses.cross_entropy import cross_entropy as cross_entropy
+from sharpjax.losses.divergences import dist_distillation as dist_distillation
+from sharpjax.losses.divergences import distillation as distillation
+from sharpjax.losses.divergences import hard_distillation as hard_distillation
+from sharpjax.losses.divergences import jensen_shannon_distillation as jensen_shannon_distillation
+from sharpjax.losses.divergences import logit_distillation as logit_distillation
+from sharpjax.losses.divergences import reverse_distillation as reverse_distillation
+from sharpjax.losses.divergences import standardised_distillation as standardised_distillation
+from sharpjax.losses.features import attention_transfer as attention_transfer
+from sharpjax.losses.features import feature_distillation as feature_distillation
+from sharpjax.losses.features import similarity_distillation as similarity_distillation
 from sharpjax.losses.likelihood import Batch as Batch
 from sharpjax.losses.likelihood import CrossEntropy as CrossEntropy
 from sharpjax.losses.likelihood import SquaredError as SquaredError
@@ -24,5 +34,4 @@ from sharpjax.losses.rescaled import normalised_logits as normalised_logits
 from sharpjax.losses.rescaled import tempered_logits as tempered_logits
 from sharpjax.losses.teacher import Teacher as Teacher
 from sharpjax.losses.teacher import check_teacher as check_teacher
-from sharpjax.losses.teacher import distillation as distillation
 from sharpjax.losses.teacher import num_models as num_models

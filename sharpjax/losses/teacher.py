@@ -18,11 +18,13 @@ from jax.typing import ArrayLike
 from sharpjax import tree
 from sharpjax.errors import UserError, unknown
 from sharpjax.losses.classification import apply
+from sharpjax.losses.divergences import DIVERGENCES, divergence
 from sharpjax.losses.likelihood import Batch
 
 KINDS: Mapping[str, str] = {
     "model": "a model's outputs",
     "ensemble": "the mean of several models' probabilities",
+    "stored": "outputs that were computed before, by the number of the example",
     "shuffled": "a model's outputs for another example of the batch",
     "permuted": "a model's outputs, those of all classes but its first choice in random order",
     "entropy-matched": "a model's outputs in random order",
@@ -32,6 +34,7 @@ KINDS: Mapping[str, str] = {
 }
 """The kinds of teachers."""
 
+INPUTS = ("logits", "probabilities")
 _WITH_MODEL = ("model", "ensemble", "shuffled", "permuted", "entropy-matched")
 _RANDOM = ("shuffled", "permuted", "entropy-matched", "uniform", "gaussian")
 
@@ -45,12 +48,14 @@ class Teacher:
 
         weight T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)) + (1 - weight) cross-entropy
 
-    (`distillation`, and what `Objective` adds to it). A weight of 1 is the teacher alone. Other
-    texts and codes give the weight of the labels; it is never meant here.
+    (`distillation`, and what `Objective` adds to it), or another divergence of `DIVERGENCES` in its
+    place. A weight of 1 is the teacher alone. Other texts and codes give the weight of the labels;
+    it is never meant here.
 
         kind              t_i                                       keeps of the model
         model             f(x_i)                                    all
         ensemble          log 1/M sum_m softmax f_m(x_i)            all (arXiv 2106.05945)
+        stored            a row of `params`, by batch["index"]      all, and costs nothing
         permuted          f(x_i), without the order of the classes  choice, confidence, entropy
                           that are not its first (arXiv 1805.04770)
         entropy-matched   f(x_i) in random order of classes         entropy, at every temperature
@@ -68,6 +73,9 @@ class Teacher:
     same draw at every step. Both gradients of SAM see the same teacher. In m-SAM each chunk is a
     batch: it is shuffled within itself, and without an index all chunks have the same draws.
 
+    A model is asked about the very batch that its student sees, augmented as it is: teacher and
+    student cannot see different data. Outputs that are `stored` are of the images as they are.
+
     Cost: a forward pass of each of its models.
 
     Attributes:
@@ -76,13 +84,18 @@ class Teacher:
         temperature: T, above 0.
         model: of the kinds that have one; its outputs are [B, K]. Static.
         params, variables: its parameters, and its collections beside them; of an `ensemble` each
-            leaf has a leading axis of its M members.
+            leaf has a leading axis of its M members; of `stored` an array [N, K].
         prior: [K] probabilities of a `constant`; None: all classes alike.
         key: of random kinds.
         fresh: whether draws differ from step to step. Static.
+        divergence: a key of `DIVERGENCES`. Static.
+        inputs: 'logits'; or 'probabilities', where the outputs of both pass a softmax before the
+            division by T, which passes them through another one: so does the authors' code of
+            paper 7, and next to nothing is left of the teacher. Static.
 
     Raises:
-        UserError: an unknown kind; a weight or temperature that is impossible, where it is a float;
+        UserError: an unknown kind, divergence or input; a weight or temperature that is impossible,
+            where it is a float;
             a model that is missing, or that the kind does not have; `shuffled` with `fresh=False`,
             whose partners are those of a batch. When called: params, a key or an index that is
             missing; members that are not stacked; another number of classes than the student's.
@@ -101,6 +114,8 @@ class Teacher:
     prior: jax.Array | None = None
     key: jax.Array | None = None
     fresh: bool = dataclasses.field(default=True, metadata={"static": True})
+    divergence: str = dataclasses.field(default="kl", metadata={"static": True})
+    inputs: str = dataclasses.field(default="logits", metadata={"static": True})
 
     def __post_init__(self) -> None:
         # Of what is traced the value is not known; and where a tree of axes for `vmap` is made of a
@@ -108,14 +123,24 @@ class Teacher:
         weight, temperature = (
             value if isinstance(value, float) else 1.0 for value in (self.weight, self.temperature)
         )
-        check_teacher(self.kind, weight=weight, temperature=temperature, fresh=self.fresh)
+        check_teacher(
+            self.kind,
+            weight=weight,
+            temperature=temperature,
+            fresh=self.fresh,
+            divergence=self.divergence,
+            inputs=self.inputs,
+        )
         if (self.model is not None) != (self.kind in _WITH_MODEL):
             has = "has no model" if self.kind not in _WITH_MODEL else "needs model and params"
             raise UserError(f"losses.Teacher: one of kind '{self.kind}' {has}.")
 
     def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """`distillation` of a student's outputs, [B, K]: without the weight."""
-        return distillation(logits, self.logits(batch, logits), self.temperature)
+        """The divergence of a student's outputs, [B, K]: without the weight."""
+        targets = self.logits(batch, logits)
+        if self.inputs == "probabilities":
+            logits, targets = jax.nn.softmax(logits), jax.nn.softmax(targets)
+        return divergence(self.divergence, logits, targets, self.temperature)
 
     def at(self, step: ArrayLike) -> "Teacher":
         """The teacher of one step of training, which may be traced."""
@@ -125,7 +150,7 @@ class Teacher:
 
     def logits(self, batch: Batch, like: jax.Array) -> jax.Array:
         """Its outputs for a batch, of the shape and type of a student's, [B, K]."""
-        if self.kind in _WITH_MODEL and self.params is None:
+        if self.kind in (*_WITH_MODEL, "stored") and self.params is None:
             raise UserError(f"losses.Teacher: one of kind '{self.kind}' needs params.")
         if self.kind in _RANDOM and self.key is None:
             raise UserError(f"losses.Teacher: one of kind '{self.kind}' needs a key.")
@@ -138,6 +163,13 @@ class Teacher:
                 outputs = jax.vmap(lambda key: draw(key, like.shape[1:], like.dtype))(
                     self._keys(batch, len(like))
                 )
+            case "stored":
+                if "index" not in batch:
+                    raise UserError(
+                        "losses.Teacher: one of kind 'stored' needs batch['index'], the row of "
+                        "each example in params."
+                    )
+                outputs = self.params[batch["index"]]
             case "ensemble":
                 outputs = self._ensemble(batch)
             case _:
@@ -188,21 +220,33 @@ class Teacher:
 
 
 def num_models(kind: str) -> tuple[int, float]:
-    """How many models a teacher has, at the least and at the most."""
-    if kind not in _WITH_MODEL:
-        return 0, 0
-    return 1, math.inf if kind == "ensemble" else 1
+    """How many models a teacher has, or is made of, at the least and at the most."""
+    if kind in ("ensemble", "stored"):
+        return 1, math.inf
+    return (1, 1) if kind in _WITH_MODEL else (0, 0)
 
 
-def check_teacher(kind: str, *, weight: float, temperature: float, fresh: bool = True) -> None:
+def check_teacher(
+    kind: str,
+    *,
+    weight: float,
+    temperature: float,
+    fresh: bool = True,
+    divergence: str = "kl",
+    inputs: str = "logits",
+) -> None:
     """Refuses what no teacher can be made of, before there is one.
 
     Raises:
-        UserError: an unknown kind; a weight outside [0, 1]; a temperature that is not above 0;
-            `shuffled` with `fresh=False`.
+        UserError: an unknown kind, divergence or input; a weight outside [0, 1]; a temperature that
+            is not above 0; `shuffled` with `fresh=False`.
     """
     if kind not in KINDS:
         raise unknown("teacher", kind, KINDS)
+    if divergence not in DIVERGENCES:
+        raise unknown("divergence (losses.Teacher)", divergence, DIVERGENCES)
+    if inputs not in INPUTS:
+        raise unknown("inputs (losses.Teacher)", inputs, INPUTS)
     if not 0 <= weight <= 1:
         raise UserError(
             f"losses.Teacher: weight={weight}; give a number in [0, 1], 1 for the teacher alone."
@@ -214,25 +258,6 @@ def check_teacher(kind: str, *, weight: float, temperature: float, fresh: bool =
             "losses.Teacher: one of kind 'shuffled' is shuffled within each batch; give "
             "fresh=True, or take 'entropy-matched', whose draws can be fixed."
         )
-
-
-def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> jax.Array:
-    """T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)), of outputs z and targets t [B, K].
-
-    Sums are over classes, means over examples. The slope in z is T (softmax(z/T) - softmax(t/T))/B,
-    so with the factor T^2 the teacher's share stays the same whatever the temperature (arXiv
-    1503.02531, section 2); for T to infinity the loss is half the mean of squares of z - t, each
-    less its mean over classes, in sum over classes by K.
-
-    >>> z = jnp.array([[0.0, 0.0]])
-    >>> print(distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0))  # log 2 less the entropy
-    0.13081208
-    """
-    T = jnp.asarray(temperature, logits.dtype)
-    log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
-    p = jnp.exp(log_p)
-    terms = jnp.where(p > 0, p * (log_p - log_q), 0)  # 0 log 0 = 0
-    return T**2 * jnp.sum(terms) / len(logits)
 
 
 def _partners(key: Any, count: int) -> jax.Array:

@@ -24,6 +24,7 @@ At = Literal["start", "end", "best"] | int
 that `Train.best` chose, or the one after a step that `Train.snapshots` keeps."""
 
 ROLES = ("init", "order", "augmentation", "dropout", "teacher")
+PRIORS = ("uniform", "labels")
 
 
 class Ref(NamedTuple):
@@ -42,6 +43,9 @@ class Teacher(NamedTuple):
         refs: the models that teach: one, several of an ensemble, none of a kind that has none.
         temperature, weight: of its part of the loss.
         fresh: whether a random kind draws anew at every step.
+        divergence, inputs: as `losses.Teacher` has them.
+        prior: of kind 'constant', all classes alike ('uniform') or as often as among the labels
+            that are trained on ('labels').
     """
 
     kind: str
@@ -49,6 +53,15 @@ class Teacher(NamedTuple):
     temperature: float = 1.0
     weight: float = 1.0
     fresh: bool = True
+    divergence: str = "kl"
+    inputs: str = "logits"
+    prior: str = "uniform"
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What members of one arm share, so that their teachers are of one program."""
+        own = self.kind, len(self.refs), self.fresh
+        return (*own, self.divergence, self.inputs, self.prior)
 
 
 class Member(NamedTuple):

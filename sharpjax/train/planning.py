@@ -7,7 +7,19 @@ from typing import Any
 
 from sharpjax import losses
 from sharpjax.errors import UserError, unknown, whole_number
-from sharpjax.train.plan import ROLES, At, Compare, Derive, Draw, Member, Plan, Ref, Stage, Train
+from sharpjax.train.plan import (
+    PRIORS,
+    ROLES,
+    At,
+    Compare,
+    Derive,
+    Draw,
+    Member,
+    Plan,
+    Ref,
+    Stage,
+    Train,
+)
 from sharpjax.train.results import joined
 
 
@@ -207,8 +219,16 @@ def _check_trained(plan: Plan, stage: Train) -> None:
         raise unknown(f"role of a stream of arm '{stage.arm}'", min(odd), ROLES)
     for taught in filter(None, (member.teacher for member in stage.members)):
         losses.check_teacher(
-            taught.kind, weight=taught.weight, temperature=taught.temperature, fresh=taught.fresh
-        )
+            taught.kind, weight=taught.weight, temperature=taught.temperature, fresh=taught.fresh,
+            divergence=taught.divergence, inputs=taught.inputs,
+        )  # fmt: skip
+        if taught.prior not in PRIORS:
+            raise unknown(f"prior of a teacher of arm '{stage.arm}'", taught.prior, PRIORS)
+        if taught.prior != "uniform" and taught.kind != "constant":
+            raise UserError(
+                f"{where}: a teacher of kind '{taught.kind}' has no prior '{taught.prior}'; it is "
+                f"of kind 'constant' alone."
+            )
         least, most = losses.num_models(taught.kind)
         if not least <= len(taught.refs) <= most:
             models = "one model or more" if most > 1 else f"{most} models"

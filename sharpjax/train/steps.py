@@ -138,10 +138,11 @@ class Steps:
             return f"has batches of {self.batch_size}, and {spec.num_train} training examples."
         if not spec.num_classes and (self.label_smoothing or any(m.teacher for m in members)):
             return "smooths labels or has teachers, which are for classes; its data have targets."
-        kinds = {
-            (m.mask is None, m.teacher and (m.teacher.kind, len(m.teacher.refs), m.teacher.fresh))
-            for m in members
-        }
+        if (self.pad or self.flip) and any(
+            m.teacher and m.teacher.kind == "stored" for m in members
+        ):
+            return "augments, and a 'stored' teacher knows images as they are; take kind 'model'."
+        kinds = {(m.mask is None, m.teacher and m.teacher.structure) for m in members}
         if len(kinds) > 1:
             return "has members with masks or teachers of several kinds; make arms of them."
         return ""

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax import losses, tree, workdir
+from sharpjax import tree, workdir
 from sharpjax.data import Splits
 from sharpjax.driver import drive
 from sharpjax.driver.drive import Saved
 from sharpjax.driver.interrupt import Interrupt
 from sharpjax.driver.progress import Progress
-from sharpjax.errors import UserError
-from sharpjax.train import planning, population
+from sharpjax.errors import RunFailed, UserError
+from sharpjax.train import planning, population, teaching
 from sharpjax.train.library import BEST, STATE, Library, arrays_of, example_of
-from sharpjax.train.plan import Evaluator, Member, Plan, Ref, Subject, Teacher, Train, When
+from sharpjax.train.plan import Evaluator, Member, Plan, Ref, Subject, Train, When
 from sharpjax.train.results import Results, Row, results, rows_of
 from sharpjax.train.state import TrainState
 from sharpjax.train.steps import Beside
@@ -81,7 +81,7 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
         model took, and models that stopped early for being non-finite.
 
     Raises:
-        RunFailed: every model turned non-finite.
+        RunFailed: every model turned non-finite, or none has a sound teacher.
         Interrupted: a signal came; the state is saved.
     """
     layout = stage.step.layout(
@@ -109,34 +109,33 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
 
 
 def initial(setting: Setting, stage: Train, layout: population.Layout) -> Any:
-    """Fresh states, each the function of its own member alone."""
+    """Fresh states, each the function of its own member alone; one that no sound model teaches is
+    not alive, and takes no step.
+
+    Raises:
+        RunFailed: no member has a sound teacher.
+    """
     states = [setting.library.start(stage, member) for member in stage.members]
+    train = [setting.split(stage.data, member.seed).train for member in stage.members]
+    untaught = teaching.diverged(setting.plan, setting.library, stage.members, train)
+    lines = [f"model {stage.members[i].key}: {reason}" for i, reason in untaught.items()]
+    if len(lines) == len(states):
+        raise RunFailed(f"arm '{stage.arm}' has no sound teacher; {'; '.join(lines)}.")
+    for (i, _), line in zip(untaught.items(), lines, strict=True):
+        setting.say(f"{stage.arm}: {line}, and it is not trained")
+        states[i] = dataclasses.replace(
+            states[i], alive=jnp.zeros((), bool), stopped_at=jnp.zeros((), jnp.int32)
+        )
     return population.gather(states, layout)
 
 
-def beside(setting: Setting, member: Member) -> Beside:
+def beside(setting: Setting, stage: Train, member: Member) -> Beside:
     """Teacher and mask of one model."""
     mask = setting.library.state(member.mask).params if member.mask else None
     if mask is not None:
         mask = jax.tree.map(lambda x: (x != 0).astype(x.dtype), mask)
-    return Beside(_teacher(setting, member, member.teacher) if member.teacher else None, mask)
-
-
-def _teacher(setting: Setting, member: Member, taught: Teacher) -> losses.Teacher:
-    states = [setting.library.state(ref) for ref in taught.refs]
-    source = planning.source_of(setting.plan, taught.refs[0].arm) if states else None
-    trees = [(state.params, state.variables) for state in states] or [(None, {})]
-    params, variables = tree.stack(trees) if taught.kind == "ensemble" else trees[0]
-    return losses.Teacher(
-        kind=taught.kind,
-        weight=jnp.float32(taught.weight),
-        temperature=jnp.float32(taught.temperature),
-        model=source.step.model if source else None,
-        params=params,
-        variables=variables,
-        key=member.stream("teacher"),
-        fresh=taught.fresh,
-    )
+    train = setting.split(stage.data, member.seed).train
+    return Beside(teaching.teacher_of(setting.plan, setting.library, stage, member, train), mask)
 
 
 class Arm:
@@ -149,7 +148,7 @@ class Arm:
         self._per_epoch = per_epoch = planning.steps_per_epoch(setting.plan, stage)
         self.total_steps = total = min(self._end, (stage.stop or stage.epochs) * per_epoch)
         self._splits = [setting.split(stage.data, member.seed) for member in stage.members]
-        besides = [beside(setting, member) for member in stage.members]
+        besides = [beside(setting, stage, member) for member in stage.members]
         self._loop = stage.step.loop(stage.members, besides, self._splits, layout)
         self._measured = {e.name: self._steps(e.when) for e in stage.evaluators}
         self._rows = self._steps(stage.rows)

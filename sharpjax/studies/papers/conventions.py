@@ -1,8 +1,9 @@
-"""What the authors' code of papers 1 and 6 computed, where it is not what the definition says.
+"""What the authors' code of papers 1, 6 and 7 computed, where it is not what the definition says.
 
 Each function gives their number, so that a report can print it beside the right one, which
 `sharpjax.geometry` and `sharpjax.metrics` compute. Their code: the repositories that are named in
-OpenReview ZQTiGcykl6 (paper 6) and arXiv 2510.12451 (paper 1, journal version).
+OpenReview ZQTiGcykl6 (paper 6) and arXiv 2510.12451 (paper 1, journal version), and the notebooks of
+paper 7 (OpenReview Q7GXKjmCSB).
 
 | their number | here | the right one |
 |---|---|---|
@@ -12,6 +13,8 @@ OpenReview ZQTiGcykl6 (paper 6) and arXiv 2510.12451 (paper 1, journal version).
 | relative flatness, a sum over batches | `summed_over_batches` | `geometry.relative_flatness` |
 | features divided by their deviation in the layer before | `divided_by_deviation` | its `normalised` |
 | softmax of a softmax before a divergence | `softmax_twice` | `metrics.functional.jensen_shannon` |
+| distillation of probabilities, paper 7: `T^2 KL` of `softmax(softmax(z) / T)` | `softened_twice`, `distillation_of_probabilities` | `losses.distillation` |
+| alpha, paper 7: in the code the weight of the labels | `teacher_weight` | `losses.Teacher.weight` |
 """  # fmt: skip  # noqa: E501
 
 import dataclasses
@@ -27,7 +30,8 @@ from jax.typing import ArrayLike
 from scipy import special
 
 from sharpjax import loops, tree
-from sharpjax.losses import Classification
+from sharpjax.errors import UserError
+from sharpjax.losses import Classification, distillation
 
 State = Any
 
@@ -160,3 +164,53 @@ def softmax_twice(logits: np.ndarray) -> np.ndarray:
     0.7311
     """
     return special.log_softmax(special.softmax(logits, axis=1), axis=1)
+
+
+def softened_twice(logits: ArrayLike, temperature: ArrayLike) -> jax.Array:
+    """The probabilities `softmax(softmax(z) / T)` [N, K]: their models end in a softmax, and their
+    distiller takes another one of what comes out.
+
+    The inner one lies in [0, 1], so the largest of K classes has `1 / (1 + (K - 1) exp(-1 / T))` at
+    the most: .1344 of ten classes at T = 3, where equal ones have .1. A teacher for training is
+    `losses.Teacher(..., inputs="probabilities")`, or `train.plan.Teacher` with the same.
+
+    >>> sure = jnp.log(jnp.array([[0.991, *[0.001] * 9]]))  # of a teacher that is 99.1 % sure
+    >>> print(f"{softened_twice(sure, 3.0).max():.5f}")
+    0.13386
+    """
+    inner = jax.nn.softmax(jnp.asarray(logits))
+    return jax.nn.softmax(inner / jnp.asarray(temperature, inner.dtype))
+
+
+def distillation_of_probabilities(
+    logits: jax.Array, targets: jax.Array, temperature: ArrayLike
+) -> jax.Array:
+    """`losses.distillation` of what both softmaxes give: the teacher's part of their loss.
+
+    Its slope in the student's logits is that of `distillation` in the probabilities, times the
+    derivative of a softmax: next to nothing where the student is sure.
+
+    >>> sure = 20 * jnp.eye(10)
+    >>> wrong = jnp.roll(sure, 1, axis=1)  # and as far away as can be
+    >>> print(f"{distillation(sure, wrong, 3.0):.1f}")
+    59.2
+    >>> print(f"{distillation_of_probabilities(sure, wrong, 3.0):.3f}")
+    0.114
+    """
+    return distillation(jax.nn.softmax(logits), jax.nn.softmax(targets), temperature)
+
+
+def teacher_weight(*, alpha: float) -> float:
+    """The weight of the teacher where their code says alpha, which weighs the labels: `1 - alpha`.
+
+    Their text says that a large alpha means more of the teacher; so do not take it from there.
+
+    Raises:
+        UserError: an alpha outside [0, 1].
+
+    >>> teacher_weight(alpha=0.25)
+    0.75
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"papers.teacher_weight: alpha={alpha}; give a number in [0, 1].")
+    return 1 - alpha

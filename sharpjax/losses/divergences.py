@@ -1,0 +1,208 @@
+"""How far a student's outputs are from its teacher's: what distillation minimises.
+
+Everywhere z are the student's outputs and t the teacher's, both [B, K]; p = softmax(t/T) and q =
+softmax(z/T). Sums are over classes and means over examples (torch's 'batchmean'): with a mean over
+classes too, as some codes have it, a loss is K times smaller and so is the teacher's part of the
+whole. Where a temperature is read there is a factor T^2, without which the slope of a part would
+fall as 1/T^2. Nothing here stops a gradient in t; `losses.Teacher` does.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sharpjax.losses.cross_entropy import cross_entropies
+
+DIVERGENCES: Mapping[str, str] = {
+    "kl": "T^2 KL(p || q), the usual one",
+    "reverse-kl": "T^2 KL(q || p)",
+    "jensen-shannon": "T^2 JS(p, q)",
+    "logits": "half the squared distance of the outputs",
+    "centred-logits": "the same, each less its mean over classes",
+    "hard": "cross-entropy of the teacher's first choice",
+    "standardised": "T^2 KL of outputs of mean 0 and deviation 1",
+    "dist": "T^2 (1 - correlation), within examples and within classes",
+}
+"""The divergences that a teacher may have."""
+
+
+def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> jax.Array:
+    """T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)), of outputs z and targets t [B, K].
+
+    Sums are over classes, means over examples. The slope in z is T (softmax(z/T) - softmax(t/T))/B,
+    so with the factor T^2 the teacher's share stays the same whatever the temperature (arXiv
+    1503.02531, section 2); for T to infinity the loss is half the mean of squares of z - t, each
+    less its mean over classes, in sum over classes by K.
+
+    >>> z = jnp.array([[0.0, 0.0]])
+    >>> print(distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0))  # log 2 less the entropy
+    0.13081208
+    """
+    T = jnp.asarray(temperature, logits.dtype)
+    log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
+    p = jnp.exp(log_p)
+    terms = jnp.where(p == 0, 0, p * (log_p - log_q))  # 0 log 0 = 0; NaN stays
+    return T**2 * jnp.sum(terms) / len(logits)
+
+
+def reverse_distillation(
+    logits: jax.Array, targets: jax.Array, temperature: ArrayLike
+) -> jax.Array:
+    """T^2/B sum_i KL(softmax(z_i/T) || softmax(t_i/T)): the student's mean, not the teacher's.
+
+    It asks that the student has nothing where the teacher has nothing, and lets it leave out what
+    the teacher has (arXiv 2306.08543). The slope in z_i is T q (log q/p - KL)/B, with q the
+    student's probabilities. Infinite where a teacher's probability is 0. For T to infinity it is
+    what `distillation` is.
+
+    >>> z = jnp.array([[0.0, 0.0]])
+    >>> value = reverse_distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0)
+    >>> print(f"{value:.5f}")  # log(4/3)/2
+    0.14384
+    """
+    T = jnp.asarray(temperature, logits.dtype)
+    log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
+    q = jnp.exp(log_q)
+    return T**2 * jnp.sum(jnp.where(q == 0, 0, q * (log_q - log_p))) / len(logits)
+
+
+def jensen_shannon_distillation(
+    logits: jax.Array, targets: jax.Array, temperature: ArrayLike
+) -> jax.Array:
+    """T^2/B sum_i (KL(p_i || m_i) + KL(q_i || m_i))/2, with m = (p + q)/2, in nats.
+
+    Symmetric, and at most T^2 log 2 (arXiv 2306.13649 has it with other weights). The slope in z_i
+    is T q (log q/m - its mean under q)/(2B). For T to infinity it is a quarter of `distillation`,
+    so that a weight means less of it.
+
+    >>> apart = jnp.array([[200.0, 0.0]])
+    >>> print(jensen_shannon_distillation(apart, -apart, 1.0))  # log 2
+    0.6931472
+    """
+    T = jnp.asarray(temperature, logits.dtype)
+    log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
+    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(jnp.asarray(2, logits.dtype))
+
+    def divergence(log):  # from the mean
+        p = jnp.exp(log)
+        return jnp.sum(jnp.where(p == 0, 0, p * (jnp.where(p == 0, 0, log) - log_m)))
+
+    return T**2 * (divergence(log_p) + divergence(log_q)) / (2 * len(logits))
+
+
+def logit_distillation(
+    logits: jax.Array, targets: jax.Array, *, centred: bool = False
+) -> jax.Array:
+    """1/(2B) sum_i |z_i - t_i|^2 (arXiv 1312.6184); there is no temperature.
+
+    The slope in z is (z - t)/B. What is added to all outputs of an example changes no probability,
+    but counts here unless `centred`, which takes its mean over classes from each of z and t first:
+    that, by K, is what `distillation` tends to for high temperatures.
+
+    >>> z, t = jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]])
+    >>> print(logit_distillation(z, t), logit_distillation(z, t, centred=True))
+    5.0 1.0
+    """
+    apart = logits - targets
+    if centred:
+        apart = apart - jnp.mean(apart, -1, keepdims=True)
+    return jnp.sum(jnp.square(apart)) / (2 * len(logits))
+
+
+def hard_distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-1/B sum_i log softmax(z_i)[argmax t_i] (arXiv 2012.12877), at temperature 1.
+
+    Of equal outputs the first counts. NaN where a teacher's outputs are.
+
+    >>> print(hard_distillation(jnp.zeros((1, 4)), jnp.array([[0.0, 2.0, 1.0, 2.0]])))  # log 4
+    1.3862944
+    """
+    # A label of -1 is no class, and its loss is NaN.
+    label = jnp.where(jnp.isnan(jnp.max(targets, -1)), -1, jnp.argmax(targets, -1))
+    return jnp.mean(cross_entropies("losses.hard_distillation", logits, label))
+
+
+def standardised_distillation(
+    logits: jax.Array, targets: jax.Array, temperature: ArrayLike
+) -> jax.Array:
+    """`distillation` of outputs less their mean over classes, by their deviation over classes: a
+    student keeps its own scale (arXiv 2403.01549).
+
+    The deviation is over K - 1, as that of `torch.std` in the authors' code. Equal outputs become
+    0, with a slope of 0.
+
+    >>> z = jnp.array([[1.0, 2.0, 4.0]])
+    >>> print(abs(standardised_distillation(5 * z + 3, z, 2.0)) < 1e-6)
+    True
+    """
+    return distillation(_standardised(logits), _standardised(targets), temperature)
+
+
+def dist_distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> jax.Array:
+    """T^2 (1/B sum_i (1 - r(q_i, p_i)) + 1/K sum_k (1 - r(q_:k, p_:k))), with r Pearson's
+    correlation: over the classes of an example, and over the examples of a class (DIST, arXiv
+    2205.10536, with beta = gamma = 1).
+
+    The second part belongs to a batch, not to its examples: it changes with how they are batched.
+    Where one of both does not vary r is 0, with a slope of 0; of a single example the second part
+    is 1.
+
+    >>> z = jnp.array([[2.0, 0.0], [0.0, 3.0]])
+    >>> print(f"{dist_distillation(z, -z, 1.0):.4f}")
+    4.0000
+    """
+    T = jnp.asarray(temperature, logits.dtype)
+    q, p = (jax.nn.softmax(x / T) for x in (logits, targets))
+    return T**2 * sum(jnp.mean(1 - _correlation(q, p, axis)) for axis in (1, 0))
+
+
+def divergence(
+    kind: str, logits: jax.Array, targets: jax.Array, temperature: ArrayLike
+) -> jax.Array:
+    """That of a name in `DIVERGENCES`; those of outputs and of first choices read no temperature.
+
+    >>> z = jnp.array([[1.0, 3.0]])
+    >>> print(divergence("centred-logits", z, jnp.zeros((1, 2)), 4.0))
+    1.0
+    """
+    match kind:
+        case "logits" | "centred-logits":
+            return logit_distillation(logits, targets, centred=kind == "centred-logits")
+        case "hard":
+            return hard_distillation(logits, targets)
+    return _OF_TEMPERATURE[kind](logits, targets, temperature)
+
+
+_OF_TEMPERATURE: Mapping[str, Callable[..., Any]] = {
+    "kl": distillation,
+    "reverse-kl": reverse_distillation,
+    "jensen-shannon": jensen_shannon_distillation,
+    "standardised": standardised_distillation,
+    "dist": dist_distillation,
+}
+
+
+def _standardised(outputs: jax.Array) -> jax.Array:
+    centred, squared, varies = _centred(outputs, 1)
+    deviation = jnp.sqrt(jnp.where(varies, squared, 1) / (outputs.shape[1] - 1))
+    return jnp.where(varies, centred / deviation, 0)
+
+
+def _correlation(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    (x, xx, x_varies), (y, yy, y_varies) = (_centred(one, axis) for one in (x, y))
+    varies = x_varies & y_varies
+    lengths = jnp.sqrt(jnp.where(varies, xx, 1)) * jnp.sqrt(jnp.where(varies, yy, 1))
+    return jnp.squeeze(jnp.where(varies, jnp.sum(x * y, axis, keepdims=True) / lengths, 0), axis)
+
+
+def _centred(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x less its mean, the sum of its squares, and whether that is more than rounding of the mean
+    (of NaN it is)."""
+    centred = x - jnp.mean(x, axis, keepdims=True)
+    squared = jnp.sum(jnp.square(centred), axis, keepdims=True)
+    rounding = (8 * jnp.finfo(x.dtype).eps) ** 2
+    constant = squared <= rounding * jnp.sum(jnp.square(x), axis, keepdims=True)
+    return centred, squared, ~constant

@@ -1,0 +1,105 @@
+"""How far a student's features are from its teacher's: distillation inside of a network.
+
+Features f of the student and g of the teacher are [B, ...], channels last. How a step of training
+gets them is in docs/function.md: Flax gives them with `capture_intermediates`. Nothing here stops a
+gradient in g.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax.errors import UserError
+
+
+def attention_transfer(features: jax.Array, targets: jax.Array) -> jax.Array:
+    """1/B sum_i |a(f_i) - a(g_i)|^2, with a(f) = s/|s| and s [places] the sum of squares of f over
+    its channels (arXiv 1612.03928): where a network looks, whatever it sees there.
+
+    It is twice 1 less the mean cosine. Channels may differ, places may not. The paper's formula has
+    half the distance and not its square; its code has the square by the number of places. A map of
+    0 stays 0, with a slope of 0.
+
+    Args:
+        features, targets: [B, ..., C], with an axis of places at the least.
+
+    Raises:
+        UserError: no axis of places, or other places.
+
+    >>> f = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0, 1].set(5.0)
+    >>> g = jnp.zeros((1, 2, 2, 8)).at[0, 1, 1].set(1.0)
+    >>> print(attention_transfer(f, g))
+    2.0
+    """
+    if features.ndim < 3 or features.shape[:-1] != targets.shape[:-1]:
+        raise UserError(
+            f"losses.attention_transfer: features are {list(features.shape)} and targets "
+            f"{list(targets.shape)}; give both as [B, ..., C], with the same places between."
+        )
+
+    def attention(x):
+        return _unit(jnp.sum(jnp.square(x), -1).reshape(len(x), -1))
+
+    apart = attention(features) - attention(targets)
+    return jnp.sum(jnp.square(apart)) / len(features)
+
+
+def feature_distillation(features: jax.Array, targets: jax.Array) -> jax.Array:
+    """1/(2B) sum_i |f_i - g_i|^2, over all places and channels (arXiv 1412.6550).
+
+    Of other shapes the student's have to be brought to the teacher's by a layer that is trained
+    along, as that paper does.
+
+    Args:
+        features, targets: [B, ...], of the same shape.
+
+    Raises:
+        UserError: other shapes.
+
+    >>> print(feature_distillation(jnp.ones((2, 3)), jnp.zeros((2, 3))))
+    1.5
+    """
+    if features.shape != targets.shape:
+        raise UserError(
+            f"losses.feature_distillation: features are {list(features.shape)} and targets "
+            f"{list(targets.shape)}; give the same shape, by a layer on the student's."
+        )
+    return jnp.sum(jnp.square(features - targets)) / (2 * len(features))
+
+
+def similarity_distillation(features: jax.Array, targets: jax.Array) -> jax.Array:
+    """1/B^2 |G(f) - G(g)|^2 over all pairs, with G(f) the products <f_i, f_j>, each row by its
+    length (similarity-preserving, arXiv 1907.09682): examples that are alike to the teacher shall
+    be to the student.
+
+    It does not see rotations of the features nor their common scale. It belongs to a batch, not to
+    its examples. A row of 0 stays 0, with a slope of 0.
+
+    Args:
+        features, targets: [B, ...], whatever comes after the examples.
+
+    Raises:
+        UserError: other numbers of examples.
+
+    >>> f, g = jnp.eye(2), jnp.ones((2, 1))
+    >>> print(f"{similarity_distillation(f, g):.5f}")  # 1 - 1/sqrt(2)
+    0.29289
+    """
+    if not features.ndim or features.shape[:1] != targets.shape[:1]:
+        raise UserError(
+            f"losses.similarity_distillation: features are {list(features.shape)} and targets "
+            f"{list(targets.shape)}; give both of the same examples, on axis 0."
+        )
+
+    def products(x):
+        x = x.reshape(len(x), -1)
+        return _unit(jnp.matmul(x, x.T, precision="highest"))
+
+    apart = products(features) - products(targets)
+    return jnp.sum(jnp.square(apart)) / len(features) ** 2
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """Rows of length 1, or of 0."""
+    squared = jnp.sum(jnp.square(x), -1, keepdims=True)
+    is_zero = squared == 0
+    return jnp.where(is_zero, 0, x / jnp.sqrt(jnp.where(is_zero, 1, squared)))

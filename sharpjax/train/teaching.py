@@ -1,0 +1,124 @@
+"""The teachers of an arm: made of the states that a plan names, if these can teach."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax import data, losses, tree
+from sharpjax.data import Examples
+from sharpjax.train import planning
+from sharpjax.train.library import Library
+from sharpjax.train.plan import Member, Plan, Ref, Teacher, Train
+
+# On how many of the first training examples a teacher's outputs are looked at.
+_LOOKED_AT = 64
+# How many examples are asked about at once, where the outputs of all are stored.
+_AT_ONCE = 256
+
+
+def teacher_of(
+    plan: Plan, library: Library, stage: Train, member: Member, train: Examples
+) -> losses.Teacher | None:
+    """What a member is taught by, as the objective holds it."""
+    if (taught := member.teacher) is None:
+        return None
+    num_classes = plan.data[stage.data].num_classes
+    models = _models(plan, library, taught)
+    if taught.kind == "stored":
+        kind = "ensemble" if len(taught.refs) > 1 else "model"
+        asked = losses.Teacher(kind=kind, weight=1.0, temperature=1.0, **models)
+        models = dict[str, Any](params=outputs_of(asked, train, num_classes))
+    return losses.Teacher(
+        kind=taught.kind,
+        weight=jnp.float32(taught.weight),
+        temperature=jnp.float32(taught.temperature),
+        prior=label_shares(train, num_classes) if taught.prior == "labels" else None,
+        key=member.stream("teacher"),
+        fresh=taught.fresh,
+        divergence=taught.divergence,
+        inputs=taught.inputs,
+        **models,
+    )
+
+
+def _models(plan: Plan, library: Library, taught: Teacher) -> dict[str, Any]:
+    """The fields of `losses.Teacher` that are of its models."""
+    if not taught.refs:
+        return {}
+    states = [library.state(ref) for ref in taught.refs]
+    trees = [(state.params, state.variables) for state in states]
+    together = taught.kind == "ensemble" or len(trees) > 1
+    params, variables = tree.stack(trees) if together else trees[0]
+    model = planning.source_of(plan, taught.refs[0].arm).step.model
+    return {"model": model, "params": params, "variables": variables}
+
+
+def outputs_of(teacher: losses.Teacher, train: Examples, num_classes: int) -> jax.Array:
+    """[N, K]: what a teacher says of all training examples, as they are."""
+    count = len(train.label)
+    size = min(_AT_ONCE, count)
+    parts = [_outputs(teacher, train, i, (size, num_classes)) for i in range(0, count, size)]
+    return jnp.concatenate(parts)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _outputs(
+    teacher: losses.Teacher, train: Examples, first: int, shape: tuple[int, int]
+) -> jax.Array:
+    index = jnp.minimum(first + jnp.arange(shape[0]), len(train.label) - 1)
+    return teacher.logits(data.batch(train, index), jnp.zeros(shape))
+
+
+def diverged(
+    plan: Plan, library: Library, members: Sequence[Member], train: Sequence[Examples]
+) -> dict[int, str]:
+    """The members, by their place, that no sound model teaches, each with the reason.
+
+    A teacher is not sound if its training stopped for a loss or an update that was not finite, if
+    it was made of such a one, or if its outputs on some training examples are not finite.
+
+    Cost: a forward pass of 64 examples for each teacher.
+    """
+    asked: dict[Ref, str] = {}
+    found = {}
+    for i, (member, own) in enumerate(zip(members, train, strict=True)):
+        for ref in member.teacher.refs if member.teacher else ():
+            if ref not in asked:
+                asked[ref] = _reason(plan, library, ref, own)
+            if asked[ref]:
+                found.setdefault(i, f"its teacher '{ref.arm}' {_key(ref)} {asked[ref]}")
+    return found
+
+
+def _reason(plan: Plan, library: Library, ref: Ref, train: Examples) -> str:
+    state = library.state(ref)
+    if not bool(state.alive):
+        return "turned non-finite"
+    model = planning.source_of(plan, ref.arm).step.model
+    logits = losses.Logits(model, state.variables)
+    index = jnp.arange(min(_LOOKED_AT, len(train.label)))
+    return (
+        "" if bool(_is_finite(logits, state.params, train, index)) else "gives non-finite outputs"
+    )
+
+
+@jax.jit
+def _is_finite(logits: losses.Logits, params: Any, train: Examples, index: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(logits(params, data.batch(train, index))))
+
+
+def _key(ref: Ref) -> str:
+    return Member(ref.seed, ref.of).key
+
+
+def label_shares(train: Examples, num_classes: int) -> jax.Array:
+    """[K]: the share of each class among the labels that are trained on.
+
+    >>> examples = Examples(input=jnp.zeros((4, 1)), label=jnp.array([0, 2, 2, 2]))
+    >>> label_shares(examples, 3).tolist()
+    [0.25, 0.0, 0.75]
+    """
+    return jnp.bincount(train.label, length=num_classes) / jnp.float32(len(train.label))

@@ -1,0 +1,115 @@
+"""Members that differ in one thing: what is equal is so to the bit, and what differs differs."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from sharpjax import data, tree
+from sharpjax.errors import UserError
+from sharpjax.train import planning
+from sharpjax.train.conditions import Between, diddo, disdo, redrawn, siddo
+from sharpjax.train.plan import Derive, Member, Ref, Teacher
+from sharpjax.train.results import of
+from sharpjax.train.steps import Own
+from tests.plans import CIRCLES, a_plan, a_step, an_arm, run
+
+CONDITIONS = {"base": lambda member: member, "siddo": siddo, "disdo": disdo, "diddo": diddo}
+
+
+def first_batch(member):
+    """By the step of training itself."""
+    step, train = a_step(), data.on_device(CIRCLES.load()).train
+    order = data.epoch_order(member.stream("order"), 0, len(train.label))
+    batch = step.batch(0, 0, train, Own(order, member.stream("augmentation")))
+    return tree.digest(batch)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Each condition of two seeds; students that start where their teacher did; starts between."""
+    folder = tmp_path_factory.mktemp("conditions") / "run"
+    arms = [an_arm(name, [of_(Member(s)) for s in (0, 1)], evaluators=())
+            for name, of_ in CONDITIONS.items()]  # fmt: skip
+    self_taught = [
+        siddo(Member(s, start=teacher._replace(at="start"), teacher=Teacher("model", (teacher,))))
+        for s, teacher in enumerate([Ref("base", 0), Ref("base", 1)])
+    ]
+    between = Between((0, 25, 100), CIRCLES.input_shape)
+    part = [Member(s, start=Ref("between", s, of(percent=25))) for s in (0, 1)]
+    plan = a_plan(
+        *arms,
+        an_arm("self", self_taught, evaluators=()),
+        Derive("between", "base", between, (), outputs=between.outputs),
+        an_arm("part", part, evaluators=()),
+    )
+    return run(plan, folder)
+
+
+def test_starts_and_first_batches_are_equal_or_differ(ran):
+    starts = {name: ran[name]["params_at_start"] for name in CONDITIONS}
+    ends = {name: ran[name]["params_at_end"] for name in CONDITIONS}
+    for seed in (0, 1):
+        start = {name: own[str(seed)] for name, own in starts.items()}
+        batch = {name: first_batch(make(Member(seed))) for name, make in CONDITIONS.items()}
+        assert start["base"] == start["siddo"] and batch["base"] != batch["siddo"]
+        assert start["base"] != start["disdo"] and batch["base"] == batch["disdo"]
+        # The draws of diddo are those of both.
+        assert start["diddo"] == start["disdo"] and batch["diddo"] == batch["siddo"]
+        assert len({own[str(seed)] for own in ends.values()}) == 4
+    assert len({*starts["base"].values(), *starts["disdo"].values()}) == 4
+
+
+def test_students_begin_where_their_teacher_did(ran):
+    """With a teacher, and in another order: nothing else differs from siddo but the teacher."""
+    assert ran["self"]["params_at_start"] == ran["base"]["params_at_start"]
+    assert ran["self"]["stopped"] == {}
+    ends = [ran[name]["params_at_end"] for name in ("self", "siddo", "base")]
+    assert all(len({end[s] for end in ends}) == 3 for s in ("0", "1"))
+
+
+def test_a_start_between_fresh_weights_and_a_teacher(ran):
+    for seed in (0, 1):
+        fresh, part, whole = (
+            ran.library.state(Ref("between", seed, of(percent=c))) for c in (0, 25, 100)
+        )
+        teacher = ran.library.state(Ref("base", seed))
+        assert tree.digest(whole.params) == tree.digest(teacher.params)
+        assert tree.digest(fresh.params) != tree.digest(ran.library.state(
+            Ref("base", seed, at="start")).params)  # fmt: skip
+        each = (fresh, part, teacher)
+        for w, between, W in zip(*(jax.tree.leaves(x.params) for x in each), strict=True):
+            np.testing.assert_allclose(between, 0.75 * w + 0.25 * W, rtol=1e-6, atol=1e-7)
+        first = ran["part"]["params_at_start"][str(seed)]
+        assert first == tree.digest((part.params, part.variables))
+
+
+def test_every_stream_is_drawn_apart():
+    base = Member(3, streams=(("init", (7, "init")),))
+    roles = ("init", "order", "augmentation", "dropout", "teacher")
+    for role in roles:
+        other = redrawn(base, role)
+        assert [r for r in roles if other.decides(r) != base.decides(r)] == [role]
+        assert not np.array_equal(*(jax.random.key_data(m.stream(role)) for m in (base, other)))
+        assert redrawn(base, role, draw=2).decides(role) != other.decides(role)
+        assert redrawn(other, role) == other
+    assert redrawn(base, "init").decides("init") == (7, "init/1")
+    # Whatever the condition, it is a model of the same seed, which is paired with its base.
+    assert all(make(base).seed == 3 for make in CONDITIONS.values())
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match="unknown role .* did you mean 'order'"):
+        redrawn(Member(0), "ordr")
+    begun = Member(0, start=Ref("base", 0, at="start"))
+    for name in ("disdo", "diddo"):
+        with pytest.raises(UserError, match=f"train.{name}: member 0 starts from .* 'base'"):
+            CONDITIONS[name](begun)
+    for percent, said in (((-1,), "-1"), ((101,), "at most 100"), ((5, 5), "each once")):
+        with pytest.raises(UserError, match=f"train.Between: .*{said}"):
+            Between(percent, (2,))
+    # A start from a state at its start and the stream that drew it are one model.
+    same = [dataclasses.replace(an_arm("b", [siddo(begun)])), an_arm("c", [siddo(Member(0))])]
+    with pytest.raises(UserError, match="are the same model"):
+        planning.check(a_plan(an_arm("base"), *same))
