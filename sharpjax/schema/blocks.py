@@ -11,6 +11,7 @@ from sharpjax.schema.rules import (
     COUNT_OR_0,
     FLAG,
     FRACTION,
+    POSITIVE,
     TEXT,
     Config,
     Rule,
@@ -51,6 +52,18 @@ TRAIN: Mapping[str, Rule] = {
     "train.batch_size": COUNT,
     "train.checkpoint_epochs": COUNT,
     "train.population": one_of("auto", "vmap", "loop"),
+}
+# How models of an arm are taught; `TEACHERS` are kinds of `losses.Teacher` of one model or none.
+TEACHERS = ("model", "shuffled", "permuted", "entropy-matched", "constant", "uniform", "gaussian")
+DISTILL: Mapping[str, Rule] = {
+    "distill.teacher": one_of("none", *TEACHERS),
+    "distill.weight": Rule(
+        lambda v: isinstance(v, int | float) and 0 <= v <= 1, "a number in [0, 1]"
+    ),
+    "distill.temperature": POSITIVE,
+    "distill.inputs": one_of("logits", "probabilities"),
+    "distill.start": one_of("same", "other"),
+    "distill.order": one_of("same", "other"),
 }
 SMOOTHING: Mapping[str, Rule] = {"train.label_smoothing": FRACTION}
 TEST: Mapping[str, Rule] = {

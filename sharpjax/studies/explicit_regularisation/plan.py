@@ -21,13 +21,14 @@ in the paper.
 import jax
 import jax.numpy as jnp
 
-from sharpjax import catalog, data, nn, optim, schema
+from sharpjax import data, schema
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
 from sharpjax.studies.explicit_regularisation import asks, shows
 from sharpjax.studies.papers import authors
 from sharpjax.studies.papers.authors import AuthorsSharpness
 from sharpjax.studies.papers.paper6 import REGULARISERS
+from sharpjax.train import configured
 from sharpjax.train.calibration import Calibration
 from sharpjax.train.evaluators import SplitMetrics
 from sharpjax.train.landscape import Landscape
@@ -46,15 +47,12 @@ def plan(config: Config) -> Plan:
         UserError: a model cannot be built, or has no linear head of its own.
     """
     members = tuple(map(Member, config.seeds))
-    specs: dict[str, data.Images] = {}
+    specs: dict[str, data.DataSpec] = {}
     stages = []
     arms = schema.complete_arms(config)
     for name in sorted(arms, key=_place):
         arm = arms[name]
-        spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
-        specs.setdefault(spec.name, spec)
-        key = spec.name if specs[spec.name] == spec else f"{spec.name} of {name}"
-        specs.setdefault(key, spec)
+        key, spec = configured.images(arm, specs, name)
         trained = _arm(name, arm, key, spec, members)
         stopped = (*_measured(arm, trained.step, is_stopped=True),)
         stages += [trained, Derive(f"{name}-es", name, as_is, stopped, at="best")]
@@ -69,21 +67,7 @@ def _place(name: str) -> tuple[str, str, int]:
 
 
 def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Member, ...]) -> Train:
-    known = catalog.DATA_SETS[spec.name]
-    steps_per_epoch = spec.num_train // arm.train.batch_size
-    step = Steps(
-        nn.from_config(arm.model, num_classes=spec.num_classes),
-        optim.from_config(
-            arm.optim,
-            steps_per_epoch=steps_per_epoch,
-            total_steps=arm.train.epochs * steps_per_epoch,
-            batch_size=arm.train.batch_size,
-        ),
-        arm.train.batch_size,
-        pad=known.pad if arm.data.augment else 0,
-        flip=known.flip and arm.data.augment,
-        padding=spec.padding,
-    )
+    step = configured.steps(arm, spec)
     image = jnp.zeros((1, *spec.input_shape))
     shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
     authors.check(shapes, HEAD)  # refused now, not after training

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax import catalog, data, nn, optim, schema, tree
+from sharpjax import data, schema, tree
 from sharpjax.data import DataSpec, Splits, corruption
 from sharpjax.losses import Classification
 from sharpjax.metrics import scores
@@ -39,6 +39,7 @@ from sharpjax.schema import Config
 from sharpjax.studies.geometric_reappraisal import asks, shows
 from sharpjax.studies.papers import paper1
 from sharpjax.studies.papers.authors import AuthorsSharpness
+from sharpjax.train import configured
 from sharpjax.train.calibration import Calibration
 from sharpjax.train.corruption import Corrupted
 from sharpjax.train.evaluators import Outputs, logits_of
@@ -82,7 +83,7 @@ def plan(config: Config) -> Plan:
         spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
         key = f"{spec.name}, {spec.label_noise:g} of the labels drawn anew"
         specs[key] = spec
-        step = _step(arm, spec)
+        step = configured.steps(arm, spec)
         is_random = condition.startswith("random_")
         measured = tuple(_of_labels(arm) if is_random else _evaluators(arm, step, spec))
         followed = Best("fit/nll", "least", arm.evaluate.matched.nll or None)
@@ -108,25 +109,6 @@ def plan(config: Config) -> Plan:
     for place, sizes in places.items():
         stages.append(_compared(place, sizes, config))
     return Plan(specs, tuple(stages))
-
-
-def _step(arm: Config, spec: data.Images) -> Steps:
-    known = catalog.DATA_SETS[spec.name]
-    steps_per_epoch = spec.num_train // arm.train.batch_size
-    optimizer = optim.from_config(
-        arm.optim,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=arm.train.epochs * steps_per_epoch,
-        batch_size=arm.train.batch_size,
-    )
-    return Steps(
-        nn.from_config(arm.model, num_classes=spec.num_classes),
-        optimizer,
-        arm.train.batch_size,
-        pad=known.pad if arm.data.augment else 0,
-        flip=known.flip and arm.data.augment,
-        padding=spec.padding,
-    )
 
 
 @functools.cache

@@ -7,10 +7,11 @@ augmentation.
 import jax
 import jax.numpy as jnp
 
-from sharpjax import catalog, data, nn, optim, schema, tree
+from sharpjax import data, schema, tree
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
 from sharpjax.studies.sharpness import asks, shows
+from sharpjax.train import configured
 from sharpjax.train.curvature import Curvature
 from sharpjax.train.evaluators import SplitMetrics
 from sharpjax.train.plan import Evaluator, Member, Plan, Train, When
@@ -24,37 +25,17 @@ def plan(config: Config) -> Plan:
         UserError: a glob of parameters matches none; a model cannot be built.
     """
     members = tuple(map(Member, config.seeds))
-    specs: dict[str, data.Images] = {}
+    specs: dict[str, data.DataSpec] = {}
     stages = []
     for name, arm in schema.complete_arms(config).items():
-        spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
-        # Arms of the same data share them; those of other data of the same set have their own.
-        key = spec.name if specs.setdefault(spec.name, spec) == spec else f"{spec.name} of {name}"
-        specs.setdefault(key, spec)
+        key, spec = configured.images(arm, specs, name)
         stages.append(_arm(name, arm, key, spec, members))
     return Plan(specs, tuple(stages))
 
 
 def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Member, ...]) -> Train:
-    known = catalog.DATA_SETS[spec.name]
-    model = nn.from_config(arm.model, num_classes=spec.num_classes)
     epochs = arm.train.epochs * arm.train.epoch_factor
-    steps_per_epoch = spec.num_train // arm.train.batch_size
-    optimizer = optim.from_config(
-        arm.optim,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=epochs * steps_per_epoch,
-        batch_size=arm.train.batch_size,
-    )
-    step = Steps(
-        model,
-        optimizer,
-        arm.train.batch_size,
-        label_smoothing=arm.train.label_smoothing,
-        pad=known.pad if arm.data.augment else 0,
-        flip=known.flip and arm.data.augment,
-        padding=spec.padding,
-    )
+    step = configured.steps(arm, spec, epochs=epochs)
     return Train(
         arm=name,
         members=members,

@@ -1,0 +1,66 @@
+"""What an arm of a config about images describes: its data, the steps of its training, its models.
+
+`schema.blocks` says which fields there are.
+"""
+
+from sharpjax import catalog, data, losses, nn, optim
+from sharpjax.schema import Config
+from sharpjax.train import conditions
+from sharpjax.train.plan import Member, Ref, Teacher
+from sharpjax.train.steps import Steps
+
+
+def images(arm: Config, specs: dict[str, data.DataSpec], name: str) -> tuple[str, data.Images]:
+    """The key and the specification of an arm's data, which are put among `specs` if they are new:
+    arms of the same data share them, and those of other data of the same set have their own.
+
+    Args:
+        name: of the arm.
+    """
+    spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
+    key = spec.name if specs.setdefault(spec.name, spec) == spec else f"{spec.name} of {name}"
+    specs.setdefault(key, spec)
+    return key, spec
+
+
+def steps(arm: Config, spec: data.Images, *, epochs: int = 0) -> Steps:
+    """Model, optimiser, batches and augmentation of an arm.
+
+    Args:
+        epochs: those of the learning rate's schedule; 0: `train.epochs`.
+
+    Raises:
+        UserError: a model or an optimiser cannot be built.
+    """
+    known, train = catalog.DATA_SETS[spec.name], arm.train
+    steps_per_epoch = spec.num_train // train.batch_size
+    return Steps(
+        nn.from_config(arm.model, num_classes=spec.num_classes),
+        optim.from_config(
+            arm.optim,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=(epochs or train.epochs) * steps_per_epoch,
+            batch_size=train.batch_size,
+        ),
+        train.batch_size,
+        label_smoothing=train.get("label_smoothing", 0.0),
+        pad=known.pad if arm.data.augment else 0,
+        flip=known.flip and arm.data.augment,
+        padding=spec.padding,
+    )
+
+
+def member(seed: int, arm: Config, teacher: str) -> Member:
+    """A model of an arm that has a block `distill`: with the start and the order of the model of
+    its seed of the arm `teacher`, or others, which are the same in all arms; and taught by it."""
+    asked = arm.distill
+    roles = {"init": asked.start, "order": asked.order}
+    others = [role for role, given in roles.items() if given == "other"]
+    own = conditions.redrawn(Member(seed), *others)
+    if asked.teacher == "none":
+        return own
+    has_model = losses.num_models(asked.teacher)[0] > 0
+    refs = (Ref(teacher, seed),) if has_model else ()
+    return own._replace(
+        teacher=Teacher(asked.teacher, refs, asked.temperature, asked.weight, inputs=asked.inputs)
+    )
