@@ -154,7 +154,7 @@ _CPU = {
     "train": {"batch_size": 64, "checkpoint_epochs": 5},
     "evaluate": {
         "test": {"num_outputs": 2_000, "num_corrupted": 500},
-        "sharpness": {"num_examples": 512, "microbatch_size": 512},
+        "sharpness": {"num_examples": 512, "microbatch_size": 512, "noise_pairs": 30},
         "authors": {"num_draws": 20},
         "matched": {"nll": 1.3},
     },

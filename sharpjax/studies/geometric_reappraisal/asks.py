@@ -28,7 +28,7 @@ AUGMENTED = ("aug", "aug_sam")
 LEAST_SHARE = 0.9
 ALIKE = 0.9
 
-ask = partial(shorthand.ask, source="DESIGN of this study", status="design")
+ask = partial(shorthand.ask, source="a question of this repository", status="design")
 
 
 def names_of(examples: int, corrupted: int, labels: str = "") -> dict[str, str]:
@@ -91,14 +91,14 @@ def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypoth
     yield ask(
         "G1.1 On an augmented loader half of the authors' noise sharpness or more is augmentation.",
         vote(same_arm(a, anew, "greater", "paired-ratio-of-means", null=2.0) for a, _ in augmented),
-        "0.3",
+        "of the authors' code, arXiv 2510.12451",
         correction="holm",
         refuted_if="in most cells the ratio of both is significantly below 2",
     )
     yield ask(
         "G1.2 By the authors' noise sharpness on fixed images augmented minima are sharper.",
         vote(Contrast(Quantity(authors), cell, "greater", "wilcoxon") for cell in augmented),
-        "0.3",
+        "of the authors' code, arXiv 2510.12451",
         correction="holm",
         refuted_if="in most cells significantly flatter",
     )
@@ -106,7 +106,7 @@ def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypoth
     yield ask(
         "G1.3 The authors' noise sharpness orders models of a net as the gradient norm does.",
         vote(same_arm(group, lengths, "greater", "spearman", null=ALIKE) for group in pooled),
-        "0.3",
+        "of the authors' code, arXiv 2510.12451",
         correction="holm",
         refuted_if="in most nets rho is significantly below .9",
     )
@@ -114,7 +114,7 @@ def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypoth
     yield ask(
         "G1.4 Nine tenths of the authors' noise sharpness or more are the gradient's.",
         vote(Contrast(share, (group,), "greater", "mean", null=LEAST_SHARE) for group in pooled),
-        "0.3",
+        "of the authors' code, arXiv 2510.12451",
         correction="holm",
         refuted_if="in most nets the mean share is significantly below .9",
     )
@@ -123,7 +123,7 @@ def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypoth
         yield ask(
             "G1.5 At equal training loss regularised minima are sharper than the baseline's.",
             vote(map(sharper, pairs)),
-            "H1.1",
+            "after H1.1",
             correction="by",
             refuted_if="in most cells significantly flatter",
             uncertain="losses are equal up to one epoch of training",
@@ -131,7 +131,7 @@ def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypoth
     yield ask(
         "G1.6 With logits of one length regularised minima are sharper than the baseline's.",
         vote(_normalised(cell, f"{where}/normalised") for cell in every),
-        "H1.1",
+        "after H1.1",
         correction="by",
         refuted_if="in most cells significantly flatter",
     )
@@ -157,7 +157,7 @@ def _of_labels(places: Sequence[str], examples: int) -> Iterator[Hypothesis]:
         own = ask(
             "G1.7 Sharpness and the loss on the labels trained on are negatively related.",
             members,
-            "H1.11",
+            "after H1.11",
             correction="holm",
             refuted_if="rho > 0, significantly",
         )
