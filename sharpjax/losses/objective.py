@@ -123,7 +123,7 @@ class Objective:
         return SquaredError()(outputs, batch), jnp.full((), jnp.nan, outputs.dtype)
 
 
-def masked(params: Any, mask: Any) -> Any:
+def masked(params: Any, mask: Any, caller: str = "losses.Objective") -> Any:
     """The weights where the mask is not 0, and 0 elsewhere, whatever they are there.
 
     Raises:
@@ -134,14 +134,14 @@ def masked(params: Any, mask: Any) -> Any:
     {'b': Array([1.], dtype=float32), 'w': Array([0., 2.], dtype=float32)}
     """
     if jax.tree.structure(mask) != jax.tree.structure(params):
-        tree.check_same_structure("losses.Objective", "mask", mask, params)
+        tree.check_same_structure(caller, "mask", mask, params)
 
     def keep(name: str, weight: jax.Array, kept: Any) -> jax.Array:
         shape = jnp.shape(kept)
         ends = zip(reversed(shape), reversed(weight.shape), strict=False)
         if len(shape) > weight.ndim or any(n not in (1, full) for n, full in ends):
             raise UserError(
-                f"losses.Objective: mask of '{name}' is {list(shape)} and the weights "
+                f"{caller}: mask of '{name}' is {list(shape)} and the weights "
                 f"{list(weight.shape)}; give one of their shape, or True."
             )
         return jnp.where(jnp.asarray(kept, bool), weight, jnp.zeros_like(weight))
