@@ -27,6 +27,7 @@ FORBIDDEN = {
     "protocol": {"jax", "flax", "ml_collections", "absl", "etils"},
     "metrics": {"ml_collections", "absl"},
     "losses": {"ml_collections", "absl"},
+    "compress": {"ml_collections", "absl", "qwix"},
 }
 
 

@@ -1,0 +1,121 @@
+"""Shorter floating types: float16, bfloat16, and two of eight bits.
+
+| type | stored bits of the fraction | greatest | least normal | relative error of normals |
+|---|---|---|---|---|
+| float16 | 10 | 65504 | 6.1e-5 | 2^-11 |
+| bfloat16 | 7 | 3.39e38 | 1.2e-38 | 2^-8 |
+| float8_e4m3fn | 3 | 448 | 0.016 | 2^-4 |
+| float8_e5m2 | 2 | 57344 | 6.1e-5 | 2^-3 |
+
+Rounding is to nearest, halves to even; numbers below the least normal one lose bits and become 0
+(arXiv 2209.05433 for the types of eight bits).
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import loops, tree
+from sharpjax.compress import integers, kernels
+from sharpjax.compress.kernels import Scope
+from sharpjax.errors import UserError, unknown
+
+FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+Overflow = Literal["refuse", "saturate"]
+
+
+def cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Array:
+    """The array in a shorter type; `.astype` gives it back.
+
+    Args:
+        x: floats.
+        dtype: one of `FORMATS`.
+        overflow: for numbers that would be rounded beyond the greatest of the type: 'refuse', or
+            'saturate', which gives that greatest number with their sign.
+
+    Raises:
+        UserError: an argument that is not allowed; x holds NaN or infinity; under 'refuse', a
+            number overflows. Inside a trace that is not raised: those numbers become NaN.
+
+    >>> print(cast(jnp.array([0.1, 300.0]), "float8_e4m3fn").astype(jnp.float32))
+    [1.015625e-01 2.880000e+02]
+    """
+    return _cast("cast", x, dtype, overflow, "x")
+
+
+def fake_cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Array:
+    """`cast` and back, to the type that x had. Derivatives are those of a cast: 1, in that type.
+
+    >>> print(fake_cast(jnp.array([1.0001]), "float16"))
+    [1.]
+    """
+    x = jnp.asarray(x)
+    return _cast("fake_cast", x, dtype, overflow, "x").astype(x.dtype)
+
+
+def cast_params(
+    params: Any, dtype: str, *, scope: Scope = "trainable", overflow: Overflow = "refuse"
+) -> Any:
+    """The tree with the leaves in scope in a shorter type, as TFLite's float16 casts all weights.
+
+    Args:
+        params: pytree of floats.
+        dtype, overflow: as of `cast`.
+        scope: 'trainable' (every leaf), 'kernels', or globs; see `kernels.in_scope`.
+
+    Raises:
+        UserError: as `cast`, by the name of the leaf; nothing is in scope.
+
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    >>> {name: str(leaf.dtype) for name, leaf in sorted(cast_params(params, "bfloat16").items())}
+    {'bias': 'bfloat16', 'kernel': 'bfloat16'}
+    """
+    return _each("cast_params", params, dtype, scope, overflow)
+
+
+def fake_cast_params(
+    params: Any, dtype: str, *, scope: Scope = "trainable", overflow: Overflow = "refuse"
+) -> Any:
+    """`cast_params` and back: parameters in their old types, of what the short type can hold.
+
+    Args and errors: as of `cast_params`.
+    """
+    short = _each("fake_cast_params", params, dtype, scope, overflow)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), short, params)
+
+
+def _each(caller, params, dtype, scope, overflow):
+    leaves, structure = jax.tree.flatten(params)
+    chosen = kernels.in_scope(caller, params, scope)
+    names = tree.path_names(params)
+    new = [
+        _cast(caller, leaf, dtype, overflow, f"'{name}'") if hit else leaf
+        for name, leaf, hit in zip(names, leaves, chosen, strict=True)
+    ]
+    return jax.tree.unflatten(structure, new)
+
+
+def _cast(caller: str, x: Any, dtype: str, overflow: str, argument: str) -> jax.Array:
+    if dtype not in FORMATS:
+        raise UserError(f"{caller}: {unknown('floating type', str(dtype), FORMATS)}")
+    if overflow not in ("refuse", "saturate"):
+        raise UserError(f"{caller}: overflow={overflow!r}; give 'refuse' or 'saturate'.")
+    tree.check_floating(caller, jnp.asarray(x), argument)
+    integers.refuse_non_finite(caller, x, argument)
+    x = jnp.asarray(x)
+    top = float(jnp.finfo(dtype).max)
+    if overflow == "saturate":
+        # A type whose greatest number is less than that of the format holds nothing beyond it.
+        within = jnp.clip(x, -top, top) if float(jnp.finfo(x.dtype).max) >= top else x
+        return within.astype(dtype)
+    short = x.astype(dtype)
+    beyond = ~jnp.isfinite(short)
+    if not loops.is_traced(beyond) and bool(jnp.any(beyond)):
+        largest = np.max(np.abs(np.asarray(x, np.float64)))
+        raise UserError(
+            f"{caller}: {argument} holds {largest:.6g}, beyond the greatest {dtype}, {top:.6g}; "
+            "give overflow='saturate' to hold that instead."
+        )
+    return jnp.where(beyond, jnp.full_like(short, jnp.nan), short)
