@@ -1,0 +1,59 @@
+"""Whether the same pairs of examples are far apart (Kriegeskorte et al., 2008)."""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sharpjax.metrics.representation.measure import Measure, centred, of_unit_norm
+
+
+def rsa(a: Any, b: Any) -> float:
+    """Representational similarity analysis, in [-1, 1]: Spearman's correlation, over the pairs of
+    examples, of the dissimilarities 1 - r_ij in the two.
+
+    r_ij is Pearson's correlation of the features of examples i and j, over features: the mean of
+    each example over its features is taken out, and an orthogonal map of the features changes the
+    result. NaN where an example has the same value in all features (a layer of ReLUs that are all
+    0), and where all dissimilarities are equal.
+
+    Cost: N^2 (d + e) multiplications, and the ranks of N (N - 1) / 2 numbers, twice: 8 s on one CPU core
+    and 1.3 GB of 5,000 examples.
+
+    Args:
+        a: [N, d].
+        b: [N, e].
+
+    Raises:
+        UserError: not two matrices of the same three or more examples.
+
+    >>> x = np.array([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.5]])
+    >>> round(rsa(x, 2 * x[:, ::-1]), 12)
+    1.0
+    """
+    return RSA(a, b)
+
+
+def _prepare(x: np.ndarray) -> np.ndarray:
+    """The ranks of the dissimilarities, less their mean, of unit norm; empty: there are none."""
+    rows = centred(x.T).T
+    sizes = np.abs(rows).max(axis=1, keepdims=True)
+    if not sizes.all():
+        return np.empty(0)
+    rows = rows / sizes
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    correlation = (rows @ rows.T)[np.triu_indices(len(x), 1)]
+    ranks = stats.rankdata(-correlation)
+    return of_unit_norm(ranks - (len(ranks) + 1) / 2)
+
+
+def _compare(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b) if a.any() and b.any() else math.nan
+
+
+RSA = Measure(
+    "rsa", _prepare, _compare,
+    larger_is_more_similar=True, symmetric=True, is_metric=False,
+    invariances=frozenset({"permutation", "scale"}), least=3,
+)  # fmt: skip

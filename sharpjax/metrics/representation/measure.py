@@ -1,0 +1,104 @@
+"""What a measure of two representations is: how it is computed, and what is declared of it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from sharpjax.errors import UserError
+from sharpjax.metrics import inputs
+
+Invariance = Literal["permutation", "orthogonal", "scale", "translation", "invertible"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number for two matrices of features, [N, d] and [N, e], of the same N examples.
+
+    Called with two of them it gives a float: in float64, on the host, because an unbiased estimate
+    is a small difference of large sums. It is NaN where a feature is not finite.
+
+    Attributes:
+        name: by which `MEASURES` and `all_pairs` know it.
+        prepare: what is computed once of each matrix; it takes the options of the measure.
+        compare: of two that are prepared, the number.
+        larger_is_more_similar: else larger is farther.
+        symmetric: whether m(a, b) = m(b, a).
+        is_metric: whether it is a metric on what its invariances leave: 0 of equals, symmetric, and
+            m(a, c) <= m(a, b) + m(b, c).
+        invariances: what may be done to either matrix, whatever is done to the other, and leaves
+            the number as it is. 'permutation' of the features; 'orthogonal': x Q with Q'Q = I;
+            'scale': c x with c > 0; 'translation': x + b with one row b; 'invertible': x A.
+        least: the fewest examples.
+        function: the public function, where it has another name.
+    """
+
+    name: str
+    prepare: Callable[..., Any]
+    compare: Callable[[Any, Any], float]
+    larger_is_more_similar: bool
+    symmetric: bool
+    is_metric: bool
+    invariances: frozenset[Invariance]
+    least: int = 2
+    function: str = ""
+
+    def __call__(self, a: Any, b: Any, **options: Any) -> float:
+        """The number for `a`, [N, d], and `b`, [N, e].
+
+        Raises:
+            UserError: the two are no matrices of the same N >= `least` examples; inside of a trace;
+                an option is not allowed.
+        """
+        one, other = checked(self.function or self.name, [a, b], self.least)
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            return float("nan")
+        return self.compare(self.prepare(one, **options), self.prepare(other, **options))
+
+
+def checked(caller: str, features: Sequence[Any], least: int) -> list[np.ndarray]:
+    """Matrices [N, d_m] in float64, of the same N >= `least` examples.
+
+    Raises:
+        UserError: names `caller`; what is wrong, and what to do.
+    """
+    caller = f"metrics.representation.{caller}"
+    inputs.refuse_traced(caller, *features)
+    shapes = [np.shape(x) for x in features]
+    for x, shape in zip(features, shapes, strict=True):
+        if len(shape) > 2:
+            raise UserError(
+                f"{caller}: features of shape {list(shape)}; give [N, d]. Flatten what follows the "
+                "examples, `x.reshape(len(x), -1)`, or pool it, `x.mean(axis=(1, 2))`."
+            )
+        if len(shape) != 2 or not shape[1] or np.asarray(x).dtype.kind not in "biufV":
+            raise UserError(
+                f"{caller}: features of shape {list(shape)}, {np.asarray(x).dtype}; give numbers, "
+                "[N, d] with a row for each example."
+            )
+    if len({shape[0] for shape in shapes}) > 1:
+        raise UserError(
+            f"{caller}: {', '.join(str(shape[0]) for shape in shapes)} examples; give features of "
+            "the same examples, in the same order."
+        )
+    if shapes[0][0] < least:
+        raise UserError(f"{caller}: {shapes[0][0]} examples; it needs {least} at least.")
+    return [np.asarray(x, np.float64) for x in features]
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """`x` less the mean of each column; 0 throughout where a column is constant to rounding."""
+    found = x - x.mean(axis=0)
+    size, reach = np.abs(x).max(axis=0), np.abs(found).max(axis=0)
+    found[:, reach <= 16 * np.finfo(np.float64).eps * size] = 0.0
+    return found
+
+
+def of_unit_norm(x: np.ndarray) -> np.ndarray:
+    """`x` over its Frobenius norm, without overflow; 0 stays 0."""
+    largest = np.abs(x).max()
+    if largest == 0:
+        return x
+    x = x / largest
+    return x / np.linalg.norm(x)

@@ -1,0 +1,90 @@
+"""Whether examples have the same nearest neighbours."""
+
+import functools
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from sharpjax.errors import UserError, whole_number
+from sharpjax.metrics.representation.measure import Measure, centred
+
+Distance = Literal["euclidean", "cosine"]
+_BLOCK = 2**24  # distances at once
+
+
+def neighbour_overlap(a: Any, b: Any, *, k: int = 10, distance: Distance = "euclidean") -> float:
+    """The mean Jaccard index of the k nearest neighbours of each example, in [0, 1].
+
+    J = 1/N sum_i |A_i & B_i| / |A_i | B_i|, of the neighbours in `a` and in `b`, the example itself
+    left out; of equal distances the earlier example counts as nearer. Of independent features
+    about r / (2 - r), r = k / (N - 1). Published numbers are mostly by cosines, which an
+    orthogonal map and a scale leave as they are, and a translation does not. NaN, by cosines,
+    where an example is 0 in all features.
+
+    Cost: N^2 (d + e) multiplications, 2 N^2 bytes; 0.1 s of 2,000 examples on one CPU core.
+
+    Args:
+        a: [N, d].
+        b: [N, e].
+        k: how many neighbours, less than N.
+        distance: by which they are nearest.
+
+    Raises:
+        UserError: not two matrices of the same examples; `k` is not less than N; another distance.
+
+    >>> x = np.array([[0.0], [1.0], [3.0], [7.0]])
+    >>> neighbour_overlap(x, -x, k=1), neighbour_overlap(x, x**0.01, k=1)
+    (1.0, 0.5)
+    """
+    if distance not in ("euclidean", "cosine"):
+        raise UserError(
+            f"metrics.representation.neighbour_overlap: distance={distance!r}; give 'euclidean' or "
+            "'cosine'."
+        )
+    return (EUCLIDEAN if distance == "euclidean" else COSINE)(a, b, k=k)
+
+
+def _prepare(x: np.ndarray, k: int = 10, *, cosine: bool) -> np.ndarray:
+    """Which examples are neighbours of which, bool [N, N]; empty: it is not defined."""
+    n = len(x)
+    if whole_number("metrics.representation.neighbour_overlap", "k", k) >= n:
+        raise UserError(
+            f"metrics.representation.neighbour_overlap: k={k} of {n} examples; give k < {n}."
+        )
+    size = np.abs(x).max() if cosine else np.abs(x := centred(x)).max()
+    x = x / (size or 1.0)
+    squares = np.einsum("ij,ij->i", x, x)
+    if cosine:
+        if not squares.all():
+            return np.empty(0, bool)
+        x, squares = x / np.sqrt(squares)[:, None], np.zeros(n)
+    found = np.empty((n, n), bool)
+    for rows in np.array_split(np.arange(n), -(-n * n // _BLOCK)):
+        far = squares - 2 * (x[rows] @ x.T)
+        far[np.arange(len(rows)), rows] = np.inf
+        limit = np.partition(far, k - 1, axis=1)[:, k - 1 : k]
+        nearer, tied = far < limit, far == limit
+        room = k - nearer.sum(axis=1, keepdims=True)
+        found[rows] = nearer | (tied & (np.cumsum(tied, axis=1) <= room))
+    return found
+
+
+def _compare(a: np.ndarray, b: np.ndarray) -> float:
+    if not (a.size and b.size):
+        return math.nan
+    both, either = np.count_nonzero(a & b, axis=1), np.count_nonzero(a | b, axis=1)
+    return float(np.mean(both / either))
+
+
+EUCLIDEAN = Measure(
+    "neighbour_overlap", functools.partial(_prepare, cosine=False), _compare,
+    larger_is_more_similar=True, symmetric=True, is_metric=False,
+    invariances=frozenset({"permutation", "orthogonal", "scale", "translation"}),
+)  # fmt: skip
+COSINE = Measure(
+    "neighbour_overlap_cosine", functools.partial(_prepare, cosine=True), _compare,
+    larger_is_more_similar=True, symmetric=True, is_metric=False,
+    invariances=frozenset({"permutation", "orthogonal", "scale"}),
+    function="neighbour_overlap",
+)  # fmt: skip
