@@ -7,6 +7,7 @@
     matrix              a table of numbers as a heat map
     landscape, profiles loss along two directions, and along one
     slices              loss along many: their mean, and how far they differ
+    trajectories, distances     of models as functions: their paths in a plane, and all distances
     series_of, last_of  what these draw, from the rows of a run; `n_of` states n
     reliability         accuracy against confidence
     spectrum, density, curvature_along_training     of the results of `sharpjax.geometry`
@@ -23,6 +24,7 @@ from sharpjax.plots.heat_map import matrix
 from sharpjax.plots.line import Panel, lines
 from sharpjax.plots.point import points, scatter
 from sharpjax.plots.series import Curves, Values, first_set, last_of, n_of, series_of
+from sharpjax.plots.trajectory import distances, trajectories
 
 __all__ = [
     "Curves",
@@ -32,6 +34,7 @@ __all__ = [
     "Values",
     "curvature_along_training",
     "density",
+    "distances",
     "first_set",
     "landscape",
     "last_of",
@@ -45,5 +48,6 @@ __all__ = [
     "scatter",
     "series_of",
     "slices",
+    "trajectories",
     "spectrum",
 ]

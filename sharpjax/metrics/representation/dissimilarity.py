@@ -18,8 +18,8 @@ def rsa(a: Any, b: Any) -> float:
     result. NaN where an example has the same value in all features (a layer of ReLUs that are all
     0), and where all dissimilarities are equal.
 
-    Cost: N^2 (d + e) multiplications, and the ranks of N (N - 1) / 2 numbers, twice: 8 s on one CPU core
-    and 1.3 GB of 5,000 examples.
+    Cost: N^2 (d + e) multiplications, and the ranks of N (N - 1) / 2 numbers, twice: 8 s on one CPU
+    core and 1.3 GB of 5,000 examples.
 
     Args:
         a: [N, d].
