@@ -160,10 +160,11 @@ def described(plan: Plan, found: Iterable[Model]) -> Iterable[str]:
 
 
 def stored(plan: Plan, library: Library) -> Arrays:
-    """What arms stored at their ends, by member."""
+    """What arms stored, by member."""
 
-    def arrays(arm: str, name: str) -> dict[str, Mapping[str, Any]]:
-        found = {m.key: library.arrays(arm, name, m) for m in planning.members(plan, arm)}
+    def arrays(arm: str, name: str, *, every_step: bool = False) -> dict[str, Mapping[str, Any]]:
+        read = library.trajectory if every_step else library.arrays
+        found = {m.key: read(arm, name, m) for m in planning.members(plan, arm)}
         return {key: own for key, own in found.items() if own}
 
     return arrays

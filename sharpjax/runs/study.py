@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sharpjax import catalog
 from sharpjax.plots import Figure
@@ -14,8 +14,15 @@ from sharpjax.train import planning
 from sharpjax.train.plan import Plan
 from sharpjax.train.results import Row
 
-Arrays = Callable[[str, str], Mapping[Any, Mapping[str, Any]]]
-"""Arm and name of what was stored at its end, as 'curves' -> arrays by member."""
+
+class Arrays(Protocol):
+    """Arm and name of what was stored at its end, as 'curves' -> arrays by member."""
+
+    def __call__(
+        self, arm: str, name: str, *, every_step: bool = False
+    ) -> Mapping[Any, Mapping[str, Any]]:
+        """With `every_step` as `Library.trajectory`: at all steps, on a leading axis."""
+        ...
 
 
 def nothing(*args: Any) -> tuple:

@@ -64,9 +64,33 @@ class Library:
 
     def arrays(self, arm: str, name: str, member: Member) -> dict[str, np.ndarray]:
         """What the evaluator `name` stored of a model at the end of its arm; empty: nothing."""
-        file = self._path(Ref(arm, member.seed, member.of), name)
-        found, prefix = workdir.load_arrays(file) if file.exists() else {}, f"{member.key}."
-        return {n.removeprefix(prefix): x for n, x in found.items() if n.startswith(prefix)}
+        return self._stored(self._path(Ref(arm, member.seed, member.of), name), member)
+
+    def trajectory(self, arm: str, name: str, member: Member) -> dict[str, np.ndarray]:
+        """What the evaluator `name` stored of a model at each step that it was due: its arrays with
+        a leading axis of steps, and `step`, [S]; empty: nothing. A model that turned non-finite
+        has no further steps, a derived one has one.
+
+        Raises:
+            UserError: an array has not the same shape at all steps.
+        """
+        found: dict[int, dict[str, np.ndarray]] = {}
+        if isinstance(planning.arms(self._plan)[arm], Train):
+            folder = self._folder / workdir.ARRAYS / arm
+            names = [path.name for path in folder.iterdir()] if folder.exists() else []
+            for step in sorted(int(n) for n in names if n.isascii() and n.isdecimal()):
+                found[step] = self._stored(folder / str(step) / f"{name}.npz", member)
+        else:
+            found[planning.last_step(self._plan, arm)] = self.arrays(arm, name, member)
+        found = {step: arrays for step, arrays in found.items() if arrays}
+        if len({tuple((n, x.shape) for n, x in arrays.items()) for arrays in found.values()}) > 1:
+            raise UserError(
+                f"'{self._folder}': what '{name}' stored of arm '{arm}', member {member.key}, has "
+                "not the same shape at all steps; read the steps one by one."
+            )
+        names = next(iter(found.values()), {})
+        every = {n: np.stack([arrays[n] for arrays in found.values()]) for n in names}
+        return every | ({"step": np.array(list(found))} if found else {})
 
     def state(self, ref: Ref) -> TrainState:
         """The state that a reference names; one from before the first step is computed anew.
@@ -113,6 +137,10 @@ class Library:
             teacher=self.subject(taught[0]) if taught else None,
             source=source,
         )
+
+    def _stored(self, file: epath.Path, member: Member) -> dict[str, np.ndarray]:
+        found, prefix = workdir.load_arrays(file) if file.exists() else {}, f"{member.key}."
+        return {n.removeprefix(prefix): x for n, x in found.items() if n.startswith(prefix)}
 
     def _find(self, ref: Ref) -> tuple[TrainState, int]:
         """A state, and how many steps it was trained for."""

@@ -293,6 +293,10 @@ class View(Protocol):
         """What the evaluator `name` stored of a member at the arm's end; empty: nothing."""
         ...
 
+    def trajectory(self, arm: str, name: str, member: Member) -> Mapping[str, Any]:
+        """The same at each step that it was due, on a leading axis, and the steps as `step`."""
+        ...
+
     def data(self, arm: str, member: Member) -> Splits: ...
 
 

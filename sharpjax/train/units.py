@@ -123,6 +123,10 @@ class _View:
         self._plan(arm)
         return self._setting.library.arrays(arm, name, member)
 
+    def trajectory(self, arm: str, name: str, member: Member) -> Mapping[str, np.ndarray]:
+        self._plan(arm)
+        return self._setting.library.trajectory(arm, name, member)
+
     def data(self, arm: str, member: Member) -> Splits:
         return self._setting.split(planning.source_of(self._plan(arm), arm).data, member.seed)
 
