@@ -14,6 +14,7 @@ from sharpjax import catalog, nn, tree
 from sharpjax.errors import UserError
 from sharpjax.nn import layers, resnet
 
+NORMALISED = ("resnet", "vgg", "mobilenet")
 SHAPES = {name: known.shape for name, known in catalog.DATA_SETS.items()}
 
 
@@ -41,6 +42,14 @@ def shapes_of(model, shape):
         (nn.build("resnet20", num_classes=10), "cifar10", 272_474),
         (nn.build("resnet_narrow", num_classes=10), "cifar10", 78_042),
         (nn.build("resnet_narrow", num_classes=100), "cifar100", 83_892),
+        (nn.build("resnet50", num_classes=10), "cifar10", 24_588_810),
+        (nn.build("resnet50", num_classes=100), "cifar100", 24_634_980),
+        (nn.build("resnet50_narrow", num_classes=10), "cifar10", 75_130),
+        (nn.build("resnet50_narrow", num_classes=100), "cifar100", 86_740),
+        (nn.build("mobilenet", num_classes=10), "cifar10", 3_736_906),
+        (nn.build("mobilenet", num_classes=100), "cifar100", 3_783_076),
+        (nn.build("mobilenet_narrow", num_classes=10), "cifar10", 71_722),
+        (nn.build("mobilenet_narrow", num_classes=100), "cifar100", 83_332),
         (nn.build("vgg9", num_classes=10), "cifar10", 2_789_706),
         (nn.build("vgg16", num_classes=10), "cifar10", 14_991_946),
         (nn.build("vgg19", num_classes=10), "cifar10", 20_304_202),
@@ -52,6 +61,8 @@ def shapes_of(model, shape):
         (nn.build("vit_narrow", num_classes=10), "cifar10", 150_954),
         (nn.build("vit_narrow", num_classes=100), "cifar100", 156_804),
         (nn.build("lenet", num_classes=10), "mnist", 225_034),
+        (nn.build("lenet", num_classes=10), "cifar10", 315_722),
+        (nn.build("lenet", num_classes=100), "cifar100", 327_332),
         (nn.build("mlp", num_classes=10), "mnist", 669_706),
         (nn.MLP(num_classes=10, depth=5), "mnist", 1_457_674),
         (nn.build("small_conv", num_classes=10), "digits", 9_930),
@@ -70,7 +81,7 @@ def test_parameters_statistics_and_logits_are_float32_at_every_size(name, dtype)
             continue
         variables = shapes_of(model, shape)
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-        assert ("batch_stats" in variables) == name.startswith(("resnet", "vgg"))
+        assert ("batch_stats" in variables) == name.startswith(NORMALISED)
         image = jax.ShapeDtypeStruct((5, *shape), jnp.float32)
         logits = jax.eval_shape(model.apply, variables, image)
         assert logits.shape == (5, 7) and logits.dtype == jnp.float32
@@ -265,11 +276,20 @@ def test_kernels_start_at_he_and_lecun_variance(model, shape, key):
 # Dropout.
 
 # One model of each kind, and how many layers of it there are at two blocks, of a ViT at one.
-DROPOUT = {"mlp": 2, "small_conv": 1, "lenet": 1, "resnet18": 2, "vgg9": 1, "vit_small": 4}
+DROPOUT = {
+    "mlp": 2,
+    "small_conv": 1,
+    "lenet": 1,
+    "resnet18": 2,
+    "resnet50": 1,
+    "mobilenet": 1,
+    "vgg9": 1,
+    "vit_small": 4,
+}
 
 
 def with_dropout(name, rate, **options):
-    if name.startswith(("resnet", "vgg")):
+    if name.startswith(NORMALISED):
         options["blocks"] = (1, 1)
     if name.startswith("vit"):
         options["depth"] = 1

@@ -7,11 +7,15 @@ parameters, BatchNorm statistics and the last layer of an image model are float3
 `dropout` is the rate of dropout in training, 0 by default; where depends on the model.
 """
 
+from sharpjax.nn.bottleneck import ResNet50 as ResNet50
+from sharpjax.nn.bottleneck import ResNet50Narrow as ResNet50Narrow
 from sharpjax.nn.conv import LeNet as LeNet
 from sharpjax.nn.conv import SmallConv as SmallConv
 from sharpjax.nn.factory import build as build
 from sharpjax.nn.factory import from_config as from_config
 from sharpjax.nn.mlp import MLP as MLP
+from sharpjax.nn.mobilenet import MobileNet as MobileNet
+from sharpjax.nn.mobilenet import MobileNetNarrow as MobileNetNarrow
 from sharpjax.nn.quadratic import QuadraticMLP as QuadraticMLP
 from sharpjax.nn.resnet import ResNet18 as ResNet18
 from sharpjax.nn.resnet import ResNet20 as ResNet20

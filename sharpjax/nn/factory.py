@@ -30,6 +30,10 @@ def build(
               are four times as many hidden units (32)
             - `resnet18`, `resnet20`, `resnet_narrow`: filters of the stem and of the first stage;
               each stage doubles them (64, 16, 16)
+            - `resnet50`, `resnet50_narrow`: filters of the stem; a block of the first stage leaves
+              four times as many, and each stage doubles them (64, 8)
+            - `mobilenet`, `mobilenet_narrow`: filters of the stem; the first stage has twice as
+              many, and each stage doubles them (32, 16)
             - `vgg9`, `vgg16`, `vgg19`, `vgg_narrow`: filters of the first stage; each stage doubles
               them, up to 8 times as many, and 4 times in `vgg_narrow` (64, 64, 64, 16)
             - `vit`, `vit_small`, `vit_narrow`: numbers of a token (512, 512, 64)
@@ -41,12 +45,15 @@ def build(
 
             - `dropout`: its rate, of every model
             - `depth`: hidden layers of `mlp`, blocks of a ViT
-            - `blocks`: of a ResNet, basic blocks in each stage; of a VGG, convolutions
-            - `stem_stride`: of a ResNet and a VGG, stride of the first convolution; of a ViT, the
-              image is averaged over squares of so many pixels
+            - `blocks`: of a ResNet, its blocks in each stage; of a VGG, convolutions; of a
+              MobileNet, separable ones
+            - `stem_stride`: of a ResNet of basic blocks and a VGG, stride of the first convolution;
+              of a ViT, the image is averaged over squares of so many pixels
             - `widest`: of a VGG, see `nn.VGG19`
-            - `num_heads`, `head_width`, `hidden`, `patch`, `shifted`, `mask_self`,
-              `learn_temperature`: of a ViT, see `nn.ViT`
+            - `hidden`: of a ResNet of bottlenecks and a MobileNet, units of the layer before the
+              last; of a ViT, of a block
+            - `num_heads`, `head_width`, `patch`, `shifted`, `mask_self`, `learn_temperature`: of a
+              ViT, see `nn.ViT`
 
     Raises:
         UserError: unknown name, type or option; a value that an option cannot have; sizes that are

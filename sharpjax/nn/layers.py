@@ -42,15 +42,25 @@ def dense(features: int, *, dtype: DTypeLike) -> nn.Dense:
     return nn.Dense(features, kernel_init=nn.initializers.he_normal(), dtype=dtype)
 
 
-def head(num_classes: int, *, dtype: DTypeLike) -> nn.Dense:
+def head(
+    num_classes: int,
+    *,
+    dtype: DTypeLike,
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal(),  # noqa: B008
+) -> nn.Dense:
     """The last layer, `head` in the parameters. It computes in float32 at least.
 
     bfloat16 keeps eight bits: a logit of 20 would be a multiple of 0.125, and a loss made of such
     logits is too coarse to differentiate twice. One small matrix product in float32 costs nothing
     beside the net.
     """
-    wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
-    return nn.Dense(num_classes, dtype=wide, name="head")
+    wide = wide_type(dtype)
+    return nn.Dense(num_classes, kernel_init=kernel_init, dtype=wide, name="head")
+
+
+def wide_type(dtype: DTypeLike) -> DTypeLike:
+    """The type itself, or float32 where it has fewer bits."""
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
 def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
