@@ -8,9 +8,10 @@ import pytest
 
 from sharpjax import data, tree
 from sharpjax.errors import UserError
+from sharpjax.nn.resnet import ResNet
 from sharpjax.train import planning
 from sharpjax.train.conditions import Between, diddo, disdo, redrawn, siddo
-from sharpjax.train.plan import Derive, Member, Ref, Teacher
+from sharpjax.train.plan import Derive, Member, Ref, Subject, Teacher
 from sharpjax.train.results import of
 from sharpjax.train.steps import Own
 from tests.plans import CIRCLES, a_plan, a_step, an_arm, run
@@ -83,6 +84,24 @@ def test_a_start_between_fresh_weights_and_a_teacher(ran):
             np.testing.assert_allclose(between, 0.75 * w + 0.25 * W, rtol=1e-6, atol=1e-7)
         first = ran["part"]["params_at_start"][str(seed)]
         assert first == tree.digest((part.params, part.variables))
+
+
+def test_statistics_are_taken_between_too():
+    model = ResNet(num_classes=3, width=2, blocks=(1,))
+    variables = dict(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 6, 6, 1), np.float32)))
+    params = variables.pop("params")
+    trained = jax.tree.map(lambda s: 3 * s + 0.5, variables)
+    state = a_step().begin(params, {})
+    state = dataclasses.replace(state, variables=trained)
+    subject = Subject(0, (), 4, model, state, lambda which: state)
+    made = dict(Between((0, 50, 100), (6, 6, 1))(subject, jax.random.key(1)))
+    first, half, last = (made[of(percent=c)] for c in (0, 50, 100))
+    assert tree.digest((last.params, last.variables)) == tree.digest((params, trained))
+    assert tree.digest(first.variables) == tree.digest(variables)
+    for before, between, after in zip(
+        *(jax.tree.leaves(x) for x in (variables, half.variables, trained)), strict=True
+    ):
+        np.testing.assert_allclose(between, (before + after) / 2, rtol=1e-6)
 
 
 def test_every_stream_is_drawn_apart():

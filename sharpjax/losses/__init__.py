@@ -9,7 +9,8 @@ Gauss-Newton and Fisher matrices need a loss in two parts, `outer_loss(model_fn(
 batch)`: `Classification` has both as properties; `CrossEntropy` and `SquaredError` are likelihoods
 for any model. Where there are many classes, a model returns `LinearLogits` in place of logits, and
 `cross_entropy` is what masked means are made of. `Objective` is what training minimises, with all
-that a study may add to it.
+that a study may add to it, such as a `Teacher`; what a student's outputs and features are compared
+by are functions beside it.
 """
 
 from sharpjax.losses.classification import Classification as Classification

@@ -48,9 +48,9 @@ class Teacher:
 
         weight T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)) + (1 - weight) cross-entropy
 
-    (`distillation`, and what `Objective` adds to it), or another divergence of `DIVERGENCES` in its
-    place. A weight of 1 is the teacher alone. Other texts and codes give the weight of the labels;
-    it is never meant here.
+    (`distillation`, and what `Objective` adds to it), or another divergence of
+    `losses.divergences.DIVERGENCES` in its place. A weight of 1 is the teacher alone. Other texts
+    and codes give the weight of the labels; it is never meant here.
 
         kind              t_i                                       keeps of the model
         model             f(x_i)                                    all
@@ -88,17 +88,17 @@ class Teacher:
         prior: [K] probabilities of a `constant`; None: all classes alike.
         key: of random kinds.
         fresh: whether draws differ from step to step. Static.
-        divergence: a key of `DIVERGENCES`. Static.
+        divergence: a key of `losses.divergences.DIVERGENCES`. Static.
         inputs: 'logits'; or 'probabilities', where the outputs of both pass a softmax before the
-            division by T, which passes them through another one: so does the authors' code of
-            paper 7, and next to nothing is left of the teacher. Static.
+            division by T, which passes them through another one, and next to nothing is left of
+            the teacher: so does the code of a published study. Noise passes both too. Static.
 
     Raises:
         UserError: an unknown kind, divergence or input; a weight or temperature that is impossible,
-            where it is a float;
-            a model that is missing, or that the kind does not have; `shuffled` with `fresh=False`,
-            whose partners are those of a batch. When called: params, a key or an index that is
-            missing; members that are not stacked; another number of classes than the student's.
+            where it is a float; a model that is missing, or that the kind does not have; `shuffled`
+            with `fresh=False`, whose partners are those of a batch. When called: params, a key or
+            an index that is missing; members that are not stacked; another number of classes than
+            the student's.
 
     >>> teacher = Teacher(kind="constant", weight=0.1, temperature=1.0)
     >>> print(teacher(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), {}))  # log(32 / 27) / 3

@@ -89,7 +89,8 @@ def diverged(
             if ref not in asked:
                 asked[ref] = _reason(plan, library, ref, own)
             if asked[ref]:
-                found.setdefault(i, f"its teacher '{ref.arm}' {_key(ref)} {asked[ref]}")
+                key = Member(ref.seed, ref.of).key
+                found.setdefault(i, f"its teacher '{ref.arm}' {key} {asked[ref]}")
     return found
 
 
@@ -100,18 +101,13 @@ def _reason(plan: Plan, library: Library, ref: Ref, train: Examples) -> str:
     model = planning.source_of(plan, ref.arm).step.model
     logits = losses.Logits(model, state.variables)
     index = jnp.arange(min(_LOOKED_AT, len(train.label)))
-    return (
-        "" if bool(_is_finite(logits, state.params, train, index)) else "gives non-finite outputs"
-    )
+    is_finite = bool(_is_finite(logits, state.params, train, index))
+    return "" if is_finite else "gives non-finite outputs"
 
 
 @jax.jit
 def _is_finite(logits: losses.Logits, params: Any, train: Examples, index: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(logits(params, data.batch(train, index))))
-
-
-def _key(ref: Ref) -> str:
-    return Member(ref.seed, ref.of).key
 
 
 def label_shares(train: Examples, num_classes: int) -> jax.Array:
