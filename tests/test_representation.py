@@ -344,6 +344,7 @@ def test_numbers_of_any_size_and_type():
         (lambda x: representation.svcca(x, x, share=0), "share=0; give a share"),
         (lambda x: all_pairs([x, x], "cca"), "unknown measure of representations 'cca'; did you"),
         (lambda x: all_pairs([]), "all_pairs: no features"),
+        (lambda x: all_pairs([x], "neighbour_overlap", cosine=True), "option .* 'cosine'.* k"),
         (lambda x: all_pairs([x, x[1:]]), "all_pairs: 24, 23 examples"),
         (lambda x: streaming.update(streaming.init(2), [x]), "features of 1 models, and init was"),
         (lambda x: streaming.update(streaming.init(1), [x[:2]]), "update: 2 examples; it needs 4"),

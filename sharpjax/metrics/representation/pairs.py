@@ -1,5 +1,6 @@
 """All measures by name, with what is declared of them, and all pairs of models at once."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -60,7 +61,7 @@ def all_pairs(
         options: of the measure, as `k=5` for "neighbour_overlap".
 
     Raises:
-        UserError: an unknown measure; no features; otherwise as the measure itself.
+        UserError: an unknown measure or option; no features; otherwise as the measure itself.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     >>> all_pairs([x, 2 * x + 1, x[:, ::-1]], "normalized_procrustes").round(12).shape
@@ -70,6 +71,11 @@ def all_pairs(
         if measure not in MEASURES:
             raise unknown("measure of representations", str(measure), MEASURES)
         measure = MEASURES[measure]
+    bound = getattr(measure.prepare, "keywords", {})
+    allowed = [name for name in inspect.signature(measure.prepare).parameters if name not in bound]
+    for name in options:
+        if name not in allowed[1:]:
+            raise unknown(f"option of '{measure.name}'", name, allowed[1:])
     if not len(features) or (others is not None and not len(others)):
         raise UserError("metrics.representation.all_pairs: no features; give those of one model.")
     every = [*features, *(() if others is None else others)]
