@@ -60,7 +60,8 @@ def programs(model, shape):
         yield name, step, (start, tx.init(start)), (Objective(model, variables, mask=own), batch)
 
 
-def seconds(step, carry, rest, num_steps):
+def seconds(program, num_steps):
+    step, carry, rest = program
     began = time.perf_counter()
     for _ in range(num_steps):
         carry = step(*carry, *rest)
@@ -75,8 +76,8 @@ def main(_):
     for name, (model, shape) in CASES.items():
         made = list(programs(model, shape))
         for _, *program in made:
-            seconds(*program, 1)  # compiles
-        rounds = [[seconds(*p, STEPS.value) for _, *p in made] for _ in range(REPEATS.value)]
+            seconds(program, 1)  # compiles
+        rounds = [[seconds(p, STEPS.value) for _, *p in made] for _ in range(REPEATS.value)]
         times = np.array(rounds)
         _, masked, kept = np.median(times / times[:, :1], axis=0)
         step = 1000 * np.median(times[:, 0]) / STEPS.value

@@ -270,6 +270,7 @@ def test_a_transform_makes_the_models_of_its_amounts(tmp_path):
     )
     ran = run(plan, tmp_path / "run")
     assert [dict(own)["pruned"] for own in made.outputs] == [0, 50, "12.5"]
+    assert made.of(100 * (1 - 0.8**2)) == (("pruned", 36),)
     for seed in (0, 1):
         params = on_disk(ran, "a", seed).params
         for percent in made.percent:

@@ -67,8 +67,13 @@ class Prune:
         return tuple(map(self.of, self.percent))
 
     def of(self, percent: float) -> Of:
-        """The coordinates of one of its models."""
-        return of(pruned=int(percent) if percent == int(percent) else f"{percent:g}")
+        """The coordinates of one of its models: a whole number, else text of six digits.
+
+        >>> Prune((90,)).of(90), Prune((90,)).of(100 * (1 - 0.8**3))
+        ((('pruned', 90),), (('pruned', '48.8'),))
+        """
+        text = f"{percent:g}"
+        return of(pruned=int(text) if text.isdigit() else text)
 
     def __call__(self, subject: Subject, key: jax.Array) -> Iterator[tuple[Of, TrainState]]:
         for percent in self.percent:

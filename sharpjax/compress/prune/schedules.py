@@ -71,7 +71,9 @@ def polynomial(
         raise UserError(f"{caller}: power={power!r}; give a number above 0.")
     steps = _steps(caller, begin, end, every)
     done = [min((step + offset - begin) / (end - begin), 1.0) for step in steps]
-    return Schedule(steps, tuple(last + (first - last) * (1 - p) ** power for p in done))
+    left = [(1 - p) ** power for p in done]
+    # So that both ends are what was asked, to the bit.
+    return Schedule(steps, tuple(first * x + last * (1 - x) for x in left))
 
 
 def periodic(amount: float, begin: int, end: int, every: int) -> Schedule:
