@@ -21,7 +21,7 @@ METHODS: Any = ("magnitude", "saliency", "random")
 
 
 def draw(seed=0, **shapes):
-    shapes = shapes or {"kernel": (6, 4), "conv": (3, 3, 2, 4), "bias": (4,), "scale": ()}
+    shapes = shapes or {"dense": (6, 4), "conv": (3, 3, 2, 4), "bias": (4,), "scale": ()}
     rng = np.random.default_rng(seed)
     return {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
 
@@ -54,7 +54,7 @@ def test_the_count_rule(n):
 @pytest.mark.parametrize("scope", ["kernels", "trainable"])
 def test_exactly_so_many_are_pruned(method, scope):
     params = draw()
-    names = ("conv", "kernel") if scope == "kernels" else sorted(params)
+    names = ("conv", "dense") if scope == "kernels" else sorted(params)
     sizes = {name: params[name].size for name in names}
     for amount in FRACTIONS:
         options = {"scope": scope, **inputs(method, params)}
@@ -112,7 +112,7 @@ def test_magnitude_is_that_of_a_sorted_list():
     # No array is normalised: one that is a thousandth of the others goes first.
     small = dict(params, conv=params["conv"] / 1000)
     found = prune.mask(small, params["conv"].size / (24 + 72))
-    assert not np.any(found["conv"]) and np.all(found["kernel"])
+    assert not np.any(found["conv"]) and np.all(found["dense"])
 
 
 def test_saliency_is_of_the_product():
@@ -315,22 +315,22 @@ ANY: Any = prune  # for calls that are wrong
         (lambda p: prune.mask(p, float("nan")), "amount=nan"),
         (lambda p: prune.mask(p, True), "amount=True"),
         (lambda p: prune.mask(p, None), "amount must have the tree structure of params"),
-        (lambda p: prune.mask(p, {"kernel": 0.5}), "amount must have .*'bias' is missing"),
+        (lambda p: prune.mask(p, {"dense": 0.5}), "amount must have .*'bias' is missing"),
         (lambda p: prune.mask(p, dict.fromkeys(p, 0.5)), "amount of 'bias' is 0.5, and scope"),
         (lambda p: prune.mask(p, dict.fromkeys(p, 1.0)), "amount of 'bias'=1.0"),
         (lambda p: ANY.mask(p, 0.5, method="magnitud"), "did you mean 'magnitude'"),
-        (lambda p: prune.mask(p, 0.5, scope="kernel"), "did you mean 'kernels'"),
+        (lambda p: prune.mask(p, 0.5, scope="kernel"), "no leaf is named 'kernel'"),
         (lambda p: prune.mask(p, 0.5, scope={"bias": True}), "scope must have the tree structure"),
-        (lambda p: prune.mask({"b": p["bias"]}, 0.5), "leaves no array that may be pruned"),
+        (lambda p: prune.mask({"b": p["bias"]}, 0.5), "chooses nothing of params"),
         (lambda p: prune.mask(p, 0.5, method="random"), "needs key=jax.random.key"),
         (lambda p: ANY.mask(p, 0.5, method="random", key=3), "key must be one random key"),
         (lambda p: prune.mask(p, 0.5, method="saliency"), "needs grads, a tree like params"),
         (
-            lambda p: prune.mask(p, 0.5, method="saliency", grads={"kernel": p["kernel"]}),
+            lambda p: prune.mask(p, 0.5, method="saliency", grads={"dense": p["dense"]}),
             "grads must have .*'bias' is missing",
         ),
         (
-            lambda p: prune.mask(dict(p, kernel=p["kernel"].at[0, 0].set(jnp.nan)), 0.5),
+            lambda p: prune.mask(dict(p, dense=p["dense"].at[0, 0].set(jnp.nan)), 0.5),
             "params hold numbers that are not finite, in 'kernel'",
         ),
         (lambda p: prune.mask(dict(p, n=jnp.arange(3)), 0.5), "'n' is int32"),
@@ -350,15 +350,15 @@ ANY: Any = prune  # for calls that are wrong
         (lambda p: prune.erk(p, 1.0), "prune.erk: amount=1.0"),
         (lambda p: prune.erk(p, 0.5, power=-1), "power=-1"),
         (lambda p: prune.by_name(p, {"kernle": 0.5}), "no leaf is named 'kernle'"),
-        (lambda p: prune.by_name(p, {"kernel": 1}), r"amounts\['kernel'\]=1"),
-        (lambda p: prune.apply_mask(p, {"kernel": True}), "apply_mask: mask .*'bias' is missing"),
+        (lambda p: prune.by_name(p, {"dense": 1}), r"amounts\['dense'\]=1"),
+        (lambda p: prune.apply_mask(p, {"dense": True}), "apply_mask: mask .*'bias' is missing"),
         (
-            lambda p: prune.apply_mask(p, {"kernel": jnp.ones(3), "bias": True}),
-            "mask of 'kernel' is",
+            lambda p: prune.apply_mask(p, {"dense": jnp.ones(3), "bias": True}),
+            "mask of 'dense' is",
         ),
         (lambda p: prune.sparsity({"a": True}), "mask of 'a' is True and says not of how many"),
         (lambda p: prune.sparsity({"a": True}, p), "'bias' is missing"),
-        (lambda p: prune.sparsity({"kernel": np.ones(3), "bias": True}, p), "mask of 'kernel' is"),
+        (lambda p: prune.sparsity({"dense": np.ones(3), "bias": True}, p), "mask of 'dense' is"),
     ],
 )  # fmt: skip
 def test_what_is_refused(call, words):

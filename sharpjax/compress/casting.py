@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.compress import integers, kernels
-from sharpjax.compress.kernels import Scope
+from sharpjax.compress import integers
+from sharpjax.compress.scope import Scope, in_scope
 from sharpjax.errors import UserError, unknown
 
 FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -63,7 +63,7 @@ def cast_params(
     Args:
         params: pytree of floats.
         dtype, overflow: as of `cast`.
-        scope: 'trainable' (every leaf), 'kernels', or globs; see `kernels.in_scope`.
+        scope: 'trainable' (every leaf), 'kernels', or globs; see `scope.in_scope`.
 
     Raises:
         UserError: as `cast`, by the name of the leaf; nothing is in scope.
@@ -88,7 +88,7 @@ def fake_cast_params(
 
 def _each(caller, params, dtype, scope, overflow):
     leaves, structure = jax.tree.flatten(params)
-    chosen = kernels.in_scope(caller, params, scope)
+    chosen = in_scope(caller, params, scope)
     names = tree.path_names(params)
     new = [
         _cast(caller, leaf, dtype, overflow, f"'{name}'") if hit else leaf

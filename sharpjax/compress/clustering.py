@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.compress import kernels
 from sharpjax.compress.integers import refuse_non_finite
-from sharpjax.compress.kernels import Scope
+from sharpjax.compress.scope import Scope, in_scope
 from sharpjax.errors import UserError, whole_number
 
 _SWEEPS = 10_000
@@ -73,7 +72,7 @@ def cluster_params(params: Any, k: int, *, scope: Scope = "kernels") -> Any:
     Args and errors: as of `cluster`, by the name of the leaf; scope as of `quantise_params`.
     """
     leaves, structure = jax.tree.flatten(params)
-    chosen = kernels.in_scope("cluster_params", params, scope)
+    chosen = in_scope("cluster_params", params, scope)
     new = [
         _cluster("cluster_params", leaf, k, f"'{name}'") if hit else leaf
         for name, leaf, hit in zip(tree.path_names(params), leaves, chosen, strict=True)

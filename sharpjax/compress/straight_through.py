@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from sharpjax.compress import grid
 from sharpjax.compress.grid import Bound
-from sharpjax.compress.kernels import Scope
+from sharpjax.compress.scope import Scope
 from sharpjax.compress.weights import fake_quantise_params
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from sharpjax import loops, tree
 from sharpjax.compress import kernels
 from sharpjax.compress.integers import refuse_non_finite
-from sharpjax.compress.kernels import Scope
+from sharpjax.compress.scope import Scope, in_scope
 from sharpjax.errors import UserError, whole_number
 from sharpjax.nn import svd
 from sharpjax.nn.svd import Decomposition
@@ -89,7 +89,7 @@ def low_rank(
             "low_rank: energy decides how many numbers there are; call it outside of jit and vmap, "
             "or give rank."
         )
-    chosen, names = kernels.in_scope("low_rank", params, scope), tree.path_names(params)
+    chosen, names = in_scope("low_rank", params, scope), tree.path_names(params)
     new = list(leaves)
     for i, outputs in enumerate(kernels.output_axes(params)):
         leaf = leaves[i]

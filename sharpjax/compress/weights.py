@@ -24,7 +24,7 @@ from sharpjax.compress import blocks, kernels
 from sharpjax.compress import integers as arrays
 from sharpjax.compress.grid import Bound, Rounding
 from sharpjax.compress.integers import Quantised
-from sharpjax.compress.kernels import Scope
+from sharpjax.compress.scope import Scope, in_scope
 
 
 def quantise_params(
@@ -44,7 +44,7 @@ def quantise_params(
         params: pytree of floats; for a population, `jax.vmap` this function.
         bits: b, from 2 to 8.
         scope: 'kernels' (biases, scales of norms, embeddings and tokens are left), 'trainable'
-            (every leaf), or globs on names; see `kernels.in_scope`.
+            (every leaf), or globs on names; see `scope.in_scope`.
         per_channel: a step for each output channel, else one for each leaf. Leaves of less than two
             axes have one anyway.
         symmetric, bound, rounding, key: as of `quantise`; each leaf has its part of the key.
@@ -118,7 +118,7 @@ def is_quantised(node: Any) -> bool:
 
 def _each(caller, fn, params, bits, scope, per_channel, options, key):
     leaves, structure = jax.tree.flatten(params)
-    chosen = kernels.in_scope(caller, params, scope)
+    chosen = in_scope(caller, params, scope)
     names, axes = tree.path_names(params), kernels.output_axes(params)
     keys = [None] * len(leaves) if key is None else list(jax.random.split(key, len(leaves)))
     new = list(leaves)

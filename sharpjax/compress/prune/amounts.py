@@ -3,18 +3,14 @@
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from sharpjax import tree
-from sharpjax.errors import UserError, unknown
-
-Scope = Literal["kernels", "trainable"] | Any
-"""What may be pruned: 'kernels', the arrays of two axes or more; 'trainable', every array; or a
-tree of booleans, as `tree.select(params, "*/kernel")` gives. Of a population, whose arrays have an
-axis more, prune the members one by one."""
+from sharpjax.compress.scope import Scope, in_scope
+from sharpjax.errors import UserError
 
 
 def num_pruned(amount: float, n: int) -> int:
@@ -43,28 +39,6 @@ def check_amount(caller: str, amount: Any, argument: str = "amount") -> float:
             f"than 1, as 0.9.{everything}"
         )
     return float(amount)
-
-
-def in_scope(caller: str, params: Any, scope: Scope) -> list[bool]:
-    """Which leaves may be pruned, in the order of `jax.tree.leaves`.
-
-    Raises:
-        UserError: an unknown scope, one of another structure, or one that leaves nothing.
-    """
-    leaves = jax.tree.leaves(params)
-    if isinstance(scope, str):
-        if scope not in ("kernels", "trainable"):
-            raise unknown(f"scope ({caller})", scope, ("kernels", "trainable"))
-        found = [scope == "trainable" or np.ndim(leaf) > 1 for leaf in leaves]
-    else:
-        check_structure(caller, "scope", scope, params)
-        found = [bool(leaf) for leaf in jax.tree.leaves(scope)]
-    if not any(found):
-        raise UserError(
-            f"{caller}: scope={scope!r} leaves no array that may be pruned; 'trainable' is all of "
-            "them."
-        )
-    return found
 
 
 def check_structure(caller: str, argument: str, given: Any, params: Any) -> None:

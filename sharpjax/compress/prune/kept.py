@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from sharpjax.compress.prune import amounts
-from sharpjax.compress.prune.amounts import Scope
 from sharpjax.compress.prune.schedules import Schedule, check_schedule
+from sharpjax.compress.scope import Scope, in_scope
 from sharpjax.errors import UserError
 from sharpjax.losses.objective import masked
 
@@ -109,7 +109,7 @@ def gradual(
     steps = np.array(schedule.steps, np.int32)
 
     def init(params: Any) -> GradualState:
-        amounts.in_scope("prune.gradual", params, scope)
+        in_scope("prune.gradual", params, scope)
         kept = jax.tree.map(lambda w: jnp.ones(jnp.shape(w), bool), params)
         return GradualState(jnp.zeros((), jnp.int32), kept)
 
@@ -118,7 +118,7 @@ def gradual(
         due = steps == state.count
 
         def renew(before: Any) -> Any:
-            own = amounts.in_scope("prune.gradual", params, scope)
+            own = in_scope("prune.gradual", params, scope)
             return _renewed(params, updates, before, own, jnp.argmax(due))
 
         mask = jax.lax.cond(jnp.any(due), renew, lambda before: before, state.mask)

@@ -9,9 +9,9 @@ import numpy as np
 
 from sharpjax import loops, tree
 from sharpjax.compress.prune import amounts
-from sharpjax.compress.prune.amounts import Scope
 from sharpjax.compress.prune.applied import apply_mask
 from sharpjax.compress.prune.structures import Channels, Elements, Structure
+from sharpjax.compress.scope import Scope, in_scope
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.geometry.operators.arguments import check_key
 
@@ -42,9 +42,9 @@ def mask(
         amount: a number in [0, 1): the units of all arrays in scope are ranked together (global
             pruning). A tree of numbers, as `uniform`, `erk` and `by_name` give: array by array.
         method: see `Method`; 'magnitude' by default.
-        scope: what may be pruned: 'kernels', the arrays of two axes or more; 'trainable', every
-            array, biases and normalisation too; a tree of booleans. The rest is kept whole.
-            Parameters and BatchNorm statistics together: `prune_variables`.
+        scope: what may be pruned: 'kernels'; 'trainable', every array, biases and normalisation
+            too; globs; or a tree of booleans (`scope.Scope`). The rest is kept whole. Parameters
+            and BatchNorm statistics together: `prune_variables`.
         structure: `Elements()`, `Channels(...)` or `Blocks(...)`; `n_of_m` is a function of its
             own.
         key: read by method 'random'. The same key gives nested masks.
@@ -68,7 +68,7 @@ def mask(
     """
     caller = "prune.mask"
     check(caller, params, method, key, grads)
-    own = amounts.in_scope(caller, params, scope)
+    own = in_scope(caller, params, scope)
     names, leaves = tree.path_names(params), jax.tree.leaves(params)
     shares = _shares(caller, amount, params, own, scope)
     shapes = [np.shape(leaf) for leaf in leaves]
@@ -125,7 +125,7 @@ def n_of_m(
     if whole_number(caller, "n", n) > m:
         raise UserError(f"{caller}: n={n} of m={m}; give n <= m.")
     check(caller, params, method, key, grads)
-    own = amounts.in_scope(caller, params, scope)
+    own = in_scope(caller, params, scope)
     leaves = jax.tree.leaves(params)
     for name, leaf, chosen in zip(tree.path_names(params), leaves, own, strict=True):
         shape = np.shape(leaf)

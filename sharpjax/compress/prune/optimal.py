@@ -9,7 +9,7 @@ import numpy as np
 
 from sharpjax.compress.prune import amounts as shares
 from sharpjax.compress.prune import masks
-from sharpjax.compress.prune.amounts import Scope
+from sharpjax.compress.scope import Scope, in_scope
 
 
 class OptimalAmount(NamedTuple):
@@ -39,7 +39,7 @@ def cosines(params: Any, amounts: Sequence[float], scope: Scope = "trainable") -
     """
     caller = "prune.cosines"
     masks.check(caller, params)
-    own = shares.in_scope(caller, params, scope)
+    own = in_scope(caller, params, scope)
     leaves = [np.asarray(jax.device_get(x), np.float64).ravel() for x in jax.tree.leaves(params)]
     ranked = np.concatenate([x for x, chosen in zip(leaves, own, strict=True) if chosen])
     rest = sum(float(x @ x) for x, chosen in zip(leaves, own, strict=True) if not chosen)
@@ -94,7 +94,7 @@ def kurtosis_of_kurtoses(params: Any, scope: Scope = "trainable") -> float:
     """
     caller = "prune.kurtosis_of_kurtoses"
     masks.check(caller, params)
-    own = shares.in_scope(caller, params, scope)
+    own = in_scope(caller, params, scope)
     leaves = [np.asarray(jax.device_get(leaf), np.float64) for leaf in jax.tree.leaves(params)]
     each = [_kurtosis(x) for x, chosen in zip(leaves, own, strict=True) if chosen]
     return _kurtosis(np.array(each))
