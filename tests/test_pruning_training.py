@@ -147,7 +147,10 @@ def test_sam_of_a_masked_objective_moves_kept_weights_alone():
         (lambda p: prune.gradual(prune.Schedule((1,), ())), "1 steps and 0 amounts"),
         (lambda p: prune.gradual(prune.Schedule((2, 1), (0.1, 0.2))), "do not increase"),
         (lambda p: prune.gradual(prune.Schedule((2,), (1.0,))), "an amount of the schedule=1.0"),
-        (lambda p: prune.gradual(prune.one_shot(0.5), scope="all").init(p), "no leaf is named 'all'"),
+        (
+            lambda p: prune.gradual(prune.one_shot(0.5), scope="all").init(p),
+            "no leaf is named 'all'",
+        ),
         (lambda p: prune.polynomial(0.9, 5, 5), "begin=5, end=5, every=1"),
         (lambda p: prune.polynomial(0.9, 0, 10, every=3), "every=3"),
         (lambda p: prune.polynomial(1.0, 0, 10), "final=1.0"),

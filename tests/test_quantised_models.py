@@ -103,6 +103,10 @@ def test_scopes():
     assert is_quantised(tensors["embed"]["embedding"]) and not is_quantised(
         tensors["out"]["kernel"]
     )
+    large = quantise_params(params, 8, min_numbers=24)  # conv 72, query and out 24
+    assert sum(map(is_quantised, jax.tree.leaves(large, is_leaf=is_quantised))) == 3
+    large = quantise_params(params, 8, min_numbers=25)
+    assert is_quantised(large["conv"]["kernel"]) and not is_quantised(large["out"]["kernel"])
     factors = svd.decompose({"head": {"kernel": params["embed"]["embedding"]}}, 0.5)
     held = quantise_params(factors, 8)["head"]["kernel"]
     assert is_quantised(held["U"]) and is_quantised(held["Vt"]) and not is_quantised(held["s"])
@@ -148,6 +152,10 @@ def test_what_is_refused():
         quantise_params(params, 1)
     with pytest.raises(UserError, match=r"^fake_quantise_params: scope='kernels' chooses nothing"):
         fake_quantise_params({"w": jnp.ones(3)}, 8)
+    with pytest.raises(
+        UserError, match=r"^quantise_params: min_numbers=100, but the largest .* 72;"
+    ):
+        quantise_params(params, 8, min_numbers=100)
     with pytest.raises(UserError, match=r"^where: no leaf is named 'kernel'"):
         quantise_params(params, 8, scope="kernel")
     params["conv"]["kernel"] = params["conv"]["kernel"].at[0, 0, 0, 0].set(jnp.nan)

@@ -9,7 +9,8 @@
 The parameters are those of the model, so `fake_quantise_params(params, 8)` makes both weights and
 activations integers of 8 bits, and a loss is `Classification(small, {"ranges": found})`. The layers
 are `nn.Dense`, `nn.DenseGeneral` and `nn.Conv`: what attention multiplies within, and the layers of
-`sharpjax.nn.factored`, are not rounded.
+`sharpjax.nn.factored`, are not rounded. Models that lift their layers (`nn.scan`, `nn.remat`) can
+be rounded, and not observed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -155,7 +156,11 @@ def calibrate(
 def _interceptor(change):
     def intercept(next_fun, args, kwargs, context):
         if isinstance(context.module, LAYERS) and context.method_name == "__call__":
-            args = (change("/".join(context.module.path), args[0]), *args[1:])
+            name = "/".join(context.module.path)
+            if args:
+                args = (change(name, args[0]), *args[1:])
+            else:
+                kwargs = {**kwargs, "inputs": change(name, kwargs["inputs"])}
         return next_fun(*args, **kwargs)
 
     return intercept

@@ -130,8 +130,8 @@ def grid_of_range(
         UserError: `bits` or `bound` is none; outside of a trace, a `low` above its `high`.
 
     >>> grid = grid_of_range(-0.5, 1.0, 8, symmetric=False)
-    >>> print(grid.scale * 170, grid.zero_point, grid.lowest, grid.highest)
-    1.0 -43 -128 127
+    >>> print(f"{255 * grid.scale:.4f}", grid.zero_point, grid.lowest, grid.highest)
+    1.5000 -43 -128 127
     """
     bits = whole_bits("grid_of_range", bits)
     check_options("grid_of_range", bound)

@@ -28,6 +28,7 @@ class _OnQuantised:
     bits: int
     scope: Scope
     per_channel: bool
+    min_numbers: int
     symmetric: bool
     bound: Bound
 
@@ -37,6 +38,7 @@ class _OnQuantised:
             self.bits,
             scope=self.scope,
             per_channel=self.per_channel,
+            min_numbers=self.min_numbers,
             symmetric=self.symmetric,
             bound=self.bound,
         )
@@ -49,6 +51,7 @@ def on_quantised(
     *,
     scope: Scope = "kernels",
     per_channel: bool = True,
+    min_numbers: int = 0,
     symmetric: bool = True,
     bound: Bound = "integer",
 ) -> Partial:
@@ -60,7 +63,7 @@ def on_quantised(
 
     Args:
         fn: `fn(params, batch)`, a function or a callable pytree.
-        bits, scope, per_channel, symmetric, bound: as of `quantise_params`.
+        bits, scope, per_channel, min_numbers, symmetric, bound: as of `quantise_params`.
 
     Raises:
         UserError: bits or bound are not allowed; when called, nothing is in scope.
@@ -75,5 +78,5 @@ def on_quantised(
     grid.check_options("on_quantised", bound)
     scope = scope if isinstance(scope, str) else tuple(scope)
     is_function = jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
-    rounded = _OnQuantised(bits, scope, per_channel, symmetric, bound)
+    rounded = _OnQuantised(bits, scope, per_channel, min_numbers, symmetric, bound)
     return Partial(rounded, Partial(fn) if is_function else fn)

@@ -7,7 +7,8 @@
 Weights only, of dense, convolutional and attention layers; what they are multiplied by stays in
 floating point (for that see `activations`). The defaults at 8 bits are those of TFLite's dynamic
 range quantisation, "8-bit" in "Neural Network Compression: The Functional Perspective": integers in
-[-127, 127] and absmax / 127 for each output channel; its "16-bit" is `cast_params(params,
+[-127, 127] and absmax / 127 for each output channel. With `min_numbers=1024` small kernels stay as
+they are there, such as the first convolution of LeNet. Its "16-bit" is `cast_params(params,
 "float16")`. The curvature of a quantised model is that of its dequantised parameters, which any
 function of `geometry` takes.
 
@@ -25,6 +26,7 @@ from sharpjax.compress import integers as arrays
 from sharpjax.compress.grid import Bound, Rounding
 from sharpjax.compress.integers import Quantised
 from sharpjax.compress.scope import Scope, in_scope
+from sharpjax.errors import UserError, whole_number
 
 
 def quantise_params(
@@ -33,6 +35,7 @@ def quantise_params(
     *,
     scope: Scope = "kernels",
     per_channel: bool = True,
+    min_numbers: int = 0,
     symmetric: bool = True,
     bound: Bound = "integer",
     rounding: Rounding = "nearest",
@@ -47,10 +50,12 @@ def quantise_params(
             (every leaf), or globs on names; see `scope.in_scope`.
         per_channel: a step for each output channel, else one for each leaf. Leaves of less than two
             axes have one anyway.
+        min_numbers: leaves of fewer numbers are left alone, too; TFLite leaves those under 1024.
         symmetric, bound, rounding, key: as of `quantise`; each leaf has its part of the key.
 
     Raises:
-        UserError: as `quantise`, by the name of the leaf; nothing is in scope.
+        UserError: as `quantise`, by the name of the leaf; nothing is in scope, or nothing in scope
+            has so many numbers.
 
     >>> import jax.numpy as jnp
     >>> params = {"Dense_0": {"kernel": jnp.array([[0.5, 3.0], [1.0, -3.0]]), "bias": jnp.ones(2)}}
@@ -65,6 +70,7 @@ def quantise_params(
         bits,
         scope,
         per_channel,
+        min_numbers,
         {"symmetric": symmetric, "bound": bound, "rounding": rounding},
         key,
     )
@@ -86,6 +92,7 @@ def fake_quantise_params(
     *,
     scope: Scope = "kernels",
     per_channel: bool = True,
+    min_numbers: int = 0,
     symmetric: bool = True,
     bound: Bound = "integer",
     rounding: Rounding = "nearest",
@@ -106,6 +113,7 @@ def fake_quantise_params(
         bits,
         scope,
         per_channel,
+        min_numbers,
         {"symmetric": symmetric, "bound": bound, "rounding": rounding},
         key,
     )
@@ -116,9 +124,16 @@ def is_quantised(node: Any) -> bool:
     return isinstance(node, Quantised)
 
 
-def _each(caller, fn, params, bits, scope, per_channel, options, key):
+def _each(caller, fn, params, bits, scope, per_channel, min_numbers, options, key):
     leaves, structure = jax.tree.flatten(params)
-    chosen = in_scope(caller, params, scope)
+    asked = in_scope(caller, params, scope)
+    least = whole_number(caller, "min_numbers", min_numbers, least=0)
+    chosen = [hit and leaf.size >= least for hit, leaf in zip(asked, leaves, strict=True)]
+    if not any(chosen):
+        most = max(leaf.size for hit, leaf in zip(asked, leaves, strict=True) if hit)
+        raise UserError(
+            f"{caller}: min_numbers={least}, but the largest leaf in scope has {most}; give less."
+        )
     names, axes = tree.path_names(params), kernels.output_axes(params)
     keys = [None] * len(leaves) if key is None else list(jax.random.split(key, len(leaves)))
     new = list(leaves)
