@@ -1,24 +1,25 @@
 """Sums that keep what rounding drops, so that they do not depend on how examples were batched.
 
 A sum is a pair of float32, `total + rest`, with the rounding error of each addition collected in
-`rest` (Knuth's TwoSum): about 48 bits, on devices without float64 too.
+`rest` (Knuth's TwoSum): about 48 bits, on devices without float64 too. It may be one of float64.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 class Sum(NamedTuple):
-    """An unevaluated sum; `value` rounds it to float32."""
+    """An unevaluated sum; `value` rounds it to one number."""
 
     total: jax.Array
     rest: jax.Array
 
 
-def zero(shape: tuple[int, ...] = ()) -> Sum:
-    return Sum(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+def zero(shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32) -> Sum:
+    return Sum(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def add(a: Sum, b: Sum) -> Sum:
@@ -31,14 +32,14 @@ def add(a: Sum, b: Sum) -> Sum:
     return Sum(total, rest)
 
 
-def over_examples(x: jax.Array) -> Sum:
-    """The sum of `x` over axis 0.
+def over_examples(x: jax.Array, dtype: DTypeLike = jnp.float32) -> Sum:
+    """The sum of `x` over axis 0, in pairs of `dtype`.
 
     >>> print(value(over_examples(jnp.array([1e8, 1.0, -1e8]))))  # a plain float32 sum loses the 1
     1.0
     """
-    x = x.astype(jnp.float32)
-    nothing = jnp.zeros((), jnp.float32)
+    x = x.astype(dtype)
+    nothing = jnp.zeros((), dtype)
     total, rest = jax.lax.reduce((x, jnp.zeros_like(x)), (nothing, nothing), _add_pairs, (0,))
     return Sum(total, rest)
 

@@ -1,0 +1,223 @@
+"""Whether two models are right, and wrong, on the same examples.
+
+All read labels. Of equal largest outputs the first class is the prediction. All are NaN where an
+output is not finite (such a model predicts nothing) and of no examples.
+"""
+
+from typing import Any, NamedTuple
+
+from sharpjax.metrics.functional.formula import Formula, means_of_pair, of_pair, ratio
+
+
+def _right(f: Any, g: Any) -> tuple[Any, ...]:
+    return f.right == g.right, f.right, g.right
+
+
+def _kappa(means: tuple[Any, ...], num_classes: int) -> Any:
+    same, u, v = means
+    chance = u * v + (1 - u) * (1 - v)
+    return ratio(same - chance, 1 - chance)
+
+
+ERROR_CONSISTENCY = Formula(_right, ("right",), _kappa)
+
+
+def error_consistency(a: Any, b: Any, label: Any) -> float:
+    """Cohen's kappa of being right, (o - e) / (1 - e) (Geirhos et al., 2020, arXiv 2006.16736).
+
+    o is the share of examples on which both are right or both wrong, e = u v + (1 - u)(1 - v) what
+    it is for independent models of accuracies u and v. 1 of equal models, 0 of independent ones, at
+    least -1; NaN where e is 1: both always right, or always wrong.
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> a, b = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 0, 1]]
+    >>> error_consistency(a, b, np.array([0, 0, 0, 0]))
+    0.0
+    """
+    return of_pair("error_consistency", ERROR_CONSISTENCY, a, b, label)
+
+
+def _one_right(f: Any, g: Any) -> tuple[Any, ...]:
+    return (f.right != g.right,)
+
+
+ERROR_INCONSISTENCY = Formula(_one_right, ("right",))
+
+
+def error_inconsistency(a: Any, b: Any, label: Any) -> float:
+    """The share of examples on which exactly one model is right, in [0, 1] (Gontijo-Lopes et al.,
+    2022, arXiv 2110.12899).
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> a, b = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 0, 1]]
+    >>> error_inconsistency(a, b, np.array([0, 0, 0, 0]))
+    0.5
+    """
+    return of_pair("error_inconsistency", ERROR_INCONSISTENCY, a, b, label)
+
+
+def _both_wrong(f: Any, g: Any) -> tuple[Any, ...]:
+    wrong, same = ~f.right & ~g.right, f.prediction == g.prediction
+    return wrong & ~same, wrong & same
+
+
+def _first_over_second(means: tuple[Any, ...], num_classes: int) -> Any:
+    return ratio(means[0], means[1])
+
+
+ERROR_RATIO = Formula(_both_wrong, ("right", "prediction"), _first_over_second)
+
+
+def error_ratio(a: Any, b: Any, label: Any) -> float:
+    """Of examples that both get wrong, those predicted differently over those predicted alike
+    (Aksela, 2003).
+
+    0 or more; 0 of equal models, NaN where no error is shared. How many are: `joint_shares`.
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> a, b = np.eye(3)[[0, 1, 1, 1]], np.eye(3)[[0, 2, 2, 1]]
+    >>> error_ratio(a, b, np.array([0, 0, 0, 0]))
+    2.0
+    """
+    return of_pair("error_ratio", ERROR_RATIO, a, b, label)
+
+
+def _only_second(f: Any, g: Any) -> tuple[Any, ...]:
+    return (~f.right & g.right,)
+
+
+def _only_first(f: Any, g: Any) -> tuple[Any, ...]:
+    return (f.right & ~g.right,)
+
+
+POSITIVE_FLIPS = Formula(_only_second, ("right",), symmetric=False)
+NEGATIVE_FLIPS = Formula(_only_first, ("right",), symmetric=False)
+
+
+def positive_flip_rate(a: Any, b: Any, label: Any) -> float:
+    """The share of examples that `a` gets wrong and `b` right, in [0, 1] (Yan et al., 2021,
+    arXiv 2011.09161): what is won where `b` takes the place of `a`.
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> a, b = np.eye(2)[[0, 1, 1, 1]], np.eye(2)[[1, 0, 0, 1]]
+    >>> positive_flip_rate(a, b, np.array([0, 0, 0, 0]))
+    0.5
+    """
+    return of_pair("positive_flip_rate", POSITIVE_FLIPS, a, b, label)
+
+
+def negative_flip_rate(a: Any, b: Any, label: Any) -> float:
+    """The share of examples that `a` gets right and `b` wrong, in [0, 1] (Yan et al., 2021,
+    arXiv 2011.09161): what is lost where `b` takes the place of `a`.
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> a, b = np.eye(2)[[0, 1, 1, 1]], np.eye(2)[[1, 0, 0, 1]]
+    >>> negative_flip_rate(a, b, np.array([0, 0, 0, 0]))
+    0.25
+    """
+    return of_pair("negative_flip_rate", NEGATIVE_FLIPS, a, b, label)
+
+
+def _each_right(f: Any, g: Any) -> tuple[Any, ...]:
+    return f.right, g.right
+
+
+def _absolute_difference(means: tuple[Any, ...], num_classes: int) -> Any:
+    return abs(means[0] - means[1])
+
+
+ACCURACY_DIFFERENCE = Formula(_each_right, ("right",), _absolute_difference)
+
+
+def accuracy_difference(a: Any, b: Any, label: Any) -> float:
+    """|accuracy of a - accuracy of b|, in [0, 1].
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> accuracy_difference(np.eye(2)[[0, 0]], np.eye(2)[[0, 1]], np.array([0, 0]))
+    0.5
+    """
+    return of_pair("accuracy_difference", ACCURACY_DIFFERENCE, a, b, label)
+
+
+def _cells(f: Any, g: Any) -> tuple[Any, ...]:
+    apart, alike = _both_wrong(f, g)
+    return f.right & g.right, f.right & ~g.right, ~f.right & g.right, alike, apart
+
+
+_CELLS = Formula(_cells, ("right", "prediction"))
+
+
+class JointShares(NamedTuple):
+    """The shares of examples that two models answer so; their sum is 1.
+
+    Attributes:
+        both_right, only_a, only_b: right.
+        wrong_alike, wrong_apart: both wrong, with one prediction or two.
+    """
+
+    both_right: float
+    only_a: float
+    only_b: float
+    wrong_alike: float
+    wrong_apart: float
+
+
+def joint_shares(a: Any, b: Any, label: Any) -> JointShares:
+    """Which of two models is right, of which all measures of this module are made.
+
+    Args:
+        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        label: [N].
+
+    Raises:
+        UserError: the arrays do not fit each other; a label is no class.
+
+    >>> import numpy as np
+    >>> a, b = np.eye(3)[[0, 0, 1, 1]], np.eye(3)[[0, 1, 0, 2]]
+    >>> tuple(joint_shares(a, b, np.array([0, 0, 0, 0])))
+    (0.25, 0.25, 0.25, 0.0, 0.25)
+    """
+    means = means_of_pair("joint_shares", _CELLS, a, b, label)
+    return JointShares(*([float("nan")] * 5 if means is None else map(float, means)))
