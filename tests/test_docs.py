@@ -7,13 +7,22 @@ import re
 from sharpjax import geometry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("geometry", "sharpness", "calibration")  # which name tests
+PAGES = ("geometry", "sharpness", "calibration", "function")  # which name tests
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
 
 def test_the_readme_example():
     found = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert found.attempted >= 8 and found.failed == 0
+
+
+def test_the_examples_of_a_page():
+    """All code on it, which is typed at a prompt."""
+    path = ROOT / "docs" / "function.md"
+    blocks = re.findall(r"```(\w*)\n(.*?)```", path.read_text(), re.DOTALL)
+    assert blocks and all(kind == "pycon" and ">>> " in text for kind, text in blocks)
+    found = doctest.testfile(str(path), module_relative=False)
+    assert found.attempted >= 20 and found.failed == 0
 
 
 def test_links_lead_somewhere():
