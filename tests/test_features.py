@@ -77,7 +77,6 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_a_step_of_training_with_features():
     """The recipe of the documents."""
-    page = DOCS / "function_distillation_part.md"
-    page = page if page.exists() else DOCS / "function.md"
+    page = DOCS / "function.md"
     found = doctest.testfile(str(page), module_relative=False)
     assert found.attempted >= 10 and found.failed == 0

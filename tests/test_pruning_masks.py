@@ -331,7 +331,7 @@ ANY: Any = prune  # for calls that are wrong
         ),
         (
             lambda p: prune.mask(dict(p, dense=p["dense"].at[0, 0].set(jnp.nan)), 0.5),
-            "params hold numbers that are not finite, in 'kernel'",
+            "params hold numbers that are not finite, in 'dense'",
         ),
         (lambda p: prune.mask(dict(p, n=jnp.arange(3)), 0.5), "'n' is int32"),
         (lambda p: jax.jit(lambda q: prune.mask(q, 0.5))(p), "a mask is made on the host"),
@@ -344,7 +344,7 @@ ANY: Any = prune  # for calls that are wrong
         (lambda p: prune.Channels(axis=0, biases=True), "biases belong to the outputs"),
         (lambda p: prune.Blocks(0, 2), "height must be a whole number >= 1"),
         (lambda p: ANY.Blocks(1, 2, "sum"), "pool_by"),
-        (lambda p: prune.n_of_m(p, 2, 4), "'kernel' is .* no multiple of m=4"),
+        (lambda p: prune.n_of_m(p, 2, 4), "'dense' is .* no multiple of m=4"),
         (lambda p: prune.n_of_m(p, 3, 2), "n=3 of m=2"),
         (lambda p: prune.n_of_m(p, 0, 2), "n must be a whole number >= 1"),
         (lambda p: prune.erk(p, 1.0), "prune.erk: amount=1.0"),
@@ -363,7 +363,7 @@ ANY: Any = prune  # for calls that are wrong
 )  # fmt: skip
 def test_what_is_refused(call, words):
     with pytest.raises(UserError, match=words) as error:
-        call(draw(kernel=(6, 4), bias=(4,)))
+        call(draw(dense=(6, 4), bias=(4,)))
     assert "\n" not in str(error.value)
 
 
