@@ -1,6 +1,8 @@
 """How jax is started for a run: its arithmetic tested, its compilations kept."""
 
+import gc
 import hashlib
+import math
 import os
 import pathlib
 import platform
@@ -40,6 +42,33 @@ def start() -> None:
 def _cache_folder() -> pathlib.Path:
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return base / "sharpjax" / f"xla-{_digest(_features())}"
+
+
+def make_room(*, share: float = 0.5) -> bool:
+    """Forget all compiled programs where the process has used up that share of the memory maps
+    that Linux allows it (`vm.max_map_count`, 65,530 by default); whether it did.
+
+    XLA's CPU code holds some maps for each program, and LLVM ends the process where it gets no
+    more. A study of 24 arms of six nets came to that after 71 minutes. What is needed again comes
+    from the persistent cache, or is compiled once more.
+    """
+    used, most = _memory_maps()
+    if used < share * most:
+        return False
+    jax.clear_caches()
+    gc.collect()
+    return True
+
+
+def _memory_maps() -> tuple[int, float]:
+    """How many this process has, and how many it may have; (0, inf) where the system has no such
+    limit."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            used = sum(1 for _ in file)
+        return used, int(pathlib.Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return 0, math.inf
 
 
 def cores() -> int:

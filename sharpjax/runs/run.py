@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from sharpjax import data, tree, workdir
+from sharpjax import data, runtime, tree, workdir
 from sharpjax.driver import interrupt
 from sharpjax.driver.progress import Progress, duration
 from sharpjax.runs import conclude, draw, evidence, loading, models, read, record, report, standing
@@ -113,6 +113,7 @@ def _run(config: Config, plan: Plan, folder: workdir.Run, console: Console) -> N
 
 def execute(setting: Setting, stage: Stage) -> dict[str, Any]:
     """Carry out one stage; what the manifest records of it."""
+    runtime.make_room()
     match stage:
         case Train():
             return task.train(setting, stage)
