@@ -121,6 +121,8 @@ STUDIES: dict[str, str] = {
     "circles": "sharpjax.studies.circles",
     "geometric_reappraisal": "sharpjax.studies.geometric_reappraisal",
     "explicit_regularisation": "sharpjax.studies.explicit_regularisation",
+    "distillation": "sharpjax.studies.distillation",
+    "compression": "sharpjax.studies.compression",
 }
 
 # What the papers claim: every hypothesis of a report over several runs.

@@ -1,0 +1,121 @@
+"""What a run of the compression study is asked, by its arms.
+
+H7.1 to H7.6 are the paper's, of its nets trained on all images; of fewer images and of other nets
+the same is asked under ids of their own. Beside them, where a config has the arms:
+
+    C.1  over models, sharpness before predicts the rise of the loss after pruning, and in few bits
+    C.2  over layers, the sharpness of a layer predicts the rise where it alone is held in few bits
+    C.3  models that were trained with SAM lose less in few bits, and by pruning
+    C.4  pruning BatchNorm statistics with the weights explains the collapse at 10 per cent
+"""
+
+from collections.abc import Collection, Iterator
+from functools import partial
+
+from sharpjax import catalog, schema
+from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
+from sharpjax.schema import Config
+from sharpjax.studies.papers import cells, paper7, shorthand
+from sharpjax.studies.papers.shorthand import names, same_arm, vote
+
+OF_LAYER = "layer/noise_sharpness"
+RISE = Quantity("test/nll_rise")
+ACCURACY = Quantity("test/accuracy")
+LOW_BITS = ("int4", "int3")
+PRUNED = ("pruned_50", "pruned_70")
+COLLAPSE = -10.0  # per cent of the accuracy
+FEWER = "The paper trains on all images, and this form on {:,}."
+
+ask = partial(shorthand.ask, source="a question of this repository", status="design")
+
+
+def hypotheses(config: Config, there: Collection[str]) -> tuple[Hypothesis, ...]:
+    """All that can be asked of the arms that there are, and the paper's that cannot."""
+    arms = schema.complete_arms(config)
+    by_place = dict.fromkeys(map(cells.place, arms))
+    fewer = {
+        name: FEWER.format(arm.data.num_train)
+        for name, arm in arms.items()
+        if 0 < arm.data.num_train < catalog.DATA_SETS[arm.data.name].num_train
+    }
+    differs = {
+        name: next(iter(fewer.values()))
+        for name in there
+        if any(name.startswith("-".join(cells.place(own))) for own in fewer)
+    }
+    asked = cells.asked_of(there, paper7.HYPOTHESES, differs=differs)
+    papers = {(s, n) for s in paper7.DATA_SETS for n in paper7.NETS}
+    if fewer or not {*by_place} <= papers:
+        whole = [p for p in by_place if f"{'-'.join(p)}-independent" in arms]
+        own = [h for place in whole for h in _of_place(*place)]
+        asked += tuple(h for h in own if {*cells.arms_of(h)} <= {*there})
+    return asked + tuple(_own(there))
+
+
+def _of_place(data: str, net: str) -> tuple[Hypothesis, ...]:
+    found = paper7.hypotheses((net,), (data,), ())
+    return cells.of_others(found, f"{data}-{net}", f"{net} on {data}")
+
+
+def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
+    """C.1 to C.4, of the places that have their arms."""
+
+    def having(*conditions: str) -> list[str]:
+        every = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
+        return [p for p in every if all(f"{p}-{c}" in arms for c in conditions)]
+
+    both = having(*LOW_BITS, *PRUNED, *(f"sam_{c}" for c in (*LOW_BITS, *PRUNED)))
+    if both:
+        sides = "source/noise_sharpness", "test/nll_rise"
+        yield ask(
+            "C.1 Over models sharpness before predicts the rise of the loss after compression.",
+            vote(
+                same_arm("|".join(names([p], [c, f"sam_{c}"])), sides, "greater", "spearman")
+                for p in both for c in (*LOW_BITS, *PRUNED)
+            ),
+            "sharpness before compression",
+            correction="holm",
+            refuted_if="in most cases rho is significantly below 0",
+        )  # fmt: skip
+    layered = [(p, b) for b in LOW_BITS for p in having(f"layers_{b}")]
+    if layered:
+        of_layers = [Quantity(m, over=("seed", "layer"))
+                     for m in ("layer/sharpness", "layer/nll_rise")]  # fmt: skip
+        yield ask(
+            "C.2 Over layers sharpness before predicts the rise of the loss in few bits.",
+            vote(same_arm(f"{p}-layers_{b}", of_layers, "greater", "spearman") for p, b in layered),
+            "sharpness before compression",
+            correction="holm",
+            refuted_if="in most cases rho is significantly below 0",
+        )
+    if both:
+        yield ask(
+            "C.3 Models that were trained with SAM lose less by compression.",
+            vote(
+                Contrast(RISE, names([p], [f"sam_{c}", c]), "less", "wilcoxon")
+                for p in both for c in (*LOW_BITS, *PRUNED)
+            ),
+            "a claim made of large language models",
+            correction="holm",
+            refuted_if="in most cases they lose significantly more",
+        )  # fmt: skip
+    if collapsing := having("everything_10", "pruned_10"):
+        change = Quantity("test/accuracy_change")
+        members = [
+            part
+            for p in collapsing
+            for part in (
+                Contrast(ACCURACY, names([p], ["pruned_10", "everything_10"]), "greater",
+                         "wilcoxon"),
+                Contrast(change, names([p], ["everything_10"]), "less", "mean", null=COLLAPSE),
+                Contrast(change, names([p], ["pruned_10"]), "greater", "mean", null=COLLAPSE),
+            )
+        ]  # fmt: skip
+        yield ask(
+            "C.4 Pruning a tenth of all numbers, BatchNorm statistics included, costs more than a "
+            "tenth of the accuracy; pruning a tenth of the weights does not.",
+            members,
+            "of the authors' code, OpenReview Q7GXKjmCSB",
+            correction="holm",
+            refuted_if="any of the three is significantly the other way",
+        )

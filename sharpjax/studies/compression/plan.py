@@ -1,0 +1,345 @@
+"""Paper 7 as a study: what compression does to a model's function (OpenReview Q7GXKjmCSB).
+
+Arms: `<data set>-<net>-<condition>`. Of each place the models of `base` are trained first; students
+(`kd_*`) start as they did, and `independent` are others. What is made of an arm that a config
+compresses, without training, is named after it, but for `base`:
+
+    init, or sam_init                   the models before training
+    pruned_<per cent>, sam_pruned_...   the smallest weights of all kernels set to 0
+    everything_<per cent>               the smallest of all numbers, BatchNorm statistics included
+    int<bits>, float16                  kernels in so many bits; all parameters in a shorter type
+    layers_int<bits>                    a model for each layer, which alone is held in so many bits
+
+All at the end:
+
+    test/accuracy, ece, nll                 of the whole test set
+    base/<d>, init/activation_distance      distances to the base model of the seed, and to its
+                                            start, on the first `evaluate.test.num_outputs` test
+                                            images; of several models of a seed the mean
+    test/accuracy_change                    per cent of the base model's, as the paper has it
+    test/nll_rise                           of what is made of an arm, over that arm's
+    train[:n]/...                           `train.sharpness`, of arms that are compressed
+    source/noise_sharpness                  of what is made of an arm, that arm's
+    layer/noise_sharpness                   of arms that are compressed: where the kernel of a layer
+                                            alone is moved
+    layer/sharpness, layer/nll_rise         of `layers_*`: that number, and the rise
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import data, geometry, perturbation, schema, tree
+from sharpjax.data import DataSpec, Splits
+from sharpjax.losses import Classification
+from sharpjax.metrics import functional
+from sharpjax.runs.study import Study
+from sharpjax.schema import Config
+from sharpjax.studies.compression import asks, shows, transforms
+from sharpjax.studies.compression.schema import BASE
+from sharpjax.studies.papers import cells
+from sharpjax.train import configured
+from sharpjax.train.evaluators import Outputs, SplitMetrics, split_of
+from sharpjax.train.measures import Found, at_end
+from sharpjax.train.plan import (
+    Compare,
+    Cost,
+    Derive,
+    Evaluator,
+    Member,
+    Plan,
+    Stage,
+    Subject,
+    Train,
+    View,
+    When,
+    as_is,
+)
+from sharpjax.train.results import Results, exact, of
+from sharpjax.train.sharpness import Sharpness, as_measured
+from sharpjax.train.steps import Steps
+
+END = When()
+DISTANCES: Mapping[str, Any] = {
+    "disagreement": functional.disagreement,
+    "activation_distance": functional.activation_distance,
+    "cosine_distance": functional.cosine_distance,
+    "jsd": functional.jensen_shannon,
+    "l1": functional.l1,
+}
+
+
+def plan(config: Config) -> Plan:
+    """An arm for each of the config's, those that are made of them, and what compares those of a
+    net.
+
+    Raises:
+        UserError: a model cannot be built.
+    """
+    specs: dict[str, data.DataSpec] = {}
+    stages: list[Stage] = []
+    made: dict[str, dict[str, str]] = {}  # of each place, arms and what they are made of
+    for name, arm in schema.complete_arms(config).items():
+        place = "-".join(cells.place(name))
+        key, spec = configured.images(arm, specs, name)
+        step = configured.steps(arm, spec)
+        measured = _evaluators(arm)
+        derived = _derived(name, arm, step, spec, measured)
+        layers = _layers(step, spec) if derived else ()
+        own = (*measured, *_of_compressed(arm, layers)) if derived else measured
+        stages.append(
+            Train(
+                arm=name,
+                members=_members(config, arm, f"{place}-{BASE}"),
+                data=key,
+                step=step,
+                epochs=arm.train.epochs,
+                checkpoint_epochs=arm.train.checkpoint_epochs,
+                evaluators=own,
+                population=arm.train.population,
+            )
+        )
+        stages += derived
+        sources = made.setdefault(place, {})
+        sources |= {name: ""} | {stage.arm: name for stage in derived}
+    for place, sources in made.items():
+        if f"{place}-{BASE}" in sources:
+            stages.append(_compared(place, sources, config))
+    return Plan(specs, tuple(stages))
+
+
+def _members(config: Config, arm: Config, base: str) -> tuple[Member, ...]:
+    """One of each seed, or several: copies, each with a start and an order of its own."""
+    one = (configured.member(seed, arm, base) for seed in config.seeds)
+    copies = arm.train.copies
+    if copies == 1:
+        return tuple(one)
+    return tuple(
+        own._replace(
+            of=of(copy=copy),
+            streams=tuple(
+                (role, (seed, f"{stream}/copy-{copy}")) for role, (seed, stream) in own.streams
+            ),
+        )
+        for own in one
+        for copy in range(1, copies + 1)
+    )
+
+
+def _evaluators(arm: Config) -> tuple[Evaluator, ...]:
+    test = arm.evaluate.test
+    return (
+        SplitMetrics(test.batch_size, test.num_bins, END),
+        Outputs(END, num_examples=test.num_outputs, batch_size=test.batch_size),
+    )
+
+
+def _of_compressed(arm: Config, layers: tuple[str, ...]) -> tuple[Evaluator, ...]:
+    """What is measured of an arm before it is compressed."""
+    asked = arm.evaluate.sharpness.to_dict()
+    rho = asked.pop("layer_rho")
+    own = Sharpness(END, **asked, sam_rho=0.0, head="")
+    if not arm.compress.by_layer:
+        return (own,)
+    return own, LayerNoise(END, layers, own.num_examples, rho, own.noise_pairs)
+
+
+def _derived(
+    name: str, arm: Config, step: Steps, spec: data.Images, measured: tuple[Evaluator, ...]
+) -> list[Derive]:
+    """The arms that are made of one."""
+    asked, place = arm.compress, "-".join(cells.place(name))
+    condition = name.removeprefix(f"{place}-")
+    prefix = f"{place}-" if condition == BASE else f"{name}_"
+    every = {
+        **{f"pruned_{p}": transforms.Compressed("pruned", p) for p in asked.pruned},
+        **{f"everything_{p}": transforms.Compressed("everything", p) for p in asked.everything},
+        **{f"int{b}": transforms.Compressed("bits", b) for b in asked.bits},
+        **{t: transforms.Compressed("type", t) for t in asked.types},
+    }
+    found = [Derive(f"{prefix}{end}", name, fn, measured) for end, fn in every.items()]
+    for bits in asked.by_layer:
+        one = transforms.OneLayer(bits, _layers(step, spec))
+        arm_name = f"{prefix}layers_int{bits}"
+        found.append(Derive(arm_name, name, one, measured[:1], outputs=one.outputs))
+    if found:
+        found.insert(0, Derive(f"{prefix}init", name, as_is, measured, at="start"))
+    return found
+
+
+def _layers(step: Steps, spec: data.Images) -> tuple[str, ...]:
+    image = jnp.zeros((1, *spec.input_shape))
+    shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
+    return transforms.kernels(shapes, tuple(tree.path_names(shapes)))
+
+
+def _compared(place: str, sources: Mapping[str, str], config: Config) -> Compare:
+    """Distances to the base and to its start, changes, and what they are compared with."""
+    base, sharp = f"{place}-{BASE}", config.evaluate.sharpness
+    outputs = tuple(arm for arm in sources if "layers_int" not in arm)
+    others = tuple(arm for arm in outputs if arm != base)
+    measures: list[Any] = [ToOne(f"base/{n}", fn, others, base) for n, fn in DISTANCES.items()]
+    if (start := f"{place}-init") in sources:
+        distance = DISTANCES["activation_distance"]
+        away = tuple(arm for arm in outputs if arm != start)
+        measures.append(ToOne("init/activation_distance", distance, away, start))
+    measures.append(Change(others, base))
+    derived = tuple((a, s) for a, s in sources.items() if s and not a.endswith("init"))
+    if derived:
+        where = f"train[:{sharp.num_examples}]/noise_sharpness"
+        measures.append(Rise(derived, where))
+    return Compare(f"compared-{place}", tuple(sources), tuple(measures))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNoise:
+    """The mean rise of the loss where the kernel of one layer is moved to random points of a sphere
+    of radius `rho`, for each layer, on the first training images, in eval mode.
+
+    Cost: two forward passes of the set for each of `pairs`, and layer.
+    """
+
+    when: When
+    layers: tuple[str, ...]
+    num_examples: int
+    rho: float
+    pairs: int
+    kind: str = "geometry"
+
+    @property
+    def name(self) -> str:
+        return "layer-noise"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (asks.OF_LAYER,)
+
+    def cost(self, spec: DataSpec) -> Cost:
+        return Cost(2 * self.pairs * self.num_examples * len(self.layers))
+
+    def init(self, subject: Subject, data: Splits) -> tuple:
+        return ()
+
+    def __call__(self, carry: Any, subject: Subject, splits: Splits, key: jax.Array):
+        loss = Classification(as_measured(subject.model), subject.state.variables)
+        batch = data.batch(splits.train, jnp.arange(self.num_examples))
+        found = {}
+        for number, layer in enumerate(self.layers):
+            one = geometry.average_sharpness(
+                loss, subject.state.params, batch, key=jax.random.fold_in(key, number),
+                rho=self.rho, noise="sphere", scaling=perturbation.only(layer),
+                max_pairs=self.pairs,
+            )  # fmt: skip
+            found[asks.OF_LAYER, of(layer=layer)] = one.estimates()["average_sharpness"]
+        return carry, Results(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToOne:
+    """The distance of an arm's models to the model of their seed of another arm: of several models
+    of a seed the mean, as one row."""
+
+    metric: str
+    distance: Any
+    arms: tuple[str, ...]
+    reference: str
+
+    @property
+    def name(self) -> str:
+        return self.metric
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric,)
+
+    def __call__(self, view: View) -> Found:
+        there = {m.seed: m for m in view.members(self.reference)}
+        for arm in self.arms:
+            by_seed: dict[int, list[float]] = {}
+            for member in view.members(arm):
+                if member.seed not in there:
+                    continue
+                models = ((arm, member), (self.reference, there[member.seed]))
+                logits = [view.arrays(name, "outputs", m).get("logits") for name, m in models]
+                if any(x is None for x in logits):
+                    continue
+                label = split_of(view.data(arm, member), "test").label[: len(logits[0])]
+                by_seed.setdefault(member.seed, []).append(self.distance(*logits, label))
+            for seed, values in by_seed.items():
+                yield arm, Member(seed), self.metric, (), exact(np.mean(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """By how many per cent of the base model's accuracy a model of its seed is more accurate."""
+
+    arms: tuple[str, ...]
+    base: str
+
+    @property
+    def name(self) -> str:
+        return "accuracy-change"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("test/accuracy_change",)
+
+    def __call__(self, view: View) -> Found:
+        base = at_end(view, self.base, "test/accuracy")
+        for arm in self.arms:
+            for (seed, own), value in at_end(view, arm, "test/accuracy").items():
+                if known := base.get((seed, ())):
+                    change = exact(100 * (value - known) / known)
+                    yield arm, Member(seed, own), self.metrics[0], (), change
+
+
+@dataclasses.dataclass(frozen=True)
+class Rise:
+    """Of models that are made of others: by how much the test loss rose, and the sharpness of what
+    they were made of, of whole models and of layers.
+
+    Attributes:
+        sources: arms, and what each is made of.
+        sharpness: the metric of whole models.
+    """
+
+    sources: tuple[tuple[str, str], ...]
+    sharpness: str
+
+    @property
+    def name(self) -> str:
+        return "rise"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("test/nll_rise", "source/noise_sharpness", "layer/nll_rise", "layer/sharpness")
+
+    def __call__(self, view: View) -> Found:
+        for arm, source in self.sources:
+            before = at_end(view, source, "test/nll")
+            sharp = at_end(view, source, self.sharpness)
+            by_layer = at_end(view, source, asks.OF_LAYER)
+            for (seed, own), value in at_end(view, arm, "test/nll").items():
+                if (seed, ()) not in before:
+                    continue
+                member, rise = Member(seed, own), value - before[seed, ()]
+                if not own:
+                    yield arm, member, "test/nll_rise", (), exact(rise)
+                    if (seed, ()) in sharp:
+                        yield arm, member, "source/noise_sharpness", (), exact(sharp[seed, ()])
+                elif (seed, own) in by_layer:
+                    yield arm, member, "layer/nll_rise", (), exact(rise)
+                    yield arm, member, "layer/sharpness", (), exact(by_layer[seed, own])
+
+
+def hypotheses(config: Config) -> tuple:
+    """Those of paper 7, and our own; see `asks`."""
+    made = [stage for stage in plan(config).stages if isinstance(stage, Train | Derive)]
+    return asks.hypotheses(config, [stage.arm for stage in made])
+
+
+STUDY = Study(plan, hypotheses, tables=shows.tables, figures=shows.figures)

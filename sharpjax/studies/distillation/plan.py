@@ -1,0 +1,148 @@
+"""Paper 5 as a study: what students take over from a teacher (OpenReview Cgo73ZnAQc).
+
+Arms: `<data set>-<net>-<condition>`. The models of `...-teacher` are trained first; those of the
+other conditions are compared with the one of their seed, and learn from it where `distill.teacher`
+says so. `distill.start` and `distill.order` say whether initial weights and order of data are the
+teacher's ('same') or others, which all arms of a seed share.
+
+All at the end, on the first `evaluate.test.num_outputs` test images:
+
+    test/accuracy, test/ece, test/nll               of the whole test set
+    teacher/activation_distance, cosine_distance, jsd, disagreement, l1
+                                                    to the teacher of the seed
+    wrong/excess_agreement, right/excess_agreement  of students of a model, the siddo student of the
+                                                    seed being the control
+
+and the outputs of the first `evaluate.trajectory.num_examples` test images after each epoch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sharpjax import data, schema
+from sharpjax.metrics import functional
+from sharpjax.runs.study import Study
+from sharpjax.schema import Config
+from sharpjax.studies.distillation import asks, shows
+from sharpjax.studies.distillation.schema import TEACHER
+from sharpjax.studies.papers import cells
+from sharpjax.train import configured
+from sharpjax.train.evaluators import Outputs, SplitMetrics, split_of
+from sharpjax.train.measures import Found, ToReference
+from sharpjax.train.plan import (
+    Compare,
+    Evaluator,
+    Member,
+    Plan,
+    Stage,
+    Train,
+    View,
+    When,
+)
+from sharpjax.train.results import exact
+
+DISTANCES: Mapping[str, Any] = {
+    "teacher/activation_distance": functional.activation_distance,
+    "teacher/cosine_distance": functional.cosine_distance,
+    "teacher/jsd": functional.jensen_shannon,
+    "teacher/disagreement": functional.disagreement,
+    "teacher/l1": functional.l1,
+}
+
+
+def plan(config: Config) -> Plan:
+    """An arm for each of the config's, the teachers first, and what compares those of a net.
+
+    Raises:
+        UserError: a model cannot be built.
+    """
+    specs: dict[str, data.DataSpec] = {}
+    stages: list[Stage] = []
+    places: dict[str, list[str]] = {}
+    arms = schema.complete_arms(config)
+    for name, arm in arms.items():
+        place = "-".join(cells.place(name))
+        key, spec = configured.images(arm, specs, name)
+        teacher = f"{place}-{TEACHER}"
+        members = tuple(configured.member(seed, arm, teacher) for seed in config.seeds)
+        stages.append(
+            Train(
+                arm=name,
+                members=members,
+                data=key,
+                step=configured.steps(arm, spec),
+                epochs=arm.train.epochs,
+                checkpoint_epochs=arm.train.checkpoint_epochs,
+                evaluators=tuple(_evaluators(arm)),
+                population=arm.train.population,
+            )
+        )
+        places.setdefault(place, []).append(name)
+    for place, names in places.items():
+        teacher, control = f"{place}-{TEACHER}", f"{place}-siddo"
+        if teacher not in names:
+            continue
+        others = tuple(name for name in names if name != teacher)
+        measures: list[Any] = [
+            ToReference(metric, distance, others, reference=teacher)
+            for metric, distance in DISTANCES.items()
+        ]
+        students = tuple(n for n in others if arms[n].distill.teacher == "model" and n != control)
+        if control in names and students:
+            measures.append(ExcessAgreement(students, teacher, control))
+        stages.append(Compare(f"compared-{place}", tuple(names), tuple(measures)))
+    return Plan(specs, tuple(stages))
+
+
+def _evaluators(arm: Config) -> list[Evaluator]:
+    test, few = arm.evaluate.test, arm.evaluate.trajectory.num_examples
+    found: list[Evaluator] = [
+        SplitMetrics(test.batch_size, test.num_bins, When()),
+        Outputs(When(), num_examples=test.num_outputs, batch_size=test.batch_size),
+    ]
+    if few:
+        each = When(start=True, every_epochs=1)
+        found.append(Outputs(each, num_examples=few, batch_size=few, name=shows.TRAJECTORY))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ExcessAgreement:
+    """How much oftener a student predicts as its teacher does than a control of its seed, where the
+    teacher is wrong and where it is right: `functional.transfer_asymmetry`."""
+
+    arms: tuple[str, ...]
+    teacher: str
+    control: str
+
+    @property
+    def name(self) -> str:
+        return "excess-agreement"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return asks.EXCESS
+
+    def __call__(self, view: View) -> Found:
+        for arm in self.arms:
+            for member in view.members(arm):
+                models = ((arm, member), *((a, Member(member.seed)) for a in self._beside))
+                found = [self._logits(view, *model) for model in models]
+                if any(x is None for x in found):
+                    continue
+                label = split_of(view.data(arm, member), "test").label[: len(found[0])]
+                excess = functional.transfer_asymmetry(*found, label)
+                for metric, value in zip(self.metrics, (excess.wrong, excess.right), strict=True):
+                    yield arm, member, metric, (), exact(value)
+
+    @property
+    def _beside(self) -> tuple[str, str]:
+        return self.teacher, self.control
+
+    def _logits(self, view: View, arm: str, member: Member) -> Any:
+        there = next((m for m in view.members(arm) if (m.seed, m.of) == member[:2]), None)
+        return None if there is None else view.arrays(arm, "outputs", there).get("logits")
+
+
+STUDY = Study(plan, asks.hypotheses, tables=shows.tables, figures=shows.figures)

@@ -1,0 +1,169 @@
+"""Paper 5 as a study: its config, its arms, what it asks and shows, and a run through the door."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import distillation as forms
+from sharpjax import losses, schema, workdir
+from sharpjax.errors import UserError
+from sharpjax.metrics import functional
+from sharpjax.runs import study
+from sharpjax.schema import blocks
+from sharpjax.studies.distillation import shows
+from sharpjax.studies.distillation.plan import ExcessAgreement
+from sharpjax.train import planning
+from sharpjax.train.plan import Member
+from tests.asked import assert_measured_and_decidable
+from tests.commands import assert_one_line, launch, launch_probed, read_rows
+
+SMOKE = "--config=configs/distillation.py:smoke"
+
+
+def config(form):
+    return forms.get_config(form).lock()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "smoke"
+    done = launch(SMOKE, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run(finished):
+    folder, said = finished
+    assert "H5.1 small" in said and "D.5" in said
+    assert workdir.verify(folder) == []
+    plan, rows = study.plan_of(config("smoke")), read_rows(folder)
+    for arm in planning.arms(plan):
+        own = {r["metric"] for r in rows if r["arm"] == arm}
+        assert own == {*planning.metrics(plan, arm)}
+    figures = {path.name for path in (folder / "figures").glob("*.png")}
+    assert figures == {"distances-digits-mlp.png", "accuracy-digits-mlp.png"}
+
+
+def test_rows_compare_what_was_stored(finished):
+    """A distance is that of the outputs of a model and its teacher, which are stored."""
+    folder, _ = finished
+    rows = read_rows(folder)
+
+    def outputs(arm):
+        (path,) = sorted((folder / "arrays" / arm).glob("**/*outputs*.npz"))[-1:]
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+
+    student, teacher = outputs("digits-mlp-kd_90"), outputs("digits-mlp-teacher")
+    found = {r["seed"]: r["value"] for r in rows
+             if (r["arm"], r["metric"]) == ("digits-mlp-kd_90", "teacher/l1")}  # fmt: skip
+    for seed, value in found.items():
+        own = functional.l1(student[f"{seed}.logits"], teacher[f"{seed}.logits"])
+        assert value == pytest.approx(own, rel=1e-6)
+    assert len(found) == 2
+
+
+# What a config holds.
+
+
+def test_the_arms_of_each_form():
+    for form, nets in (("", forms.OF_PAPER), ("cpu", forms.NARROW)):
+        arms = schema.complete_arms(config(form))
+        first, *others = nets
+        assert len(arms) == 12 * 3 + 6 + 3
+        for name, arm in arms.items():
+            data_set, net, condition = name.split("-")
+            assert (arm.data.name, arm.model.name) == (data_set, net if form else arm.model.name)
+            kind, _, weight = condition.rpartition("_")
+            if kind:
+                assert arm.distill.weight == int(weight) / 100
+                assert (arm.distill.start, arm.distill.order) == ("same", "other")
+                assert (arm.distill.inputs == "probabilities") == (kind == "kd_paper")
+        assert not any(f"cifar10-{net}-kd_paper_90" in arms for net in others)
+
+
+def test_students_share_start_and_order_and_differ_in_their_teachers():
+    """SIDDO has a student's start and order, DISDO the other of both."""
+    plan = study.plan_of(config("smoke"))
+    one = {arm.removeprefix("digits-mlp-"): planning.members(plan, arm)[0]
+           for arm in planning.arms(plan)}  # fmt: skip
+    teacher, student, siddo, disdo = (one[n] for n in ("teacher", "kd_90", "siddo", "disdo"))
+    for role in ("init", "order"):
+        same = role == "init"
+        assert student.decides(role) == siddo.decides(role)
+        assert (siddo.decides(role) == teacher.decides(role)) == same
+        assert (disdo.decides(role) == teacher.decides(role)) != same
+    assert student.teacher.refs[0].arm == "digits-mlp-teacher"
+    assert one["gaussian_10"].teacher.refs == () and siddo.teacher is None
+    assert one["kd_paper_10"].teacher.inputs == "probabilities"
+
+
+def test_the_kinds_of_teachers_are_those_that_there_are():
+    assert {*blocks.TEACHERS} == {*losses.teacher.KINDS} - {"ensemble", "stored"}
+
+
+def test_an_unknown_kind_is_refused_at_the_door():
+    done = launch_probed(SMOKE, "--config.distill.teacher=oracle")
+    assert done.stdout.strip() == "imported:"
+    assert_one_line(done, 2, "distill.teacher=", "none, model, shuffled")
+
+
+def test_an_arm_needs_its_place():
+    made = forms.get_config("smoke")
+    with made.unlocked():
+        made.arms["digits-siddo"] = {}
+    with pytest.raises(UserError, match="<data set>-<net>-<condition>"):
+        schema.check(made.lock(), {})
+
+
+# What is asked.
+
+
+@pytest.mark.parametrize("form", ["cpu", "quick"])
+def test_all_that_is_asked_is_measured_and_can_be_decided(form):
+    ids = assert_measured_and_decidable(config(form), smallest_p=2.0**-10)
+    kind = "narrow" if form == "cpu" else "small"
+    papers = [f"H5.{i} {kind}" for i in range(1, 7) if (form, i) != ("quick", 4)]
+    assert ids == [*papers, *(f"D.{i}" for i in range(1, 6))]
+
+
+def test_the_papers_nets_are_asked_by_their_own_ids():
+    every = {h.id: h for h in study.hypotheses_of(config(""))}
+    assert not any(every[f"H5.{i}"].missing for i in (1, 2, 3, 5, 6))
+
+
+# What is shown.
+
+
+def test_excess_agreement_has_its_own_control():
+    """A student that copies its teacher's errors and nothing else, beside a control that errs."""
+    label = np.array([0, 0, 1, 1])
+    say = {"teacher": [0, 1, 1, 2], "student": [0, 1, 1, 2], "control": [0, 0, 1, 1]}
+
+    class View:
+        def members(self, arm):
+            return (Member(3),)
+
+        def arrays(self, arm, name, member):
+            return {"logits": np.eye(3)[say[arm]]}
+
+        def data(self, arm, member):
+            return SimpleNamespace(test=SimpleNamespace(label=label))
+
+    rows = list(ExcessAgreement(("student",), "teacher", "control")(View()))
+    found = {metric: float(estimate.value) for _, _, metric, _, estimate in rows}
+    assert found == {"wrong/excess_agreement": 1.0, "right/excess_agreement": 0.0}
+
+
+def test_distances_are_shown_over_those_of_siddo():
+    metric = "teacher/activation_distance"
+    rows = [
+        {"study": "s", "arm": f"digits-mlp-{arm}", "seed": seed, "step": 3, "of": {},
+         "metric": metric, "value": value + seed, "standard_error": 0.0}
+        for (arm, value), seed in itertools.product({"siddo": 2.0, "kd_90": 0.5}.items(), (0, 1))
+    ]  # fmt: skip
+    (table,) = shows.tables(rows)
+    at = table.columns.index("activation distance")
+    assert [line[at].split(" ")[-1] for line in table.rows] == ["(1.00)", "(0.40)"]
