@@ -18,7 +18,7 @@ from sharpjax.losses import Objective, Teacher, divergences
 
 B, K = 6, 5
 WITH_TEMPERATURE = tuple(divergences._OF_TEMPERATURE)
-SOFT = tuple(set(divergences.DIVERGENCES) - {"hard"})
+SOFT = sorted({*divergences.DIVERGENCES} - {"hard"})
 RNG = np.random.default_rng(0)
 Z, TARGETS = RNG.normal(size=(2, B, K)) * 2
 
