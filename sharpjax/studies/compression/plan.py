@@ -224,9 +224,12 @@ class LayerNoise:
     def init(self, subject: Subject, data: Splits) -> tuple:
         return ()
 
-    def __call__(self, carry: Any, subject: Subject, splits: Splits, key: jax.Array):
+    def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
+        return carry, self._measured(subject, data.train, key)
+
+    def _measured(self, subject: Subject, train: data.Examples, key: jax.Array) -> Results:
         loss = Classification(as_measured(subject.model), subject.state.variables)
-        batch = data.batch(splits.train, jnp.arange(self.num_examples))
+        batch = data.batch(train, jnp.arange(self.num_examples))
         found = {}
         for number, layer in enumerate(self.layers):
             one = geometry.average_sharpness(
@@ -235,7 +238,7 @@ class LayerNoise:
                 max_pairs=self.pairs,
             )  # fmt: skip
             found[asks.OF_LAYER, of(layer=layer)] = one.estimates()["average_sharpness"]
-        return carry, Results(found)
+        return Results(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,8 +267,9 @@ class ToOne:
                 if member.seed not in there:
                     continue
                 models = ((arm, member), (self.reference, there[member.seed]))
-                logits = [view.arrays(name, "outputs", m).get("logits") for name, m in models]
-                if any(x is None for x in logits):
+                found = (view.arrays(name, "outputs", m).get("logits") for name, m in models)
+                logits = [x for x in found if x is not None]
+                if len(logits) < 2:
                     continue
                 label = split_of(view.data(arm, member), "test").label[: len(logits[0])]
                 by_seed.setdefault(member.seed, []).append(self.distance(*logits, label))

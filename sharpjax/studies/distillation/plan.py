@@ -128,11 +128,12 @@ class ExcessAgreement:
         for arm in self.arms:
             for member in view.members(arm):
                 models = ((arm, member), *((a, Member(member.seed)) for a in self._beside))
-                found = [self._logits(view, *model) for model in models]
-                if any(x is None for x in found):
+                found = [x for m in models if (x := self._logits(view, *m)) is not None]
+                if len(found) < len(models):
                     continue
-                label = split_of(view.data(arm, member), "test").label[: len(found[0])]
-                excess = functional.transfer_asymmetry(*found, label)
+                student, teacher, control = found
+                label = split_of(view.data(arm, member), "test").label[: len(student)]
+                excess = functional.transfer_asymmetry(student, teacher, control, label)
                 for metric, value in zip(self.metrics, (excess.wrong, excess.right), strict=True):
                     yield arm, member, metric, (), exact(value)
 
