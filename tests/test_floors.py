@@ -16,7 +16,7 @@ FLOORS = {
     **dict.fromkeys(GROUND, 0),
     **dict.fromkeys(("catalog", "commandline", "data", "geometry", "losses", "metrics", "nn"), 1),
     **dict.fromkeys(("flops", "optim", "protocol", "runtime", "workdir"), 1),
-    **dict.fromkeys(("compress", "driver", "plots", "provenance", "schema"), 2),
+    **dict.fromkeys(("compress", "driver", "layerwise", "plots", "provenance", "schema"), 2),
     **dict.fromkeys(("report", "train"), 3),
     **dict.fromkeys(("runs",), 4),
     **dict.fromkeys(("studies",), 5),
@@ -28,6 +28,7 @@ FORBIDDEN = {
     "metrics": {"ml_collections", "absl"},
     "losses": {"ml_collections", "absl"},
     "compress": {"ml_collections", "absl", "qwix"},
+    "layerwise": {"ml_collections", "absl", "weightwatcher", "powerlaw"},
 }
 
 

@@ -1,0 +1,28 @@
+"""What the weights of a layer say without data: the metrics of WeightWatcher, and more.
+
+    table = data_free(params)                      # of any network, a row for each layer
+    print(as_text(table))
+    data_free(params, convention=WEIGHTWATCHER)    # to the digits of that program
+
+`power_law`, `marchenko_pastur` and `norms` can be used by themselves, under `jit` and `vmap`.
+Whether such numbers say anything of the function is what arXiv papers disagree on: they are not
+invariant under changes of weights that leave the function as it is.
+"""
+
+from sharpjax.layerwise.data_free import marchenko_pastur as marchenko_pastur
+from sharpjax.layerwise.data_free import norms as norms
+from sharpjax.layerwise.data_free import power_law as power_law
+from sharpjax.layerwise.data_free.convention import SCALE_FREE as SCALE_FREE
+from sharpjax.layerwise.data_free.convention import WEIGHTWATCHER as WEIGHTWATCHER
+from sharpjax.layerwise.data_free.convention import Convention as Convention
+from sharpjax.layerwise.data_free.eigenvalues import eigenvalues as eigenvalues
+from sharpjax.layerwise.data_free.esd import layer_eigenvalues as layer_eigenvalues
+from sharpjax.layerwise.data_free.goodness_of_fit import GoodnessOfFit as GoodnessOfFit
+from sharpjax.layerwise.data_free.goodness_of_fit import goodness_of_fit as goodness_of_fit
+from sharpjax.layerwise.data_free.randomised import randomised as randomised
+from sharpjax.layerwise.data_free.table import Metrics as Metrics
+from sharpjax.layerwise.data_free.table import Status as Status
+from sharpjax.layerwise.data_free.table import Table as Table
+from sharpjax.layerwise.data_free.table import data_free as data_free
+from sharpjax.layerwise.data_free.text import as_rich as as_rich
+from sharpjax.layerwise.data_free.text import as_text as as_text

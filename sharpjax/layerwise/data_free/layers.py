@@ -1,0 +1,160 @@
+"""Which leaves of a tree of parameters are layers, and as which matrices each is read."""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax import tree
+from sharpjax.errors import UserError
+from sharpjax.nn import svd
+
+_WEIGHTS = ("kernel", "embedding")
+_BOXES = ("value", "raw_value")  # what a state of NNX puts below the name of a parameter
+_PROJECTIONS = ("query", "key", "value")
+
+
+class Layer(NamedTuple):
+    """A weight as k matrices of one shape.
+
+    Attributes:
+        name: of the leaf, as `sharpjax.tree.path_names` has it.
+        kind: 'dense', 'embedding', 'attention', 'convolution', 'stack' (matrices along the first
+            axes of what is no kernel), or 'none', of less than two axes.
+        shape: of the leaf, without the axis of a population; of factors, that of their product.
+        matrices: (k, m, n); 1 for all but convolutions, which have one slice [in, out] for each
+            place of the window, and stacks.
+        dtype: of the weights.
+        weight: the leaf, or its factors.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    matrices: tuple[int, int, int]
+    dtype: np.dtype
+    weight: Any
+
+
+def find(
+    caller: str,
+    params: Any,
+    where: Sequence[str] | str | None,
+    *,
+    axes: int,
+    argument: str = "layers",
+) -> list[Layer]:
+    """The layers of a network in the order of its leaves.
+
+    Those named `kernel` or `embedding`, as Linen and NNX name them; in a tree without such names
+    every array of two axes or more. Factors {'U', 's', 'Vt'} are one layer. `where` chooses others.
+
+    Args:
+        caller: who is named in errors.
+        where: globs on the names, or None.
+        axes: how many axes of a population each leaf has in front.
+        argument: by which name the caller knows `where`.
+
+    Raises:
+        UserError: there is no layer, a glob matches nothing, or a weight is not of floats.
+    """
+    names = tree.path_names(jax.tree.map(lambda _: 0, params, is_leaf=svd.is_factors))
+    nodes = jax.tree.leaves(params, is_leaf=svd.is_factors)
+    shapes = {name: _shape(node)[axes:] for name, node in zip(names, nodes, strict=True)}
+    if where is None:
+        chosen = {name for name in names if _own(name)[-1] in _WEIGHTS and len(shapes[name]) > 1}
+        chosen = chosen or {name for name in names if len(shapes[name]) > 1}
+    else:
+        globs = [where] if isinstance(where, str) else list(where)
+        try:
+            tree.select(dict.fromkeys(names, 0), globs)
+        except UserError as error:
+            said = str(error).replace("where:", f"{argument}:", 1)
+            raise UserError(f"{caller}: {said}") from None
+        chosen = {name for name in names if any(fnmatch.fnmatchcase(name, g) for g in globs)}
+    if not chosen:
+        have = ", ".join(f"'{name}'" for name in names[:5]) or "no leaf at all"
+        raise UserError(
+            f"{caller}: params holds no matrix, only {have}; give the parameters of a network, "
+            "with layers of two axes or more."
+        )
+    found = {name: node for name, node in zip(names, nodes, strict=True) if name in chosen}
+    tree.check_floating(caller, jax.tree.map(_typed, found))
+    return [_layer(name, node, shapes) for name, node in found.items()]
+
+
+def matrices(layer: Layer, *, axes: int = 0) -> np.ndarray:
+    """The matrices of a layer in float64, [k, m, n], with the axes of a population in front.
+
+    Of what is no matrix an empty array.
+    """
+
+    def wide(x):
+        return np.asarray(x, np.float64)
+
+    weight = layer.weight
+    if layer.kind == "none":
+        return np.zeros((*np.shape(weight)[:axes], *layer.matrices))
+    if svd.is_factors(weight):
+        u, s, vt = (wide(weight[name]) for name in ("U", "s", "Vt"))
+        weight = np.matmul(u * np.expand_dims(s, -2), vt)
+    return wide(weight).reshape(*np.shape(weight)[:axes], *layer.matrices)
+
+
+def _layer(name: str, node: Any, shapes: dict[str, tuple[int, ...]]) -> Layer:
+    shape = shapes[name]
+    kind, inputs = _kind(name, shapes)
+    if kind in ("none", "convolution", "stack"):
+        *places, m, n = (1, 1, 0) if kind == "none" else shape
+    else:
+        places, m, n = (), math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    dtype = np.result_type(*(x.dtype for x in jax.tree.leaves(node)))
+    return Layer(name, kind, shape, (math.prod(places), m, n), dtype, node)
+
+
+def _kind(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[str, int]:
+    """What a layer is, and how many of its axes count inputs."""
+    shape, (*above, last) = shapes[name], _own(name)
+    if len(shape) < 2:
+        return "none", 0
+    if len(shape) == 2:
+        return ("embedding" if last == "embedding" else "dense"), 1
+    if last != "kernel":
+        return "stack", 0
+    bias = shapes.get(_beside(name, "bias"), ())
+    if 1 < len(bias) < len(shape) and shape[-len(bias) :] == bias:
+        return "attention", len(shape) - len(bias)
+    if len(shape) == 3 and above[-1:]:
+        if above[-1] in _PROJECTIONS and not bias:
+            return "attention", 1
+        siblings = ["/".join([*above[:-1], p, "kernel"]) for p in _PROJECTIONS]
+        known = {"/".join(_own(other)) for other in shapes}
+        if above[-1] == "out" and known.issuperset(siblings):
+            return "attention", 2
+    return "convolution", 0
+
+
+def _own(name: str) -> list[str]:
+    """The parts of a name, without the box that NNX puts a parameter in."""
+    parts = name.split("/")
+    return parts[:-1] if parts[-1] in _BOXES and len(parts) > 1 else parts
+
+
+def _beside(name: str, other: str) -> str:
+    parts = name.split("/")
+    parts[len(_own(name)) - 1] = other
+    return "/".join(parts)
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    if svd.is_factors(node):
+        return (*jnp.shape(node["U"])[:-1], jnp.shape(node["Vt"])[-1])
+    return tuple(jnp.shape(node))
+
+
+def _typed(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)

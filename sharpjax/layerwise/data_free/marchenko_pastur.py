@@ -1,0 +1,192 @@
+"""The Marchenko-Pastur law of the eigenvalues of a random matrix, and what sticks out of it.
+
+For entries of variance sigma^2 the eigenvalues of W'W / N, W [N, M], fill
+sigma^2 (1 -+ sqrt(M / N))^2 when N and M are large (Marchenko and Pastur, 1967).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax.errors import UserError
+
+# 99 % of the Tracy-Widom law of real matrices lie below.
+_TRACY_WIDOM_99 = 2.0234
+_GRID, _THIN, _BANDWIDTH = 1000, 0.01, 0.1
+_PENALTY = 1e6
+
+
+class Bulk(NamedTuple):
+    """The law fitted to eigenvalues that were divided by their mean; NaN where none was found.
+
+    Attributes:
+        sigma_mp: sigma, 1 for a random matrix.
+        bulk_min: lower edge, sigma^2 (1 - sqrt(M / N))^2.
+        bulk_max: upper edge.
+        num_spikes: how many eigenvalues lie above the upper edge and its margin.
+        mp_softrank: bulk_max / lambda_max: 1 for a random matrix, near 0 with strong spikes.
+    """
+
+    sigma_mp: jax.Array
+    bulk_min: jax.Array
+    bulk_max: jax.Array
+    num_spikes: jax.Array
+    mp_softrank: jax.Array
+
+
+def edges(ratio: float, sigma: float = 1.0) -> tuple[float, float]:
+    """sigma^2 (1 -+ sqrt(ratio))^2, ratio = M / N at most 1.
+
+    Raises:
+        UserError: a ratio outside (0, 1].
+
+    >>> edges(0.25)
+    (0.25, 2.25)
+    """
+    if not 0 < ratio <= 1:
+        raise UserError(
+            f"marchenko_pastur: ratio={ratio}; give M / N, shorter over longer side, above 0 and "
+            "at most 1."
+        )
+    return (sigma * (1 - math.sqrt(ratio))) ** 2, (sigma * (1 + math.sqrt(ratio))) ** 2
+
+
+def density(x: jax.Array, ratio: float, sigma: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    """sqrt((b - x) (x - a)) / (2 pi sigma^2 ratio x) between the edges a and b, else 0.
+
+    >>> print(density(jnp.array([1.0, 5.0]), 1.0).round(4))
+    [0.2757 0.    ]
+    """
+    a, b = edges(ratio)
+    z = jnp.asarray(x) / jnp.square(sigma)
+    inside = (z > a) & (z < b) & (z > 0)
+    z = jnp.where(inside, z, 1)
+    value = jnp.sqrt(jnp.maximum((b - z) * (z - a), 0)) / (2 * jnp.pi * ratio * z)
+    return jnp.where(inside, value / jnp.square(sigma), 0)
+
+
+@functools.lru_cache
+def median(ratio: float) -> float:
+    """The median of the law of sigma = 1, to 1e-6.
+
+    >>> round(median(1.0), 3)
+    0.653
+    """
+    a, b = edges(ratio)
+    # x = a + (b - a) sin^2(t / 2) takes the square roots out of the integrand.
+    t = (np.arange(20_000) + 0.5) * np.pi / 20_000
+    x = a + (b - a) * np.sin(t / 2) ** 2
+    mass = (b - a) ** 2 * np.sin(t) ** 2 / (8 * np.pi * ratio * x)
+    below = (np.cumsum(mass) - mass / 2) / np.sum(mass)
+    return float(np.interp(0.5, below, x))
+
+
+def fit_median(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
+    """The law whose median is that of the eigenvalues, and eigenvalues above its edge.
+
+    As Gavish and Donoho (arXiv 1305.5870) estimate noise: up to half of the eigenvalues may be no
+    part of the bulk. An eigenvalue is a spike above the 99 % point of the largest one of a random
+    matrix, by Johnstone's centre and scale, (sqrt N + sqrt M)^2 / N and
+    (sqrt N + sqrt M) (1 / sqrt N + 1 / sqrt M)^(1/3) / N (Johnstone, 2001). Of k slices the largest
+    is that of k matrices, and 1 % becomes up to k %.
+
+    Args:
+        values: ascending eigenvalues of W'W, [n].
+        longest, shortest: N and M.
+
+    >>> s = jnp.linalg.svd(jax.random.normal(jax.random.key(0), (200, 50)), compute_uv=False)
+    >>> bulk = fit_median(s[::-1] ** 2, longest=200, shortest=50)
+    >>> int(bulk.num_spikes), bool(abs(bulk.sigma_mp - 1) < 0.1)
+    (0, True)
+    """
+    ratio = shortest / longest
+    scaled = values / jnp.mean(values)
+    variance = jnp.median(scaled) / median(ratio)
+    variance = jnp.where(variance > 0, variance, jnp.nan)
+    root, other = math.sqrt(longest), math.sqrt(shortest)
+    centre = (root + other) ** 2 / longest
+    scale = (root + other) * (1 / root + 1 / other) ** (1 / 3) / longest
+    return _bulk(scaled, jnp.sqrt(variance), ratio, variance * (centre + _TRACY_WIDOM_99 * scale))
+
+
+def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
+    """The law nearest to a kernel density estimate of the eigenvalues, as WeightWatcher fits it.
+
+    The estimate is by a triangle of half-width 0.1 at 1,000 points up to lambda_max + 0.5; those
+    where it is above 0.01 count. sigma minimises the sum of squares over 195 values from 0.05 to
+    2 sigma_0, sigma_0 that of lambda_max, and from there by Nelder and Mead's search as
+    `scipy.optimize.fmin` does it. A law whose edges do not enclose the mode, or reach beyond the
+    last point, is none; where that holds for every sigma the fit is NaN. The margin is
+    sqrt(sqrt(M / N) bulk_max^(2/3) M^(-2/3)). A square matrix is fitted by its singular values and
+    sqrt(4 - s^2) / (pi sigma^2), its formula as it stands there.
+    """
+    ratio = shortest / longest
+    scaled = values / jnp.mean(values)
+    square = longest == shortest
+    sample = jnp.sqrt(scaled) if square else scaled
+    x = jnp.linspace(0, jnp.max(sample) + 0.5, _GRID)
+    near = jnp.maximum(_BANDWIDTH - jnp.abs(x[:, None] - sample[None, :]), 0)
+    estimate = jnp.mean(near, axis=1) / _BANDWIDTH**2
+    counted = estimate > _THIN
+    mode = x[jnp.argmax(estimate)]
+    last = jnp.max(jnp.where(counted, x, 0))
+
+    def loss(sigma):
+        if square:
+            law = jnp.sqrt(jnp.maximum(4 - x**2, 0)) / (jnp.pi * sigma**2)
+            return jnp.sum(jnp.where(counted, (law - estimate) ** 2, 0))
+        low, high = (edge * sigma**2 for edge in edges(ratio))
+        law = density(x, ratio, sigma)
+        found = jnp.sum(jnp.where(counted, (law - estimate) ** 2, 0))
+        wrong = (high < mode) | (high > last) | (low > mode)
+        return jnp.where(wrong, _PENALTY * jnp.sum(counted), found)
+
+    first = jnp.sqrt(scaled[-1]) / (1 + math.sqrt(ratio))
+    grid = first * (0.05 + 0.01 * jnp.arange(195))
+    losses = jax.lax.map(loss, grid)
+    sigma = _nelder_mead(loss, grid[jnp.argmin(losses)])
+    found = jnp.isfinite(jnp.min(losses)) & (jnp.min(losses) < _PENALTY)
+    sigma = jnp.where(found, sigma, jnp.nan)
+    top = sigma**2 * edges(ratio)[1]
+    margin = jnp.sqrt(math.sqrt(ratio) * top ** (2 / 3) * shortest ** (-2 / 3))
+    return _bulk(scaled, sigma, ratio, top + margin)
+
+
+def _bulk(scaled, sigma, ratio, threshold):
+    low, high = (edge * sigma**2 for edge in edges(ratio))
+    spikes = jnp.sum(scaled > threshold).astype(scaled.dtype)
+    spikes = jnp.where(jnp.isnan(threshold), jnp.nan, spikes)
+    return Bulk(sigma, low, high, spikes, high / scaled[-1])
+
+
+def _nelder_mead(loss: Callable, start: jax.Array, *, tolerance: float = 1e-4) -> jax.Array:
+    """Nelder and Mead's search in one dimension from `start` and 1.05 `start`."""
+
+    def unfinished(carry):
+        (a, b), (fa, fb), step = carry
+        return (step < 200) & ((jnp.abs(b - a) > tolerance) | (jnp.abs(fb - fa) > tolerance))
+
+    def move(carry):
+        (a, b), (fa, fb), step = carry
+        # Reflection, expansion, contraction outside and inside; the last two shrink by halves.
+        points = jnp.stack([2 * a - b, 3 * a - 2 * b, 1.5 * a - 0.5 * b, 0.5 * (a + b)])
+        at = jax.lax.map(loss, points)
+        expand = jnp.where(at[1] < at[0], 1, 0)
+        outside = jnp.where(at[2] <= at[0], 2, 3)
+        chosen = jnp.where(at[0] < fa, expand, jnp.where(at[0] < fb, outside, 3))
+        new, f = points[chosen], at[chosen]
+        ordered = f < fa
+        pair = jnp.where(ordered, jnp.stack([new, a]), jnp.stack([a, new]))
+        losses = jnp.where(ordered, jnp.stack([f, fa]), jnp.stack([fa, f]))
+        return pair, losses, step + 1
+
+    pair = jnp.stack([start, 1.05 * start])
+    losses = jax.lax.map(loss, pair)
+    order = jnp.argsort(losses)
+    pair, _, _ = jax.lax.while_loop(unfinished, move, (pair[order], losses[order], 0))
+    return pair[0]

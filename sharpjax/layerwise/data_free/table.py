@@ -1,0 +1,341 @@
+"""The data-free metrics of all layers of a network, or of many networks, in one table."""
+
+import enum
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sharpjax.errors import UserError
+from sharpjax.layerwise.data_free import layers as found_in
+from sharpjax.layerwise.data_free import marchenko_pastur, power_law
+from sharpjax.layerwise.data_free.convention import SCALE_FREE, Convention
+from sharpjax.layerwise.data_free.eigenvalues import eigenvalues, log_power_sum, moments
+from sharpjax.layerwise.data_free.goodness_of_fit import goodness_of_fit
+from sharpjax.layerwise.data_free.randomised import Randomised, randomised
+
+OVER_TRAINED, UNDER_TRAINED = 2.0, 6.0  # alpha, as WeightWatcher warns
+
+
+class Status(enum.IntEnum):
+    """What became of a layer; all but OK leave NaN where there is no number."""
+
+    OK = 0
+    NOT_A_MATRIX = 1
+    """Less than two axes, or an empty array: no number."""
+    NOT_FINITE = 2
+    """NaN or infinite weights: no number."""
+    TOO_FEW = 3
+    """Fewer eigenvalues than `min_evals`: no number."""
+    LOW_RANK = 4
+    """Fewer eigenvalues above the floor than `min_kept`: no power law."""
+    NO_TAIL = 5
+    """All eigenvalues above the floor are equal: no power law."""
+
+
+class Metrics(NamedTuple):
+    """Columns of the table, float64 [L], or [B, L] of a population; formulas in `docs/layers.md`.
+
+    Attributes, by the names of WeightWatcher where it has one:
+        alpha, D, xmin, sigma, num_pl_spikes: of the power law, `power_law.PowerLaw`.
+        alpha_weighted: alpha log10 lambda_max, also called alpha-hat.
+        log_alpha_norm: log10 sum lambda^alpha.
+        norm .. condition_number: `eigenvalues.moments`.
+        sigma_mp .. mp_softrank: `marchenko_pastur.Bulk`, for eigenvalues of mean 1.
+        max_rand_eval .. ww_maxdist: `randomised.Randomised`; NaN without a key.
+        p_value, p_error, alpha_low, alpha_high: `goodness_of_fit`; NaN if it was not asked for.
+        hill: `power_law.hill` of the upper tenth of the eigenvalues, at least two.
+        kurtosis: of the entries, 3 for a normal law.
+    """
+
+    alpha: Any
+    D: Any
+    xmin: Any
+    sigma: Any
+    num_pl_spikes: Any
+    alpha_weighted: Any
+    log_alpha_norm: Any
+    norm: Any
+    log_norm: Any
+    spectral_norm: Any
+    log_spectral_norm: Any
+    stable_rank: Any
+    matrix_rank: Any
+    rank_loss: Any
+    weak_rank_loss: Any
+    entropy: Any
+    xmax: Any
+    sv_max: Any
+    sv_min: Any
+    detX_num: Any
+    detX_val: Any
+    nuclear_norm: Any
+    effective_rank: Any
+    participation_ratio: Any
+    condition_number: Any
+    sigma_mp: Any
+    bulk_min: Any
+    bulk_max: Any
+    num_spikes: Any
+    mp_softrank: Any
+    max_rand_eval: Any
+    rand_distance: Any
+    ww_softrank: Any
+    ww_maxdist: Any
+    p_value: Any
+    p_error: Any
+    alpha_low: Any
+    alpha_high: Any
+    hill: Any
+    kurtosis: Any
+
+
+class Table(NamedTuple):
+    """A row for each layer.
+
+    Attributes:
+        names: of the layers, in the order of the leaves of the parameters.
+        kinds: 'dense', 'embedding', 'attention', 'convolution', 'stack', 'none'.
+        N, M: longer and shorter side of the matrices of a layer, [L].
+        Q: N / M.
+        num_evals: how many eigenvalues a layer has, M for each of its matrices.
+        status: `Status`, int32 [L], or [B, L] of a population.
+        metrics: the columns.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    N: np.ndarray
+    M: np.ndarray
+    Q: np.ndarray
+    num_evals: np.ndarray
+    status: np.ndarray
+    metrics: Metrics
+
+    def member(self, i: int) -> "Table":
+        """The table of one member of a population."""
+        columns = (column[i] for column in self.metrics)
+        return self._replace(status=self.status[i], metrics=Metrics(*columns))
+
+    def summary(self) -> dict[str, Any]:
+        """The mean of each column over the layers where it is finite, NaN where it is in none."""
+        means = {}
+        for name, column in self.metrics._asdict().items():
+            there = np.isfinite(column)
+            count = there.sum(axis=-1)
+            total = np.where(there, column, 0).sum(axis=-1)
+            means[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]
+        return means
+
+
+def data_free(
+    params: Any,
+    *,
+    layers: Sequence[str] | str | None = None,
+    convention: Convention = SCALE_FREE,
+    key: jax.Array | None = None,
+    num_samples: int = 0,
+    population: bool = False,
+) -> Table:
+    """Every data-free metric of every layer of a network, computed in float64.
+
+    Layers of one shape, and those of all members of a population, are one batch of one program. A
+    call inside `jit` is refused: there use `eigenvalues` and `power_law.fit`, which it is made of.
+
+    Cost: a singular value decomposition of each matrix (two with a key), and the fits, some 10 ms
+    for 5,000 eigenvalues; programs are compiled once for each shape.
+
+    Args:
+        params: any tree of weights: Linen, NNX, plain dictionaries, factors of `sharpjax.nn.svd`.
+            Layers are the leaves named `kernel` or `embedding`; in a tree without these names all
+            arrays of two axes or more. A kernel of more than two axes is a convolution, read as one
+            matrix [in, out] for each place of its window, or a projection of attention, read as one
+            matrix.
+        layers: globs on the names of `sharpjax.tree.path_names(params)`, in place of that rule.
+        convention: `SCALE_FREE`, `WEIGHTWATCHER`, or one's own.
+        key: for the columns that shuffle or resample; without it they are NaN.
+        num_samples: of the bootstrap of alpha, see `goodness_of_fit`; 0 for none.
+        population: whether each leaf has an axis of members, or of checkpoints, in front.
+
+    Raises:
+        UserError: no layer, a glob that matches none, weights that are no floats, leaves of a
+            population that differ in length, samples without a key. Layers that have no numbers
+            say so in `status`.
+
+    >>> params = {"kernel": jax.random.normal(jax.random.key(0), (40, 20)), "bias": jnp.ones(20)}
+    >>> table = data_free(params)
+    >>> table.names, table.num_evals.tolist(), Status(table.status[0]).name
+    (('kernel',), [20], 'OK')
+    >>> print(table.metrics.norm.round() == round(float(jnp.sum(params["kernel"] ** 2))))
+    [ True]
+    """
+    _check(params, key, num_samples)
+    axes = int(population)
+    members = _members(params) if population else 1
+    rows = found_in.find("data_free", params, layers, axes=axes)
+    made: list[Any] = [None] * len(rows)
+    for places in _groups(rows, convention):
+        layer = rows[places[0]]
+        batch = np.stack([found_in.matrices(rows[i], axes=axes) for i in places])
+        batch = batch.reshape(len(places) * members, *layer.matrices)
+        keys = None if key is None else _keys(key, places, members)
+        done = _of_group(batch, keys, _static(layer, convention), num_samples)
+        done = [np.reshape(column, (len(places), members)) for column in done]
+        for j, i in enumerate(places):
+            made[i] = [column[j] for column in done]
+    columns = [np.stack(column, axis=-1) for column in zip(*made, strict=True)]
+    if not population:
+        columns = [column[0] for column in columns]
+    status, *values = columns
+    sides = np.array([sorted(layer.matrices[1:]) for layer in rows])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(sides[:, 0] > 0, sides[:, 1] / sides[:, 0], np.nan)
+    return Table(
+        names=tuple(layer.name for layer in rows),
+        kinds=tuple(layer.kind for layer in rows),
+        N=sides[:, 1],
+        M=sides[:, 0],
+        Q=ratio,
+        num_evals=np.array([layer.matrices[0] * min(layer.matrices[1:]) for layer in rows]),
+        status=status.astype(np.int32),
+        metrics=Metrics(*values),
+    )
+
+
+class _Static(NamedTuple):
+    """What a program is compiled for, beside the shape."""
+
+    factor: float
+    eps: float
+    convention: Convention
+
+
+def _static(layer: found_in.Layer, convention: Convention) -> _Static:
+    factor = convention.convolution_factor if layer.kind == "convolution" else 1.0
+    if convention.floor is None:
+        wide = layer.dtype if layer.dtype.itemsize > 4 else np.float32
+        return _Static(factor, float(jnp.finfo(wide).eps), convention)
+    return _Static(factor, float(np.finfo(np.float64).eps), convention)
+
+
+def _groups(rows: list[found_in.Layer], convention: Convention) -> list[list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for i, layer in enumerate(rows):
+        groups.setdefault((layer.matrices, _static(layer, convention)), []).append(i)
+    return list(groups.values())
+
+
+def _keys(key: jax.Array, places: list[int], members: int) -> jax.Array:
+    """A key for each layer and member, by its place in the table, whatever else is in its group."""
+    each = [jax.random.split(jax.random.fold_in(key, i), members) for i in places]
+    return jnp.concatenate(each)
+
+
+def _of_group(batch: np.ndarray, keys: Any, static: _Static, num_samples: int) -> list[np.ndarray]:
+    """Status and columns of a batch of layers, [b] each."""
+    b, k, m, n = batch.shape
+    nothing = [np.full(b, np.nan)] * len(Metrics._fields)
+    if not k * m * n:
+        return [np.full(b, Status.NOT_A_MATRIX), *nothing]
+    if k * min(m, n) < static.convention.min_evals:
+        finite = np.isfinite(batch).all(axis=(1, 2, 3))
+        return [np.where(finite, Status.TOO_FEW, Status.NOT_FINITE), *nothing]
+    with jax.enable_x64(True):
+        status, columns = _rows(batch, keys, static=static, num_samples=num_samples)
+    return [np.asarray(status), *map(np.asarray, columns)]
+
+
+@functools.partial(jax.jit, static_argnames=("static", "num_samples"))
+def _rows(batch, keys, *, static, num_samples):
+    def row(inputs):
+        matrices, key = inputs
+        return _row(matrices, key, static, num_samples)
+
+    return jax.lax.map(row, (batch, keys))
+
+
+def _row(matrices, key, static, num_samples):
+    """Status and columns of one layer, [k, m, n]."""
+    convention = static.convention
+    finite = jnp.all(jnp.isfinite(matrices))
+    matrices = jnp.where(finite, matrices, 0)
+    longest, shortest = max(matrices.shape[1:]), min(matrices.shape[1:])
+    values = eigenvalues(matrices, static.factor)
+    floor = convention.floor
+    if floor is None:
+        floor = (longest * static.eps) ** 2 * values[-1]
+        values = jnp.where(values > floor, values, 0)  # what is left of zeros is rounding
+    law = power_law.fit(values, floor)
+    enough = law.num_kept >= convention.min_kept
+    law = jax.tree.map(lambda x: jnp.where(enough, x, jnp.nan), law)
+    found = law._asdict() | moments(values, longest=longest, eps=static.eps)
+    found["num_pl_spikes"] = jnp.where(law.num_tail > 0, law.num_tail, jnp.nan)
+    found["alpha_weighted"] = law.alpha * found["log_spectral_norm"]
+    found["log_alpha_norm"] = log_power_sum(values, law.alpha)
+    fit = {"median": marchenko_pastur.fit_median, "density": marchenko_pastur.fit_density}
+    bulk = fit[convention.bulk](values, longest=longest, shortest=shortest)
+    found |= bulk._asdict()
+    found["hill"] = power_law.hill(values, max(values.size // 10, 2))
+    found["kurtosis"] = _kurtosis(matrices)
+    if key is None:
+        found |= dict.fromkeys(Randomised._fields, jnp.nan)
+    else:
+        found |= randomised(jax.random.fold_in(key, 0), matrices, static.factor)._asdict()
+    names = ("p_value", "p_error", "alpha_low", "alpha_high")
+    found |= dict.fromkeys(names, jnp.nan)
+    if num_samples and key is not None:
+        fitted = goodness_of_fit(jax.random.fold_in(key, 1), values, floor, num_samples=num_samples)
+        found |= {name: jnp.where(enough, getattr(fitted, name), jnp.nan) for name in names}
+    zero = values[-1] <= 0
+    without = ("norm", "spectral_norm", "xmax", "sv_max", "sv_min", "nuclear_norm")
+    counts = ("matrix_rank", "rank_loss", "weak_rank_loss", "log_norm", "log_spectral_norm")
+    columns = []
+    for name in Metrics._fields:
+        # A layer of zeros has norms and ranks; what is divided by its norm is not defined.
+        defined = finite & (~zero | (name in without + counts))
+        columns.append(jnp.where(defined, found[name], jnp.nan).astype(matrices.dtype))
+    status = jnp.where(
+        finite,
+        jnp.where(
+            enough & ~zero,
+            jnp.where(jnp.isnan(law.alpha), Status.NO_TAIL, Status.OK),
+            Status.LOW_RANK,
+        ),
+        Status.NOT_FINITE,
+    )
+    return status, columns
+
+
+def _kurtosis(matrices):
+    centred = matrices - jnp.mean(matrices)
+    return jnp.mean(centred**4) / jnp.square(jnp.mean(centred**2))
+
+
+def _members(params: Any) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or not all(lengths):
+        raise UserError(
+            "data_free: population=True, but the first axes of the leaves have lengths "
+            f"{sorted(map(str, lengths))}; stack the members with `sharpjax.tree.stack`."
+        )
+    return lengths.pop() or 0
+
+
+def _check(params: Any, key: Any, num_samples: Any) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
+        raise UserError(
+            "data_free: called while it was traced (`jit`, `vmap`, `grad`); it batches layers "
+            "itself, and members with population=True. Inside a trace use "
+            "`data_free.eigenvalues` and `data_free.power_law.fit`."
+        )
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int | np.integer):
+        raise UserError(f"data_free: num_samples must be a whole number, got {num_samples!r}.")
+    if num_samples and not num_samples >= 20:
+        raise UserError(f"data_free: num_samples={num_samples}; give 0 for none, or 20 or more.")
+    if num_samples and key is None:
+        raise UserError("data_free: num_samples asks for random samples; give a key.")

@@ -1,0 +1,112 @@
+"""The table as people know it from WeightWatcher."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sharpjax.errors import UserError, unknown
+from sharpjax.layerwise.data_free.table import (
+    OVER_TRAINED,
+    UNDER_TRAINED,
+    Metrics,
+    Status,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+USUAL = (
+    *("alpha", "D", "alpha_weighted", "log_alpha_norm", "log_norm", "log_spectral_norm"),
+    *("stable_rank", "entropy", "mp_softrank", "num_spikes"),
+)
+
+
+def as_rich(table: Table, columns: Sequence[str] = USUAL) -> "RichTable":
+    """A table for a terminal: `rich.print(as_rich(table))`.
+
+    The last column says why there are no numbers, or that alpha is below 2 (over-trained) or above
+    6 (under-trained) in the words of WeightWatcher; the last line has the means over the layers.
+
+    Args:
+        table: of one network.
+        columns: names of `Metrics`.
+
+    Raises:
+        UserError: an unknown column, or the table of a population.
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for number, head in enumerate(_heads(table, columns)):
+        drawn.add_column(escape(head), justify="left" if number < 1 else "right")
+    for line in _lines(table, columns):
+        drawn.add_row(*map(escape, line))
+    return drawn
+
+
+def as_text(table: Table, columns: Sequence[str] = USUAL) -> str:
+    """The same in plain text, without limits of width.
+
+    >>> from sharpjax.layerwise import data_free
+    >>> table = data_free.data_free({"kernel": np.diag(np.arange(1.0, 13))})
+    >>> print(as_text(table, ["stable_rank"]))
+    layer     N   M  num_evals  stable_rank  note
+    kernel   12  12         12        4.514
+    mean                              4.514
+    """
+    lines = [_heads(table, columns), *_lines(table, columns)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if 0 < i < len(widths) - 1 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def note(status: int, alpha: float) -> str:
+    """What is to be said of a layer.
+
+    >>> note(0, 7.5), note(3, float("nan"))
+    ('under-trained', 'too few')
+    """
+    if status != Status.OK:
+        return Status(status).name.lower().replace("_", " ")
+    if alpha < OVER_TRAINED:
+        return "over-trained"
+    return "under-trained" if alpha > UNDER_TRAINED else ""
+
+
+def _heads(table: Table, columns: Sequence[str]) -> list[str]:
+    for name in columns:
+        if name not in Metrics._fields:
+            raise unknown("column", name, Metrics._fields)
+    if np.ndim(table.status) != 1:
+        raise UserError(
+            "data_free: a table is printed of one network; take a member of the population: "
+            "`table.member(0)`."
+        )
+    return ["layer", "N", "M", "num_evals", *columns, "note"]
+
+
+def _lines(table: Table, columns: Sequence[str]) -> Iterator[list[str]]:
+    for i, name in enumerate(table.names):
+        sizes = [str(each[i]) for each in (table.N, table.M, table.num_evals)]
+        cells = [_number(getattr(table.metrics, column)[i]) for column in columns]
+        yield [name, *sizes, *cells, note(int(table.status[i]), table.metrics.alpha[i])]
+    means = table.summary()
+    yield ["mean", "", "", "", *(_number(means[column]) for column in columns), ""]
+
+
+def _number(value: Any) -> str:
+    """Four digits; nothing where there is no number.
+
+    >>> _number(3.14159), _number(float("nan"))
+    ('3.142', '')
+    """
+    return "" if np.isnan(value) else f"{value:.4g}"

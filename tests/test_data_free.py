@@ -1,0 +1,465 @@
+"""Data-free metrics of layers: closed forms, plain numpy, and frozen numbers of WeightWatcher."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.optimize
+import scipy.spatial.distance
+from flax import linen, nnx
+from sklearn.neighbors import KernelDensity
+
+from sharpjax import tree
+from sharpjax.errors import UserError
+from sharpjax.layerwise.data_free import (
+    SCALE_FREE,
+    WEIGHTWATCHER,
+    Convention,
+    Metrics,
+    Status,
+    as_rich,
+    as_text,
+    data_free,
+    goodness_of_fit,
+    layer_eigenvalues,
+    marchenko_pastur,
+    norms,
+    power_law,
+)
+from sharpjax.nn import svd
+
+
+def matrices():
+    rng = np.random.default_rng(0)
+    return rng.standard_t(3, (120, 80)) * 0.1, rng.standard_t(3, (32, 24, 3, 3)) * 0.1
+
+
+DENSE, CONVOLUTION = matrices()
+NETWORK = {"c": {"kernel": CONVOLUTION.transpose(2, 3, 1, 0)}, "d": {"kernel": DENSE}}
+
+
+def plain_fit(values):
+    """Clauset's fit, one candidate after the other."""
+    x = np.sort(values)
+    best = (np.inf,) * 4
+    for i in range(len(x) - 1):
+        m, logs = len(x) - i, np.log(x[i:] / x[i])
+        if logs.sum() > 0:
+            alpha = 1 + m / logs.sum()
+            distance = np.abs(1 - (x[i:] / x[i]) ** (1 - alpha) - np.arange(m) / m).max()
+            if distance < best[0]:
+                best = distance, alpha, x[i], m
+    return best
+
+
+# Against WeightWatcher.
+
+# WeightWatcher 0.7.7 on these two layers, dense and convolution.
+FROZEN = {
+    "alpha": (3.7903908223310183, 3.472710871761994),
+    "D": (0.07356177176205364, 0.07684404366140218),
+    "xmin": (6.387627380543412, 0.845058422946702),
+    "log_norm": (2.4543757637, 2.0031337519688632),
+    "alpha_weighted": (5.255993471163478, 2.090129636768576),
+    "log_alpha_norm": (5.424612581010878, 2.4558216628269904),
+    "stable_rank": (11.687270350532806, 25.191911315368287),
+    "entropy": (0.8956318777855142, 0.9022798216974505),
+    "matrix_rank": (80, 216),
+    "detX_num": (59, 155),
+    "num_pl_spikes": (14, 40),
+    "sigma_mp": (0.98818, None),
+    "mp_softrank": (0.470722, None),
+    "num_spikes": (2, None),
+}
+
+
+def test_columns_of_weightwatcher(key):
+    table = data_free(NETWORK, convention=WEIGHTWATCHER, key=key)
+    assert table.names == ("c/kernel", "d/kernel")
+    assert table.num_evals.tolist() == [216, 80] and table.Q.tolist() == [32 / 24, 1.5]
+    for name, (dense, convolution) in FROZEN.items():
+        column = getattr(table.metrics, name)
+        tolerance = 1e-5 if name == "sigma_mp" else 1e-6  # as many digits as were frozen
+        np.testing.assert_allclose(column[1], dense, rtol=tolerance, err_msg=name)
+        if convolution is not None:
+            np.testing.assert_allclose(column[0], convolution, rtol=1e-6, err_msg=name)
+    m = table.metrics
+    np.testing.assert_allclose(m.sigma[1], (FROZEN["alpha"][0] - 1) / math.sqrt(14), rtol=1e-9)
+    np.testing.assert_allclose(m.ww_softrank, m.max_rand_eval / m.spectral_norm, rtol=1e-12)
+    np.testing.assert_allclose(m.ww_maxdist, m.spectral_norm - m.max_rand_eval, rtol=1e-9)
+
+
+def test_weightwatcher_itself(tmp_path):
+    pytest.importorskip("weightwatcher")
+    pytest.importorskip("powerlaw").Fit(np.arange(1.0, 30), verbose=False)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (24, 24)])
+def test_density_fit_is_that_of_scipy(x64, shape):
+    w = np.random.default_rng(1).normal(size=shape)
+    values = np.sort(np.linalg.svd(w, compute_uv=False) ** 2)
+    shortest, longest = sorted(shape)
+    root = math.sqrt(shortest / longest)
+    scaled = values / values.mean()
+    sample = np.sqrt(scaled) if root == 1 else scaled
+    x = np.linspace(0, sample.max() + 0.5, 1000)
+    kde = KernelDensity(kernel="linear", bandwidth=0.1).fit(sample[:, None])
+    y = np.exp(kde.score_samples(x[:, None]))
+    x, y = x[y > 0.01], y[y > 0.01]
+
+    def loss(sigma):
+        sigma = float(np.squeeze(sigma))
+        with np.errstate(all="ignore"):
+            if root == 1:
+                law = np.nan_to_num(np.sqrt(4 - x**2) / (np.pi * sigma**2))
+                return np.sum((law - y) ** 2)
+            low, high = (sigma * (1 - root)) ** 2, (sigma * (1 + root)) ** 2
+            law = np.sqrt((high - x) * (x - low)) / (2 * np.pi * sigma**2 * x * root**2)
+        mode = x[np.argmax(y)]
+        if high < mode or high > x.max() or low > mode:
+            return 1e6 * len(x)
+        return np.sum((np.nan_to_num(law, posinf=0) - y) ** 2)
+
+    first = math.sqrt(scaled[-1]) / (1 + root)
+    grid = (slice(0.05 * first, 2 * first, 0.01 * first),)
+    expected = float(np.squeeze(scipy.optimize.brute(loss, grid)))
+    bulk = marchenko_pastur.fit_density(jnp.array(values), longest=longest, shortest=shortest)
+    np.testing.assert_allclose(bulk.sigma_mp, expected, rtol=1e-6)
+    np.testing.assert_allclose(bulk.mp_softrank, (expected * (1 + root)) ** 2 / scaled[-1])
+
+
+def test_the_distance_to_a_shuffled_layer(key):
+    table = data_free({"kernel": DENSE}, key=key)
+    again = jax.random.split(jax.random.fold_in(jax.random.split(
+        jax.random.fold_in(key, 0), 1)[0], 0), 1)  # fmt: skip
+    with jax.enable_x64(True):
+        mixed = jax.random.permutation(again[0], jnp.asarray(DENSE).ravel()).reshape(DENSE.shape)
+    sorted_values = [np.sort(np.linalg.svd(w, compute_uv=False)) ** 2 for w in (DENSE, mixed)]
+    expected = scipy.spatial.distance.jensenshannon(*sorted_values)
+    np.testing.assert_allclose(table.metrics.rand_distance, expected, rtol=1e-9)
+    other = data_free({"kernel": DENSE}, key=jax.random.key(1)).metrics
+    assert other.rand_distance != table.metrics.rand_distance
+    assert other.alpha == table.metrics.alpha
+
+
+# The power law.
+
+
+@pytest.mark.parametrize("kind", ["pareto", "gaussian", "ties", "lognormal"])
+def test_fit_is_that_of_plain_numpy(x64, kind):
+    rng = np.random.default_rng(2)
+    values = {
+        "pareto": lambda: rng.pareto(1.5, 150) + 1,
+        "gaussian": lambda: np.linalg.svd(rng.normal(size=(150, 160)), compute_uv=False) ** 2,
+        "ties": lambda: rng.integers(1, 12, 150).astype(float),
+        "lognormal": lambda: np.exp(rng.normal(size=150)),
+    }[kind]()
+    found = power_law.fit(jnp.array(values))
+    distance, alpha, xmin, m = plain_fit(values)
+    np.testing.assert_allclose(found.D, distance, rtol=1e-9)
+    np.testing.assert_allclose(found.alpha, alpha, rtol=1e-9)
+    assert found.xmin == xmin and found.num_tail == (values >= xmin).sum()
+    np.testing.assert_allclose(found.sigma, (alpha - 1) / math.sqrt(m), rtol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 3.0])
+def test_quantiles_of_a_pareto_law(x64, alpha):
+    """Of m quantiles (1 - j / m)^(1 / (1 - alpha)) the estimate is known in closed form."""
+    x = 5 * (1 - np.arange(150) / 150) ** (1 / (1 - alpha))
+    found = power_law.fit(jnp.array(x))
+    m = int(found.num_tail)
+    expected = 1 + (alpha - 1) * m / (m * math.log(m) - math.lgamma(m + 1))
+    np.testing.assert_allclose(found.alpha, expected, rtol=1e-9)
+    assert abs(found.alpha - alpha) < 3 * found.sigma
+
+
+def test_what_is_left_out(x64):
+    x = jnp.array(np.random.default_rng(3).pareto(2, 150) + 1)
+    found = power_law.fit(x)
+    mixed = x.at[:3].set(jnp.array([jnp.nan, 0.0, 0.5]))
+    least = power_law.fit(mixed, 0.7)
+    assert least.num_kept == 147
+    np.testing.assert_allclose(least.alpha, power_law.fit(x[3:]).alpha, rtol=1e-12)
+    batch = jax.vmap(power_law.fit)(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(batch.alpha, [found.alpha] * 2, rtol=1e-9)
+    equal = power_law.fit(jnp.full(150, 2.0))
+    assert jnp.isnan(equal.alpha) and equal.num_tail == 0 and equal.num_kept == 150
+
+
+def test_hill(x64):
+    x = jnp.exp(jnp.arange(6.0))
+    np.testing.assert_allclose(power_law.hill(x, 2), 1 + 2 / 3)
+    assert power_law.hill(jnp.ones(4), 2) == jnp.inf
+    assert jnp.isnan(power_law.hill(jnp.zeros(4), 2))
+
+
+def test_goodness_of_fit(x64, key):
+    steps = jnp.array(2.0 ** np.repeat(np.arange(8), 2 ** np.arange(7, -1, -1))[:150])
+    assert goodness_of_fit(key, steps, num_samples=60).p_value == 1 / 61
+    x = jnp.array((1 - (np.arange(150) + 0.5) / 150) ** -0.5)
+    found = goodness_of_fit(key, x, num_samples=60)
+    assert found.p_value > 0.5  # nearer than samples are
+    alpha = float(power_law.fit(x).alpha)
+    ratios = np.quantile((np.asarray(found.alphas) - 1) / (alpha - 1), [0.025, 0.975])
+    np.testing.assert_allclose(found.alpha_high, 1 + (alpha - 1) / ratios[0], rtol=1e-9)
+    np.testing.assert_allclose(found.alpha_low, 1 + (alpha - 1) / ratios[1], rtol=1e-9)
+    scaled = goodness_of_fit(key, 7 * x, num_samples=60)
+    np.testing.assert_allclose(scaled.alphas, found.alphas, rtol=1e-6)
+    none = goodness_of_fit(key, jnp.ones(150), num_samples=60)
+    assert jnp.isnan(none.p_value) and jnp.isnan(none.alpha_low)
+
+
+# What moves the metrics.
+
+
+def test_scale():
+    once, scaled = (data_free({"kernel": c * DENSE}).metrics for c in (1, 1e-4))
+    shift = 2 * math.log10(1e-4)
+    for name in ("alpha", "D", "stable_rank", "entropy", "matrix_rank", "mp_softrank",
+                 "num_spikes", "effective_rank", "hill", "kurtosis", "detX_num"):  # fmt: skip
+        np.testing.assert_allclose(
+            getattr(scaled, name), getattr(once, name), rtol=1e-9, err_msg=name
+        )
+    for name in ("log_norm", "log_spectral_norm"):
+        np.testing.assert_allclose(getattr(scaled, name), getattr(once, name) + shift)
+    for name in ("alpha_weighted", "log_alpha_norm"):
+        np.testing.assert_allclose(getattr(scaled, name), getattr(once, name) + once.alpha * shift)
+    absolute = data_free({"kernel": 1e-4 * DENSE}, convention=WEIGHTWATCHER)
+    assert Status(absolute.status[0]) == Status.LOW_RANK
+
+
+def test_transposed_and_permuted():
+    rng = np.random.default_rng(4)
+    mixed = DENSE.T[rng.permutation(80)][:, rng.permutation(120)]
+    found, other = (data_free({"kernel": w}).metrics for w in (DENSE, mixed))
+    np.testing.assert_allclose(found, other, rtol=1e-9)
+
+
+def test_rescaled_units_keep_the_function_and_move_alpha():
+    """ReLU units of a layer scaled by c and the next layer by 1 / c: alpha 3.83 becomes 1.55."""
+    rng = np.random.default_rng(5)
+    net = {"a": rng.normal(size=(150, 80)), "b": rng.normal(size=(80, 10))}
+    c = np.exp(np.linspace(-3, 3, 80))
+    scaled = {"a": net["a"] * c, "b": net["b"] / c[:, None]}
+    x = rng.normal(size=(4, 150))
+
+    def apply(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(apply(net, x), apply(scaled, x), rtol=1e-9)
+        paths = [norms.path_norm(apply, p, x[:1]) for p in (net, scaled)]
+        np.testing.assert_allclose(paths[0], paths[1], rtol=1e-9)
+    before, after = (
+        data_free(p, layers="a", convention=WEIGHTWATCHER).metrics for p in (net, scaled)
+    )
+    for w, found in ((net["a"], before), (scaled["a"], after)):
+        values = np.linalg.svd(w, compute_uv=False) ** 2
+        np.testing.assert_allclose(found.alpha, plain_fit(values)[1], rtol=1e-6)
+    np.testing.assert_allclose([before.alpha[0], after.alpha[0]], [3.82834, 1.54679], rtol=1e-5)
+
+
+# Random matrices.
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_marchenko_pastur_law(x64, ratio):
+    a, b = marchenko_pastur.edges(ratio, 2.0)
+
+    def at(t):  # x = a + (b - a) t^2, so that the integrand is bounded
+        x = a + (b - a) * t**2
+        return float(marchenko_pastur.density(jnp.array(x), ratio, 2.0)) * 2 * (b - a) * t
+
+    np.testing.assert_allclose((a, b), (4 * (1 - ratio**0.5) ** 2, 4 * (1 + ratio**0.5) ** 2))
+    middle = ((4 * marchenko_pastur.median(ratio) - a) / (b - a)) ** 0.5
+    np.testing.assert_allclose(scipy.integrate.quad(at, 0, 1, epsabs=1e-7)[0], 1, atol=1e-5)
+    np.testing.assert_allclose(scipy.integrate.quad(at, 0, middle)[0], 0.5, atol=1e-5)
+
+
+def test_a_spike_in_a_random_matrix(key):
+    """A spike theta u v' of a matrix of variance 1 / N puts an eigenvalue at
+    (1 + theta^2) (q + theta^2) / theta^2 (Benaych-Georges and Nadakuditi, arXiv 1103.2221)."""
+    n, m, theta = 240, 120, 3.0
+    noise = np.asarray(jax.random.normal(key, (n, m))) / math.sqrt(n)
+    u, v = (np.asarray(jax.random.normal(jax.random.fold_in(key, i), (k,))) for i, k in
+            ((1, n), (2, m)))  # fmt: skip
+    spike = theta * np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
+    rows = data_free({"noise": noise, "spiked": noise + spike}).metrics
+    assert rows.num_spikes[0] <= 1 and rows.num_spikes[1] >= 1
+    expected = (1 + theta**2) * (0.5 + theta**2) / theta**2
+    # Its standard deviation is of the order theta / sqrt(n) = 0.2.
+    assert abs(rows.spectral_norm[1] - expected) < 6 * theta / math.sqrt(n)
+    # The median of m eigenvalues is known to within 1 / m or so.
+    np.testing.assert_allclose(rows.sigma_mp[0], 1, atol=0.1)
+    np.testing.assert_allclose(rows.spectral_norm[0], (1 + 0.5**0.5) ** 2, atol=0.35)
+    assert rows.mp_softrank[0] > 0.85 > rows.mp_softrank[1]
+
+
+# Norms.
+
+
+def dense_matrix(kernel, size, mode):
+    eye = np.eye(size * size * kernel.shape[2]).reshape(-1, size, size, kernel.shape[2])
+    lhs = np.pad(eye, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
+    out = jax.lax.conv_general_dilated(
+        lhs, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return np.asarray(out).reshape(len(eye), -1)
+
+
+def test_spectral_norm_of_a_convolution(x64, key):
+    kernel = jax.random.normal(key, (3, 3, 2, 3), jnp.float64)
+    found = norms.convolution_norm(kernel, 4)
+    expected = np.linalg.norm(dense_matrix(kernel, 4, "wrap"), 2)
+    np.testing.assert_allclose(found.value, expected, rtol=1e-9)
+    assert found.exact
+    zeros = norms.convolution_norm(kernel, 4, padding="zeros")
+    assert not zeros.exact
+    assert zeros.value >= np.linalg.norm(dense_matrix(kernel, 4, "constant"), 2)
+    assert not norms.convolution_norm(kernel, 4, stride=2).exact
+
+
+def test_norms_of_layers():
+    start = jax.tree.map(np.zeros_like, NETWORK)
+    found = norms.norms(NETWORK, start)
+    np.testing.assert_allclose(found.frobenius[1], np.linalg.norm(DENSE), rtol=1e-6)
+    np.testing.assert_allclose(found.spectral[1], np.linalg.norm(DENSE, 2), rtol=1e-6)
+    np.testing.assert_allclose(found.from_start, found.frobenius, rtol=1e-6)
+    np.testing.assert_allclose(found.totals()["sum_frobenius"], tree.norm(NETWORK) ** 2, rtol=1e-5)
+    assert np.isnan(norms.norms(NETWORK).from_start).all()
+
+
+# Trees.
+
+
+def test_a_convolution_of_one_pixel_is_a_dense_layer():
+    kernels = {"c": {"kernel": DENSE[None, None]}, "d": {"kernel": DENSE}}
+    own, theirs = (data_free(kernels, convention=c) for c in (SCALE_FREE, WEIGHTWATCHER))
+    assert own.kinds == ("convolution", "dense")
+    assert own.metrics.norm[0] == own.metrics.norm[1]
+    np.testing.assert_allclose(theirs.metrics.norm[0], theirs.metrics.norm[1] / 2)
+    np.testing.assert_allclose(theirs.metrics.alpha[0], theirs.metrics.alpha[1], rtol=1e-9)
+
+
+def test_attention_embeddings_and_states_of_nnx():
+    layer = linen.MultiHeadDotProductAttention(2)
+    params = jax.tree.map(
+        lambda s: np.random.default_rng(0).normal(size=s.shape),
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 3, 12)))["params"],
+    )
+    params["tokens"] = {"embedding": np.ones((7, 12))}
+    params["cnn"] = {"kernel": np.ones((3, 2, 4))}
+    table = data_free(params)
+    kinds = dict(zip(table.names, table.kinds, strict=True))
+    assert kinds.pop("tokens/embedding") == "embedding"
+    assert kinds.pop("cnn/kernel") == "convolution"
+    assert len(kinds) == 4 and set(kinds.values()) == {"attention"}
+    assert set(table.num_evals[[n in kinds for n in table.names]]) == {12}
+    bare = jax.tree.map(lambda x: x, params)
+    for name in ("query", "key", "value", "out"):
+        del bare[name]["bias"]
+    assert data_free(bare).kinds == table.kinds
+    state = nnx.state(nnx.Linear(12, 14, rngs=nnx.Rngs(0)), nnx.Param)
+    states = data_free(state)
+    assert states.kinds == ("dense",) and states.status.tolist() == [Status.OK]
+
+
+def test_factors_and_populations():
+    params = {"kernel": DENSE.astype(np.float32)}
+    factors = svd.decompose(params, 0.5)
+    table, merged = data_free(factors), data_free(svd.merge(factors))
+    assert table.names == ("kernel",) and table.metrics.matrix_rank == 40
+    np.testing.assert_allclose(table.metrics.alpha, merged.metrics.alpha, rtol=1e-3)
+    both = tree.stack([{"kernel": DENSE}, {"kernel": DENSE**3}])
+    members = data_free(both, population=True)
+    assert members.metrics.alpha.shape == (2, 1)
+    for i, power in enumerate((1, 3)):
+        alone = data_free({"kernel": (DENSE.astype(np.float32) ** power)}).metrics
+        np.testing.assert_allclose(members.metrics.alpha[i], alone.alpha, rtol=1e-3)
+
+
+# Layers without numbers.
+
+
+def test_layers_without_numbers():
+    rng = np.random.default_rng(0)
+    odd = {
+        "bias": np.ones(20),
+        "constant": np.ones((120, 80)),
+        "identity": np.eye(80, 120),
+        "low_rank": DENSE[:, :5] @ DENSE[:5],
+        "nan": np.where(DENSE == DENSE[3, 3], np.nan, DENSE),
+        "small": rng.normal(size=(9, 40)),
+        "small_nan": np.full((3, 3), np.nan),
+        "zeros": np.zeros((120, 80)),
+        "none": np.ones((0, 4)),
+    }
+    table = data_free(odd, layers="*")
+    found = {n: Status(s).name for n, s in zip(table.names, table.status, strict=True)}
+    assert found == {
+        "bias": "NOT_A_MATRIX",
+        "constant": "LOW_RANK",
+        "identity": "NO_TAIL",
+        "low_rank": "LOW_RANK",
+        "nan": "NOT_FINITE",
+        "none": "NOT_A_MATRIX",
+        "small": "TOO_FEW",
+        "small_nan": "NOT_FINITE",
+        "zeros": "LOW_RANK",
+    }
+    assert np.isnan(table.metrics.alpha).all()
+    columns = {
+        name: dict(zip(table.names, column, strict=True))
+        for name, column in table.metrics._asdict().items()
+    }
+    for name in ("bias", "nan", "none", "small", "small_nan"):
+        assert all(np.isnan(column[name]) for column in columns.values())
+    assert columns["stable_rank"]["identity"] == 80 and columns["entropy"]["identity"] == 1
+    assert columns["matrix_rank"]["low_rank"] == 5 and columns["matrix_rank"]["constant"] == 1
+    assert np.isclose(columns["stable_rank"]["constant"], 1)
+    assert np.isnan(columns["mp_softrank"]["low_rank"])  # most eigenvalues are 0: no bulk
+    assert columns["norm"]["zeros"] == 0 and np.isnan(columns["stable_rank"]["zeros"])
+    text = as_text(table)
+    assert "low rank" in text and "not finite" in text and "mean" in text.splitlines()[-1]
+    assert as_rich(table).row_count == 10
+    values = layer_eigenvalues(odd, layers=["small", "bias"])
+    assert list(values) == ["small"] and values["small"].size == 9
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: data_free({"b": np.ones(3)}), "holds no matrix, only 'b'"),
+        (lambda: data_free({}), "no leaf at all"),
+        (lambda: data_free(NETWORK, layers="e/kernel"), "layers: no leaf is named 'e/kernel'"),
+        (lambda: data_free({"kernel": np.ones((3, 3), int)}), "floating point"),
+        (lambda: data_free(NETWORK, num_samples=50), "give a key"),
+        (lambda: data_free(NETWORK, num_samples=5), "20 or more"),
+        (lambda: data_free({"a": np.ones((2, 3)), "b": np.ones(4)}, population=True), "stack"),
+        (lambda: jax.jit(data_free)({"kernel": jnp.eye(3)}), "while it was traced"),
+        (lambda: Convention(min_evals=1), "min_evals"),
+        (lambda: Convention(floor=-1.0), "floor"),
+        (lambda: Convention(bulk="mean"), "bulk"),  # pyright: ignore[reportArgumentType]
+        (lambda: power_law.fit(jnp.ones((2, 2))), "shape (2, 2)"),
+        (lambda: power_law.fit(jnp.arange(4)), "floats"),
+        (lambda: power_law.hill(jnp.ones(4), 4), "from 1 to 3"),
+        (lambda: goodness_of_fit(jax.random.key(0), jnp.ones(4), level=2), "level"),
+        (lambda: marchenko_pastur.edges(2.0), "ratio"),
+        (lambda: norms.convolution_norm(jnp.ones((3, 3)), 4), "[window.., in, out]"),
+        (lambda: norms.convolution_norm(jnp.ones((3, 3, 1, 1)), 2), "image_size=2"),
+        (lambda: as_text(data_free({"kernel": np.eye(3)}), ["alfa"]), "did you mean 'alpha'"),
+    ],
+)
+def test_refusals(call, said):
+    with pytest.raises(UserError) as error:
+        call()
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_column_of_the_paper_is_there():
+    from sharpjax.studies.papers.paper2 import DATA_FREE
+
+    assert set(DATA_FREE) <= set(Metrics._fields)
