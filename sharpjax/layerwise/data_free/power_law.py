@@ -153,8 +153,8 @@ def hill(values: jax.Array, k: int) -> jax.Array:
     Raises:
         UserError: not 1 <= k < n.
 
-    >>> print(jnp.round(hill(jnp.exp(jnp.array([0.0, 1.0, 3.0])), 2), 3))
-    1.5
+    >>> print(f"{hill(jnp.exp(jnp.array([0.0, 1.0, 3.0])), 2):.3f}")
+    1.500
     """
     n = jnp.shape(values)[-1] if jnp.ndim(values) else 0
     if not isinstance(k, int | np.integer) or not 1 <= k < n:

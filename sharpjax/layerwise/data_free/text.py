@@ -54,9 +54,9 @@ def as_text(table: Table, columns: Sequence[str] = USUAL) -> str:
     >>> from sharpjax.layerwise import data_free
     >>> table = data_free.data_free({"kernel": np.diag(np.arange(1.0, 13))})
     >>> print(as_text(table, ["stable_rank"]))
-    layer     N   M  num_evals  stable_rank  note
-    kernel   12  12         12        4.514
-    mean                              4.514
+    layer    N   M  num_evals  stable_rank  note
+    kernel  12  12         12        4.514
+    mean                             4.514
     """
     lines = [_heads(table, columns), *_lines(table, columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
