@@ -419,3 +419,22 @@ def test_labels_of_a_logarithmic_axis_are_apart(low, high):
     assert len(boxes) >= 2
     boxes = sorted(boxes, key=lambda box: box.x0)
     assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+def test_layer_spectrum():
+    values = np.append((1 - np.arange(50) / 50) ** -0.5, 0.0)
+    axis = png(plots.layer_spectrum(values, alpha=3.0, xmin=1.0, edge=4.0, name="hidden/kernel"))
+    assert axis.get_xscale() == axis.get_yscale() == "log"
+    fit, start, edge = axis.lines
+    x, y = fit.get_data()
+    # 50 of the 51 eigenvalues follow 2 x^-3 from 1 on.
+    np.testing.assert_allclose(y, 50 / 51 * 2 * x**-3.0)
+    assert list(start.get_xdata()) == [1, 1] and list(edge.get_xdata()) == [4, 4]
+    texts = [text.get_text() for text in axis.figure.legends[0].get_texts()]
+    assert texts[0] == "50 eigenvalues above 0, 1 at 0" and "alpha = 3.00" in texts
+    png(plots.layer_spectrum(np.ones(4), alpha=float("nan"), xmin=float("nan")))
+    for bad in ([1.0, np.nan], [0.0, 1.0]):
+        with pytest.raises(UserError, match="plots.layer_spectrum"):
+            plots.layer_spectrum(bad)
+    with pytest.raises(UserError, match="neither"):
+        plots.layer_spectrum(values, alpha=2.0)
