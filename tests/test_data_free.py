@@ -92,11 +92,6 @@ def test_columns_of_weightwatcher(key):
     np.testing.assert_allclose(m.ww_maxdist, m.spectral_norm - m.max_rand_eval, rtol=1e-9)
 
 
-def test_weightwatcher_itself(tmp_path):
-    pytest.importorskip("weightwatcher")
-    pytest.importorskip("powerlaw").Fit(np.arange(1.0, 30), verbose=False)
-
-
 @pytest.mark.parametrize("shape", [(30, 20), (24, 24)])
 def test_density_fit_is_that_of_scipy(x64, shape):
     w = np.random.default_rng(1).normal(size=shape)
