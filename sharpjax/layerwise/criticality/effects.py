@@ -1,0 +1,207 @@
+"""What the replacement of each layer does to a model: its accuracy, its loss, its answers."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from scipy import special
+
+from sharpjax import loops, tree
+from sharpjax.errors import UserError, whole_number
+from sharpjax.layerwise.criticality.replacement import Variant, Weights
+from sharpjax.losses import Classification
+from sharpjax.metrics import functional
+
+_AT_ONCE = 16  # models of a vmap; on CPU, one after another
+
+
+class Effect(NamedTuple):
+    """A model with a layer replaced, on N examples.
+
+    Where an output is not finite, all but `lost` and `gained` are NaN, and these are -1.
+
+    Attributes:
+        accuracy: its share of right answers.
+        loss: its mean cross-entropy, in nats.
+        accuracy_drop: accuracy of the trained model less its own.
+        activation_distance, disagreement, jsd: between both, of `sharpjax.metrics.functional`.
+        lost, gained: how many examples the trained model alone has right, and it alone.
+    """
+
+    accuracy: float
+    loss: float
+    accuracy_drop: float
+    activation_distance: float
+    disagreement: float
+    jsd: float
+    lost: int
+    gained: int
+
+
+class Effects(NamedTuple):
+    """Of all layers and trials.
+
+    Attributes:
+        accuracy, loss: of the trained model.
+        num_examples: N.
+        of: effects by (layer, trial).
+    """
+
+    accuracy: float
+    loss: float
+    num_examples: int
+    of: Mapping[tuple[str, int], Effect]
+
+    def mean(self, layer: str) -> Effect:
+        """The means over the trials of a layer; of `lost` and `gained`, too."""
+        found = [effect for (name, _), effect in self.of.items() if name == layer]
+        return Effect(*np.mean(np.asarray(found, float), axis=0).tolist())
+
+
+def evaluate(
+    model: nn.Module | Callable[[Any, Any, Any], jax.Array],
+    trained: Weights,
+    variants: Iterable[Variant],
+    batch: Any,
+    *,
+    batch_size: int = 500,
+    at_once: int | None = None,
+) -> Effects:
+    """Accuracy, loss and distance to the trained model of each variant, on one set of examples.
+
+    One program computes the outputs of all of them, weights being its arguments: on CPU variant
+    after variant, elsewhere `at_once` of them in one `vmap`. What is measured of outputs is
+    computed in float64 on the host.
+
+    Cost: a forward pass of all examples for each variant. Memory: `at_once` models and the
+    activations of `batch_size` examples in each; outputs of `at_once + 1` models on the host.
+
+    Args:
+        model: a Flax classifier; or a hashable function `model(params, variables, batch)` to
+            logits, [B, K].
+        trained: its weights.
+        variants: from `variants`.
+        batch: dict of arrays with the examples on axis 0: 'label', integers [N], and what the model
+            reads ('image' of a Flax classifier).
+        batch_size: examples of a pass; the last ones are padded.
+        at_once: variants of a `vmap`; None: 1 on CPU, 16 elsewhere.
+
+    Raises:
+        UserError: no variants, labels that are no classes, outputs that are probabilities.
+
+    >>> import jax.numpy as jnp
+    >>> from sharpjax.layerwise.criticality.replacement import variants
+    >>> def linear(params, variables, batch):
+    ...     return batch["x"] @ params["w"]
+    >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    >>> trained = Weights({"w": 9 * jnp.eye(2)})
+    >>> found = evaluate(linear, trained, variants(trained, "zeros"), batch)
+    >>> found.accuracy, found.of["w", 0].accuracy, round(found.of["w", 0].loss, 4)
+    (1.0, 0.5, 0.6931)
+    """
+    caller = "criticality.evaluate"
+    if not isinstance(batch, Mapping) or "label" not in batch:
+        raise UserError(f"{caller}: batch must be a dict of arrays with 'label', integers [N].")
+    size = min(whole_number(caller, "batch_size", batch_size), loops.count_examples(caller, batch))
+    if at_once is None:
+        at_once = 1 if jax.default_backend() == "cpu" else _AT_ONCE
+    at_once = whole_number(caller, "at_once", at_once)
+    apply = _Logits(model) if isinstance(model, nn.Module) else model
+    label = np.asarray(batch["label"])
+    logits = _outputs(apply, [trained], batch, size)[0]
+    _check_label(caller, label, logits)
+    right, loss = _answers(logits, label)
+    found = {}
+    for group in _batched(variants, at_once):
+        padded = [v.weights for v in group] + [group[-1].weights] * (at_once - len(group))
+        for variant, own in zip(group, _outputs(apply, padded, batch, size), strict=False):
+            found[variant.layer, variant.trial] = _effect(logits, own, label, right)
+    if not found:
+        raise UserError(f"{caller}: there are no variants; a generator gives them once.")
+    return Effects(_mean(right), loss, len(label), found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Logits:
+    """A Flax classifier as a function, equal by value."""
+
+    model: nn.Module
+
+    def __call__(self, params: Any, variables: Any, batch: Any) -> jax.Array:
+        return Classification(self.model, variables).logits(params, batch)
+
+
+def _outputs(apply: Any, models: list[Weights], batch: Any, size: int) -> np.ndarray:
+    """The logits of some models of one structure, [M, N, K]."""
+    num_examples = len(batch["label"])
+    places = np.arange(-(-num_examples // size) * size)
+    index = np.minimum(places, num_examples - 1).reshape(-1, size)
+    if len(models) == 1:
+        parts = [np.asarray(_forward(apply, models[0], batch, i))[None] for i in index]
+    else:
+        stacked = tree.stack(models)
+        parts = [np.asarray(_forward_many(apply, stacked, batch, i)) for i in index]
+    return np.concatenate(parts, axis=1)[:, :num_examples].astype(np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(apply, weights, batch, index):
+    return apply(weights.params, weights.variables, jax.tree.map(lambda x: x[index], batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward_many(apply, stacked, batch, index):
+    chunk = jax.tree.map(lambda x: x[index], batch)
+    return jax.vmap(lambda own: apply(own.params, own.variables, chunk))(stacked)
+
+
+def _effect(logits: np.ndarray, own: np.ndarray, label: np.ndarray, right: np.ndarray) -> Effect:
+    if not (np.isfinite(logits).all() and np.isfinite(own).all()):
+        return Effect(*[np.nan] * 6, lost=-1, gained=-1)
+    answers, loss = _answers(own, label)
+    return Effect(
+        accuracy=_mean(answers),
+        loss=loss,
+        accuracy_drop=(int(right.sum()) - int(answers.sum())) / len(label),
+        activation_distance=float(functional.activation_distance(logits, own)),
+        disagreement=float(functional.disagreement(logits, own)),
+        jsd=float(functional.jensen_shannon(logits, own)),
+        lost=int(np.sum(right & ~answers)),
+        gained=int(np.sum(~right & answers)),
+    )
+
+
+def _answers(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, float]:
+    """Which are right, of equal outputs the first class being the answer; and the mean loss."""
+    if not np.isfinite(logits).all():
+        return np.full(len(label), np.nan), np.nan
+    own = np.take_along_axis(special.log_softmax(logits, axis=-1), label[:, None], axis=-1)
+    return logits.argmax(axis=-1) == label, float(-own.mean())
+
+
+def _mean(right: np.ndarray) -> float:
+    return float(np.mean(right))
+
+
+def _check_label(caller: str, label: np.ndarray, logits: np.ndarray) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(
+            f"{caller}: the model gives {list(logits.shape)}; give one of classes, [N, K]."
+        )
+    integers = np.issubdtype(label.dtype, np.integer)
+    if label.ndim != 1 or not integers or label.min() < 0 or label.max() >= logits.shape[1]:
+        raise UserError(
+            f"{caller}: label is {label.dtype}{list(label.shape)}; give integers [N], from 0 to "
+            f"{logits.shape[1] - 1}."
+        )
+
+
+def _batched(variants: Iterable[Variant], size: int) -> Iterator[list[Variant]]:
+    rest = iter(variants)
+    while group := list(itertools.islice(rest, size)):
+        yield group

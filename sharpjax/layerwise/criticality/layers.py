@@ -1,0 +1,159 @@
+"""Which leaves are a layer, and what of BatchNorm goes with it."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from sharpjax import tree
+from sharpjax.errors import UserError, unknown
+from sharpjax.geometry.operators.blocks import Groups, groups_of
+
+BatchNorm = Literal["stay", "parameters", "all"]
+BATCH_NORM = ("stay", "parameters", "all")
+
+
+class Layer(NamedTuple):
+    """The leaves that are replaced together, by the names of `sharpjax.tree.path_names`.
+
+    Attributes:
+        params: of the parameters; one at least.
+        variables: of the collections beside them: statistics of BatchNorm.
+    """
+
+    params: tuple[str, ...]
+    variables: tuple[str, ...] = ()
+
+
+def layers_of(
+    params: Any,
+    groups: Groups | None = None,
+    *,
+    variables: Any = None,
+    norms: Mapping[str, str] = MappingProxyType({}),
+    batch_norm: BatchNorm = "stay",
+) -> dict[str, Layer]:
+    """The layers of a model by name, in the order of their first leaves; of groups, in theirs.
+
+    With BatchNorm after a layer its replacement is one of several, by `batch_norm`:
+
+    - 'stay': the leaves of the group alone. Norms are layers of their own unless a group holds
+      them; no running statistics are replaced.
+    - 'parameters': scale and bias of the norm that reads the layer's output go with it; its running
+      mean and variance stay.
+    - 'all': these, too; and where a norm itself is replaced, its own.
+
+    With the last two a norm in `norms` is no layer of its own. Under each, statistics may be
+    computed anew after the replacement: see `recomputed`.
+
+    Args:
+        params: pytree of arrays.
+        groups: as in `geometry.layers`: globs for each name, or a list of them; leaves that none
+            matches are replaced with no layer. By default leaves that differ in the last part of
+            their name are a layer. Blocks are groups: `{"block": "BasicBlock_0/*"}`.
+        variables: collections beside the parameters, as Flax has them; read for 'all'.
+        norms: the norm of each layer by the names of both, as `norms_of` finds them.
+        batch_norm: see above.
+
+    Raises:
+        UserError: no parameters, a layer without any, a glob that matches no leaf, two groups that
+            share one; an unknown option, or one that has no norms to be about.
+
+    >>> params = {"Conv_0": {"kernel": 0.0}, "BatchNorm_0": {"bias": 0.0, "scale": 1.0}}
+    >>> list(layers_of(params))
+    ['BatchNorm_0', 'Conv_0']
+    >>> stats = {"batch_stats": {"BatchNorm_0": {"mean": 0.0, "var": 1.0}}}
+    >>> norms = {"Conv_0": "BatchNorm_0"}
+    >>> found = layers_of(params, variables=stats, norms=norms, batch_norm="all")
+    >>> list(found), found["Conv_0"].variables
+    (['Conv_0'], ('batch_stats/BatchNorm_0/mean', 'batch_stats/BatchNorm_0/var'))
+    """
+    caller = "criticality.layers_of"
+    if batch_norm not in BATCH_NORM:
+        raise unknown(f"batch_norm ({caller})", str(batch_norm), BATCH_NORM)
+    names = tree.path_names(params)
+    if not names:
+        raise UserError(f"{caller}: params holds no array at all.")
+    if batch_norm != "stay" and not norms:
+        raise UserError(
+            f"{caller}: batch_norm='{batch_norm}' moves norms with the layers before them, and "
+            "norms is empty; give norms=criticality.norms_of(model, example)."
+        )
+    _check_groups(caller, groups)
+    own = _names_of(caller, params, groups)
+    if batch_norm == "stay":
+        return {name: Layer(leaves) for name, leaves in own.items()}
+    beside = tree.path_names(variables)
+    owned, found = set(norms.values()), {}
+    for name, leaves in own.items():
+        if groups is None and name in owned:
+            continue
+        read = {norms[layer] for layer in map(_layer, leaves) if layer in norms}
+        moved = _unique((*leaves, *(n for n in names if _layer(n) in read)))
+        held = read | {_layer(n) for n in leaves}
+        stats = tuple(n for n in beside if _layer(n).partition("/")[2] in held)
+        found[name] = Layer(moved, stats if batch_norm == "all" else ())
+    _check_apart(caller, found)
+    return found
+
+
+def chosen(
+    caller: str, layers: Mapping[str, Layer], names: Sequence[str] | None
+) -> dict[str, Layer]:
+    """Some layers by their names, in the order of `names`; None: all.
+
+    Raises:
+        UserError: names `caller`; an unknown name, or none.
+    """
+    names = list(layers) if names is None else names
+    if isinstance(names, str):
+        raise UserError(f"{caller}: layers is '{names}'; give several: ['{names}'].")
+    if not names:
+        raise UserError(f"{caller}: no layers; name one or more of {', '.join(layers)}.")
+    for name in names:
+        if name not in layers:
+            raise unknown(f"layer ({caller})", str(name), layers)
+    return {name: layers[name] for name in names}
+
+
+def _names_of(caller: str, params: Any, groups: Groups | None) -> dict[str, tuple[str, ...]]:
+    found, names = {}, tree.path_names(params)
+    for name, where in groups_of(caller, params, groups).items():
+        hits = tree.select(params, where)
+        found[name] = tuple(n for n, hit in zip(names, jax.tree.leaves(hits), strict=True) if hit)
+        if not tree.size(tree.partition(params, hits)[0]):
+            raise UserError(f"{caller}: layer '{name}' has no parameters: its arrays are empty.")
+    return found
+
+
+def _check_groups(caller: str, groups: Groups | None) -> None:
+    if groups is None or isinstance(groups, str):
+        return
+    if not groups:
+        raise UserError(f"{caller}: groups is empty; name a layer, or leave it out for all.")
+    for name, where in groups.items() if isinstance(groups, Mapping) else ():
+        if not where:
+            raise UserError(
+                f"{caller}: layer '{name}' has no parameters: its list of globs is empty. There is "
+                "nothing to replace; leave it out."
+            )
+
+
+def _check_apart(caller: str, layers: Mapping[str, Layer]) -> None:
+    owners: dict[str, str] = {}
+    for name, layer in layers.items():
+        for leaf in layer.params:
+            if owners.setdefault(leaf, name) != name:
+                raise UserError(
+                    f"{caller}: '{leaf}' goes with '{owners[leaf]}', whose norm it is, and is in "
+                    f"'{name}'; take it out of that group, or give batch_norm='stay'."
+                )
+
+
+def _layer(leaf: str) -> str:
+    return leaf.rpartition("/")[0]
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,208 @@
+"""Module criticality: how far towards its start, and with how much noise, a layer may be moved."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sharpjax import tree
+from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry import landscape
+from sharpjax.geometry.operators.arguments import check_key
+from sharpjax.geometry.operators.blocks import Groups
+from sharpjax.layerwise.criticality.replacement import replaced
+
+_ALPHAS = tuple(i / 10 for i in range(11))
+_SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Curve(NamedTuple):
+    """The loss where one layer is between its initial and its trained values.
+
+    Attributes:
+        alpha: [A], the places: 0 is initial, 1 trained.
+        loss: [A], all other layers being as trained.
+        distance: |theta_F - theta_0| of the layer.
+    """
+
+    alpha: np.ndarray
+    loss: np.ndarray
+    distance: float
+
+
+class ModuleCriticality(NamedTuple):
+    """The criticality of one layer on a grid.
+
+    Attributes:
+        value: mu, the least alpha^2 distance^2 / sigma^2 on the grid at which the mean loss is
+            `epsilon` at the most; infinity where it is so nowhere on the grid.
+        alpha, sigma: where; NaN where nowhere. Of equal ones the least alpha, then the largest
+            sigma.
+        low, high: `value` if all mean losses were two standard errors less, and more: what the
+            draws leave open. With one draw nothing is known of it, and they are NaN.
+        at_edge: whether sigma is the largest of the grid, so that more might be borne.
+        distance: |theta_F - theta_0| of the layer.
+        loss, standard_error: [A, S], the mean over the draws, and its error.
+        alphas, sigmas: [A], [S], the grid.
+        epsilon: the largest loss that is borne.
+    """
+
+    value: float
+    alpha: float
+    sigma: float
+    low: float
+    high: float
+    at_edge: bool
+    distance: float
+    loss: np.ndarray
+    standard_error: np.ndarray
+    alphas: np.ndarray
+    sigmas: np.ndarray
+    epsilon: float
+
+
+def interpolation(
+    loss: Any,
+    params: Any,
+    initial: Any,
+    layer: str,
+    batch: Any,
+    *,
+    alphas: Any = _ALPHAS,
+    groups: Groups | None = None,
+    microbatch_size: int | None = None,
+) -> Curve:
+    """The loss on the way of one layer from its initial to its trained values:
+
+        L(theta_0 + alpha (theta_F - theta_0) of the layer, theta_F of all others).
+
+    Any function of parameters and batch does for the loss: an error rate gives the curve of errors.
+    With BatchNorm in evaluation mode the statistics are those of the loss all along.
+
+    Cost: one value of the loss for each place; one program for all places and all layers.
+
+    Args:
+        loss, batch, microbatch_size: as in `geometry.landscape`.
+        params, initial: trained and initial parameters, trees of one structure.
+        layer, groups: as in `replaced`.
+        alphas: places, by default 0, 0.1, ..., 1; outside of [0, 1] it extrapolates.
+
+    Raises:
+        UserError: an unknown layer, initial values of another structure; what `landscape` refuses.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(w["a"] ** 2) + w["b"]
+    >>> initial = {"a": jnp.zeros(2), "b": jnp.float32(0)}
+    >>> trained = {"a": jnp.ones(2), "b": jnp.float32(1)}
+    >>> interpolation(loss, trained, initial, "a", jnp.ones(1), alphas=[0, 0.5, 1]).loss.tolist()
+    [1.0, 1.5, 3.0]
+    """
+    start, way, distance = _way(params, initial, layer, groups)
+    found = landscape(loss, start, batch, way, x=alphas, microbatch_size=microbatch_size)
+    return Curve(np.asarray(found.x), np.asarray(found.values), distance)
+
+
+def module_criticality(
+    loss: Any,
+    params: Any,
+    initial: Any,
+    layer: str,
+    batch: Any,
+    *,
+    epsilon: float,
+    key: jax.Array,
+    alphas: Any = _ALPHAS,
+    sigmas: Any = _SIGMAS,
+    num_draws: int = 10,
+    groups: Groups | None = None,
+    microbatch_size: int | None = None,
+) -> ModuleCriticality:
+    """The criticality of a layer (Chatterji, Neyshabur and Sedghi, arXiv 1912.00528):
+
+        mu = min alpha^2 |theta_F - theta_0|^2 / sigma^2   over alpha and sigma in [0, 1] with
+        E_u L(theta_0 + alpha (theta_F - theta_0) + u, theta_F of all others) <= epsilon
+
+    where theta_F and theta_0 are the layer's trained and initial values, and u is normal, of
+    deviation sigma in each entry. It is 0 where noise round the initial values is borne. The
+    minimum is over a grid, hence an upper bound of that over all; the mean is over draws, the same
+    normal numbers at every point of the grid. That of a network is the sum over its layers.
+
+    Cost: A S D values of the loss, 1,100 as it comes; one program for all layers. Memory: three
+    copies of the parameters, and the activations of one microbatch.
+
+    Args:
+        loss: the paper has the error rate on training data; any `loss(params, batch)` does.
+        params, initial, layer, groups, batch, microbatch_size: as in `interpolation`.
+        epsilon: the largest mean loss that is borne.
+        key: of the draws.
+        alphas: grid of alpha, in [0, 1].
+        sigmas: grid of sigma, in (0, 1], in units of the parameters.
+        num_draws: D.
+
+    Raises:
+        UserError: as `interpolation`; a grid outside its bounds, an epsilon that is not finite.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(w, batch):
+    ...     return jnp.mean(batch) * jnp.sum(w["a"] ** 2)
+    >>> initial, trained, key = {"a": jnp.zeros(2)}, {"a": jnp.ones(2)}, jax.random.key(0)
+    >>> found = module_criticality(loss, trained, initial, "a", jnp.ones(1), epsilon=0.1, key=key)
+    >>> found.value, found.alpha  # at its start this layer does best
+    (0.0, 0.0)
+    """
+    caller = "criticality.module_criticality"
+    key, count = check_key(caller, key), whole_number(caller, "num_draws", num_draws)
+    if not np.isfinite(epsilon):
+        raise UserError(f"{caller}: epsilon={epsilon}; give a finite number, of the loss.")
+    alphas = _grid(caller, "alphas", alphas, zero=True)
+    sigmas = _grid(caller, "sigmas", sigmas, zero=False)
+    start, way, distance = _way(params, initial, layer, groups)
+    noiseless = tree.zeros_like(start)
+    draws = []
+    for own in jax.random.split(key, count):
+        noise = replaced(noiseless, layer, tree.random_normal(own, start), groups)
+        found = landscape(
+            loss, start, batch, [way, noise], x=alphas, y=sigmas, microbatch_size=microbatch_size
+        )
+        draws.append(np.asarray(found.values, np.float64))
+    mean = np.mean(draws, axis=0)
+    spread = np.std(draws, axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
+    error = spread / count**0.5
+    costs = (alphas[:, None] * distance / sigmas) ** 2
+    value, alpha, sigma = _least(mean, costs, alphas, sigmas, epsilon)
+    low, high = (
+        _least(mean + sign * 2 * error, costs, alphas, sigmas, epsilon)[0] if count > 1 else np.nan
+        for sign in (-1, 1)
+    )
+    return ModuleCriticality(
+        value, alpha, sigma, low, high, bool(sigma == sigmas.max()), distance, mean, error,
+        alphas, sigmas, float(epsilon),
+    )  # fmt: skip
+
+
+def _least(
+    loss: np.ndarray, costs: np.ndarray, alphas: np.ndarray, sigmas: np.ndarray, epsilon: float
+) -> tuple[float, float, float]:
+    borne = loss <= epsilon  # NaN is not
+    if not borne.any():
+        return np.inf, np.nan, np.nan
+    places = np.argwhere(borne)
+    i, j = min(places, key=lambda p: (costs[tuple(p)], alphas[p[0]], -sigmas[p[1]]))
+    return float(costs[i, j]), float(alphas[i]), float(sigmas[j])
+
+
+def _way(params: Any, initial: Any, layer: str, groups: Groups | None) -> tuple[Any, Any, float]:
+    """The model with the layer at its start; from there to the trained one; how far that is."""
+    start = replaced(params, layer, initial, groups)
+    way = jax.tree.map(lambda a, b: tree.widen(a) - tree.widen(b), params, start)
+    return start, way, float(tree.norm(way))
+
+
+def _grid(caller: str, name: str, given: Any, *, zero: bool) -> np.ndarray:
+    found = np.asarray(given, float)
+    good = found.ndim == 1 and found.size and np.all((found >= 0) & (found <= 1))
+    if not good or not (zero or np.all(found > 0)):
+        bounds = "[0, 1]" if zero else "(0, 1]"
+        raise UserError(f"{caller}: {name}={given}; give a list of numbers in {bounds}.")
+    return found

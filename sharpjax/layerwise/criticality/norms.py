@@ -1,0 +1,131 @@
+"""BatchNorm round a replaced layer: which norm reads it, and statistics that are computed anew."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.errors import InvalidRngError
+
+from sharpjax import loops
+from sharpjax.errors import UserError
+from sharpjax.layerwise.criticality.replacement import Variant, Weights
+
+_STATISTICS = "batch_stats"
+_LARGE = 2.0**20
+
+
+def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
+    """The BatchNorm that reads the output of each layer, by the names of both.
+
+    Found by following the values through the model: the norm's input is the very array that the
+    layer returned. A norm that reads anything else (a sum, an activation) is nobody's.
+
+    Cost: the model is traced once; nothing is computed.
+
+    Args:
+        model: a Flax module, `model.apply(variables, example, train=False)`.
+        example: inputs, [1, ...], or their `jax.ShapeDtypeStruct`.
+
+    >>> from sharpjax.nn import VGGNarrow
+    >>> model = VGGNarrow(num_classes=3, width=2, blocks=(1, 1))
+    >>> norms_of(model, jnp.zeros((1, 8, 8, 3)))
+    {'Conv_0': 'BatchNorm_0', 'Conv_1': 'BatchNorm_1', 'Dense_0': 'BatchNorm_2'}
+    """
+    found: dict[str, str] = {}
+    made: list[tuple[Any, str]] = []  # outputs are kept, so that no two have one id
+
+    def watch(call, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and isinstance(context.module, nn.BatchNorm) and args:
+            found.update({layer: path for output, layer in made[::-1] if output is args[0]})
+        output = call(*args, **kwargs)
+        holds = "params" in context.module.variables
+        if context.method_name == "__call__" and holds and path:
+            if not any(output is other for other, _ in made):  # the innermost module made it
+                made.append((output, path))
+        return output
+
+    def run(example):
+        with nn.intercept_methods(watch):
+            return model.init(jax.random.key(0), example, train=False)
+
+    jax.eval_shape(run, example)
+    return found
+
+
+def recomputed(model: nn.Module, weights: Weights, batch: Any, *, batch_size: int = 0) -> Weights:
+    """The same parameters, with running mean and variance of each BatchNorm as they are on `batch`.
+
+    The mean over the batches of what training would take from each, whatever the momentum; of one
+    batch, exactly what the norm sees in training. Of several the variance lacks that of the means
+    between them, of relative size 1 / batch_size.
+
+    Cost: a forward pass in training mode, and one more of the first batch.
+
+    Args:
+        model: a Flax module without dropout.
+        weights: of it.
+        batch: dict with 'image' [N, ...].
+        batch_size: divides N; 0: all at once.
+
+    Raises:
+        UserError: the model has no statistics, or draws random numbers; the size does not divide N.
+
+    >>> from sharpjax.nn import VGGNarrow
+    >>> model, x = VGGNarrow(num_classes=3, width=2, blocks=(1,)), jnp.ones((4, 8, 8, 1))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> own = Weights(variables["params"], {"batch_stats": variables["batch_stats"]})
+    >>> found = recomputed(model, own, {"image": x})
+    >>> in_training, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    >>> at_test = model.apply({"params": found.params, **found.variables}, x)
+    >>> bool(jnp.allclose(in_training, at_test, atol=1e-5))
+    True
+    """
+    caller = "criticality.recomputed"
+    if not jax.tree.leaves(weights.variables.get(_STATISTICS, {})):
+        raise UserError(f"{caller}: {type(model).__name__} has no statistics of BatchNorm.")
+    images = batch["image"]
+    chunks = loops.split_chunks(caller, images, batch_size or len(images))
+    try:
+        found = [_statistics(model, weights, chunk) for chunk in chunks]
+        momentum = _momentum(model, weights, chunks[0])
+    except InvalidRngError as error:
+        raise UserError(
+            f"{caller}: {type(model).__name__} draws random numbers in training, as dropout does; "
+            "give the same model without it."
+        ) from error
+    new = jax.tree.map(lambda m, *x: sum(x) / len(x) / (1 - m), momentum, *found)
+    return weights._replace(variables={**weights.variables, _STATISTICS: new})
+
+
+def with_recomputed(
+    variants: Iterable[Variant], model: nn.Module, batch: Any, *, batch_size: int = 0
+) -> Iterator[Variant]:
+    """The variants, each with statistics of its own: `recomputed` of its weights."""
+    for variant in variants:
+        found = recomputed(model, variant.weights, batch, batch_size=batch_size)
+        yield variant._replace(weights=found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _statistics(model, weights, images):
+    return _after(model, weights, images, 0.0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _momentum(model, weights, images):
+    """What is left of a statistic after one batch, seen on one that is large."""
+    pair = (_after(model, weights, images, start) for start in (_LARGE, 0.0))
+    return jax.tree.map(lambda large, none: (large - none) / _LARGE, *pair)
+
+
+def _after(model, weights, images, start):
+    """Running statistics, all `start` before, after a batch in training mode."""
+    like = weights.variables[_STATISTICS]
+    begun = {_STATISTICS: jax.tree.map(lambda x: jnp.full_like(x, start), like)}
+    variables = {"params": weights.params, **weights.variables, **begun}
+    _, updated = model.apply(variables, images, train=True, mutable=[_STATISTICS])
+    return updated[_STATISTICS]

@@ -1,0 +1,211 @@
+"""Models in which one layer is replaced: by its initial values, a fresh draw, zeros, a snapshot."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import FrozenDict
+
+from sharpjax import tree
+from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry.operators.arguments import check_key
+from sharpjax.geometry.operators.blocks import Groups
+from sharpjax.layerwise.criticality.layers import Layer, chosen, layers_of
+
+
+class Weights(NamedTuple):
+    """All that is learnt: parameters, and the collections beside them (`{"batch_stats": ...}`)."""
+
+    params: Any
+    variables: Any = FrozenDict()
+
+
+class Variant(NamedTuple):
+    """A model with one layer replaced; `trial` counts draws from 0."""
+
+    layer: str
+    trial: int
+    weights: Weights
+
+
+Source = Weights | Literal["zeros"] | Callable[[jax.Array], Weights]
+"""What a layer is replaced by: its values in other weights of the model; zeros; its values in
+weights that are drawn by a key, `Initialiser` or a function `draw(key) -> Weights`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialiser:
+    """Draws weights as a Flax model starts: `draw(key)`, of the law of its own initialisers.
+
+    Attributes:
+        model: the Flax module.
+        input_shape: of one example.
+        input_dtype: 'float32' of images; 'int32' of tokens.
+
+    >>> from sharpjax.nn import MLP
+    >>> drawn = Initialiser(MLP(num_classes=3, width=4), (2, 2, 1))(jax.random.key(0))
+    >>> drawn.params["head"]["kernel"].shape
+    (4, 3)
+    """
+
+    model: nn.Module
+    input_shape: tuple[int, ...]
+    input_dtype: str = "float32"
+
+    def __call__(self, key: jax.Array) -> Weights:
+        return _drawn(self, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(own: Initialiser, key: jax.Array) -> Weights:
+    example = jnp.zeros((1, *own.input_shape), own.input_dtype)
+    variables = dict(own.model.init(key, example, train=False))
+    return Weights(variables.pop("params"), variables)
+
+
+def replaced(params: Any, layer: str, source: Any, groups: Groups | None = None) -> Any:
+    """The parameters with one layer taken from other ones: theta_l <- source_l (Zhang, Bengio and
+    Singer, arXiv 1902.01996). The other leaves are the same arrays; nothing is copied or changed.
+
+    Args:
+        params: pytree of arrays.
+        layer: a name of `layers_of(params, groups)`.
+        source: a tree like `params`: initial values, a snapshot, `tree.zeros_like(params)`.
+        groups: as in `layers_of`.
+
+    Raises:
+        UserError: an unknown layer, a source of another structure, shape or type.
+
+    >>> trained = {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}}
+    >>> print(replaced(trained, "b", tree.zeros_like(trained))["b"]["w"])
+    [0. 0.]
+    """
+    caller = "criticality.replaced"
+    own = chosen(caller, layers_of(params, groups), [layer])[layer]
+    tree.check_same_structure(caller, "source", source, params)
+    return _put(params, own.params, source)
+
+
+def variants(
+    weights: Weights,
+    source: Source,
+    layers: Mapping[str, Layer] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    trials: int = 1,
+    key: jax.Array | None = None,
+) -> Iterator[Variant]:
+    """The models in which one layer is replaced, for each trial and layer: `evaluate` takes them.
+
+    Trial after trial, in each the layers in their order. Draw t is by `fold_in(key, t)`, of a whole
+    model from which each layer is taken in turn; so more trials begin as fewer do.
+
+    Cost: a draw of the model for each trial. Memory: one draw; the leaves that are not replaced are
+    those of `weights`.
+
+    Args:
+        weights: of the trained model; statistics of BatchNorm in `weights.variables`.
+        source: see `Source`.
+        layers: from `layers_of`; by default those of the parameters, with norms that stay.
+        names: some of them.
+        trials: how many draws; 1 where nothing is drawn.
+        key: of the draws.
+
+    Raises:
+        UserError: at once, not when the first is asked for: an unknown layer or source, no trials,
+            several trials of what is not drawn, no key for what is; weights of another structure,
+            shape or type; zeros as variances of BatchNorm. What is drawn is checked when it is.
+
+    >>> one = Weights({"a": jnp.ones(2), "b": jnp.ones(2)})
+    >>> for layer, trial, (params, _) in variants(one, "zeros"):
+    ...     print(layer, trial, params["a"].tolist(), params["b"].tolist())
+    a 0 [0.0, 0.0] [1.0, 1.0]
+    b 0 [1.0, 1.0] [0.0, 0.0]
+    """
+    caller = "criticality.variants"
+    trials = whole_number(caller, "trials", trials)
+    layers = layers_of(weights.params) if layers is None else layers
+    layers = chosen(caller, layers, names)
+    _check_leaves(caller, layers, weights)
+    draw = _as_draw(caller, source, weights, layers, trials, key)
+    if not callable(source):
+        _check_source(caller, draw(0), weights, layers)
+    return _variants(caller, weights, draw, layers, trials)
+
+
+def _variants(caller, weights, draw, layers, trials):
+    for trial in range(trials):
+        source = draw(trial)
+        _check_source(caller, source, weights, layers)
+        for name, layer in layers.items():
+            params = _put(weights.params, layer.params, source.params)
+            variables = weights.variables
+            if layer.variables:
+                variables = _put(variables, layer.variables, source.variables)
+            yield Variant(name, trial, Weights(params, variables))
+
+
+def _as_draw(caller, source: Source, weights, layers, trials, key) -> Callable[[int], Weights]:
+    """The weights of each trial that layers are taken from."""
+    if isinstance(source, str | Weights) and trials > 1:
+        raise UserError(
+            f"{caller}: trials={trials}, but nothing is drawn: all would be the same; leave it out."
+        )
+    if isinstance(source, Weights):
+        return lambda trial: source
+    if isinstance(source, str) and source == "zeros":
+        if with_statistics := [name for name, layer in layers.items() if layer.variables]:
+            raise UserError(
+                f"{caller}: zeros would be the variances of the norm of '{with_statistics[0]}'; "
+                "take layers with batch_norm='parameters' or 'stay'."
+            )
+        return lambda trial: tree.zeros_like(weights)
+    if isinstance(source, str) or not callable(source):
+        given = f"'{source}'" if isinstance(source, str) else f"a {type(source).__name__}"
+        raise UserError(
+            f"{caller}: source is {given}; give Weights(params, variables), 'zeros', or a function "
+            "of a key, such as criticality.Initialiser."
+        )
+    if key is None:
+        raise UserError(f"{caller}: this source is drawn; give key=jax.random.key(0).")
+    key = check_key(caller, key)
+    return lambda trial: source(jax.random.fold_in(key, trial))
+
+
+def _check_source(
+    caller: str, source: Weights, weights: Weights, layers: Mapping[str, Layer]
+) -> None:
+    if not isinstance(source, Weights):
+        raise UserError(
+            f"{caller}: source(key) gives a {type(source).__name__}; give Weights(params, "
+            "variables)."
+        )
+    tree.check_same_structure(caller, "source.params", source.params, weights.params)
+    if any(layer.variables for layer in layers.values()):
+        tree.check_same_structure(
+            caller, "source.variables", source.variables, weights.variables, "those of weights"
+        )
+
+
+def _check_leaves(caller: str, layers: Mapping[str, Layer], weights: Weights) -> None:
+    names = {*tree.path_names(weights.params)}, {*tree.path_names(weights.variables)}
+    for name, layer in layers.items():
+        for where, leaves, there in zip(Layer._fields, layer, names, strict=True):
+            if missing := [leaf for leaf in leaves if leaf not in there]:
+                raise UserError(
+                    f"{caller}: layer '{name}' has '{missing[0]}', which is not in the {where} of "
+                    "weights; make layers by layers_of of the same model."
+                )
+        if not layer.params:
+            raise UserError(f"{caller}: layer '{name}' has no parameters; leave it out.")
+
+
+def _put(into: Any, names: Collection[str], source: Any) -> Any:
+    """The leaves of these names from `source`, all others from `into`."""
+    leaves = zip(tree.path_names(into), jax.tree.leaves(into), jax.tree.leaves(source), strict=True)
+    taken = [new if name in names else old for name, old, new in leaves]
+    return jax.tree.unflatten(jax.tree.structure(into), taken)
