@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sharpjax.protocol.tests.catalog import TESTS, run
+from sharpjax.protocol.tests.catalog import PARTIAL, TESTS, run
 from sharpjax.protocol.tests.result import Samples
 from tests.simulated import few_resamples
 
@@ -16,6 +16,7 @@ NAMES = sorted(set(TESTS) - {"identical", "kruskal-wallis", "friedman"})
 OTHER_WAYS = {
     *("wilcoxon", "mann-whitney", "auc", "spearman", "kendall", "pearson", "fit-error"),
     *("spearman-over-arms", "log-rank", "jonckheere", "page"),
+    *PARTIAL,
 }
 # Whose floor depends on the null, and whose p has none as soon as there is spread.
 OWN_FLOOR = ("binomial", "auc")
@@ -44,6 +45,8 @@ def drawn(generator, name, most=7):
     least, largest = entry.groups
     count = int(generator.integers(least, min(largest, 4) + 1))
     n = int(generator.integers(2, most))
+    if name in PARTIAL:
+        n += count - 2  # each covariate takes a unit
     if entry.kind == "pairwise":
         groups = [values(generator, (n + 1) ** 2).reshape(n + 1, n + 1) for _ in range(2)]
     elif entry.kind == "one":

@@ -223,14 +223,22 @@ def comparison(contrast: Contrast) -> str:
     'falls along wd 0, wd 1, wd 2'
     >>> comparison(Contrast((loss, gap), ("sgd", "sgd"), "less", "spearman"))
     'test/loss falls with test/gap, in sgd'
+    >>> three = (loss, gap, Quantity("size"))
+    >>> comparison(Contrast(three, ("sgd",) * 3, "less", "partial-kendall"))
+    'test/loss falls with test/gap, with size held fixed, in sgd'
     """
     direction, names = contrast.direction, [group(name) for name in contrast.groups]
     metrics = [clean(quantity.metric, 120) for quantity in quantities(contrast)]
     test = catalog.TESTS.get(contrast.test)
     kind = test.kind if test else ""
-    if kind == "correlation" and len(names) == 2:
+    besides = ""
+    if contrast.test in catalog.PARTIAL:
+        besides = f", with {_listed(metrics[2:])} held fixed"
+    elif contrast.test in catalog.GRANULATED:
+        besides = f", where one of {_listed(metrics[2:])} differs"
+    if kind == "correlation" and (besides or len(names) == 2):
         where = ", in " + " and ".join(dict.fromkeys(names))
-        return f"{metrics[0]} {_ASSOCIATIONS[direction]} {metrics[1]}{where}"
+        return f"{metrics[0]} {_ASSOCIATIONS[direction]} {metrics[1]}{besides}{where}"
     if len(set(metrics)) > 1:
         names = [f"{metric} of {name}" for metric, name in zip(metrics, names, strict=True)]
     if contrast.test in ("jonckheere", "page"):

@@ -129,7 +129,10 @@ def of_count(count: int, n: int, null: float, alternative: Alternative) -> TestR
 
 
 class Fisher(NamedTuple):
-    """Fisher's z of a correlation has variance `factor(r)` / (n - lost), and is nearly normal."""
+    """Fisher's z of a correlation has variance `factor(r)` / (n - lost), and is nearly normal.
+
+    Each covariate, a group beyond two, takes one more.
+    """
 
     truth: Callable[[float], float]
     lost: int
@@ -137,7 +140,8 @@ class Fisher(NamedTuple):
 
     def scale(self, r: float, plan: Plan) -> tuple[float, float]:
         """Its standard deviation, and the degrees of freedom of that: clusters less one."""
-        units = max(plan.sizes[0] * plan.cluster - self.lost, 1e-9)
+        lost = self.lost + max(len(plan.sizes) - 2, 0)
+        units = max(plan.sizes[0] * plan.cluster - lost, 1e-9)
         freedom = plan.sizes[0] - 1 if plan.cluster > 1 else _NORMAL
         return math.sqrt(self.factor(r) / units), freedom
 
@@ -152,11 +156,16 @@ class Fisher(NamedTuple):
 _NORMAL = 1e9  # degrees of freedom
 # Bonett and Wright, Psychometrika 65 (2000); Fieller, Hartley and Pearson, Biometrika 44 (1957).
 _SPEARMAN = Fisher(simulation.spearman_rho, 3, lambda rho: 1 + rho**2 / 2)
+_KENDALL = Fisher(simulation.kendall_tau, 4, lambda tau: 0.437)
+_PEARSON = Fisher(simulation.correlation, 3, lambda r: 1.0)
 FISHER: Mapping[str, Fisher] = {
     "spearman": _SPEARMAN,
     "spearman-over-arms": _SPEARMAN,
-    "kendall": Fisher(simulation.kendall_tau, 4, lambda tau: 0.437),
-    "pearson": Fisher(simulation.correlation, 3, lambda r: 1.0),
+    "kendall": _KENDALL,
+    "pearson": _PEARSON,
+    "partial-spearman": _SPEARMAN,
+    "partial-kendall": _KENDALL,
+    "partial-pearson": _PEARSON,
 }
 
 

@@ -12,7 +12,9 @@ standard deviations, always of the first group, upwards:
     many-paired   the same, units correlated by 0.5
     correlation   the first and the last group bivariate normal with r = d / sqrt(d^2 + 4), which
                   is the correlation of a difference of d with membership of two equal groups; those
-                  between are independent of both
+                  between are independent of both. With covariates the first two are so, and those
+                  after them independent of both; the hyperparameters of a granulated one are a
+                  grid: two values each, the last as many as the units of a cluster leave
     times         exponential times, all seen; those of the first group exp(d) times as long
     pairwise      (a_i + a_j) / 2 for models i, j, with a normal, standard deviation 1; d higher
 
@@ -118,8 +120,12 @@ def draw(
     noise = [rng.standard_normal(n) for n in sizes]
     if kind == "correlation":
         r = correlation(effect)
-        mixed = r * noise[0] + math.sqrt(1 - r**2) * noise[-1]
-        return Samples((*noise[:-1], mixed), clusters=clusters)
+        place = 1 if test in (*catalog.PARTIAL, *catalog.GRANULATED) else len(noise) - 1
+        noise[place] = r * noise[0] + math.sqrt(1 - r**2) * noise[place]
+        if test in catalog.GRANULATED:
+            each = cluster if cluster > 1 else sizes[0]
+            noise[2:] = _grid(np.arange(sizes[0]) % each, len(noise) - 2)
+        return Samples(tuple(noise), clusters=clusters)
     if kind == "pairwise":
         noise = [(a[:, None] + a) / 2 + np.where(np.eye(a.size), np.nan, 0.0) for a in noise]
     if kind in ("paired", "many-paired"):
@@ -129,6 +135,12 @@ def draw(
     steps = [float(i == 0) if "ratio" in test else 1 - i / last for i in range(len(sizes))]
     shifted = [level + z + effect * step for z, step in zip(noise, steps, strict=True)]
     return Samples(tuple(shifted), clusters=clusters)
+
+
+def _grid(units: np.ndarray, axes: int) -> list[np.ndarray]:
+    """Bit after bit of the number of a unit, what is left of it last."""
+    bits = [(units >> axis) & 1 for axis in range(axes - 1)]
+    return [values.astype(float) for values in (*bits, units >> (axes - 1))]
 
 
 def proportion(effect: float, null: float) -> float:

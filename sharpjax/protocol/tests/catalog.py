@@ -10,9 +10,11 @@ from sharpjax.errors import UserError, unknown
 from sharpjax.protocol.tests import (
     correlation,
     equality,
+    granulated,
     means,
     omnibus,
     pairwise,
+    partial_correlation,
     proportion,
     ranks,
     survival,
@@ -28,6 +30,7 @@ Kind = Literal[
 _ALIGNED = ("paired", "many-paired", "correlation")
 _TWO = (2, 2)
 _MANY = (2, 1_000)  # more groups than anybody has
+_TWO_AND_MORE = (3, 1_000)
 _ANY = (-math.inf, math.inf)
 _RANK = (-1.0, 1.0)
 _SHARE = (0.0, 1.0)
@@ -134,6 +137,18 @@ TESTS: Mapping[str, Test] = {
     "kendall-difference": _correlation(
         correlation.kendall_difference, "difference of |tau|", 0.0, (3, 3)
     ),
+    "partial-pearson": _correlation(
+        partial_correlation.partial_pearson, "partial Pearson's r", 0.0, _TWO_AND_MORE
+    ),
+    "partial-spearman": _correlation(
+        partial_correlation.partial_spearman, "partial Spearman's rho", 0.0, _TWO_AND_MORE
+    ),
+    "partial-kendall": _correlation(
+        partial_correlation.partial_kendall, "Kendall's tau of residual ranks", 0.0, _TWO_AND_MORE
+    ),
+    "granulated-kendall": _correlation(
+        granulated.granulated_kendall, "granulated Kendall's tau", 0.0, _TWO_AND_MORE
+    ),
     "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, _TWO, _POSITIVE),
     "jonckheere": Test(
         trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, _MANY, _RANK
@@ -145,6 +160,9 @@ TESTS: Mapping[str, Test] = {
         pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0
     ),
 }
+# Of the first two groups, given the others.
+PARTIAL = ("partial-pearson", "partial-spearman", "partial-kendall")
+GRANULATED = ("granulated-kendall",)
 
 
 def run(
