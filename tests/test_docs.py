@@ -4,6 +4,8 @@ import doctest
 import pathlib
 import re
 
+import pytest
+
 from sharpjax import geometry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -16,13 +18,14 @@ def test_the_readme_example():
     assert found.attempted >= 8 and found.failed == 0
 
 
-def test_the_examples_of_a_page():
+@pytest.mark.parametrize(("page", "least"), [("function", 80), ("layers", 15)])
+def test_the_examples_of_a_page(page, least):
     """All code on it, which is typed at a prompt."""
-    path = ROOT / "docs" / "function.md"
+    path = ROOT / "docs" / f"{page}.md"
     blocks = re.findall(r"```(\w*)\n(.*?)```", path.read_text(), re.DOTALL)
     assert blocks and all(kind == "pycon" and ">>> " in text for kind, text in blocks)
     found = doctest.testfile(str(path), module_relative=False)
-    assert found.attempted >= 20 and found.failed == 0
+    assert found.attempted >= least and found.failed == 0
 
 
 def test_links_lead_somewhere():
