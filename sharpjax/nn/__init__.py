@@ -13,6 +13,7 @@ from sharpjax.nn.conv import LeNet as LeNet
 from sharpjax.nn.conv import SmallConv as SmallConv
 from sharpjax.nn.factory import build as build
 from sharpjax.nn.factory import from_config as from_config
+from sharpjax.nn.folding import absorb_norm as absorb_norm
 from sharpjax.nn.mlp import MLP as MLP
 from sharpjax.nn.mobilenet import MobileNet as MobileNet
 from sharpjax.nn.mobilenet import MobileNetNarrow as MobileNetNarrow
@@ -22,12 +23,15 @@ from sharpjax.nn.resnet import ResNet20 as ResNet20
 from sharpjax.nn.resnet import ResNetNarrow as ResNetNarrow
 from sharpjax.nn.svd import Decomposition as Decomposition
 from sharpjax.nn.symmetries import mix_heads as mix_heads
+from sharpjax.nn.symmetries import mix_units as mix_units
+from sharpjax.nn.symmetries import pad_units as pad_units
 from sharpjax.nn.symmetries import permute_units as permute_units
 from sharpjax.nn.symmetries import rescale_units as rescale_units
 from sharpjax.nn.symmetries import scale_before_norm as scale_before_norm
 from sharpjax.nn.symmetries import shift_outputs as shift_outputs
 from sharpjax.nn.tokens import TokenMLP as TokenMLP
 from sharpjax.nn.transformer import Transformer as Transformer
+from sharpjax.nn.verified import apply_verified as apply_verified
 from sharpjax.nn.vgg import VGG9 as VGG9
 from sharpjax.nn.vgg import VGG16 as VGG16
 from sharpjax.nn.vgg import VGG19 as VGG19

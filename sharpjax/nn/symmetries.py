@@ -1,24 +1,22 @@
 """Changes of the weights that leave the function of a network as it is.
 
 Each takes parameters (a dict of dicts, as of Flax) and returns new ones. Leaves are named by globs
-on `sharpjax.tree.path_names`. What makes the change exact (ReLU, evaluation mode) is the caller's
-to know: `sharpjax.geometry.check_invariance` tries the function before it believes it.
+on `sharpjax.tree.path_names`, one or several: of a residual stream, all layers that write it and
+all that read it (`into=["stem/*", "Block_*/Conv_1/*"]`). What makes the change exact (ReLU,
+evaluation mode) is the caller's to know: `apply_verified` tries the function on data before it
+believes it, `geometry.check_invariance` before it asks which measures stay.
 """
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sharpjax import loops, tree
+from sharpjax import loops
 from sharpjax.errors import UserError
+from sharpjax.nn.named_leaves import Params, Where, change, check_axis, mapped, named
 
-Params = Any
 
-
-def rescale_units(params: Params, factors: ArrayLike, *, into: str, out: str) -> Params:
+def rescale_units(params: Params, factors: ArrayLike, *, into: Where, out: Where) -> Params:
     """Multiplies what goes into the units of a layer, and divides what comes out of them.
 
     Exact where the units are positively homogeneous, such as ReLU, and all factors positive.
@@ -41,11 +39,11 @@ def rescale_units(params: Params, factors: ArrayLike, *, into: str, out: str) ->
     caller, factors = "rescale_units", jnp.asarray(factors)
     if not loops.is_traced(factors) and not jnp.all(factors):
         raise UserError(f"{caller}: factors must not be 0, got {factors.tolist()}.")
-    params = _change(caller, params, into, -1, factors, jnp.multiply)
-    return _change(caller, params, out, -2, factors, jnp.divide)
+    params = change(caller, params, into, -1, factors, jnp.multiply)
+    return change(caller, params, out, -2, factors, jnp.divide)
 
 
-def permute_units(params: Params, order: ArrayLike, *, into: str, out: str) -> Params:
+def permute_units(params: Params, order: ArrayLike, *, into: Where, out: Where) -> Params:
     """The units of a layer in another order. Exact for any activation of single units.
 
     Args:
@@ -71,8 +69,8 @@ def permute_units(params: Params, order: ArrayLike, *, into: str, out: str) -> P
         )
 
     for where, axis in ((into, -1), (out, -2)):
-        _check("permute_units", params, where, axis, len(order))
-        params = _map(params, where, lambda x, axis=axis: jnp.take(x, order, axis=axis))
+        check_axis("permute_units", params, where, axis, len(order))
+        params = mapped(params, where, lambda x, axis=axis: jnp.take(x, order, axis=axis))
     return params
 
 
@@ -81,7 +79,7 @@ def scale_before_norm(
     statistics: Params,
     factors: ArrayLike,
     *,
-    into: str,
+    into: Where,
     norm: str,
     epsilon: float = 1e-5,
 ) -> tuple[Params, Params]:
@@ -113,8 +111,8 @@ def scale_before_norm(
     ([[2.0, 2.0]], [2.0, 2.0], [4.000030040740967, 4.000030040740967])
     """
     caller, factors = "scale_before_norm", jnp.asarray(factors)
-    params = _change(caller, params, into, -1, factors, jnp.multiply)
-    statistics = _change(caller, statistics, f"{norm}/mean", -1, factors, jnp.multiply)
+    params = change(caller, params, into, -1, factors, jnp.multiply)
+    statistics = change(caller, statistics, f"{norm}/mean", -1, factors, jnp.multiply)
 
     def variance(v, a):
         found = jnp.square(a) * (v + epsilon) - epsilon
@@ -126,10 +124,10 @@ def scale_before_norm(
             )
         return found
 
-    return params, _change(caller, statistics, f"{norm}/var", -1, factors, variance)
+    return params, change(caller, statistics, f"{norm}/var", -1, factors, variance)
 
 
-def shift_outputs(params: Params, shift: ArrayLike, *, bias: str) -> Params:
+def shift_outputs(params: Params, shift: ArrayLike, *, bias: Where) -> Params:
     """Adds the same number to all outputs, through the bias of the last layer: softmax drops it.
 
     Raises:
@@ -138,10 +136,10 @@ def shift_outputs(params: Params, shift: ArrayLike, *, bias: str) -> Params:
     >>> shift_outputs({"bias": jnp.zeros(2)}, 3.0, bias="bias")
     {'bias': Array([3., 3.], dtype=float32)}
     """
-    return _change("shift_outputs", params, bias, -1, jnp.asarray(shift), jnp.add)
+    return change("shift_outputs", params, bias, -1, jnp.asarray(shift), jnp.add)
 
 
-def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Params:
+def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) -> Params:
     """Queries times a matrix A, and keys times its inverse transpose: `q'k` stays as it is.
 
     Args:
@@ -168,7 +166,7 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Par
     if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
         raise UserError("mix_heads: the matrix has no inverse.")
     for where, by in ((query, matrix), (key, inverse)):
-        for name, leaf in _named(params, where):
+        for name, leaf in named(params, where):
             if leaf.ndim < 2 or leaf.shape[-1] != by.shape[-1]:
                 raise UserError(
                     f"mix_heads: '{name}' has shape {leaf.shape}; its last axes must be (heads, "
@@ -177,7 +175,7 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Par
             if by.ndim == 3 and leaf.shape[-2] != len(by):
                 raise UserError(f"mix_heads: '{name}' has {leaf.shape[-2]} heads, not {len(by)}.")
         each = "hkl" if by.ndim == 3 else "kl"
-        params = _map(
+        params = mapped(
             params,
             where,
             lambda x, by=by, each=each: jnp.einsum(
@@ -187,30 +185,74 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: str, key: str) -> Par
     return params
 
 
-def _change(caller, params, where, axis, values, fn):
-    """`fn(leaf, values)` of the leaves, with the values along one of their axes."""
-    if values.ndim > 1:
-        raise UserError(f"{caller}: give one number, or a list of them, not shape {values.shape}.")
-    _check(caller, params, where, axis, values.shape[0] if values.ndim else None)
-    along = values.reshape(-1, *(1,) * (-axis - 1)) if values.ndim else values
-    return _map(params, where, lambda leaf: fn(leaf, along))
+def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> Params:
+    """Puts an invertible matrix A behind a layer, and its inverse before the next.
+
+    Exact where nothing but a linear map lies between the two: layers without activation, the stream
+    of a residual network without normalisation, the factors of a product. An orthogonal A leaves
+    all singular values.
+
+    Args:
+        params, into, out: as in `rescale_units`.
+        matrix: A, [units, units]: the kernel [fan_in, units] becomes kernel A.
+
+    Raises:
+        UserError: as in `rescale_units`; or the matrix is not square, or has no inverse.
+
+    >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
+    >>> found = mix_units(params, [[0.0, 1.0], [-1.0, 0.0]], into="a", out="b")
+    >>> found["a"].tolist(), found["b"].ravel().tolist()
+    ([[-2.0, 1.0]], [-4.0, 3.0])
+    """
+    matrix = jnp.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise UserError(f"mix_units: the matrix must be [units, units], got shape {matrix.shape}.")
+    inverse = jnp.linalg.inv(matrix)
+    if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
+        raise UserError("mix_units: the matrix has no inverse.")
+    for where, axis, form, by in (
+        (into, -1, "...i,ij->...j", matrix),
+        (out, -2, "...io,ji->...jo", inverse),
+    ):
+        check_axis("mix_units", params, where, axis, len(matrix))
+        params = mapped(
+            params,
+            where,
+            lambda x, form=form, by=by: jnp.einsum(form, x, by, precision="highest"),
+        )
+    return params
 
 
-def _check(caller, params, where, axis, length):
-    for name, leaf in _named(params, where):
-        if leaf.ndim < -axis or (length is not None and leaf.shape[axis] != length):
-            raise UserError(
-                f"{caller}: '{name}' has shape {leaf.shape}, and axis {axis} must have length "
-                f"{length}."
-            )
+def pad_units(
+    params: Params, number: int, *, into: Where, out: Where, incoming: float = 0.0
+) -> Params:
+    """Adds units to a layer that nothing reads: a wider network with the same function.
 
+    Exact for any activation that is finite there. The model that computes with the new parameters
+    must be as wide.
 
-def _named(params, where):
-    chosen, _ = tree.partition(params, tree.select(params, where))
-    return zip(tree.path_names(chosen), jax.tree.leaves(chosen), strict=True)
+    Args:
+        params, into, out: as in `rescale_units`. There is no BatchNorm between them.
+        number: of units.
+        incoming: every weight and bias of theirs; 0: units that are always off.
 
+    Raises:
+        UserError: no leaf has such a name, or too few axes; `number` is below 1.
 
-def _map(params, where, fn):
-    """`fn(leaf)` of the leaves that are named, in the type of each."""
-    chosen, rest = tree.partition(params, tree.select(params, where))
-    return tree.combine(jax.tree.map(lambda x: fn(x).astype(x.dtype), chosen), rest)
+    >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 4))}
+    >>> found = pad_units(params, 5, into="a", out="b")
+    >>> found["a"].shape, found["b"].shape
+    ((3, 7), (7, 4))
+    """
+    if number < 1:
+        raise UserError(f"pad_units: number must be 1 or more, got {number}.")
+    for where, axis, value in ((into, -1, incoming), (out, -2, 0.0)):
+        check_axis("pad_units", params, where, axis, None)
+
+        def padded(x, axis=axis, value=value):
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, number)
+            return jnp.pad(x, widths, constant_values=value)
+
+        params = mapped(params, where, padded)
+    return params

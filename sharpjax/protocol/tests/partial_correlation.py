@@ -133,8 +133,9 @@ def _statistic(groups: Sequence[np.ndarray], coefficient: _Coefficient) -> Stati
         weights = counts / counts.sum(-1, keepdims=True)
         x, y, *covariates = (column.centred(counts, weights) for column in columns)
         design = _standardised(covariates, weights, columns[2:])
-        left = [_residual(v, design, weights, c) for v, c in zip((x, y), columns[:2], strict=True)]
-        found = coefficient.of(*left, counts)
+        left_x = _residual(x, design, weights, columns[0])
+        left_y = _residual(y, design, weights, columns[1])
+        found = coefficient.of(left_x, left_y, counts)
         distinct = (counts > 0).sum(-1)
         return np.where(distinct < 3 + _ranks_of(design, weights), np.nan, found)
 
