@@ -88,6 +88,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
         if conditions:
             yield from _of_net(place, conditions, metrics, arrays)
         levels = [row for row in own if "-random_" in row["arm"]]
+        levels.sort(key=lambda row: int(row["arm"].rpartition("_")[2]))
         if levels:
             yield _of_labels(place, levels, metrics)
 
