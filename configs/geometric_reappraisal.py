@@ -22,10 +22,10 @@ of 64 with a cosine to 0. Sharpness on 512 training images; the authors' by 20 d
 CIFAR-10-C. Of the 60,000 images as they were prepared for development all but 98 are exact.
 A ResNet takes 22 s of two quiet cores to train, 45 with SAM, and 12 s of one core to be measured,
 after a minute or two of compilation for each net: two hours and a quarter in all by arithmetic.
-`:cpu_labels` was run on 2026-11-29: an hour on two crowded cores; docs/minima.md. Trials with seed
-0 (`base` and `aug_sam`; of the ViT the latter) chose the losses at which arms are matched, a tenth
-above those at which `aug_sam` ends: 1.24, 1.17 and 1.51. After `base` the ResNet had 0.95 of the
-training images right.
+`:cpu_labels` was run on 2026-11-29: half an hour on two crowded cores; docs/minima.md. Trials with
+seed 0 (`base` and `aug_sam`; of the ViT the latter) chose the losses at which arms are matched, a
+tenth above those at which `aug_sam` ends: 1.24, 1.17 and 1.51. After `base` the ResNet had 0.95 of
+the training images right.
 """
 
 from ml_collections import ConfigDict
