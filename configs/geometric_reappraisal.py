@@ -2,6 +2,7 @@ r"""Are better, safer models the sharper ones? (Paper 1, OpenReview AiRU8ZxQii, 
 
     python launch.py --config=configs/geometric_reappraisal.py             # the paper's nets
     python launch.py --config=configs/geometric_reappraisal.py:cpu         # narrow nets, H1.1-H1.10
+    python launch.py --config=configs/geometric_reappraisal.py:cpu_vgg_narrow  # one of them
     python launch.py --config=configs/geometric_reappraisal.py:cpu_labels  # H1.11: random labels
     python launch.py --config=configs/geometric_reappraisal.py:quick       # handwritten digits
     (with --config.data.data_dir=DIR, where prepared TFDS sets lie)
@@ -22,6 +23,7 @@ of 64 with a cosine to 0. Sharpness on 512 training images; the authors' by 20 d
 CIFAR-10-C. Of the 60,000 images as they were prepared for development all but 98 are exact.
 A ResNet takes 22 s of two quiet cores to train, 45 with SAM, and 12 s of one core to be measured,
 after a minute or two of compilation for each net: two hours and a quarter in all by arithmetic.
+`:cpu_resnet_narrow`, `:cpu_vgg_narrow` and `:cpu_vit_narrow` are parts of it that fit an hour each.
 `:cpu_labels` was run on 2026-11-29: half an hour on two crowded cores; docs/minima.md. Trials with
 seed 0 (`base` and `aug_sam`; of the ViT the latter) chose the losses at which arms are matched, a
 tenth above those at which `aug_sam` ends: 1.24, 1.17 and 1.51. After `base` the ResNet had 0.95 of
@@ -184,6 +186,7 @@ FORMS = {
     "labels": {"arms": random_labels("cifar10", "resnet18", OF_PAPER["resnet18"])},
     # Two cores: narrow nets and part of the data.
     "cpu": _CPU | {"arms": arms("cifar10", NARROW)},
+    **{f"cpu_{net}": _CPU | {"arms": arms("cifar10", {net: own})} for net, own in NARROW.items()},
     "cpu_labels": _CPU
     | {
         "data": {"num_train": 2_000},

@@ -27,6 +27,10 @@ ANSWERED = {
     "": [*OF_PAPER[:10], *OWN],
     "labels": ["H1.11", "G1.7"],
     "cpu": [*(f"{id} narrow" for id in OF_PAPER[:10]), *OWN],
+    **{
+        f"cpu_{net}": [f"{id} {net}" for id in [*OF_PAPER[:10], *OWN]]
+        for net in ("resnet_narrow", "vgg_narrow", "vit_narrow")
+    },
     "cpu_labels": ["H1.11 narrow", "G1.7"],
     "quick": [*(f"{id} small" for id in OF_PAPER[:10]), *OWN],
     "smoke": [*(f"{id} small" for id in OF_PAPER[:10]), *OWN],

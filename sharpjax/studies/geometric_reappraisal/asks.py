@@ -1,8 +1,9 @@
 """What a run of the geometric reappraisal is asked, by its arms.
 
 H1.1 to H1.11 are the paper's, of the paper's nets. Of other nets the same is asked under ids of
-their own, as `H1.1 narrow`. What the paper calls SAM-sharpness is measured as the mean rise of the
-loss at random points of a sphere; their own number is in the G-hypotheses, beside them:
+their own, as `H1.1 narrow`, and of one narrow net as `H1.1 vgg_narrow`, `G1.1 vgg_narrow`. What the
+paper calls SAM-sharpness is measured as the mean rise of the loss at random points of a sphere;
+their own number is in the G-hypotheses, beside them:
 
     G1.1  (a) of augmented models, the authors' noise sharpness on images that are augmented anew at
           each draw is at least twice that on augmented images that are held fixed
@@ -62,14 +63,17 @@ def hypotheses(
         return *named(asked[:-1]), *of_labels(asked[-1:])
 
     asked = cells.asked_of(arms, measured(paper1.HYPOTHESES))
+    ours = named(tuple(_own(places, examples, matched))) if places else ()
     if not {*nets} <= {*paper1.ARCHITECTURES} or not {*sets} <= {*paper1.DATA_SETS}:
         own = paper1.hypotheses(architectures=nets, data_sets=sets, memorised=noisy)
         there = [h for h in measured(own) if h.contrasts and {*cells.arms_of(h)} <= {*arms}]
         kind = "narrow" if {*sets} <= {*paper1.DATA_SETS} else "small"
-        asked += cells.of_others(there, kind, f"{kind} nets")
-    if places:
-        asked += named(tuple(_own(places, examples, matched)))
-    return asked + tuple(_of_labels(noisy, examples))
+        words = f"{kind} nets"
+        if kind == "narrow" and places and len(nets) == 1:  # a part of `:cpu`
+            kind = words = nets[0]
+            ours = cells.of_others(ours, kind, words)
+        asked += cells.of_others(there, kind, words)
+    return asked + ours + tuple(_of_labels(noisy, examples))
 
 
 def _where(arms: Collection[str], ends: Sequence[str]) -> tuple[str, ...]:
