@@ -15,11 +15,13 @@ Arms: `<data set>-<net>-<condition>`, ten seeds each, every seed with a teacher 
     uniform_*, gaussian_*   the same, the teacher's outputs being noise, drawn anew at each step
     kd_paper_*              the same as kd_*, with a second softmax in the loss, as the authors'
                             code of paper 7 has it
+    constant_paper_90       the same loss, of a teacher that says the same of every example: what of
+                            kd_paper_90 is not the teacher's, as labels that weigh a tenth
     permuted_90, shuffled_90, entropy_90
                             a teacher that keeps choice and confidence; whose answers belong to
                             other examples; whose classes are in random order
 
-The last two groups, and H5.4, are of one net. The teacher's weights, the kinds of noise and which
+The last three groups, and H5.4, are of one net. The teacher's weights, the kinds of noise and which
 controls the paper had are not known; all is said in `studies/papers/paper5.py`.
 
 The full form has ResNet-18, VGG19 and a ViT with the recipe of paper 1 on CIFAR-10, 100 epochs at a
@@ -75,9 +77,11 @@ def conditions(*, controls: bool) -> dict[str, dict]:
         if controls:
             found[f"kd_paper_{weight}"] = STUDENT | share | {"inputs": "probabilities"}
     if controls:
-        for name, kind in (("permuted", "permuted"), ("shuffled", "shuffled"),
-                           ("entropy", "entropy-matched")):  # fmt: skip
-            found[f"{name}_90"] = STUDENT | {"weight": 0.9, "teacher": kind}
+        nine = STUDENT | {"weight": 0.9}
+        found["constant_paper_90"] = nine | {"teacher": "constant", "inputs": "probabilities"}
+        found["permuted_90"] = nine | {"teacher": "permuted"}
+        found["shuffled_90"] = nine | {"teacher": "shuffled"}
+        found["entropy_90"] = nine | {"teacher": "entropy-matched"}
     return found
 
 
@@ -90,14 +94,16 @@ def arms(data: str, net: str, own: dict, only: tuple[str, ...] = (), controls: b
     }
 
 
-def every_arm(nets: dict, data_sets: tuple[str, ...]) -> dict:
-    """The first net has the further controls, and what H5.4 needs on the second data set."""
+def every_arm(nets: dict, data_sets: tuple[str, ...], second: dict | None = None) -> dict:
+    """The first net has the further controls, and what H5.4 needs on the second data set, where
+    `second` differs."""
     first, *_ = nets
     found = {}
     for net, own in nets.items():
         found |= arms(data_sets[0], net, own, controls=net == first)
     for data in data_sets[1:]:
-        found |= arms(data, first, nets[first], ("teacher", "siddo", "kd_90"))
+        own = nets[first] | (second or {})
+        found |= arms(data, first, own, ("teacher", "siddo", "kd_90"))
     for condition in FOLLOWED:
         name = f"{data_sets[0]}-{first}-{condition}"
         found[name] = found[name] | {"evaluate": {"trajectory": {"num_examples": 200}}}
@@ -158,7 +164,7 @@ def get_config(form: str = "") -> ConfigDict:
 FORMS = {
     "": {"arms": every_arm(OF_PAPER, ("cifar10", "cifar100"))},
     "cpu": {
-        "arms": every_arm(NARROW, ("cifar10", "cifar100")),
+        "arms": every_arm(NARROW, ("cifar10", "cifar100"), second={"train": {"epochs": 25}}),
         "data": {"num_train": 3_000},
         "optim": {"schedule": "cosine"},
         "train": {"batch_size": 64, "checkpoint_epochs": 5},
@@ -177,6 +183,7 @@ FORMS = {
         "arms": every_arm({"mlp": {"model": {"name": "mlp"}}}, ("digits",)),
         "data": {"name": "digits", "num_train": 64},
         "model": {"name": "mlp", "width": 8},
+        "optim": {"learning_rate": 0.1},
         "train": {"epochs": 2, "batch_size": 32, "checkpoint_epochs": 1},
         "evaluate": {"test": {"batch_size": 120}},
     },

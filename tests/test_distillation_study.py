@@ -36,14 +36,15 @@ def finished(tmp_path_factory):
 
 def test_a_run(finished):
     folder, said = finished
-    assert "H5.1 small" in said and "D.5" in said
+    assert "H5.1 small" in said and "D.6" in said
     assert workdir.verify(folder) == []
     plan, rows = study.plan_of(config("smoke")), read_rows(folder)
     for arm in planning.arms(plan):
         own = {r["metric"] for r in rows if r["arm"] == arm}
         assert own == {*planning.metrics(plan, arm)}
     figures = {path.name for path in (folder / "figures").glob("*.png")}
-    assert figures == {"distances-digits-mlp.png", "accuracy-digits-mlp.png"}
+    shown = ("distances", "accuracy", "approach", "landscape")
+    assert figures == {f"{name}-digits-mlp.png" for name in shown}
 
 
 def test_rows_compare_what_was_stored(finished):
@@ -72,7 +73,7 @@ def test_the_arms_of_each_form():
     for form, nets in (("", forms.OF_PAPER), ("cpu", forms.NARROW)):
         arms = schema.complete_arms(config(form))
         first, *others = nets
-        assert len(arms) == 12 * 3 + 6 + 3
+        assert len(arms) == 12 * 3 + 7 + 3
         for name, arm in arms.items():
             data_set, net, condition = name.split("-")
             assert (arm.data.name, arm.model.name) == (data_set, net if form else arm.model.name)
@@ -80,7 +81,9 @@ def test_the_arms_of_each_form():
             if kind:
                 assert arm.distill.weight == int(weight) / 100
                 assert (arm.distill.start, arm.distill.order) == ("same", "other")
-                assert (arm.distill.inputs == "probabilities") == (kind == "kd_paper")
+                assert (arm.distill.inputs == "probabilities") == (
+                    kind in ("kd_paper", "constant_paper")
+                )
         assert not any(f"cifar10-{net}-kd_paper_90" in arms for net in others)
 
 
@@ -126,7 +129,7 @@ def test_all_that_is_asked_is_measured_and_can_be_decided(form):
     ids = assert_measured_and_decidable(config(form), smallest_p=2.0**-10)
     kind = "narrow" if form == "cpu" else "small"
     papers = [f"H5.{i} {kind}" for i in range(1, 7) if (form, i) != ("quick", 4)]
-    assert ids == [*papers, *(f"D.{i}" for i in range(1, 6))]
+    assert ids == [*papers, *(f"D.{i}" for i in range(1, 7))]
 
 
 def test_the_papers_nets_are_asked_by_their_own_ids():
@@ -167,3 +170,28 @@ def test_distances_are_shown_over_those_of_siddo():
     (table,) = shows.tables(rows)
     at = table.columns.index("activation distance")
     assert [line[at].split(" ")[-1] for line in table.rows] == ["(1.00)", "(0.40)"]
+
+
+def test_ways_end_at_the_distance_that_was_measured():
+    """A model that walks to its teacher's end in three epochs, and one that stays."""
+    end = np.array([[4.0, 0.0], [0.0, 4.0]])
+    paths = {"teacher": [0 * end, end], "kd_90": [-end, 0 * end, end], "siddo": [-end] * 3}
+    stored = {f"digits-mlp-{name}": {"0": {"logits": np.stack(x)}} for name, x in paths.items()}
+    rows = [{"arm": arm, "metric": "test/nll"} for arm in (*stored, "digits-mlp-disdo")]
+
+    def arrays(arm, name, *, every_step=False):
+        assert name == shows.TRAJECTORY and every_step
+        return stored.get(arm, {})
+
+    approach, landscape = shows.figures(rows, arrays)
+    assert [f.name for f in (approach, landscape)] == [
+        "approach-digits-mlp",
+        "landscape-digits-mlp",
+    ]
+    (axis,) = approach.draw().axes
+    far = functional.activation_distance(-end, end)
+    means = [line.get_ydata() for line in axis.lines if line.get_linewidth() > 1]
+    np.testing.assert_allclose(means[1], [far] * 3)  # siddo, after the teacher
+    np.testing.assert_allclose(means[2], [far, far / 2, 0], atol=1e-12)
+    (axis,) = landscape.draw().axes
+    assert "root of JSD" in axis.get_xlabel()

@@ -146,6 +146,11 @@ def mean_and_error(mean: float, error: float) -> str:
     return f"{number_within(mean, error)} ± {number_within(error, error)}"
 
 
+def mean_of(found: Summary | None) -> str:
+    """Mean and standard error alone; nothing where there is no summary."""
+    return "" if found is None else mean_and_error(found.mean, found.standard_error)
+
+
 def over_seeds(found: Summary | None) -> str:
     """Mean, standard error and n, and what a reader of the mean must know.
 
@@ -156,8 +161,7 @@ def over_seeds(found: Summary | None) -> str:
         return ""
     notes = [] if found.at_end else [f"at step {found.step}"]
     notes += [f"{found.missing} not finite"] if found.missing else []
-    mean = mean_and_error(found.mean, found.standard_error)
-    return f"{mean} ({found.n:,})" + (f" {'; '.join(notes)}" if notes else "")
+    return f"{mean_of(found)} ({found.n:,})" + (f" {'; '.join(notes)}" if notes else "")
 
 
 def many(count: int, noun: str) -> str:

@@ -1,12 +1,12 @@
 """What the study shows: the paper's changes of accuracy beside ours, and distances to the base."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from sharpjax import plots
 from sharpjax.plots import Figure, last_of, n_of
-from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
+from sharpjax.report.words import mean_of
 from sharpjax.runs.study import Arrays
 from sharpjax.studies.papers import cells, paper7
 from sharpjax.train.results import Row
@@ -35,13 +35,13 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     def line(arm: str) -> tuple[str, ...]:
         place = "-".join(cells.place(arm))
         said = paper7.CHANGES.get(place, {}).get(arm.removeprefix(f"{place}-"))
-        cells_ = [_short(found.get((arm, m))) for m in ("test/accuracy", "test/accuracy_change")]
+        cells_ = [mean_of(found.get((arm, m))) for m in ("test/accuracy", "test/accuracy_change")]
         cells_.append("" if said is None else f"{said:+g}")
-        cells_.append(_short(found.get((arm, "test/nll_rise"))))
+        cells_.append(mean_of(found.get((arm, "test/nll_rise"))))
         for metric in DISTANCES:
             own, other = found.get((arm, metric)), found.get((f"{place}-independent", metric))
             ratio = f" ({own.mean / other.mean:.2f})" if own and other and other.mean else ""
-            cells_.append(_short(own) + ratio)
+            cells_.append(mean_of(own) + ratio)
         return arm, *cells_
 
     columns = ("arm", "accuracy", "change, %", "paper, %", "rise of the loss", *DISTANCES.values())
@@ -49,23 +49,13 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     return (Table(CAPTION, columns, tuple(map(line, arms))),)
 
 
-def _short(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    error = summary.standard_error
-    return f"{summary.mean:.4g}" + (f" ± {error:.1g}" if error == error else "")
-
-
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     """For each data set and net: distances to the base, and what sharpness says of the loss."""
-    by_place: dict[str, list[Row]] = {}
-    for row in rows:
-        by_place.setdefault("-".join(cells.place(row["arm"])), []).append(row)
-    for place, own in by_place.items():
+    for place, own in cells.by_place(rows).items():
         panels = {
-            words: values
-            for metric, words in DISTANCES.items()
-            if (values := _by_condition(own, metric))
+            label: cells.by_condition(values, ORDER)
+            for metric, label in DISTANCES.items()
+            if (values := last_of(own, metric))
         }
         if panels:
             yield Figure(
@@ -76,8 +66,8 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 lambda panels=panels: plots.points(panels),
                 tuple(DISTANCES),
             )
-        sharp = _by_condition(own, "source/noise_sharpness")
-        rise = _by_condition(own, "test/nll_rise")
+        sharp = cells.by_condition(last_of(own, "source/noise_sharpness"), ORDER)
+        rise = cells.by_condition(last_of(own, "test/nll_rise"), ORDER)
         if sharp and rise:
             yield Figure(
                 f"sharpness-{place}",
@@ -88,15 +78,3 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 ),
                 ("source/noise_sharpness", "test/nll_rise"),
             )
-
-
-def _by_condition(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Values by condition: what is made of the base, students, and other models."""
-    found: Mapping[str, Any] = last_of(rows, metric)
-    by_name = {arm.split("-", 2)[2]: values for arm, values in found.items()}
-
-    def place(name: str) -> tuple[int, str]:
-        fits = (i for i, start in enumerate(ORDER) if name.startswith(start))
-        return next(fits, len(ORDER)), name
-
-    return {name: by_name[name] for name in sorted(by_name, key=place)}

@@ -1,13 +1,18 @@
 """What the study shows: distances to the teacher beside accuracies, and paths of functions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sharpjax import plots
+from sharpjax.metrics import embedding, trajectory
 from sharpjax.plots import Figure, last_of, n_of
-from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
+from sharpjax.report.words import mean_of
 from sharpjax.runs.study import Arrays
+from sharpjax.studies.distillation.schema import TEACHER
 from sharpjax.studies.papers import cells
 from sharpjax.train.results import Row
 
@@ -20,8 +25,8 @@ CAPTION = (
 )
 # Of conditions, without the weight of the teacher.
 ORDER = (
-    "teacher", "siddo", "disdo", "kd", "kd_paper", "permuted", "shuffled", "entropy",
-    "uniform", "gaussian",
+    TEACHER, "siddo", "disdo", "kd", "kd_paper", "constant_paper", "permuted", "shuffled",
+    "entropy", "uniform", "gaussian",
 )  # fmt: skip
 # Metric, heading, whether it is shown over that of siddo.
 COLUMNS = {
@@ -44,60 +49,111 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         if own is None:
             return ""
         control = found.get(("-".join((*cells.place(arm), "siddo")), metric)) if over else None
-        return _short(own) + (f" ({own.mean / control.mean:.2f})" if control else "")
+        return mean_of(own) + (f" ({own.mean / control.mean:.2f})" if control else "")
 
-    arms = dict.fromkeys(row["arm"] for row in rows)
+    arms = [
+        f"{place}-{condition}"
+        for place, own in cells.by_place(rows).items()
+        for condition in cells.by_condition({row["arm"]: None for row in own}, ORDER)
+    ]
     lines = tuple((arm, *(cell(arm, m, over) for m, (_, over) in COLUMNS.items())) for arm in arms)
     return (Table(CAPTION, ("arm", *(words for words, _ in COLUMNS.values())), lines),)
 
 
-def _short(summary: Summary) -> str:
-    error = summary.standard_error
-    return f"{summary.mean:.4g}" + (f" ± {error:.1g}" if error == error else "")
-
-
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """For each data set and net: distances to the teacher, and against accuracy."""
-    by_place: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        by_place.setdefault("-".join(cells.place(arm)), []).append(arm)
-    for place, arms in by_place.items():
-        own = [row for row in rows if row["arm"] in arms]
+    """For each data set and net: distances to the teacher, and against accuracy; of the arms whose
+    outputs were stored along training the way there."""
+    for place, own in cells.by_place(rows).items():
         panels = {
-            words: _by_condition(own, metric)
-            for metric, (words, over) in COLUMNS.items()
-            if over and last_of(own, metric)
+            label: cells.by_condition(values, ORDER)
+            for metric, (label, over) in COLUMNS.items()
+            if over and (values := last_of(own, metric))
         }
-        if not panels:
-            continue
-        accuracy = _by_condition(own, "test/accuracy")
+        if panels:
+            yield Figure(
+                f"distances-{place}",
+                f"{place}. Distances of the models of each condition to the teacher of their seed, "
+                f"on test images: a dot for each seed, their mean and its interval; "
+                f"{n_of(next(iter(panels.values())))}.",
+                lambda panels=panels: plots.points(panels),
+                tuple(metric for metric, (_, over) in COLUMNS.items() if over),
+            )
+            yield _against_accuracy(place, own, *next(iter(panels.items())))
+        logits = _along_training(place, dict.fromkeys(row["arm"] for row in own), arrays)
+        if TEACHER in logits:
+            yield from _ways(place, logits)
+
+
+def _against_accuracy(
+    place: str, rows: Sequence[Row], label: str, distances: Mapping[str, Any]
+) -> Figure:
+    accuracy = cells.by_condition(last_of(rows, "test/accuracy"), ORDER)
+    at_0 = {TEACHER: dict.fromkeys(accuracy.get(TEACHER, ()), 0.0)}
+    return Figure(
+        f"accuracy-{place}",
+        f"{place}. Accuracy of the models of each condition on the test set against their {label} "
+        f"to the teacher of their seed, which is 0 of the teachers; {n_of(accuracy)}.",
+        lambda: plots.scatter(
+            [(f"{label} to the teacher", at_0 | distances, "test accuracy", accuracy)]
+        ),
+        ("test/accuracy",),
+    )
+
+
+def _along_training(
+    place: str, arms: Iterable[str], arrays: Arrays
+) -> dict[str, dict[str, np.ndarray]]:
+    """Logits before the first and after each epoch, [E, N, K], by condition and seed."""
+    found = {arm: arrays(arm, TRAJECTORY, every_step=True) for arm in arms}
+    return {
+        condition: {seed: one["logits"] for seed, one in by_seed.items()}
+        for condition, by_seed in cells.by_condition(found, ORDER).items()
+        if by_seed
+    }
+
+
+def _ways(place: str, logits: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Figure]:
+    """How far models are from their teacher's end at each epoch, and the plane of one seed."""
+    teachers = logits[TEACHER]
+    number = len(next(iter(teachers.values()))[0])
+    ways = {
+        condition: {
+            seed: (np.arange(len(x)), trajectory.distances(x, teachers[seed][-1:])[:, 0])
+            for seed, x in by_seed.items()
+            if seed in teachers
+        }
+        for condition, by_seed in logits.items()
+    }
+    yield Figure(
+        f"approach-{place}",
+        f"{place}. Activation distance of models along training to their teacher as it ended, on "
+        f"{number:,} test images: a thin line for each seed, a thick one for their mean; of the "
+        f"teacher itself the distance to its own end; {n_of(ways)}.",
+        lambda: plots.lines([plots.Panel(f"activation distance to the {TEACHER}'s end", ways)],
+                            xlabel="epoch"),
+        ("teacher/activation_distance",),
+    )  # fmt: skip
+    seed = next((s for s in teachers if all(s in by_seed for by_seed in logits.values())), None)
+    if seed is not None:
+        own = {condition: by_seed[seed] for condition, by_seed in logits.items()}
         yield Figure(
-            f"distances-{place}",
-            f"{place}. Distances of the models of each condition to the teacher of their seed, on "
-            f"test images: a dot for each seed, their mean and its interval; "
-            f"{n_of(next(iter(panels.values())))}.",
-            lambda panels=panels: plots.points(panels),
-            tuple(metric for metric, (_, over) in COLUMNS.items() if over),
-        )
-        words, distances = next(iter(panels.items()))
-        yield Figure(
-            f"accuracy-{place}",
-            f"{place}. Accuracy of the models of each condition on the test set, and against their "
-            f"{words} to the teacher; {n_of(accuracy)}.",
-            lambda accuracy=accuracy, words=words, distances=distances: plots.scatter(
-                [(f"{words} to the teacher", distances, "test accuracy", accuracy)]
-            ),
-            ("test/accuracy",),
+            f"landscape-{place}",
+            f"{place}. Models as functions along training: each point one epoch of a model of seed "
+            f"{seed}, as far apart as their outputs on {number:,} test images differ (classical "
+            f"scaling of the root of the Jensen-Shannon divergence; beside each axis its share of "
+            f"the variation). All begin in the same weights, but disdo; n = 1 seed.",
+            lambda: _landscape(own),
         )
 
 
-def _by_condition(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """Values by condition: what has no teacher, then each kind by its weights."""
-    found: Mapping[str, Any] = last_of(rows, metric)
-    by_name = {arm.split("-", 2)[2]: values for arm, values in found.items()}
-
-    def place(name: str) -> tuple[int, str]:
-        kind = name.rpartition("_")[0] or name
-        return ORDER.index(kind) if kind in ORDER else len(ORDER), name
-
-    return {name: by_name[name] for name in sorted(by_name, key=place)}
+def _landscape(logits: Mapping[str, np.ndarray]) -> Any:
+    """The states of several models in a plane."""
+    far = trajectory.distances(trajectory.stacked(logits), kind="sqrt_jensen_shannon")
+    found = embedding.classical_mds(far)
+    paths = trajectory.by_model(found.points, logits)
+    return plots.trajectories(
+        {name: {0: path} for name, path in paths.items()},
+        xlabel="first axis, root of JSD",
+        ylabel="second axis, root of JSD",
+        share=found.share,
+    )

@@ -1,15 +1,15 @@
 """What the study shows: the paper's numbers and ours, sharpness against error and ECE, diagrams."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from sharpjax import plots
 from sharpjax.metrics.reliability import Diagram
 from sharpjax.plots import Figure, Values, first_set, last_of, n_of
-from sharpjax.protocol.summary import Summary, summarize_last
+from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
+from sharpjax.report.words import mean_of
 from sharpjax.runs.study import Arrays
 from sharpjax.studies.papers import cells, paper6
 from sharpjax.studies.papers.paper6 import REGULARISERS
@@ -32,6 +32,7 @@ BOTH = {
         "relative_flatness_normalised", "authors/relative_flatness", paper6.FLATNESS
     ),
 }  # fmt: skip
+ORDER = tuple(f"{name}{end}" for name in REGULARISERS for end in ("", "-es"))  # of conditions
 PLAIN = {"test/error": "error", "test/ece": "ECE", "test/scaled/ece": "ECE, scaled"}
 
 
@@ -45,11 +46,11 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
     def line(arm: str) -> tuple[str, ...]:
         said = paper6.TABLES.get(arm, {})
-        cells_ = [_short(found.get((arm, f"{where}/nll")))]
+        cells_ = [mean_of(found.get((arm, f"{where}/nll")))]
         for metric in PLAIN:
-            cells_ += [_short(found.get((arm, metric))), _number(said.get(metric))]
+            cells_ += [mean_of(found.get((arm, metric))), _number(said.get(metric))]
         for own, theirs, name in BOTH.values():
-            cells_ += [_short(found.get((arm, f"{where}/{metric}"))) for metric in (own, theirs)]
+            cells_ += [mean_of(found.get((arm, f"{where}/{metric}"))) for metric in (own, theirs)]
             cells_ += [_number(said.get(name))] if name else []
         return arm, *cells_
 
@@ -71,13 +72,13 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     """For each data set and net: sharpness against error and ECE, a point a model, and reliability
     diagrams of the -es arms, before and after temperature scaling."""
     where = _where(rows)
-    by_place: dict[str, list[str]] = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        by_place.setdefault("-".join(cells.place(arm)), []).append(arm)
-    for place, arms in by_place.items():
-        own = [row for row in rows if row["arm"] in arms]
+    for place, own in cells.by_place(rows).items():
+
+        def of_place(metric: str, own: Sequence[Row] = own) -> Values:
+            return cells.by_condition(last_of(own, metric), ORDER)
+
         panels = [
-            (label, _of_place(own, f"{where}/{metric}"), said, _of_place(own, performance))
+            (label, of_place(f"{where}/{metric}"), said, of_place(performance))
             for performance, said in PERFORMANCE.items()
             for metric, label in SHARPNESS.items()
         ]
@@ -90,6 +91,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 lambda panels=panels: plots.scatter(panels, log=(True, False)),
                 (f"{where}/relative_flatness_normalised", "test/error", "test/ece"),
             )
+        arms = dict.fromkeys(row["arm"] for row in own)
         stopped = [arm for arm in arms if arm.endswith("-es")]
         for kind, said in (("", "before"), ("scaled-", "after")):
             if diagrams := _diagrams(stopped, arrays, is_scaled=bool(kind)):
@@ -144,22 +146,6 @@ def over_seeds(diagrams: Sequence[Diagram]) -> Diagram:
 def _where(rows: Sequence[Row]) -> str | None:
     metric = first_set(rows, "fisher_rao")
     return metric.removesuffix("/fisher_rao") if metric else None
-
-
-def _of_place(rows: Sequence[Row], metric: str) -> Values:
-    """Values by what tells arms of a place apart, in the paper's order."""
-    found: Mapping[str, Any] = last_of(rows, metric)
-    by_name = {arm.split("-", 2)[2]: values for arm, values in found.items()}
-    order = [f"{r}{end}" for r in REGULARISERS for end in ("", "-es")]
-    known = [name for name in order if name in by_name]
-    return {name: by_name[name] for name in (*known, *(n for n in by_name if n not in known))}
-
-
-def _short(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    error = summary.standard_error
-    return f"{summary.mean:.4g}" + (f" ± {error:.1g}" if error == error else "")
 
 
 def _number(value: float | None) -> str:

@@ -81,9 +81,7 @@ def _named(metrics: Mapping[str, Any], end: str) -> str:
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     """For each net sharpness against error and ECE, and reliability; random labels."""
     metrics = dict.fromkeys(row["metric"] for row in rows)
-    places = dict.fromkeys(cells.place(row["arm"]) for row in rows)
-    for place in map("-".join, places):
-        own = [row for row in rows if row["arm"].startswith(f"{place}-")]
+    for place, own in cells.by_place(rows).items():
         conditions = [row for row in own if "-random_" not in row["arm"]]
         if conditions:
             yield from _of_net(place, conditions, metrics, arrays)

@@ -6,11 +6,14 @@ of its own, as `H3.1 add97-80`. Asked of other nets than the paper's it has anot
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, arms, contrasts
 
 Part = Contrast | Composite | Hypothesis
+_Row = TypeVar("_Row", bound=Mapping[str, Any])
+_Value = TypeVar("_Value")
 
 
 def place(arm: str) -> tuple[str, ...]:
@@ -20,6 +23,37 @@ def place(arm: str) -> tuple[str, ...]:
     ('cifar10', 'vgg19')
     """
     return tuple(arm.split("-")[:2])
+
+
+def by_place(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
+    """The rows of each data set and net.
+
+    >>> list(by_place([{"arm": "cifar10-vit-siddo"}, {"arm": "cifar10-vit-kd_90"}]))
+    ['cifar10-vit']
+    """
+    found: dict[str, list[_Row]] = {}
+    for row in rows:
+        found.setdefault("-".join(place(row["arm"])), []).append(row)
+    return found
+
+
+def by_condition(values: Mapping[str, _Value], order: Sequence[str]) -> dict[str, _Value]:
+    """What arms of one place have, by what their names say beside data set and net.
+
+    Args:
+        order: of conditions, by how they begin, the longest that fits; others stand behind.
+
+    >>> found = {"mnist-vit-kd_90": 3, "mnist-vit-new": 4, "mnist-vit-kd_10": 2, "mnist-vit-kd": 1}
+    >>> by_condition(found, ("kd", "kd_"))
+    {'kd': 1, 'kd_10': 2, 'kd_90': 3, 'new': 4}
+    """
+    by_name = {arm.split("-", 2)[2]: value for arm, value in values.items()}
+
+    def rank(name: str) -> tuple[int, str]:
+        fits = [i for i, start in enumerate(order) if name.startswith(start)]
+        return max(fits, key=lambda i: len(order[i]), default=len(order)), name
+
+    return {name: by_name[name] for name in sorted(by_name, key=rank)}
 
 
 def asked_of(

@@ -62,6 +62,13 @@ def than_controls(place: str, weight: int) -> Composite:
     return Composite(members, "all", "all", f"{place}, weight {weight}%")
 
 
+def no_less_accurate(arm: str, other: str) -> Contrast:
+    """An arm loses no half point against another. A claim that needs several of these tests each at
+    alpha (an intersection-union test), so each is a family of its own."""
+    family, test = f"{arm} as accurate as {other}", "paired-non-inferiority"
+    return Contrast(ACCURACY, (arm, other), "greater", test, 0.005, family=family)
+
+
 def hypotheses(
     architectures: Sequence[str] = ARCHITECTURES,
     data_sets: Sequence[str] = DATA_SETS,
@@ -100,8 +107,7 @@ def hypotheses(
     def as_accurate(place: str) -> Composite:
         """Students of noise lose no half point against plain ones, nor against a teacher's."""
         pairs = [names([place], pair) for pair in itertools.product(noisy, ["siddo", student])]
-        test = ("greater", "paired-non-inferiority", 0.005)
-        return Composite(tuple(Contrast(ACCURACY, pair, *test) for pair in pairs), name=place)
+        return Composite(tuple(no_less_accurate(*pair) for pair in pairs), name=place)
 
     def more_accurate(noise: str) -> Composite:
         """Students of a teacher gain over half a point against those of noise."""
@@ -163,7 +169,8 @@ def hypotheses(
             )
             if nets
             else (),
-            uncertain="data-dependent is not defined in the abstract",
+            uncertain="data-dependent is not defined in the abstract; the benefit in accuracy, on "
+            "another scale for each data set, is shown and not tested",
             missing="" if nets else "It compares two data sets.",
         ),
         ask(
