@@ -124,12 +124,13 @@ def test_an_arm_needs_its_place():
 # What is asked.
 
 
-@pytest.mark.parametrize("form", ["cpu", "quick"])
+@pytest.mark.parametrize("form", ["cpu", "cpu_resnet_narrow", "quick"])
 def test_all_that_is_asked_is_measured_and_can_be_decided(form):
     ids = assert_measured_and_decidable(config(form), smallest_p=2.0**-10)
-    kind = "narrow" if form == "cpu" else "small"
+    kind = {"cpu": "narrow", "quick": "small"}.get(form, "resnet_narrow")
+    ours = " resnet_narrow" if form == "cpu_resnet_narrow" else ""
     papers = [f"H5.{i} {kind}" for i in range(1, 7) if (form, i) != ("quick", 4)]
-    assert ids == [*papers, *(f"D.{i}" for i in range(1, 7))]
+    assert ids == [*papers, *(f"D.{i}{ours}" for i in range(1, 7))]
 
 
 def test_the_papers_nets_are_asked_by_their_own_ids():

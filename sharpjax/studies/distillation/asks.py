@@ -1,7 +1,8 @@
 """What a run of the distillation study is asked, by its arms.
 
 H5.1 to H5.6 are the paper's, of the paper's nets. Of other nets the same is asked under ids of
-their own, as `H5.1 narrow`. Beside them, where a config has the arms:
+their own, as `H5.1 narrow`, and of one narrow net as `H5.1 resnet_narrow`, `D.1 resnet_narrow`.
+Beside them, where a config has the arms:
 
     D.1  at most weights a student on logits ends nearer to its teacher than siddo, and nearer than
          one whose loss passes through a second softmax, as in the authors' code of paper 7
@@ -51,7 +52,11 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
     asked = cells.asked_of(arms, paper5.HYPOTHESES)
     if not {*nets} <= {*paper5.ARCHITECTURES} or not {*sets} <= {*paper5.DATA_SETS}:
         kind = "narrow" if {*sets} <= {*paper5.DATA_SETS} else "small"
-        asked += cells.of_others(_of_nets(arms, nets, sets), kind, f"{kind} nets")
+        words, ours = f"{kind} nets", tuple(_own(arms))
+        if kind == "narrow" and len(nets) == 1:  # a part of `:cpu`
+            kind = words = nets[0]
+            ours = cells.of_others(ours, kind, words)
+        return asked + cells.of_others(_of_nets(arms, nets, sets), kind, words) + ours
     return asked + tuple(_own(arms))
 
 
