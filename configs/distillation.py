@@ -30,8 +30,9 @@ constant learning rate, and the ResNet-18 on CIFAR-100 too: 6.7 EFLOP by arithme
 hours at 120 TFLOP/s on one H100. It has not been run.
 `:cpu`: narrow nets on the first 3,000 training images, batches of 64, a cosine to 0; 460 models. By
 arithmetic two hours and a half on two quiet cores, of which ten minutes test; of paper 6's narrow
-nets the same arithmetic gave one and a half times what training took. `:cpu_resnet_narrow` is the
-part of it with all controls and H5.4: 220 models, an hour and twenty minutes by that arithmetic.
+nets the same arithmetic gave one and a half times what training took. `:cpu_resnet_narrow`,
+`:cpu_vgg_narrow` and `:cpu_vit_narrow` are parts of it. The first has all controls and H5.4: 220
+models, an hour and twenty minutes by that arithmetic; the others 120 each.
 Of CIFAR-10's 60,000 images as they were prepared for development all but 98 are exact, CIFAR-100's
 are approximate (WebP of quality 92). `:quick`: nets of two hidden layers on 8 x 8 digits.
 """
@@ -166,21 +167,25 @@ def get_config(form: str = "") -> ConfigDict:
     return config
 
 
-def on_two_cores(nets: dict) -> dict:
-    """Narrow nets and part of the data."""
-    return {
-        "arms": every_arm(nets, ("cifar10", "cifar100"), second={"train": {"epochs": 25}}),
-        "data": {"num_train": 3_000},
-        "optim": {"schedule": "cosine"},
-        "train": {"batch_size": 64, "checkpoint_epochs": 5},
-        "evaluate": {"test": {"num_outputs": 1_000}},
-    }
+# Two cores: narrow nets and part of the data.
+_CPU = {
+    "arms": every_arm(NARROW, ("cifar10", "cifar100"), second={"train": {"epochs": 25}}),
+    "data": {"num_train": 3_000},
+    "optim": {"schedule": "cosine"},
+    "train": {"batch_size": 64, "checkpoint_epochs": 5},
+    "evaluate": {"test": {"num_outputs": 1_000}},
+}
+
+
+def part(net: str) -> dict:
+    """What `:cpu` has of one net."""
+    return _CPU | {"arms": {k: v for k, v in _CPU["arms"].items() if k.split("-")[1] == net}}
 
 
 FORMS = {
     "": {"arms": every_arm(OF_PAPER, ("cifar10", "cifar100"))},
-    "cpu": on_two_cores(NARROW),
-    "cpu_resnet_narrow": on_two_cores({"resnet_narrow": NARROW["resnet_narrow"]}),
+    "cpu": _CPU,
+    **{f"cpu_{net}": part(net) for net in NARROW},
     "quick": {
         "arms": every_arm({"mlp": {"model": {"name": "mlp"}}}, ("digits",)),
         "data": {"name": "digits", "num_train": 600},

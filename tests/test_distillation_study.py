@@ -124,6 +124,9 @@ def test_an_arm_needs_its_place():
 # What is asked.
 
 
+PARTS = ("_resnet_narrow", "_vgg_narrow", "_vit_narrow")
+
+
 @pytest.mark.parametrize("form", ["cpu", "cpu_resnet_narrow", "quick"])
 def test_all_that_is_asked_is_measured_and_can_be_decided(form):
     ids = assert_measured_and_decidable(config(form), smallest_p=2.0**-10)
@@ -131,6 +134,20 @@ def test_all_that_is_asked_is_measured_and_can_be_decided(form):
     ours = " resnet_narrow" if form == "cpu_resnet_narrow" else ""
     papers = [f"H5.{i} {kind}" for i in range(1, 7) if (form, i) != ("quick", 4)]
     assert ids == [*papers, *(f"D.{i}{ours}" for i in range(1, 7))]
+
+
+def test_parts_of_a_form_have_its_arms_and_recipe():
+    whole, *parts = [config(f"cpu{net}").to_dict() for net in ("", *PARTS)]
+    assert {name: arm for part in parts for name, arm in part.pop("arms").items()} == whole.pop(
+        "arms"
+    )
+    assert all(part == whole for part in parts)
+
+
+@pytest.mark.parametrize("net", PARTS[1:])
+def test_a_part_without_the_further_controls_asks_of_noise_and_distance(net):
+    ids = assert_measured_and_decidable(config(f"cpu{net}"), smallest_p=2.0**-10)
+    assert ids == [f"H5.{i} {net[1:]}" for i in (1, 2, 3, 5, 6)]
 
 
 def test_the_papers_nets_are_asked_by_their_own_ids():
