@@ -24,7 +24,8 @@ def moments(values: jax.Array, *, longest: int, eps: float) -> dict[str, jax.Arr
     `norm` is sum lambda = ||W||_F^2 and `spectral_norm` lambda_max, both squares; logarithms are of
     base 10. `entropy` is -sum p ln p / ln rank of p = lambda / sum lambda, 0 at rank 1.
     `matrix_rank` counts s > s_max N eps. `detX_num` is the length of the shortest upper part whose
-    product, of eigenvalues of mean 1, is below 1, and `detX_val` its least eigenvalue.
+    product, of eigenvalues of mean 1, is below 1, and `detX_val` its least eigenvalue, in the units
+    of the weights as `xmin` is.
     Further: `nuclear_norm` sum s, `effective_rank` exp of the entropy of s / sum s (Roy and
     Vetterli, 2007), `participation_ratio` (sum lambda)^2 / sum lambda^2, `condition_number`
     s_max / s_min, infinite for a singular matrix.
@@ -58,7 +59,7 @@ def moments(values: jax.Array, *, longest: int, eps: float) -> dict[str, jax.Arr
         "sv_max": s[-1],
         "sv_min": s[0],
         "detX_num": num,
-        "detX_val": values[n - num] / total * n,
+        "detX_val": values[n - num],
         "nuclear_norm": jnp.sum(s),
         "effective_rank": spectra.effective_rank(s),
         "participation_ratio": 1 / jnp.sum(jnp.square(p)),

@@ -22,11 +22,11 @@ _PENALTY = 1e6
 
 
 class Bulk(NamedTuple):
-    """The law fitted to eigenvalues that were divided by their mean; NaN where none was found.
+    """The law fitted to the eigenvalues of a layer; NaN where none was found.
 
     Attributes:
-        sigma_mp: sigma, 1 for a random matrix.
-        bulk_min: lower edge, sigma^2 (1 - sqrt(M / N))^2.
+        sigma_mp: sigma, of eigenvalues that were divided by their mean: 1 for a random matrix.
+        bulk_min: lower edge, mean sigma^2 (1 - sqrt(M / N))^2, in the units of the eigenvalues.
         bulk_max: upper edge.
         num_spikes: how many eigenvalues lie above the upper edge and its margin.
         mp_softrank: bulk_max / lambda_max: 1 for a random matrix, near 0 with strong spikes.
@@ -111,7 +111,8 @@ def fit_median(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
     root, other = math.sqrt(longest), math.sqrt(shortest)
     centre = (root + other) ** 2 / longest
     scale = (root + other) * (1 / root + 1 / other) ** (1 / 3) / longest
-    return _bulk(scaled, jnp.sqrt(variance), ratio, variance * (centre + _TRACY_WIDOM_99 * scale))
+    threshold = variance * (centre + _TRACY_WIDOM_99 * scale)
+    return _bulk(values, jnp.sqrt(variance), ratio, threshold)
 
 
 def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
@@ -122,8 +123,9 @@ def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
     2 sigma_0, sigma_0 that of lambda_max, and from there by Nelder and Mead's search as
     `scipy.optimize.fmin` does it. A law whose edges do not enclose the mode, or reach beyond the
     last point, is none; where that holds for every sigma the fit is NaN. The margin is
-    sqrt(sqrt(M / N) bulk_max^(2/3) M^(-2/3)). A square matrix is fitted by its singular values and
-    sqrt(4 - s^2) / (pi sigma^2), its formula as it stands there.
+    sqrt(sqrt(M / N) b^(2/3) M^(-2/3)), b the upper edge of eigenvalues of mean 1. A square matrix
+    is fitted by its singular values and sqrt(4 - s^2) / (pi sigma^2), its formula as it stands
+    there.
     """
     ratio = shortest / longest
     scaled = values / jnp.mean(values)
@@ -154,14 +156,16 @@ def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
     sigma = jnp.where(found, sigma, jnp.nan)
     top = sigma**2 * edges(ratio)[1]
     margin = jnp.sqrt(math.sqrt(ratio) * top ** (2 / 3) * shortest ** (-2 / 3))
-    return _bulk(scaled, sigma, ratio, top + margin)
+    return _bulk(values, sigma, ratio, top + margin)
 
 
-def _bulk(scaled, sigma, ratio, threshold):
-    low, high = (edge * sigma**2 for edge in edges(ratio))
-    spikes = jnp.sum(scaled > threshold).astype(scaled.dtype)
+def _bulk(values, sigma, ratio, threshold):
+    """From sigma and the threshold of a spike, both for eigenvalues of mean 1."""
+    mean = jnp.mean(values)
+    low, high = (edge * sigma**2 * mean for edge in edges(ratio))
+    spikes = jnp.sum(values / mean > threshold).astype(values.dtype)
     spikes = jnp.where(jnp.isnan(threshold), jnp.nan, spikes)
-    return Bulk(sigma, low, high, spikes, high / scaled[-1])
+    return Bulk(sigma, low, high, spikes, high / values[-1])
 
 
 def _nelder_mead(loss: Callable, start: jax.Array, *, tolerance: float = 1e-4) -> jax.Array:

@@ -45,7 +45,7 @@ class Metrics(NamedTuple):
         alpha_weighted: alpha log10 lambda_max, also called alpha-hat.
         log_alpha_norm: log10 sum lambda^alpha.
         norm .. condition_number: `eigenvalues.moments`.
-        sigma_mp .. mp_softrank: `marchenko_pastur.Bulk`, for eigenvalues of mean 1.
+        sigma_mp .. mp_softrank: `marchenko_pastur.Bulk`.
         max_rand_eval .. ww_maxdist: `randomised.Randomised`; NaN without a key.
         p_value, p_error, alpha_low, alpha_high: `goodness_of_fit`; NaN if it was not asked for.
         hill: `power_law.hill` of the upper tenth of the eigenvalues, at least two.
