@@ -9,7 +9,7 @@ import pytest
 from sharpjax import geometry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ("geometry", "sharpness", "calibration", "function")  # which name tests
+PAGES = ("geometry", "sharpness", "calibration", "function", "layers")  # which name tests
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
 

@@ -1,5 +1,6 @@
 """Pictures draw what they were given, and refuse what they cannot draw."""
 
+import importlib
 import io
 
 import jax
@@ -419,6 +420,26 @@ def test_labels_of_a_logarithmic_axis_are_apart(low, high):
     assert len(boxes) >= 2
     boxes = sorted(boxes, key=lambda box: box.x0)
     assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+def test_layer_spectra(monkeypatch):
+    tail = (1 - np.arange(50) / 50) ** -0.5
+    laws = {f"layer_{i}": plots.LayerLaw(tail, 3.0, 1.0, 2.5, 3.5) for i in range(60)}
+    laws |= {"zero": plots.LayerLaw(np.zeros(4)), "nan": plots.LayerLaw(np.full(4, np.nan))}
+    figure = plots.layer_spectra(dict(list(laws.items())[-4:]))
+    first, *others = figure.axes
+    png(figure)
+    assert [axis.get_title() for axis in others] == [
+        f"layer_{i}\nalpha = 3.00, xmin = 1" for i in (58, 59)
+    ]
+    points = next(line for line in first.lines if line.get_marker() == "o")
+    np.testing.assert_array_equal(points.get_ydata(), [3, 3, np.nan, np.nan])
+    assert [list(s[:, 1]) for s in first.collections[0].get_segments()] == [[2.5, 3.5]] * 2
+    module = importlib.import_module("sharpjax.plots.layer_spectrum")
+    monkeypatch.setattr(module, "MOST_PANELS", 4)
+    assert len(plots.layer_spectra(laws).axes) == 4
+    with pytest.raises(UserError, match="no layer to draw"):
+        plots.layer_spectra({})
 
 
 def test_layer_spectrum():

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import pathlib
 import shutil
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 
 from configs import sam_cifar
-from sharpjax import workdir
+from sharpjax import tree, workdir
 from sharpjax.errors import UserError, printable
 from sharpjax.report import words
-from sharpjax.runs import export, register, standing, study, verify
+from sharpjax.runs import export, register, standing, study, verify, weights
 from sharpjax.runs import run as runner
 from sharpjax.studies import __main__ as command
 from tests.commands import ROOT, assert_one_line, environment, studies
@@ -335,6 +336,45 @@ def test_parquet(whole, tmp_path, capsys):
     assert run(capsys, "export", whole, "--format=parquet", f"--output={target}")[0] == 0
     table = parquet.read_table(target).to_pylist()
     assert len(table) == (whole / "results.jsonl").read_bytes().count(b"\n")
+
+
+# Layers.
+
+
+def test_layers_of_a_checkpoint(whole, capsys):
+    before = listing(whole)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    options = "--trust-checkpoints", "--layer=*"
+    code, out = run(capsys, "layers", whole, *options)
+    assert code == 0 and out.startswith(f"{whole}: arm sam, seed 0, step 4 of 4; scale-free; ")
+    assert "other arms: sgd; other seeds: 1" in out
+    assert "Dense_0/bias: not a matrix" in out and "Dense_0/kernel: too few" in out
+    for arm, seed in itertools.product(("sam", "sgd"), ("0", "1")):
+        found = weights.weights(whole, arm=arm, model=seed, trust_checkpoints=True)
+        digest = tree.digest((found.params, {}))
+        assert digest == manifest["arms"][arm]["params_at_end"][seed], (arm, seed)
+        start = weights.weights(whole, arm=arm, model=seed, step="start").params
+        assert tree.digest((start, {})) == manifest["arms"][arm]["params_at_start"][seed]
+    code, own = run(capsys, "layers", whole / "checkpoints" / "sgd" / "4", *options, "--seed=1")
+    assert code == 0 and ": arm sgd, seed 1, step 4 of 4;" in own
+    assert listing(whole) == before
+
+
+def test_layers_of_what_is_not_there(whole, path):
+    trust = "--trust-checkpoints"
+    assert "say --trust-checkpoints" in refused("layers", whole)
+    assert "no arm 'sgdd'; did you mean 'sgd'?" in refused("layers", whole, "--arm=sgdd")
+    assert "of seed '7'. There are: 0, 1." in refused("layers", whole, "--seed=7", trust)
+    assert "its checkpoints are of the steps 2, 4" in refused("layers", whole, "--step=3", trust)
+    assert "give a step, or one of" in refused("layers", whole, "--step=x", trust)
+    assert "holds no state 'best'" in refused("layers", whole, "--step=best", trust)
+    deep = whole / "checkpoints" / "sam" / "4"
+    assert "names another" in refused("layers", deep, "--arm=sgd")
+    assert "is no checkpoint: name" in refused("layers", whole / "metrics")
+    (path / "checkpoints" / "sam" / "4" / "structure.json").write_text("{}")
+    assert "is damaged: structure.json" in refused("layers", path, trust)
+    shutil.rmtree(path / "checkpoints")
+    assert "what is published holds no weights" in refused("layers", path, trust)
 
 
 # Amend, report, list.

@@ -11,6 +11,7 @@
     series_of, last_of  what these draw, from the rows of a run; `n_of` states n
     reliability         accuracy against confidence
     layer_spectrum      eigenvalues of the weights of a layer, and the power law of their tail
+    layer_spectra       the exponents of all layers, and a histogram of each (`LayerLaw`)
     spectrum, density, curvature_along_training     of the results of `sharpjax.geometry`
 
 Arms are drawn in the order in which they are given, in styles (`style.styles`) that can be told
@@ -22,7 +23,7 @@ from sharpjax.plots.contour import Surface, landscape, profiles, slices
 from sharpjax.plots.curvature import curvature_along_training, density, spectrum
 from sharpjax.plots.figure import Figure, png
 from sharpjax.plots.heat_map import matrix
-from sharpjax.plots.layer_spectrum import layer_spectrum
+from sharpjax.plots.layer_spectrum import LayerLaw, layer_spectra, layer_spectrum
 from sharpjax.plots.line import Panel, lines
 from sharpjax.plots.point import points, scatter
 from sharpjax.plots.series import Curves, Values, first_set, last_of, n_of, series_of
@@ -31,6 +32,7 @@ from sharpjax.plots.trajectory import distances, trajectories
 __all__ = [
     "Curves",
     "Figure",
+    "LayerLaw",
     "Panel",
     "Surface",
     "Values",
@@ -40,6 +42,7 @@ __all__ = [
     "first_set",
     "landscape",
     "last_of",
+    "layer_spectra",
     "layer_spectrum",
     "lines",
     "matrix",

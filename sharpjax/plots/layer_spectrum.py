@@ -1,6 +1,7 @@
-"""Eigenvalues of the weights of one layer, and the laws fitted to them."""
+"""Eigenvalues of the weights of layers, and the laws fitted to them."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,70 @@ from sharpjax.plots.style import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# How many panels one picture has.
+MOST_PANELS = 48
+
+
+class LayerLaw(NamedTuple):
+    """What was fitted to the eigenvalues of a layer; NaN where there is no fit.
+
+    Attributes:
+        values: all eigenvalues of the layer, in any order.
+        alpha, xmin: of the power law of their tail.
+        low, high: interval of alpha.
+        edge: upper edge of the bulk of a random matrix.
+    """
+
+    values: Any
+    alpha: float = float("nan")
+    xmin: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    edge: float = float("nan")
+
+
+def layer_spectra(layers: Mapping[str, LayerLaw], *, num_bins: int = 40) -> "Figure":
+    """The exponents of all layers, and after them a histogram of the eigenvalues of each.
+
+    The first panel has alpha of each layer in their order, with its interval, and lines at 2 and 6,
+    between which WeightWatcher calls a layer well trained. Each further one is as in
+    `layer_spectrum`, the dashed line being the edge of a random matrix. Layers with fewer than two
+    eigenvalues above 0 have no histogram, nor have those beyond the first 47.
+
+    Raises:
+        UserError: there is no layer.
+    """
+    if not layers:
+        raise UserError("plots.layer_spectra: there is no layer to draw.")
+    shown = {name: law for name, law in layers.items() if _is_drawn(law.values)}
+    shown = dict(list(shown.items())[: MOST_PANELS - 1])
+    figure, (first, *others) = figures.axes(1 + len(shown), size=(3.6, 2.8))
+    _exponents(first, list(layers.values()))
+    for axis, (name, law) in zip(others, shown.items(), strict=True):
+        fitted = (law.alpha, law.xmin) if np.isfinite([law.alpha, law.xmin]).all() else None
+        _histogram(axis, np.asarray(law.values, float).ravel(), fitted, law.edge, num_bins)
+        of = f"\nalpha = {law.alpha:.2f}, xmin = {law.xmin:.3g}" if fitted else "\nno power law"
+        axis.set_title(name + of, fontsize=8)
+    return figure
+
+
+def _is_drawn(values: Any) -> bool:
+    values = np.asarray(values, float)
+    return bool(np.isfinite(values).all() and (values > 0).sum() > 1)
+
+
+def _exponents(axis: Any, layers: Sequence[LayerLaw]) -> None:
+    place = np.arange(1, len(layers) + 1)
+    alpha, low, high = (np.array([getattr(x, n) for x in layers]) for n in ("alpha", "low", "high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    axis.vlines(place[known], low[known], high[known], color=COLORS[0], lw=1.5)
+    axis.plot(place, alpha, "o", color=COLORS[0], ms=4)
+    for limit in (2, 6):
+        axis.axhline(limit, color=COLORS[2], lw=1, ls=(0, (5, 1.5)))
+    axis.set_title("alpha of each layer", fontsize=8)
+    axis.set(xlabel="layer", ylabel="alpha", xlim=(0.5, len(layers) + 0.5), ylim=(1, None))
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def layer_spectrum(
@@ -54,20 +119,40 @@ def layer_spectrum(
             f"plots.layer_spectrum: alpha={alpha}, xmin={xmin}; give both as a fit to these "
             "eigenvalues has them, or neither."
         )
+    zeros = values.size - positive.size
+    label = f"{positive.size:,} eigenvalues" + (f" above 0, {zeros:,} at 0" if zeros else "")
+    labels = [
+        label,
+        f"alpha = {alpha:.2f}" if law else "",
+        f"xmin = {xmin:.3g}" if law else "",
+        "edge of a random matrix",
+    ]
+    figure, (axis,) = figures.axes(names=[*labels, name])
+    drawn = _histogram(axis, values, law, edge, num_bins)
+    handles = {labels[i]: handle for i, handle in drawn.items()}
+    figures.legend(figure, handles, name)
+    return figure
+
+
+def _histogram(
+    axis: Any,
+    values: np.ndarray,
+    law: tuple[float, float] | None,
+    edge: float | None,
+    num_bins: int,
+) -> dict[int, Any]:
+    """Draw a density and its law; the histogram is 0, the law 1, xmin 2, the edge 3."""
+    positive = values[values > 0]
     low, high = positive.min(), positive.max()
     if low == high:
         low, high = low / 2, high * 2
     bins = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), num_bins + 1)
     count, _ = np.histogram(positive, bins)
-    zeros = values.size - positive.size
-    label = f"{positive.size:,} eigenvalues" + (f" above 0, {zeros:,} at 0" if zeros else "")
-    names = [label, f"alpha = {alpha:.2f}" if law else "", "edge of a random matrix"]
-    figure, (axis,) = figures.axes(names=[*names, name])
     density = count / np.diff(bins) / values.size
     # From below the axis on, so that a bin without eigenvalues is a gap.
     bottom = density[count > 0].min() / 3
-    handles: dict[str, Any] = {
-        label: axis.stairs(
+    handles: dict[int, Any] = {
+        0: axis.stairs(
             np.maximum(density, bottom), bins, baseline=bottom, fill=True, color=COLORS[0],
             alpha=0.45,
         )
@@ -77,13 +162,12 @@ def layer_spectrum(
         x = np.geomspace(start, high, 100)
         share = (values >= start * (1 - 1e-9)).mean()
         y = share * (exponent - 1) / start * (x / start) ** -exponent
-        handles[names[1]] = axis.plot(x, y, color=COLORS[1], lw=1.5)[0]
-        handles[f"xmin = {start:.3g}"] = axis.axvline(start, color=COLORS[1], lw=1, ls=(0, (1, 1)))
+        handles[1] = axis.plot(x, y, color=COLORS[1], lw=1.5)[0]
+        handles[2] = axis.axvline(start, color=COLORS[1], lw=1, ls=(0, (1, 1)))
     if edge is not None and np.isfinite(edge):
-        handles[names[2]] = axis.axvline(edge, color=COLORS[2], lw=1, ls=(0, (5, 1.5)))
+        handles[3] = axis.axvline(edge, color=COLORS[2], lw=1, ls=(0, (5, 1.5)))
     axis.set(xlabel="eigenvalue", ylabel="density", ylim=(bottom, None))
     figures.logarithmic(axis, "x")
     figures.logarithmic(axis, "y")
     axis.set_ylim(bottom, 2 * axis.get_ylim()[1])
-    figures.legend(figure, handles, name)
-    return figure
+    return handles

@@ -133,6 +133,16 @@ def _measure(
     _say(f"exploratory measures: {where}")
 
 
+def _layers(checkpoint: str, only: Sequence[str], columns: str, **options: Any) -> None:
+    from sharpjax import runtime
+
+    runtime.start()
+    from sharpjax.runs import layers
+
+    named = [name.strip() for name in columns.split(",") if name.strip()]
+    layers.layers(checkpoint, only=only, columns=named, say=_say, **options)
+
+
 def _export(folder: str, format: str, output: str | None) -> None:
     from sharpjax.runs import export
 
@@ -187,6 +197,12 @@ def _count(text: str) -> int | None:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more, nor all")
+    return int(text)
+
+
+def _samples(text: str) -> int:
+    if not text.isdecimal() or int(text) in range(1, 20):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor a whole number of 20 or more")
     return int(text)
 
 
@@ -275,6 +291,50 @@ COMMANDS = {
             ),
             _argument("--name", default="", help="of the folder in exploratory/"),
             *_DATA,
+        ),
+    ),
+    "layers": Command(
+        _layers,
+        "what the weights of each layer of a model say without data, as WeightWatcher prints it",
+        (
+            _argument(
+                "checkpoint",
+                help="folder of a run, checkpoints/ARM or checkpoints/ARM/STEP in it, or an .npz "
+                "file of arrays",
+            ),
+            _argument("--arm", default="", help="of the run; default: the first"),
+            _argument("--seed", dest="model", default="", help="default: the first"),
+            _argument(
+                "--step", default="", help="start, best, end, or a step; default: the newest"
+            ),
+            _argument(
+                "--layer",
+                dest="only",
+                action="append",
+                default=[],
+                metavar="GLOB",
+                help="of these names alone, as Dense_*; may be repeated",
+            ),
+            _argument("--columns", default="", help="which, with commas between them, or all"),
+            _argument(
+                "--convention",
+                default="scale-free",
+                choices=("scale-free", "weightwatcher"),
+                help="what the definitions leave open (docs/layers.md); default: scale-free",
+            ),
+            _argument(
+                "--samples",
+                type=_samples,
+                default=0,
+                help="of the bootstrap of alpha: its interval and its goodness of fit",
+            ),
+            _argument("--shuffle", action="store_true", help="compare with shuffled entries"),
+            _argument("--figure", default="", help="a new .png, .svg or .pdf file"),
+            _argument(
+                "--trust-checkpoints",
+                action="store_true",
+                help="load them: this run is yours, or you know who made it",
+            ),
         ),
     ),
     "export": Command(

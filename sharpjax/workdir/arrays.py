@@ -41,15 +41,18 @@ def npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
     return data.getvalue()
 
 
-def load_arrays(path: epath.Path) -> "dict[str, np.ndarray]":
+def load_arrays(path: epath.Path, *, slashes: bool = False) -> "dict[str, np.ndarray]":
     """The arrays of an `.npz` file.
+
+    Args:
+        slashes: whether names may hold some, as those of parameters do.
 
     Raises:
         UserError: as `check_arrays`.
     """
     import numpy as np
 
-    check_arrays(path)
+    check_arrays(path, slashes=slashes)
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -57,7 +60,7 @@ def load_arrays(path: epath.Path) -> "dict[str, np.ndarray]":
         raise UserError(f"{path} is damaged: {printable(str(error))[:200]}.") from None
 
 
-def check_arrays(path: epath.Path) -> None:
+def check_arrays(path: epath.Path, *, slashes: bool = False) -> None:
     """Look at an `.npz` file without unpacking it: numbers alone, as many as its headers say.
 
     Raises:
@@ -77,18 +80,20 @@ def check_arrays(path: epath.Path) -> None:
             if len({entry.filename for entry in entries}) < len(entries):
                 raise UserError(f"{path} names an array twice.")
             for entry in entries:
-                _check_array(path, archive, entry)
+                _check_array(path, archive, entry, slashes)
     except FileNotFoundError:
         raise UserError(f"{path} is missing.") from None
     except _BROKEN as error:
         raise UserError(f"{path} is no .npz file: {printable(str(error))[:200]}.") from None
 
 
-def _check_array(path: epath.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+def _check_array(
+    path: epath.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, slashes: bool
+) -> None:
     from numpy.lib import format as npy
 
     name = printable(entry.filename)
-    if not entry.filename.endswith(".npy") or "/" in entry.filename:
+    if not entry.filename.endswith(".npy") or ("/" in entry.filename and not slashes):
         raise UserError(f"{path} holds '{name}', which is no array.")
     with archive.open(entry) as file:
         try:

@@ -19,6 +19,7 @@ from sharpjax.layerwise.data_free.eigenvalues import eigenvalues as eigenvalues
 from sharpjax.layerwise.data_free.esd import layer_eigenvalues as layer_eigenvalues
 from sharpjax.layerwise.data_free.goodness_of_fit import GoodnessOfFit as GoodnessOfFit
 from sharpjax.layerwise.data_free.goodness_of_fit import goodness_of_fit as goodness_of_fit
+from sharpjax.layerwise.data_free.randomised import Randomised as Randomised
 from sharpjax.layerwise.data_free.randomised import randomised as randomised
 from sharpjax.layerwise.data_free.table import Metrics as Metrics
 from sharpjax.layerwise.data_free.table import Status as Status
@@ -26,3 +27,5 @@ from sharpjax.layerwise.data_free.table import Table as Table
 from sharpjax.layerwise.data_free.table import data_free as data_free
 from sharpjax.layerwise.data_free.text import as_rich as as_rich
 from sharpjax.layerwise.data_free.text import as_text as as_text
+from sharpjax.layerwise.data_free.text import check_columns as check_columns
+from sharpjax.layerwise.data_free.text import reason as reason

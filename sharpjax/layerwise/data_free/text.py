@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sharpjax.errors import UserError, unknown
+from sharpjax.layerwise.data_free.convention import SCALE_FREE, Convention
 from sharpjax.layerwise.data_free.table import (
     OVER_TRAINED,
     UNDER_TRAINED,
@@ -82,10 +83,39 @@ def note(status: int, alpha: float) -> str:
     return "under-trained" if alpha > UNDER_TRAINED else ""
 
 
-def _heads(table: Table, columns: Sequence[str]) -> list[str]:
+def reason(status: int, convention: Convention = SCALE_FREE) -> str:
+    """Why a layer has no power law, in words; '' where it has one.
+
+    >>> reason(Status.TOO_FEW)
+    'too few: it has less than the 10 eigenvalues of which numbers are given'
+    """
+    floor = "the rounding of its largest" if convention.floor is None else f"{convention.floor:g}"
+    least, kept = convention.min_evals, convention.min_kept
+    return {
+        Status.OK: "",
+        Status.NOT_A_MATRIX: "not a matrix: it has less than two axes, or no entry",
+        Status.NOT_FINITE: "not finite: weights are NaN or infinite",
+        Status.TOO_FEW: f"too few: it has less than the {least} eigenvalues of which numbers are "
+        "given",
+        Status.LOW_RANK: f"low rank: less than {kept} of its eigenvalues are above {floor}, so "
+        "there is no power law",
+        Status.NO_TAIL: "no tail: its eigenvalues are all equal, so there is no power law",
+    }[Status(status)]
+
+
+def check_columns(columns: Sequence[str]) -> None:
+    """Refuse what is no column.
+
+    Raises:
+        UserError: a name that `Metrics` has not.
+    """
     for name in columns:
         if name not in Metrics._fields:
             raise unknown("column", name, Metrics._fields)
+
+
+def _heads(table: Table, columns: Sequence[str]) -> list[str]:
+    check_columns(columns)
     if np.ndim(table.status) != 1:
         raise UserError(
             "data_free: a table is printed of one network; take a member of the population: "
