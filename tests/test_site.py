@@ -14,6 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
 MODULES = ("sharpjax.geometry", "sharpjax.losses", "sharpjax.nn", "sharpjax.optim")
+MODULES += ("sharpjax.layerwise.criticality", "sharpjax.layerwise.data_free")
 
 
 def public(name):
