@@ -12,8 +12,9 @@ import scipy.spatial.distance
 from flax import linen, nnx
 from sklearn.neighbors import KernelDensity
 
-from sharpjax import tree
+from sharpjax import geometry, tree
 from sharpjax.errors import UserError
+from sharpjax.geometry.operators.algebra import linearize
 from sharpjax.layerwise.data_free import (
     SCALE_FREE,
     WEIGHTWATCHER,
@@ -30,6 +31,7 @@ from sharpjax.layerwise.data_free import (
     power_law,
 )
 from sharpjax.nn import svd
+from tests.problems import columns
 
 
 def matrices():
@@ -374,6 +376,28 @@ def test_factors_and_populations():
     for i, power in enumerate((1, 3)):
         alone = data_free({"kernel": (DENSE.astype(np.float32) ** power)}).metrics
         np.testing.assert_allclose(members.metrics.alpha[i], alone.alpha, rtol=1e-3)
+
+
+def test_curvature_of_layers_stands_beside_what_their_weights_say(x64):
+    """By the names of the table. Of the mean of |x A B|^2 / 2 the block of B is A'x'x A / n for
+    each of its 11 columns, and the trace of that of A is that of x'x / n times |B|^2."""
+    rng = np.random.default_rng(6)
+    params = {
+        "a": {"kernel": jnp.array(rng.normal(size=(14, 12)))},
+        "b": {"kernel": jnp.array(rng.normal(size=(12, 11)))},
+    }
+    x = jnp.array(rng.normal(size=(5, 14)))
+
+    def loss(p, x):
+        return jnp.mean(jnp.sum((x @ p["a"]["kernel"] @ p["b"]["kernel"]) ** 2, axis=1)) / 2
+
+    table = data_free(params)
+    blocks = geometry.layers(geometry.hessian(loss, params, x), table.names)
+    assert tuple(blocks) == table.names
+    traces = [np.trace(columns(linearize(block), block.like)) for block in blocks.values()]
+    hidden = x @ params["a"]["kernel"]
+    np.testing.assert_allclose(traces[0], jnp.sum(x**2) / 5 * table.metrics.norm[1], rtol=1e-9)
+    np.testing.assert_allclose(traces[1], 11 * jnp.sum(hidden**2) / 5, rtol=1e-9)
 
 
 # Layers without numbers.
