@@ -1,15 +1,16 @@
 """Data-free metrics of every layer of a ResNet-18, and the bootstrap of alpha, on this machine.
 
-    python benchmarks/layers.py [--width=64] [--samples=100] [--mode=weightwatcher]
+    python benchmarks/layers.py [--width=64] [--samples=100] [--repeats=3] [--mode=weightwatcher]
 
 Weights are Gaussian draws in the shapes of the network for CIFAR (3 x 3 stem, 10 classes). Wall and
-processor time of the first call, which compiles, and of one more; then WeightWatcher on the same
-arrays, if it is installed. Prints a table.
+processor time of the first call, which compiles, and of `repeats` more, in turn with WeightWatcher
+on the same arrays, if that is installed; their numbers are compared. Prints a table.
 """
 
 import argparse
 import datetime
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -51,10 +52,11 @@ def timed(fn):
     return found, time.perf_counter() - wall, time.process_time() - processor
 
 
-def weightwatcher(params):
+def weightwatcher_table(params):
     """The same by WeightWatcher, from a folder of arrays in torch's layout."""
     import weightwatcher as ww
 
+    logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         layers = {}
         for i, (name, leaf) in enumerate(params.items()):
@@ -78,34 +80,76 @@ def weightwatcher(params):
         )
 
 
+# What WeightWatcher draws anew at each call.
+RANDOM = ("max_rand_eval", "rand_distance", "ww_softrank", "ww_maxdist")
+NOT_FOLLOWED = ("sv_min",)  # of convolutions it takes the largest of several
+FEWEST = 20  # eigenvalues; its rule for fewer is another
+
+
+def differences(table, theirs):
+    """The largest relative difference of each column that both have, over all layers."""
+    place = {name.removesuffix("/kernel"): i for i, name in enumerate(table.names)}
+    rows = [row for row in theirs.to_dict("records") if row["num_evals"] >= FEWEST]
+    found = {}
+    for column in set(table.metrics._fields) & set(theirs.columns) - {*RANDOM, *NOT_FOLLOWED}:
+        own = np.array([getattr(table.metrics, column)[place[row["name"]]] for row in rows])
+        other = np.array([row[column] for row in rows], float)
+        found[column] = float(np.max(np.abs(own - other) / np.maximum(np.abs(other), 1e-12)))
+    return len(rows), found
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mode", choices=("weightwatcher", "scale_free"), default="weightwatcher")
     args = parser.parse_args(arguments)
     params = network(args.width)
     convention = WEIGHTWATCHER if args.mode == "weightwatcher" else SCALE_FREE
     key = jax.random.key(0)
 
-    def metrics(samples):
+    def metrics(samples=0):
         return data_free(params, convention=convention, key=key, num_samples=samples)
 
+    tasks = {"metrics": metrics}
+    try:
+        import weightwatcher
+
+        tasks["WeightWatcher"] = lambda: weightwatcher_table(params)
+        version = f", WeightWatcher {getattr(weightwatcher, '__version__', '')}"
+    except ImportError:
+        version = ", WeightWatcher is not installed"
     print(
-        f"{len(params)} layers, width {args.width}, {os.cpu_count()} cores, {datetime.date.today()}"
+        f"{len(params)} layers, width {args.width}, {os.cpu_count()} cores, "
+        f"{datetime.date.today()}, jax {jax.__version__}{version}"
     )
     print(f"{'':34}{'wall s':>9}{'processor s':>13}")
-    for name, samples in (("metrics", 0), (f"with {args.samples} samples of alpha", args.samples)):
-        for which in ("first call", "again"):
-            _, wall, processor = timed(lambda samples=samples: metrics(samples))
-            print(f"{name + ', ' + which:34}{wall:9.2f}{processor:13.2f}", flush=True)
-    try:
-        import weightwatcher as _  # noqa: F401
-    except ImportError:
-        print("WeightWatcher is not installed")
-        return
-    _, wall, processor = timed(lambda: weightwatcher(params))
-    print(f"{'WeightWatcher':34}{wall:9.2f}{processor:13.2f}")
+
+    def line(name, wall, processor):
+        print(f"{name:34}{wall:9.2f}{processor:13.2f}", flush=True)
+
+    _, *first = timed(metrics)
+    line("metrics, first call", *first)
+    times, found = {name: [] for name in tasks}, {}
+    for _ in range(args.repeats):  # they take turns, since the machine may be busy
+        for name, task in tasks.items():
+            found[name], *own = timed(task)
+            times[name].append(own)
+            line(name, *own)
+    for name, own in times.items():
+        line(f"{name}, least", *np.min(own, axis=0))
+        line(f"{name}, median", *np.median(own, axis=0))
+    if "WeightWatcher" in found and args.mode == "weightwatcher":
+        count, differ = differences(found["metrics"], found["WeightWatcher"])
+        worst = max(differ, key=differ.__getitem__)
+        print(
+            f"{len(differ)} columns of {count} layers of {FEWEST} eigenvalues or more: the largest "
+            f"relative difference is {differ[worst]:.1e}, of {worst}"
+        )
+    for which in ("first call", "again"):
+        _, *own = timed(lambda: metrics(args.samples))
+        line(f"with {args.samples} samples of alpha, {which}", *own)
 
 
 if __name__ == "__main__":
