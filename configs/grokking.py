@@ -5,13 +5,17 @@ r"""Does training U, s and V in place of W prevent grokking? (OpenReview LVuzwpM
     python launch.py --config=configs/grokking.py:subtraction    # appendix B: subtraction modulo 97
     python launch.py --config=configs/grokking.py:table1_80      # one column: 80 % of the pairs
     python launch.py --config=configs/grokking.py:quick          # three arms, censored early
+    python launch.py --config=configs/grokking.py:paper --register  # all nine columns; see below
 
 Arms: `<task>-<model>-<fraction>`, as `add97-svd_12-80`: the dense model, and decomposed ones at
 ranks of 100, 50, 25 and 12.5 per cent, trained on 50, 65 and 80 per cent of all pairs; ten seeds
-each. `table1_50`, `mod67_65` and so on are columns of their own. Recipe: embeddings of 128 numbers,
-128 hidden units, batches of 512, AdamW at a learning rate of 1e-3, betas 0.9 and 0.98, weight decay
-0.01 on all parameters. A seed ends at its first test accuracy of 100 per cent, or with the paper's
-budget of epochs.
+each. `table1_50`, `mod67_65` and so on are columns of their own. `:paper` has the arms of all nine,
+which nobody runs at once: it is registered, and judged over runs of the columns by `python -m
+sharpjax.studies report RUN RUN ... --joint FOLDER` (docs/protocol.md).
+
+Recipe: embeddings of 128 numbers, 128 hidden units, batches of 512, AdamW at a learning rate of
+1e-3, betas 0.9 and 0.98, weight decay 0.01 on all parameters. A seed ends at its first test
+accuracy of 100 per cent, or with the paper's budget of epochs.
 
 Curvature, sharpness, spectra and Fourier measures are taken at a few epochs on `train[:512]`, in W
 and, of decomposed models, in (U, s, V): some .2 s a seed and epoch on two cores.
@@ -31,6 +35,7 @@ BUDGETS = {
     "add67": {50: 120_000, 65: 60_000, 80: 25_000},
     "sub97": {50: 70_000, 65: 35_000, 80: 20_000},
 }
+TASKS = {"add97": {}, "add67": {"modulus": 67}, "sub97": {"operation": "-"}}
 MODELS = {"dense": 0.0, "svd_100": 1.0, "svd_50": 0.5, "svd_25": 0.25, "svd_12": 0.125}
 
 
@@ -94,20 +99,27 @@ def get_config(form: str = "") -> ConfigDict:
     return config
 
 
-def _columns(form: str, task: str, data: dict) -> dict:
+def _columns(form: str, task: str) -> dict:
     """A whole table, and each of its columns."""
-    whole = {form: {"arms": arms(task), "data": data}}
+    whole = {form: {"arms": arms(task), "data": TASKS[task]}}
     return whole | {
-        f"{form}_{fraction}": {"arms": arms(task, (fraction,)), "data": data}
+        f"{form}_{fraction}": {"arms": arms(task, (fraction,)), "data": TASKS[task]}
         for fraction in BUDGETS[task]
     }
 
 
 FORMS = {
     "": {"arms": arms("add97")},
-    **_columns("table1", "add97", {}),
-    **_columns("mod67", "add67", {"modulus": 67}),
-    **_columns("subtraction", "sub97", {"operation": "-"}),
+    **_columns("table1", "add97"),
+    **_columns("mod67", "add67"),
+    **_columns("subtraction", "sub97"),
+    "paper": {
+        "arms": {
+            name: arm | {"data": arm["data"] | data}
+            for task, data in TASKS.items()
+            for name, arm in arms(task).items()
+        }
+    },
     # All are watched for 1,000 epochs, in which the dense model does not generalise.
     "quick": {
         "seeds": tuple(range(20, 25)),  # of those of the tables nothing is to be seen before

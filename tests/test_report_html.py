@@ -809,10 +809,10 @@ def test_registered_answers_count_before_exploratory_ones():
 
 def test_the_overview_labels_a_word_that_nothing_registered_stands_for():
     one, two = runs()
-    for of, expected in (((one, two), False), ((two,), True)):
+    for of, expected in (((one, two), ""), ((two,), "exploratory")):
         found = {e.hypothesis.id: e for e in overview.entries(registry(), of)}
-        assert overview.is_exploratory(found["S.1"]) == expected
-        assert not overview.is_exploratory(found["H7.6"])
+        assert overview.tag_of(found["S.1"]) == expected
+        assert not overview.tag_of(found["H7.6"])
     page = Document(as_page(registry(), (two,)))
     assert any("inconclusive" in t and "exploratory" in t for t in page.texts("td"))
     assert "**inconclusive** (exploratory)" in as_text(registry(), (two,))

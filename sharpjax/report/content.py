@@ -16,6 +16,7 @@ from sharpjax.report.blocks import Picture, Table
 _PNG = b"\x89PNG\r\n\x1a\n"
 # A page that embeds more than this opens slowly; what is larger stays beside it.
 _LARGEST_PICTURE = 4 << 20
+EXPLORATORY = "exploratory"
 
 __all__ = ["Command", "Content", "Picture", "Table", "make", "metrics_of"]
 
@@ -51,10 +52,15 @@ class Content:
     processes: tuple[Mapping[str, Any], ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[Command, ...] = ()
+    seen: Mapping[str, str] = field(default_factory=dict)  # registered after a look: `tag`, by id
 
     @property
     def is_registered(self) -> bool:
         return self.registration is not None
+
+    def tag(self, judgement: Judgement) -> str:
+        """What of the data of a hypothesis had been seen when it was registered; '': nothing."""
+        return self.seen.get(judgement.hypothesis.id, "") if self.is_registered else EXPLORATORY
 
 
 def make(

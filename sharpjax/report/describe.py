@@ -1,12 +1,12 @@
 """The report of one run, as a `Page`: what stands on it, in which order."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.report import blocks, html, markdown, record, verdicts, words
 from sharpjax.report.blocks import Block, Facts, Folded, Group, Paragraph, Section, Span, Text
-from sharpjax.report.content import Content, metrics_of
+from sharpjax.report.content import EXPLORATORY, Content, metrics_of
 
 UNREGISTERED = (
     "Unregistered: everything here is exploratory. What was asked was not sealed before the data "
@@ -31,12 +31,12 @@ def pages(content: Content) -> dict[str, bytes]:
 
 def page(content: Content) -> blocks.Page:
     """The page."""
-    exploratory, pictures = not content.is_registered, list(content.pictures)
+    pictures = list(content.pictures)
     power = content.registration.power if content.registration else ()
     parts: dict[str, Iterable[Block | None]] = {
         "Verdicts": _verdicts(content),
         "Tables": content.tables,
-        "Hypotheses": [*_hypotheses(content.judgements, "h", exploratory, pictures, power)],
+        "Hypotheses": [*_hypotheses(content.judgements, "h", content.tag, pictures, power)],
         "Figures": [Group(pictures, "pictures")] if pictures else (),
         "Funnel of runs": record.funnel(content),
         "All metrics": record.metrics(content),
@@ -50,7 +50,7 @@ def page(content: Content) -> blocks.Page:
         "Digests": record.digests(content),
     }
     sections = [Section(n, list(x), n.lower().replace(" ", "-")) for n, x in parts.items()]
-    kind = f"Report of a {'run' if exploratory else 'registered run'}"
+    kind = f"Report of a {'registered run' if content.is_registered else 'run'}"
     return blocks.Page(content.title, kind, list(_lead(content)), sections)
 
 
@@ -58,7 +58,7 @@ def _lead(content: Content) -> Iterator[Block]:
     """What a reader must know first: warnings, the answer, of what, when, and at which cost."""
     for line in (*([] if content.is_registered else [UNREGISTERED]), *content.warnings):
         yield Paragraph(line, "notice")
-    yield from _answer(content.judgements, exploratory=not content.is_registered)
+    yield from _answer(content)
     pairs: list[tuple[str, Text]] = [
         *record.circumstances(content),
         ("Arms", _arms(content.config.get("arms"), content.arms)),
@@ -78,9 +78,9 @@ def _lead(content: Content) -> Iterator[Block]:
     yield Paragraph(CANNOT, "note")
 
 
-def _answer(judgements: Sequence[Judgement], *, exploratory: bool) -> Iterator[Block]:
+def _answer(content: Content) -> Iterator[Block]:
     """How many hypotheses came to what, and some in words: the first of each verdict first."""
-    if not judgements:
+    if not (judgements := content.judgements):
         return
     given = [j.verdict for j in judgements]
     parts: list[Text] = [Span(f"{words.many(len(given), 'hypothesis')}: {words.counts(given)}.")]
@@ -88,17 +88,17 @@ def _answer(judgements: Sequence[Judgement], *, exploratory: bool) -> Iterator[B
     ranked = sorted(zip(places, judgements, strict=True), key=lambda pair: pair[0])
     run = [j for _, j in ranked if j.verdict != "not run"][:_MOST_SAID]
     for word in words.VERDICTS:
-        said = [j.hypothesis for j in run if j.verdict == word]
-        if said:
+        for tag in dict.fromkeys(content.tag(j) for j in run if j.verdict == word):
+            said = [j.hypothesis for j in run if (j.verdict, content.tag(j)) == (word, tag)]
             claims = "; ".join(f"{h.claim.rstrip('.')} ({h.id})" for h in said)
-            parts += [" ", verdicts.verdict(word, exploratory=exploratory), f": {claims}."]
+            parts += [" ", verdicts.verdict(word, tag), f": {claims}."]
     yield Paragraph(tuple(parts), "answer")
 
 
 def _hypotheses(
     judgements: Sequence[Judgement],
     prefix: str,
-    exploratory: bool,
+    tag: Callable[[Judgement], str],
     pictures: list[blocks.Picture],
     power: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Block]:
@@ -119,7 +119,7 @@ def _hypotheses(
         made = verdicts.section(
             judgement,
             f"{prefix}{i}",
-            exploratory=exploratory,
+            tag=tag(judgement),
             planned=record.planned(rows[0]) if len(rows) == 1 else "",
             pictures=own,
         )
@@ -132,27 +132,27 @@ def _hypotheses(
 
 
 def _table(
-    judgements: Sequence[Judgement], caption: str, prefix: str, exploratory: bool
+    judgements: Sequence[Judgement], caption: str, prefix: str, tag: Callable[[Judgement], str]
 ) -> Iterator[Block]:
     """The verdicts, with those that were not run folded below them."""
     named = [(f"{prefix}{i}", judgement) for i, judgement in enumerate(judgements, 1)]
     run = [pair for pair in named if pair[1].verdict != "not run"]
     waiting = [pair for pair in named if pair[1].verdict == "not run"]
     if run:
-        yield verdicts.table(run, caption, exploratory=exploratory)
+        yield verdicts.table(run, caption, tag)
     if waiting:
         name = f"Not run: {words.many(len(waiting), 'hypothesis')}"
-        yield Folded(name, [verdicts.table(waiting, name, exploratory=exploratory)])
+        yield Folded(name, [verdicts.table(waiting, name, tag)])
 
 
 def _verdicts(content: Content) -> Iterator[Block | None]:
-    judgements, exploratory = content.judgements, not content.is_registered
+    judgements = content.judgements
     if not judgements:
         yield Paragraph("No hypothesis was put forward for this run.")
         return
     given = [j.verdict for j in judgements]
     caption = f"{words.many(len(judgements), 'hypothesis')}: {words.counts(given)}"
-    yield from _table(judgements, caption, "h", exploratory)
+    yield from _table(judgements, caption, "h", content.tag)
     meanings = [(word, words.MEANINGS[word]) for word in words.VERDICTS if word in given]
     yield Folded("What the words mean", [Facts(meanings), Paragraph(words.INTERVALS, "note")])
     yield verdicts.forests(judgements)
@@ -167,8 +167,9 @@ def _exploratory(content: Content) -> Iterator[Block]:
         "Metrics marked exploratory in the table above belong here too."
     )
     if found := content.exploratory:
-        yield from _table(found, words.many(len(found), "unregistered hypothesis"), "x", True)
-        yield from _hypotheses(found, "x", True, [])
+        caption = words.many(len(found), "unregistered hypothesis")
+        yield from _table(found, caption, "x", lambda judgement: EXPLORATORY)
+        yield from _hypotheses(found, "x", lambda judgement: EXPLORATORY, [])
     if content.later:
         caption = "Measured after the run was finished: mean ± standard error (n)"
         yield record.metric_table(content.later, caption, content.arms)

@@ -9,7 +9,7 @@ from sharpjax.protocol.claims import Hypothesis
 from sharpjax.protocol.judging.verdicts import Judgement
 from sharpjax.report import blocks, html, markdown, record, verdicts, words
 from sharpjax.report.blocks import Cell, Column, Paragraph, Section, Span, Text
-from sharpjax.report.content import Content
+from sharpjax.report.content import EXPLORATORY, Content
 
 TITLE = "Runs, and what became of every hypothesis"
 NOT_YET = "not yet run"
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
     run: Run
     judgement: Judgement
-    registered: bool
+    tag: str  # `Content.tag`
 
 
 class Entry(NamedTuple):
@@ -54,14 +54,12 @@ def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entr
     for run in runs:
         if (content := run.content) is None:
             continue
-        for judgements, registered in (
-            (content.judgements, content.is_registered),
-            (content.exploratory, False),
-        ):
-            for judgement in judgements:
-                asked = judgement.hypothesis
-                _, answers = found.setdefault(asked.id, (asked, []))
-                answers.append(Answer(run, judgement, registered))
+        tagged = [(judgement, content.tag(judgement)) for judgement in content.judgements]
+        tagged += [(judgement, EXPLORATORY) for judgement in content.exploratory]
+        for judgement, tag in tagged:
+            asked = judgement.hypothesis
+            _, answers = found.setdefault(asked.id, (asked, []))
+            answers.append(Answer(run, judgement, tag))
     return tuple(Entry(hypothesis, tuple(answers)) for hypothesis, answers in found.values())
 
 
@@ -73,16 +71,16 @@ def word(entry: Entry) -> str:
     return verdicts.pop() if len(verdicts) == 1 else "the runs differ"
 
 
-def is_exploratory(entry: Entry) -> bool:
-    """Whether the word rests on nothing that was registered."""
-    counted = _counted(entry)
-    return bool(counted) and not any(answer.registered for answer in counted)
+def tag_of(entry: Entry) -> str:
+    """What had been seen of the data that the word rests on; '': of some of them nothing."""
+    tags = [answer.tag for answer in _counted(entry)]
+    return "" if "" in tags else ", ".join(dict.fromkeys(tags))
 
 
 def _counted(entry: Entry) -> tuple[Answer, ...]:
     """Registered answers count before exploratory ones, and answers before 'not run'."""
     given = tuple(a for a in entry.answers if a.judgement.verdict != "not run")
-    return tuple(a for a in given if a.registered) or given or entry.answers
+    return tuple(a for a in given if a.tag != EXPLORATORY) or given or entry.answers
 
 
 def totals(found: Iterable[Entry]) -> str:
@@ -145,9 +143,10 @@ def _run(run: Run, content: Content) -> Iterator[Text | Cell]:
     yield Cell((_link(run), *rows, " ", Span(words.moment(when), "minor")), when)
     lines: list[Text] = [(Span("negative result", "tag"), " ")] if is_negative(content) else []
     for kind in words.VERDICTS:
-        if ids := [j.hypothesis.id for j in content.judgements if j.verdict == kind]:
-            badge = verdicts.verdict(kind, exploratory=sealed is None)
-            lines += [badge, f": {', '.join(ids)}. "]
+        of_kind = [j for j in content.judgements if j.verdict == kind]
+        for tag in dict.fromkeys(map(content.tag, of_kind)):
+            ids = [j.hypothesis.id for j in of_kind if content.tag(j) == tag]
+            lines += [verdicts.verdict(kind, tag), f": {', '.join(ids)}. "]
     yield tuple(lines)
     yield content.title, " ", Span(content.source, "minor")
     yield record.cost(content.processes).partition(";")[0]
@@ -182,15 +181,15 @@ def _table(group: Sequence[Entry]) -> blocks.Table:
     rows = []
     for entry in group:
         asked, kind = entry.hypothesis, word(entry)
-        badge = verdicts.verdict(kind, exploratory=is_exploratory(entry))
+        badge = verdicts.verdict(kind, tag_of(entry))
         rows.append([asked.id, Cell(badge, kind), asked.claim, asked.status, _answers(entry)])
     return blocks.Table(totals(group), columns, rows, sortable=True)
 
 
 def _answers(entry: Entry) -> Text:
     lines: list[Text] = []
-    for run, judgement, registered in entry.answers:
-        badge = verdicts.verdict(judgement.verdict, exploratory=not registered)
+    for run, judgement, tag in entry.answers:
+        badge = verdicts.verdict(judgement.verdict, tag)
         lines += ["; " if lines else "", (_link(run), ": ", badge)]
         lines += [f" {estimate}"] if (estimate := verdicts.estimate(judgement)) else []
     missing = entry.hypothesis.missing

@@ -1,7 +1,7 @@
 """What was asked and what came of it: the table of verdicts, and the evidence for each."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sharpjax.protocol.claims import Hypothesis
 from sharpjax.protocol.judging.verdicts import Judgement
@@ -15,10 +15,10 @@ _MOST_DRAWN = 40
 _MOST_VALUES = 200
 
 
-def verdict(word: str, *, exploratory: bool = False) -> Text:
-    """The word, and whether it was asked for only after the data were seen."""
+def verdict(word: str, tag: str = "") -> Text:
+    """The word, and what of its data had been seen when it was asked for: `Content.tag`."""
     badge = Span(word, "verdict" if word in words.VERDICTS else "strong")
-    return (badge, " ", Span("exploratory", "tag")) if exploratory else badge
+    return (badge, " ", Span(tag, "tag")) if tag else badge
 
 
 _NUMBERS = (
@@ -28,7 +28,7 @@ _NUMBERS = (
 
 
 def table(
-    judgements: Sequence[tuple[str, Judgement]], caption: str, *, exploratory: bool
+    judgements: Sequence[tuple[str, Judgement]], caption: str, tag: Callable[[Judgement], str]
 ) -> blocks.Table:
     """One line for every hypothesis, linked to the section of its id."""
     columns = (Column("Id", "id"), Column("Verdict"), Column("Claim", "claim"), *_NUMBERS,
@@ -39,7 +39,7 @@ def table(
         rows.append(
             [
                 Cell(Span(asked.id, "link", f"#{ident}"), asked.id),
-                Cell(verdict(judgement.verdict, exploratory=exploratory), judgement.verdict),
+                Cell(verdict(judgement.verdict, tag(judgement)), judgement.verdict),
                 asked.claim,
                 *(_numbers(e) if e else (_parts(judgement), "", Cell("", math.nan), "")),
                 judgement.reason if judgement.verdict == "not run" else "",
@@ -82,7 +82,7 @@ def section(
     judgement: Judgement,
     ident: str,
     *,
-    exploratory: bool,
+    tag: str = "",
     planned: str = "",
     pictures: Sequence[blocks.Picture] = (),
 ) -> blocks.Section:
@@ -90,17 +90,13 @@ def section(
     asked, found = judgement.hypothesis, evidence.of(judgement)
     several = len(found) > 1
     contrasts: list[Block] = [
-        _contrast(e, asked, several=several, exploratory=exploratory)
-        for e in found
-        if not several or e.groups
+        _contrast(e, asked, several=several, tag=tag) for e in found if not several or e.groups
     ]
     if len(contrasts) > _MOST_OPEN:
         summary = f"Estimates and points of {len(contrasts)} contrasts"
         contrasts = [blocks.Folded(summary, contrasts)]
     inside = (
-        blocks.Paragraph(
-            (verdict(judgement.verdict, exploratory=exploratory), f": {judgement.reason}")
-        ),
+        blocks.Paragraph((verdict(judgement.verdict, tag), f": {judgement.reason}")),
         blocks.Facts([*evidence.asked(asked, found), ("Planned", planned)]),
         _contrasts(found) if several else None,
         *contrasts,
@@ -153,13 +149,11 @@ def _contrasts(found: Sequence[Evidence]) -> blocks.Table:
     return shown.compact("Quantity")._replace(caption=f"Its contrasts, of {found[0].quantity}")
 
 
-def _contrast(e: Evidence, asked: Hypothesis, *, several: bool, exploratory: bool) -> Block:
+def _contrast(e: Evidence, asked: Hypothesis, *, several: bool, tag: str) -> Block:
     finding = e.finding
     inside = (
         blocks.Paragraph(
-            (verdict(finding.verdict, exploratory=exploratory), f": {finding.reason}")
-            if several
-            else Span(e.title)
+            (verdict(finding.verdict, tag), f": {finding.reason}") if several else Span(e.title)
         ),
         blocks.Paragraph(f"{e.quantity}; {e.test}", "note"),
         blocks.Group(list(_drawings(e)), "drawings"),

@@ -46,7 +46,7 @@ def evidence(run: Folder) -> Evidence:
         return Evidence(tuple(failures), ("Unregistered: everything is exploratory.",))
     lines, held = standing.amended(run.path), standing.official()
     early = _before_the_data(run, lines)
-    asked = (*_order(run, there), *_seal(run, there, held), *_data(run, there))
+    asked = (*_order(run, there), *_seal(run, there, held), *different_data(run, there))
     failures = [*asked, *_code(run, there, early), *failures]
     return Evidence(tuple(failures), tuple(_caveats(run, there, lines, early, held)))
 
@@ -57,7 +57,7 @@ def _times(run: Folder) -> list[str]:
     return [p["started"] for p in processes if isinstance(p.get("started"), str)]
 
 
-def _begun(run: Folder) -> str:
+def begun(run: Folder) -> str:
     """When the first thing of a run is known to have happened; '' where nothing is."""
     try:
         written = [entry.time for entry in journal.read(run.path)]
@@ -68,24 +68,24 @@ def _begun(run: Folder) -> str:
 
 def _before_the_data(run: Folder, lines: tuple[Amendment, ...]) -> tuple[Amendment, ...]:
     """The amendments that the first process found, and that are of no later time."""
-    begun, processes = _begun(run) or "~", run.tables(workdir.PROCESSES)
+    first, processes = begun(run) or "~", run.tables(workdir.PROCESSES)
     found = processes[0].get("amended") if processes else None
     if isinstance(found, str):  # the first runs did not write it down
         lines = amendments.until(lines, found)
-    return tuple(line for line in lines if line.time <= begun)
+    return tuple(line for line in lines if line.time <= first)
 
 
 def _order(run: Folder, there: Registration) -> Iterator[str]:
     """Registered first, run afterwards."""
-    begun, sealed = _begun(run), run.recorded("times", "sealed")
+    first, sealed = begun(run), run.recorded("times", "sealed")
     if not _times(run) and run.manifest is not None:
         yield f"{workdir.PROCESSES} names no process, so nothing says when the run was begun."
     for kept, name in (("processes", workdir.PROCESSES), ("environments", workdir.ENVIRONMENT)):
         if run.recorded(kept) not in (None, run.tables(name)):
             yield f"{name} is not what {workdir.MANIFEST} holds of the run's {kept}."
-    if begun and there.time > begun:
+    if first and there.time > first:
         yield (
-            f"It was registered {there.time}, after the run had begun ({begun}): what it asks may "
+            f"It was registered {there.time}, after the run had begun ({first}): what it asks may "
             f"have been chosen by what was seen."
         )
     elif isinstance(sealed, str) and there.time > sealed:
@@ -114,7 +114,7 @@ def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]
             )
 
 
-def _data(run: Folder, there: Registration) -> Iterator[str]:
+def different_data(run: Folder, there: Registration) -> Iterator[str]:
     """What was trained and measured on is what was registered."""
     recorded = run.recorded("data")
     tables = recorded if isinstance(recorded, dict) else {}

@@ -60,6 +60,8 @@ def state(path: epath.Path) -> str:
         how = f"sealed {run.recorded('times', 'sealed') or 'some time'}"
     elif next(iter(read.segments(run.path)), None) is not None:
         how = "not finished; the same command goes on"
+    elif (run.path / read.JOINT).exists():
+        how = "judged over other runs"
     else:
         how = "not begun"
     seal = (run.registration or {}).get("seal")

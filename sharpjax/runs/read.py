@@ -10,6 +10,7 @@ from sharpjax import workdir
 from sharpjax.errors import UserError
 
 CAPTIONS = f"{workdir.FIGURES}/captions.json"  # what is on each figure
+JOINT = "joint.json"  # over which runs a form is judged that nobody runs: see `joint`
 
 
 class Folder(NamedTuple):
@@ -103,10 +104,26 @@ def read(path: os.PathLike | str) -> Folder:
 
 
 def rows(folder: epath.Path) -> Iterator[workdir.Row]:
-    """All rows of a finished run; of another, those of its published segments."""
-    is_done = (folder / workdir.DONE).exists()
-    for path in [folder / workdir.RESULTS] if is_done else segments(folder):
+    """All rows of a finished run; of another, those of its published segments; of a form that is
+    judged over other runs, theirs."""
+    done = [folder] if (folder / workdir.DONE).exists() else joined(folder)
+    for path in [path / workdir.RESULTS for path in done] or segments(folder):
         yield from workdir.rows_in(path)
+
+
+def joined(folder: epath.Path) -> tuple[epath.Path, ...]:
+    """The folders of the runs that a form is judged over; of a run, none.
+
+    Raises:
+        UserError: the list is none, or one of them is the folder of no run.
+    """
+    if (folder / workdir.DONE).exists() or not (folder / JOINT).exists():
+        return ()
+    listed = _json(folder / JOINT)
+    runs = listed.get("runs") if isinstance(listed, dict) else None
+    if not isinstance(runs, dict) or not runs or not all(isinstance(x, str) for x in runs.values()):
+        raise UserError(f"{folder / JOINT} lists no runs.")
+    return tuple(folder_at(folder / name) for name in runs)
 
 
 def in_order(rows: Iterable[workdir.Row], arms: Iterable[str]) -> Iterator[workdir.Row]:

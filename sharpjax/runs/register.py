@@ -115,7 +115,9 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
         units = study.study_of(config.study).units(config)
         planned = power.table(study.hypotheses_of(config), config.seeds, units=units)
         rows = [row.as_json() for row in planned]
-        there = describe(config, data=found, power=rows, environment=machine.environment())
+        seen = standing.published(config.study, config.arms.keys(), config.seeds)
+        environment = machine.environment() | ({"seen": seen} if seen else {})
+        there = describe(config, data=found, power=rows, environment=environment)
         _warn(there, rows, say)  # before anything is sealed
         content = registration.to_json(there).encode()
         workdir.publish(run.path / workdir.REGISTRATION, content)
@@ -245,6 +247,8 @@ def _alike(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _show(run: workdir.Run, sealed: Registration, name: str, say: Say) -> None:
+    for name_of_run, arms in sealed.environment.get("seen", {}).items():
+        say(f"published already, and sealed as seen: {len(arms)} of its arms, in {name_of_run}")
     for hypothesis in sealed.hypotheses:
         if hypothesis.missing:
             say(f"warning: {hypothesis.id} will not be run: {hypothesis.missing}")

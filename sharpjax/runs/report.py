@@ -12,7 +12,7 @@ from sharpjax import catalog, workdir
 from sharpjax.errors import UserError
 from sharpjax.report import describe, overview
 from sharpjax.report.content import Command, Content, make
-from sharpjax.runs import conclude, evidence, export, listing, read, standing, verify
+from sharpjax.runs import conclude, evidence, export, joint, listing, read, standing, verify
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import study_of
 
@@ -30,12 +30,17 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         where: how a person calls the folder; default: its path from here.
     """
     arms = folder.arms
+    runs = [read.read(path) for path in read.joined(folder.path)]
+    whole = joint.of(folder, runs) if runs else joint.Joint(())
     rows = list(read.in_order(read.rows(folder.path), arms))
     conclusion = conclude.conclude(folder.path, folder.config, rows)
     there, shown = conclusion.registered, evidence.evidence(folder)
     others = evidence.verdicts(folder, conclusion.judgements) if there else ()
-    processes = folder.tables(workdir.PROCESSES)
-    config_file = _config_file(processes)
+    processes, environment = (
+        [entry for run in runs or [folder] for entry in run.tables(name)]
+        for name in (workdir.PROCESSES, workdir.ENVIRONMENT)
+    )
+    config_file = "" if runs else _config_file(processes)
     later = (row for path in read.exploratory(folder.path) for row in workdir.rows_in(path))
     return make(
         title=_title(folder.study),
@@ -50,11 +55,16 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         figures=_figures(folder.path),
         rows=csv if len(csv := export.as_csv(rows)) <= MAX_CSV_BYTES else None,
         captions=folder.table(read.CAPTIONS),
-        warnings=(*shown.failures, *others, *(shown.caveats if there else ())),
+        warnings=(
+            *(f"These runs cannot be judged together: {line}." for line in whole.problems),
+            *whole.warnings,
+            *(*shown.failures, *others, *(shown.caveats if there else ())),
+        ),
+        seen=whole.seen,
         funnel=conclusion.funnel,
         place=evidence.place(there) if there else "",
         amendments=standing.amended(folder.path),
-        environment=tuple(folder.tables(workdir.ENVIRONMENT)),
+        environment=tuple(environment),
         processes=tuple(processes),
         manifest=folder.manifest or {},
         commands=commands_for(
@@ -63,6 +73,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
             folder=where or from_here(folder.path),
             is_registered=there is not None,
             commit=folder.commit,
+            runs=[from_here(run.path) for run in runs],
         ),
     )
 
@@ -74,8 +85,12 @@ def commands_for(
     folder: str,
     is_registered: bool = False,
     commit: str = "",
+    runs: Sequence[str] = (),
 ) -> tuple[Command, ...]:
     """The lines that make the run again and check it.
+
+    Args:
+        runs: over which it is judged, where nobody runs it.
 
     >>> commands_for("configs/sam_cifar.py:quick", {"optim.rho": 0.1}, folder="runs/a")[0].line
     'python launch.py --config=configs/sam_cifar.py:quick --config.optim.rho=0.1'
@@ -90,6 +105,12 @@ def commands_for(
     if commit:
         first.insert(0, Command("The code as it was", shlex.join(["git", "checkout", commit])))
     path = shlex.quote(folder)
+    if runs:
+        joint = shlex.join([*studies.split(), "report", *runs, "--joint", folder])
+        return (
+            Command("Judge it over these runs again", joint),
+            Command("Check every byte of them, and the verdicts", f"{studies} verify {path}"),
+        )
     return (
         *first,
         Command("Check every byte of this run", f"{studies} verify {path}"),
@@ -122,16 +143,25 @@ def write(folder: epath.Path, *, where: str = "", leased: bool = False) -> None:
     workdir.replace_reports(folder, describe.pages(content_of(run, where=where)), leased=leased)
 
 
-def report(folders: Sequence[str], output: str | None, say: Say) -> None:
+def report(folders: Sequence[str], output: str | None, say: Say, whole: str | None = None) -> None:
     """Make the report of one run again; of several, `overview.html` and `.md` in `output`.
 
     Args:
+        whole: a folder in which a form is registered that has the arms of all these runs: it is
+            judged over them, and gets the report. See `joint`.
         output: a folder; None: the one that holds the runs, where they lie in one. Given with a
             single run, it gets the overview of that.
 
     Raises:
         UserError: a run is not as it was sealed, or is named twice; nothing can be written.
     """
+    if whole is not None:
+        if output is not None:
+            raise UserError("report: --joint names where the report goes; leave out --output.")
+        path = joint.join(whole, folders)
+        workdir.replace_reports(path, describe.pages(content_of(read.read(path), where=whole)))
+        say(f"{path / PAGE}")
+        return
     runs = [verify.sound(folder) for folder in folders]
     paths = [run.path for run in runs]
     if twice := next((p for p in paths if paths.count(p) > 1), None):

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
@@ -16,6 +16,7 @@ from sharpjax.protocol.seals.registration import MOST_BYTES, Registration
 from sharpjax.provenance import sources
 
 OFFICIAL = sources.ROOT / "docs" / "registrations"
+PUBLISHED = sources.ROOT / "docs" / "results"
 UNREGISTERED = "unregistered: everything is exploratory"
 
 
@@ -80,6 +81,16 @@ def hold_data(folder: epath.Path, digests: Mapping[str, Any]) -> None:
             f"workdir '{folder}': what was registered differs from this run: {lines[0]}. Give the "
             f"data that were registered, or register these in another workdir."
         )
+
+
+def published(study: str, arms: Collection[str], seeds: Collection[int]) -> dict[str, list[str]]:
+    """By run, which of some arms the repository holds of some of these seeds: what can be seen."""
+    found = {}
+    for path in sorted(PUBLISHED.glob(f"*/{workdir.CONFIG}")):
+        config = workdir.read_json(epath.Path(path))
+        if config["study"] == study and {*seeds} & {*config["seeds"]}:
+            found[path.parent.name] = [arm for arm in config["arms"] if arm in arms]
+    return {name: own for name, own in found.items() if own}
 
 
 def official() -> dict[pathlib.Path, Registration]:

@@ -73,11 +73,12 @@ def _list(folder: str) -> None:
 
 
 def _verify(folder: Sequence[str]) -> int:
-    from sharpjax.runs import verify
+    from sharpjax.runs import joint, verify
 
     failed = 0
     for one in folder:
-        problems, notes = verify.verify(one)
+        judged = read.joined(read.folder_at(one))
+        problems, notes = joint.check(one) if judged else verify.verify(one)
         failed += bool(problems)
         lines = [*problems, f"NOT as it was sealed: {len(problems)} problem(s)"]
         lines = lines if problems else ["every byte is as it was sealed"]
@@ -180,10 +181,10 @@ def _publish(folder: str, to: str) -> None:
     publish.publish(folder, to, _say)
 
 
-def _report(folder: Sequence[str], output: str | None) -> None:
+def _report(folder: Sequence[str], output: str | None, joint: str | None) -> None:
     from sharpjax.runs import report
 
-    report.report(folder, output, _say)
+    report.report(folder, output, _say, joint)
 
 
 def _index(folder: str) -> None:
@@ -242,7 +243,16 @@ COMMANDS = {
     "report": Command(
         _report,
         "make the report of a run again; of several, one overview",
-        (_FOLDERS, _argument("--output", help="a folder for the overview of several runs")),
+        (
+            _FOLDERS,
+            _argument("--output", help="a folder for the overview of several runs"),
+            _argument(
+                "--joint",
+                metavar="FOLDER",
+                help="where a form with the arms of all these runs is registered: judge that over "
+                "them, and make its report there",
+            ),
+        ),
     ),
     "index": Command(
         _index,

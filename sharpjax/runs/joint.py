@@ -1,0 +1,222 @@
+"""Verdicts over several runs: what is registered whole, and run form by form.
+
+A form of a config with all the arms of a question is registered by `launch.py --register`, and
+nobody runs it. Its data are runs of forms that have some of these arms, each registered by itself.
+`joint.json` in its folder names them, by where they lie from there, each with the sum of its
+manifest; and the verdicts. The rows stay where they are (`read.rows`).
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from sharpjax import workdir
+from sharpjax.errors import UserError
+from sharpjax.protocol import claims
+from sharpjax.protocol.seals.registration import Registration
+from sharpjax.runs import conclude, evidence, read, standing, verify
+from sharpjax.runs.read import JOINT, Folder
+from sharpjax.runs.verify import Verification
+
+SEEN, IN_PART = "seen before", "seen in part"
+
+
+class Joint(NamedTuple):
+    """What is to be said of verdicts over several runs.
+
+    Attributes:
+        problems: why these runs cannot be judged together.
+        warnings: what a reader must know before the verdicts.
+        seen: `SEEN` or `IN_PART`, by the id of a hypothesis of which arms had been run when it was
+            registered.
+    """
+
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    seen: Mapping[str, str] = {}
+
+
+def join(target: str, folders: Sequence[str]) -> epath.Path:
+    """Judge what is registered in a folder over runs, and keep there which, and what came of it.
+
+    Returns:
+        The folder of what is registered; its pages are not made.
+
+    Raises:
+        UserError: nothing is registered there, or it has rows of its own; a run does not pass
+            `verify`, has other arms, or shares one with another: names the first.
+    """
+    whole = read.read(target)
+    if standing.read(whole.path) is None:
+        raise UserError(f"report: nothing is registered in '{target}'; give --joint a folder that "
+                        "`launch.py --register` made.")  # fmt: skip
+    if whole.manifest is not None or any(read.segments(whole.path)):
+        raise UserError(f"report: '{target}' has rows of its own; give --joint a folder that was "
+                        "registered and never run.")  # fmt: skip
+    runs = [read.read(folder) for folder in folders]
+    problems = [*_unsound(run.path for run in runs)] or of(whole, runs).problems
+    if problems:
+        raise UserError(f"report: these runs cannot be judged together: {problems[0]}.")
+    named = {os.path.relpath(run.path, whole.path): _sum(run.path) for run in runs}
+    rows = [row for run in runs for row in read.rows(run.path)]
+    judged = conclude.conclude(whole.path, whole.config, rows).judgements
+    kept = {"runs": named, "verdicts": conclude.words(judged)}
+    workdir.publish(whole.path / JOINT, workdir.json_file(kept).encode())
+    return whole.path
+
+
+def of(whole: Folder, runs: Sequence[Folder]) -> Joint:
+    """What is to be said of verdicts over these runs, whose bytes are not looked into."""
+    there = standing.read(whole.path)
+    if there is None:
+        return Joint((f"nothing is registered in {whole.path.name}",))
+    if problems := tuple(_differences(there, runs)):
+        return Joint(problems)
+    before = [run for run in runs if evidence.begun(run) <= there.time]
+    seen = {arm for run in before for arm in run.config["arms"]}.union(*_published(there).values())
+    asked = {h.id: arms for h in there.hypotheses if (arms := _arms(h))}
+    tags = {id: SEEN if arms <= seen else IN_PART for id, arms in asked.items() if arms & seen}
+    warnings = (
+        f"Judged over {len(runs)} runs of forms, each registered by itself and as it was sealed: "
+        f"{_names(runs)}. What each was asked alone stands in its own report.",
+        *_of_the_seal(there, before, asked, seen),
+        *_of_gaps(runs, asked),
+        *_of_code(there, runs),
+    )
+    return Joint((), warnings, tags)
+
+
+def check(target: os.PathLike | str) -> Verification:
+    """Whether the runs are those that were judged, are sound, and give the verdicts that were kept.
+
+    Raises:
+        UserError: `target` is the folder of no run.
+    """
+    whole = read.read(target)
+    try:
+        paths, kept = read.joined(whole.path), whole.table(JOINT)
+        pairs = zip(paths, kept["runs"].values(), strict=True)
+        problems = [f"{path.name} is not the run that was judged" for path, digest in pairs
+                    if _sum(path) != digest]  # fmt: skip
+        problems += [*_unsound(paths), *evidence.evidence(whole).failures]
+        found = of(whole, [] if problems else [read.read(path) for path in paths])
+        if problems := problems or list(found.problems):
+            return Verification(tuple(problems), ())
+        judged = conclude.conclude(whole.path, whole.config, read.rows(whole.path)).judgements
+        recorded = whole._replace(manifest={"verdicts": kept.get("verdicts")})
+        return Verification(tuple(evidence.verdicts(recorded, judged)), found.warnings)
+    except UserError as error:
+        return Verification((str(error),), ())
+
+
+def _unsound(folders: Iterable[epath.Path]) -> Iterator[str]:
+    """What keeps a run from passing `verify` under a registration of its own."""
+    for path in folders:
+        if problems := verify.verify(path).problems:
+            yield f"{path.name} does not pass verify: {problems[0].removesuffix('.')}"
+        elif standing.read(path) is None:
+            yield f"{path.name} is {standing.UNREGISTERED}"
+
+
+def _differences(there: Registration, runs: Sequence[Folder]) -> Iterator[str]:
+    """Where runs are not part of what was registered, or two of them the same part."""
+    owners: dict[str, str] = {}
+    for run in runs:
+        name, own = run.path.name, standing.read(run.path)
+        if own is None or own.study != there.study:
+            yield f"{name} is no registered run of the study '{there.study}'"
+            continue
+        if own.seeds != there.seeds:
+            yield f"{name} has the seeds {list(own.seeds)}, and not {list(there.seeds)}"
+        for arm, config in own.arms.items():
+            if arm not in there.arms:
+                yield f"{name} has the arm {arm}, which is none of those registered together"
+            elif differs := _difference(there.arms[arm], config):
+                yield f"{name} has another arm {arm} than was registered: {differs}"
+            elif arm in owners:
+                yield f"{name} and {owners[arm]} both have the arm {arm}"
+            owners[arm] = name
+        yield from (f"{name}: {line}" for line in evidence.different_data(run, there))
+
+
+def _difference(there: Mapping, here: Mapping) -> str:
+    return workdir.difference(workdir.flat(there), workdir.flat(here))
+
+
+def _of_the_seal(
+    there: Registration,
+    before: Sequence[Folder],
+    asked: Mapping[str, set[str]],
+    seen: set[str],
+) -> Iterator[str]:
+    """What had been seen when it was registered."""
+    if not seen:
+        return
+    runs = ", ".join(dict.fromkeys([*_published(there), *(run.path.name for run in before)]))
+    parts = [
+        f"{id} ({len(arms & seen)} of its {len(arms)} arms)"
+        for id, arms in asked.items()
+        if arms & seen and not arms <= seen
+    ]
+    kinds = {
+        "seen before": [id for id, arms in asked.items() if arms <= seen],
+        "seen in part": parts,
+        "not seen": [id for id, arms in asked.items() if not arms & seen],
+    }
+    said = "; ".join(f"{kind}: {', '.join(ids)}" for kind, ids in kinds.items() if ids)
+    yield (
+        f"Not all of this was sealed before its data: when it was registered, {there.time}, "
+        f"{len(seen & there.arms.keys())} of {len(there.arms)} arms had been run ({runs}). "
+        f"{said[:1].upper()}{said[1:]}."
+    )
+
+
+def _of_gaps(runs: Sequence[Folder], asked: Mapping[str, set[str]]) -> Iterator[str]:
+    """Which arms no run has, and what cannot be judged without them."""
+    has = {arm for run in runs for arm in run.config["arms"]}
+    lacking = list(dict.fromkeys(arm for arms in asked.values() for arm in sorted(arms - has)))
+    if lacking:
+        ids = [f"{id} ({len(arms - has)})" for id, arms in asked.items() if arms - has]
+        yield (
+            f"No run here has {len(lacking)} of the arms that it asks for: {', '.join(lacking)}. "
+            f"Comparisons that need one are not run, and count as p = 1 in their families: of "
+            f"{', '.join(ids)}."
+        )
+
+
+def _of_code(there: Registration, runs: Sequence[Folder]) -> Iterator[str]:
+    """By which code each run was measured, where that was not one and the registered one."""
+    by: dict[str, list[str]] = {}
+    for run in runs:
+        for process in run.tables(workdir.PROCESSES):
+            code = process.get("code")
+            made = code.get("measures") if isinstance(code, dict) else None
+            by.setdefault(str(made or "not recorded")[:12], []).append(run.path.name)
+    if by.keys() != {there.digests.measures[:12]}:
+        said = "; ".join(f"{made} {', '.join(dict.fromkeys(names))}" for made, names in by.items())
+        yield (
+            f"The numbers were not all made by the code that was registered here "
+            f"({there.digests.measures[:12]}), but each by what its own run names: {said}."
+        )
+
+
+def _published(there: Registration) -> Mapping[str, list[str]]:
+    """The arms that published runs had when it was registered, as it says itself."""
+    seen = there.environment.get("seen")
+    return seen if isinstance(seen, dict) else {}
+
+
+def _arms(hypothesis: claims.Hypothesis) -> set[str]:
+    groups = (g for contrast in claims.contrasts(hypothesis) for g in contrast.groups)
+    return set() if hypothesis.missing else {arm for g in groups for arm in claims.arms(g)}
+
+
+def _names(runs: Iterable[Folder]) -> str:
+    return ", ".join(run.path.name for run in runs)
+
+
+def _sum(path: epath.Path) -> str:
+    """The sum of a run's manifest, which sums all else."""
+    return workdir.read_bytes(path / workdir.DONE, most=1000).decode(errors="replace").strip()
