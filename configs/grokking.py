@@ -4,6 +4,7 @@ r"""Does training U, s and V in place of W prevent grokking? (OpenReview LVuzwpM
     python launch.py --config=configs/grokking.py:mod67          # table 2: addition modulo 67
     python launch.py --config=configs/grokking.py:subtraction    # appendix B: subtraction modulo 97
     python launch.py --config=configs/grokking.py:table1_80      # one column: 80 % of the pairs
+    python launch.py --config=configs/grokking.py:temperature    # that column, and a control
     python launch.py --config=configs/grokking.py:quick          # three arms, censored early
     python launch.py --config=configs/grokking.py:paper --register  # all nine columns; see below
 
@@ -24,6 +25,11 @@ An epoch takes 4.4, 4.6 and 5.6 ms a seed of the dense model at 50, 65 and 80 % 
 quiet cores, and 2.3, 2.4 and 2.6 ms at a rank of 12.5 %, so that the paper's epochs of all 150
 models of table 1 would take an hour and a half. `:quick` took 64 s, `:table1_80` 27 minutes
 (2026-11-25, two cores; docs/grokking.md has what came of it).
+
+`:temperature` asks whether the scale of the logits is what decomposition changes (L.1 to L.3):
+dense models with their logits divided by a constant, at which they start as large as those of the
+ranks of 25 and 12.5 per cent, on fresh seeds; `asks.logit_scale` has the margins, and why.
+
 C.2 was written after a trial of `:quick` with seeds 100 to 104.
 """
 
@@ -36,6 +42,11 @@ BUDGETS = {
     "sub97": {50: 70_000, 65: 35_000, 80: 20_000},
 }
 TASKS = {"add97": {}, "add67": {"modulus": 67}, "sub97": {"operation": "-"}}
+# At which the logits of the dense model start as large as those of a decomposed one: the ratio of
+# their mean scales at initialisation (`studies.grokking.plan.LogitScale`), 1.379 to .517 and .216,
+# over 40 draws of other keys (1000 to 1039), of which nothing was trained. The ratio of a single
+# draw differs from it by 11 and 14 per cent (a standard deviation).
+TEMPERATURES = {"25": 2.67, "12": 6.39}
 MODELS = {"dense": 0.0, "svd_100": 1.0, "svd_50": 0.5, "svd_25": 0.25, "svd_12": 0.125}
 
 
@@ -52,6 +63,12 @@ def arms(
         for fraction in fractions
         for model in models
     }
+
+
+def dense_at(temperature: float, task: str, fraction: int) -> dict:
+    """The dense model, its logits divided by a temperature."""
+    (arm,) = arms(task, (fraction,), ("dense",)).values()
+    return arm | {"model": arm["model"] | {"temperature": temperature}}
 
 
 def get_config(form: str = "") -> ConfigDict:
@@ -130,6 +147,15 @@ FORMS = {
         "train": {"epochs": 1_000},
         "evaluate": {"trajectory": {"per_decade": 2, "in_factors": False}},
     },
+    "temperature": {
+        "seeds": tuple(range(40, 50)),  # fresh ones: the column of 80 % has been seen
+        "arms": arms("add97", (80,))
+        | {
+            f"add97-dense_as_{rank}-80": dense_at(temperature, "add97", 80)
+            for rank, temperature in TEMPERATURES.items()
+        },
+        "evaluate": {"trajectory": {"logit_scale": True}},
+    },
     "smoke": {
         "seeds": (0, 1),
         "arms": {"add7-dense-80": {}, "add7-svd_50-80": {"model": {"rank_fraction": 0.5}}},
@@ -148,4 +174,8 @@ FORMS = {
             },
         },
     },
+}
+FORMS["temperature_smoke"] = FORMS["smoke"] | {
+    "arms": FORMS["smoke"]["arms"] | {"add7-dense_as_50-80": {"model": {"temperature": 2.0}}},
+    "evaluate": {"trajectory": FORMS["smoke"]["evaluate"]["trajectory"] | {"logit_scale": True}},
 }

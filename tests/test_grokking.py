@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,11 @@ FORMS = (
     "mod67_80",
     "subtraction",
     "subtraction_50",
+    "paper",
     "quick",
+    "temperature",
     "smoke",
+    "temperature_smoke",
 )
 
 
@@ -318,11 +322,11 @@ def made_rows(times, budgets, seeds=range(5), sharp=None):
     return rows
 
 
-def verdicts(form, times, **more):
+def verdicts(form, times, seeds=range(5), **more):
     made = config(form)
     budgets = {name: arm.train.epochs for name, arm in schema.resolve_arms(made).items()}
-    rows = made_rows(times, budgets, **more)
-    found = decide(grokking.hypotheses(made), rows, seeds=range(5), detectable=None)
+    rows = made_rows(times, budgets, seeds, **more)
+    found = decide(grokking.hypotheses(made), rows, seeds=seeds, detectable=None)
     return {j.hypothesis.id: j.verdict for j in found}
 
 
@@ -367,8 +371,114 @@ def test_each_form_asks_what_its_arms_allow():
     assert runnable["mod67"] == ["H3.7 add67-50/65/80", *survival, *curvature]
     assert runnable["subtraction"] == ["H3.7 sub97-50/65/80", "D.1", *survival, *curvature]
     assert not any(h.startswith(("C.3", "C.4")) for h in runnable["table1_80"])
+    assert runnable["paper"] == [*(f"H3.{i}" for i in range(1, 8)), "D.1", *survival, *curvature]
+    controls = [h for h in runnable["temperature"] if h not in runnable["table1_80"]]
+    assert controls == ["L.1", "L.2", "L.3"] and set(runnable["table1_80"]) < set(
+        runnable["temperature"]
+    )
+    assert runnable["temperature_smoke"] == ["Q.3", "L.1", "L.2"]
     assert runnable["quick"] == ["Q.1", "Q.2", "C.1", "C.2"]
     assert runnable["smoke"] == ["Q.3"]
+
+
+def test_the_whole_paper_has_the_arms_of_its_columns():
+    """To the digest of each arm, so that a column's run is a part of it."""
+    whole = {name: arm.to_dict() for name, arm in schema.resolve_arms(config("paper")).items()}
+    tables = ("table1", "mod67", "subtraction")
+    forms = [form for form in module().FORMS if form.startswith(tuple(f"{t}_" for t in tables))]
+    assert len(forms) == 9
+    parts = [schema.resolve_arms(config(form)) for form in forms]
+    assert whole == {name: arm.to_dict() for part in parts for name, arm in part.items()}
+    assert len(whole) == 45 == sum(map(len, parts))
+    seeds = {tuple(config(form).seeds) for form in (*forms, "paper")}
+    assert len(seeds) == 1
+    others = {*config("temperature").seeds, *config("quick").seeds}
+    assert others.isdisjoint(*seeds)
+
+
+# Is it the scale of the logits?
+
+
+def test_a_temperature_divides_the_logits_and_nothing_else():
+    made = stages(config("temperature"))
+    dense, matched = (made[f"add97-{m}-80"].step for m in ("dense", "dense_as_25"))
+    tokens = jnp.array([[3, 97, 5, 98], [9, 97, 0, 98]], jnp.int32)
+    (plain, own), (divided, same) = (
+        jax.jit(step.model.init_with_output)(jax.random.key(3), tokens) for step in (dense, matched)
+    )
+    temperature = matched.model.temperature
+    assert temperature == module().TEMPERATURES["25"] > 1
+    np.testing.assert_allclose(divided * temperature, plain, rtol=4e-7)  # two roundings
+    assert all(
+        np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (own, same)), strict=True)
+    )
+    assert dense == stages(config("table1_80"))["add97-dense-80"].step
+    made = config("temperature_smoke", model__name="transformer").lock()
+    with pytest.raises(UserError, match="model.temperature=2.0: 'transformer' has none"):
+        schema.check(made, {})
+
+
+def test_temperatures_make_the_logits_start_as_large_as_those_of_the_factors():
+    """On other draws than the 40 of the config. d = s_dense - T s_svd has mean 0 but for the error
+    of T, so that |mean d| exceeds 6 sd(d) sqrt(1/8 + 1/40) once in 1,000 (a t of 7 degrees of
+    freedom); T has two decimals."""
+    made = stages(config("temperature"))
+    x, y = (grid.ravel()[::17] for grid in np.meshgrid(np.arange(97), np.arange(97)))
+    tokens = jnp.asarray(np.stack([x, 0 * x + 97, y, 0 * x + 98], 1), jnp.int32)
+
+    def scales(name):
+        model = made[f"add97-{name}-80"].step.model
+
+        @jax.jit
+        def scale(key):
+            params = model.init(key, tokens[:1])["params"]
+            return grokking.logit_scale(model, params, tokens)
+
+        return np.array([float(scale(jax.random.key(key))) for key in range(8)])
+
+    dense = scales("dense")
+    for rank, temperature in module().TEMPERATURES.items():
+        svd = scales(f"svd_{rank}")
+        d = dense - temperature * svd
+        error = d.std(ddof=1) * np.sqrt(1 / 8 + 1 / 40)
+        assert abs(d.mean()) < 6 * error + 0.005 * svd.mean()
+        assert dense.mean() > 2 * svd.mean(), "or there would be nothing to match"
+
+
+def test_the_scale_of_logits_is_that_of_the_docstring():
+    (measure,) = (e for e in stages(config("temperature_smoke"))["add7-dense-80"].evaluators
+                  if isinstance(e, grokking.LogitScale))  # fmt: skip
+    assert not any(isinstance(e, grokking.LogitScale)
+                   for e in stages(config("smoke"))["add7-dense-80"].evaluators)  # fmt: skip
+    z = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+
+    class Looked:
+        def apply(self, variables, tokens):
+            return variables["params"][tokens[:, 0]] + 7.0  # what all share counts for nothing
+
+    tokens = jnp.arange(6)[:, None]
+    train, test = SimpleNamespace(input=tokens[:4]), SimpleNamespace(input=tokens[4:])
+    subject = SimpleNamespace(model=Looked(), state=SimpleNamespace(params=jnp.asarray(z)))
+    data = SimpleNamespace(train=train, test=test)
+    _, found = measure((), subject, data, jax.random.key(0))
+    expected = np.sqrt(np.mean((z - z.mean(1, keepdims=True)) ** 2))
+    ((_, estimate),) = found.rows.items()
+    np.testing.assert_allclose(estimate.value, expected, rtol=1e-5)
+
+
+def test_the_control_tells_the_scale_from_the_rest():
+    base = {"dense": 7000, "svd_100": 400, "svd_50": 400, "svd_25": 140, "svd_12": 400}
+
+    def words(of_25, of_12):
+        times = base | {"dense_as_25": of_25, "dense_as_12": of_12}
+        times = {f"add97-{model}-80": time for model, time in times.items()}
+        found = verdicts("temperature", times, range(10))
+        return found["L.1"], found["L.2"]
+
+    assert words(6500, 6500) == ("refuted", "supported")
+    assert words(140, 400)[0] == "supported"
+    assert words(1000, 1000) == ("supported", "supported")
+    assert words(50, 50) == ("supported", "refuted")
 
 
 def test_another_budget_than_the_papers_is_said():

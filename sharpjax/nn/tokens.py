@@ -34,6 +34,8 @@ class TokenMLP(nn.Module):
         features: numbers of one embedding.
         decompose: which of embed/embedding, hidden/kernel and head/kernel are factors.
         dropout: rate at which hidden units are dropped in training; see `layers.dropout`.
+        temperature: a constant that divides the logits, in training as elsewhere: it changes their
+            scale and no weight, and no prediction.
 
     Raises:
         UserError: when called, where tokens are no integers [B, L], or `decompose` does not fit.
@@ -51,6 +53,7 @@ class TokenMLP(nn.Module):
     decompose: Decomposition | None = None
     dtype: DTypeLike = jnp.float32
     dropout: float = 0.0
+    temperature: float = 1.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
@@ -83,7 +86,8 @@ class TokenMLP(nn.Module):
         )
         x = nn.relu(hidden.of_lookup(tokens, embed.table()))
         self.sow("intermediates", "units", x)
-        return head(layers.dropout(x, self.dropout, train=train))
+        logits = head(layers.dropout(x, self.dropout, train=train))
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 def head_dtype(dtype: DTypeLike) -> DTypeLike:

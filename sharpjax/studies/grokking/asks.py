@@ -9,9 +9,13 @@ own, as `H3.1 add97-80`. Beside them, of every form with dense and decomposed ar
                 the budget, the same in both arms, are censored there
     C.1 to C.4  the curvature differs before the accuracy does: see `curvature_first`
     D.1         of subtraction alone, H3.4 in either direction
+    L.1 to L.3  of forms with dense models at the logit scale of decomposed ones (`dense_as_25`):
+                is it the scale of the logits? See `logit_scale`
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.protocol.tests.result import Alternative
@@ -29,6 +33,7 @@ CURVATURE: Sequence[tuple[str, str, str, str, Alternative]] = (
     ("C.3", "svd_100", "hessian/lambda_1", "top Hessian eigenvalue differs from", "two-sided"),
     ("C.4", "svd_100", "adaptive_sharpness", "adaptive sharpness differs from", "two-sided"),
 )
+AS = f"-{DENSE}_as_"  # in the names of dense arms at the logit scale of an svd arm
 # C.3 and C.4 are of a review after these arms had been registered, and are not asked of them.
 SEALED_WITHOUT = ("add97", "80")
 
@@ -50,6 +55,7 @@ def asked_of(budgets: Mapping[str, int], measured: str) -> tuple[Hypothesis, ...
         *more_data(budgets),
         *survival(budgets),
         *curvature_first(budgets, measured),
+        *logit_scale(budgets),
     )
 
 
@@ -123,6 +129,66 @@ def curvature_first(names: Collection[str], measured: str) -> Iterator[Hypothesi
                 refuted_if="at some task and fraction the test accuracies already differ by more "
                 f"than a tenth{slower}",
             )
+
+
+def logit_scale(budgets: Mapping[str, int]) -> Iterator[Hypothesis]:
+    """L.1 to L.3: is what decomposition saves the scale of the logits?
+
+    Under cross-entropy, matching the effective logit scale recovers 83 to 89 per cent of the delay
+    that a larger norm of the weights brings (arXiv 2606.18465), and truncated matrices give smaller
+    logits. `<task>-dense_as_<rank>-<fraction>` is the dense model with a temperature, fixed before
+    any training, at which its logits start as large as those of `svd_<rank>`.
+
+    Were it the scale, the dense model so matched would save what the decomposed one does: 83 per
+    cent of 87 and 98 (rank 12.5 and 25 per cent, at 80 per cent of the pairs) leave it .28 and .19
+    of its epochs. One half, the null of L.1, is nearer to none of it than to that, and far from
+    both. L.2 asks for what is left of the effect where the scale is equal. At full rank it is equal
+    without a temperature, as the same function starts (Q.4); L.3 asks whether it falls behind soon,
+    which that reading of Q.4 would need.
+    """
+    matched = [name for name in budgets if AS in name]
+    fields: dict[str, Any] = {
+        "family": "logit scale",
+        "correction": "holm",
+        "source": "arXiv 2606.18465, a control of OpenReview LVuzwpMovE",
+        "status": "design",
+    }
+    equal, halves = (
+        [pair for pair in pairs if len({budgets.get(name) for name in pair}) == 1]
+        for pairs in (
+            [(name.replace(AS, "-svd_"), name) for name in matched],
+            [(name, re.sub(f"{AS}[^-]+", f"-{DENSE}", name)) for name in matched],
+        )
+    )
+    if halves:
+        test = ("less", "paired-ratio-of-means")
+        yield Hypothesis(
+            "L.1",
+            "At the logit scale of decomposed models the dense model takes less than half of its "
+            "epochs.",
+            tuple(Contrast(paper3.EPOCH, pair, *test, null=0.5) for pair in halves),
+            refuted_if="at some rank it takes significantly more than half: the scale explains "
+            "less than about half of what decomposition saves",
+            **fields,
+        )
+    if equal:
+        yield Hypothesis(
+            "L.2",
+            "At equal logit scale decomposed seeds still generalise earlier than dense ones.",
+            tuple(Contrast(TIME, pair, "less", "log-rank") for pair in equal),
+            refuted_if="at some rank they do so significantly later",
+            **fields,
+        )
+    if matched and (pairs := _pairs(budgets, "svd_100")):
+        scale = Quantity("logits/scale", at=EARLY_EPOCH)
+        yield Hypothesis(
+            "L.3",
+            f"After {EARLY_EPOCH} epochs the logits are smaller at full rank than in the dense "
+            "model, with which they started.",
+            tuple(Contrast(scale, pair, "less", "wilcoxon") for pair in pairs),
+            refuted_if="they are significantly larger: their scale would then make it slower",
+            **fields,
+        )
 
 
 def _pairs(names: Collection[str], model: str) -> list[tuple[str, str]]:

@@ -14,16 +14,19 @@ The `step` of a row is an epoch. At the budget's last, for every seed, whenever 
     train/accuracy, train/loss        of the seed's last epoch, over the batches as they came
     test/accuracy, test/loss          after it
     the measures of `train.curvature` and `train.weights`, of the last state
+    logits/scale                      where a config asks for it: see `LogitScale`
 
 At a few epochs before it the same without `grok/`, `model/` and `train/alive`, of the seeds that
 are still learning.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sharpjax import catalog, data, schema, tree
 from sharpjax.data import modular
@@ -70,9 +73,10 @@ def _arm(
 ) -> Train:
     ranks = arm.model.rank_fraction
     decompose = Decomposition(ranks, arm.model.layers) if ranks else None
-    width = {"width": arm.model.width} if arm.model.width else {}
+    more = {"width": arm.model.width} if arm.model.width else {}
+    more |= {"temperature": arm.model.temperature} if arm.model.temperature != 1 else {}
     make = catalog.resolve(catalog.TOKEN_MODELS[arm.model.name])
-    model = make(num_classes=spec.num_classes, decompose=decompose, **width)
+    model = make(num_classes=spec.num_classes, decompose=decompose, **more)
     optimizer = OptimizerSpec(
         "adamw",
         learning_rate=arm.optim.learning_rate,
@@ -87,7 +91,7 @@ def _arm(
     measures: dict[str, Any] = arm.evaluate.trajectory.to_dict()
     when = When(per_decade=measures.pop("per_decade"))
     numbers = not modular.OPERATIONS[arm.data.operation].size  # permutations have no frequencies
-    frequencies = measures.pop("num_frequencies")
+    frequencies, scale = measures.pop("num_frequencies"), measures.pop("logit_scale")
     measures["in_factors"] = measures["in_factors"] and decompose is not None
     return Train(
         arm=name,
@@ -101,6 +105,7 @@ def _arm(
             Curvature(when, continues=True, stream="trajectory", **measures),
             WeightMeasures(when, spec.modulus if numbers else 0, frequencies),
             Outcome(),
+            *([LogitScale(when)] if scale else []),
         ),
         population=arm.train.population,
     )
@@ -136,6 +141,34 @@ class Outcome:
             "model/num_params": tree.size(subject.state.params),
         }
         return carry, results({name: exact(value) for name, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitScale:
+    """s = sqrt(mean of (z - mean_k z)^2), over all pairs, of training and test, and all classes k.
+
+    z are the logits as the loss sees them, divided by the model's temperature (the effective logit
+    scale of arXiv 2606.18465); what all classes share, a softmax does not see.
+    """
+
+    when: When
+    name: str = "logits"
+    kind: str = "evaluation"
+    metrics: tuple[str, ...] = ("logits/scale",)
+
+    def init(self, subject: Subject, data: Any) -> tuple:
+        return ()
+
+    def __call__(self, carry: Any, subject: Subject, data: Any, key: jax.Array):
+        tokens = jnp.concatenate([data.train.input, data.test.input])
+        scale = logit_scale(subject.model, subject.state.params, tokens)
+        return carry, results({"logits/scale": exact(scale)})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logit_scale(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
+    """As `LogitScale` says, of tokens [N, L]."""
+    return jnp.sqrt(jnp.mean(jnp.var(model.apply({"params": params}, tokens), axis=1)))
 
 
 def hypotheses(config: Config) -> tuple:

@@ -36,6 +36,7 @@ FIELDS: Mapping[str, Rule] = {
     "model.width": COUNT_OR_0,
     "model.rank_fraction": _RANK,
     "model.layers": TEXT,
+    "model.temperature": schema.optional(POSITIVE, 1.0),  # divides the logits
     "optim.learning_rate": POSITIVE,
     "optim.b1": schema.FRACTION,
     "optim.b2": schema.FRACTION,
@@ -44,6 +45,7 @@ FIELDS: Mapping[str, Rule] = {
     "train.loss_dtype": schema.one_of("float32", "float64"),
     "evaluate.trajectory.per_decade": COUNT_OR_0,
     "evaluate.trajectory.in_factors": FLAG,
+    "evaluate.trajectory.logit_scale": schema.optional(FLAG, False),
     "evaluate.trajectory.num_examples": COUNT,
     "evaluate.trajectory.num_frequencies": COUNT,
     "evaluate.trajectory.tol": POSITIVE,
@@ -80,6 +82,11 @@ def _check_arm(arm: Config) -> None:
             f"leaves none to test; give a smaller fraction, or a larger config.data.modulus."
         )
     _check_rank(arm)
+    if arm.model.temperature != 1 and arm.model.name != "token_mlp":
+        raise UserError(
+            f"config.model.temperature={arm.model.temperature}: '{arm.model.name}' has none; give "
+            "1.0, or the model token_mlp."
+        )
     for field, value in (
         ("train.batch_size", arm.train.batch_size),
         ("evaluate.trajectory.num_examples", arm.evaluate.trajectory.num_examples),
