@@ -13,15 +13,26 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "api").glob("*.md"))
-MODULES = ("sharpjax.geometry", "sharpjax.losses", "sharpjax.nn", "sharpjax.optim")
-MODULES += ("sharpjax.layerwise.criticality", "sharpjax.layerwise.data_free")
+COMPRESS, METRICS = "sharpjax.compress", "sharpjax.metrics"
+MODULES = (
+    *("sharpjax.geometry", "sharpjax.losses", "sharpjax.nn", "sharpjax.optim"),
+    *("sharpjax.layerwise.criticality", "sharpjax.layerwise.data_free"),
+    *(COMPRESS, f"{COMPRESS}.prune", f"{COMPRESS}.size", f"{COMPRESS}.observers"),
+    *(f"{METRICS}.functional", f"{METRICS}.functional.streaming"),
+    *(f"{METRICS}.representation", f"{METRICS}.representation.streaming"),
+    *(f"{METRICS}.trajectory", f"{METRICS}.embedding"),
+)
 
 
 def public(name):
-    """The public names of a module: those of `__all__`, else all but modules."""
+    """The public names of a module: those of `__all__`, else all but modules; of a file those that
+    are its own."""
     module = importlib.import_module(name)
     names = getattr(module, "__all__", None) or [n for n in dir(module) if n[0] != "_"]
-    return {n: f for n in names if not isinstance(f := getattr(module, n), types.ModuleType)}
+    found = {n: f for n in names if not isinstance(f := getattr(module, n), types.ModuleType)}
+    if hasattr(module, "__path__"):
+        return found
+    return {n: f for n, f in found.items() if getattr(f, "__module__", name) == name}
 
 
 PUBLIC = {f"{module}.{name}": found for module in MODULES for name, found in public(module).items()}
