@@ -244,6 +244,18 @@ def test_scatter():
                                        {a: {0: 1.0} for a in arms(36)})]))[1]) == 36  # fmt: skip
 
 
+def test_a_line_joins_the_means_that_no_other_beats():
+    """b lies behind a, which takes less and has more; c and d are of no use once e is there."""
+    x = {"a": {0: 1.0, 1: 3.0}, "b": {0: 3.0}, "c": {0: 9.0}, "d": {0: 8.0}, "e": {0: 8.0}}
+    y = {"a": {0: 4.0, 1: 6.0}, "b": {0: 4.0}, "c": {0: 6.0}, "d": {0: 5.5}, "e": {0: 7.0}}
+    less = {arm: {seed: -value for seed, value in own.items()} for arm, own in y.items()}
+    panels = [("size", x, "y", y), ("size", x, "-y", less)]
+    figure = plots.scatter(panels, better=("greater", "less"))
+    for axis, sign in zip(figure.axes, (1, -1), strict=True):
+        (front,) = (line for line in axis.lines if line.get_linestyle() == "-")
+        np.testing.assert_array_equal(front.get_xydata(), [[2.0, sign * 5.0], [8.0, sign * 7.0]])
+
+
 def test_matrix():
     values = np.array([[1.0, -2.5, np.nan], [0.001, 3e5, 0.0]])
     figure = plots.matrix(values, ["r0", "r1"], ["c0", "c1", "c2"], label="gap; n = 4", center=0)

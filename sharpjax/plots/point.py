@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import special
@@ -79,6 +79,7 @@ def scatter(
     panels: Sequence[tuple[str, Values, str, Values]],
     *,
     log: tuple[bool, bool] = (False, False),
+    better: Sequence[Literal["greater", "less"]] = (),
 ) -> "Figure":
     """One quantity against another, a point for each seed that has both.
 
@@ -87,6 +88,8 @@ def scatter(
     Args:
         panels: label and values of the x axis, label and values of the y axis, of each.
         log: whether the x and the y axes are logarithmic.
+        better: of each panel, where less on the x axis is better, what is on the y axis: a line
+            joins the arms whose means no other arm's mean beats in both (the Pareto front).
 
     Raises:
         UserError: there is nothing to draw; there are more than 36 arms.
@@ -98,6 +101,10 @@ def scatter(
     known, names = styles(groups), labels(groups)
     drawn, axes = figure.axes(len(panels), names=list(names.values()))
     handles: dict[str, Any] = {}
+    front: dict[str, Any] = {}
+    for axis, values, of_y in zip(axes, every, better, strict=False):
+        line = axis.plot(*_front(values, of_y), "-", color="0.6", lw=1, zorder=0)
+        front["no other mean is better in both"] = line[0]
     for axis, (xlabel, _, ylabel, _), values in zip(axes, panels, every, strict=True):
         for arm, style in known.items():
             if pairs := list(values.get(arm, {}).values()):
@@ -108,8 +115,21 @@ def scatter(
             figure.logarithmic(axis, "x")
         if log[1]:
             figure.logarithmic(axis, "y")
-    figure.legend(drawn, {n: handles[n] for n in names.values()}, n_of(groups))
+    figure.legend(drawn, {n: handles[n] for n in names.values()} | front, n_of(groups))
     return drawn
+
+
+def _front(
+    values: Mapping[str, Mapping[Any, tuple[float, float]]], better: Literal["greater", "less"]
+) -> tuple[list[float], list[float]]:
+    """The means of arms that no other arm's mean equals or beats in both, by x."""
+    sign = 1 if better == "less" else -1
+    means = [np.mean(list(pairs.values()), axis=0) for pairs in values.values()]
+    found: list[tuple[float, float]] = []
+    for x, y in sorted((float(x), sign * float(y)) for x, y in means):
+        if not found or y < found[-1][1]:
+            found.append((x, y))
+    return [x for x, _ in found], [sign * y for _, y in found]
 
 
 def _finite(values: Values) -> dict[str, dict[Any, float]]:
