@@ -95,6 +95,8 @@ def test_to_the_model_of_the_same_seed():
     view = View(A | {("b", first): (0, 0, 0, 1), ("b", second): (1, 1, 1, 0)})
     measure = ToReference("base/disagreement", disagreement, ("b",), reference="a")
     assert named(measure, view) == {("b", "0-copy=1"): 0.25, ("b", "0-copy=2"): 0.75}
+    by_seed = dataclasses.replace(measure, by_seed=True)
+    assert named(by_seed, view) == {("b", "0"): 0.5}
     # The other way round: the mean over all models of the seed; of seeds without one, nothing.
     measure = dataclasses.replace(measure, arms=("a",), reference="b")
     assert named(measure, view) == {("a", "0"): 0.5}

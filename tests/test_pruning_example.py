@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
 
 def test_it_is_short():
     files = (ROOT / "examples" / "pruning").glob("*.py")
-    assert sum(len(path.read_text().splitlines()) for path in files) < 120
+    assert sum(len(path.read_text().splitlines()) for path in files) < 90
 
 
 def test_every_stage_left_its_rows(finished):

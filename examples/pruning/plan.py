@@ -1,10 +1,5 @@
 """Two trained arms, one that is made of the first by pruning, and a measure of pairs of models."""
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
-
 from sharpjax import data, nn, optim, schema
 from sharpjax.metrics.functional import disagreement
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
@@ -12,30 +7,11 @@ from sharpjax.runs.study import Study
 from sharpjax.train.evaluators import Outputs, SplitMetrics
 from sharpjax.train.measures import Within
 from sharpjax.train.plan import Compare, Derive, Member, Plan, Train, When
-from sharpjax.train.results import of
+from sharpjax.train.pruning import Prune
 from sharpjax.train.steps import Steps
 
 MEASURED = (SplitMetrics(batch_size=500, num_bins=15, when=When()), Outputs(When()))
 ACCURACY = "test/accuracy"
-
-
-@dataclasses.dataclass(frozen=True)
-class Prune:
-    """Sets the smallest weights to 0: several models of one."""
-
-    percent: tuple[int, ...]
-
-    @property
-    def outputs(self):
-        return tuple(of(pruned=percent) for percent in self.percent)
-
-    def __call__(self, subject, key):
-        params = subject.state.params
-        sizes = jnp.concatenate([jnp.abs(x).ravel() for x in jax.tree.leaves(params)])
-        limits = jnp.percentile(sizes, jnp.array(self.percent))
-        for own, least in zip(self.outputs, limits, strict=True):
-            pruned = jax.tree.map(lambda w, m=least: jnp.where(jnp.abs(w) < m, 0, w), params)
-            yield own, dataclasses.replace(subject.state, params=pruned)
 
 
 def plan(config):
@@ -49,7 +25,7 @@ def plan(config):
         step = Steps(nn.from_config(arm.model, num_classes=spec.num_classes), optimizer, size)
         stages.append(Train(name, members, "images", step, epochs, 1, MEASURED))
     first, second = (stage.arm for stage in stages)
-    prune = Prune(config.prune.percent)
+    prune = Prune(config.prune.percent, scope="trainable")
     stages.append(Derive("pruned", first, prune, MEASURED, outputs=prune.outputs))
     pairs = Within("test/disagreement", disagreement, (first, second), by_pair=True)
     stages.append(Compare("pairs", (first, second), (pairs,)))

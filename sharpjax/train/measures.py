@@ -97,9 +97,24 @@ class Within(Between):
 
 @dataclasses.dataclass(frozen=True)
 class ToReference(Between):
-    """To the models of the same seed of another arm; without a `reference`, to its own teachers."""
+    """To the models of the same seed of another arm; without a `reference`, to its own teachers.
+
+    Attributes:
+        by_seed: one row of each seed, without further coordinates: the mean over its models.
+    """
 
     reference: str = ""
+    by_seed: bool = False
+
+    def __call__(self, view: View) -> Found:
+        if not self.by_seed:
+            yield from super().__call__(view)
+            return
+        values: dict[tuple[str, int], list[Any]] = {}
+        for arm, member, _, _, found in super().__call__(view):
+            values.setdefault((arm, member.seed), []).append(found.value)
+        for (arm, seed), own in values.items():
+            yield arm, Member(seed), self.metric, (), exact(np.mean(own))
 
     def partners(
         self, view: View, arm: str, member: Member

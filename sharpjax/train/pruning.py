@@ -32,6 +32,8 @@ class Prune:
         masks: yield the mask in the place of the weights, 1 and 0. A `Member.mask` is read off a
             state, and a weight that is kept and happens to be 0, as a bias that was never
             trained, would be taken for a pruned one: such a mask says what was meant.
+        named: False, of one amount alone: its models have no coordinate of their own, and are told
+            apart by their arm.
     """
 
     percent: tuple[float, ...]
@@ -40,6 +42,7 @@ class Prune:
     layers: Literal["global", "uniform", "erk"] = "global"
     structure: Structure = Elements()  # noqa: RUF009, a frozen value
     masks: bool = False
+    named: bool = True
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -54,6 +57,11 @@ class Prune:
                 f"pruning.Prune: percent={self.percent}; give numbers that are at least 0 and less "
                 "than 100, which prunes everything."
             )
+        if not self.named and len(self.percent) != 1:
+            raise UserError(
+                f"pruning.Prune: percent={self.percent} and named=False; give one amount, or leave "
+                "their names."
+            )
         whole = self.layers == "global" and self.structure == Elements()
         if self.scope == "variables" and (self.masks or not whole):
             raise UserError(
@@ -67,11 +75,14 @@ class Prune:
         return tuple(map(self.of, self.percent))
 
     def of(self, percent: float) -> Of:
-        """The coordinates of one of its models: a whole number, else text of six digits.
+        """The coordinates of one of its models: a whole number, else text of six digits; none if it
+        is not `named`.
 
         >>> Prune((90,)).of(90), Prune((90,)).of(100 * (1 - 0.8**3))
         ((('pruned', 90),), (('pruned', '48.8'),))
         """
+        if not self.named:
+            return ()
         text = f"{percent:g}"
         return of(pruned=int(text) if text.isdigit() else text)
 
