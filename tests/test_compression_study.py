@@ -1,17 +1,13 @@
 """Paper 7 as a study: its config, its arms, what it asks and shows, and a run through the door."""
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from configs import compression as forms
 from sharpjax import schema, workdir
 from sharpjax.errors import UserError
+from sharpjax.protocol import claims
 from sharpjax.runs import study
-from sharpjax.studies.compression import transforms
+from sharpjax.studies.compression import shows
 from sharpjax.studies.papers import paper7
 from sharpjax.train import planning
 from tests.asked import assert_measured_and_decidable
@@ -41,7 +37,7 @@ def test_a_run(finished):
         own = {r["metric"] for r in rows if r["arm"] == arm}
         assert own <= {*planning.metrics(plan, arm)} and "test/accuracy" in own
     figures = {path.name for path in (folder / "figures").glob("*.png")}
-    assert figures == {"distances-digits-mlp.png", "sharpness-digits-mlp.png"}
+    assert figures == {f"{kind}-digits-mlp.png" for kind in ("distances", "sharpness", "size")}
 
 
 def test_rows_of_what_is_made_of_a_model(finished):
@@ -65,46 +61,11 @@ def test_rows_of_what_is_made_of_a_model(finished):
         copies = [k for k in rows if k[:3] == ("independent", "test/accuracy", seed)]
         assert len(copies) == 2
         layers = [k for k in rows if k[:3] == ("layers_int4", "layer/nll_rise", seed)]
+        taken = {arm: rows[arm, "size/bytes", seed, whole] for arm in ("base", "int4", "pruned_90")}
+        assert taken["base"] == 4 * rows["base", "size/parameters", seed, whole]
+        assert taken["base"] == rows["kd_50", "size/bytes", seed, whole]
+        assert taken["int4"] < taken["base"] / 4 and taken["pruned_90"] < taken["base"] / 4
         assert len(layers) == 3 and all((k[0], "layer/sharpness", *k[2:]) in rows for k in layers)
-
-
-# How models are compressed.
-
-
-def test_each_method_changes_what_it_says():
-    @dataclasses.dataclass(frozen=True)
-    class Held:
-        params: dict
-        variables: dict
-
-    class Subject:
-        state = Held(
-            {"Conv_0": {"kernel": jnp.arange(1.0, 9.0).reshape(4, 2), "bias": jnp.full(2, 0.1)},
-             "head": {"kernel": 100 + jnp.arange(6.0).reshape(2, 3)}},
-            {"batch_stats": {"var": jnp.full(2, 0.01)}},
-        )  # fmt: skip
-
-    def made(method, amount):
-        ((own, state),) = transforms.Compressed(method, amount)(Subject(), jax.random.key(0))
-        assert own == ()
-        return state
-
-    pruned = made("pruned", 50)  # 7 of 14 weights
-    assert int(jnp.sum(pruned.params["Conv_0"]["kernel"] == 0)) == 7
-    assert float(pruned.params["Conv_0"]["bias"][0]) == pytest.approx(0.1)
-    assert pruned.variables is Subject.state.variables
-    everything = made("everything", 20)  # 4 of 18 numbers: variances and biases are the smallest
-    assert not everything.variables["batch_stats"]["var"].any()
-    assert not everything.params["Conv_0"]["bias"].any()
-    bits = made("bits", 2).params["head"]["kernel"]
-    assert {*np.unique(np.asarray(bits))} <= {0.0, 103.0, 104.0, 105.0}
-    half = made("type", "float16").params["Conv_0"]["bias"]
-    assert float(half[0]) == float(np.float16(0.1))
-    one = transforms.OneLayer(2, ("head/kernel",))
-    ((own, state),) = one(Subject(), jax.random.key(0))
-    assert own == one.outputs[0] and state.params["Conv_0"] is not None
-    kept = state.params["Conv_0"]["kernel"] == Subject.state.params["Conv_0"]["kernel"]
-    assert bool(kept.all()) and bool((state.params["head"]["kernel"] == bits).all())
 
 
 # What a config holds.
@@ -121,7 +82,7 @@ def test_the_arms_of_each_form():
     made = {arm for arm in planning.arms(plan) if arm not in arms}
     assert {f"mnist-lenet-pruned_{p}" for p in forms.PERCENT} <= made
     assert {"cifar10-lenet-float16", "cifar10-lenet-sam_int4", "mnist-lenet-init"} <= made
-    assert "cifar10-resnet_narrow-everything_10" in made
+    assert "cifar10-mobilenet_narrow-everything_10" in made
 
 
 @pytest.mark.parametrize(
@@ -155,6 +116,13 @@ def test_all_that_is_asked_is_measured_and_can_be_decided():
     assert ids == [*papers, *(f"C.{i}" for i in range(1, 5))]
 
 
+def test_statistics_are_asked_of_nets_that_have_them():
+    (asked,) = (h for h in study.hypotheses_of(config("cpu")) if h.id == "C.4")
+    assert {c.groups[0].rpartition("-")[0] for c in claims.contrasts(asked)} == {
+        "cifar10-mobilenet_narrow"
+    }
+
+
 def test_fewer_images_are_not_the_papers():
     every = {h.id: h for h in study.hypotheses_of(config("cpu"))}
     assert every["H7.1"].missing
@@ -166,3 +134,30 @@ def test_the_papers_changes_are_read_off_its_table():
     assert paper7.CHANGES["cifar10-lenet"]["kd_paper_10"] == 8.57
     assert paper7.CHANGES["cifar100-mobilenet"]["pruned_10"] == -36.26
     assert all(len(line) == 10 for line in paper7.CHANGES.values())
+
+
+def test_models_of_a_seed_are_one_in_tables():
+    arm, of = "cifar10-lenet-independent", [{"copy": 1}, {"copy": 2}]
+    rows = [
+        {"arm": arm, "seed": seed, "step": 1, "of": own, "metric": "test/accuracy",
+         "value": 0.3 + 0.2 * (seed + i)}
+        for seed in (0, 1) for i, own in enumerate(of)
+    ]  # fmt: skip
+    (table, *_) = shows.tables(rows)
+    assert table.rows[0][:2] == (arm, "0.50 ± 0.10")  # of 0.4 and 0.6
+
+
+def test_its_table_stands_beside_both_ways_of_doing_it():
+    place, change = "cifar10-lenet", "test/accuracy_change"
+    ours = {"kd_paper_90": 1.0, "kd_90": 2.0, "tflite_int8": 3.0, "int8": 4.0,
+            "everything_10": 5.0, "pruned_10": 6.0}  # fmt: skip
+    rows = [
+        {"arm": f"{place}-{arm}", "seed": 0, "step": 1, "of": {}, "metric": change, "value": value}
+        for arm, value in ours.items()
+    ]
+    (table,) = (t for t in shows.tables(rows) if "as the authors do" in t.columns)
+    assert table.rows == (
+        (place, "student, teacher's weight 90", "+8.74", "1", "2"),
+        (place, "int8", "-0.33", "3", "4"),
+        (place, "pruned 10", "-0.25", "5", "6"),
+    )

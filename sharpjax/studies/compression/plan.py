@@ -8,6 +8,7 @@ compresses, without training, is named after it, but for `base`:
     pruned_<per cent>, sam_pruned_...   the smallest weights of all kernels set to 0
     everything_<per cent>               the smallest of all numbers, BatchNorm statistics included
     int<bits>, float16                  kernels in so many bits; all parameters in a shorter type
+    tflite_int<bits>                    kernels of 1,024 numbers or more alone, as TFLite does
     layers_int<bits>                    a model for each layer, which alone is held in so many bits
 
 All at the end:
@@ -16,6 +17,7 @@ All at the end:
     base/<d>, init/activation_distance      distances to the base model of the seed, and to its
                                             start, on the first `evaluate.test.num_outputs` test
                                             images; of several models of a seed the mean
+    size/parameters, bytes, flops           what a model takes: `compressing.Size`
     test/accuracy_change                    per cent of the base model's, as the paper has it
     test/nll_rise                           of what is made of an arm, over that arm's
     train[:n]/...                           `train.sharpness`, of arms that are compressed
@@ -31,20 +33,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sharpjax import data, geometry, perturbation, schema, tree
+from sharpjax.compress.scope import in_scope
 from sharpjax.data import DataSpec, Splits
 from sharpjax.losses import Classification
 from sharpjax.metrics import functional
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
-from sharpjax.studies.compression import asks, shows, transforms
+from sharpjax.studies.compression import asks, shows
 from sharpjax.studies.compression.schema import BASE
 from sharpjax.studies.papers import cells
 from sharpjax.train import configured
-from sharpjax.train.evaluators import Outputs, SplitMetrics, split_of
-from sharpjax.train.measures import Found, at_end
+from sharpjax.train.compressing import Cast, Form, Quantise, Size
+from sharpjax.train.evaluators import Outputs, SplitMetrics
+from sharpjax.train.measures import Found, ToReference, at_end
 from sharpjax.train.plan import (
     Compare,
     Cost,
@@ -59,11 +62,13 @@ from sharpjax.train.plan import (
     When,
     as_is,
 )
+from sharpjax.train.pruning import Prune
 from sharpjax.train.results import Results, exact, of
 from sharpjax.train.sharpness import Sharpness, as_measured
 from sharpjax.train.steps import Steps
 
 END = When()
+TFLITE = 1024  # numbers; it leaves smaller arrays in floating point
 DISTANCES: Mapping[str, Any] = {
     "disagreement": functional.disagreement,
     "activation_distance": functional.activation_distance,
@@ -90,7 +95,7 @@ def plan(config: Config) -> Plan:
         measured = _evaluators(arm)
         derived = _derived(name, arm, step, spec, measured)
         layers = _layers(step, spec) if derived else ()
-        own = (*measured, *_of_compressed(arm, layers)) if derived else measured
+        own = (*measured, Size(END), *(_of_compressed(arm, layers) if derived else ()))
         stages.append(
             Train(
                 arm=name,
@@ -155,15 +160,20 @@ def _derived(
     asked, place = arm.compress, "-".join(cells.place(name))
     condition = name.removeprefix(f"{place}-")
     prefix = f"{place}-" if condition == BASE else f"{name}_"
-    every = {
-        **{f"pruned_{p}": transforms.Compressed("pruned", p) for p in asked.pruned},
-        **{f"everything_{p}": transforms.Compressed("everything", p) for p in asked.everything},
-        **{f"int{b}": transforms.Compressed("bits", b) for b in asked.bits},
-        **{t: transforms.Compressed("type", t) for t in asked.types},
-    }
-    found = [Derive(f"{prefix}{end}", name, fn, measured) for end, fn in every.items()]
+    every: dict[str, Form] = {
+        **{f"pruned_{p}": Prune((p,), named=False) for p in asked.pruned},
+        **{f"everything_{p}": Prune((p,), scope="variables", named=False)
+           for p in asked.everything},
+        **{f"int{b}": Quantise(b) for b in asked.bits},
+        **{f"tflite_int{b}": Quantise(b, min_numbers=TFLITE) for b in asked.tflite},
+        **{t: Cast(t) for t in asked.types},
+    }  # fmt: skip
+    found = [
+        Derive(f"{prefix}{end}", name, form, (*measured, Size(END, form)))
+        for end, form in every.items()
+    ]
     for bits in asked.by_layer:
-        one = transforms.OneLayer(bits, _layers(step, spec))
+        one = Quantise(bits, _layers(step, spec))
         arm_name = f"{prefix}layers_int{bits}"
         found.append(Derive(arm_name, name, one, measured[:1], outputs=one.outputs))
     if found:
@@ -174,7 +184,8 @@ def _derived(
 def _layers(step: Steps, spec: data.Images) -> tuple[str, ...]:
     image = jnp.zeros((1, *spec.input_shape))
     shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
-    return transforms.kernels(shapes, tuple(tree.path_names(shapes)))
+    chosen = in_scope("compression", shapes, "kernels")
+    return tuple(n for n, own in zip(tree.path_names(shapes), chosen, strict=True) if own)
 
 
 def _compared(place: str, sources: Mapping[str, str], config: Config) -> Compare:
@@ -182,11 +193,16 @@ def _compared(place: str, sources: Mapping[str, str], config: Config) -> Compare
     base, sharp = f"{place}-{BASE}", config.evaluate.sharpness
     outputs = tuple(arm for arm in sources if "layers_int" not in arm)
     others = tuple(arm for arm in outputs if arm != base)
-    measures: list[Any] = [ToOne(f"base/{n}", fn, others, base) for n, fn in DISTANCES.items()]
+    measures: list[Any] = [
+        ToReference(f"base/{name}", distance, others, reference=base, by_seed=True)
+        for name, distance in DISTANCES.items()
+    ]
     if (start := f"{place}-init") in sources:
         distance = DISTANCES["activation_distance"]
         away = tuple(arm for arm in outputs if arm != start)
-        measures.append(ToOne("init/activation_distance", distance, away, start))
+        measures.append(
+            ToReference("init/activation_distance", distance, away, reference=start, by_seed=True)
+        )
     measures.append(Change(others, base))
     derived = tuple((a, s) for a, s in sources.items() if s and not a.endswith("init"))
     if derived:
@@ -239,42 +255,6 @@ class LayerNoise:
             )  # fmt: skip
             found[asks.OF_LAYER, of(layer=layer)] = one.estimates()["average_sharpness"]
         return Results(found)
-
-
-@dataclasses.dataclass(frozen=True)
-class ToOne:
-    """The distance of an arm's models to the model of their seed of another arm: of several models
-    of a seed the mean, as one row."""
-
-    metric: str
-    distance: Any
-    arms: tuple[str, ...]
-    reference: str
-
-    @property
-    def name(self) -> str:
-        return self.metric
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return (self.metric,)
-
-    def __call__(self, view: View) -> Found:
-        there = {m.seed: m for m in view.members(self.reference)}
-        for arm in self.arms:
-            by_seed: dict[int, list[float]] = {}
-            for member in view.members(arm):
-                if member.seed not in there:
-                    continue
-                models = ((arm, member), (self.reference, there[member.seed]))
-                found = (view.arrays(name, "outputs", m).get("logits") for name, m in models)
-                logits = [x for x in found if x is not None]
-                if len(logits) < 2:
-                    continue
-                label = split_of(view.data(arm, member), "test").label[: len(logits[0])]
-                by_seed.setdefault(member.seed, []).append(self.distance(*logits, label))
-            for seed, values in by_seed.items():
-                yield arm, Member(seed), self.metric, (), exact(np.mean(values))
 
 
 @dataclasses.dataclass(frozen=True)

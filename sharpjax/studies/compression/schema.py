@@ -35,6 +35,7 @@ FIELDS: Mapping[str, Rule] = {
     "compress.pruned": _PERCENT,
     "compress.everything": _PERCENT,
     "compress.bits": _BITS,
+    "compress.tflite": _BITS,
     "compress.types": _TYPES,
     "compress.by_layer": _BITS,
     "evaluate.test.batch_size": COUNT,

@@ -1,10 +1,11 @@
 """What the study shows: the paper's changes of accuracy beside ours, and distances to the base."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sharpjax import plots
 from sharpjax.plots import Figure, last_of, n_of
-from sharpjax.protocol.summary import summarize_last
+from sharpjax.protocol.summary import Summary, summarize_last
 from sharpjax.report.content import Table
 from sharpjax.report.words import mean_of
 from sharpjax.runs.study import Arrays
@@ -13,45 +14,124 @@ from sharpjax.train.results import Row
 
 CAPTION = (
     "Means ± standard errors over seeds at the end: accuracy; its change in per cent of the base "
-    "model's, and the paper's, which trained on all images; distances to the base model, where the "
-    "paper has a t-SNE (in brackets over those of independent models of the same seed)."
+    "model's; the rise of the loss; distances to the base model, where the paper has a t-SNE (in "
+    "brackets over those of independent models of the same seed)."
+)
+PUBLISHED = (
+    "The paper's table: changes of the accuracy in per cent of the base model's. The paper trained "
+    "on all images; its students are means of three, all else is one model. Beside it the same as "
+    "the authors' code does it (a second softmax and Adamax; all numbers pruned, biases and "
+    "BatchNorm statistics too; 8 bits of kernels of 1,024 numbers or more), and as it is defined "
+    "here (logits and Adam; weights pruned; 8 bits of all kernels). The teacher's weight of 90 is "
+    "the authors' alpha of .1. Means ± standard errors over seeds."
+)
+TAKES = (
+    "What each model takes, exactly: parameters that are not pruned; kilobytes of all numbers in "
+    "the form in which they can be held (pruned arrays with a bit mask, integers with their "
+    "steps), and how many times less that is than the base model's; millions of floating point "
+    "operations of a forward pass of one image, in matrix products and convolutions. Those do not "
+    "fall: an array with zeros keeps its shape, and integers are computed with as floats. Beside "
+    "them accuracy and distance to the base model; means ± standard errors over seeds."
 )
 # Of conditions, by how their names begin.
 ORDER = (
-    "base", "init", "float16", "int8", "int4", "int3", "pruned", "everything", "kd_paper", "kd",
-    "independent", "sam_",
+    "base", "init", "float16", "int8", "int4", "int3", "tflite", "pruned", "everything", "kd_paper",
+    "kd", "independent", "sam_",
 )  # fmt: skip
+NEAR = "base/activation_distance"
+TAKEN = ("parameters", "bytes", "flops")
 DISTANCES = {
-    "base/activation_distance": "activation distance",
+    NEAR: "activation distance",
     "base/jsd": "JSD",
     "base/disagreement": "disagreement",
 }
 
 
+# Methods of the paper's table: as the authors' code does it, and as it is defined here.
+METHODS = {
+    **{f"kd_paper_{w}": (f"kd_paper_{w}", f"kd_{w}") for w in paper7.WEIGHTS[::-1]},
+    "float16": ("float16", "float16"),
+    "int8": ("tflite_int8", "int8"),
+    **{p: (p.replace("pruned", "everything"), p) for p in paper7.PRUNED},
+}
+
+
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """A row for each arm that is compared with a base."""
-    found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
-
-    def line(arm: str) -> tuple[str, ...]:
-        place = "-".join(cells.place(arm))
-        said = paper7.CHANGES.get(place, {}).get(arm.removeprefix(f"{place}-"))
-        cells_ = [mean_of(found.get((arm, m))) for m in ("test/accuracy", "test/accuracy_change")]
-        cells_.append("" if said is None else f"{said:+g}")
-        cells_.append(mean_of(found.get((arm, "test/nll_rise"))))
-        for metric in DISTANCES:
-            own, other = found.get((arm, metric)), found.get((f"{place}-independent", metric))
-            ratio = f" ({own.mean / other.mean:.2f})" if own and other and other.mean else ""
-            cells_.append(mean_of(own) + ratio)
-        return arm, *cells_
-
-    columns = ("arm", "accuracy", "change, %", "paper, %", "rise of the loss", *DISTANCES.values())
+    """Each arm beside its base; the paper's table beside ours; what each model takes."""
+    found = {(s.arm, s.metric): s for s in summarize_last(_by_seed(rows)) if s.n}
     arms = [a for a in dict.fromkeys(row["arm"] for row in rows) if "layers_int" not in a]
-    return (Table(CAPTION, columns, tuple(map(line, arms))),)
+    return tuple(
+        table
+        for table in (_compared(found, arms), _published(found, arms), _takes(found, arms))
+        if table.rows
+    )
+
+
+def _compared(found: Mapping[tuple[str, str], Summary], arms: Sequence[str]) -> Table:
+    def line(arm: str) -> tuple[str, ...]:
+        whole = ("test/accuracy", "test/accuracy_change", "test/nll_rise")
+        own = (mean_of(found.get((arm, metric))) for metric in whole)
+        return arm, *own, *(_over_independent(found, arm, metric) for metric in DISTANCES)
+
+    columns = ("arm", "accuracy", "change, %", "rise of the loss", *DISTANCES.values())
+    return Table(CAPTION, columns, tuple(map(line, arms)))
+
+
+def _over_independent(found: Mapping[tuple[str, str], Summary], arm: str, metric: str) -> str:
+    own, other = found.get((arm, metric)), found.get((f"{_place(arm)}-independent", metric))
+    ratio = f" ({own.mean / other.mean:.2f})" if own and other and other.mean else ""
+    return mean_of(own) + ratio
+
+
+def _published(found: Mapping[tuple[str, str], Summary], arms: Sequence[str]) -> Table:
+    def line(place: str, method: str) -> tuple[str, ...]:
+        said = paper7.CHANGES.get(place, {}).get(method)
+        ours = [found.get((f"{place}-{c}", "test/accuracy_change")) for c in METHODS[method]]
+        words = method.replace("kd_paper", "student, teacher's weight").replace("_", " ")
+        return place, words, "" if said is None else f"{said:+g}", *map(mean_of, ours)
+
+    lines = (line(place, m) for place in dict.fromkeys(map(_place, arms)) for m in METHODS)
+    columns = ("data and net", "method", "paper", "as the authors do", "as defined here")
+    return Table(PUBLISHED, columns, tuple(own for own in lines if any(own[3:])))
+
+
+def _takes(found: Mapping[tuple[str, str], Summary], arms: Sequence[str]) -> Table:
+    def line(arm: str) -> tuple[str, ...]:
+        kept, size, flops = (found[arm, f"size/{what}"].mean for what in TAKEN)
+        base = found.get((f"{_place(arm)}-base", "size/bytes"))
+        return (
+            arm, f"{kept:,.0f}", f"{size / 1e3:,.1f}", f"{base.mean / size:.2f}" if base else "",
+            f"{flops / 1e6:,.4g}", mean_of(found.get((arm, "test/accuracy"))),
+            _over_independent(found, arm, NEAR),
+        )  # fmt: skip
+
+    columns = (
+        "arm", "parameters", "kB", "times less", "MFLOP", "accuracy", DISTANCES[NEAR],
+    )  # fmt: skip
+    return Table(TAKES, columns, tuple(line(a) for a in arms if (a, "size/bytes") in found))
+
+
+def _by_seed(rows: Sequence[Row]) -> list[Row]:
+    """One value of each seed: of several models of a seed their mean; layers are left out."""
+    values: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        if {*row["of"]} <= {"copy"}:
+            key = row["arm"], row["seed"], row["step"], row["metric"]
+            values.setdefault(key, []).append(row["value"])
+    return [
+        {"arm": arm, "seed": seed, "step": step, "metric": metric, "of": {},
+         "value": None if None in found else sum(found) / len(found)}
+        for (arm, seed, step, metric), found in values.items()
+    ]  # fmt: skip
+
+
+def _place(arm: str) -> str:
+    return "-".join(cells.place(arm))
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     """For each data set and net: distances to the base, and what sharpness says of the loss."""
-    for place, own in cells.by_place(rows).items():
+    for place, own in cells.by_place(_by_seed(rows)).items():
         panels = {
             label: cells.by_condition(values, ORDER)
             for metric, label in DISTANCES.items()
@@ -66,6 +146,8 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 lambda panels=panels: plots.points(panels),
                 tuple(DISTANCES),
             )
+        if (drawn := _sizes(place, own)) is not None:
+            yield drawn
         sharp = cells.by_condition(last_of(own, "source/noise_sharpness"), ORDER)
         rise = cells.by_condition(last_of(own, "test/nll_rise"), ORDER)
         if sharp and rise:
@@ -78,3 +160,31 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 ),
                 ("source/noise_sharpness", "test/nll_rise"),
             )
+
+
+def _sizes(place: str, rows: Sequence[Row]) -> Figure | None:
+    """Size against accuracy, and against the distance to the base; SAM's models left out."""
+    size, accuracy, distance = (
+        cells.by_condition(own, ORDER)
+        for metric in ("size/bytes", "test/accuracy", NEAR)
+        for own in [{a: x for a, x in last_of(rows, metric).items() if "-sam" not in a}]
+    )
+    if not size or not distance:
+        return None
+    size = {name: {seed: x / 1e3 for seed, x in own.items()} for name, own in size.items()}
+    distance = {"base": dict.fromkeys(size.get("base", {}), 0.0)} | distance
+    return Figure(
+        f"size-{place}",
+        f"{place}. What each model takes, against its accuracy on the test set and its distance to "
+        f"the base model of its seed, which is 0 for that model itself: a point for each model; a "
+        f"line joins the methods whose means no other method's mean beats in both; {n_of(size)}.",
+        lambda: plots.scatter(
+            [
+                ("kilobytes", size, "test accuracy", accuracy),
+                ("kilobytes", size, f"{DISTANCES[NEAR]} to the base", distance),
+            ],
+            log=(True, False),
+            better=("greater", "less"),
+        ),
+        ("size/bytes", "test/accuracy", NEAR),
+    )

@@ -1,9 +1,10 @@
 """Neural network compression: the functional perspective (OpenReview Q7GXKjmCSB): H7.1 to H7.6.
 
-Arms: `<data set>-<net>-<method>`. Methods: float16, int8 (quantised after training); pruned_<p>
-(the p per cent of smallest weights, no fine-tuning); kd_<w> (students with weight w per cent of the
-teacher, on logits) and kd_paper_<w> (softmax twice, as in the authors' code); independent (two
-more nets). A seed is one base model; ten of them.
+Arms: `<data set>-<net>-<method>`. Methods: float16, int8 (quantised after training, all kernels;
+the paper's TFLite leaves those of less than 1,024 numbers as they are); pruned_<p> (the p per cent
+of smallest weights, no fine-tuning; the authors' code prunes biases and statistics too); kd_<w>
+(students with weight w per cent of the teacher, on logits) and kd_paper_<w> (softmax twice, as in
+the authors' code); independent (two more nets). A seed is one base model; ten of them.
 
 Metrics, all at the last step, on the test set; d is one of `DISTANCES`:
 
