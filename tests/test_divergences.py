@@ -247,3 +247,12 @@ def test_what_is_unknown_is_refused(fields, said):
         make(**fields)
     with pytest.raises(UserError, match=said):
         losses.check_teacher("uniform", weight=0.5, temperature=1.0, **fields)
+
+
+@pytest.mark.parametrize("kind", divergences.DIVERGENCES)
+@pytest.mark.parametrize("shape", [(4, 7), (3, 10), (1, 10), (4, 1)])
+def test_outputs_of_other_classes_or_examples_are_refused(kind, shape):
+    """Also those that would be broadcast, or whose first choices are classes here too."""
+    z, t = jnp.zeros((4, 10)), jnp.zeros(shape)
+    with pytest.raises(UserError, match=r"outputs are \[4, 10\] and the teacher's \["):
+        divergences.divergence(kind, z, t, 2.0)

@@ -293,6 +293,16 @@ def test_impossible_teachers_are_refused(fields, said):
         Teacher(**given)
 
 
+def test_stored_probabilities_are_refused():
+    """And neither logits, nor what is not looked at: logarithms, and arrays that are traced."""
+    probabilities = jax.nn.softmax(jax.random.normal(jax.random.key(0), (300, 10)))
+    settings = {"kind": "stored", "weight": 0.5, "temperature": 1.0}
+    with pytest.raises(UserError, match="rows of sum 1, .* give logits, or the logarithms"):
+        Teacher(params=probabilities, **settings)
+    Teacher(params=jnp.log(probabilities), **settings)
+    jax.jit(lambda x: Teacher(params=x, **settings).params)(probabilities)
+
+
 def test_settings_are_refused_before_there_is_a_teacher():
     check_teacher("gaussian", weight=1, temperature=4, fresh=False)
     for weight, temperature in ((2, 1), (0.5, 0)):

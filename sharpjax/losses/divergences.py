@@ -4,7 +4,8 @@ Everywhere z are the student's outputs and t the teacher's, both [B, K]; p = sof
 softmax(z/T). Sums are over classes and means over examples (torch's 'batchmean'): with a mean over
 classes too, as some codes have it, a loss is K times smaller and so is the teacher's part of the
 whole. Where a temperature is read there is a factor T^2, without which the slope of a part would
-fall as 1/T^2. Nothing here stops a gradient in t; `losses.Teacher` does.
+fall as 1/T^2. Nothing here stops a gradient in t; `losses.Teacher` does. Outputs of other shapes,
+as of a teacher of other classes or examples, are a UserError.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from sharpjax.errors import UserError
 from sharpjax.losses.cross_entropy import cross_entropies
 
 DIVERGENCES: Mapping[str, str] = {
@@ -41,6 +43,7 @@ def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) 
     >>> print(distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0))  # log 2 less the entropy
     0.13081208
     """
+    _check("losses.distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
     p = jnp.exp(log_p)
@@ -63,6 +66,7 @@ def reverse_distillation(
     >>> print(f"{value:.5f}")  # log(4/3)/2
     0.14384
     """
+    _check("losses.reverse_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
     q = jnp.exp(log_q)
@@ -82,6 +86,7 @@ def jensen_shannon_distillation(
     >>> print(jensen_shannon_distillation(apart, -apart, 1.0))  # log 2
     0.6931472
     """
+    _check("losses.jensen_shannon_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(jnp.asarray(2, logits.dtype))
@@ -106,6 +111,7 @@ def logit_distillation(
     >>> print(logit_distillation(z, t), logit_distillation(z, t, centred=True))
     5.0 1.0
     """
+    _check("losses.logit_distillation", logits, targets)
     apart = logits - targets
     if centred:
         apart = apart - jnp.mean(apart, -1, keepdims=True)
@@ -120,6 +126,7 @@ def hard_distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
     >>> print(hard_distillation(jnp.zeros((1, 4)), jnp.array([[0.0, 2.0, 1.0, 2.0]])))  # log 4
     1.3862944
     """
+    _check("losses.hard_distillation", logits, targets)
     # A label of -1 is no class, and its loss is NaN.
     label = jnp.where(jnp.isnan(jnp.max(targets, -1)), -1, jnp.argmax(targets, -1))
     return jnp.mean(cross_entropies("losses.hard_distillation", logits, label))
@@ -138,6 +145,7 @@ def standardised_distillation(
     >>> print(abs(standardised_distillation(5 * z + 3, z, 2.0)) < 1e-6)
     True
     """
+    _check("losses.standardised_distillation", logits, targets)
     return distillation(_standardised(logits), _standardised(targets), temperature)
 
 
@@ -154,6 +162,7 @@ def dist_distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayL
     >>> print(f"{dist_distillation(z, -z, 1.0):.4f}")
     4.0000
     """
+    _check("losses.dist_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     q, p = (jax.nn.softmax(x / T) for x in (logits, targets))
     return T**2 * sum(jnp.mean(1 - _correlation(q, p, axis)) for axis in (1, 0))
@@ -183,6 +192,14 @@ _OF_TEMPERATURE: Mapping[str, Callable[..., Any]] = {
     "standardised": standardised_distillation,
     "dist": dist_distillation,
 }
+
+
+def _check(caller: str, logits: jax.Array, targets: jax.Array) -> None:
+    if logits.shape != targets.shape:
+        raise UserError(
+            f"{caller}: the student's outputs are {list(logits.shape)} and the teacher's "
+            f"{list(targets.shape)}; give both of the same examples and classes."
+        )
 
 
 def _standardised(outputs: jax.Array) -> jax.Array:

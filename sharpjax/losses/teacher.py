@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
 
-from sharpjax import tree
+from sharpjax import loops, tree
 from sharpjax.errors import UserError, unknown
 from sharpjax.losses.classification import apply
 from sharpjax.losses.divergences import DIVERGENCES, divergence
@@ -96,7 +97,8 @@ class Teacher:
     Raises:
         UserError: an unknown kind, divergence or input; a weight or temperature that is impossible,
             where it is a float; a model that is missing, or that the kind does not have; `shuffled`
-            with `fresh=False`, whose partners are those of a batch. When called: params, a key or
+            with `fresh=False`, whose partners are those of a batch; `stored` probabilities (the
+            first 256 rows are looked at, if they are not traced). When called: params, a key or
             an index that is missing; members that are not stacked; another number of classes than
             the student's.
 
@@ -134,6 +136,11 @@ class Teacher:
         if (self.model is not None) != (self.kind in _WITH_MODEL):
             has = "has no model" if self.kind not in _WITH_MODEL else "needs model and params"
             raise UserError(f"losses.Teacher: one of kind '{self.kind}' {has}.")
+        if self.kind == "stored" and _are_probabilities(self.params):
+            raise UserError(
+                "losses.Teacher: the stored outputs are probabilities, rows of sum 1, which would "
+                "pass a second softmax; give logits, or the logarithms of these."
+            )
 
     def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """The divergence of a student's outputs, [B, K]: without the weight."""
@@ -258,6 +265,15 @@ def check_teacher(
             "losses.Teacher: one of kind 'shuffled' is shuffled within each batch; give "
             "fresh=True, or take 'entropy-matched', whose draws can be fixed."
         )
+
+
+def _are_probabilities(outputs: Any) -> bool:
+    if not isinstance(outputs, jax.Array | np.ndarray) or loops.is_traced(outputs):
+        return False
+    if outputs.ndim != 2 or not outputs.size:
+        return False
+    rows = np.asarray(outputs[:256], np.float64)
+    return bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) < 1e-3).all())
 
 
 def _partners(key: Any, count: int) -> jax.Array:
