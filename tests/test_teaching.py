@@ -60,7 +60,8 @@ def test_every_control_can_be_planned_and_trains(tmp_path):
         assert ran[name]["stopped"] == {}
         assert ran[name]["params_at_start"]["0"] == ran["alone"]["params_at_start"]["0"]
         (loss,) = (r["value"] for r in rows(tmp_path / "run", arm=name, metric="train/loss"))
-        assert 0 < loss < np.inf
+        # The untrained teacher is the student's own start, which it stays at but for rounding.
+        assert abs(loss) < 1e-5 if name == "untrained" else 0 < loss < np.inf
         losses_of[name] = loss
     # The same teachers, asked before: outputs of other batches are rounded otherwise.
     assert losses_of["stored"] == pytest.approx(losses_of["ensemble"], rel=1e-5)
