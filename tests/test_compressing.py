@@ -1,7 +1,6 @@
 """Compressed models in a plan, what each takes, and how far its function goes."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -80,7 +79,6 @@ def test_models_without_a_name_are_one():
         Prune((10, 20), named=False)
 
 
-@functools.cache
 def trained(module):
     """Drawn weights, none of them 0."""
     image = jnp.zeros((1, 32, 32, 3))
