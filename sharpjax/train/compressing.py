@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from sharpjax import compress, data, flops
+from sharpjax import compress, flops
 from sharpjax.compress import size
 from sharpjax.compress.scope import Scope
-from sharpjax.data import DataSpec, Splits
+from sharpjax.data import DataSpec, Examples, Splits, batch
 from sharpjax.train.plan import Cost, Subject, When
 from sharpjax.train.pruning import Prune
 from sharpjax.train.results import Of, exact, of, results
@@ -102,14 +102,14 @@ class Size:
     def cost(self, spec: DataSpec) -> Cost:
         return Cost()
 
-    def init(self, subject: Subject, splits: Splits) -> tuple:
+    def init(self, subject: Subject, data: Splits) -> tuple:
         return ()
 
-    def __call__(self, carry: Any, subject: Subject, splits: Splits, key: jax.Array):
+    def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
         held, masks = self._held(subject)
         rows = size.layers(held, masks)
         kept = sum(row.kept for row in rows if row.name.startswith("params/"))
-        values = kept, size.num_bytes(rows), _flops(subject.model, _image(splits.train))
+        values = kept, size.num_bytes(rows), _flops(subject.model, _image(data.train))
         found = {name: exact(x) for name, x in zip(self.metrics, values, strict=True)}
         return carry, results(found)
 
@@ -128,9 +128,9 @@ def _variables(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "variables": state.variables}
 
 
-def _image(examples: data.Examples) -> jax.ShapeDtypeStruct:
+def _image(examples: Examples) -> jax.ShapeDtypeStruct:
     """One example as the model takes it."""
-    return jax.eval_shape(lambda: data.batch(examples, jnp.arange(1))["image"])
+    return jax.eval_shape(lambda: batch(examples, jnp.arange(1))["image"])
 
 
 @functools.lru_cache(maxsize=16)

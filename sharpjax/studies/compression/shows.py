@@ -29,9 +29,10 @@ TAKES = (
     "What each model takes, exactly: parameters that are not pruned; kilobytes of all numbers in "
     "the form in which they can be held (pruned arrays with a bit mask, integers with their "
     "steps), and how many times less that is than the base model's; millions of floating point "
-    "operations of a forward pass of one image, in matrix products and convolutions. Those do not "
-    "fall: an array with zeros keeps its shape, and integers are computed with as floats. Beside "
-    "them accuracy and distance to the base model; means ± standard errors over seeds."
+    "operations of a forward pass of one image, in matrix products and convolutions (the depthwise "
+    "layers of MobileNet are sums, and not counted). Those do not fall: an array with zeros keeps "
+    "its shape, and integers are computed with as floats. Beside them accuracy and distance to the "
+    "base model; means ± standard errors over seeds."
 )
 # Of conditions, by how their names begin.
 ORDER = (
