@@ -5,7 +5,7 @@ found = embedding.classical_mds(distances(stacked(logits)))
 paths = by_model(found.points, logits)                       # [E, 2] each
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def stacked(outputs: Mapping[Any, Any]) -> np.ndarray:
     return np.concatenate([np.asarray(x) for x in outputs.values()])
 
 
-def by_model(points: Any, outputs: Mapping[_Key, Sequence[Any]]) -> dict[_Key, np.ndarray]:
+def by_model(points: Any, outputs: Mapping[_Key, Any]) -> dict[_Key, np.ndarray]:
     """Points of `stacked(outputs)`, [P, ...], by model again: [E_m, ...] each.
 
     Raises:

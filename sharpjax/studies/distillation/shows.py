@@ -94,7 +94,7 @@ def _against_accuracy(
         f"{place}. Accuracy of the models of each condition on the test set against their {label} "
         f"to the teacher of their seed, which is 0 of the teachers; {n_of(accuracy)}.",
         lambda: plots.scatter(
-            [(f"{label} to the teacher", at_0 | distances, "test accuracy", accuracy)]
+            [(f"{label} to the teacher", {**at_0, **distances}, "test accuracy", accuracy)]
         ),
         ("test/accuracy",),
     )
@@ -155,5 +155,5 @@ def _landscape(logits: Mapping[str, np.ndarray]) -> Any:
         {name: {0: path} for name, path in paths.items()},
         xlabel="first axis, root of JSD",
         ylabel="second axis, root of JSD",
-        share=found.share,
+        share=found.share.tolist(),
     )
