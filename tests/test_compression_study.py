@@ -116,6 +116,27 @@ def test_all_that_is_asked_is_measured_and_can_be_decided():
     assert ids == [*papers, *(f"C.{i}" for i in range(1, 5))]
 
 
+PARTS = ("cpu_cifar10_lenet", "cpu_mnist_lenet", "cpu_mobilenet_narrow")
+
+
+def test_parts_of_a_form_have_its_arms_and_recipe():
+    whole, *parts = [config(form).to_dict() for form in ("cpu", *PARTS)]
+    arms = whole.pop("arms")
+    assert {name: arm for part in parts for name, arm in part.pop("arms").items()} == arms
+    assert all(part == whole for part in parts)
+
+
+@pytest.mark.parametrize("form", PARTS)
+def test_a_part_is_asked_by_ids_of_its_place(form):
+    ids = assert_measured_and_decidable(config(form), smallest_p=2.0**-10)
+    place = form.removeprefix("cpu_").replace("_lenet", "-lenet")
+    if form == "cpu_mobilenet_narrow":
+        assert ids == ["C.4 cifar10-mobilenet_narrow"]
+    else:
+        names = [f"H7.{i}" for i in range(1, 7)] + [f"C.{i}" for i in range(1, 4)]
+        assert ids == [f"{name} {place}" for name in names]
+
+
 def test_statistics_are_asked_of_nets_that_have_them():
     (asked,) = (h for h in study.hypotheses_of(config("cpu")) if h.id == "C.4")
     assert {c.groups[0].rpartition("-")[0] for c in claims.contrasts(asked)} == {

@@ -1,7 +1,8 @@
 """What a run of the compression study is asked, by its arms.
 
 H7.1 to H7.6 are the paper's, of its nets trained on all images; of fewer images and of other nets
-the same is asked under ids of their own. Beside them, where a config has the arms:
+the same is asked under ids of their own, as `H7.1 mnist-lenet`. Beside them, where a config has the
+arms (one with one place alone under ids as `C.1 mnist-lenet`):
 
     C.1  over models, sharpness before predicts the rise of the loss after pruning, and in few bits
     C.2  over layers, the sharpness of a layer predicts the rise where it alone is held in few bits
@@ -52,12 +53,18 @@ def hypotheses(config: Config, there: Collection[str]) -> tuple[Hypothesis, ...]
         whole = [p for p in by_place if f"{'-'.join(p)}-independent" in arms]
         own = [h for place in whole for h in _of_place(*place)]
         asked += tuple(h for h in own if {*cells.arms_of(h)} <= {*there})
-    return asked + tuple(_own(there))
+    ours = tuple(_own(there))
+    if len(by_place) == 1:
+        ours = _named(ours, *next(iter(by_place)))
+    return asked + ours
 
 
 def _of_place(data: str, net: str) -> tuple[Hypothesis, ...]:
-    found = paper7.hypotheses((net,), (data,), ())
-    return cells.of_others(found, f"{data}-{net}", f"{net} on {data}")
+    return _named(paper7.hypotheses((net,), (data,), ()), data, net)
+
+
+def _named(asked: tuple[Hypothesis, ...], data: str, net: str) -> tuple[Hypothesis, ...]:
+    return cells.of_others(asked, f"{data}-{net}", f"{net} on {data}")
 
 
 def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
