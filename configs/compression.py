@@ -25,7 +25,7 @@ MNIST, all images. It has not been run.
 `:cpu`: LeNet on the first 3,000 training images of CIFAR-10 and 4,000 of MNIST, and a narrow
 MobileNet on CIFAR-10, for BatchNorm; 210 models are trained. Of CIFAR-10's 60,000 images as they
 were prepared for development all but 98 are exact. Its parts are `:cpu_cifar10_lenet`,
-`:cpu_mnist_lenet` and `:cpu_mobilenet_narrow`. The whole may take four hours: a step of one LeNet took
+`:cpu_mnist_lenet`, `:cpu_mobilenet_narrow`. All may take four hours: a step of one LeNet took
 109 ms of processor time on CIFAR-10 and 43 on MNIST, on a crowded machine. Not run yet.
 `:quick`: nets of two hidden layers on 8 x 8 digits.
 """
