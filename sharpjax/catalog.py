@@ -123,6 +123,7 @@ STUDIES: dict[str, str] = {
     "explicit_regularisation": "sharpjax.studies.explicit_regularisation",
     "distillation": "sharpjax.studies.distillation",
     "compression": "sharpjax.studies.compression",
+    "data_free": "sharpjax.studies.data_free",
 }
 
 # What the papers claim: every hypothesis of a report over several runs.

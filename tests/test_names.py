@@ -24,11 +24,13 @@ GENERAL = [
 # Words of the field, or of the language, that a study also has for a name: where, and which.
 WORDS = {
     ("geometry/loss/objective.py", "sharpness"),  # what is measured
+    ("layerwise/data_free/table.py", "data_free"),  # a function
     ("optim/__init__.py", "sam"),  # an optimiser
     ("optim/factory.py", "sgd"),
     ("optim/settings.py", "sgd"),
     ("report/record.py", "planned"),  # what became of seeds
     ("schema/__init__.py", "complete"),  # a function
+    ("train/layer_curvature.py", "sharpness"),  # what is measured
     ("train/task.py", "curves"),  # what an arm stores of its training
 }
 

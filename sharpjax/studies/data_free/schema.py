@@ -1,0 +1,50 @@
+"""What a config of the data-free study must hold; nothing heavy is imported here."""
+
+from collections.abc import Mapping
+
+from sharpjax import schema
+from sharpjax.errors import UserError
+from sharpjax.schema import COUNT, COUNT_OR_0, POSITIVE, Config, Rule, blocks
+
+BASE = "base"  # the condition of the arms that are trained
+
+FIELDS: Mapping[str, Rule] = {
+    **blocks.IMAGES,
+    **blocks.MODEL,
+    **blocks.OPTIM,
+    **blocks.TRAIN,
+    "evaluate.test.batch_size": COUNT,
+    "evaluate.test.num_bins": COUNT,
+    "evaluate.replaced.num_examples": COUNT_OR_0,
+    "evaluate.replaced.trials": COUNT,
+    "evaluate.curvature.num_examples": COUNT,
+    "evaluate.curvature.probes": COUNT,
+    "evaluate.curvature.max_products": COUNT,
+    "evaluate.curvature.rho": POSITIVE,
+    "evaluate.curvature.num_steps": COUNT,
+    "evaluate.same.num_examples": COUNT,
+    "evaluate.untrained.draws": COUNT,
+}
+
+
+def _check_arm(arm: Config) -> None:
+    num_train = blocks.check_images(arm)
+    blocks.check_optim(arm, num_train, arm.train.epochs)
+    for block in ("curvature", "same"):
+        asked = arm.evaluate[block].num_examples
+        if asked > num_train:
+            raise UserError(
+                f"config.evaluate.{block}.num_examples={asked}: there are {num_train:,} training "
+                f"examples."
+            )
+
+
+def _check_name(name: str) -> None:
+    if len(name.split("-")) != 3 or not name.endswith(f"-{BASE}"):
+        raise UserError(
+            f"config.arms.{name}: what is made of an arm is named after it; name it <data set>-"
+            f"<net>-{BASE}, as mnist-mlp-{BASE}."
+        )
+
+
+RULES = schema.Rules(FIELDS, _check_arm, _check_name)
