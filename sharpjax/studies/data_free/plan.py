@@ -38,7 +38,7 @@ from sharpjax.train import configured
 from sharpjax.train.evaluators import SplitMetrics
 from sharpjax.train.layer_curvature import LayerCurvature
 from sharpjax.train.layerwise import DataFree, Replaced, layers_with_spectra
-from sharpjax.train.measures import Found, at_end
+from sharpjax.train.measures import Found
 from sharpjax.train.plan import (
     Compare,
     Derive,
@@ -51,7 +51,7 @@ from sharpjax.train.plan import (
     When,
     as_is,
 )
-from sharpjax.train.results import exact
+from sharpjax.train.results import Of, exact, of
 from sharpjax.train.steps import Steps
 
 END = When()
@@ -171,15 +171,16 @@ class Sorted:
         )
 
     def __call__(self, view: View) -> Found:
-        trained = {m: at_end(view, self.base, f"layer/{m}") for m in DATA_FREE}
+        trained = _ends(view, self.base)
         for arm in self.arms:
+            replaced = _ends(view, arm)
             words = {
                 where: "critical" if value else "robust"
-                for where, value in at_end(view, arm, "layer/critical").items()
+                for where, value in replaced.get("layer/critical", {}).items()
             }
             for metric in DATA_FREE:
-                sources = {"value": trained[metric]} | {
-                    end: at_end(view, arm, f"layer/{metric}/{end}")
+                sources = {"value": trained.get(f"layer/{metric}", {})} | {
+                    end: replaced.get(f"layer/{metric}/{end}", {})
                     for end in ("change", "absolute_change")
                 }
                 for end, values in sources.items():
@@ -205,12 +206,26 @@ class Difference:
         return tuple(f"difference/{m}" for m in (*DATA_FREE, "accuracy"))
 
     def __call__(self, view: View) -> Found:
+        first, second = (_ends(view, arm) for arm in (self.reinit, self.rerandom))
         for metric in (*DATA_FREE, "accuracy"):
-            there = at_end(view, self.rerandom, f"layer/{metric}")
-            for (seed, layer), value in at_end(view, self.reinit, f"layer/{metric}").items():
+            there = second.get(f"layer/{metric}", {})
+            for (seed, layer), value in first.get(f"layer/{metric}", {}).items():
                 if (seed, layer) in there:
                     less = exact(value - there[seed, layer])
                     yield self.reinit, Member(seed), f"difference/{metric}", layer, less
+
+
+def _ends(view: View, arm: str) -> dict[str, dict[tuple[int, Of], float]]:
+    """The values at the last step of an arm by metric, seed and further coordinates; read once, as
+    `at_end` reads them for one metric."""
+    rows = view.rows(arm)
+    last = max((row["step"] for row in rows), default=0)
+    found: dict[str, dict[tuple[int, Of], float]] = {}
+    for row in rows:
+        if row["step"] == last and row["value"] is not None:
+            own = found.setdefault(row["metric"], {})
+            own[row["seed"], of(**row["of"])] = row["value"]
+    return found
 
 
 def hypotheses(config: Config) -> tuple:
