@@ -292,11 +292,14 @@ def test_all_pairs_are_the_pairs(name):
 
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_gives_nan(name, bad):
+def test_what_is_not_finite_is_refused_of_two_and_nan_among_many(name, bad):
     x, y, options = example(name)
     broken = y.copy()
     broken[2, 1] = bad
-    assert np.isnan(MEASURES[name](x, broken, **options))
+    with pytest.raises(
+        UserError, match=rf"{MEASURES[name].function or name}: b is not finite in 1"
+    ):
+        MEASURES[name](x, broken, **options)
     found = all_pairs([x, broken, y], name, **options)
     assert np.isnan(found[1]).all() and np.isnan(found[:, 1]).all()
     assert np.isfinite(found[np.ix_([0, 2], [0, 2])]).all()

@@ -82,6 +82,17 @@ def refuse_traced(caller: str, *arrays: jax.Array) -> None:
         raise UserError(f"{caller}: call it outside of jit, grad and vmap; it computes in numpy.")
 
 
+def refuse_not_finite(caller: str, name: str, values: np.ndarray) -> None:
+    """Raises a `UserError` that names `caller` where [N, K] are not all finite."""
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"{caller}: {name} is not finite in {np.sum(~finite):,} of {len(values):,} examples, "
+            f"the first is number {np.argmin(finite)}. A model that gives this predicts nothing: "
+            "leave it out, or leave these examples out of all arrays."
+        )
+
+
 @jax.jit
 def _refuse(logits, label, weight, counted) -> jax.Array:
     no_class = (label < 0) | (label >= logits.shape[1])

@@ -2,7 +2,7 @@
 
 A distance is a plain function `distance(a, b, label)` of the outputs of two models, [N, K] each,
 and the labels of these examples, [N]. Of a model that stored nothing, because it turned non-finite,
-there is no row, nor is it anybody's partner.
+or whose outputs are not finite, there is no row, nor is it anybody's partner.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Between:
     def __call__(self, view: View) -> Found:
         @functools.cache
         def logits(arm: str, member: Member) -> np.ndarray | None:
-            return view.arrays(arm, self.outputs, member).get("logits")
+            return stored_logits(view, arm, member, self.outputs)
 
         for arm in self.arms:
             for member in view.members(arm):
@@ -176,6 +176,14 @@ class MeanRank:
             ranks = stats.rankdata(signs * values, axis=1).mean(axis=0)
             for arm, rank in zip(self.arms, ranks, strict=True):
                 yield arm, Member(*key), self.metric, (), exact(rank)
+
+
+def stored_logits(
+    view: View, arm: str, member: Member, outputs: str = "outputs"
+) -> np.ndarray | None:
+    """The logits that a model stored, [N, K]; None where it stored none, or not all are finite."""
+    found = view.arrays(arm, outputs, member).get("logits")
+    return found if found is not None and np.isfinite(found).all() else None
 
 
 def at_end(view: View, arm: str, metric: str) -> dict[tuple[int, Of], float]:

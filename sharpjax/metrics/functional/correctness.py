@@ -1,7 +1,7 @@
 """Whether two models are right, and wrong, on the same examples.
 
-All read labels. Of equal largest outputs the first class is the prediction. All are NaN where an
-output is not finite (such a model predicts nothing) and of no examples.
+All read labels. Of equal largest outputs the first class is the prediction. All refuse outputs that
+are not finite (such a model predicts nothing), and are NaN of no examples.
 """
 
 from typing import Any, NamedTuple

@@ -1,8 +1,8 @@
 """How far apart two models' outputs lie, example by example.
 
 All but `logit_rmse` are of the softmax, so that they take logits: probabilities in their place are
-refused, unless `probs=True` says that they are meant. All are NaN where an output is not finite,
-and of no examples.
+refused, unless `probs=True` says that they are meant. All refuse outputs that are not finite, and
+are NaN of no examples.
 """
 
 from typing import Any, Literal

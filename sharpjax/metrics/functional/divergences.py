@@ -1,7 +1,7 @@
 """How much two models' predictions tell apart, in nats.
 
 All take logits: probabilities in their place are refused, unless `probs=True` says that they are
-meant. All are NaN where an output is not finite, and of no examples.
+meant. All refuse outputs that are not finite, and are NaN of no examples.
 """
 
 from typing import Any

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sharpjax.errors import UserError
+from sharpjax.metrics import inputs
 from sharpjax.metrics.functional import outputs
 from sharpjax.metrics.functional.outputs import Outputs, namespace
-from sharpjax.metrics.inputs import refuse_traced
 
 # These take softmaxes, and so want logits where `probs` is not said.
 _SOFT = {"probabilities", "log_probabilities", "direction"}
@@ -54,12 +54,11 @@ class Formula(NamedTuple):
 def of_pair(
     caller: str, formula: Formula, a: Any, b: Any, label: Any = None, *, probs: bool = False
 ) -> float:
-    """The value of two models, in float64 on the host; NaN of no examples, and where an output is
-    not finite.
+    """The value of two models, in float64 on the host; NaN of no examples.
 
     Raises:
-        UserError: names `caller`: the arrays do not fit each other, labels that are read are no
-            classes, or probabilities were given for logits, or the opposite.
+        UserError: names `caller`: the arrays do not fit each other, an output is not finite, labels
+            that are read are no classes, or probabilities were given for logits, or the opposite.
     """
     means = means_of_pair(caller, formula, a, b, label, probs=probs)
     return float("nan") if means is None else float(formula.value(means, np.shape(a)[1]))
@@ -69,13 +68,15 @@ def means_of_pair(
     caller: str, formula: Formula, a: Any, b: Any, label: Any = None, *, probs: bool = False
 ) -> tuple[Any, ...] | None:
     """The means of the terms, as `of_pair`; None where it gives NaN."""
-    refuse_traced(f"functional.{caller}", a, b, label)
+    inputs.refuse_traced(f"functional.{caller}", a, b, label)
     outputs.check_shapes(caller, a, b, label)
     check_classes(caller, formula, np.shape(a)[1])
     if formula.reads_labels:
         label = outputs.check_label(caller, label, np.shape(a)[1])
     values = [outputs.check_values(caller, x, guarded=formula.guarded, probs=probs) for x in (a, b)]
-    if not len(values[0]) or not all(np.isfinite(x).all() for x in values):
+    for name, x in zip("ab", values, strict=True):
+        inputs.refuse_not_finite(f"functional.{caller}", name, x)
+    if not len(values[0]):
         return None
     f, g = (Outputs(x, label, probs=probs) for x in values)
     return tuple(np.mean(term) for term in formula.terms(f, g))

@@ -1,7 +1,7 @@
 """Whether two models predict the same classes.
 
-Of equal largest outputs the first class is the prediction. All are NaN where an output is not
-finite (such a model predicts nothing) and of no examples.
+Of equal largest outputs the first class is the prediction. All refuse outputs that are not finite
+(such a model predicts nothing), and are NaN of no examples.
 """
 
 from typing import Any, Literal

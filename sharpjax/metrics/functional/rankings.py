@@ -1,8 +1,8 @@
 """How two models order the classes of each example.
 
 They read the order alone, so that logits and probabilities are the same to them, but where
-probabilities that differ are equal to rounding. All are NaN where an output is not finite, and of
-no examples.
+probabilities that differ are equal to rounding. All refuse outputs that are not finite, and are NaN
+of no examples.
 """
 
 import functools

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sharpjax.metrics import inputs
 from sharpjax.metrics.functional import outputs
 from sharpjax.metrics.functional.outputs import Outputs
-from sharpjax.metrics.inputs import refuse_traced
 
 
 class TransferAsymmetry(NamedTuple):
@@ -16,8 +16,7 @@ class TransferAsymmetry(NamedTuple):
         wrong: excess agreement where the teacher is wrong, student less control, in [-1, 1].
         right: the same where it is right.
         asymmetry: wrong - right, in [-2, 2]: positive where errors are taken over more.
-        num_wrong, num_right: of how many examples these are; NaN where there are none. Where an
-            output is not finite, all is NaN and both are 0.
+        num_wrong, num_right: of how many examples these are; NaN where there are none.
     """
 
     wrong: float
@@ -45,7 +44,7 @@ def transfer_asymmetry(student: Any, teacher: Any, control: Any, label: Any) -> 
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the arrays do not fit each other; an output is not finite; a label is no class.
 
     >>> teacher = np.eye(3)[[0, 0, 1, 1]]  # right, right, wrong, wrong
     >>> student, control = np.eye(3)[[0, 0, 1, 2]], np.eye(3)[[0, 2, 2, 2]]
@@ -54,13 +53,13 @@ def transfer_asymmetry(student: Any, teacher: Any, control: Any, label: Any) -> 
     (0.5, 0.5, 0.0)
     """
     caller = "transfer_asymmetry"
-    refuse_traced(f"functional.{caller}", student, teacher, control, label)
+    inputs.refuse_traced(f"functional.{caller}", student, teacher, control, label)
     for other, name in ((student, "student"), (control, "control")):
         outputs.check_shapes(caller, other, teacher, label, names=(name, "teacher"))
     label = outputs.check_label(caller, label, np.shape(teacher)[1])
     values = [np.asarray(x, np.float64) for x in (student, teacher, control)]
-    if not all(np.isfinite(x).all() for x in values):
-        return TransferAsymmetry(np.nan, np.nan, np.nan, 0, 0)
+    for name, x in zip(("student", "teacher", "control"), values, strict=True):
+        inputs.refuse_not_finite(f"functional.{caller}", name, x)
     s, t, c = (Outputs(x, label) for x in values)
     num_right = int(np.sum(t.right))
     num_wrong = len(label) - num_right

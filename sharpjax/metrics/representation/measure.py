@@ -17,7 +17,7 @@ class Measure:
     """A number for two matrices of features, [N, d] and [N, e], of the same N examples.
 
     Called with two of them it gives a float: in float64, on the host, because an unbiased estimate
-    is a small difference of large sums. It is NaN where a feature is not finite.
+    is a small difference of large sums.
 
     Attributes:
         name: by which `MEASURES` and `all_pairs` know it.
@@ -48,12 +48,13 @@ class Measure:
         """The number for `a`, [N, d], and `b`, [N, e].
 
         Raises:
-            UserError: the two are no matrices of the same N >= `least` examples; inside of a trace;
-                an option is not allowed.
+            UserError: the two are no matrices of the same N >= `least` examples; a feature is not
+                finite; inside of a trace; an option is not allowed.
         """
-        one, other = checked(self.function or self.name, [a, b], self.least)
-        if not (np.isfinite(one).all() and np.isfinite(other).all()):
-            return float("nan")
+        caller = self.function or self.name
+        one, other = checked(caller, [a, b], self.least)
+        for name, x in (("a", one), ("b", other)):
+            inputs.refuse_not_finite(f"metrics.representation.{caller}", name, x)
         return self.compare(self.prepare(one, **options), self.prepare(other, **options))
 
 
