@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sharpjax import catalog, workdir
-from sharpjax.runs import read, replay, verify
+from sharpjax.runs import publish, read, replay, verify
 from sharpjax.studies import __main__ as command
 from tests.commands import ROOT, assert_one_line, launch, read_rows
 from tests.runs import reseal, rewrite_journal
@@ -107,6 +107,20 @@ def test_outputs_that_do_not_give_the_rows_are_found(finished, tmp_path, monkeyp
     problems = verify.verify(path).problems
     assert len(problems) == 2  # of the pairs (0, 1) and (0, 2)
     assert all("computed again from what is stored: arm adam" in line for line in problems)
+
+
+@pytest.mark.parametrize("most", [publish.MOST_BYTES, 100])
+def test_a_published_folder_says_what_it_cannot_compare(most, finished, tmp_path, monkeypatch):
+    """It has no states; and where it has no outputs, rows that compare arms are not doubted."""
+    monkeypatch.setitem(catalog.STUDIES, "pruning", "examples.pruning")
+    monkeypatch.setattr(publish, "MOST_BYTES", most)
+    target = tmp_path / "published"
+    publish.publish(finished, str(target), lambda line: None)
+    assert list(finished.rglob("state-*.npz")) and not list(target.rglob("state-*.npz"))
+    found = verify.verify(target)
+    assert found.problems == ()
+    said = [note for note in found.notes if "'pairs' were not computed again" in note]
+    assert len(said) == (most == 100) and all("adam" in line for line in said)
 
 
 def test_its_trained_arms_are_measured_again(finished, tmp_path, monkeypatch):

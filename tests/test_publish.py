@@ -33,6 +33,7 @@ def path(tmp_path):
         def also():
             run.publish_arrays("sam", 8, "outputs", {"0.logits": np.arange(12.0)})
             run.publish_arrays("sam", 8, "large", large)
+            run.publish_arrays("sam", 8, "best-0", {"params.kernel": np.arange(12.0)})
 
         registered.write(run, made, also)
         folder = run.path / "checkpoints" / "sam" / "8"
@@ -47,7 +48,7 @@ def published(path, name="published"):
     target = path.with_name(name)
     lines = registered.Lines()
     publish.publish(path, str(target), lines)
-    assert len(lines) == 1 and "left out: 2 files" in lines
+    assert len(lines) == 1 and "left out: 3 files" in lines
     return target
 
 
@@ -62,7 +63,9 @@ def test_it_verifies_and_reports(path):
     assert {"report.html", "report.md", "arrays/sam/8/outputs.npz", "left_out.json"} <= there
     assert not any(name.startswith("checkpoints") for name in there)
     left_out = json.loads((target / "left_out.json").read_text())["files"]
-    assert left_out.keys() == {"checkpoints/sam/8/SHA256SUMS", "arrays/sam/8/large.npz"}
+    assert left_out.keys() == {
+        "checkpoints/sam/8/SHA256SUMS", "arrays/sam/8/large.npz", "arrays/sam/8/best-0.npz",
+    }  # fmt: skip
     assert "a checkpoint" in left_out["checkpoints/sam/8/SHA256SUMS"]["why"]
     report.report([str(target)], None, lambda line: None)
     assert verify.verify(target).problems == ()

@@ -33,8 +33,8 @@ class LeftOut(NamedTuple):
 def publish(path: os.PathLike | str, target: str, say: Say) -> None:
     """Write the published form of a finished run into a new folder, with its report.
 
-    Checkpoints are left out, and arrays that are large; rows, journal, registration, amendments,
-    figures and what verdicts can be checked by are kept.
+    Checkpoints and other states of models are left out, and arrays that are large; rows, journal,
+    registration, amendments, figures and what verdicts can be checked by are kept.
 
     Raises:
         UserError: the run is not finished or not as it was sealed; the target is there already, or
@@ -81,8 +81,12 @@ def _parted(run: Folder) -> tuple[list[str], dict[str, LeftOut]]:
 
 
 def _why_not(name: str, size: int, taken: int) -> str:
+    from sharpjax.train.library import is_state  # and with it jax
+
     if name.startswith(f"{workdir.CHECKPOINTS}/"):
         return "a checkpoint: weights are trained again by the same command"
+    if is_state(name):
+        return "a state of a model: it is trained again by the same command"
     if name.startswith(f"{workdir.ARRAYS}/") and (
         size > MOST_BYTES or taken + size > MOST_BYTES_OF_ARRAYS
     ):

@@ -22,6 +22,7 @@ from sharpjax.runs import read, rebuild, run, standing, study
 from sharpjax.runs.read import Folder
 from sharpjax.schema import Config
 from sharpjax.train import planning
+from sharpjax.train.library import is_state
 from sharpjax.train.plan import Compare, Draw, Plan, Stage, Train
 from sharpjax.train.task import PARAMS_DIGESTS
 
@@ -97,22 +98,43 @@ def replay(
     return Replay(compared, tuple(lines), decisive)
 
 
-def compare_again(folder: Folder) -> list[str]:
-    """Take every measure that compares arms again, of what the run stored; what differs.
+def compare_again(folder: Folder) -> tuple[list[str], list[str]]:
+    """Take every measure that compares arms again, of what the run stored.
+
+    Returns:
+        What differs; and a line for each stage that cannot be carried out again, since a published
+        folder has not all that the run stored.
 
     Raises:
         UserError: its config or its data are none that are had here.
     """
     config = rebuild.config_of(folder)
     plan = rebuild.plan_here(config, "", "")
-    stages = [stage for stage in planning.ordered(plan) if isinstance(stage, Compare)]
+    lacking = {n.split("/")[1] for n in workdir.left_out(folder.path) if _is_output(n)}
+    stages, notes = [], []
+    for stage in planning.ordered(plan):
+        if not isinstance(stage, Compare):
+            continue
+        if without := sorted(lacking & {*stage.reads}):
+            notes.append(
+                f"rows of stage '{stage.name}' were not computed again: what was stored of "
+                f"{', '.join(without)} is left out"
+            )
+        else:
+            stages.append(stage)
+    if not stages:
+        return [], notes
     with rebuild.setting(folder, config, plan, lambda line: None) as setting:
         for stage in stages:
             run.execute(setting, stage)
         expected = _expected(plan, stages, read.rows(folder.path), of_all=False)
         bitwise = not _why_not_bitwise(folder)
         agree = (lambda a, b: a == b) if bitwise else _nearly
-        return _compare(setting.run.rows(), expected, agree)[1]
+        return _compare(setting.run.rows(), expected, agree)[1], notes
+
+
+def _is_output(name: str) -> bool:
+    return name.startswith(f"{workdir.ARRAYS}/") and not is_state(name)
 
 
 def _decisive(

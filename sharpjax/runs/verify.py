@@ -159,10 +159,10 @@ def _check_compared(run: Folder) -> tuple[list[str], list[str]]:
     from sharpjax.runs import replay  # and with it jax
 
     try:
-        lines = replay.compare_again(run)
+        lines, notes = replay.compare_again(run)
     except UserError as error:
         return [], [f"rows that compare arms were not computed again: {error}"]
-    return [f"computed again from what is stored: {line}" for line in lines], []
+    return [f"computed again from what is stored: {line}" for line in lines], notes
 
 
 def _check_arrays(run: Folder) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from sharpjax.train.results import Row
 from sharpjax.train.state import TrainState, fresh
 
 STATE, BEST = "state", "best"
+_STATE_FILE = re.compile(rf"({STATE}|{BEST})-\d")
 _ABOUT = ("alive", "step")
 
 
@@ -26,6 +28,16 @@ def arrays_of(state: TrainState, step: int) -> dict[str, np.ndarray]:
     tree = {"params": state.params, "variables": state.variables}
     about = {"alive": np.asarray(state.alive), "step": np.asarray(step, np.int64)}
     return {name: np.asarray(leaf) for name, leaf in _named(tree).items()} | about
+
+
+def is_state(name: str) -> bool:
+    """Whether a file holds a model, by its name in the folder of a run.
+
+    >>> is_state("arrays/sam/8/best-3.npz"), is_state("arrays/sam/8/outputs.npz")
+    (True, False)
+    """
+    folder, _, file = name.rpartition("/")
+    return folder.startswith(f"{workdir.ARRAYS}/") and bool(_STATE_FILE.match(file))
 
 
 def state_of(arrays: Mapping[str, np.ndarray], like: TrainState, where: str) -> TrainState:
