@@ -174,7 +174,7 @@ def get_config(form: str = "") -> ConfigDict:
 
 _CPU = {
     "arms": of_two_cores(),
-    "evaluate": {"test": {"num_outputs": 1_000}},
+    "evaluate": {"test": {"num_outputs": 1_000}, "sharpness": {"num_examples": 256}},
 }
 _DIGITS = {"name": "digits", "num_train": 600}
 FORMS = {

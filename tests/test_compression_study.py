@@ -65,6 +65,7 @@ def test_rows_of_what_is_made_of_a_model(finished):
         assert taken["base"] == 4 * rows["base", "size/parameters", seed, whole]
         assert taken["base"] == rows["kd_50", "size/bytes", seed, whole]
         assert taken["int4"] < taken["base"] / 4 and taken["pruned_90"] < taken["base"] / 4
+        assert ("int4", "train[:32]/noise_sharpness", seed, whole) in rows
         assert len(layers) == 3 and all((k[0], "layer/sharpness", *k[2:]) in rows for k in layers)
 
 

@@ -20,7 +20,8 @@ All at the end:
     size/parameters, bytes, flops           what a model takes: `compressing.Size`
     test/accuracy_change                    per cent of the base model's, as the paper has it
     test/nll_rise                           of what is made of an arm, over that arm's
-    train[:n]/...                           `train.sharpness`, of arms that are compressed
+    train[:n]/...                           `train.sharpness`, of arms that are compressed, and of
+                                            what is made of them
     source/noise_sharpness                  of what is made of an arm, that arm's
     layer/noise_sharpness                   of arms that are compressed: where the kernel of a layer
                                             alone is moved
@@ -93,7 +94,7 @@ def plan(config: Config) -> Plan:
         key, spec = configured.images(arm, specs, name)
         step = configured.steps(arm, spec)
         measured = _evaluators(arm)
-        derived = _derived(name, arm, step, spec, measured)
+        derived = _derived(name, arm, step, spec, (*measured, _sharpness(arm)))
         layers = _layers(step, spec) if derived else ()
         own = (*measured, Size(END), *(_of_compressed(arm, layers) if derived else ()))
         stages.append(
@@ -143,11 +144,17 @@ def _evaluators(arm: Config) -> tuple[Evaluator, ...]:
     )
 
 
+def _sharpness(arm: Config) -> Sharpness:
+    asked = arm.evaluate.sharpness
+    return Sharpness(
+        END, asked.num_examples, noise_rho=asked.noise_rho, noise_pairs=asked.noise_pairs,
+        sam_rho=0.0, head="",
+    )  # fmt: skip
+
+
 def _of_compressed(arm: Config, layers: tuple[str, ...]) -> tuple[Evaluator, ...]:
     """What is measured of an arm before it is compressed."""
-    asked = arm.evaluate.sharpness.to_dict()
-    rho = asked.pop("layer_rho")
-    own = Sharpness(END, **asked, sam_rho=0.0, head="")
+    own, rho = _sharpness(arm), arm.evaluate.sharpness.layer_rho
     if not arm.compress.by_layer:
         return (own,)
     return own, LayerNoise(END, layers, own.num_examples, rho, own.noise_pairs)

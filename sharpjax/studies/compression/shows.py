@@ -1,6 +1,6 @@
 """What the study shows: the paper's changes of accuracy beside ours, and distances to the base."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sharpjax import plots
@@ -31,8 +31,9 @@ TAKES = (
     "steps), and how many times less that is than the base model's; millions of floating point "
     "operations of a forward pass of one image, in matrix products and convolutions (the depthwise "
     "layers of MobileNet are sums, and not counted). Those do not fall: an array with zeros keeps "
-    "its shape, and integers are computed with as floats. Beside them accuracy and distance to the "
-    "base model; means ± standard errors over seeds."
+    "its shape, and integers are computed with as floats. Beside them accuracy, distance to the "
+    "base model, and noise sharpness: the mean rise of the loss of training images at random "
+    "points of a sphere (what was pruned moves, too). Means ± standard errors over seeds."
 )
 # Of conditions, by how their names begin.
 ORDER = (
@@ -103,13 +104,21 @@ def _takes(found: Mapping[tuple[str, str], Summary], arms: Sequence[str]) -> Tab
         return (
             arm, f"{kept:,.0f}", f"{size / 1e3:,.1f}", f"{base.mean / size:.2f}" if base else "",
             f"{flops / 1e6:,.4g}", mean_of(found.get((arm, "test/accuracy"))),
-            _over_independent(found, arm, NEAR),
+            _over_independent(found, arm, NEAR), mean_of(found.get((arm, sharp))),
         )  # fmt: skip
 
+    sharp = _sharpness({metric for _, metric in found})
     columns = (
         "arm", "parameters", "kB", "times less", "MFLOP", "accuracy", DISTANCES[NEAR],
+        "noise sharpness",
     )  # fmt: skip
     return Table(TAKES, columns, tuple(line(a) for a in arms if (a, "size/bytes") in found))
+
+
+def _sharpness(metrics: Iterable[str]) -> str:
+    """The metric of whole models, which names the training images that it is of."""
+    named = (m for m in metrics if m.startswith("train[") and m.endswith("/noise_sharpness"))
+    return next(named, "")
 
 
 def _by_seed(rows: Sequence[Row]) -> list[Row]:
@@ -164,10 +173,11 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
 
 
 def _sizes(place: str, rows: Sequence[Row]) -> Figure | None:
-    """Size against accuracy, and against the distance to the base; SAM's models left out."""
-    size, accuracy, distance = (
+    """Size against accuracy, distance to the base, and sharpness; SAM's models left out."""
+    sharp = _sharpness(row["metric"] for row in rows)
+    size, accuracy, distance, sharpness = (
         cells.by_condition(own, ORDER)
-        for metric in ("size/bytes", "test/accuracy", NEAR)
+        for metric in ("size/bytes", "test/accuracy", NEAR, sharp)
         for own in [{a: x for a, x in last_of(rows, metric).items() if "-sam" not in a}]
     )
     if not size or not distance:
@@ -176,16 +186,18 @@ def _sizes(place: str, rows: Sequence[Row]) -> Figure | None:
     distance = {"base": dict.fromkeys(size.get("base", {}), 0.0)} | distance
     return Figure(
         f"size-{place}",
-        f"{place}. What each model takes, against its accuracy on the test set and its distance to "
-        f"the base model of its seed, which is 0 for that model itself: a point for each model; a "
-        f"line joins the methods whose means no other method's mean beats in both; {n_of(size)}.",
+        f"{place}. What each model takes, against its accuracy on the test set, its distance to "
+        f"the base model of its seed, which is 0 for that model itself, and its noise sharpness: a "
+        f"point for each model; a line joins the methods whose means no other method's mean beats "
+        f"in both; {n_of(size)}.",
         lambda: plots.scatter(
             [
                 ("kilobytes", size, "test accuracy", accuracy),
                 ("kilobytes", size, f"{DISTANCES[NEAR]} to the base", distance),
+                *([("kilobytes", size, "noise sharpness", sharpness)] if sharpness else []),
             ],
             log=(True, False),
-            better=("greater", "less"),
+            better=("greater", "less", "less"),
         ),
         ("size/bytes", "test/accuracy", NEAR),
     )
