@@ -4,6 +4,7 @@ r"""Do students take over a teacher's function? (OpenReview Cgo73ZnAQc, H5.*.)
     python launch.py --config=configs/distillation.py:cpu      # narrow nets, two cores
     python launch.py --config=configs/distillation.py:cpu_resnet_narrow    # one of them
     python launch.py --config=configs/distillation.py:quick    # handwritten digits
+    python launch.py --config=configs/distillation.py:quick_sweep   # temperatures, sizes
 
 Arms: `<data set>-<net>-<condition>`, ten seeds each, every seed with a teacher of its own:
 
@@ -22,8 +23,12 @@ Arms: `<data set>-<net>-<condition>`, ten seeds each, every seed with a teacher 
                             a teacher that keeps choice and confidence; whose answers belong to
                             other examples; whose classes are in random order
 
-The last three groups, and H5.4, are of one net. The teacher's weights, the kinds of noise and which
-controls the paper had are not known; all is said in `studies/papers/paper5.py`.
+    kd_90_t1, t2, t8        other temperatures; in `:quick_sweep` alone
+    siddo_half, kd_90_half, siddo_double, kd_90_double
+                            nets of another width, without a teacher and with one; as these
+
+The groups from kd_paper to entropy, and H5.4, are of one net. The teacher's weights, the kinds of
+noise and which controls the paper had are not known; all is said in `studies/papers/paper5.py`.
 
 The full form has ResNet-18, VGG19 and a ViT with the recipe of paper 1 on CIFAR-10, 100 epochs at a
 constant learning rate, and the ResNet-18 on CIFAR-100 too: 6.7 EFLOP by arithmetic, some fifteen
@@ -40,6 +45,8 @@ are approximate (WebP of quality 92). `:quick`: nets of two hidden layers on 8 x
 from ml_collections import ConfigDict
 
 WEIGHTS = (10, 50, 90)
+TEMPERATURES = (1, 2, 8)
+TEACHER = "teacher"
 # Of each net what differs from the base of its form; the ViT is the last.
 OF_PAPER = {
     "resnet18": {"model": {"name": "resnet18"}},
@@ -64,14 +71,14 @@ NARROW = {
     },
 }
 # Of these the outputs are stored after each epoch.
-FOLLOWED = ("teacher", "siddo", "disdo", "kd_90", "kd_paper_90", "gaussian_90")
+FOLLOWED = (TEACHER, "siddo", "disdo", "kd_90", "kd_paper_90", "gaussian_90")
 STUDENT = {"teacher": "model", "start": "same", "order": "other"}
 
 
 def conditions(*, controls: bool) -> dict[str, dict]:
     """What `config.distill` is in each; with further controls, or without."""
     found = {
-        "teacher": {},
+        TEACHER: {},
         "siddo": {"order": "other"},
         "disdo": {"start": "other"},
     }
@@ -89,6 +96,19 @@ def conditions(*, controls: bool) -> dict[str, dict]:
         found["shuffled_90"] = nine | {"teacher": "shuffled"}
         found["entropy_90"] = nine | {"teacher": "entropy-matched"}
     return found
+
+
+def swept(width: int) -> dict:
+    """Temperatures of the loss, and students of half and twice the teacher's width."""
+    nine = STUDENT | {"weight": 0.9}
+    every = conditions(controls=False)
+    found: dict = {name: {"distill": every[name]} for name in (TEACHER, "siddo", "kd_90")}
+    for temperature in TEMPERATURES:
+        found[f"kd_90_t{temperature}"] = {"distill": nine | {"temperature": float(temperature)}}
+    for size, own in {"half": width // 2, "double": 2 * width}.items():
+        for name, asked in (("siddo", every["siddo"]), ("kd_90", nine)):
+            found[f"{name}_{size}"] = {"model": {"width": own}, "distill": asked}
+    return {f"digits-mlp-{name}": own for name, own in found.items()}
 
 
 def arms(data: str, net: str, own: dict, only: tuple[str, ...] = (), controls: bool = False):
@@ -109,7 +129,7 @@ def every_arm(nets: dict, data_sets: tuple[str, ...], second: dict | None = None
         found |= arms(data_sets[0], net, own, controls=net == first)
     for data in data_sets[1:]:
         own = nets[first] | (second or {})
-        found |= arms(data, first, own, ("teacher", "siddo", "kd_90"))
+        found |= arms(data, first, own, (TEACHER, "siddo", "kd_90"))
     for condition in FOLLOWED:
         name = f"{data_sets[0]}-{first}-{condition}"
         found[name] = found[name] | {"evaluate": {"trajectory": {"num_examples": 200}}}
@@ -182,18 +202,19 @@ def part(net: str) -> dict:
     return _CPU | {"arms": {k: v for k, v in _CPU["arms"].items() if k.split("-")[1] == net}}
 
 
+_DIGITS = {
+    "data": {"name": "digits", "num_train": 600},
+    "model": {"name": "mlp", "width": 64},
+    "optim": {"learning_rate": 0.05},
+    "train": {"epochs": 15, "batch_size": 50, "checkpoint_epochs": 5},
+    "evaluate": {"test": {"batch_size": 360}},
+}
 FORMS = {
     "": {"arms": every_arm(OF_PAPER, ("cifar10", "cifar100"))},
     "cpu": _CPU,
     **{f"cpu_{net}": part(net) for net in NARROW},
-    "quick": {
-        "arms": every_arm({"mlp": {"model": {"name": "mlp"}}}, ("digits",)),
-        "data": {"name": "digits", "num_train": 600},
-        "model": {"name": "mlp", "width": 64},
-        "optim": {"learning_rate": 0.05},
-        "train": {"epochs": 15, "batch_size": 50, "checkpoint_epochs": 5},
-        "evaluate": {"test": {"batch_size": 360}},
-    },
+    "quick": _DIGITS | {"arms": every_arm({"mlp": {"model": {"name": "mlp"}}}, ("digits",))},
+    "quick_sweep": _DIGITS | {"arms": swept(64)},
     "smoke": {
         "seeds": (0, 1),
         "arms": every_arm({"mlp": {"model": {"name": "mlp"}}}, ("digits",)),

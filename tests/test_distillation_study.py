@@ -15,7 +15,7 @@ from sharpjax.schema import blocks
 from sharpjax.studies.distillation import shows
 from sharpjax.studies.distillation.plan import ExcessAgreement
 from sharpjax.train import planning
-from sharpjax.train.plan import Member
+from sharpjax.train.plan import Compare, Member
 from tests.asked import assert_measured_and_decidable
 from tests.commands import assert_one_line, launch, launch_probed, read_rows
 
@@ -142,6 +142,20 @@ def test_parts_of_a_form_have_its_arms_and_recipe():
         "arms"
     )
     assert all(part == whole for part in parts)
+
+
+def test_temperatures_and_sizes_are_compared_with_nets_of_their_size():
+    ids = assert_measured_and_decidable(config("quick_sweep"), smallest_p=2.0**-10)
+    assert ids == ["H5.2 small", "H5.5 small", "D.7", "D.8"]
+    asked = {h.id: h for h in study.hypotheses_of(config("quick_sweep"))}
+    place = "digits-mlp-"
+    assert {c.groups for c in asked["D.8"].contrasts} == {
+        (f"{place}kd_90_{size}", f"{place}siddo_{size}") for size in ("half", "double")
+    }
+    plan = study.plan_of(config("quick_sweep"))
+    (compared,) = [stage for stage in plan.stages if isinstance(stage, Compare)]
+    of = {own.control: own.arms for own in compared.measures if isinstance(own, ExcessAgreement)}
+    assert of[f"{place}siddo_half"] == (f"{place}kd_90_half",) and len(of) == 3
 
 
 @pytest.mark.parametrize("net", PARTS[1:])

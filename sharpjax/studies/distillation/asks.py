@@ -13,6 +13,8 @@ Beside them, where a config has the arms:
     D.5  and leave students as far from the teacher as none
     D.6  through a second softmax a teacher draws students no nearer than one that says the same of
          every example
+    D.7  at temperatures of 1, 2 and 8, too, students end nearer to their teacher than siddo
+    D.8  and so do those of half and twice its width, than the same nets without it
 
 D.1 and D.2 together say whether "distillation transfers nothing" is an artefact of a loss. SGD, and
 not the authors' Adamax, takes steps a tenth as long where the labels weigh a tenth and the rest of
@@ -29,6 +31,7 @@ from functools import partial
 from sharpjax import schema
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis
 from sharpjax.schema import Config
+from sharpjax.studies.distillation.schema import SIZES, control_of
 from sharpjax.studies.papers import cells, paper5, shorthand
 from sharpjax.studies.papers.paper5 import ACCURACY, DISTANCE, no_less_accurate
 from sharpjax.studies.papers.shorthand import all_of, names, vote
@@ -73,7 +76,7 @@ def _of_nets(arms: Collection[str], nets: Sequence[str], sets: Sequence[str]) ->
 
 
 def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
-    """D.1 to D.6, of the places that have their arms."""
+    """D.1 to D.8, of the places that have their arms."""
 
     def having(*conditions: str) -> list[str]:
         every = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
@@ -145,6 +148,29 @@ def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
             refuted_if="the ratio of distances is significantly below 0.9",
             refuting=[_nearer(*pair) for pair in pairs],
         )
+    others = {
+        "D.7": ("At other temperatures", lambda name: name.rpartition("_t")[2].isdigit()),
+        "D.8": ("Of half and twice the teacher's width", lambda name: name.endswith(SIZES)),
+    }
+    for name, (where, holds) in others.items():
+        students = [a for a in arms if _condition(a).startswith("kd_") and holds(a)]
+        if students:
+            yield ask(
+                f"{name} {where} students end nearer to it than the same nets without a teacher.",
+                vote(
+                    Contrast(DISTANCE, (arm, _control(arm)), "less", "wilcoxon") for arm in students
+                ),
+                CONTROLS,
+                refuted_if="in most cases significantly farther",
+            )
+
+
+def _condition(arm: str) -> str:
+    return arm.removeprefix(f"{'-'.join(cells.place(arm))}-")
+
+
+def _control(arm: str) -> str:
+    return f"{'-'.join(cells.place(arm))}-{control_of(_condition(arm))}"
 
 
 def _as_far(arm: str, other: str) -> Contrast:

@@ -10,8 +10,8 @@ All at the end, on the first `evaluate.test.num_outputs` test images:
     test/accuracy, test/ece, test/nll               of the whole test set
     teacher/activation_distance, cosine_distance, jsd, disagreement, l1
                                                     to the teacher of the seed
-    wrong/excess_agreement, right/excess_agreement  of students of a model, the siddo student of the
-                                                    seed being the control
+    wrong/excess_agreement, right/excess_agreement  of students of a model, the control being the
+                                                    siddo model of the seed, and of their size
 
 and the outputs of the first `evaluate.trajectory.num_examples` test images after each epoch.
 """
@@ -20,16 +20,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from sharpjax import data, schema
 from sharpjax.metrics import functional
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
 from sharpjax.studies.distillation import asks, shows
-from sharpjax.studies.distillation.schema import TEACHER
+from sharpjax.studies.distillation.schema import TEACHER, control_of
 from sharpjax.studies.papers import cells
 from sharpjax.train import configured
 from sharpjax.train.evaluators import Outputs, SplitMetrics, split_of
-from sharpjax.train.measures import Found, ToReference
+from sharpjax.train.measures import Found, ToReference, stored_logits
 from sharpjax.train.plan import (
     Compare,
     Evaluator,
@@ -80,7 +82,7 @@ def plan(config: Config) -> Plan:
         )
         places.setdefault(place, []).append(name)
     for place, names in places.items():
-        teacher, control = f"{place}-{TEACHER}", f"{place}-siddo"
+        teacher = f"{place}-{TEACHER}"
         if teacher not in names:
             continue
         others = tuple(name for name in names if name != teacher)
@@ -88,9 +90,12 @@ def plan(config: Config) -> Plan:
             ToReference(metric, distance, others, reference=teacher)
             for metric, distance in DISTANCES.items()
         ]
-        students = tuple(n for n in others if arms[n].distill.teacher == "model" and n != control)
-        if control in names and students:
-            measures.append(ExcessAgreement(students, teacher, control))
+        students: dict[str, list[str]] = {}  # by their controls
+        for name in others:
+            control = f"{place}-{control_of(name.removeprefix(f'{place}-'))}"
+            if arms[name].distill.teacher == "model" and control in names:
+                students.setdefault(control, []).append(name)
+        measures += [ExcessAgreement(tuple(n), teacher, own) for own, n in students.items()]
         stages.append(Compare(f"compared-{place}", tuple(names), tuple(measures)))
     return Plan(specs, tuple(stages))
 
@@ -118,7 +123,7 @@ class ExcessAgreement:
 
     @property
     def name(self) -> str:
-        return "excess-agreement"
+        return f"excess-agreement-{self.control}"
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -141,9 +146,9 @@ class ExcessAgreement:
     def _beside(self) -> tuple[str, str]:
         return self.teacher, self.control
 
-    def _logits(self, view: View, arm: str, member: Member) -> Any:
+    def _logits(self, view: View, arm: str, member: Member) -> np.ndarray | None:
         there = next((m for m in view.members(arm) if (m.seed, m.of) == member[:2]), None)
-        return None if there is None else view.arrays(arm, "outputs", there).get("logits")
+        return None if there is None else stored_logits(view, arm, there)
 
 
 STUDY = Study(plan, asks.hypotheses, tables=shows.tables, figures=shows.figures)

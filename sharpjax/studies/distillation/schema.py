@@ -7,6 +7,18 @@ from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, Config, Rule, blocks
 
 TEACHER = "teacher"  # the condition of the arm that teaches, of each place
+CONTROL = "siddo"  # what a student is compared with
+SIZES = ("half", "double")  # of students that are not of the teacher's size
+
+
+def control_of(condition: str) -> str:
+    """The control of a student: one of its own size.
+
+    >>> control_of("kd_90"), control_of("kd_90_half")
+    ('siddo', 'siddo_half')
+    """
+    return next((f"{CONTROL}_{size}" for size in SIZES if condition.endswith(f"_{size}")), CONTROL)
+
 
 FIELDS: Mapping[str, Rule] = {
     **blocks.IMAGES,

@@ -12,16 +12,16 @@ from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
 from sharpjax.report.words import mean_of
 from sharpjax.runs.study import Arrays
-from sharpjax.studies.distillation.schema import TEACHER
+from sharpjax.studies.distillation.schema import TEACHER, control_of
 from sharpjax.studies.papers import cells
 from sharpjax.train.results import Row
 
 TRAJECTORY = "trajectory"  # the evaluator that stores outputs after each epoch
 CAPTION = (
     "Means ± standard errors over seeds at the end: accuracy, distances to the teacher of the seed "
-    "(in brackets over that of siddo: the same start and order, and no teacher), and how much "
-    "oftener a student predicts as its teacher does than siddo, where the teacher is wrong and "
-    "where it is right."
+    "(in brackets over that of siddo: the same start, order and size, and no teacher), and how "
+    "much oftener a student predicts as its teacher does than siddo, where the teacher is wrong "
+    "and where it is right."
 )
 # Of conditions, without the weight of the teacher.
 ORDER = (
@@ -48,7 +48,9 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         own = found.get((arm, metric))
         if own is None:
             return ""
-        control = found.get(("-".join((*cells.place(arm), "siddo")), metric)) if over else None
+        place = "-".join(cells.place(arm))
+        other = f"{place}-{control_of(arm.removeprefix(f'{place}-'))}"
+        control = found.get((other, metric)) if over else None
         return mean_of(own) + (f" ({own.mean / control.mean:.2f})" if control else "")
 
     arms = [
