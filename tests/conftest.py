@@ -1,6 +1,7 @@
 """What every test shares: several host devices, one compilation cache, float64 on request."""
 
 import ctypes
+import gc
 import mmap
 import os
 import pathlib
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(config, items):
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in set(left)]
+
+
+def pytest_collection_finish(session):
+    """Leave out of each collection of garbage what was imported, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture
