@@ -182,10 +182,22 @@ def test_other_code_is_said(base):
     assert not any("not all made by the code" in line for line in content(base).warnings)
     path = base / "a" / "processes.json"
     processes = json.loads(path.read_text())
-    processes[0]["code"]["measures"] = "0" * 64
+    # What measures differs from form to form, since their nets do; all of the code is the same.
+    processes[0]["code"]["measures"] = "1" * 64
+    path.write_text(workdir.json_file(processes))
+    assert not any("not all made by the code" in line for line in content(base).warnings)
+    processes[0]["code"]["sources"] = "0" * 64
     path.write_text(workdir.json_file(processes))
     said = next(line for line in content(base).warnings if "not all made by the code" in line)
     assert f"{'0' * 12} a" in said
+
+
+def test_arms_that_are_made_of_others_are_there(base):
+    """They are none of the config's, and the manifest names them."""
+    whole, runs = read.read(base / "whole"), [read.read(base / name) for name in "ab"]
+    assert any("No run here has" in line for line in joint.of(whole, runs).warnings)
+    runs[1] = runs[1]._replace(manifest=runs[1].manifest | {"arm_order": ["b0", "b1", "c0"]})
+    assert not any("No run here has" in line for line in joint.of(whole, runs).warnings)
 
 
 # What somebody might try.

@@ -15,6 +15,7 @@ from etils import epath
 from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.protocol import claims
+from sharpjax.protocol.seals import amendments
 from sharpjax.protocol.seals.registration import Registration
 from sharpjax.runs import conclude, evidence, read, standing, verify
 from sharpjax.runs.read import JOINT, Folder
@@ -75,7 +76,7 @@ def of(whole: Folder, runs: Sequence[Folder]) -> Joint:
     if problems := tuple(_differences(there, runs)):
         return Joint(problems)
     before = [run for run in runs if evidence.begun(run) <= there.time]
-    seen = {arm for run in before for arm in run.config["arms"]}.union(*_published(there).values())
+    seen = {arm for run in before for arm in run.arms}.union(*_published(there).values())
     asked = {h.id: arms for h in there.hypotheses if (arms := _arms(h))}
     tags = {id: SEEN if arms <= seen else IN_PART for id, arms in asked.items() if arms & seen}
     warnings = (
@@ -83,7 +84,7 @@ def of(whole: Folder, runs: Sequence[Folder]) -> Joint:
         f"{_names(runs)}. What each was asked alone stands in its own report.",
         *_of_the_seal(there, before, asked, seen),
         *_of_gaps(runs, asked),
-        *_of_code(there, runs),
+        *_of_code(whole, there, runs),
     )
     return Joint((), warnings, tags)
 
@@ -175,7 +176,7 @@ def _of_the_seal(
 
 def _of_gaps(runs: Sequence[Folder], asked: Mapping[str, set[str]]) -> Iterator[str]:
     """Which arms no run has, and what cannot be judged without them."""
-    has = {arm for run in runs for arm in run.config["arms"]}
+    has = {arm for run in runs for arm in run.arms}
     lacking = list(dict.fromkeys(arm for arms in asked.values() for arm in sorted(arms - has)))
     if lacking:
         ids = [f"{id} ({len(arms - has)})" for id, arms in asked.items() if arms - has]
@@ -186,19 +187,26 @@ def _of_gaps(runs: Sequence[Folder], asked: Mapping[str, set[str]]) -> Iterator[
         )
 
 
-def _of_code(there: Registration, runs: Sequence[Folder]) -> Iterator[str]:
-    """By which code each run was measured, where that was not one and the registered one."""
-    by: dict[str, list[str]] = {}
+def _of_code(whole: Folder, there: Registration, runs: Sequence[Folder]) -> Iterator[str]:
+    """By which code each run was measured, where that was neither the registered one nor one that
+    an amendment names. Which part of it measures depends on the nets of a form, so that forms are
+    compared by all of it, too."""
+    lines = standing.amended(whole.path)
+    measures = {there.digests.measures} | amendments.named(lines, "measures")
+    sources = {there.digests.code} | amendments.named(lines, "code")
+    others: dict[str, list[str]] = {}
     for run in runs:
         for process in run.tables(workdir.PROCESSES):
             code = process.get("code")
-            made = code.get("measures") if isinstance(code, dict) else None
-            by.setdefault(str(made or "not recorded")[:12], []).append(run.path.name)
-    if by.keys() != {there.digests.measures[:12]}:
-        said = "; ".join(f"{made} {', '.join(dict.fromkeys(names))}" for made, names in by.items())
+            code = code if isinstance(code, dict) else {}
+            if code.get("measures") not in measures and code.get("sources") not in sources:
+                made = str(code.get("sources") or "not recorded")[:12]
+                others.setdefault(made, []).append(run.path.name)
+    if others:
+        said = "; ".join(f"{m} {', '.join(dict.fromkeys(names))}" for m, names in others.items())
         yield (
             f"The numbers were not all made by the code that was registered here "
-            f"({there.digests.measures[:12]}), but each by what its own run names: {said}."
+            f"({there.digests.code[:12]}), but some by what their own runs name: {said}."
         )
 
 
