@@ -73,6 +73,14 @@ def test_it_verifies_and_reports(path):
     assert verify.verify(again).problems == ()
 
 
+def test_a_published_folder_is_moved_on_where_there_is_more_room(path, monkeypatch):
+    target = published(path)
+    monkeypatch.setattr(publish, "MOST_BYTES", 2**22)
+    again = published(target, "again")
+    assert not (again / "arrays/sam/8/large.npz").exists()
+    assert verify.verify(again).problems == ()
+
+
 def test_a_run_without_registration(tmp_path):
     path = tmp_path / "run"
     begin(path, config(), finish=True)

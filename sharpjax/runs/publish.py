@@ -19,6 +19,8 @@ from sharpjax.runs.read import Folder
 MOST_BYTES = 2**20  # of one file of arrays
 MOST_BYTES_OF_ARRAYS = 2**23  # of all of them
 
+_BEFORE = "not in the folder that was published, either"
+
 Say = Callable[[str], None]
 
 
@@ -69,9 +71,10 @@ def publish(path: os.PathLike | str, target: str, say: Say) -> None:
 def _parted(run: Folder) -> tuple[list[str], dict[str, LeftOut]]:
     """What is published, and what is not: names in the folder."""
     kept, left_out, taken = [], {}, 0
+    gone = workdir.left_out(run.path)  # where it is a published folder itself
     for name, entry in workdir.listed(run.path).items():
         size = entry.size or 0
-        why = _why_not(name, size, taken)
+        why = _why_not(name, size, taken) or (_BEFORE if name in gone else "")
         if why:
             left_out[name] = LeftOut(size, entry.digest, why)
         else:
