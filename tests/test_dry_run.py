@@ -257,7 +257,7 @@ def test_whether_an_official_registration_asks_the_same(nothing_is_done):
     assert "unregistered" in text and "arms.sam.optim.rho: 0.05 registered, 0.1 now" in text
 
 
-@pytest.mark.parametrize("name", ["reproducibility", "sam_cifar"])  # without models, and with
+@pytest.mark.parametrize("name", ["explicit_regularisation", "reproducibility", "sam_cifar"])
 def test_through_the_door(name, tmp_path):
     done = launch(f"--config={ROOT}/configs/{name}.py:smoke", "--dry_run", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""

@@ -91,6 +91,19 @@ def test_within_an_arm():
     assert measure.metrics == ("test/disagreement",)
 
 
+def test_a_model_without_finite_outputs_has_no_row_and_is_nobodys_partner(monkeypatch):
+    """Else one that overflows in few bits would end the stage, or make a mean NaN."""
+    stored = View.arrays
+
+    def spoilt(self, arm, name, member):
+        found = stored(self, arm, name, member)
+        return {n: x * np.nan if member == TWO else x for n, x in found.items()}
+
+    monkeypatch.setattr(View, "arrays", spoilt)
+    measure = Within("test/disagreement", disagreement, ("a",))
+    assert named(measure, View(A)) == {("a", "0"): 0.5, ("a", "1"): 0.5}
+
+
 def test_to_the_model_of_the_same_seed():
     first, second = (Member(0, of(copy=i)) for i in (1, 2))
     view = View(A | {("b", first): (0, 0, 0, 1), ("b", second): (1, 1, 1, 0)})

@@ -153,24 +153,17 @@ def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
         "D.8": ("Of half and twice the teacher's width", lambda name: name.endswith(SIZES)),
     }
     for name, (where, holds) in others.items():
-        students = [a for a in arms if _condition(a).startswith("kd_") and holds(a)]
+        students = [a for a in arms if "-kd_" in a and holds(a) and control_of(a) in arms]
         if students:
             yield ask(
                 f"{name} {where} students end nearer to it than the same nets without a teacher.",
                 vote(
-                    Contrast(DISTANCE, (arm, _control(arm)), "less", "wilcoxon") for arm in students
+                    Contrast(DISTANCE, (arm, control_of(arm)), "less", "wilcoxon")
+                    for arm in students
                 ),
                 CONTROLS,
                 refuted_if="in most cases significantly farther",
             )
-
-
-def _condition(arm: str) -> str:
-    return arm.removeprefix(f"{'-'.join(cells.place(arm))}-")
-
-
-def _control(arm: str) -> str:
-    return f"{'-'.join(cells.place(arm))}-{control_of(_condition(arm))}"
 
 
 def _as_far(arm: str, other: str) -> Contrast:

@@ -92,8 +92,8 @@ def plan(config: Config) -> Plan:
         ]
         students: dict[str, list[str]] = {}  # by their controls
         for name in others:
-            control = f"{place}-{control_of(name.removeprefix(f'{place}-'))}"
-            if arms[name].distill.teacher == "model" and control in names:
+            control = control_of(name)
+            if arms[name].distill.teacher == "model" and control in names and name != control:
                 students.setdefault(control, []).append(name)
         measures += [ExcessAgreement(tuple(n), teacher, own) for own, n in students.items()]
         stages.append(Compare(f"compared-{place}", tuple(names), tuple(measures)))

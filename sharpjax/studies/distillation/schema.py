@@ -11,13 +11,16 @@ CONTROL = "siddo"  # what a student is compared with
 SIZES = ("half", "double")  # of students that are not of the teacher's size
 
 
-def control_of(condition: str) -> str:
-    """The control of a student: one of its own size.
+def control_of(arm: str) -> str:
+    """The arm that a student is compared with: of its data set, net and size, without a teacher.
 
-    >>> control_of("kd_90"), control_of("kd_90_half")
-    ('siddo', 'siddo_half')
+    >>> control_of("digits-mlp-kd_90"), control_of("digits-mlp-kd_90_half")
+    ('digits-mlp-siddo', 'digits-mlp-siddo_half')
     """
-    return next((f"{CONTROL}_{size}" for size in SIZES if condition.endswith(f"_{size}")), CONTROL)
+    place = arm.rpartition("-")[0]
+    return f"{place}-{CONTROL}" + next(
+        (f"_{size}" for size in SIZES if arm.endswith(f"_{size}")), ""
+    )
 
 
 FIELDS: Mapping[str, Rule] = {

@@ -48,9 +48,7 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         own = found.get((arm, metric))
         if own is None:
             return ""
-        place = "-".join(cells.place(arm))
-        other = f"{place}-{control_of(arm.removeprefix(f'{place}-'))}"
-        control = found.get((other, metric)) if over else None
+        control = found.get((control_of(arm), metric)) if over else None
         return mean_of(own) + (f" ({own.mean / control.mean:.2f})" if control else "")
 
     arms = [
