@@ -1,13 +1,13 @@
 """Paper 5 as a study: its config, its arms, what it asks and shows, and a run through the door."""
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from configs import distillation as forms
 from sharpjax import losses, schema, workdir
+from sharpjax.data import Examples, Splits
 from sharpjax.errors import UserError
 from sharpjax.metrics import functional
 from sharpjax.runs import study
@@ -185,11 +185,16 @@ def test_excess_agreement_has_its_own_control():
             return {"logits": np.eye(3)[say[arm]]}
 
         def data(self, arm, member):
-            return SimpleNamespace(test=SimpleNamespace(label=label))
+            asked = Examples(np.arange(4.0) + (arm == mixed), label)
+            return Splits(asked, asked)
 
+    mixed = ""
     rows = list(ExcessAgreement(("student",), "teacher", "control")(View()))
     found = {metric: float(estimate.value) for _, _, metric, _, estimate in rows}
     assert found == {"wrong/excess_agreement": 1.0, "right/excess_agreement": 0.0}
+    mixed = "control"
+    with pytest.raises(UserError, match="with arm 'control', member 3, and their first 4 examples"):
+        list(ExcessAgreement(("student",), "teacher", "control")(View()))
 
 
 def test_distances_are_shown_over_those_of_siddo():

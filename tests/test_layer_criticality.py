@@ -22,6 +22,10 @@ VGG = nn.VGGNarrow(num_classes=3, width=2, blocks=(1, 1))
 IMAGES = (8, 8, 3)
 
 
+def softmaxed(params, variables, batch):
+    return jax.nn.softmax(linear(params, variables, batch))
+
+
 def linear(params, variables, batch):
     return batch["x"] @ params["w"].astype(batch["x"].dtype)
 
@@ -455,6 +459,15 @@ def norm_layers(**options):
                 linear, Weights({"w": jnp.eye(4)}), [], EYE | {"label": jnp.arange(4) + 1}
             ),
             "from 0 to 3",
+        ),
+        (
+            lambda: criticality.evaluate(
+                softmaxed,
+                (one := Weights({"w": jnp.eye(4)})),
+                criticality.variants(one, "zeros"),
+                EYE,
+            ),
+            "these are probabilities",
         ),
         (
             lambda: criticality.evaluate(linear, Weights({"w": jnp.ones((4, 1))}), [], EYE),

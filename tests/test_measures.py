@@ -104,6 +104,33 @@ def test_a_model_without_finite_outputs_has_no_row_and_is_nobodys_partner(monkey
     assert named(measure, View(A)) == {("a", "0"): 0.5, ("a", "1"): 0.5}
 
 
+@pytest.mark.parametrize("column", ["input", "label"])
+def test_outputs_for_other_examples_are_refused(column):
+    """Else a distance of models that were asked other things, or in another order, looks sound."""
+
+    class Mixed(View):
+        last = 4  # of the nine examples, the first that differs
+
+        def data(self, arm, member):
+            train, test, _ = super().data(arm, member)
+            test = test._replace(**{column: np.array(getattr(test, column))})
+            if arm == "b":
+                getattr(test, column)[self.last] += 1
+            return Splits(train, test)
+
+    view = Mixed(A | {("b", ZERO): (0, 0, 0, 1), ("b", ONE): (0, 0, 1, 1)})
+    measure = ToReference("base/disagreement", disagreement, ("b",), reference="a")
+    assert named(measure, view) == {("b", "0"): 0.25, ("b", "1"): 0}  # only four were stored
+    view.last = 3
+    for other in (measure, Across("disagreement", disagreement, ("b", "a"))):
+        with pytest.raises(
+            UserError,
+            match="with arm 'a', member 0, and their first 4 examples of the split 'test' are not "
+            "the same",
+        ):
+            named(other, view)
+
+
 def test_to_the_model_of_the_same_seed():
     first, second = (Member(0, of(copy=i)) for i in (1, 2))
     view = View(A | {("b", first): (0, 0, 0, 1), ("b", second): (1, 1, 1, 0)})

@@ -412,6 +412,11 @@ def test_mistakes_that_would_show_after_training():
     to = ToReference("test/to_a", disagreement, ("b",), reference="a")
     others = an_arm("b", (2, 3), evaluators=with_outputs())
     assert "looks at arm 'a', which" in refused(stored, others, Compare("pairs", ("b",), (to,)))
+    elsewhere = dataclasses.replace(others, data="more")
+    words = refused(
+        stored, elsewhere, Compare("pairs", ("a", "b"), (to,)), more=data.Images("digits")
+    )
+    assert "arm 'b' has 360 inputs [8, 8, 1] of 10 classes in the split 'test', 'a' " in words
     words = refused(an_arm("a"), Compare("pairs", ("a",), (within,)))
     assert "evaluator that test/disagreement reads in arm 'a', 'outputs'" in words
     again = Compare("again", ("a",), (within,))

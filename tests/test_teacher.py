@@ -177,6 +177,17 @@ def test_stored_outputs_belong_to_the_example():
         outputs_of(stored, part)
 
 
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_an_example_without_stored_outputs_is_taught_nothing(as_array):
+    """Indexing in jax gives the nearest row there is, and the loss would look sound."""
+    table = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    stored, part = teacher_of("stored", params=as_array(table)), {"image": np.zeros((3, 1))}
+    found = outputs_of(stored, part | {"index": np.array([0, 3, -1])})
+    np.testing.assert_array_equal(found[0], table[0])
+    assert np.isnan(found[1:]).all()
+    assert np.isnan(stored(jnp.zeros((1, 5)), {"image": np.zeros((1, 1)), "index": np.array([3])}))
+
+
 def test_what_shuffled_classes_keep():
     batch = example_batch(64)
     plain = outputs_of(teacher_of("model"), batch)

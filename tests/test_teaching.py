@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 from sharpjax import data, losses, nn, tree
 from sharpjax.errors import RunFailed, UserError
@@ -108,6 +109,26 @@ def spoilt(factor, seeds=(0, 1), kind="model"):
     )
 
 
+class Softmaxed(nn.MLP):
+    """Gives probabilities."""
+
+    @linen.compact
+    def __call__(self, x, *, train=False):
+        return jax.nn.softmax(super().__call__(x, train=train))
+
+
+def test_a_teacher_that_gives_probabilities_teaches_nobody(tmp_path):
+    """They would pass a second softmax; of logits the members are trained."""
+    model = Softmaxed(num_classes=2, width=4)
+    arm = an_arm("a", epochs=0, evaluators=(), step=a_step(model=model))
+    taught = an_arm("b", [Member(2, teacher=Teacher("model", (Ref("a", 0),)))])
+    said = []
+    with pytest.raises(RunFailed):
+        run(a_plan(arm, taught), tmp_path / "run", say=said.append)
+    (told,) = [line for line in said if "its teacher" in line]
+    assert told.startswith("b: model 2: its teacher 'a' 0 gives probabilities, not logits, and it")
+
+
 @pytest.mark.parametrize(
     ("factor", "reason"), [(np.nan, "turned non-finite"), (1e30, "gives non-finite outputs")]
 )
@@ -141,7 +162,7 @@ def test_one_that_was_frozen_in_its_training_is_not_sound(tmp_path):
         Member(0, teacher=Teacher("model", (Ref("wild", 0, at=at),))) for at in ("start", "end")
     ]
     train = data.on_device(a_plan().data["circles"].load()).train
-    found = teaching.diverged(a_plan(wild), library, members, [train] * 2)
+    found = teaching.unsound(a_plan(wild), library, members, [train] * 2)
     assert found == {1: "its teacher 'wild' 0 turned non-finite"}
 
 

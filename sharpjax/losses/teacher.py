@@ -56,7 +56,8 @@ class Teacher:
         kind              t_i                                       keeps of the model
         model             f(x_i)                                    all
         ensemble          log 1/M sum_m softmax f_m(x_i)            all (arXiv 2106.05945)
-        stored            a row of `params`, by batch["index"]      all, and costs nothing
+        stored            a row of `params`, by batch["index"];     all, and costs nothing
+                          NaN where there is no such row
         permuted          f(x_i), without the order of the classes  choice, confidence, entropy
                           that are not its first (arXiv 1805.04770)
         entropy-matched   f(x_i) in random order of classes         entropy, at every temperature
@@ -136,7 +137,7 @@ class Teacher:
         if (self.model is not None) != (self.kind in _WITH_MODEL):
             has = "has no model" if self.kind not in _WITH_MODEL else "needs model and params"
             raise UserError(f"losses.Teacher: one of kind '{self.kind}' {has}.")
-        if self.kind == "stored" and _are_probabilities(self.params):
+        if self.kind == "stored" and are_probabilities(self.params):
             raise UserError(
                 "losses.Teacher: the stored outputs are probabilities, rows of sum 1, which would "
                 "pass a second softmax; give logits, or the logarithms of these."
@@ -176,7 +177,11 @@ class Teacher:
                         "losses.Teacher: one of kind 'stored' needs batch['index'], the row of "
                         "each example in params."
                     )
-                outputs = self.params[batch["index"]]
+                outputs = (
+                    jnp.asarray(self.params)
+                    .at[batch["index"]]
+                    .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+                )
             case "ensemble":
                 outputs = self._ensemble(batch)
             case _:
@@ -267,7 +272,8 @@ def check_teacher(
         )
 
 
-def _are_probabilities(outputs: Any) -> bool:
+def are_probabilities(outputs: Any) -> bool:
+    """Whether the first 256 rows of [N, K] have the sum 1 and nothing below 0; False if traced."""
     if not isinstance(outputs, jax.Array | np.ndarray) or loops.is_traced(outputs):
         return False
     if outputs.ndim != 2 or not outputs.size:

@@ -2,7 +2,8 @@
 
 A distance is a plain function `distance(a, b, label)` of the outputs of two models, [N, K] each,
 and the labels of these examples, [N]. Of a model that stored nothing, because it turned non-finite,
-or whose outputs are not finite, there is no row, nor is it anybody's partner.
+or whose outputs are not finite, there is no row, nor is it anybody's partner. Outputs for other
+examples, or for the same in another order, are refused.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from sharpjax.data import Examples
 from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.train.evaluators import split_of
@@ -65,10 +67,12 @@ class Between:
             for member in view.members(arm):
                 if (own := logits(arm, member)) is None:
                     continue
-                label = np.asarray(split_of(view.data(arm, member), self.split).label[: len(own)])
                 for further, models in self.partners(view, arm, member):
-                    others = (logits(*model) for model in models)
-                    found = [self.distance(own, x, label) for x in others if x is not None]
+                    beside = [model for model in models if logits(*model) is not None]
+                    label = labels_of(
+                        self.metric, view, [(arm, member), *beside], self.split, len(own)
+                    )
+                    found = [self.distance(own, logits(*model), label) for model in beside]
                     if found:
                         yield arm, member, self.metric, further, exact(np.mean(found))
 
@@ -184,6 +188,33 @@ def stored_logits(
     """The logits that a model stored, [N, K]; None where it stored none, or not all are finite."""
     found = view.arrays(arm, outputs, member).get("logits")
     return found if found is not None and np.isfinite(found).all() else None
+
+
+def labels_of(
+    metric: str, view: View, models: Sequence[Model], split: str, count: int
+) -> np.ndarray:
+    """The labels of the first `count` examples of a split, which are the same for all the models.
+
+    Raises:
+        UserError: they are not: other inputs, other labels, or another order.
+    """
+    first, *others = models
+    own = split_of(view.data(*first), split)
+    for other in others:
+        beside = split_of(view.data(*other), split)
+        if beside is not own and not _equal(own, beside, count):
+            (arm, member), (name, its) = first, other
+            raise UserError(
+                f"plan: {metric} compares arm '{arm}', member {member.key}, with arm '{name}', "
+                f"member {its.key}, and their first {count} examples of the split '{split}' are "
+                "not the same; give both arms the same data."
+            )
+    return np.asarray(own.label)[:count]
+
+
+def _equal(a: Examples, b: Examples, count: int) -> bool:
+    sides = zip(a[:2], b[:2], strict=True)
+    return all(np.array_equal(np.asarray(x)[:count], np.asarray(y)[:count]) for x, y in sides)
 
 
 def at_end(view: View, arm: str, metric: str) -> dict[tuple[int, Of], float]:

@@ -185,7 +185,7 @@ def check(plan: Plan) -> None:
                     f"plan: '{stage.arm}' reads '{name}', an arm that is drawn and has no models."
                 )
         if isinstance(stage, Compare):
-            _check_measures(there, stage)
+            _check_measures(plan, there, stage)
     ordered(plan)
     for stage in there.values():
         if isinstance(stage, Train):
@@ -258,8 +258,9 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
             raise UserError(f"plan: arm '{stage.arm}': its data have no split '{split}'.")
 
 
-def _check_measures(there: Mapping[str, Any], stage: Compare) -> None:
-    """Measures that say which arms and outputs they look at find them."""
+def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> None:
+    """Measures that say which arms and outputs they look at find them, and these are of examples
+    that can be the same; whether they are is seen when they are compared."""
     for measure in stage.measures:
         for arm in filter(None, (*getattr(measure, "arms", ()), getattr(measure, "reference", ""))):
             if arm not in stage.reads:
@@ -269,6 +270,21 @@ def _check_measures(there: Mapping[str, Any], stage: Compare) -> None:
             own = {e.name: e for e in getattr(there[arm], "evaluators", ())}
             if (name := getattr(measure, "outputs", None)) and name not in own:
                 raise unknown(f"evaluator that {measure.name} reads in arm '{arm}',", name, own)
+        if reference := getattr(measure, "reference", ""):
+            for arm in measure.arms:
+                own, its = (_kind(plan, name, measure.split) for name in (arm, reference))
+                if own != its:
+                    raise UserError(
+                        f"plan: {measure.name} compares outputs for the same examples, and arm "
+                        f"'{arm}' has {own} in the split '{measure.split}', '{reference}' {its}."
+                    )
+
+
+def _kind(plan: Plan, arm: str, split: str) -> str:
+    """Of what kind the examples of a split are; those of two kinds are not the same."""
+    spec = plan.data[source_of(plan, arm).data]
+    shape, count = list(spec.input_shape), getattr(spec, f"num_{split}")
+    return f"{count:,} inputs {shape} of {spec.num_classes} classes"
 
 
 def _check_ref(plan: Plan, arm: str, ref: Ref) -> None:

@@ -117,7 +117,7 @@ def initial(setting: Setting, stage: Train, layout: population.Layout) -> Any:
     """
     states = [setting.library.start(stage, member) for member in stage.members]
     train = [setting.split(stage.data, member.seed).train for member in stage.members]
-    untaught = teaching.diverged(setting.plan, setting.library, stage.members, train)
+    untaught = teaching.unsound(setting.plan, setting.library, stage.members, train)
     lines = [f"model {stage.members[i].key}: {reason}" for i, reason in untaught.items()]
     if len(lines) == len(states):
         raise RunFailed(f"arm '{stage.arm}' has no sound teacher; {'; '.join(lines)}.")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sharpjax import data, losses, tree
 from sharpjax.data import Examples
+from sharpjax.losses.teacher import are_probabilities
 from sharpjax.train import planning
 from sharpjax.train.library import Library
 from sharpjax.train.plan import Member, Plan, Ref, Teacher, Train
@@ -72,13 +73,14 @@ def _outputs(
     return teacher.logits(data.batch(train, index), jnp.zeros(shape))
 
 
-def diverged(
+def unsound(
     plan: Plan, library: Library, members: Sequence[Member], train: Sequence[Examples]
 ) -> dict[int, str]:
     """The members, by their place, that no sound model teaches, each with the reason.
 
     A teacher is not sound if its training stopped for a loss or an update that was not finite, if
-    it was made of such a one, or if its outputs on some training examples are not finite.
+    it was made of such a one, or if its outputs on some training examples are not finite, or are
+    probabilities: a second softmax would leave next to nothing of it.
 
     Cost: a forward pass of 64 examples for each teacher.
     """
@@ -101,13 +103,15 @@ def _reason(plan: Plan, library: Library, ref: Ref, train: Examples) -> str:
     model = planning.source_of(plan, ref.arm).step.model
     logits = losses.Logits(model, state.variables)
     index = jnp.arange(min(_LOOKED_AT, len(train.label)))
-    is_finite = bool(_is_finite(logits, state.params, train, index))
-    return "" if is_finite else "gives non-finite outputs"
+    outputs = _asked(logits, state.params, train, index)
+    if not jnp.isfinite(outputs).all():
+        return "gives non-finite outputs"
+    return "gives probabilities, not logits" if are_probabilities(outputs) else ""
 
 
 @jax.jit
-def _is_finite(logits: losses.Logits, params: Any, train: Examples, index: jax.Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(logits(params, data.batch(train, index))))
+def _asked(logits: losses.Logits, params: Any, train: Examples, index: jax.Array) -> jax.Array:
+    return logits(params, data.batch(train, index))
 
 
 def label_shares(train: Examples, num_classes: int) -> jax.Array:

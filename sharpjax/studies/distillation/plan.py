@@ -30,8 +30,8 @@ from sharpjax.studies.distillation import asks, shows
 from sharpjax.studies.distillation.schema import TEACHER, control_of
 from sharpjax.studies.papers import cells
 from sharpjax.train import configured
-from sharpjax.train.evaluators import Outputs, SplitMetrics, split_of
-from sharpjax.train.measures import Found, ToReference, stored_logits
+from sharpjax.train.evaluators import Outputs, SplitMetrics
+from sharpjax.train.measures import Found, ToReference, labels_of, stored_logits
 from sharpjax.train.plan import (
     Compare,
     Evaluator,
@@ -137,7 +137,7 @@ class ExcessAgreement:
                 if len(found) < len(models):
                     continue
                 student, teacher, control = found
-                label = split_of(view.data(arm, member), "test").label[: len(student)]
+                label = labels_of(self.name, view, models, "test", len(student))
                 excess = functional.transfer_asymmetry(student, teacher, control, label)
                 for metric, value in zip(self.metrics, (excess.wrong, excess.right), strict=True):
                     yield arm, member, metric, (), exact(value)
