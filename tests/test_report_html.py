@@ -416,6 +416,23 @@ def test_thirty_hypotheses():
     assert len(text) < 2_000_000
 
 
+def test_of_very_many_contrasts_the_numbers_are_in_the_table():
+    """1,600 pictures of points make a page of 40 MB, which no browser likes."""
+    few, many = 24, 25
+    asked = [
+        reports.judgement(f"D.{n}", "Claim.", *(reports.finding() for _ in range(n)))
+        for n in (few, many)
+    ]
+    made = reports.full(tuple(asked))
+    drawn, listed = Document(reports.as_html(made)).all("section", class_="hypothesis")
+    assert "The points as numbers" in drawn[2] and "Smallest p possible" in drawn[2]
+    assert "The points as numbers" not in listed[2]
+    for words_ in ("Smallest p", "0.0039", "Detectable with power 0.8", "21", "results.jsonl"):
+        assert words_ in listed[2] and words_ in reports.as_markdown(made)
+    forest = "24 contrasts, by effect; 1 hypothesis with more than 24 not drawn"
+    assert forest in Document(reports.as_html(made)).all("main")[0][2]
+
+
 # Anybody's text.
 
 

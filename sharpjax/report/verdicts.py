@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sharpjax.protocol.claims import Hypothesis
 from sharpjax.protocol.judging.verdicts import Judgement
+from sharpjax.protocol.wording import size
 from sharpjax.report import blocks, evidence, marks, words
 from sharpjax.report.blocks import Block, Cell, Column, Span, Text
 from sharpjax.report.evidence import Evidence
 
 # More than this many contrasts are folded away below their table.
 _MOST_OPEN = 3
+# Of more than this many a hypothesis has the table alone: pictures of each make pages of 40 MB.
+_MOST_SHOWN = 24
 _MOST_DRAWN = 40
 _MOST_VALUES = 200
 
@@ -25,6 +28,13 @@ _NUMBERS = (
     Column("Estimate [interval]", "estimate"), Column("In the source", "words"),
     Column("p", "number"), Column("n", "number"),
 )  # fmt: skip
+
+
+_FURTHER = (
+    Column("Smallest p", "number"), Column("Detectable with power 0.8", "number"),
+    Column("Test", "words"),
+)  # fmt: skip
+_POINTS = "The values of each seed are in results.jsonl."
 
 
 def table(
@@ -60,6 +70,16 @@ def _numbers(e: Evidence) -> tuple[Cell, str, Cell, str]:
     return Cell(text, own.effect), e.reported, Cell(p, number), e.units
 
 
+def _further(e: Evidence) -> tuple[Cell, Cell, str]:
+    """Of one contrast, in the columns `_FURTHER`."""
+    least = e.finding.result.min_attainable_p if e.finding.result else math.nan
+    seen = math.nan
+    if e.drawn and not math.isnan(e.finding.detectable):
+        seen = size(e.finding.detectable, e.drawn.null)
+    first, second = (Cell("" if math.isnan(x) else words.number(x, 3), x) for x in (least, seen))
+    return first, second, e.test
+
+
 def _parts(judgement: Judgement) -> Cell:
     parts = judgement.parts or [f.verdict for f in judgement.findings if not f.refuting]
     text = f"{words.many(len(parts), 'part')}: {words.counts(parts)}" if parts else ""
@@ -88,9 +108,11 @@ def section(
 ) -> blocks.Section:
     """Of one hypothesis: its claim, the verdict, all that it rests on, and what shows it."""
     asked, found = judgement.hypothesis, evidence.of(judgement)
-    several = len(found) > 1
+    several, many = len(found) > 1, len(found) > _MOST_SHOWN
     contrasts: list[Block] = [
-        _contrast(e, asked, several=several, tag=tag) for e in found if not several or e.groups
+        _contrast(e, asked, several=several, tag=tag)
+        for e in found
+        if not many and (not several or e.groups)
     ]
     if len(contrasts) > _MOST_OPEN:
         summary = f"Estimates and points of {len(contrasts)} contrasts"
@@ -98,7 +120,8 @@ def section(
     inside = (
         blocks.Paragraph((verdict(judgement.verdict, tag), f": {judgement.reason}")),
         blocks.Facts([*evidence.asked(asked, found), ("Planned", planned)]),
-        _contrasts(found) if several else None,
+        _contrasts(found, whole=many) if several else None,
+        blocks.Paragraph(_POINTS, "note") if many else None,
         *contrasts,
         blocks.Group(pictures, "pictures"),
     )
@@ -106,11 +129,16 @@ def section(
 
 
 def forests(judgements: Sequence[Judgement]) -> Block | None:
-    """Every contrast that was measured: a plot for each effect, and for each metric that gives it
-    its unit."""
+    """Every contrast that was measured, of hypotheses with `_MOST_SHOWN` or fewer: a plot for each
+    effect, and for each metric that gives it its unit."""
     panels: dict[str, list[marks.Line]] = {}
+    left = 0
     for judgement in judgements:
-        for e in evidence.of(judgement):
+        found = evidence.of(judgement)
+        if len(found) > _MOST_SHOWN:
+            left += 1
+            continue
+        for e in found:
             if e.drawn is not None and math.isfinite(e.drawn.effect):
                 of = e.effect if e.is_standardised else f"{e.effect} of {e.quantity}"
                 label = f"{judgement.hypothesis.id} {e.comparison}"
@@ -120,7 +148,12 @@ def forests(judgements: Sequence[Judgement]) -> Block | None:
         return None
     drawn = blocks.Group([_forest(name, lines) for name, lines in panels.items()], "drawings")
     title = f"All {count} contrasts, by effect"
-    return drawn if count <= _MOST_DRAWN else blocks.Folded(title, [drawn])
+    if left:
+        title = (
+            f"{count} contrasts, by effect; {words.many(left, 'hypothesis')} with "
+            f"more than {_MOST_SHOWN} not drawn"
+        )
+    return drawn if count <= _MOST_DRAWN and not left else blocks.Folded(title, [drawn])
 
 
 def _forest(name: str, lines: Sequence[marks.Line]) -> blocks.Drawing:
@@ -132,17 +165,22 @@ def _forest(name: str, lines: Sequence[marks.Line]) -> blocks.Drawing:
     return blocks.Drawing(caption, marks.forest(lines, title=name), marks.characters(lines))
 
 
-def _contrasts(found: Sequence[Evidence]) -> blocks.Table:
+def _contrasts(found: Sequence[Evidence], *, whole: bool) -> blocks.Table:
+    """A line for each; `whole`: with what else a section of its own would say."""
     columns = (
         Column("Contrast", "name"),
         Column("Verdict"),
         Column("Quantity", "words"),
         *_NUMBERS,
+        *(_FURTHER if whole else ()),
     )
     rows = [
-        [e.title, Cell(verdict(e.finding.verdict), e.finding.verdict), e.quantity, *_numbers(e)]
+        [
+            e.title, Cell(verdict(e.finding.verdict), e.finding.verdict), e.quantity, *_numbers(e),
+            *(_further(e) if whole else ()),
+        ]
         for e in found
-    ]
+    ]  # fmt: skip
     shown = blocks.Table("Its contrasts", columns, rows, sortable=True)
     if len({e.quantity for e in found}) > 1:
         return shown.compact()
