@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax import compress
+from sharpjax import compress, tree
 from sharpjax.data import Examples, Splits
 from sharpjax.errors import UserError
 from sharpjax.metrics import functional
@@ -154,6 +154,31 @@ def test_the_form_is_the_one_that_was_made():
     for form in (Quantise(4), Quantise(8, min_numbers=1024)):
         read = compress.dequantise_params(form.held(state.params))
         jax.tree.map(np.testing.assert_array_equal, read, made(form, state).params)
+
+
+def test_a_net_on_the_grid_stays_as_it_is():
+    """Kernels of whole steps, 127 at the most in each channel and a power of two each: 127 s / 127
+    is s, k s / s is k, and no bit of a weight or of an output changes."""
+    model, drawn = MLP(num_classes=10, width=32), np.random.default_rng(0)
+    images = jnp.asarray(drawn.normal(size=(300, 6, 6, 1)), jnp.float32)
+
+    def on_the_grid(shape):
+        if len(shape) < 2:
+            return jnp.asarray(0.1 * drawn.normal(size=shape), jnp.float32)
+        whole = drawn.integers(-127, 128, shape)
+        whole[drawn.integers(shape[0], size=shape[1]), np.arange(shape[1])] = 127
+        return jnp.asarray(whole * 2.0 ** drawn.integers(-9, -5, shape[1]), jnp.float32)
+
+    shapes = jax.eval_shape(model.init, KEY, images)["params"]
+    params = jax.tree.map(lambda x: on_the_grid(x.shape), shapes)
+    same = made(Quantise(8), Held(params)).params
+    assert tree.digest(same) == tree.digest(params)
+    other = made(Quantise(2), Held(params)).params
+    base, eight, two = (
+        np.asarray(model.apply({"params": p}, images), np.float64) for p in (params, same, other)
+    )
+    for distance in (functional.jensen_shannon, functional.disagreement):
+        assert distance(base, eight) == 0 < distance(base, two)
 
 
 @pytest.mark.parametrize(

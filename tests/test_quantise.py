@@ -84,16 +84,18 @@ def test_zeros_stay_and_signs_do_not_matter(mode, strict):
     np.testing.assert_array_equal(positive.grid.zero_point, [[-8]])
 
 
-@pytest.mark.parametrize("mode", [m for m in MODES if m.get("bound") != "half"], ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=str)
 def test_twice_is_once(mode, strict):
+    """A number k s of a grid, |k| < 16, is k s / s = k to 2 roundings, so that k is found again.
+    With "half" the largest is 7 s and not 7.5 s: quantised again, it would have a shorter step."""
     once = quantise(normal(), 4, **mode)
+    on_grid = fake_quantise_onto(dequantise(once), once.grid)
+    np.testing.assert_array_equal(on_grid, dequantise(once))
     again = quantise(dequantise(once), 4, **mode)
-    if mode.get("symmetric", True):
+    if mode.get("symmetric", True) and mode.get("bound") != "half":
         np.testing.assert_array_equal(once.values, again.values)
         # 7 s and (7 s) / 7 are each rounded once.
         np.testing.assert_allclose(dequantise(once), dequantise(again), rtol=2 * EPS)
-    on_grid = fake_quantise_onto(dequantise(once), once.grid)
-    np.testing.assert_array_equal(on_grid, dequantise(once))
 
 
 def test_six_decibels_for_each_bit(x64, strict):
@@ -136,6 +138,33 @@ def test_stochastic_rounding_is_unbiased(key, strict):
     assert jnp.all(jnp.abs(done - x) < 1)
     np.testing.assert_array_equal(done[:, 0], -2)  # what is on the grid stays
     assert len(np.unique(done[:, 2])) == 2
+
+
+@pytest.mark.parametrize("mode", [{}, {"axis": 1}], ids=str)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_stochastic_rounding_of_channels_and_of_other_ranges_is_unbiased(
+    symmetric, mode, key, strict
+):
+    """The mean of n numbers that are rounded up by s with probability f lies within 5 of its
+    standard deviations s sqrt(f (1 - f) / n): of the 16 means here one key in 100,000 has another.
+
+    Steps are powers of two, so that s and x / s are exact: 7 s / 7, and from -3.75 s to 11.25 s in
+    15 steps, where z = -4 and there are the integers from -4 to 11."""
+    n, fractions = 4000, np.array([0.125, 0.5, 0.875, 0.5])
+    steps = np.array([0.25, 1, 8, 2]) if mode else np.ones(4)
+    whole = np.array([-2, 5, -6, 0]) if symmetric else np.array([-2, 9, -3, 0])
+    ends = np.array([[-7], [7]]) if symmetric else np.array([[-3.75], [11.25]])
+    expected = (whole + fractions) * steps
+    x = jnp.asarray(np.concatenate([np.tile(expected, (n, 1)), ends * steps]), jnp.float32)
+    how = {"symmetric": symmetric, "rounding": "stochastic", "key": key} | mode
+    held = quantise(x, 4, **how)
+    np.testing.assert_array_equal(held.grid.scale, steps[None] if mode else [[1]])
+    done = dequantise(held)
+    np.testing.assert_array_equal(done, fake_quantise(x, 4, **how))
+    drawn, below = np.asarray(done[:n], np.float64), whole * steps
+    assert np.all((drawn == below) | (drawn == below + steps))
+    deviation = steps * np.sqrt(fractions * (1 - fractions) / n)
+    assert np.all(np.abs(drawn.mean(0) - expected) <= 5 * deviation)
 
 
 def test_the_peer_with_the_same_bound():
