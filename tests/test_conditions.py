@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from sharpjax import data, tree
+from sharpjax import data, nn, tree
 from sharpjax.errors import UserError
 from sharpjax.nn.resnet import ResNet
 from sharpjax.train import planning
@@ -17,14 +17,14 @@ from sharpjax.train.steps import Own
 from tests.plans import CIRCLES, a_plan, a_step, an_arm, run
 
 CONDITIONS = {"base": lambda member: member, "siddo": siddo, "disdo": disdo, "diddo": diddo}
+DIGITS = data.Images("digits", num_train=64)
 
 
-def first_batch(member):
+def first_batch(member, step, spec):
     """By the step of training itself."""
-    step, train = a_step(), data.on_device(CIRCLES.load()).train
+    train = data.on_device(spec.load()).train
     order = data.epoch_order(member.stream("order"), 0, len(train.label))
-    batch = step.batch(0, 0, train, Own(order, member.stream("augmentation")))
-    return tree.digest(batch)
+    return step.batch(0, 0, train, Own(order, member.stream("augmentation")))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,10 @@ def test_starts_and_first_batches_are_equal_or_differ(ran):
     ends = {name: ran[name]["params_at_end"] for name in CONDITIONS}
     for seed in (0, 1):
         start = {name: own[str(seed)] for name, own in starts.items()}
-        batch = {name: first_batch(make(Member(seed))) for name, make in CONDITIONS.items()}
+        batch = {
+            name: tree.digest(first_batch(make(Member(seed)), a_step(), CIRCLES))
+            for name, make in CONDITIONS.items()
+        }
         assert start["base"] == start["siddo"] and batch["base"] != batch["siddo"]
         assert start["base"] != start["disdo"] and batch["base"] == batch["disdo"]
         # The draws of diddo are those of both.
@@ -68,6 +71,34 @@ def test_students_begin_where_their_teacher_did(ran):
     assert ran["self"]["stopped"] == {}
     ends = [ran[name]["params_at_end"] for name in ("self", "siddo", "base")]
     assert all(len({end[s] for end in ends}) == 3 for s in ("0", "1"))
+
+
+def test_crops_and_the_noise_of_a_teacher_are_streams_of_their_own(tmp_path):
+    """Other crops of the same examples; other noise of a teacher beside the same batch."""
+    cropped = a_step(model=nn.build("mlp", num_classes=10, width=4), pad=1, flip=True)
+    noise = Teacher("gaussian")
+    members = {
+        "base": Member(0),
+        "augmentation": redrawn(Member(0), "augmentation"),
+        "taught": Member(0, teacher=noise),
+        "teacher": redrawn(Member(0, teacher=noise), "teacher"),
+    }
+    arms = [
+        an_arm(name, [member], epochs=1, evaluators=(), step=cropped, data="digits")
+        for name, member in members.items()
+    ]
+    done = run(a_plan(*arms, digits=DIGITS), tmp_path / "run")
+    starts, ends = (
+        {name: done[name][when]["0"] for name in members}
+        for when in ("params_at_start", "params_at_end")
+    )
+    assert len({*starts.values()}) == 1 and len({*ends.values()}) == 4
+    batch = {name: first_batch(member, cropped, DIGITS) for name, member in members.items()}
+    one, other = batch["base"], batch["augmentation"]
+    np.testing.assert_array_equal(one["label"], other["label"])
+    # Of 9 crops and 2 flips two draws are equal once in 18 times; those of all 8, in 18^8.
+    assert np.any(one["image"] != other["image"])
+    assert tree.digest(batch["taught"]) == tree.digest(batch["teacher"]) == tree.digest(one)
 
 
 def test_a_start_between_fresh_weights_and_a_teacher(ran):
