@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from sharpjax import nn, optim, tree
 from sharpjax.compress import prune
-from sharpjax.driver import interrupt
+from sharpjax.driver import checkpoint, interrupt
 from sharpjax.errors import UserError
 from sharpjax.losses import Objective
 from sharpjax.optim import OptimizerSpec
@@ -246,6 +247,93 @@ def test_ties_while_training_are_those_of_mask():
     tx = prune.gradual(prune.one_shot(0.5))
     state: Any = tx.update(tree.zeros_like(params), tx.init(params), params)[1]
     np.testing.assert_array_equal(state.mask["w"], prune.mask(params, 0.5)["w"])
+
+
+def test_gradual_pruning_goes_on_from_a_checkpoint(tmp_path):
+    """Stopped between two masks: the same bits as without a stop. The next update reads the mask
+    of the checkpoint, the one after it makes a new one by its count."""
+    (params, _), batch = initial(MLP), example_batch()
+    schedule = prune.polynomial(0.9, 1, 5, every=2)
+    inner = optax.adamw(0.02, weight_decay=0.1)
+    tx = optax.with_extra_args_support(optax.chain(inner, prune.gradual(schedule)))
+    grad = jax.grad(Objective(MLP), has_aux=True)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(grad(params, batch)[0], state, params)
+        return optax.apply_updates(params, updates), state
+
+    def steps(params, state, count=4):
+        for _ in range(count):
+            params, state = step(params, state)
+        return params, state
+
+    fresh = params, tx.init(params)
+    half = steps(*fresh)
+    folder = epath.Path(tmp_path / "checkpoints")
+    with checkpoint.opened(folder, print) as checkpoints:
+        checkpoints.save(4, half)
+    with checkpoint.opened(folder, print) as checkpoints:
+        found = checkpoints.restore(fresh)
+    assert found is not None and found[0] == 4
+    straight, resumed = steps(*fresh, count=8), steps(*found[1])
+    assert jax.tree.structure(resumed) == jax.tree.structure(straight)
+    assert tree.digest(resumed) == tree.digest(straight)
+    masks: Any = half[1][-1].mask, straight[1][-1].mask
+    shares = [prune.sparsity(mask).total for mask in masks]
+    assert shares[0] == prune.sparsity(prune.mask(params, schedule.at(3))).total
+    assert shares[1] == prune.sparsity(prune.mask(params, 0.9)).total != shares[0]
+    assert int(straight[1][-1].count) == 8
+
+
+def test_lanes_are_pruned_as_each_alone():
+    """Two models, one of them two updates ahead, so that a mask is due for one and not the other.
+
+    Weights are 0.1 apart in size, Adam moves one by no more than 3.2 of its rate a step
+    ((1 - b1) / sqrt(1 - b2)) and decay by less than that: no rounding changes their order. Rounded
+    are, in each of 6 steps, the sum of weight and update and, some 10 times, the update."""
+    rng, rate, shape = np.random.default_rng(0), 2.0**-10, (6, 5)
+    inner = optax.adamw(rate, weight_decay=0.1)
+    tx = optax.chain(inner, prune.gradual(prune.Schedule((1, 2, 4), (0.2, 0.5, 0.8))))
+
+    def drawn():
+        sizes = 0.1 * (1 + rng.permutation(30)).reshape(shape)
+        kernel = sizes * rng.choice([-1, 1], shape)
+        return {"bias": jnp.ones(5), "kernel": jnp.asarray(kernel, jnp.float32)}
+
+    def gradient(t):
+        own = np.random.default_rng(t)
+        return {"bias": jnp.ones(5), "kernel": jnp.asarray(own.normal(size=shape), jnp.float32)}
+
+    def step(grads, params, state):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def alone(params, state, times):
+        for t in times:
+            params, state = jax.jit(step)(gradient(t), params, state)
+        return params, state
+
+    first, second = ((params, tx.init(params)) for params in (drawn(), drawn()))
+    second = alone(*second, (6, 7))
+    together = tree.stack([first, second])
+    seen = []
+    for t in range(6):
+        together = jax.jit(jax.vmap(step, in_axes=(None, 0, 0)))(gradient(t), *together)
+        seen.append(np.asarray(together[1][-1].mask["kernel"]).sum((1, 2)).tolist())
+    # 30 weights less 20, 50 and 80 % at the steps 1, 2 and 4.
+    assert seen == [[30, 15], [24, 15], [15, 6], [15, 6], [6, 6], [6, 6]]
+    lanes = [alone(*one, range(6)) for one in (first, second)]
+    bound = 6 * np.finfo(np.float32).eps * (3 + 10 * 3.2 * rate)
+    for i, (params, state) in enumerate(lanes):
+        params_together, state_together = tree.index(together, i)
+        own, of_lane = state[-1], state_together[-1]
+        assert tree.digest(own) == tree.digest(of_lane) and int(own.count) == 6 + 2 * i
+        for a, b in zip(*map(jax.tree.leaves, (params, params_together)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+    assert np.any(
+        np.asarray(together[1][-1].mask["kernel"])[0] != together[1][-1].mask["kernel"][1]
+    )
 
 
 # Stages of a plan.
