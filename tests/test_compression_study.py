@@ -183,3 +183,53 @@ def test_its_table_stands_beside_both_ways_of_doing_it():
         (place, "int8", "-0.33", "3", "4"),
         (place, "pruned 10", "-0.25", "5", "6"),
     )
+
+
+def what_models_take():
+    """A base, its 8 bits, an independent model and one of SAM, a seed each."""
+    place, sharp = "cifar10-lenet", "train[:64]/noise_sharpness"
+    taken = {"size/parameters": 1000.0, "size/flops": 2e6}
+    ours = {
+        "base": taken | {"size/bytes": 4000.0, "test/accuracy": 0.75, sharp: 0.5},
+        "int8": taken | {"size/bytes": 1000.0, "test/accuracy": 0.5, sharp: 0.3, shows.NEAR: 0.2},
+        "independent": {"test/accuracy": 0.75, shows.NEAR: 0.4},
+        "sam": taken | {"size/bytes": 4000.0, "test/accuracy": 0.8, sharp: 0.1, shows.NEAR: 0.3},
+    }
+    return [
+        {"arm": f"{place}-{arm}", "seed": 0, "step": 1, "of": {}, "metric": metric, "value": value}
+        for arm, own in ours.items() for metric, value in own.items()
+    ]  # fmt: skip
+
+
+def test_the_table_of_what_models_take():
+    """Of the distance its share of the independent models'; nothing where nothing is known."""
+    (table,) = (t for t in shows.tables(what_models_take()) if "times less" in t.columns)
+    assert table.columns == (
+        "arm", "parameters", "kB", "times less", "MFLOP", "accuracy", "activation distance",
+        "noise sharpness",
+    )  # fmt: skip
+    assert table.rows == (
+        ("cifar10-lenet-base", "1,000", "4.0", "1.00", "2", "0.75", "", "0.5"),
+        ("cifar10-lenet-int8", "1,000", "1.0", "4.00", "2", "0.5", "0.2 (0.50)", "0.3"),
+        ("cifar10-lenet-sam", "1,000", "4.0", "1.00", "2", "0.8", "0.3 (0.75)", "0.1"),
+    )
+
+
+def test_the_picture_of_what_models_take():
+    """A panel each for accuracy, distance (of the base to itself 0) and sharpness; SAM's models
+    are left out, and so is a panel of sharpness that was not measured."""
+    rows = what_models_take()
+    (size,) = (f for f in shows.figures(rows, {}) if f.name == "size-cifar10-lenet")
+    panels = size.draw().axes
+    assert [axis.get_xlabel() for axis in panels] == ["kilobytes"] * 3
+    assert [axis.get_ylabel() for axis in panels] == [
+        "test accuracy", "activation distance to the base", "noise sharpness"
+    ]  # fmt: skip
+    marked = [
+        {(*line.get_xydata()[0].tolist(),) for line in axis.lines if line.get_linestyle() == "None"}
+        for axis in panels
+    ]
+    assert marked == [{(4, 0.75), (1, 0.5)}, {(4, 0), (1, 0.2)}, {(4, 0.5), (1, 0.3)}]
+    without = [row for row in rows if "sharpness" not in row["metric"]]
+    (size,) = (f for f in shows.figures(without, {}) if f.name == "size-cifar10-lenet")
+    assert len(size.draw().axes) == 2
