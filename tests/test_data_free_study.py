@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import data_free as forms
-from sharpjax import data, geometry, nn, schema, tree, workdir
+from sharpjax import data, geometry, nn, perturbation, schema, tree, workdir
 from sharpjax.errors import UserError
 from sharpjax.layerwise.criticality import Initialiser
 from sharpjax.layerwise.data_free import WEIGHTWATCHER, data_free
@@ -144,14 +144,18 @@ def test_fresh_draws_are_means_over_trials():
 
 def test_curvature_of_a_layer_is_that_of_its_block_of_the_hessian():
     """By dense matrices; traces within five of their standard errors (and what 64 products leave),
-    eigenvalues within `tol`."""
+    eigenvalues within `tol`; the rise of the loss as the worst case of the layer alone."""
     model = nn.MLP(num_classes=10, width=2, depth=1)
     subject = drawn(model, 1)
     one = LayerCurvature(END, ("Dense_0", "head"), 48, probes=64, max_products=40, rho=0.1,
                          num_steps=4)  # fmt: skip
     found = measured(one, subject)
     loss, batch = Classification(model, {}), data.batch(splits().train, np.arange(48))
-    hessian = geometry.hessian(loss, subject.state.params, batch)
+    params = subject.state.params
+    hessian = geometry.hessian(loss, params, batch)
+    slope = jax.tree.map(np.float64, jax.grad(loss)(params, batch))
+    centre = float(loss(params, batch))
+    rounding = 48 * float(np.finfo(np.float32).eps) * centre  # of a sum of 48 losses
     for name, block in geometry.layers(hessian).items():
         dense = np.asarray(block.to_dense(), np.float64)
         trace, top = found["layer/trace", name], found["layer/lambda_1", name]
@@ -159,8 +163,22 @@ def test_curvature_of_a_layer_is_that_of_its_block_of_the_hessian():
         assert abs(trace.value - np.trace(dense)) <= 5 * trace.standard_error + size
         largest = np.linalg.eigvalsh((dense + dense.T) / 2)[-1]
         assert abs(top.value - largest) <= 0.05 * largest
-        # At least the rise to first order along the layer's own gradient, less the curvature.
-        assert found["layer/sharpness", name].value > 0
+        # No less than where the search starts: along the layer's own gradient g, rho away in
+        # units T, the norm of each array: e = rho T^2 g / |T g|.
+        rise = float(found["layer/sharpness", name].value)
+        own = {k: np.float64(jnp.linalg.norm(w)) for k, w in params[name].items()}
+        length = np.sqrt(sum(np.sum((own[k] * g) ** 2) for k, g in slope[name].items()))
+        e = {k: 0.1 * own[k] ** 2 * g / length for k, g in slope[name].items()}
+        there = {k: jnp.float32(w + e[k]) for k, w in params[name].items()}
+        start = float(loss({**params, name: there}, batch)) - centre
+        assert start > 10 * rounding and rise >= start - rounding
+        # The same search compiled by itself, which rounds otherwise: in 4 steps its points by some
+        # 1e-6 of the radius, and by 1e-4 at the most.
+        alone = geometry.worst_case_sharpness(
+            loss, params, batch, key=jax.random.split(KEY, 3)[2], rho=0.1, num_steps=4,
+            scaling=perturbation.only(f"{name}/*", perturbation.layers()),
+        )  # fmt: skip
+        assert rise == pytest.approx(float(alone.value), rel=1e-4, abs=rounding)
 
 
 @pytest.mark.parametrize("model", [MLP, CONV], ids=["mlp", "conv"])
