@@ -1,5 +1,7 @@
 """Replaced layers as stages of a plan."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from sharpjax.errors import UserError
 from sharpjax.layerwise import criticality
 from sharpjax.metrics import functional
 from sharpjax.train import measures, planning, replacing
+from sharpjax.train.compressing import Quantise
+from sharpjax.train.layer_curvature import LayerCurvature
 from sharpjax.train.plan import Compare, Derive, Ref, Snapshots, Subject, When, as_is
 from sharpjax.train.state import fresh
 from sharpjax.train.streams import stream
@@ -136,9 +140,20 @@ def test_what_is_refused(options, words):
         )
 
 
-def test_an_unknown_layer_is_named(tmp_path):
-    made = replacing.Replace("zeros", ("heads",), SHAPE)
-    plan = a_plan(an_arm("a", (0,), epochs=1), Derive("b", "a", made, (), outputs=made.outputs))
-    planning.check(plan)
-    with pytest.raises(UserError, match="unknown layer .*'heads'; did you mean 'head'"):
-        run(plan, tmp_path / "run")
+def test_an_unknown_layer_is_named_before_anything_is_trained(tmp_path):
+    trained = an_arm("a", (0,), epochs=1)
+
+    def plan(made, **fields):
+        return a_plan(trained, Derive("b", "a", made, (), outputs=made.outputs, **fields))
+
+    for made in (replacing.Replace("zeros", ("heads",), SHAPE), Quantise(4, ("head/kernels",))):
+        with pytest.raises(UserError, match="unknown layer of arm 'b' 'head.*did you mean 'head"):
+            planning.check(plan(made))
+    curvature = LayerCurvature(When(), ("head", "Dense_9"), 8, 1, 10, 0.1, 1)
+    with pytest.raises(UserError, match="unknown layer of arm 'a' 'Dense_9'"):
+        planning.check(a_plan(dataclasses.replace(trained, evaluators=(curvature,))))
+    # Groups have names of their own: what of them is not there shows when they are made.
+    grouped = replacing.Replace("zeros", ("tail",), SHAPE, groups=(("ends", ("head/*",)),))
+    planning.check(plan(grouped))
+    with pytest.raises(UserError, match="unknown layer .*'tail'"):
+        run(plan(grouped), tmp_path / "run")

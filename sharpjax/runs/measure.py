@@ -23,7 +23,6 @@ from sharpjax.runs.read import Folder
 from sharpjax.runs.study import code_of
 from sharpjax.schema import Config
 from sharpjax.train import planning, task
-from sharpjax.train.library import example_of
 from sharpjax.train.plan import Train
 from sharpjax.train.task import Arm, Setting
 
@@ -124,7 +123,7 @@ def _set(block: Any, path: str, fields: list[str], text: str, *, must: bool) -> 
 
 def _restored(folder: Folder, setting: Setting, stage: Train) -> tuple[int, Saved, Any]:
     """The last checkpoint of an arm, its parameters compared with those that were sealed."""
-    example = example_of(setting.plan, stage)
+    example = planning.example_of(setting.plan, stage)
     layout = stage.step.layout(stage.population, example, len(stage.members))
     like = Arm(setting, stage, layout).begin(task.initial(setting, stage, layout))
     last = planning.num_steps(setting.plan, stage)

@@ -11,7 +11,6 @@ from flax import linen as nn
 from sharpjax import flops, tree
 from sharpjax.runs.console import as_text, parameter_table
 from sharpjax.train import planning
-from sharpjax.train.library import example_of
 from sharpjax.train.plan import Plan, Train
 
 
@@ -40,7 +39,7 @@ def distinct(plan: Plan) -> list[Model]:
             stages.setdefault(what, []).append(stage)
     found = []
     for same in stages.values():
-        step, example = same[0].step, example_of(plan, same[0])
+        step, example = same[0].step, planning.example_of(plan, same[0])
         like = jax.eval_shape(functools.partial(step.init, example), jax.random.key(0))
         arms = tuple(stage.arm for stage in same)
         found.append(Model(step.model, example, arms, like.params, like.variables))

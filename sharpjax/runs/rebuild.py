@@ -19,7 +19,8 @@ from sharpjax.runs import loading, read
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import plan_of
 from sharpjax.schema import Config
-from sharpjax.train.library import Library, example_of
+from sharpjax.train import planning
+from sharpjax.train.library import Library
 from sharpjax.train.plan import Plan, Train
 from sharpjax.train.task import Setting
 
@@ -60,7 +61,7 @@ def plan_here(config: Config, data_dir: str, manual_dir: str) -> Plan:
         specs[name] = dataclasses.replace(spec, **own)
     for stage in plan.stages:
         if isinstance(stage, Train):
-            example = example_of(plan, stage)
+            example = planning.example_of(plan, stage)
             state = jax.eval_shape(lambda s=stage, x=example: s.step.init(x, jax.random.key(0)))
             each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
             if (size := each * len(stage.members)) > MAX_STATE_BYTES:

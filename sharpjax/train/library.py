@@ -117,7 +117,9 @@ class Library:
         if member.start is not None:
             loaded = self.state(member.start)
         else:
-            loaded = _initial(stage.step, example_of(self._plan, stage), member.stream("init"))
+            loaded = _initial(
+                stage.step, planning.example_of(self._plan, stage), member.stream("init")
+            )
         params = loaded.params
         if member.mask is not None:  # pruned weights start at 0, and stay there
             mask = self.state(member.mask).params
@@ -159,7 +161,7 @@ class Library:
         trained = planning.source_of(self._plan, ref.arm)
         if ref.at == "start":
             return self.start(trained, planning.origin(self._plan, ref)), 0
-        example = example_of(self._plan, trained)
+        example = planning.example_of(self._plan, trained)
         like = jax.eval_shape(lambda: trained.step.init(example, jax.random.key(0)))
         kind, key = BEST if ref.at == "best" else STATE, Member(ref.seed, ref.of).key
         path = self._path(ref, f"{kind}-{key}")
@@ -183,10 +185,3 @@ class Library:
 @functools.partial(jax.jit, static_argnums=0)
 def _initial(step: Any, example: jax.Array, key: jax.Array) -> TrainState:
     return step.init(example, key)
-
-
-def example_of(plan: Plan, stage: Train) -> jax.Array:
-    """Zeros of the shape of one example, as the model reads it."""
-    spec = plan.data[stage.data]
-    dtype = jnp.float32 if spec.input_dtype == "uint8" else jnp.dtype(spec.input_dtype)
-    return jnp.zeros((1, *spec.input_shape), dtype)

@@ -5,7 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sharpjax import losses
+import jax
+import jax.numpy as jnp
+
+from sharpjax import losses, tree
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.train.plan import (
     PRIORS,
@@ -77,6 +80,13 @@ def source_of(plan: Plan, arm: str) -> Train:
         stage = arms(plan)[stage.source]
     assert isinstance(stage, Train)
     return stage
+
+
+def example_of(plan: Plan, stage: Train) -> jax.Array:
+    """Zeros of the shape of one example, as the model reads it."""
+    spec = plan.data[stage.data]
+    dtype = jnp.float32 if spec.input_dtype == "uint8" else jnp.dtype(spec.input_dtype)
+    return jnp.zeros((1, *spec.input_shape), dtype)
 
 
 def origin(plan: Plan, ref: Ref) -> Member:
@@ -191,6 +201,8 @@ def check(plan: Plan) -> None:
         if isinstance(stage, Train):
             _check_trained(plan, stage)
         _check_names(plan, stage)
+        if isinstance(stage, Train | Derive):
+            _check_layers(plan, stage)
     for arm, ref in refs(plan):
         _check_ref(plan, arm, ref)
     for stage in there.values():
@@ -256,6 +268,29 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
         )
         if not getattr(spec, f"num_{split}", 0):
             raise UserError(f"plan: arm '{stage.arm}': its data have no split '{split}'.")
+
+
+def _check_layers(plan: Plan, stage: Train | Derive) -> None:
+    """What names layers of a model, as an evaluator or a transform does, names some that it has."""
+    parts = [*stage.evaluators, *([stage.transform] if isinstance(stage, Derive) else [])]
+    asked = {
+        name
+        for part in parts
+        if not getattr(part, "groups", ())  # which have names of their own
+        for name in getattr(part, "layers", ())
+    }
+    if not asked:
+        return
+    source = source_of(plan, stage.arm)
+    example = example_of(plan, source)
+    params = jax.eval_shape(source.step.init, example, jax.random.key(0)).params
+    known = {
+        name[:end]
+        for name in tree.path_names(params)
+        for end in (*(i for i, sign in enumerate(name) if sign == "/"), len(name))
+    }
+    if odd := asked - known:
+        raise unknown(f"layer of arm '{stage.arm}'", min(odd), sorted(known))
 
 
 def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> None:

@@ -17,7 +17,7 @@ from sharpjax.driver.interrupt import Interrupt
 from sharpjax.driver.progress import Progress
 from sharpjax.errors import RunFailed, UserError
 from sharpjax.train import planning, population, teaching
-from sharpjax.train.library import BEST, STATE, Library, arrays_of, example_of
+from sharpjax.train.library import BEST, STATE, Library, arrays_of
 from sharpjax.train.plan import Evaluator, Member, Plan, Ref, Subject, Train, When
 from sharpjax.train.results import Results, Row, results, rows_of
 from sharpjax.train.state import TrainState
@@ -85,7 +85,7 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
         Interrupted: a signal came; the state is saved.
     """
     layout = stage.step.layout(
-        stage.population, example_of(setting.plan, stage), len(stage.members)
+        stage.population, planning.example_of(setting.plan, stage), len(stage.members)
     )
     states = initial(setting, stage, layout)
     start_digests = digests(stage, layout, states)
