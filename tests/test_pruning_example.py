@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sharpjax import catalog, workdir
+from sharpjax.data import builders, upstream
 from sharpjax.runs import publish, read, replay, verify
 from sharpjax.studies import __main__ as command
 from tests.commands import ROOT, assert_one_line, launch, read_rows
@@ -121,6 +122,20 @@ def test_a_published_folder_says_what_it_cannot_compare(most, finished, tmp_path
     assert found.problems == ()
     said = [note for note in found.notes if "'pairs' were not computed again" in note]
     assert len(said) == (most == 100) and all("adam" in line for line in said)
+
+
+def test_verify_fetches_no_data(finished, monkeypatch):
+    asked = []
+
+    def compare_again(run):
+        with pytest.raises(upstream.DownloadFailed, match="verify downloads nothing"):
+            upstream.download(builders.MNIST.UPSTREAM[0], None)
+        asked.append(run)
+        return [], []
+
+    monkeypatch.setitem(catalog.STUDIES, "pruning", "examples.pruning")
+    monkeypatch.setattr(replay, "compare_again", compare_again)
+    assert verify.verify(finished).problems == () and asked
 
 
 def test_its_trained_arms_are_measured_again(finished, tmp_path, monkeypatch):

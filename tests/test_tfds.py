@@ -337,6 +337,21 @@ def test_downloads_what_is_not_at_hand(tiny, server, tmp_path, capfd):
     assert capfd.readouterr().err.count("downloading http://127.0.0.1") == 1
 
 
+def test_what_looks_at_a_run_downloads_nothing(tiny, server, tmp_path, capfd):
+    """`studies verify` fetched 170 MB, unasked; files that are at hand are prepared as ever."""
+    served, address = server
+    source = tiny("mnist", address=address)
+    for path in source.folder.iterdir():
+        shutil.copy(path, served)
+    where = str(tmp_path / "data")
+    with upstream.no_downloads("verify"):
+        with pytest.raises(UserError, match="cannot be downloaded .verify downloads nothing"):
+            tfds.load("mnist", data_dir=where)
+        assert "downloading" not in capfd.readouterr().err
+        tfds.load("mnist", data_dir=str(tmp_path / "other"), manual_dir=str(source.folder))
+    assert_holds(tfds.load("mnist", data_dir=where), source)
+
+
 @pytest.mark.parametrize("how", ["refused", "missing", "other"])
 def test_neither_prepared_nor_to_be_had(tiny, server, tmp_path, how):
     served, address = server

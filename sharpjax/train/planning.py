@@ -273,12 +273,8 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
 def _check_layers(plan: Plan, stage: Train | Derive) -> None:
     """What names layers of a model, as an evaluator or a transform does, names some that it has."""
     parts = [*stage.evaluators, *([stage.transform] if isinstance(stage, Derive) else [])]
-    asked = {
-        name
-        for part in parts
-        if not getattr(part, "groups", ())  # which have names of their own
-        for name in getattr(part, "layers", ())
-    }
+    named = (getattr(p, "layers", ()) for p in parts if not getattr(p, "groups", ()))
+    asked = {name for names in named if isinstance(names, tuple) for name in names}
     if not asked:
         return
     source = source_of(plan, stage.arm)
