@@ -174,13 +174,14 @@ def only(where: str | Sequence[str], scaling: Scaling = NoScaling()) -> OnlyScal
         where: one glob or several, as `tree.select` takes them.
 
     Raises:
-        UserError: when it meets parameters, where a glob matches no leaf.
+        UserError: `scaling` is none; when it meets parameters, where a glob matches no leaf.
 
     >>> import jax.numpy as jnp
     >>> scale = only("*norm*")({"norm": jnp.ones(2), "dense": jnp.ones(2)})
     >>> float(scale["norm"]), float(scale["dense"])
     (1.0, 0.0)
     """
+    check_scaling("perturbation.only", scaling)
     return OnlyScaling((where,) if isinstance(where, str) else tuple(where), scaling)
 
 
@@ -191,11 +192,28 @@ def support(scaling: Scaling = NoScaling()) -> SupportScaling:
     itself; `none`, `filters`, `layers` and any `eta` move weights at zero.) Biases that are still
     at zero stay there, too.
 
+    Raises:
+        UserError: `scaling` is none.
+
     >>> import jax.numpy as jnp
     >>> support()(jnp.array([2.0, 0.0])).tolist(), support(element(0.5))(jnp.zeros(1)).tolist()
     ([1.0, 0.0], [0.0])
     """
+    check_scaling("perturbation.support", scaling)
     return SupportScaling(scaling)
+
+
+def check_scaling(caller: str, scaling: Any) -> None:
+    """Raises a `UserError` where `scaling` is no rule."""
+    try:
+        hash(scaling)
+    except TypeError:
+        scaling = None
+    if not callable(scaling):
+        raise UserError(
+            f"{caller}: scaling must be a hashable rule, such as `perturbation.none()` or "
+            "`perturbation.element()`."
+        )
 
 
 def _adaptive(per: str, eta: float, bias: Bias) -> AdaptiveScaling:
@@ -239,7 +257,7 @@ def ascent(
         A tree like `params`, in float32 at least.
 
     Raises:
-        UserError: an unknown norm.
+        UserError: an unknown norm; `scaling` is no rule.
 
     >>> import jax.numpy as jnp
     >>> ascent({"w": jnp.array([3.0, 4.0])}, {"w": jnp.zeros(2)}, rho=10.0)["w"].tolist()
@@ -247,6 +265,7 @@ def ascent(
     """
     if norm not in get_args(Norm):
         raise unknown("norm (perturbation.ascent)", str(norm), get_args(Norm))
+    check_scaling("perturbation.ascent", scaling)
     scale = scaling(params)
     if norm == "linf":
         return jax.tree.map(lambda t, g: _times(rho, t) * jnp.sign(g).astype(t.dtype), scale, grads)

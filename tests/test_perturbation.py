@@ -72,6 +72,20 @@ def test_impossible_eta(eta):
         perturbation.element(eta=eta)
 
 
+@pytest.mark.parametrize("scaling", ["layers", None, 3, {"w": 1.0}, [perturbation.none()]])
+def test_what_is_no_rule(scaling):
+    w = {"w": jnp.ones(2)}
+    for name, make in {
+        "only": lambda: perturbation.only("w", scaling),
+        "support": lambda: perturbation.support(scaling),
+        "ascent": lambda: perturbation.ascent(w, w, rho=0.1, scaling=scaling),
+    }.items():
+        with pytest.raises(
+            UserError, match=f"perturbation.{name}: scaling must be a hash"
+        ):
+            make()
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_zero_gradient_gives_exactly_zero_and_finite_derivatives(rule, key):
     params, grads = trees(key)

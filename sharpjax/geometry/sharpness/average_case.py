@@ -17,7 +17,7 @@ from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.sharpness.directional import rounding
-from sharpjax.geometry.sharpness.measures import check_rho, check_scaling
+from sharpjax.geometry.sharpness.measures import check_rho
 from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
@@ -124,7 +124,7 @@ def average_sharpness(
     """
     caller = "average_sharpness"
     check_rho(caller, rho)
-    check_scaling(caller, scaling)
+    perturbation.check_scaling(caller, scaling)
     if noise not in get_args(Noise):
         raise unknown("noise", noise, get_args(Noise))
     batch = checks.as_batch(caller, batch)

@@ -20,7 +20,6 @@ from sharpjax.geometry.operators.arguments import check_key, check_number
 from sharpjax.geometry.sharpness import average_case
 from sharpjax.geometry.sharpness.average_case import Noise
 from sharpjax.geometry.sharpness.directional import rounding
-from sharpjax.geometry.sharpness.measures import check_scaling
 from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
@@ -127,7 +126,7 @@ def flat_radius(
     is away from `first_rho`. One pass after another; memory as in `average_sharpness`.
     """
     caller = "flat_radius"
-    check_scaling(caller, scaling)
+    perturbation.check_scaling(caller, scaling)
     if noise not in get_args(Noise):
         raise unknown("noise", noise, get_args(Noise))
     for name, given in (

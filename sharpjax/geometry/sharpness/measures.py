@@ -267,7 +267,7 @@ def prepare(
         UserError: names `caller`; an argument does not fit.
     """
     check_rho(caller, rho, several=True)
-    check_scaling(caller, scaling)
+    perturbation.check_scaling(caller, scaling)
     if norm not in get_args(ascent.Norm):
         raise unknown(f"norm ({caller})", str(norm), get_args(ascent.Norm))
     key = check_key(caller, key)
@@ -351,15 +351,3 @@ def check_rho(caller, rho, *, several: bool = False):
         )
     if not np.all((values >= 0) & (values < math.inf)):
         raise UserError(f"{caller}: rho is a radius, a finite number >= 0; got {rho!r}.")
-
-
-def check_scaling(caller, scaling):
-    try:
-        hash(scaling)
-    except TypeError:
-        scaling = None
-    if not callable(scaling):
-        raise UserError(
-            f"{caller}: scaling must be a hashable rule, such as `perturbation.none()` or "
-            f"`perturbation.element()`."
-        )

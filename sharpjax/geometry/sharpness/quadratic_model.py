@@ -28,7 +28,7 @@ from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators import algebra, hessian
 from sharpjax.geometry.operators import scaling as congruence
 from sharpjax.geometry.operators.arguments import check_key, check_number
-from sharpjax.geometry.sharpness.measures import check_rho, check_scaling, over_radii
+from sharpjax.geometry.sharpness.measures import check_rho, over_radii
 from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
@@ -119,7 +119,7 @@ def quadratic_sharpness(
     """
     caller = "quadratic_sharpness"
     check_rho(caller, rho, several=True)
-    check_scaling(caller, scaling)
+    perturbation.check_scaling(caller, scaling)
     check_number(caller, "tol", tol)
     num_products = whole_number(caller, "num_products", num_products)
     key, batch = check_key(caller, key), checks.as_batch(caller, batch)
