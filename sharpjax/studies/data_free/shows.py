@@ -201,7 +201,7 @@ def _criticality(found: _Found, place: str, arm: str) -> Iterator[Figure]:
         yield Figure(
             f"criticality-{whole}",
             f"{place}. Test accuracy where one layer is {WORDS[arm]}, against what is measured of "
-            f"that layer afterwards, and of the trained net: a point for each layer and seed; "
+            "that layer afterwards (trace: of the trained net): a point for each layer and seed; "
             f"{n_of(panels[0][1])}.",
             lambda: plots.scatter(panels),
             tuple(f"layer/{m}" for m in (*DATA_FREE, "jsd", "trace", "accuracy")),
@@ -230,9 +230,9 @@ def _correlations(found: _Found, place: str) -> Iterator[Figure]:
     if np.isfinite(values).any():
         yield Figure(
             f"correlations-{place}",
-            f"{place}. Kendall's tau of what is measured of a layer with the test accuracy after "
-            f"its replacement: over layers and seeds, and of each layer over its "
-            f"{n_of(_by_layer(sides['alpha'][1]))}.",
+            f"{place}. Kendall's tau of what is measured of a layer (curvature: of the trained one) "
+            "with the test accuracy after its replacement: over layers and seeds, and of each "
+            f"layer over its {n_of(_by_layer(sides['alpha'][1]))}.",
             lambda: plots.matrix(values, list(lines), list(measures), label="tau", center=0.0),
             tuple(f"layer/{m}" for m in (*measures, "accuracy")),
         )
@@ -260,7 +260,8 @@ def _before(found: _Found) -> Iterator[Figure]:
                 {ALPHA: {n: middle[n] for n in names}},
                 intervals={ALPHA: {n: ends[n] for n in names}},
                 interval="5 to 95 % of draws",
-                references={"2": 2.0, "6": 6.0},
+                references={"well trained: from 2": 2.0, "to 6": 6.0},
+                log=True,
             ),
             ("init/alpha_in_range",),
         )
