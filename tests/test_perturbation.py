@@ -80,9 +80,7 @@ def test_what_is_no_rule(scaling):
         "support": lambda: perturbation.support(scaling),
         "ascent": lambda: perturbation.ascent(w, w, rho=0.1, scaling=scaling),
     }.items():
-        with pytest.raises(
-            UserError, match=f"perturbation.{name}: scaling must be a hash"
-        ):
+        with pytest.raises(UserError, match=f"perturbation.{name}: scaling must be a hash"):
             make()
 
 

@@ -230,8 +230,8 @@ def _correlations(found: _Found, place: str) -> Iterator[Figure]:
     if np.isfinite(values).any():
         yield Figure(
             f"correlations-{place}",
-            f"{place}. Kendall's tau of what is measured of a layer (curvature: of the trained one) "
-            "with the test accuracy after its replacement: over layers and seeds, and of each "
+            f"{place}. Kendall's tau of what is measured of a layer (curvature: of the trained "
+            "one) with the test accuracy after its replacement: over layers and seeds, and of each "
             f"layer over its {n_of(_by_layer(sides['alpha'][1]))}.",
             lambda: plots.matrix(values, list(lines), list(measures), label="tau", center=0.0),
             tuple(f"layer/{m}" for m in (*measures, "accuracy")),
