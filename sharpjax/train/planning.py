@@ -1,5 +1,6 @@
 """What can be asked of a plan before it runs: its order, what it keeps, what is wrong with it."""
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -201,13 +202,12 @@ def check(plan: Plan) -> None:
         if isinstance(stage, Train):
             _check_trained(plan, stage)
         _check_names(plan, stage)
-        if isinstance(stage, Train | Derive):
-            _check_layers(plan, stage)
     for arm, ref in refs(plan):
         _check_ref(plan, arm, ref)
     for stage in there.values():
         if isinstance(stage, Train):
             _check_sources(plan, stage)
+    _check_layers(plan)
     _check_same(plan)
 
 
@@ -270,23 +270,27 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
             raise UserError(f"plan: arm '{stage.arm}': its data have no split '{split}'.")
 
 
-def _check_layers(plan: Plan, stage: Train | Derive) -> None:
-    """What names layers of a model, as an evaluator or a transform does, names some that it has."""
-    parts = [*stage.evaluators, *([stage.transform] if isinstance(stage, Derive) else [])]
-    named = (getattr(p, "layers", ()) for p in parts if not getattr(p, "groups", ()))
-    asked = {name for names in named if isinstance(names, tuple) for name in names}
-    if not asked:
-        return
-    source = source_of(plan, stage.arm)
-    example = example_of(plan, source)
-    params = jax.eval_shape(source.step.init, example, jax.random.key(0)).params
-    known = {
-        name[:end]
-        for name in tree.path_names(params)
-        for end in (*(i for i, sign in enumerate(name) if sign == "/"), len(name))
-    }
-    if odd := asked - known:
-        raise unknown(f"layer of arm '{stage.arm}'", min(odd), sorted(known))
+def _check_layers(plan: Plan) -> None:
+    """Evaluators and transforms that name layers of a model name some that it has."""
+
+    @functools.cache
+    def known(arm: str) -> set[str]:
+        """The names of a trained arm's leaves, and of what holds them."""
+        source = source_of(plan, arm)
+        example = example_of(plan, source)
+        params = jax.eval_shape(source.step.init, example, jax.random.key(0)).params
+        leaves = tree.path_names(params)
+        return {*leaves, *(n[:i] for n in leaves for i, sign in enumerate(n) if sign == "/")}
+
+    for arm, stage in arms(plan).items():
+        parts = () if isinstance(stage, Draw) else stage.evaluators
+        for part in (*parts, *([stage.transform] if isinstance(stage, Derive) else ())):
+            asked = getattr(part, "layers", ())
+            if not isinstance(asked, tuple) or getattr(part, "groups", ()):
+                continue  # groups have names of their own
+            for name in asked:
+                if name not in (there := known(source_of(plan, arm).arm)):
+                    raise unknown(f"layer of arm '{arm}'", name, sorted(there))
 
 
 def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> None:
