@@ -33,11 +33,9 @@ noise and which controls the paper had are not known; all is said in `studies/pa
 The full form has ResNet-18, VGG19 and a ViT with the recipe of paper 1 on CIFAR-10, 100 epochs at a
 constant learning rate, and the ResNet-18 on CIFAR-100 too: 6.7 EFLOP by arithmetic, some fifteen
 hours at 120 TFLOP/s on one H100. It has not been run.
-`:cpu`: narrow nets on the first 3,000 training images, batches of 64, a cosine to 0; 460 models. By
-arithmetic two hours and a half on two quiet cores, of which ten minutes test; of paper 6's narrow
-nets the same arithmetic gave one and a half times what training took. `:cpu_resnet_narrow`,
-`:cpu_vgg_narrow` and `:cpu_vit_narrow` are parts of it. The first has all controls and H5.4: 220
-models, an hour and twenty minutes by that arithmetic; the others 120 each.
+`:cpu`: narrow nets on the first 3,000 training images, batches of 64, a cosine to 0; 460 models.
+`:cpu_resnet_narrow`, `:cpu_vgg_narrow` and `:cpu_vit_narrow` are parts of it: 38, 10 and 18 minutes
+on two cores (2026-11-30). The first has all controls and H5.4: 220 models, the others 120 each.
 Of CIFAR-10's 60,000 images as they were prepared for development all but 98 are exact, CIFAR-100's
 are approximate (WebP of quality 92). `:quick`: nets of two hidden layers on 8 x 8 digits.
 """
