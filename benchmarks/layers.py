@@ -82,7 +82,8 @@ def weightwatcher_table(params):
 
 # What WeightWatcher draws anew at each call.
 RANDOM = ("max_rand_eval", "rand_distance", "ww_softrank", "ww_maxdist")
-NOT_FOLLOWED = ("sv_min",)  # of convolutions it takes the largest of several
+# Of convolutions it takes the largest of several; its product of 3,000 eigenvalues is 0.
+NOT_FOLLOWED = ("sv_min", "detX_num", "detX_val")
 FEWEST = 20  # eigenvalues; its rule for fewer is another
 
 

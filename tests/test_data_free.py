@@ -30,6 +30,7 @@ from sharpjax.layerwise.data_free import (
     norms,
     power_law,
 )
+from sharpjax.layerwise.data_free.eigenvalues import moments
 from sharpjax.nn import svd
 from tests.problems import columns
 
@@ -303,6 +304,19 @@ def test_a_spike_in_a_random_matrix(key):
     law = m / edge
     assert law * (1 - norm) < rows.stable_rank[0] * (1 + 6 * c / edge)
     assert law * (1 + norm) > rows.stable_rank[0] * (1 - 7 * c / edge)
+
+
+def test_a_product_of_very_many_eigenvalues(x64):
+    """The shortest upper part whose product is below 1, where the product itself leaves float64."""
+    values = np.sort(np.random.default_rng(0).gamma(0.3, size=20_000))
+    scaled = values / values.mean()
+    found = moments(jnp.asarray(values), longest=20_000, eps=1e-15)
+    num = int(found["detX_num"])
+    logs = math.fsum(np.log(scaled[-num:])), math.fsum(np.log(scaled[1 - num :]))
+    assert np.prod(scaled[1 - num :]) == 0  # from the least upwards, as WeightWatcher does
+    # The sum of 20,000 logarithms, below 1,000 on the way, is right within 1e-8.
+    assert logs[0] < 1e-8 and logs[1] > -1e-8
+    assert found["detX_val"] == values[-num]
 
 
 def test_a_spike_is_one_more_than_there_were(key):
