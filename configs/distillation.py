@@ -17,8 +17,9 @@ Arms: `<data set>-<net>-<condition>`, ten seeds each, every seed with a teacher 
     uniform_*, gaussian_*   the same, the teacher's outputs being noise, drawn anew at each step
     kd_paper_*              the same as kd_*, with a second softmax in the loss, as the authors'
                             code of paper 7 has it
-    constant_paper_90       the same loss, of a teacher that says the same of every example: what of
-                            kd_paper_90 is not the teacher's, as labels that weigh a tenth
+    constant_paper_90       the same loss, of a teacher with one answer for all examples: it shows
+                            what of kd_paper_90 is not the teacher's, but comes from labels that
+                            weigh a tenth
     permuted_90, shuffled_90, entropy_90
                             a teacher that keeps choice and confidence; whose answers belong to
                             other examples; whose classes are in random order
@@ -35,7 +36,8 @@ constant learning rate, and the ResNet-18 on CIFAR-100 too: 6.7 EFLOP by arithme
 hours at 120 TFLOP/s on one H100. It has not been run.
 `:cpu`: narrow nets on the first 3,000 training images, batches of 64, a cosine to 0; 460 models.
 `:cpu_resnet_narrow`, `:cpu_vgg_narrow` and `:cpu_vit_narrow` are parts of it: 38, 10 and 18 minutes
-on two cores (2026-11-30). The first has all controls and H5.4: 220 models, the others 120 each.
+on two cores (2026-11-30). The first has all controls and H5.4 (CIFAR-100, 25 epochs): 220 models,
+the others 120 each.
 Of CIFAR-10's 60,000 images as they were prepared for development all but 98 are exact, CIFAR-100's
 are approximate (WebP of quality 92). `:quick`: nets of two hidden layers on 8 x 8 digits.
 """

@@ -139,9 +139,10 @@ def _ways(place: str, logits: Mapping[str, Mapping[str, np.ndarray]]) -> Iterato
         yield Figure(
             f"landscape-{place}",
             f"{place}. Models as functions along training: each point one epoch of a model of seed "
-            f"{seed}, as far apart as their outputs on {number:,} test images differ (classical "
-            f"scaling of the root of the Jensen-Shannon divergence; beside each axis its share of "
-            f"the variation). All begin in the same weights, but disdo; n = 1 seed.",
+            f"{seed}, as far apart as a plane can show how their outputs on {number:,} test images "
+            "differ (classical scaling of the root of the Jensen-Shannon divergence; beside each "
+            "axis its share of the variation: points that touch may differ in all the rest). All "
+            "begin in the same weights, but disdo; n = 1 seed.",
             lambda: _landscape(own),
         )
 
