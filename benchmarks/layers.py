@@ -82,8 +82,8 @@ def weightwatcher_table(params):
 
 # What WeightWatcher draws anew at each call.
 RANDOM = ("max_rand_eval", "rand_distance", "ww_softrank", "ww_maxdist")
-# Of convolutions it takes the largest of several; its product of 3,000 eigenvalues is 0.
-NOT_FOLLOWED = ("sv_min", "detX_num", "detX_val")
+NOT_FOLLOWED = ("sv_min",)  # of convolutions it takes the largest of several
+MOST_OF_PRODUCT = 3_000  # eigenvalues; its product (`detX_num`, `detX_val`) of more may be 0
 FEWEST = 20  # eigenvalues; its rule for fewer is another
 
 
@@ -93,8 +93,10 @@ def differences(table, theirs):
     rows = [row for row in theirs.to_dict("records") if row["num_evals"] >= FEWEST]
     found = {}
     for column in set(table.metrics._fields) & set(theirs.columns) - {*RANDOM, *NOT_FOLLOWED}:
-        own = np.array([getattr(table.metrics, column)[place[row["name"]]] for row in rows])
-        other = np.array([row[column] for row in rows], float)
+        most = MOST_OF_PRODUCT if column.startswith("detX") else np.inf
+        kept = [row for row in rows if row["num_evals"] <= most]
+        own = np.array([getattr(table.metrics, column)[place[row["name"]]] for row in kept])
+        other = np.array([row[column] for row in kept], float)
         found[column] = float(np.max(np.abs(own - other) / np.maximum(np.abs(other), 1e-12)))
     return len(rows), found
 

@@ -402,6 +402,18 @@ def test_data_of_each_seed_make_models_of_their_own():
     assert "are the same model" in refused(dataclasses.replace(arm, data="circles"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A measure that reads rows alone."""
+
+    name: str = "own"
+    metrics: tuple[str, ...] = ("test/own",)
+    reference: str = "a"
+
+    def __call__(self, view):
+        return ()
+
+
 def test_mistakes_that_would_show_after_training():
     within = Within("test/disagreement", disagreement, ("a",))
     stored = an_arm("a", evaluators=with_outputs())
@@ -417,6 +429,10 @@ def test_mistakes_that_would_show_after_training():
         stored, elsewhere, Compare("pairs", ("a", "b"), (to,)), more=data.Images("digits")
     )
     assert "arm 'b' has 360 inputs [8, 8, 1] of 10 classes in the split 'test', 'a' " in words
+    # A split that no data have is named where it is read; a measure of another make has none.
+    odd = dataclasses.replace(to, split="dev")
+    planning.check(a_plan(stored, others, Compare("pairs", ("a", "b"), (odd,))))
+    planning.check(a_plan(stored, others, Compare("pairs", ("a", "b"), (Own(),))))
     words = refused(an_arm("a"), Compare("pairs", ("a",), (within,)))
     assert "evaluator that test/disagreement reads in arm 'a', 'outputs'" in words
     again = Compare("again", ("a",), (within,))

@@ -17,8 +17,7 @@ BLOCK = 1 << 20
 # Seconds to connect, and without a byte. TFDS's own downloader waits without limit, ten times over.
 TIMEOUT = (10, 60)
 SAY_EVERY = 15.0  # seconds between two words on a download
-
-
+# Who downloads nothing; "": all may.
 _REFUSES: contextvars.ContextVar[str] = contextvars.ContextVar("refuses", default="")
 
 

@@ -271,11 +271,11 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
 
 
 def _check_layers(plan: Plan) -> None:
-    """Evaluators and transforms that name layers of a model name some that it has."""
+    """Evaluators and transforms that name layers of a model, in a tuple `layers` and without
+    `groups` of their own, name some that it has: leaves, or what holds them."""
 
     @functools.cache
     def known(arm: str) -> set[str]:
-        """The names of a trained arm's leaves, and of what holds them."""
         source = source_of(plan, arm)
         example = example_of(plan, source)
         params = jax.eval_shape(source.step.init, example, jax.random.key(0)).params
@@ -287,9 +287,9 @@ def _check_layers(plan: Plan) -> None:
         for part in (*parts, *([stage.transform] if isinstance(stage, Derive) else ())):
             asked = getattr(part, "layers", ())
             if not isinstance(asked, tuple) or getattr(part, "groups", ()):
-                continue  # groups have names of their own
+                continue
             for name in asked:
-                if name not in (there := known(source_of(plan, arm).arm)):
+                if isinstance(name, str) and name not in (there := known(source_of(plan, arm).arm)):
                     raise unknown(f"layer of arm '{arm}'", name, sorted(there))
 
 
@@ -305,20 +305,21 @@ def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> Non
             own = {e.name: e for e in getattr(there[arm], "evaluators", ())}
             if (name := getattr(measure, "outputs", None)) and name not in own:
                 raise unknown(f"evaluator that {measure.name} reads in arm '{arm}',", name, own)
-        if reference := getattr(measure, "reference", ""):
+        reference, split = (getattr(measure, name, "") for name in ("reference", "split"))
+        if reference and split and hasattr(measure, "outputs"):
             for arm in measure.arms:
-                own, its = (_kind(plan, name, measure.split) for name in (arm, reference))
+                own, its = (_kind(plan, name, split) for name in (arm, reference))
                 if own != its:
                     raise UserError(
                         f"plan: {measure.name} compares outputs for the same examples, and arm "
-                        f"'{arm}' has {own} in the split '{measure.split}', '{reference}' {its}."
+                        f"'{arm}' has {own} in the split '{split}', '{reference}' {its}."
                     )
 
 
 def _kind(plan: Plan, arm: str, split: str) -> str:
     """Of what kind the examples of a split are; those of two kinds are not the same."""
     spec = plan.data[source_of(plan, arm).data]
-    shape, count = list(spec.input_shape), getattr(spec, f"num_{split}")
+    shape, count = list(spec.input_shape), getattr(spec, f"num_{split}", 0)
     return f"{count:,} inputs {shape} of {spec.num_classes} classes"
 
 
