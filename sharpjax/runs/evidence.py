@@ -44,7 +44,7 @@ def evidence(run: Folder) -> Evidence:
     failures = [*_journal(run), *_strangers(run, there)]
     if there is None:
         return Evidence(tuple(failures), ("Unregistered: everything is exploratory.",))
-    lines, held = standing.amended(run.path), standing.official()
+    lines, held = standing.amended(run.path), standing.official(there.study)
     early = _before_the_data(run, lines)
     asked = (*_order(run, there), *_seal(run, there, held), *different_data(run, there))
     failures = [*asked, *_code(run, there, early), *failures]
@@ -106,8 +106,7 @@ def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]
                 f"{there.seal[:12]}."
             )
     for path, held in official.items():
-        same = held.study == there.study and held.config_digest == there.config_digest
-        if same and held.seal != there.seal:
+        if held.config_digest == there.config_digest and held.seal != there.seal:
             yield (
                 f"The registration of this config in the repository ({path.name}) has another "
                 f"seal, {held.seal[:12]}, than the one here, {there.seal[:12]}."
@@ -247,7 +246,7 @@ def verdicts(run: Folder, here: Iterable[Judgement]) -> Iterator[str]:
 
 def place(there: Registration) -> str:
     """Where the repository holds a registration, and since which commit; '': it does not."""
-    for path, held in standing.official().items():
+    for path, held in standing.official(there.study).items():
         if held.seal == there.seal:
             since = sources.added(path)
             how = f"in the repository since {since}" if since else "which is not committed"

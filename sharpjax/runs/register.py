@@ -185,8 +185,8 @@ def foreseen(config: Config, name: str) -> str:
 
 def _official(config: Config) -> pathlib.Path | None:
     """The official registration that asks what this run asks, of as many seeds or more."""
-    for path, there in standing.official().items():
-        if there.study == config.study and not held(there, config).refused:
+    for path, there in standing.official(config.study).items():
+        if not held(there, config).refused:
             return path
     return None
 

@@ -1,5 +1,6 @@
 """Under which registration a run stands: read, held to what is run, amended."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -9,6 +10,7 @@ from etils import epath
 
 from sharpjax import workdir
 from sharpjax.errors import UserError
+from sharpjax.protocol.canonical import canonical_json
 from sharpjax.protocol.claims import tests_of
 from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.amendments import Amendment
@@ -32,8 +34,12 @@ def read(folder: os.PathLike | str) -> Registration | None:
 
 def read_file(path: os.PathLike | str) -> Registration:
     """As `read`, of a file."""
-    content = workdir.read_bytes(epath.Path(path), most=MOST_BYTES)
-    return registration.from_json(content, str(path))
+    return _sealed(workdir.read_bytes(epath.Path(path), most=MOST_BYTES), str(path))
+
+
+@functools.lru_cache(maxsize=8)  # a command asks for the one of its run many times
+def _sealed(content: bytes, name: str) -> Registration:
+    return registration.from_json(content, name)
 
 
 def amended(folder: os.PathLike | str) -> tuple[Amendment, ...]:
@@ -93,6 +99,9 @@ def published(study: str, arms: Collection[str], seeds: Collection[int]) -> dict
     return {name: own for name, own in found.items() if own}
 
 
-def official() -> dict[pathlib.Path, Registration]:
-    """The registrations that the repository holds, by their files."""
-    return {path: read_file(path) for path in sorted(OFFICIAL.glob("*.json"))}
+def official(study: str) -> dict[pathlib.Path, Registration]:
+    """The registrations of a study that the repository holds, by their files."""
+    named = f'"study":{canonical_json(study)}'.encode()  # as it stands in each of them
+    files = (path for path in sorted(OFFICIAL.glob("*.json")) if named in path.read_bytes())
+    found = {path: read_file(path) for path in files}
+    return {path: there for path, there in found.items() if there.study == study}
