@@ -240,6 +240,9 @@ def test_scatter():
     assert sam.get_xydata().tolist() == [[3, 30]]
     assert entries(figure) == ("n = 2 to 3 seeds", ["sgd (n = 3)", "sam (n = 2)"])
     assert axis.get_xscale() == "log" and axis.get_xlabel() == "x"
+    lined = plots.scatter([("x", x, "y", y), ("z", y, "y", y)], references={"chance": 25.0})
+    assert [list(one.lines[-1].get_ydata()) for one in lined.axes] == [[25, 25], [25, 25]]
+    assert entries(lined)[1][-1] == "chance"
     assert len(entries(plots.scatter([("x", {a: {0: 1.0} for a in arms(36)}, "y",
                                        {a: {0: 1.0} for a in arms(36)})]))[1]) == 36  # fmt: skip
 

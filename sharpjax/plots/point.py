@@ -80,6 +80,7 @@ def scatter(
     *,
     log: tuple[bool, bool] = (False, False),
     better: Sequence[Literal["greater", "less"]] = (),
+    references: Mapping[str, float] | None = None,
 ) -> "Figure":
     """One quantity against another, a point for each seed that has both.
 
@@ -90,6 +91,7 @@ def scatter(
         log: whether the x and the y axes are logarithmic.
         better: of each panel, where less on the x axis is better, what is on the y axis: a line
             joins the arms whose means no other arm's mean beats in both (the Pareto front).
+        references: horizontal lines in every panel, by name.
 
     Raises:
         UserError: there is nothing to draw; there are more than 36 arms.
@@ -101,21 +103,23 @@ def scatter(
     known, names = styles(groups), labels(groups)
     drawn, axes = figure.axes(len(panels), names=list(names.values()))
     handles: dict[str, Any] = {}
-    front: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for axis, values, of_y in zip(axes, every, better, strict=False):
         line = axis.plot(*_front(values, of_y), "-", color="0.6", lw=1, zorder=0)
-        front["no other mean is better in both"] = line[0]
+        lines["no other mean is better in both"] = line[0]
     for axis, (xlabel, _, ylabel, _), values in zip(axes, panels, every, strict=True):
         for arm, style in known.items():
             if pairs := list(values.get(arm, {}).values()):
                 marks = axis.plot(*zip(*pairs, strict=True), ls="none", alpha=0.85, **style.marked)
                 handles[names[arm]] = marks[0]
+        for name, value in (references or {}).items():
+            lines[name] = axis.axhline(value, color="black", lw=1, ls=(0, (8, 3)))
         axis.set(xlabel=xlabel, ylabel=ylabel)
         if log[0]:
             figure.logarithmic(axis, "x")
         if log[1]:
             figure.logarithmic(axis, "y")
-    figure.legend(drawn, {n: handles[n] for n in names.values()} | front, n_of(groups))
+    figure.legend(drawn, {n: handles[n] for n in names.values()} | lines, n_of(groups))
     return drawn
 
 
