@@ -1,5 +1,6 @@
 """What is registered whole and run form by form is judged over runs of the forms, and says so."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
+from sharpjax.report.record import circumstances
 from sharpjax.runs import conclude, joint, listing, read, record, report, standing, study, verify
 from sharpjax.runs import register as registering
 from sharpjax.studies import __main__ as command
@@ -112,6 +114,20 @@ def test_all_that_was_registered_is_judged_over_the_runs(base, capsys):
     assert found.is_registered and found.registration.hypotheses == WHOLE
     assert listing.state(base / "whole").split("; ")[1] == "judged over other runs"
     assert command.main(["verify", str(base / "whole")]) == 0
+
+
+def test_the_page_names_the_data_of_all_runs(base):
+    def having(name, **sets):
+        own = {key: {"spec": {"name": key, "num_train": n}} for key, n in sets.items()}
+        return read.read(base / name)._replace(manifest={"data": own})
+
+    found = report.data_of([having("a", mnist=9, cifar=5), having("b", cifar=5, mnist=8)])
+    assert {name: own["spec"]["num_train"] for name, own in found.items()} == {
+        "mnist": 9, "cifar": 5, "mnist, b": 8,
+    }  # fmt: skip
+    judge(base, "a", "b")
+    shown = dict(circumstances(dataclasses.replace(content(base), manifest={"data": found})))
+    assert shown["Data"].count("mnist") == 2 and "num_train 8" in shown["Data"]
 
 
 def test_a_family_is_corrected_as_it_was_registered(base):

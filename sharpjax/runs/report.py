@@ -3,7 +3,7 @@
 import os
 import pathlib
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -66,7 +66,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         amendments=standing.amended(folder.path),
         environment=tuple(environment),
         processes=tuple(processes),
-        manifest=folder.manifest or {},
+        manifest=folder.manifest or {"data": data_of(runs)},
         commands=commands_for(
             config_file or "CONFIG",
             folder.table(workdir.OVERRIDES),
@@ -76,6 +76,15 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
             runs=[from_here(run.path) for run in runs],
         ),
     )
+
+
+def data_of(runs: Iterable[Folder]) -> dict[str, Any]:
+    """The data of runs, as their manifests have them: what differs under one name, by run."""
+    found: dict[str, Any] = {}
+    for run in runs:
+        for name, own in (run.recorded("data") or {}).items():
+            found[name if found.get(name, own) == own else f"{name}, {run.path.name}"] = own
+    return found
 
 
 def commands_for(

@@ -203,8 +203,8 @@ def _criticality(found: _Found, place: str, arm: str) -> Iterator[Figure]:
         yield Figure(
             f"criticality-{whole}",
             f"{place}. Test accuracy where one layer is {WORDS[arm]}, against what is measured of "
-            "that layer afterwards (trace: of the trained net): a point for each layer and seed; the "
-            "dashed line is the mean accuracy of the trained nets; "
+            "that layer afterwards (trace: of the trained net): a point for each layer and seed; "
+            "the dashed line is the mean accuracy of the trained nets; "
             f"{n_of(panels[0][1])}.",
             lambda: plots.scatter(panels, references=trained),
             tuple(f"layer/{m}" for m in (*DATA_FREE, "jsd", "trace", "accuracy")),
