@@ -8,6 +8,7 @@ from scipy import special, stats
 from scipy.spatial import distance as scipy_distance
 from sklearn.metrics import cohen_kappa_score
 
+from sharpjax import metrics
 from sharpjax.errors import UserError
 from sharpjax.metrics import functional
 from sharpjax.metrics.functional import METRICS
@@ -63,7 +64,7 @@ def test_the_root_of_jsd_is_a_metric_of_one_example(seed):
 
 def test_distances_by_hand():
     p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.1, 0.9], [0.9, 0.1]])
-    found = {n: METRICS[n].fn(np.log(p), np.log(q)) for n in SOFT}
+    found = {n: METRICS[n].fn(np.log(p), np.log(q), np.zeros(2, int)) for n in SOFT}
     assert found["l1"] == pytest.approx(0.4) and found["total_variation"] == pytest.approx(0.2)
     assert found["activation_distance"] == pytest.approx(math.sqrt(0.32) / 2)
     cosine = 0.5 / math.sqrt(0.5 * 0.82)
@@ -197,6 +198,33 @@ def test_measures_of_correctness_are_those_of_five_shares():
         assert found == pytest.approx(differ / error)
 
 
+@pytest.mark.parametrize("num_bins", [1, 2, 15])
+def test_the_difference_of_two_calibration_errors(num_bins):
+    """As each of both is summed in float32. No confidence lies within its rounding of an edge."""
+    a, b, label = draw()
+    inner_edge = np.arange(1, num_bins) / num_bins
+    for x in (a, b):
+        confidence = special.softmax(x, axis=1).max(axis=1)
+        assert (abs(confidence[:, None] - inner_edge) > 1e-6).all()
+    errors = []
+    for x in (a, b):
+        totals = metrics.update(metrics.init(num_bins), x, label, np.ones(len(x)))
+        errors.append(float(metrics.compute(totals)["ece"].value))
+    found = functional.calibration_difference(a, b, label, num_bins=num_bins)
+    assert found > 1e-3
+    # Two sums of N terms in [-1, 1], compensated, and softmaxes to some roundings of float32.
+    assert found == pytest.approx(abs(errors[0] - errors[1]), abs=2e-6)
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    """.2 is the edge of bins 3 and 4 of 15: there are two gaps of .2 and -.75, and not one."""
+    sure = np.array([[0.2] * 5, [0.25, 0.25, 0.25, 0.25, 0.0]])
+    right = np.array([[1.0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0]])  # an error of 1/2
+    label = np.array([1, 0])
+    found = functional.calibration_difference(sure, right, label, probs=True)
+    assert found == pytest.approx(abs((0.2 + 0.75) / 2 - 0.5), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_what_predicts_nothing_has_no_value(name):
     a, b, label = draw()
@@ -214,20 +242,21 @@ def test_what_predicts_nothing_has_no_value(name):
 @pytest.mark.parametrize("name", SOFT)
 def test_probabilities_and_logits_are_told_apart(name):
     fn = METRICS[name].fn
-    a, b, _ = draw()
+    a, b, label = draw()
     p, q = special.softmax(a, axis=1), special.softmax(b, axis=1)
-    assert fn(p, q, probs=True) == pytest.approx(fn(a, b), rel=1e-9)
+    assert fn(p, q, label, probs=True) == pytest.approx(fn(a, b, label), rel=1e-9)
     for dtype in (np.float64, np.float32, np.float16):
         with pytest.raises(
             UserError, match=r"functional\.\w+: these are prob.*probs=True"
         ) as error:
-            fn(p.astype(dtype), b.astype(dtype))
+            fn(p.astype(dtype), b.astype(dtype), label)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="probs=True, and these are no probabilities"):
-        fn(p, b, probs=True)
+        fn(p, b, label, probs=True)
     # Rows of 0 and 1 are both: logits of a hard choice, and its probabilities.
     hard = np.eye(6)[:4]
-    assert np.isfinite(fn(hard, hard)) and np.isfinite(fn(hard, hard, probs=True))
+    for probs in (False, True):
+        assert np.isfinite(fn(hard, hard, np.zeros(4, int), probs=probs))
 
 
 def test_probabilities_of_0():
@@ -266,6 +295,7 @@ def test_options_that_there_are_not():
         (lambda: functional.activation_distance(a, b, space="logit"), "mean 'logits'"),
         (lambda: functional.normalized_disagreement(a, b, label, error_of="c"), "unknown error_of"),
         (lambda: functional.error_ratio(a, b, None), "it reads labels; give label"),
+        (lambda: functional.calibration_difference(a, b, label, num_bins=0), "whole number >= 1"),
     ):
         with pytest.raises(UserError, match=said):
             call()

@@ -15,6 +15,9 @@ M x M matrix with a standard error over models, and the test `pairwise-differenc
 two arms.
 """
 
+from sharpjax.metrics.functional.confidence import (
+    calibration_difference as calibration_difference,
+)
 from sharpjax.metrics.functional.correctness import JointShares as JointShares
 from sharpjax.metrics.functional.correctness import accuracy_difference as accuracy_difference
 from sharpjax.metrics.functional.correctness import error_consistency as error_consistency

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from sharpjax.errors import UserError, unknown
+from sharpjax.metrics.functional import confidence as s
 from sharpjax.metrics.functional import correctness as c
 from sharpjax.metrics.functional import distances as d
 from sharpjax.metrics.functional import divergences as v
@@ -108,6 +109,7 @@ _ROWS = {
     "positive_flip_rate": (c.positive_flip_rate, c.POSITIVE_FLIPS, 0, 1, 0, _ORDER, False),
     "negative_flip_rate": (c.negative_flip_rate, c.NEGATIVE_FLIPS, 0, 1, 0, _ORDER, False),
     "accuracy_difference": (c.accuracy_difference, c.ACCURACY_DIFFERENCE, 0, 1, 0, _ORDER, True),
+    "calibration_difference": (s.calibration_difference, s.binned(15), 0, 1, 0, _SOFTMAX, True),
 }
 
 METRICS: Mapping[str, Metric] = MappingProxyType({name: Metric(*x) for name, x in _ROWS.items()})
