@@ -84,11 +84,7 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
     """
     caller = "binned_scaling.apply"
     held_out.check(caller, fit, Fit, logits)
-    if np.ndim(logits) != 2 or np.shape(logits)[1] != len(fit.edges):
-        raise UserError(
-            f"{caller}: logits is {list(np.shape(logits))}; give [N, {len(fit.edges)}], of as many "
-            f"classes as it was fitted on."
-        )
+    held_out.check_classes(caller, logits, len(fit.edges))
     held_out.refuse_seen(caller, "map", fit.rows, logits, allow_overlap=allow_overlap)
     p = _softmax(logits)
     every = zip(p.T, fit.edges, fit.values, strict=True)

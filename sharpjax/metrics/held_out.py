@@ -35,6 +35,15 @@ def check(caller: str, fit: object, kind: type, logits: jax.Array) -> None:
         inputs.on_host(caller, logits, jnp.zeros(shape[0], jnp.int32))
 
 
+def check_classes(caller: str, logits: jax.Array, num_classes: int) -> None:
+    """Raises a `UserError` unless `logits` are [N, K] of the classes that a map was fitted on."""
+    if np.ndim(logits) != 2 or np.shape(logits)[1] != num_classes:
+        raise UserError(
+            f"{caller}: logits is {list(np.shape(logits))}; give [N, {num_classes}], of as many "
+            f"classes as it was fitted on."
+        )
+
+
 def refuse_seen(
     caller: str, what: str, rows: np.ndarray, logits: jax.Array, *, allow_overlap: bool
 ) -> None:

@@ -124,11 +124,7 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
     """
     caller = "linear_scaling.apply"
     held_out.check(caller, fit, Fit, logits)
-    if np.ndim(logits) != 2 or np.shape(logits)[1] != len(fit.bias):
-        raise UserError(
-            f"{caller}: logits is {list(np.shape(logits))}; give [N, {len(fit.bias)}], of as many "
-            f"classes as it was fitted on."
-        )
+    held_out.check_classes(caller, logits, len(fit.bias))
     held_out.refuse_seen(caller, "map", fit.rows, logits, allow_overlap=allow_overlap)
     return jnp.asarray(_mapped(_centred(logits) / fit.temperature, fit.weights, fit.bias))
 
