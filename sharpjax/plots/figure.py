@@ -61,6 +61,8 @@ def axes(
         axis.remove()
     for axis in every[:count]:
         axis.spines[["top", "right"]].set_visible(False)
+        # The power of ten of small and large numbers stands at the end of the axis, once.
+        axis.ticklabel_format(scilimits=(-3, 5))
     return figure, every[:count]
 
 
@@ -94,5 +96,5 @@ def logarithmic(axis: Any, which: Literal["x", "y"]) -> None:
     low, high = own.get_view_interval()
     if high < 1e2 * low:  # else powers of ten are enough
         own.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        own.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:.3g}"))
+        own.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     own.set_minor_formatter(ticker.NullFormatter())
