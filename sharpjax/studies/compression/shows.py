@@ -142,16 +142,17 @@ def _place(arm: str) -> str:
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
     """For each data set and net: distances to the base, and what sharpness says of the loss."""
     for place, own in cells.by_place(_by_seed(rows)).items():
+        trained = [row for row in own if not row["arm"].endswith("init")]  # far from all others
         panels = {
             label: cells.by_condition(values, ORDER)
             for metric, label in DISTANCES.items()
-            if (values := last_of(own, metric))
+            if (values := last_of(trained, metric))
         }
         if panels:
             yield Figure(
                 f"distances-{place}",
-                f"{place}. Distances of each model to the base model of its seed on test images: a "
-                f"dot for each seed, their mean and its interval; "
+                f"{place}. Distances of each trained model to the base model of its seed on test "
+                f"images: a dot for each seed, their mean and its interval; "
                 f"{n_of(next(iter(panels.values())))}.",
                 lambda panels=panels: plots.points(panels),
                 tuple(DISTANCES),
