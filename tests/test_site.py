@@ -20,7 +20,7 @@ MODULES = (
     *(COMPRESS, f"{COMPRESS}.prune", f"{COMPRESS}.size", f"{COMPRESS}.observers"),
     *(f"{METRICS}.functional", f"{METRICS}.functional.streaming"),
     *(f"{METRICS}.representation", f"{METRICS}.representation.streaming"),
-    *(f"{METRICS}.trajectory", f"{METRICS}.embedding"),
+    *(f"{METRICS}.trajectory", f"{METRICS}.embedding", f"{METRICS}.weights"),
 )
 
 
