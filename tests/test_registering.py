@@ -202,6 +202,25 @@ def test_a_damaged_official_registration_is_not_taken_over(tmp_path):
     assert "was changed after it was sealed" in refused(begin, tmp_path / "run", config())
 
 
+@pytest.mark.parametrize("change", [
+    lambda content: content.replace(b'"study":', b'"study": '),
+    lambda content: content[:200],
+    lambda content: b"",
+])  # fmt: skip
+def test_an_official_registration_that_does_not_name_its_study_is_not_passed_over(tmp_path, change):
+    content = official(tmp_path)
+    path = tmp_path / "official" / "sam_cifar-smoke.json"
+    path.write_bytes(change(content))
+    assert path.read_bytes() != content
+    assert "is damaged" in refused(begin, tmp_path / "run", config())
+
+
+def test_a_registration_of_another_study_is_not_read(tmp_path):
+    official(tmp_path)
+    (tmp_path / "official" / "other.json").write_text('{"study":"grokking","seal":"none"}')
+    assert "takes over" in begin(tmp_path / "run", config())
+
+
 # Sources that change.
 
 

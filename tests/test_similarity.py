@@ -202,6 +202,7 @@ def test_measures_of_correctness_are_those_of_five_shares():
 def test_the_difference_of_two_calibration_errors(num_bins):
     """As each of both is summed in float32. No confidence lies within its rounding of an edge."""
     a, b, label = draw()
+    a, b = np.float32(a), np.float32(b)
     inner_edge = np.arange(1, num_bins) / num_bins
     for x in (a, b):
         confidence = special.softmax(x, axis=1).max(axis=1)
@@ -212,8 +213,9 @@ def test_the_difference_of_two_calibration_errors(num_bins):
         errors.append(float(metrics.compute(totals)["ece"].value))
     found = functional.calibration_difference(a, b, label, num_bins=num_bins)
     assert found > 1e-3
-    # Two sums of N terms in [-1, 1], compensated, and softmaxes to some roundings of float32.
-    assert found == pytest.approx(abs(errors[0] - errors[1]), abs=2e-6)
+    # Of each error at most 16 roundings of numbers up to 1: the softmax of 6 classes (a difference,
+    # exp, five sums, a quotient), the gap, compensated sums and their quotient.
+    assert found == pytest.approx(abs(errors[0] - errors[1]), abs=2 * 16 * 2.0**-24)
 
 
 def test_a_confidence_on_an_edge_is_in_the_bin_below():

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,7 +11,6 @@ from etils import epath
 
 from sharpjax import workdir
 from sharpjax.errors import UserError
-from sharpjax.protocol.canonical import canonical_json
 from sharpjax.protocol.claims import tests_of
 from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.amendments import Amendment
@@ -100,8 +100,17 @@ def published(study: str, arms: Collection[str], seeds: Collection[int]) -> dict
 
 
 def official(study: str) -> dict[pathlib.Path, Registration]:
-    """The registrations of a study that the repository holds, by their files."""
-    named = f'"study":{canonical_json(study)}'.encode()  # as it stands in each of them
-    files = (path for path in sorted(OFFICIAL.glob("*.json")) if named in path.read_bytes())
+    """The registrations of a study that the repository holds, by their files.
+
+    Raises:
+        UserError: one of them is damaged, or a file does not say of which study it is.
+    """
+    files = (path for path in sorted(OFFICIAL.glob("*.json")) if _may_be_of(study, path))
     found = {path: read_file(path) for path in files}
     return {path: there for path, there in found.items() if there.study == study}
+
+
+def _may_be_of(study: str, path: pathlib.Path) -> bool:
+    """Whether a file names this study, or none in the way in which all are written."""
+    named = re.findall(rb'"study":"([^"]*)"', path.read_bytes())
+    return not named or study.encode() in named
