@@ -72,7 +72,7 @@ def number(value: float | None, digits: int = 4) -> str:
     if 10**digits <= abs(value) < 1e6:
         value = round(value, digits - 1 - math.floor(math.log10(abs(value))))
         return f"{value:.0f}".replace("-", "−")
-    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    mantissa, _, exponent = f"{value:z.{digits}g}".partition("e")
     text = mantissa + (f"e{int(exponent)}" if exponent else "")
     return text.replace("-", "−")
 
@@ -82,13 +82,15 @@ def number_within(value: float, width: float) -> str:
 
     >>> number_within(0.0123456, 0.004), number_within(1234.5, 210.0), number_within(2.0, 0.0)
     ('0.0123', '1230', '2')
+    >>> number_within(-0.001, 0.4), number(-0.0)  # no sign where nothing is left of the number
+    ('0.00', '0')
     """
     if not (math.isfinite(value) and math.isfinite(width)) or width <= 0:
         return number(value)
     decimals = 1 - math.floor(math.log10(width))
     if not 0 <= decimals <= 8 or abs(value) >= 1e7:
         return number(value) if decimals > 0 else number(round(value, decimals), 7)
-    return f"{value:.{decimals}f}".replace("-", "−")
+    return f"{value:z.{decimals}f}".replace("-", "−")
 
 
 def p_value(p: float | None) -> str:

@@ -162,7 +162,7 @@ def _untrained(found: _Found, place: str, layer: str) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.2f}"
+    return "" if np.isnan(value) else f"{value:z.2f}"
 
 
 def _percent(values: Iterable[float]) -> str:
