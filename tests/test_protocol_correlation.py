@@ -160,6 +160,22 @@ def test_kendall_with_many_ties_is_scipys():
     assert result.p == pytest.approx(stats.kendalltau(x, y).pvalue, rel=1e-9)
 
 
+@pytest.mark.parametrize("counts", [None, [[3, 2**13, 2**14, 1, 0, 5], [2**24, 1, 3, 0, 2, 7]]])
+def test_kendall_of_resamples_is_the_sum_over_pairs(counts):
+    """To the bit, also where float32 does not hold all whole numbers."""
+    generator = np.random.default_rng(0)
+    n = 40 if counts is None else 6
+    counts = generator.multinomial(n, np.ones(n) / n, 50) if counts is None else np.array(counts)
+    for x, y in (generator.normal(size=(2, n)), generator.integers(0, 4, (2, n)) * 1.0):
+        signs = [np.sign(v[:, None] - v[None, :]) for v in (x, y)]
+        pairs = counts[:, :, None] * counts[:, None, :]
+        both, one, other = (
+            (pairs * s).sum((1, 2)) for s in (signs[0] * signs[1], abs(signs[0]), abs(signs[1]))
+        )
+        found = association.kendall(x, y)(counts.astype(float))
+        np.testing.assert_array_equal(found, both / np.sqrt(one * other))
+
+
 def test_seeds():
     samples = normal(0.4, 14)(np.random.default_rng(0))
     first, again, other = (spearman(samples, alternative="less", seed=s) for s in (0, 0, 1))

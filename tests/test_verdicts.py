@@ -534,6 +534,8 @@ def test_a_refutation_of_its_own():
     assert judgement.verdict == "supported"
     judgement = verdict(Composite((against, quiet), "any", name="either"))
     assert judgement.reason == "What would refute it is supported: either."
+    judgement = verdict(against, quiet, Composite((against, quiet), "any", name="either"))
+    assert judgement.reason.endswith("is supported: m/2: sam less (told); either.")
 
 
 def test_reasons_for_not_running():

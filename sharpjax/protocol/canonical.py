@@ -1,5 +1,6 @@
 """The one JSON text of a thing, and hypotheses as such text."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -106,6 +107,7 @@ def _value(what: str, name: str, hint: Any, value: Any) -> Any:
     )
 
 
+@functools.cache
 def _types(hint: Any) -> tuple[type, ...]:
     """What JSON has for the type of a field: a float may stand there as an int."""
     if get_origin(hint) is Literal:

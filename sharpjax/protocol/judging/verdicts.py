@@ -249,9 +249,10 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...]) -> Judgement:
     against = [rules.answer(member, verdicts) for member in hypothesis.refuting]
     parts = _parts(hypothesis, findings)
     if "supported" in against:
-        what = hypothesis.refuting[against.index("supported")]
-        words = describe(what) if isinstance(what, Contrast) else what.name
-        reason = f"What would refute it is supported: {words}."
+        found = zip(hypothesis.refuting, against, strict=True)
+        shown = [part for part, answer in found if answer == "supported"]
+        words = (describe(part) if isinstance(part, Contrast) else part.name for part in shown)
+        reason = f"What would refute it is supported: {'; '.join(words)}."
         return Judgement(hypothesis, "refuted", reason, findings, parts)
     verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
     if isinstance(hypothesis.contrasts[0], Contrast) and len(members) == 1:

@@ -63,19 +63,48 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
     >>> round(float(kendall(x, y)(np.ones(4))), 6)
     0.666667
     """
-    sign_x, sign_y = (np.sign(v[:, None] - v[None, :]) for v in (x, y))
-    concordance = sign_x * sign_y
-    differs_x, differs_y = np.abs(sign_x), np.abs(sign_y)
+    signs = (np.sign(v[:, None] - v[None, :]) for v in (x, y))
+    concordance = np.prod(list(signs), 0).astype(np.float32)
+    equal = [_groups(v) for v in (x, y)]
 
-    def pairs(counts: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        return (counts @ matrix * counts).sum(-1)
+    def untied(counts: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        sums = counts if groups is None else _whole_sums(counts, groups)
+        return counts.sum(-1) ** 2 - _dot(sums, sums)
 
     def coefficient(counts: np.ndarray) -> np.ndarray:
-        product = pairs(counts, differs_x) * pairs(counts, differs_y)
+        product = untied(counts, equal[0]) * untied(counts, equal[1])
         root = np.sqrt(np.where(product > 0, product, np.nan))
-        return np.clip(pairs(counts, concordance) / root, -1, 1)
+        return np.clip(_dot(_whole_sums(counts, concordance), counts) / root, -1, 1)
 
     return coefficient
+
+
+def _groups(values: np.ndarray) -> np.ndarray | None:
+    """Which units have each distinct value, [n, distinct]; None where no two are equal.
+
+    >>> _groups(np.array([2.0, 1.0, 2.0]))
+    array([[0., 1.],
+           [1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+    distinct = np.unique(values)
+    equal = (values[:, None] == distinct).astype(np.float32)
+    return None if distinct.size == values.size else equal
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("...n,...n->...", a, b)
+
+
+def _whole_sums(counts: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """`counts @ matrix` of whole counts and a matrix of -1, 0 and 1, with the bits of float64: below
+    2^24 units such sums are exact in float32, which takes a third of the time.
+
+    >>> _whole_sums(np.array([1.0, 2.0]), np.array([[0.0, 1.0], [-1.0, 1.0]], np.float32))
+    array([-2.,  3.])
+    """
+    exact = np.float32 if counts.sum(-1).max(initial=0) < 2**24 else np.float64
+    return (counts.astype(exact) @ matrix.astype(exact)).astype(np.float64)
 
 
 def resampled(
