@@ -13,6 +13,10 @@ from tests.simulated import few_resamples, named
 ALIGNED = ("paired", "many-paired", "correlation")
 UNDIRECTED = ("friedman", "kruskal-wallis", "tost")
 NAMES = [name for name in sorted(TESTS) if name not in ("identical", "binomial")]
+# Those that ask for a difference of values.
+COMPARED = [
+    n for n in NAMES if not TESTS[n].margin and TESTS[n].kind not in ("times", "correlation")
+]
 
 
 def awkward(generator, n):
@@ -90,3 +94,38 @@ def test_every_statistic_is_deterministic():
         again = asked(name, samples, alternative, seed=7)
         np.testing.assert_equal(again._replace(interval=0), first._replace(interval=0))
         np.testing.assert_equal(again.interval(0.95), first.interval(0.95))
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 20])
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_differs_by_rounding_alone_does_not_differ(name, size):
+    """3 / 10 and .1 + .2, .9 / .3 and .6 / .2: their differences are some 1e-16."""
+    kind, (least, _) = TESTS[name].kind, TESTS[name].groups
+    values = (0.9, 0.3, 0.6, 0.2) if least == 4 else (0.1 + 0.2, 0.3)
+    shape = (size + 1, size + 1) if kind == "pairwise" else (size,)
+    samples = Samples(tuple(np.full(shape, value) for value in values))
+    for alternative in sides(name):
+        result = asked(name, samples, alternative)
+        low, high = result.interval(0.9)
+        assert result.p == 1 and not (low > TESTS[name].null or high < TESTS[name].null)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if TESTS[n].kind == "correlation"])
+def test_what_varies_by_rounding_alone_is_constant(name):
+    generator = np.random.default_rng(0)
+    least = TESTS[name].groups[0]
+    still = np.where(np.arange(9) % 2, 0.1 + 0.2, 0.3)
+    result = asked(name, Samples((still, *generator.normal(size=(least - 1, 9)))), "two-sided")
+    assert result.p == 1 and result.nothing
+
+
+def test_four_groups_of_two_say_no_more_than_two():
+    """Where denominators are known, a difference of ratios is one of means."""
+    ratios = Samples(tuple(np.full(2, value) for value in (0.9, 0.2, 0.7, 0.3)))
+    means = Samples((np.full(2, 4.5), np.full(2, 7 / 3)))
+    one, other = (
+        asked(name, samples, "greater")
+        for name, samples in (("difference-of-ratios", ratios), ("mean-difference", means))
+    )
+    assert one.p == other.p == one.min_attainable_p == pytest.approx(1 / 6)
+    assert one.interval(0.9) == (-math.inf, math.inf)

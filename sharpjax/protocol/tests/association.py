@@ -97,8 +97,9 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _whole_sums(counts: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`counts @ matrix` of whole counts and a matrix of -1, 0 and 1, with the bits of float64: below
-    2^24 units such sums are exact in float32, which takes a third of the time.
+    """`counts @ matrix` of whole counts and a matrix of -1, 0 and 1, with the bits of float64.
+
+    Below 2^24 units such sums are exact in float32, which takes a third of the time.
 
     >>> _whole_sums(np.array([1.0, 2.0]), np.array([[0.0, 1.0], [-1.0, 1.0]], np.float32))
     array([-2.,  3.])

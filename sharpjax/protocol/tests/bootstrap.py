@@ -30,7 +30,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from sharpjax.protocol.tests import exact
 from sharpjax.protocol.tests.question import Question, conclude
 from sharpjax.protocol.tests.result import TestResult
 
@@ -128,11 +127,15 @@ def interval(bootstrap: Bootstrap, confidence: float) -> tuple[float, float]:
     return low, high
 
 
-def tails(bootstrap: Bootstrap, null: float) -> tuple[float, float]:
-    """p against 'not greater than null', and against 'not less': the inverse of `interval`."""
+def tails(bootstrap: Bootstrap, null: float, rounding: float = 0.0) -> tuple[float, float]:
+    """p against 'not greater than null', and against 'not less': the inverse of `interval`.
+
+    Where all replicates and the null are one number, up to `rounding`, both are 1.
+    """
     if bootstrap.undefined > _MOST_UNDEFINED:
         return 1.0, 1.0
-    if null == bootstrap.estimate and bootstrap.replicates[0] == bootstrap.replicates[-1]:
+    lowest, highest = (float(bootstrap.replicates[i]) for i in (0, -1))
+    if max(highest, null, bootstrap.estimate) <= min(lowest, null, bootstrap.estimate) + rounding:
         return 1.0, 1.0
     u = _score(bootstrap, null) - bootstrap.bias
     a = bootstrap.acceleration
@@ -154,6 +157,7 @@ def infer(
     floor: float,
     *,
     log: bool = False,
+    rounding: float = 0.0,
     at_least: tuple[float, float] = (0.0, 0.0),
 ) -> TestResult:
     """The result of a test: interval and p of one bootstrap distribution.
@@ -161,6 +165,7 @@ def infer(
     Args:
         floor: the smallest one-sided p.
         log: the statistic is the logarithm of the effect.
+        rounding: of the statistic: what is less is no difference.
         at_least: one-sided p of another test, which must reject too.
     """
 
@@ -170,7 +175,7 @@ def infer(
 
     wanted = math.log(question.null) if log else question.null
     effect = float(np.exp(bootstrap.estimate)) if log else bootstrap.estimate
-    greater, less = map(max, tails(bootstrap, wanted), at_least)
+    greater, less = map(max, tails(bootstrap, wanted, rounding), at_least)
     return conclude(question, effect, ends, greater, less, floor)
 
 
@@ -199,11 +204,6 @@ def joined(counts: Sequence[np.ndarray]) -> np.ndarray:
 def units_floor(num_units: int) -> float:
     """The smallest one-sided p of an exact test by the signs of n units."""
     return 0.5**num_units
-
-
-def strata_floor(sizes: Sequence[int]) -> float:
-    """The smallest one-sided p of an exact permutation test of the first group and the others."""
-    return 1 / exact.arrangements((sizes[0], sum(sizes[1:])))
 
 
 def _evaluate(statistic, counts: Sequence[np.ndarray], members: np.ndarray | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -21,7 +22,7 @@ from sharpjax.protocol.tests import (
     t_tests,
     trend,
 )
-from sharpjax.protocol.tests.question import Question, cluster_codes, codes, vector
+from sharpjax.protocol.tests.question import Question, cluster_codes, codes, tied, vector
 from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Kind = Literal[
@@ -163,6 +164,8 @@ TESTS: Mapping[str, Test] = {
 # Of the first two groups, given the others.
 PARTIAL = ("partial-pearson", "partial-spearman", "partial-kendall")
 GRANULATED = ("granulated-kendall",)
+# What looks at the order of the values of groups alone.
+ORDER = ("mann-whitney", "auc", "jonckheere", "page", "kruskal-wallis", "friedman")
 
 
 def run(
@@ -196,9 +199,23 @@ def run(
     test = TESTS[name]
     try:
         null = test.null if null is None else null
-        return test.function(_question(test, samples, alternative, margin, null, seed))
+        question = _question(test, samples, alternative, margin, null, seed)
+        ties = name in ORDER or test.kind == "correlation"
+        return test.function(_with_ties(test, question) if ties else question)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def _with_ties(test: Test, question: Question) -> Question:
+    """The same samples, where what is equal up to rounding is equal.
+
+    A group of a correlation is a quantity of its own; the others are looked at together.
+    """
+    groups = question.groups
+    if test.kind == "correlation":
+        return replace(question, groups=tuple(map(tied, groups)))
+    ends = np.cumsum([group.size for group in groups])[:-1]
+    return replace(question, groups=tuple(np.split(tied(np.concatenate(groups)), ends)))
 
 
 def _question(

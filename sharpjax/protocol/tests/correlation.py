@@ -25,7 +25,7 @@ import numpy as np
 from scipy import special
 
 from sharpjax.protocol.tests import association, bootstrap, shuffle
-from sharpjax.protocol.tests.question import Question, conclude, nothing_known
+from sharpjax.protocol.tests.question import Question, conclude, nothing_known, tied
 from sharpjax.protocol.tests.result import Alternative, TestResult
 
 
@@ -63,7 +63,7 @@ def spearman_over_arms(question: Question) -> TestResult:
     """
     arms = np.arange(question.sizes[0]) if question.arms is None else question.arms
     count = np.bincount(arms)
-    means = tuple(np.bincount(arms, weights=group) / count for group in question.groups)
+    means = tuple(tied(np.bincount(arms, weights=x) / count) for x in question.groups)
     over = dataclasses.replace(question, groups=means, units=count.size, clusters=None)
     return _test(over, _SPEARMAN)
 

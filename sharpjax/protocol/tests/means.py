@@ -18,15 +18,15 @@ import numpy as np
 
 from sharpjax.protocol.tests import bootstrap, exact, shuffle
 from sharpjax.protocol.tests.bootstrap import weighted_mean
-from sharpjax.protocol.tests.question import ONE_UNIT, Question, nothing_known
+from sharpjax.protocol.tests.question import ONE_UNIT, RESOLUTION, Question, nothing_known
 from sharpjax.protocol.tests.result import TestResult
 from sharpjax.protocol.tests.t_tests import differences
 
 
 def mean(question: Question) -> TestResult:
     """The mean of one group, or of first minus second over paired units; null 0."""
-    values, _ = differences(question)
-    return _test(question, (values,), lambda a: a, paired=True)
+    values, rounding = differences(question)
+    return _test(question, (values,), lambda a: a, paired=True, rounding=rounding)
 
 
 def mean_difference(question: Question) -> TestResult:
@@ -128,9 +128,28 @@ def _squared_error(sums: np.ndarray, squares: np.ndarray, size: int) -> np.ndarr
 
 
 def _floor(question: Question, paired: bool) -> float:
+    """The smallest one-sided p. Of four groups that of the smaller pair of numerators, or of
+    denominators: the others may not vary at all."""
     if paired:
         return bootstrap.units_floor(question.units)
-    return bootstrap.strata_floor(question.sizes)
+    sizes = question.sizes
+    pairs = (sizes[0::2], sizes[1::2]) if len(sizes) == 4 else (sizes,)
+    return max(1 / exact.arrangements(pair) for pair in pairs)
+
+
+def _resolution(of_means: Callable[..., np.ndarray], groups: tuple[np.ndarray, ...]) -> float:
+    """What of a function of the means of groups is rounding, to first order: `RESOLUTION` of the
+    largest number of each group.
+
+    >>> found = _resolution(lambda a, b: a - b, (np.array([1.0, 3.0]), np.array([-2.0])))
+    >>> round(found / RESOLUTION, 6)
+    5.0
+    """
+    step, means = 1e-6, np.array([group.mean() for group in groups])
+    scales = np.diag([float(np.abs(group).max()) for group in groups])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = of_means(*(means[:, None] + step * scales)) - of_means(*means)
+    return RESOLUTION / step * float(np.abs(moved[np.isfinite(moved)]).sum())
 
 
 def _test(
@@ -141,11 +160,13 @@ def _test(
     paired: bool = False,
     log: bool = False,
     permuted: bool = False,
+    rounding: float | None = None,
 ) -> TestResult:
     """Resample a function of the means of groups.
 
     Args:
         log: it is the logarithm of the effect.
+        rounding: as `bootstrap.infer` has it; None: from the groups.
         permuted: as `ratio_of_means` has it.
     """
     strata, floor = (question.units,) if paired else question.sizes, _floor(question, paired)
@@ -160,8 +181,10 @@ def _test(
         return of_means(*(mean(c) for mean, c in zip(means, counts, strict=True)))
 
     drawn = bootstrap.bca(statistic, strata, clusters=question.clusters, seed=question.seed)
+    if rounding is None:
+        rounding = _resolution(of_means, groups)
     if not permuted:
-        return bootstrap.infer(question, drawn, floor, log=log)
+        return bootstrap.infer(question, drawn, floor, log=log, rounding=rounding)
     at_least = _permuted(groups[0] / question.null, groups[1], question.seed)
     least = shuffle.least(exact.arrangements(question.sizes))
-    return bootstrap.infer(question, drawn, least, log=log, at_least=at_least)
+    return bootstrap.infer(question, drawn, least, log=log, rounding=rounding, at_least=at_least)

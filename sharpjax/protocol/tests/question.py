@@ -14,6 +14,8 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.tests.result import Alternative, TestResult
 
 ONE_UNIT = "a group has one unit, whose spread nobody knows"
+# Of the larger of two numbers: what differs by less differs by rounding.
+RESOLUTION = 8 * float(np.finfo(np.float64).eps)
 _LARGEST = 1e150  # squares of larger numbers overflow
 _ROUNDING = 1e-9  # of the tail that belongs to a confidence
 
@@ -151,6 +153,21 @@ def vector(group: np.ndarray, number: int) -> np.ndarray:
             f"is {_LARGEST:g}); leave such units out and count them."
         )
     return values
+
+
+def tied(values: np.ndarray) -> np.ndarray:
+    """The same, with one number for those that are equal up to rounding: ties, to a rank test.
+
+    >>> tied(np.array([0.3, 5.0, 0.1 + 0.2])).tolist()
+    [0.3, 5.0, 0.3]
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    larger = np.maximum(np.abs(ordered[1:]), np.abs(ordered[:-1]))
+    first = np.concatenate(([True], np.diff(ordered) > RESOLUTION * larger))
+    same = np.empty_like(values)
+    same[order] = ordered[first][np.cumsum(first) - 1]
+    return same
 
 
 def codes(what: str, labels: np.ndarray | None, size: int) -> np.ndarray | None:

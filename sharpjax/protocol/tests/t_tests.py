@@ -9,10 +9,8 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import exact
-from sharpjax.protocol.tests.question import Question, conclude
+from sharpjax.protocol.tests.question import RESOLUTION, Question, conclude
 from sharpjax.protocol.tests.result import TestResult
-
-_EPS = float(np.finfo(np.float64).eps)
 
 
 def paired_t(question: Question) -> TestResult:
@@ -132,7 +130,7 @@ def differences(question: Question) -> tuple[np.ndarray, float]:
     """First group less second, or the one group there is; and what of that is rounding."""
     groups = question.groups
     scale = max(float(np.abs(group).max()) for group in groups)
-    return groups[0] if len(groups) == 1 else groups[0] - groups[1], 8 * _EPS * scale
+    return groups[0] if len(groups) == 1 else groups[0] - groups[1], RESOLUTION * scale
 
 
 def of_pairs(question: Question) -> Location:
@@ -157,7 +155,7 @@ def of_two_groups(question: Question) -> Location:
     x, y = question.groups
     n = question.sizes
     difference = float(x.mean() - y.mean())
-    resolution = 8 * _EPS * float(max(np.abs(x).max(), np.abs(y).max()))
+    resolution = RESOLUTION * float(max(np.abs(x).max(), np.abs(y).max()))
     if min(n) == 1:
         return Location(difference, math.inf, 1.0, 1.0, resolution)
     a, b = float(x.var(ddof=1)) / n[0], float(y.var(ddof=1)) / n[1]
