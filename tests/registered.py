@@ -67,9 +67,10 @@ def write(run, config, also=lambda: None):
 
 def seal(run, config):
     concluded = conclude.conclude(run.path, config.to_dict(), run.rows())
-    run.seal(
-        record.manifest(config.to_dict(), run) | {"verdicts": conclude.words(concluded.judgements)}
-    )
+    there = standing.read(run.path)
+    data = {key: {"digests": digests} for key, digests in there.data.items()} if there else {}
+    verdicts = conclude.words(concluded.judgements)
+    run.seal(record.manifest(config.to_dict(), run) | {"verdicts": verdicts, "data": data})
 
 
 def found(path):

@@ -240,7 +240,6 @@ KILLED = """
     sys.path[:0] = [{root!r}, {tests!r}]
     import conftest, test_checkpoint
     from etils import epath
-    from sharpjax import workdir
     from sharpjax.driver import checkpoint
 
     def kill(*arguments, **options):
@@ -254,7 +253,7 @@ KILLED = """
         if sys.argv[2] == "while it is replaced":
             checkpoints.save(10, test_checkpoint.saved(9))
         if sys.argv[2] == "before the sums are written":
-            workdir.write_sums = kill
+            checkpoints._write_sums = kill
         else:
             os.rename = kill_at_commit
         checkpoints.save(10, test_checkpoint.saved(10))

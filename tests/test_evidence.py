@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import os
 import pathlib
 import shutil
 
@@ -13,7 +14,7 @@ from sharpjax import catalog, workdir
 from sharpjax.protocol.judging import verdicts
 from sharpjax.protocol.seals import registration
 from sharpjax.provenance import imports, machine, sources
-from sharpjax.runs import conclude, register, report, standing, study, verify
+from sharpjax.runs import conclude, record, register, report, standing, study, verify
 from tests import registered
 from tests.registered import begin, config, opened, refused
 from tests.runs import hypothesis, reseal, row
@@ -134,6 +135,42 @@ def test_rows_are_edited_and_the_run_is_sealed_again(tmp_path):
     (path / "DONE").unlink()
     go_on(path)
     assert_caught(path, "metrics/sam/8.jsonl is not what process 1 wrote")
+
+
+def test_rows_lie_where_a_kill_leaves_them(tmp_path):
+    """Of a process that is dead nothing is taken that no checkpoint stands for."""
+    path = sealed(tmp_path / "run")
+    edit(path / "metrics" / "sam" / "8.jsonl", 0.1)
+    os.rename(path / "metrics" / "sam" / "8.jsonl", path / "metrics" / "sam" / "growing.jsonl")
+    (path / "metrics" / "other").mkdir()
+    planted = workdir.lines_of([row("sgd", 0, 9)])
+    (path / "metrics" / "other" / "growing.jsonl").write_text(planted)
+    (path / "DONE").unlink()
+    with opened(path, config()) as run:
+        with record.recorded(run, study.code_of(config()), {}, lambda line: None):
+            pass  # all arms are at their end
+        registered.seal(run, config())
+    assert {r["step"] for r in workdir.rows_in(path / "results.jsonl")} == {8}
+    assert_caught(path, "metrics/sam/8.jsonl, which process 1 wrote, is missing")
+
+
+def test_what_a_process_dropped_is_not_missed(tmp_path):
+    path = tmp_path / "run"
+    registered.register(path, config())
+    with opened(path, config()) as run:
+        registered.write(run, config(), also=lambda: stopped_at_9(run))
+    with opened(path, config()) as run:
+        with record.recorded(run, study.code_of(config()), {}, lambda line: None):
+            run.discard_after("sam", 8)
+        registered.seal(run, config())
+    assert not (path / "metrics" / "sam" / "9.jsonl").exists()
+    assert verify.verify(path).problems == ()
+
+
+def stopped_at_9(run):
+    """Rows are published; the process is killed before it has written their checkpoint."""
+    run.append("sam", [row("sam", 0, 9)])
+    run.publish_segment("sam", 9)
 
 
 def test_rows_of_another_arm(tmp_path):
@@ -263,6 +300,9 @@ def test_how_a_test_is_called_is_part_of_the_analysis(tmp_path, monkeypatch):
     with monkeypatch.context() as other:
         changed(other, tmp_path, module, old='"error of the fit', new='"the error of the fit')
         assert study.digests_of(config())["analysis"] == before  # of a test that is not named
+    with monkeypatch.context() as other:
+        changed(other, tmp_path, module, old="GRANULATED = (", new="run = None\nGRANULATED = (")
+        assert study.digests_of(config())["analysis"] != before
     changed(monkeypatch, tmp_path, module, old="clusters = None", new="pass")
     assert study.digests_of(config())["analysis"] != before
 
@@ -276,10 +316,17 @@ def test_how_a_test_is_called_is_part_of_the_analysis(tmp_path, monkeypatch):
         ("measures", "sharpjax.runs.loading", True),
         ("measures", "sharpjax.driver.drive", True),
         ("measures", "sharpjax.driver.progress", False),
+        ("measures", "sharpjax.driver.checkpoint", True),
+        ("measures", "sharpjax.runs.run", True),
+        ("measures", "sharpjax.workdir.run", True),
+        ("measures", "sharpjax.workdir.rows", True),
+        ("measures", "sharpjax.workdir.lease", False),
         ("measures", "sharpjax.report.words", False),
         ("measures", "sharpjax.studies.sharpness.shows", False),
         ("measures", "sharpjax.protocol.judging.rules", False),
         ("analysis", "sharpjax.runs.conclude", True),
+        ("analysis", "sharpjax.runs.read", True),
+        ("analysis", "sharpjax.workdir.rows", True),
         ("analysis", "sharpjax.protocol.judging.rules", True),
         ("analysis", "sharpjax.protocol.samples", True),
         ("analysis", "sharpjax.protocol.tests.t_tests", True),
@@ -404,6 +451,18 @@ def test_the_manifest_is_edited(tmp_path):
     assert_caught(path, "environment.json is not what manifest.json holds of the run's env")
 
 
+@pytest.mark.parametrize(
+    "name", ["config_digest", "code", "processes", "environments", "data", "verdicts"]
+)
+def test_the_manifest_says_less(tmp_path, name):
+    path = sealed(tmp_path / "run")
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest[name]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    reseal(path)
+    assert_caught(path, "manifest.json says nothing of: ", name)
+
+
 def test_a_config_without_seeds_and_arms_is_no_traceback(tmp_path):
     path = tmp_path / "run"
     begin(path, config(), finish=True)
@@ -425,6 +484,7 @@ def test_rows_of_a_seed_that_was_registered_and_not_run(tmp_path):
     with opened(path, made) as run:
         registered.write(run, made)
         run.append("sam", [row("sam", 3, 9)])
+        run.publish_segment("sam", 9)
     go_on(path, made)
     assert_caught(path, "metrics/sam/9.jsonl holds a row of seed 3", "registered and not run")
 
@@ -470,5 +530,6 @@ def test_a_row_that_names_another_study(tmp_path):
     with opened(path, config()) as run:
         registered.write(run, config())
         run.append("sam", [row("sam", 0, 9) | {"study": "other"}])
+        run.publish_segment("sam", 9)
     go_on(path)
     assert_caught(path, "metrics/sam/9.jsonl holds a row of study ", "which is none of the run")

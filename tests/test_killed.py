@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,21 @@ import jax
 import pytest
 
 from sharpjax.driver import interrupt
+from sharpjax.driver.interrupt import Interrupted
+from sharpjax.errors import UserError
 from sharpjax.train.plan import Best, Compare, Derive, Member, Ref, Snapshots
-from tests.plans import EACH, Died, Failing, Nervous, a_plan, an_arm, files, run, with_outputs
+from tests.plans import (
+    EACH,
+    Died,
+    Failing,
+    Nervous,
+    a_plan,
+    a_step,
+    an_arm,
+    files,
+    run,
+    with_outputs,
+)
 from tests.test_stages import SCALE, Mean
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -108,3 +122,21 @@ def test_processes_that_are_killed(whole, tmp_path):
         codes.append(done.returncode)
     assert codes == [-signal.SIGKILL, 0], done.stderr
     assert files(tmp_path / "run") == whole[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    """And of an earlier state of this one; an older checkpoint of its own is gone on from."""
+    plan = a_plan(an_arm("a", epochs=3))
+    run(a_plan(an_arm("a", epochs=3, step=a_step(rate=0.2))), tmp_path / "other")
+    with pytest.raises(Interrupted):
+        run(plan, tmp_path / "run", signals=Nervous(0))
+    own, others = (tmp_path / name / "checkpoints" / "a" for name in ("run", "other"))
+    newest = max(others.iterdir(), key=lambda path: int(path.name))
+    shutil.copytree(newest, own / newest.name)
+    with pytest.raises(UserError, match="written by none of the run's processes"):
+        run(plan, tmp_path / "run")
+    assert (own / newest.name).exists()  # nothing is lost
+    shutil.rmtree(own / newest.name)
+    run(plan, tmp_path / "run")
+    run(plan, tmp_path / "sound")
+    assert files(tmp_path / "run") == files(tmp_path / "sound")

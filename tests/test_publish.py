@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from sharpjax import workdir
 from sharpjax.errors import UserError
 from sharpjax.provenance import sources
-from sharpjax.runs import publish, report, verify
+from sharpjax.runs import evidence, joint, publish, read, report, standing, verify
 from tests import registered
 from tests.commands import ROOT
 from tests.registered import begin, config, opened, refused
@@ -132,15 +133,33 @@ def test_it_leaves_no_half_of_a_folder(path, tmp_path, monkeypatch, error):
     assert not (tmp_path / "published").exists()
 
 
-PUBLISHED = sorted(path.parent for path in ROOT.glob("docs/results/*/left_out.json"))
+RESULTS = ROOT / "docs" / "results"
+JUDGED = sorted(path.parent for path in RESULTS.glob("*/joint.json"))
+PARTS = {part.name for path in JUDGED for part in read.joined(epath.Path(path))}
+PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/left_out.json"))
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
+def place_of(path):
+    """Where the repository holds the registration of a folder."""
+    return evidence.place(standing.read(path))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PUBLISHED if path.name not in PARTS], ids=lambda path: path.name
+)
 def test_the_published_results_verify(path, monkeypatch):
     monkeypatch.undo()  # with the studies and the registrations of the repository
-    found = verify.verify(path)
-    assert found.problems == ()
-    assert any("in the repository since" in line for line in found.notes) or not git()
+    assert verify.verify(path).problems == ()
+    assert "in the repository since" in place_of(path) or not git()
+
+
+@pytest.mark.parametrize("path", JUDGED, ids=lambda path: path.name)
+def test_what_was_judged_together_verifies(path, monkeypatch):
+    """And each of its runs by itself, which is a part of it."""
+    monkeypatch.undo()
+    assert joint.check(path).problems == ()
+    folders = (path, *read.joined(epath.Path(path)))
+    assert all("in the repository since" in place_of(one) for one in folders) or not git()
 
 
 def git():

@@ -26,8 +26,8 @@ KEEP = 2
 class Checkpoints:
     """The checkpoints of one arm, in one folder. Make it with `opened`."""
 
-    def __init__(self, directory: epath.Path):
-        self._directory = directory
+    def __init__(self, directory: epath.Path, write_sums: Callable[[epath.Path], None]):
+        self._directory, self._write_sums = directory, write_sums
         self._orbax = ocp.training.Checkpointer(
             directory,
             # Its own policies do not fit its own annotation.
@@ -47,7 +47,7 @@ class Checkpoints:
         self._orbax.save(step, state, force=True, overwrite=True)
         folder = self._directory / str(step)
         workdir.publish(folder / STRUCTURE, json.dumps(structure, indent=0).encode())
-        workdir.write_sums(folder)
+        self._write_sums(folder)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest checkpoint as `(step, state)`, or None where there is none.
@@ -77,16 +77,26 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def opened(directory: epath.Path, say: Callable[[str], None]) -> Iterator[Checkpoints]:
+def opened(
+    directory: epath.Path, say: Callable[[str], None], run: workdir.Run | None = None
+) -> Iterator[Checkpoints]:
     """The checkpoints in `directory`, for the length of the block.
 
     Damaged ones are said and removed first.
+
+    Args:
+        run: that they belong to, whose journal names those that are written.
+
+    Raises:
+        UserError: a checkpoint was written by none of the run's processes.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity(min(verbosity, logging.WARNING))  # Orbax tells its every move
     try:
-        _remove_damaged(directory, say)
-        checkpoints = Checkpoints(directory)
+        sound = _remove_damaged(directory, say)
+        if run is not None:
+            _check_own(run, sound)
+        checkpoints = Checkpoints(directory, run.publish_sums if run else workdir.write_sums)
         try:
             yield checkpoints
         finally:
@@ -95,8 +105,18 @@ def opened(directory: epath.Path, say: Callable[[str], None]) -> Iterator[Checkp
         logging.set_verbosity(verbosity)
 
 
-def _remove_damaged(directory: epath.Path, say: Callable[[str], None]) -> None:
-    """Before Orbax looks: it fails on some damage, and takes the rest for sound."""
+def _check_own(run: workdir.Run, folders: list[epath.Path]) -> None:
+    for folder in folders:
+        if not run.wrote(folder / workdir.SUMS):
+            raise UserError(
+                f"checkpoint {folder} was written by none of the run's processes: it is of another "
+                f"run, or of an earlier version. Go on with the version that wrote it; or delete "
+                f"it, and the run goes on from the checkpoint before, or anew."
+            )
+
+
+def _remove_damaged(directory: epath.Path, say: Callable[[str], None]) -> list[epath.Path]:
+    """Before Orbax looks: it fails on some damage, and takes the rest for sound. Those that are."""
     names = [p.name for p in directory.iterdir()] if directory.exists() else []
     for name in names:
         if UNFINISHED in name:  # Orbax itself removes them some time later, in a thread
@@ -116,6 +136,7 @@ def _remove_damaged(directory: epath.Path, say: Callable[[str], None]) -> None:
             instead = f"it is removed, and checkpoint {newest} is newer"
         say(f"{directory.name}: checkpoint {step} is damaged ({damaged[step]}): {instead}")
         (directory / str(step)).rmtree()
+    return [directory / str(step) for step in steps if damaged[step] is None]
 
 
 def _structure(state: Any) -> dict[str, str]:

@@ -99,7 +99,7 @@ def drive(
         RunFailed: every seed turned non-finite.
         Interrupted: a signal came; the state is saved.
     """
-    with checkpoint.opened(run.path / "checkpoints" / task.name, say) as checkpoints:
+    with checkpoint.opened(run.path / "checkpoints" / task.name, say, run) as checkpoints:
         step, restored = checkpoints.restore(saved) or (0, None)
         if restored is None:
             run.discard_after(task.name, None)

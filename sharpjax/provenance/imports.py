@@ -56,13 +56,29 @@ def _above(name: str, path: pathlib.Path | None, level: int) -> str:
     return ".".join(parts[: own + 1 - level]) if level else ""
 
 
-def functions(name: str) -> list[str]:
-    """The texts of a module's functions and classes: all but its imports and constants."""
+def statements(name: str, besides: str) -> list[str]:
+    """The texts of what a module does when it is imported: all but its docstring, its imports, and
+    what it assigns to the name `besides`."""
     path = source_of(name)
     text = path.read_text() if path else ""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    found = (node for node in ast.parse(text).body if isinstance(node, kinds))
-    return [ast.get_source_segment(text, node) or "" for node in found]
+    found = [n for n in ast.parse(text).body if not isinstance(n, ast.Import | ast.ImportFrom)]
+    kept = (node for node in found if not _is_text(node) and besides not in _assigned(node))
+    return ["\n".join(text.splitlines()[_first(n) - 1 : n.end_lineno]) for n in kept]
+
+
+def _first(node: ast.stmt) -> int:
+    """The first line of a statement, with its decorators."""
+    return min(n.lineno for n in (node, *getattr(node, "decorator_list", ())))
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    """The names that a statement gives a value, whole."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def closure(roots: Iterable[str], follow: Callable[[str], bool]) -> dict[str, pathlib.Path]:

@@ -71,18 +71,21 @@ def digests(
 def analysis_digest(tests: Iterable[str]) -> str:
     """That of what turns rows into verdicts, for hypotheses that name these tests.
 
-    It covers `runs/conclude.py` and what that imports of `protocol`; of each test its module, what
-    that imports there, and its entry in the catalog; and how the catalog calls a test. Planning,
-    wording and other tests are not in it. A test that this version does not have counts by its
-    name.
+    It covers `runs/conclude.py` and what that imports of `protocol`; what reads rows (`_READS`); of
+    each test its module, what that imports there, and its entry in the catalog; and all else that
+    the catalog says and does. Planning, wording and other tests are not in it. A test that this
+    version does not have counts by its name.
     """
     known = {name: TESTS.get(name) for name in sorted(set(tests))}
-    files = imports.closure(["sharpjax.runs.conclude"], _decides)
+    files = imports.closure(["sharpjax.runs.conclude", *_READS], _decides)
     modules = [test.function.__module__ for test in known.values() if test]
     files |= imports.closure(modules, _is_part_of_a_test)
     entries: dict[str, Any] = {name: _entry(test) for name, test in known.items()}
-    entries["called by"] = imports.functions(_CATALOG)
+    entries["called by"] = imports.statements(_CATALOG, besides="TESTS")
     return _sum(files, canonical_json(entries))
+
+
+_READS = ("sharpjax.runs.read", "sharpjax.workdir.rows")
 
 
 def _decides(name: str) -> bool:
@@ -103,9 +106,9 @@ def _entry(test: Test | None) -> list[str]:
 def measures_digest(study: str, names: frozenset[str]) -> str:
     """That of what makes the numbers of a study: evaluators, metrics, geometry, training.
 
-    It covers what the study's `plan` imports of this package, what loads and trains, and the
-    modules and entries of the catalog that a config names; not what the study asks, shows and
-    lets a config hold, in modules of these names.
+    It covers what the study's `plan` imports of this package; what loads, trains, goes on from a
+    checkpoint, and writes rows and arrays; and the modules and entries of the catalog that a config
+    names; not what the study asks, shows and lets a config hold, in modules of these names.
 
     Args:
         names: all texts in the config.
@@ -120,7 +123,9 @@ def measures_digest(study: str, names: frozenset[str]) -> str:
 
 
 # Beside the plan of the study.
-_MAKES = ("sharpjax.train.task", "sharpjax.train.units", "sharpjax.runs.loading")
+_MAKES = ("sharpjax.train.task", "sharpjax.train.units", "sharpjax.runs.loading",
+          "sharpjax.runs.run", "sharpjax.workdir.run", "sharpjax.workdir.rows",
+          "sharpjax.workdir.arrays", "sharpjax.workdir.files")  # fmt: skip
 # Rooms in which no number is made: what they say is in the plan, or is of the whole package alone.
 _NO_MEASURES = ("catalog", "commandline", "driver.interrupt", "driver.progress", "errors", "plots",
                 "protocol.claims", "provenance", "report", "runs", "schema", "studies.papers",

@@ -46,7 +46,12 @@ def evidence(run: Folder) -> Evidence:
         return Evidence(tuple(failures), ("Unregistered: everything is exploratory.",))
     lines, held = standing.amended(run.path), standing.official(there.study)
     early = _before_the_data(run, lines)
-    asked = (*_order(run, there), *_seal(run, there, held), *different_data(run, there))
+    asked = (
+        *_silent(run, there),
+        *_order(run, there),
+        *_seal(run, there, held),
+        *different_data(run, there),
+    )
     failures = [*asked, *_code(run, there, early), *failures]
     return Evidence(tuple(failures), tuple(_caveats(run, there, lines, early, held)))
 
@@ -73,6 +78,19 @@ def _before_the_data(run: Folder, lines: tuple[Amendment, ...]) -> tuple[Amendme
     if isinstance(found, str):  # the first runs did not write it down
         lines = amendments.until(lines, found)
     return tuple(line for line in lines if line.time <= first)
+
+
+# What the manifest must say, since the folder is held to it.
+_RECORDED = ("config_digest", "code", "processes", "environments", "data", "verdicts")
+
+
+def _silent(run: Folder, there: Registration) -> Iterator[str]:
+    if run.manifest is None:
+        return
+    missing = [name for name in _RECORDED if run.recorded(name) is None]
+    missing += [f"data '{printable(key)}'" for key in there.data if not run.recorded("data", key)]
+    if missing:
+        yield f"{workdir.MANIFEST} says nothing of: {', '.join(missing)}."
 
 
 def _order(run: Folder, there: Registration) -> Iterator[str]:
@@ -165,6 +183,13 @@ def _journal(run: Folder) -> Iterator[str]:
         if sums or run.manifest is not None:
             yield f"It has no {journal.NAME}: which process wrote which rows is not recorded."
         return
+    weights = {name for name in journal.latest(entries) if name.startswith(workdir.CHECKPOINTS)}
+    if weights:  # the first journals name none
+        there = workdir.walk(run.path / workdir.CHECKPOINTS)
+        kept = [path.relative_to(run.path) for path in there if path.name == workdir.SUMS]
+        sums |= workdir.sums_of(run.path, *(path.as_posix() for path in kept))
+        # The older ones of each arm are gone, and publishing leaves all out.
+        entries = tuple(e for e in entries if e.file in sums or e.file not in weights)
     yield from (f"{line}." for line in journal.differences(entries, sums))
     processes = run.tables(workdir.PROCESSES)
     for number in sorted({entry.process for entry in entries}):

@@ -3,7 +3,7 @@
     config.json  overrides.json         what was asked for, written before anything else
     registration.json                   what was promised before the first row, with its seal
     environment.json  processes.json    machines; each process with its code, times and memory
-    journal.jsonl                       which process wrote which file of rows and arrays
+    journal.jsonl                       which process wrote which rows, arrays and checkpoints
     metrics/<arm>/<step>.jsonl          rows, a segment for each checkpoint interval of an arm
     metrics/<stage>/<number>.jsonl      of a stage that trains nothing, a segment for each unit
     arrays/<arm>/<step>/<name>.npz      spectra, densities and the like; digests of parameters
@@ -45,6 +45,7 @@ from sharpjax.workdir.seal import (
     PROCESSES,
     REGISTRATION,
     RESULTS,
+    SUMS,
     broken,
     damage,
     left_out,
@@ -74,6 +75,7 @@ __all__ = [
     "PROCESSES",
     "REGISTRATION",
     "RESULTS",
+    "SUMS",
     "Row",
     "Run",
     "add",

@@ -1,9 +1,10 @@
 """Which process wrote which file of results: a chain of lines that only grows.
 
-Each line of `journal.jsonl` is canonical JSON: a file of rows or arrays, its SHA-256, the number of
-the process in `processes.json`, the time, and the SHA-256 of the line before. The first line
-carries the seal of the registration; of a run without one, the digest of its config. A line is
-there before its file is, so that a kill leaves no file without a line.
+Each line of `journal.jsonl` is canonical JSON: a file of rows or arrays, or the sums of a
+checkpoint; its SHA-256, or `DROPPED`; the number of the process in `processes.json`, the time, and
+the SHA-256 of the line before. The first line carries the seal of the registration; of a run
+without one, the digest of its config. A line is there before its file is written, or dropped, so
+that a kill leaves no file without a line.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from sharpjax.workdir.untrusted import read_bytes, read_json
 
 NAME = "journal.jsonl"
 MAX_BYTES = 2**28
+# In place of a sum: a process that went on from an earlier checkpoint took the file away.
+DROPPED = ""
 _REGISTRATION, _CONFIG = "registration.json", "config.json"
 
 
@@ -97,8 +100,10 @@ def differences(entries: Sequence[Entry], sums: Mapping[str, str]) -> Iterator[s
     written = latest(entries)
     for name in sorted(written.keys() | sums.keys()):
         shown, entry = printable(name), written.get(name)
-        if entry is None:
+        if entry is None or (entry.sha256 == DROPPED and name in sums):
             yield f"{shown} was written by none of the run's processes"
+        elif entry.sha256 == DROPPED:
+            continue
         elif name not in sums:
             yield f"{shown}, which process {entry.process} wrote, is missing"
         elif sums[name] != entry.sha256:

@@ -44,8 +44,14 @@ class Run:
         self._process, self._journal = 0, None
 
     def enter(self, process: int) -> None:
-        """Say which process of `processes.json` writes from now on."""
+        """Say which process of `processes.json` writes from now on.
+
+        The rows that an earlier one wrote after its last checkpoint are dropped, and made again.
+        """
         self._process, self._journal = process, None
+        for path in () if is_remote(self.path) else walk(self.path / seal.METRICS):
+            if path.name == seal.GROWING:
+                path.unlink()
 
     @property
     def is_done(self) -> bool:
@@ -125,24 +131,31 @@ class Run:
         folder = self._folder(seal.ARRAYS, arm) / str(step)
         self._publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), npz(arrays))
 
+    def publish_sums(self, folder: epath.Path) -> None:
+        """Write the `SHA256SUMS` of a checkpoint, its last file: from then on it is believed."""
+        self._check()
+        self._publish(folder / seal.SUMS, seal.sums_text(folder))
+
+    def wrote(self, file: epath.Path) -> bool:
+        """Whether `file` is what a process of this run wrote, by its journal."""
+        entry = journal.latest(journal.read(self.path)).get(name_in(self.path, file))
+        return entry is not None and size_and_digest(file)[1] == entry.sha256
+
     def discard_after(self, arm: str, step: int | None) -> None:
-        """Drop what `arm` wrote for steps after `step`, where it goes on; None: all it wrote."""
+        """Drop what `arm` wrote for steps after `step`, where it goes on; None: all it wrote.
+
+        The rows up to a checkpoint are in segments, which were published before it, so that of the
+        growing one nothing is kept. The journal says of each dropped file that it was dropped.
+        """
         self._check()
         last = -1 if step is None else step
-        for number, segment in self._numbered(seal.METRICS, arm):
-            if number > last:
-                segment.unlink()
-        for number, folder in self._numbered(seal.ARRAYS, arm):
-            if number > last:
-                folder.rmtree()
-        growing = self._growing(arm)
-        kept = [row for row in growing if row["step"] <= last]
-        if is_remote(self.path):
-            self._waiting[arm] = kept
-        elif kept:
-            publish(self._growing_file(arm), lines_of(kept).encode())
-        elif growing:
-            self._growing_file(arm).unlink()
+        for kind in (seal.METRICS, seal.ARRAYS):
+            for number, path in self._numbered(kind, arm):
+                if number > last:
+                    self._drop(path)
+        self._waiting.pop(arm, None)
+        if not is_remote(self.path):
+            self._growing_file(arm).unlink(missing_ok=True)
 
     def seal(self, extra: Mapping[str, Any]) -> None:
         """End the run: `results.jsonl`, `manifest.json` with `extra` in it, `derived.json`, `DONE`.
@@ -160,6 +173,11 @@ class Run:
     def _publish(self, path: epath.Path, content: bytes) -> None:
         self._note(path, hashlib.sha256(content).hexdigest())
         publish(path, content)
+
+    def _drop(self, path: epath.Path) -> None:
+        for file in walk(path) if path.is_dir() else [path]:
+            self._note(file, journal.DROPPED)
+        path.rmtree() if path.is_dir() else path.unlink()
 
     def _note(self, path: epath.Path, digest: str) -> None:
         if self._journal is None:

@@ -69,9 +69,13 @@ class Entry(NamedTuple):
 
 def write_sums(folder: epath.Path) -> None:
     """Write `SHA256SUMS` of all files below `folder`, for `sha256sum -c` too; its last file."""
+    publish(folder / SUMS, sums_text(folder))
+
+
+def sums_text(folder: epath.Path) -> bytes:
+    """What `SHA256SUMS` of `folder` must hold."""
     sums = {name: size_and_digest(path)[1] for name, path in _summed(folder).items()}
-    text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-    publish(folder / SUMS, text.encode())
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
 
 
 def damage(folder: epath.Path) -> str | None:
