@@ -1,10 +1,10 @@
 """Whether a loss is the mean of its parts, which is assumed wherever a batch is cut.
 
 `L(both) = (w_1 L(one) + w_2 L(other)) / (w_1 + w_2)`, with weights that are the examples of each
-part, or what the loss declares (`composed`). It is tried by value, on a few examples at a time that
-are spread over the batch: together, and in two parts. Few, since the law of large numbers hides
-weights: masks, class weights, token counts, sums, BatchNorm in training mode and in-batch negatives
-then differ by far more than the tolerance.
+part, or what the loss declares (`composed`). It is tried by value, on a few `scattered` examples at
+a time: together, and in two parts. Few, since the law of large numbers hides weights: masks, class
+weights, token counts, sums, BatchNorm in training mode and in-batch negatives then differ by far
+more than the tolerance.
 
 The two parts have numbers of examples without a common divisor, so that no mask leaves the same
 share of both. Where they give the same value, as with a head of zeros, they would with any weights:
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
+from sharpjax.geometry.loss import scattered
 from sharpjax.geometry.loss.assumptions import Checked, calling_parts, require
 from sharpjax.geometry.loss.composed import parts as parts_of
 from sharpjax.geometry.loss.composed import total_weight, weights
@@ -49,8 +50,9 @@ def check_cut(
 ) -> Checked | None:
     """Refuses microbatches of a loss that is not the mean of its parts.
 
-    Cost: two forward passes of a microbatch, but of 16 to 64 examples; as many again where some
-    examples stand out by a mask, or by a label that means none (`unusual`).
+    Cost: two forward passes of a microbatch, but of 16 to 64 examples (four where these are fewer
+    than 8 groups, or of microbatches of 2 and 3); as many again where some examples stand out by a
+    mask, or by a label that means none (`unusual`).
 
     Args:
         argument: the name under which the caller's user gave the size.
@@ -58,32 +60,30 @@ def check_cut(
     Raises:
         UserError: names `caller` and the remedies.
     """
-    if microbatch_size is None or microbatch_size >= loops.count_examples(caller, batch):
+    if microbatch_size is None:
         return None
-    size = int(microbatch_size)
+    size, count = int(microbatch_size), loops.count_examples(caller, batch)
+    if size >= count:
+        return None
     together, most = min(size, _TOGETHER), max(_LEAST, min(size, _MOST))
+    if together >= 4 and count <= _MOST:
+        most = count
     how = together, most, f"{argument}={size}", f"{_ONE_PASS}: leave {argument} out."
-    checked = _check(caller, loss, params, batch, *how)
-    if checked is None and not loops.inside_jit():
-        seen = _joined(_spread(batch, together, most))
-        for few in unusual([batch], seen, most):
-            # The unusual last: where groups do not go up in their number, the first are left out.
-            last = jax.tree.map(lambda x: x[::-1], few)
-            _check(caller, loss, params, last, *how)
-    return checked
+    return _check_unusual(caller, loss, params, batch, *how)
 
 
 def check_alone(caller: str, loss: Any, params: Any, batch: Batch) -> Checked | None:
     """Refuses a loss that is not the mean of its values on single examples.
 
-    Cost: two forward passes of 16 examples.
+    Cost: four forward passes of 16 examples; as many again where some stand out, as in `check_cut`.
 
     Raises:
         UserError: names `caller` and the remedies.
     """
     if loops.count_examples(caller, batch) < 2:
         return None
-    return _check(caller, loss, params, batch, 2, _LEAST, "taking each example by itself", _NONE)
+    how = 2, _LEAST, "taking each example by itself", _NONE
+    return _check_unusual(caller, loss, params, batch, *how)
 
 
 def check_batches(caller: str, loss: Any, params: Any, batches: Sequence[Batch]) -> Checked | None:
@@ -128,6 +128,16 @@ class _Found(NamedTuple):
     mean: jax.Array
     differ: jax.Array
     alike: jax.Array
+
+
+def _check_unusual(caller, loss, params, batch, size, most, how, remedy) -> Checked | None:
+    """On examples spread over the batch, then on those that stand out, beside others."""
+    checked = _check(caller, loss, params, batch, size, most, how, remedy)
+    if checked is None and not loops.inside_jit():
+        seen = _joined(_spread(batch, size, most))
+        for few in unusual([batch], seen, most):
+            _check(caller, loss, params, few, size, most, how, remedy)
+    return checked
 
 
 def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | None:
@@ -265,45 +275,47 @@ def _without_regularizer(loss):
 
 
 def _spread(batch, size: int, most: int) -> list[Parts]:
-    """Groups of `size` examples that lie as far apart as they can, each in two parts; in all about
-    `most` examples."""
+    """Groups of `size` examples, each in two parts; in all about `most` examples."""
     devices = _num_devices(batch)
     local = loops.count_examples("batch", batch) // devices
     size = min(max(2, min(size // devices, local // _GROUPS)), local)
-    count = local // size
-    places = np.linspace(count - 1, 0, min(count, math.ceil(most / (size * devices)))).round()
-    return _take(batch, devices, size, tuple(map(int, places)))
+    groups = scattered.groups(local, size, math.ceil(most / devices))
+    if all(isinstance(x, np.ndarray) for x in jax.tree.leaves(batch)):
+        places, groups = np.unique(groups, return_inverse=True)  # no more goes to the device
+        batch = jax.tree.map(lambda x: x[places], batch)
+    return _take(batch, devices, tuple(map(tuple, groups.reshape(-1, size).tolist())))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _take(batch, devices, size, places) -> list[Parts]:
-    first = _share(size)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _take(batch, devices, groups) -> list[Parts]:
+    first = _share(len(groups[0]))
 
-    def cut(x):
-        x = _by_device(x, devices)
-        count = x.shape[1] // size
-        return x[:, x.shape[1] - size * count :].reshape(devices, size, count, *x.shape[2:])
+    def part(places):
+        return jax.tree.map(
+            lambda x: _merged(_at(_by_device(jnp.asarray(x), devices), places)), batch
+        )
 
-    def part(i, begin, end):
-        return jax.tree.map(lambda x: _merged(x[:, begin:end, i]), batch)
-
-    batch = jax.tree.map(lambda x: cut(jnp.asarray(x)), batch)
-    return [(part(i, 0, first), part(i, first, size)) for i in places]
+    return [(part(group[:first]), part(group[first:])) for group in groups]
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _some(batches, each):
-    """One batch of examples of several: so many of each, as far apart as they can lie."""
+    """One batch of examples of several: so many of each."""
     devices = _num_devices(batches)
 
     def some(x):
         x = _by_device(jnp.asarray(x), devices)
-        size = min(max(each // devices, 1), x.shape[1])
-        count = x.shape[1] // size
-        x = x[:, x.shape[1] - size * count :].reshape(devices, size, count, *x.shape[2:])
-        return _merged(x[:, :, count - 1])
+        most = min(max(each // devices, 1), x.shape[1])
+        return _merged(_at(x, scattered.scattered(x.shape[1], most)))
 
     return _join([jax.tree.map(some, batch) for batch in batches], devices)
+
+
+def _at(x, places):
+    """These places of axis 1. A gather does not know where its result lies, if types say that."""
+    if not any(jax.typeof(x).sharding.spec):
+        return x[:, np.asarray(places)]
+    return jnp.concatenate([x[:, int(i) : int(i) + 1] for i in places], axis=1)
 
 
 def _join(batches, devices: int | None = None):

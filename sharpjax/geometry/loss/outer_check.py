@@ -1,6 +1,6 @@
 """Whether an outer loss is the mean over its examples that Gauss-Newton and Fisher matrices need.
 
-On at most 64 examples spread over the batch, at random outputs, the loss of all together is
+On at most 64 examples `scattered` over the batch, at random outputs, the loss of all together is
 compared with the weighted mean of the losses of single ones: its value, its gradient, and one
 product with its Hessian. Of examples with many outputs, such as sequences of tokens from a large
 vocabulary, there are fewer, so that all their outputs are 2^22 numbers at the most, but not fewer
@@ -24,6 +24,7 @@ from sharpjax.geometry.loss.axes import is_explicit, on_auto_axes
 from sharpjax.geometry.loss.composed import Composed, weights
 from sharpjax.geometry.loss.cutting import coarsest
 from sharpjax.geometry.loss.implicit import holds_implicit, stand_ins
+from sharpjax.geometry.loss.scattered import scattered
 
 _MOST, _LEAST = 64, 4
 _NUMBERS_AT_MOST = 2**22
@@ -134,13 +135,9 @@ def _of_host(batch, most):
     """Arrays of numpy cut before they are moved to the device."""
     if not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(batch)):
         return batch
-    chosen = _spread(len(jax.tree.leaves(batch)[0]), most)
+    count = len(jax.tree.leaves(batch)[0])
+    chosen = scattered(count, min(count, most))
     return jax.tree.map(lambda x: x[chosen], batch)
-
-
-def _spread(count, most):
-    most = min(count, most)
-    return np.arange(most) * count // most
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -172,14 +169,13 @@ def _choose(parts, batch, most):
     """Some examples spread over the batch, those that count first, their weights, and whether all
     weights of the batch are at least 0."""
     count = loops.count_examples("outer_loss", batch)
-    chosen = jnp.asarray(_spread(count, most))
+    most = min(count, most)
+    chosen = jnp.asarray(scattered(count, most))
     weight = _weigh(parts, batch)
     if weight is not None:
         counted = jnp.sum(weight > 0, dtype=jnp.int32)
         order = jnp.argsort(weight <= 0, stable=True)
-        most = len(chosen)
-        place = jnp.arange(most, dtype=jnp.int32) * jnp.maximum(counted, most) // most
-        chosen = order[place]
+        chosen = order[scattered(jnp.maximum(counted, most), most)]
     few = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
     if weight is None:
         return few, jnp.ones(len(chosen)), jnp.ones((), bool)

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from sharpjax.geometry.loss.scattered import scattered
+
 Batch = Any
 
-_MOST_BYTES = 2**26  # that are read; of more, every n-th example of each batch
+_MOST_BYTES = 2**26  # that are read; of more, as many examples of each batch, `scattered` over it
 _RARE = 3  # times as far from what is usual as examples are in the mean
 
 
@@ -45,7 +47,7 @@ def unusual(batches: Sequence[Batch], seen: Sequence[Batch], most: int) -> list[
                     rarity = distance.max() / distance.mean()
                     found.append((np.ptp(shares) == 0, rarity, distance))
     found.sort(key=lambda each: each[:2], reverse=True)
-    places = [(b, r) for b, x in enumerate(columns[0]) for r in range(0, len(x), step)]
+    places = [(b, r) for b, x in enumerate(columns[0]) for r in _places(len(x), step)]
     few = []
     for is_new, rarity, distance in found[:2]:
         if is_new or rarity >= _RARE:
@@ -81,10 +83,16 @@ def _is_flag(x: np.ndarray) -> bool:
 
 def _shares(column: list[np.ndarray], step: int) -> Iterator[np.ndarray]:
     """Of each example the share of its numbers that are 0, and the share of those below 0."""
-    rows = [x[::step].reshape(len(x[::step]), -1) for x in column]
+    some = [x if step == 1 else x[_places(len(x), step)] for x in column]
+    rows = [x.reshape(len(x), -1) for x in some]
     yield np.concatenate([np.mean(x == 0, axis=1) for x in rows])
     if rows[0].dtype != bool:
         yield np.concatenate([np.mean(x < 0, axis=1) for x in rows])
+
+
+def _places(count: int, step: int) -> np.ndarray:
+    """One of `step` rows."""
+    return scattered(count, -(-count // step))
 
 
 def _some(places: np.ndarray, count: int) -> np.ndarray:

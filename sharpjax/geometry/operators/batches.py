@@ -12,6 +12,7 @@ import numpy as np
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry.loss.cutting import num_batches, share
+from sharpjax.geometry.loss.scattered import scattered
 from sharpjax.geometry.loss.unusual import unusual
 
 Batch = Any
@@ -25,7 +26,7 @@ class Listed:
     batches: tuple[Batch, ...]
 
     def few(self) -> list[Batch]:
-        """The first batch, some others, as far apart as they can lie, and unusual examples."""
+        """The first batch, some others, spread over all, and unusual examples."""
         size = loops.count_examples("averaged", self.batches[0])
         apart = [self.batches[i] for i in _apart(len(self.batches), size)]
         return _beside(apart, self.batches)
@@ -60,7 +61,7 @@ class Cut:
     count: int = dataclasses.field(metadata={"static": True})
 
     def few(self) -> list[Batch]:
-        """The first part, some others, as far apart as they can lie, and unusual examples."""
+        """The first part, some others, spread over all, and unusual examples."""
         size = self._num_examples() // self.count
         return _beside([self.part(i) for i in _apart(self.count, size)], [self.batch])
 
@@ -224,8 +225,8 @@ def _is_loader(batches) -> bool:
 
 
 def _apart(count: int, size: int) -> list[int]:
-    places = np.linspace(0, count - 1, min(count, num_batches(size)))
-    return [int(place) for place in places.round()]
+    _, *others = scattered(count, min(count, num_batches(size)))
+    return [0, *map(int, others)]
 
 
 def _beside(few: list[Batch], batches: Sequence[Batch]) -> list[Batch]:
