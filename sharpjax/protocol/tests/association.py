@@ -68,13 +68,14 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
     equal = [_groups(v) for v in (x, y)]
 
     def untied(counts: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        sums = counts if groups is None else _whole_sums(counts, groups)
-        return counts.sum(-1) ** 2 - _dot(sums, sums)
+        sums = counts if groups is None else counts @ groups
+        return np.float64(counts.sum(-1) ** 2 - _dot(sums, sums))
 
     def coefficient(counts: np.ndarray) -> np.ndarray:
+        counts = _whole(counts)
         product = untied(counts, equal[0]) * untied(counts, equal[1])
         root = np.sqrt(np.where(product > 0, product, np.nan))
-        return np.clip(_dot(_whole_sums(counts, concordance), counts) / root, -1, 1)
+        return np.clip(_dot(counts @ concordance, counts) / root, -1, 1)
 
     return coefficient
 
@@ -92,20 +93,18 @@ def _groups(values: np.ndarray) -> np.ndarray | None:
     return None if distinct.size == values.size else equal
 
 
+def _whole(counts: np.ndarray) -> np.ndarray:
+    """Counts in a type in which sums of products of two of them are exact: below 4,096 units in
+    float32, which takes a third of the time of float64.
+
+    >>> _whole(np.ones((2, 3))).dtype, _whole(np.full((1, 2), 3000.0)).dtype
+    (dtype('float32'), dtype('float64'))
+    """
+    return counts.astype(np.float32) if counts.sum(-1).max(initial=0) < 2**12 else counts
+
+
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("...n,...n->...", a, b)
-
-
-def _whole_sums(counts: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`counts @ matrix` of whole counts and a matrix of -1, 0 and 1, with the bits of float64.
-
-    Below 2^24 units such sums are exact in float32, which takes a third of the time.
-
-    >>> _whole_sums(np.array([1.0, 2.0]), np.array([[0.0, 1.0], [-1.0, 1.0]], np.float32))
-    array([-2.,  3.])
-    """
-    exact = np.float32 if counts.sum(-1).max(initial=0) < 2**24 else np.float64
-    return (counts.astype(exact) @ matrix.astype(exact)).astype(np.float64)
 
 
 def resampled(
