@@ -177,6 +177,91 @@ def test_curvatures_whose_squares_leave_float32(exponent, key):
         assert found[4:] == expected[4:] and found.standard_error > 0
 
 
+def confident(scale, slopes, curvatures):
+    """Examples of one weight, of which each has its own slope and its own curvature."""
+
+    def loss(scale, w, data):
+        return scale * jnp.mean(data["g"] * w + data["c"] * w**2 / 2)
+
+    data = {"g": jnp.asarray(slopes, jnp.float32), "c": jnp.asarray(curvatures, jnp.float32)}
+    return jax.tree_util.Partial(loss, jnp.float32(scale)), jnp.float32(0), data
+
+
+def of_drawn(key, data, number):
+    """Both values and both errors of batches of one that this key draws, in float64."""
+    drawn = jax.vmap(lambda i: batch.draw(jax.random.fold_in(key, i), data, 1))(jnp.arange(number))
+    g, c = (np.asarray(drawn[name], np.float64).ravel() for name in "gc")
+    ratio = np.sum(c * g**2) / np.sum(g**2)
+    errors = np.array([np.std(c), np.sqrt(np.mean(g**4 * (c - ratio) ** 2)) / np.mean(g**2)])
+    return np.array([c.mean(), ratio]), errors / (number - 1) ** 0.5, c, g
+
+
+# What one example has and all others have: slope and curvature, each far the smaller, or the larger
+# where the other one is the smaller.
+STREAMS = {
+    "confident": ((1.0, 1.0), (1e-12, 1e-12)),
+    "confident to the last digit": ((1.0, 1.0), (1e-30, 1e-30)),
+    "flat where it is steep": ((1.0, 1e-12), (1e-12, 1.0)),
+    "flat where it is very steep": ((1.0, 1e-15), (1e-25, 1.0)),
+}
+
+
+@pytest.mark.parametrize("first", range(6))
+@pytest.mark.parametrize("name", STREAMS)
+def test_units_grow_with_the_batches(name, first):
+    """Whatever batch comes first, the numbers are those of all that were drawn."""
+    key, number, eps = jax.random.key(first), 200, float(np.finfo(np.float32).eps)
+    one, others = STREAMS[name]
+    slopes, curvatures = (np.r_[[b] * 9, a] for a, b in zip(one, others, strict=True))
+    loss, w, data = confident(1.0, slopes, curvatures)
+    found = batch_sharpness(loss, w, data, batch_size=1, key=key, max_batches=number)
+    values, errors, c, g = of_drawn(key, data, number)
+    assert found.status == Status.OK and found.num_batches == number
+    # A mean of so many, each a product of three numbers, is rounded as often.
+    rtol = (number + 8) * eps
+    np.testing.assert_allclose([found.value, found.ratio_of_means], values, rtol=rtol)
+    np.testing.assert_allclose(found.standard_error, errors[0], rtol=rtol)
+    # The other variance is a difference: of the size of its terms it is known to rounding.
+    terms = values[1] * np.sqrt(np.mean(g**4)) / np.mean(g**2) / number**0.5
+    off = abs(found.ratio_standard_error - errors[1])
+    assert off <= rtol * errors[1] + np.sqrt(rtol) * terms
+
+
+def test_a_confident_net_and_one_example_that_it_gets_wrong():
+    """Logistic regression: of `p = sigmoid(-w x)` slope `x p` and curvature `x^2 p (1 - p)`."""
+    x = np.r_[np.full(30, 20.0), -1.0].astype(np.float32)
+    loss = lambda w, data: jnp.mean(jax.nn.softplus(-data["x"] * w))  # noqa: E731
+    keys, number = jax.random.split(jax.random.key(0), 10), 300
+    found = jax.vmap(
+        lambda key: batch_sharpness(
+            loss, jnp.float32(1), {"x": x}, batch_size=1, key=key, max_batches=number
+        )
+    )(keys)
+    p = 1 / (1 + np.exp(np.float64(x)))
+    curvature = x**2 * p * (1 - p)
+    assert (found.status == Status.OK).all()
+    # Each is a mean over 31 examples, of which the last one counts; and rounded as often as added.
+    assert abs(curvature.mean() - 0.00634) < 5e-6
+    rtol = (number + 8) * float(np.finfo(np.float32).eps)
+    np.testing.assert_allclose(found.ratio_of_means, curvature[-1], rtol=rtol)
+    off = np.abs(np.asarray(found.value) - curvature.mean())
+    assert (off < 5 * curvature.std() / number**0.5).all()
+
+
+@pytest.mark.parametrize("exponent", [-80, -40, 60, 99])
+def test_units_that_grow_scale_with_the_loss(exponent):
+    """Powers of two are exact, so all digits are those of the loss of ordinary size."""
+    rng = np.random.default_rng(0)
+    slopes, curvatures = 10.0 ** rng.uniform(-13, 0, (2, 40))  # none is subnormal
+    for seed in range(4):
+        call = dict(batch_size=1, key=jax.random.key(seed), max_batches=60)
+        expected = batch_sharpness(*confident(1.0, slopes, curvatures), **call)
+        found = batch_sharpness(*confident(2.0**exponent, slopes, curvatures), **call)
+        assert found.status == Status.OK and found.standard_error > 0
+        for a, b in zip(found[:4], expected[:4], strict=True):
+            np.testing.assert_array_equal(a, b * np.float32(2.0**exponent))
+
+
 def test_batches_without_a_gradient(key, x64):
     """They have no direction: 0 among the ratios, nothing among the means."""
     data = {"c": np.array([0.0, 2.0])}

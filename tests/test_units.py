@@ -157,3 +157,17 @@ def test_a_unit_and_its_inverse_are_normal_numbers(dtype):
             assert number / unit < 4
         for number in (0.0, np.inf, np.nan):
             assert units.power_of_two(jnp.asarray([number], dtype)) == 0
+
+
+def test_a_unit_grows_with_a_stream():
+    """From 1e-30 to 1e30 and back: it is that of the largest, and what it has passed is scaled by
+    powers of two alone."""
+    unit, total = jnp.float32(0), jnp.float32(0)
+    for number in (0.0, 3e-30, 1e-36, np.nan, 1.0, 1e-30, 5e30, 1.0):
+        number = jnp.float32(number)
+        unit, factor = units.grow(unit, number)
+        assert 0 <= factor <= 1 and np.frexp(factor)[0] in (0, 0.5)
+        total = total * factor + jnp.nan_to_num(number) / units.known(unit)
+        assert np.isfinite(total) and total < 4
+    assert unit == units.power_of_two([jnp.float32(5e30)])
+    np.testing.assert_array_equal(total * unit, np.float32(5e30))

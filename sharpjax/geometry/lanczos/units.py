@@ -60,6 +60,17 @@ def scale(unit: jax.Array, product: Params) -> tuple[jax.Array, Params]:
     return unit, tree.scale(1 / known(unit), product)
 
 
+def grow(unit: jax.Array, value: Params) -> tuple[jax.Array, jax.Array]:
+    """The unit of a stream of values, raised where one is larger, and the factor, a power of two up
+    to 1, that brings what was in the old unit into it. So no first value, however small, fixes it.
+
+    >>> grow(jnp.float32(2), jnp.float32(9))
+    (Array(8., dtype=float32), Array(0.25, dtype=float32))
+    """
+    larger = jnp.maximum(unit, power_of_two(value, unit.dtype))
+    return larger, jnp.where(larger > unit, unit / known(larger), 1)
+
+
 def lost(unit: jax.Array, size: int) -> jax.Array:
     """The norm of what may have underflowed in a product of `size` entries, in its unit."""
     tiny = float(jnp.finfo(unit.dtype).tiny)

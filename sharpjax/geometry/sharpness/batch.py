@@ -139,16 +139,20 @@ class _Sums(NamedTuple):
     """Batches under way, by Welford's recurrence (1962).
 
     Attributes:
-        mean: (3,), of the ratio `c`, of `c |g|^2`, and of `|g|^2`.
+        mean: (3,), of the ratio `c`, of `c |g|^2`, and of `|g|^2`, each in a unit of its own, which
+            grows with it (`units.grow`): so no square leaves the range.
         spread: (3, 3), the sum of products of what is off the mean.
         unit: of gradients; 0 until one is not zero.
-        curvature_unit: of the ratios, likewise, so that no square of them leaves the range.
+        curvature_unit: of the ratios, likewise.
+        product_unit: of `c |g|^2`, likewise, beside those of its factors: where the gradient is
+            large the curvature may be small.
     """
 
     mean: jax.Array
     spread: jax.Array
     unit: jax.Array
     curvature_unit: jax.Array
+    product_unit: jax.Array
     count: jax.Array
     key: jax.Array
     accuracy: Accuracy
@@ -168,22 +172,41 @@ class _Draw:
         found = along(loss, params, batch, self.how, self.microbatch_size)
         norm = tree.vdot(found.unit, found.gradient)
         finite = jnp.isfinite(found.loss) & jnp.isfinite(norm)
-        unit = jnp.where(sums.unit > 0, sums.unit, norm)
-        square = jnp.square(norm / jnp.where(unit > 0, unit, 1))
-        curvature_unit, curvature = units.scale(
-            sums.curvature_unit, jnp.where(finite, found.curvature, jnp.nan)
-        )
-        off = jnp.stack([curvature, curvature * square, square]) - sums.mean
+        sums, values = _in_units(sums, norm, jnp.where(finite, found.curvature, jnp.nan))
+        off = values - sums.mean
         count = sums.count + 1
         number = count.astype(off.dtype)
-        outer = jnp.expand_dims(off, 0) * jnp.expand_dims(off, 1)
         return sums._replace(
             mean=sums.mean + off / number,
-            spread=sums.spread + outer * ((number - 1) / number),
-            unit=unit,
-            curvature_unit=curvature_unit,
+            spread=sums.spread + _outer(off) * ((number - 1) / number),
             count=count,
         )
+
+
+def _in_units(sums: _Sums, norm: jax.Array, curvature: jax.Array) -> tuple[_Sums, jax.Array]:
+    """The sums in units that have grown with one more batch, and its `c`, `c |g|^2`, `|g|^2`."""
+    unit, less = units.grow(sums.unit, norm)
+    curvature_unit, flatter = units.grow(sums.curvature_unit, curvature)
+    square = jnp.square(norm / units.known(unit))
+    curvature = curvature / units.known(curvature_unit)
+    before = sums.product_unit * flatter * jnp.square(less)
+    # Where it has underflowed beside the other two, so have the products that were in it.
+    before = jnp.where(before < jnp.finfo(before.dtype).tiny, 0, before)
+    product_unit, fewer = units.grow(before, curvature * square)
+    factors = jnp.stack([flatter, jnp.where(before > 0, fewer, 0), jnp.square(less)])
+    grown = sums._replace(
+        mean=sums.mean * factors,
+        spread=sums.spread * _outer(factors),
+        unit=unit,
+        curvature_unit=curvature_unit,
+        product_unit=product_unit,
+    )
+    values = jnp.stack([curvature, curvature * square / units.known(product_unit), square])
+    return grown, values
+
+
+def _outer(x: jax.Array) -> jax.Array:
+    return jnp.expand_dims(x, 0) * jnp.expand_dims(x, 1)
 
 
 def draw(key: jax.Array, data: Any, batch_size: int) -> Any:
@@ -201,11 +224,10 @@ def _estimates(sums: _Sums) -> tuple[jax.Array, jax.Array]:
     covariance = sums.spread / (number * jnp.maximum(number - 1, 1))
     value, above, below = sums.mean
     ratio = above / below
-    weights = jnp.stack([1 / below, -ratio / below])
-    outer = jnp.expand_dims(weights, 0) * jnp.expand_dims(weights, 1)
-    variance = jnp.sum(covariance[1:, 1:] * outer)
+    variance = jnp.sum(covariance[1:, 1:] * _outer(jnp.stack([1 / below, -ratio / below])))
     variances = jnp.stack([covariance[0, 0], jnp.maximum(variance, 0)])
-    return jnp.stack([value, ratio]), jnp.sqrt(variances)
+    unit = jnp.stack([jnp.ones_like(ratio), units.known(sums.product_unit)])
+    return unit * jnp.stack([value, ratio]), unit * jnp.sqrt(variances)
 
 
 def _is_reached(sums: _Sums) -> jax.Array:
@@ -226,6 +248,7 @@ def _start(params, key, accuracy) -> _Sums:
         spread=jnp.zeros((3, 3), zero.dtype),
         unit=zero,
         curvature_unit=zero,
+        product_unit=zero,
         count=jnp.int32(0),
         key=key,
         accuracy=accuracy.fill(zero),
