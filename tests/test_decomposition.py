@@ -167,6 +167,40 @@ def test_the_sum_over_probes_is_the_formula(x64, strict, key):
             solve(operator)
 
 
+def exponentials(size, params, batch):
+    """A model that bends along the second leaf, and `size` times as much along the first."""
+    return batch * (size * jnp.sum(jnp.exp(params["a"])) + jnp.sum(jnp.exp(params["b"])))
+
+
+@pytest.mark.parametrize("power", [-100, -84, -40, 40, 84, 100])
+def test_leaves_of_other_sizes_have_units_of_their_own(power, key):
+    """`H - G` is `diag(size e^a, e^b)`: powers of two are exact, so all digits of a leaf are those
+    of the one of ordinary size, whichever is probed first and however far they are apart."""
+    params, batch = {"a": jnp.float32([0.1, 0.2]), "b": jnp.float32([0.3, 0.4])}, jnp.ones(4)
+    size, means = np.float32(2.0**power), lambda outputs, _: jnp.mean(outputs)
+
+    def found(solve, size):
+        model = Partial(exponentials, jnp.float32(size))
+        return solve(of_parts(model, means, params, batch), key=key)
+
+    traces = [found(exact_trace, x) for x in (size, 1.0)]
+    entries = [found(exact_diagonal, x) for x in (size, 1.0)]
+    for one, plain in (traces, entries):
+        assert one.status == plain.status == Status.OK
+        assert one.num_products == plain.num_products
+    for leaf, factor in (("a", size), ("b", 1)):
+        one, plain = (x.by_leaf[leaf] for x in traces)
+        # Two probes are normal and the others are exact, so the spread is that of the two.
+        assert 0 < abs(plain.value - np.sum(np.exp(params[leaf]))) < 5 * plain.standard_error
+        np.testing.assert_array_equal(one.value, plain.value * factor)
+        np.testing.assert_array_equal(one.standard_error, plain.standard_error * factor)
+        for name in ("value", "standard_error"):
+            one, plain = (getattr(x, name)[leaf] for x in entries)
+            np.testing.assert_array_equal(one, plain * factor)
+    larger = traces[0].by_leaf["a" if power > 0 else "b"]
+    np.testing.assert_allclose(traces[0].standard_error, larger.standard_error, rtol=1e-6)
+
+
 def covers(name, rounds, **options):
     """Share of 1,000 runs whose 1.96 standard errors cover the truth, and the mean of rounds."""
     model, params, batch = PROBLEMS[name]()

@@ -7,6 +7,7 @@ the block of each leaf is zero, and `tr H = tr G`, `diag H = diag G`.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,23 +49,28 @@ class Units:
 
     def masks(self, free: Params, unit: jax.Array) -> Params:
         """1 on the entries of a unit, 0 elsewhere; broadcasts against the leaves."""
-        leaves, treedef = jax.tree.flatten(free)
-        first, masks = 0, []
-        for leaf, count in zip(leaves, filter(None, self.counts), strict=True):
-            ids = jnp.arange(first, first + count, dtype=jnp.int32)
-            mask = (ids == unit).astype(leaf.dtype)
-            masks.append(mask.reshape(-1, *(1,) * (leaf.ndim - 1)) if leaf.ndim else mask[0])
-            first += count
-        return jax.tree.unflatten(treedef, masks)
+        return self.over_leaves(free, jnp.arange(len(self), dtype=jnp.int32) == unit)
 
-    def by_leaf(self, values: jax.Array) -> list[jax.Array]:
-        """Sums over the units of each leaf, zero where there is none."""
-        sums, first = [], 0
+    def over_leaves(self, free: Params, values: jax.Array) -> Params:
+        """One value of each unit at its entries; broadcasts against the leaves."""
+        leaves, treedef = jax.tree.flatten(free)
+        first, found = 0, []
+        for leaf, count in zip(leaves, filter(None, self.counts), strict=True):
+            part = values[first : first + count].astype(leaf.dtype)
+            found.append(part.reshape(-1, *(1,) * (leaf.ndim - 1)) if leaf.ndim else part[0])
+            first += count
+        return jax.tree.unflatten(treedef, found)
+
+    def by_leaf(
+        self, values: jax.Array, total: Callable[[jax.Array], jax.Array] = jnp.sum
+    ) -> list[jax.Array]:
+        """Sums, or another total, over the units of each leaf, zero where there is none."""
+        totals, first = [], 0
         for count in self.counts:
             part = values[first : first + count]
-            sums.append(jnp.sum(part) if count else 0 * jnp.sum(values))
+            totals.append(total(part) if count else 0 * jnp.sum(values))
             first += count
-        return sums
+        return totals
 
 
 @jax.jit

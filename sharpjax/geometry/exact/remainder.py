@@ -61,14 +61,15 @@ def remainder(
     carry, steps = loops.iterate(
         *(_Probe(kind, bends), _begin(kind, bends, rest.params, key, exact, accuracy), product),
         max_steps=max_probes * len(bends),
-        until=_Reached(kind, len(bends), accuracy.is_asked),
+        until=_Reached(kind, bends, accuracy.is_asked),
     )
     return *_finish(kind, bends, carry, exact), steps
 
 
 class _Tally(NamedTuple):
-    """`mean` and `spread` (sums of squared deviations) of the values so far, in a `scale` of their
-    own (`sharpjax.geometry.lanczos.units`): of each unit, or of each entry of the leaves probed.
+    """`mean` and `spread` (sums of squared deviations) of the values so far, of each unit, or of
+    each entry of the leaves probed: those of a unit in a `scale` of its own, which grows with them
+    (`sharpjax.geometry.lanczos.units`), since layers may be of any size beside each other.
 
     `exact` is what the means are added to, `fixed` the norm of the diagonal of the other leaves.
     """
@@ -96,13 +97,19 @@ class _Probe:
 
     def absorb(self, carry: _Tally, product: Any) -> _Tally:
         unit, count = carry.index % len(self.units), carry.index // len(self.units)
+        here = jnp.arange(len(self.units), dtype=jnp.int32) == unit
+        grown, less = units.grow(carry.scale[unit], product)
+        scale = jnp.where(here, grown, carry.scale)
+        product = tree.scale(1 / units.known(grown), product)
+        factors = jnp.where(here, less, 1)
         if self.kind == "trace":
-            scale, values = units.scale(carry.scale, product.astype(carry.mean.dtype))
-            masks = (jnp.arange(len(self.units), dtype=jnp.int32) == unit).astype(values.dtype)
+            values, masks = product.astype(carry.mean.dtype), here.astype(carry.mean.dtype)
         else:
-            scale, product = units.scale(carry.scale, product)
             values = jax.tree.map(lambda z, p: z * p.astype(z.dtype), carry.probe, product)
-            masks = self.units.masks(carry.probe, unit)
+            masks = self.units.over_leaves(carry.probe, here)
+            factors = self.units.over_leaves(carry.probe, factors)
+        before = jax.tree.map(jnp.multiply, carry.mean, factors)
+        spread = jax.tree.map(lambda s, f: s * f * f, carry.spread, factors)
 
         def move(mask, mean, value):
             return mean + mask * (value - mean) / (count + 1).astype(mean.dtype)
@@ -110,8 +117,8 @@ class _Probe:
         def widen(mask, spread, old, new, value):
             return spread + mask * (value - old) * (value - new)
 
-        mean = jax.tree.map(move, masks, carry.mean, values)
-        spread = jax.tree.map(widen, masks, carry.spread, carry.mean, mean, values)
+        mean = jax.tree.map(move, masks, before, values)
+        spread = jax.tree.map(widen, masks, spread, before, mean, values)
         index = carry.index + 1
         probe, key = draw(
             *(self.units, carry.key, carry.probe, index % len(self.units)),
@@ -125,25 +132,34 @@ class _Probe:
 @dataclasses.dataclass(frozen=True)
 class _Reached:
     kind: Kind
-    units: int
+    units: Units
     is_asked: bool
 
     def __call__(self, carry: _Tally) -> jax.Array:
-        rounds = carry.index // self.units
-        whole = carry.index % self.units == 0
+        rounds = carry.index // len(self.units)
+        whole = carry.index % len(self.units) == 0
         seen = jax.tree.leaves((carry.mean, carry.spread))
         zero = (rounds >= CERTIFYING) & jnp.stack([jnp.all(x == 0) for x in seen]).all()
-        scale = units.known(carry.scale)
+        mean, error = _found(self.kind, self.units, carry)
         if self.kind == "trace":
-            size = jnp.abs(carry.exact + scale * jnp.sum(carry.mean))
+            size = jnp.abs(carry.exact + jnp.sum(mean))
         else:
-            free = tree.add_scaled(carry.exact, scale, carry.mean)
+            free = tree.add_scaled(carry.exact, 1.0, mean)
             size = jnp.hypot(units.norm(free), carry.fixed)
-        squares = tree.vdot(carry.spread, jax.tree.map(jnp.ones_like, carry.spread))
-        counts = jnp.maximum(rounds * (rounds - 1), 1).astype(squares.dtype)
-        within = scale * jnp.sqrt(squares / counts) <= carry.accuracy.allowed(size)
-        met = (rounds >= LEAST_PROBES) & within & self.is_asked
-        return whole & (zero | met) | ~jnp.isfinite(squares)
+        total = units.norm(error)
+        met = (rounds >= LEAST_PROBES) & (total <= carry.accuracy.allowed(size)) & self.is_asked
+        return whole & (zero | met) | ~jnp.isfinite(total)
+
+
+def _found(kind: Kind, bends: Units, carry: _Tally) -> tuple[Any, Any]:
+    """Means and their standard errors, of each unit or of each entry of the leaves probed."""
+    rounds = carry.index // len(bends)
+    counts, scale = jnp.maximum(rounds * (rounds - 1), 1), units.known(carry.scale)
+    if kind == "diagonal":
+        scale = bends.over_leaves(carry.mean, scale)
+    mean = jax.tree.map(jnp.multiply, scale, carry.mean)
+    error = jax.tree.map(lambda c, s: c * jnp.sqrt(s / counts.astype(s.dtype)), scale, carry.spread)
+    return mean, error
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -158,19 +174,15 @@ def _begin(kind, bends, params, key, exact, accuracy) -> _Tally:
     elif jax.tree.leaves(others):
         fixed += units.norm(others).astype(zero.dtype)
     probe, key = draw(bends, key, like, jnp.int32(0), is_normal=jnp.ones((), bool))
-    return _Tally(jnp.int32(0), key, probe, zero, mean, mean, free, fixed, accuracy.fill(zero))
+    scale = jnp.zeros(len(bends), zero.dtype) + zero
+    return _Tally(jnp.int32(0), key, probe, scale, mean, mean, free, fixed, accuracy.fill(zero))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _finish(kind, bends, carry, exact):
-    rounds = carry.index // len(bends)
-    counts, scale = jnp.maximum(rounds * (rounds - 1), 1), units.known(carry.scale)
-
-    def whole(values):
-        if kind == "trace":
-            return jax.tree.unflatten(jax.tree.structure(exact), bends.by_leaf(values))
-        return tree.combine(values, tree.zeros_like(bends.split(exact)[1]))
-
-    variance = jax.tree.map(lambda s: s / counts.astype(s.dtype), carry.spread)
-    error = jax.tree.map(jnp.sqrt, whole(variance))
-    return tree.scale(scale, whole(carry.mean)), tree.scale(scale, error)
+    mean, error = _found(kind, bends, carry)
+    if kind == "trace":
+        whole = jax.tree.structure(exact).unflatten
+        return whole(bends.by_leaf(mean)), whole(bends.by_leaf(error, units.norm))
+    others = tree.zeros_like(bends.split(exact)[1])
+    return tree.combine(mean, others), tree.combine(error, others)
