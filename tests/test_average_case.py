@@ -1,5 +1,6 @@
 """Average-case sharpness against closed forms, within the errors that it states."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from jax.tree_util import Partial
 from sharpjax import perturbation
 from sharpjax.errors import UserError
 from sharpjax.geometry import Status, average_sharpness
+from sharpjax.geometry.sharpness import directional
 
 # Within 5 standard errors: 6e-7 of all keys fall outside.
 ERRORS = 5
@@ -125,6 +127,58 @@ def test_pruned_weights_stay(x64, key):
     )
     assert found.status == Status.OK
     np.testing.assert_allclose(found.value, 0.25, rtol=1e-10)  # the sphere of the other 50
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "uniform", "sphere"])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        perturbation.element(),
+        perturbation.filters(),
+        perturbation.layers(),
+        perturbation.support(),
+        perturbation.only("a", perturbation.element()),
+    ],
+)
+def test_where_no_weight_moves_nothing_rises(noise, scaling, key):
+    """All weights that have a unit are zero, and so is it."""
+    params, batch = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}, jnp.ones(4)
+    loss = lambda w, batch: jnp.mean(batch) * jnp.sum(jnp.exp(w["a"]))  # noqa: E731
+    found = average_sharpness(
+        *(loss, params, batch), key=key, rho=0.5, noise=noise, scaling=scaling, max_pairs=4
+    )
+    assert found.status == Status.OK and found.num_pairs == 4
+    assert found.value == found.slope_part == found.absolute == found.largest == 0
+    assert found.length == found.lost_fraction == 0 and found.loss == 6
+    # What is left is what losses at one and the same point may differ by.
+    assert found.standard_error <= directional.rounding(params) * found.loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Signed:
+    """Units with the sign of the weight."""
+
+    def __call__(self, params, /):
+        return params
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "uniform", "sphere"])
+def test_the_sign_of_a_unit_counts_for_nothing(x64, key, noise):
+    """Of a quadratic that is even in each weight, the same draws give the same rise."""
+    w, batch = jnp.array([2.0, -1.0, 0.0, -3.0]), jnp.ones(4)
+    loss = Partial(lambda at, w, batch: jnp.mean(batch) * jnp.sum((w - at) ** 2), w)
+    how = dict(key=key, rho=0.3, noise=noise, max_pairs=20)
+    found, right = (
+        average_sharpness(loss, w, batch, scaling=scaling, **how)  # pyright: ignore[reportArgumentType]
+        for scaling in (Signed(), perturbation.element())
+    )
+    assert found.status == Status.OK and found.value > 0
+    for name in ("value", "standard_error", "absolute", "largest", "length"):
+        # Of 4 terms, each a difference of weights that are ten times as large.
+        np.testing.assert_allclose(getattr(found, name), getattr(right, name), rtol=1e-13)
+    everything = jnp.full(4, -2.0)
+    found = average_sharpness(bowl, everything, batch, scaling=Signed(), **how)  # pyright: ignore[reportArgumentType]
+    assert found.status == Status.OK and found.length > 0
 
 
 def test_what_is_not_finite(key):

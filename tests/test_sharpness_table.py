@@ -113,6 +113,22 @@ def test_models_at_their_own_temperature_and_at_one_scale(problem, x64):
         np.testing.assert_allclose(long[name], short[name], rtol=1e-8)
 
 
+def test_a_kernel_of_zeros(problem):
+    """A head as it often starts: no weight has a size, so nothing rises in units of the weights.
+    Every class has the share 1 / 3."""
+    params, batch = problem
+    batch = {"x": jnp.asarray(batch["x"], jnp.float32), "label": batch["label"]}
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), params)
+    found = measure_all(composed(logits, CrossEntropy()), zeros, batch, key=KEY, **HOW)
+    assert geometry.check(found) is found and found.left_out == ()
+    value, eps = values(found), float(np.finfo(np.float32).eps)
+    for name in ("average_sharpness", "average_slope", "sharpness"):
+        assert value[f"adaptive_{name}"] == 0
+    assert value["weight_norm"] == value["fisher_rao"] == 0
+    np.testing.assert_allclose(value["mean_p"], 1 / 3, rtol=4 * eps)
+    assert value["worst_case_sharpness"] > value["average_sharpness"] > 0
+
+
 def test_much_information_is_left_out(problem, monkeypatch, x64):
     """And named, with what it would take."""
     monkeypatch.setattr(module, "_MOST_OUTPUTS", 8)

@@ -219,8 +219,10 @@ class Pair:
         normal = tree.random_normal(key, like)
         if self.noise == "gaussian":
             return normal
-        moves = jax.tree.map(lambda t, u: jnp.where(t > 0, u, 0), scale, normal)
-        return tree.scale(1 / tree.norm(moves), moves)
+        moves = jax.tree.map(lambda t, u: jnp.where(t == 0, 0, u), scale, normal)
+        size = tree.norm(moves)
+        # Where all stay, as all weights at zero do in units of their own, the sphere is a point.
+        return tree.scale(1 / jnp.where(size == 0, 1, size), moves)
 
 
 def _is_reached(sums: Sums) -> jax.Array:
