@@ -26,8 +26,9 @@ Norm = Literal["l2", "linf", "none"]
 class Scaling(Protocol):
     """A rule for the units: called with parameters, gives `T`, a tree like them.
 
-    The leaves of `T` broadcast against those of the parameters, are not negative, and are in
-    float32 at least. A weight with `T = 0` stays where it is.
+    The leaves of `T` broadcast against those of the parameters, and are in float32 at least. A
+    weight with `T = 0` stays where it is. The ball does not know the sign of `T`: what is negative
+    counts by its size.
     """
 
     def __call__(self, params: Params, /) -> Params: ...
@@ -239,7 +240,7 @@ def ascent(
 ) -> Params:
     """The steepest perturbation of radius `rho`: `rho T^2 g / ||T g||_2`.
 
-    In the maximum norm, `|e_i| <= rho T_i`, it is `rho T sign(g)`. Not normalised it is
+    In the maximum norm, `|e_i| <= rho T_i`, it is `rho |T| sign(g)`. Not normalised it is
     `rho T^2 g`, whose length is that of the gradient.
 
     A zero gradient gives exactly zero, also under `grad` and `vmap`; there is no epsilon, so the
@@ -268,7 +269,9 @@ def ascent(
     check_scaling("perturbation.ascent", scaling)
     scale = scaling(params)
     if norm == "linf":
-        return jax.tree.map(lambda t, g: _times(rho, t) * jnp.sign(g).astype(t.dtype), scale, grads)
+        return jax.tree.map(
+            lambda t, g: _times(rho, jnp.abs(t)) * jnp.sign(g).astype(t.dtype), scale, grads
+        )
     scaled = jax.tree.map(lambda t, g: t * g.astype(_wide(g, t)), scale, grads)
     if norm == "none":
         return jax.tree.map(lambda t, u: _times(rho, t) * u, scale, scaled)

@@ -59,6 +59,17 @@ def test_ascent_is_the_worst_point_of_its_ball(rule, key, x64):
         assert float(tree.vdot(grads, other)) <= float(bound)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf", "none"])
+def test_ascent_does_not_know_the_sign_of_a_unit(norm, key, x64):
+    params, grads = trees(key, jnp.float64)
+    expected = perturbation.ascent(
+        grads, params, rho=0.3, scaling=perturbation.element(), norm=norm
+    )
+    found = perturbation.ascent(grads, params, rho=0.3, scaling=lambda w: w, norm=norm)
+    assert np.any(flat(params) < 0)
+    np.testing.assert_array_equal(flat(found), flat(expected))
+
+
 def test_rules_are_equal_by_value_and_hashable():
     assert perturbation.element(eta=0.1) == perturbation.element(eta=0.1)
     assert hash(perturbation.element(eta=0.1)) == hash(perturbation.element(eta=0.1))
