@@ -6,6 +6,7 @@ in place of parameters.
 
 import dataclasses
 import functools
+import operator
 import os
 import pickle
 import sys
@@ -347,6 +348,218 @@ def large_array():
     return loss, change
 
 
+class Settings:
+    """Of a class, what `Trainer` has in its objects."""
+
+    factor = 1.0
+    table = {"factor": 1.0}  # noqa: RUF012
+
+    @classmethod
+    def warmer(cls):
+        return 2 * cls.factor
+
+
+class Inherited(Settings):
+    pass
+
+
+class Meta(type):
+    scale = 1.0
+
+    @property
+    def warmer(cls):
+        return 2 * cls.factor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class WithMeta(metaclass=Meta):
+    factor = 1.0
+
+
+class Computed:
+    factor = 1.0
+
+    def __init__(self, name):
+        self.name = name
+
+    def loss(self, w, batch):
+        return form(getattr(self, self.name), w, batch)
+
+
+@dataclasses.dataclass(eq=False)
+class ComputedField:
+    name: str = "factor"
+
+    def __call__(self, w, batch):
+        return form(getattr(self, self.name), w, batch)
+
+
+NAME = "factor"
+fetch, factor_getter, warmer_caller = (
+    getattr,
+    operator.attrgetter("factor"),
+    operator.methodcaller("warmer"),
+)
+
+
+def scaled_by_a_global(x):
+    return FACTOR * x
+
+
+def any_attribute(of, read):
+    """`read(of)` gives the attribute `factor`, which its code does not name."""
+
+    def way():
+        def change():
+            of.factor += 1
+
+        return lambda w, batch: form(read(of), w, batch), change
+
+    way.__qualname__ = f"any_attribute {of.__name__} {read.__name__}"
+    return way
+
+
+def by_getattr(of):
+    return getattr(of, "factor")  # noqa: B009
+
+
+def by_a_computed_name(of):
+    return getattr(of, NAME)
+
+
+def by_a_name_in_two_parts(of):
+    return getattr(of, "fac" + NAME[3:])
+
+
+def by_vars(of):
+    return vars(of)[NAME]
+
+
+def by_dict(of):
+    return of.__dict__[NAME]
+
+
+def by_attrgetter(of):
+    return operator.attrgetter(NAME)(of)
+
+
+def by_an_attrgetter_made_before(of):
+    return factor_getter(of)
+
+
+def by_another_name_of_getattr(of):
+    return fetch(of, NAME)
+
+
+def by_a_partial_getattr(of):
+    return functools.partial(fetch, of)(NAME)
+
+
+def by_getattribute(of):
+    kind = type if isinstance(of, type) else object
+    return kind.__getattribute__(of, NAME)
+
+
+def by_a_method_with_a_name(of):
+    return operator.methodcaller("warmer")(of)
+
+
+def by_a_methodcaller_made_before(of):
+    return warmer_caller(of)
+
+
+def by_a_property_of_the_metaclass(of):
+    return of.warmer
+
+
+def class_attribute_of_an_object():
+    def change():
+        Computed.factor += 1
+
+    return Computed("factor").loss, change
+
+
+def new_attribute_of_a_dataclass():
+    loss = ComputedField("other")
+    loss.other = 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+    def change():
+        loss.other += 1  # pyright: ignore[reportAttributeAccessIssue]
+
+    return loss, change
+
+
+def attribute_of_a_metaclass():
+    def change():
+        Meta.scale += 1
+
+    return lambda w, batch: form(getattr(WithMeta, "sca" + "le"), w, batch), change
+
+
+def base_of_a_class():
+    def change():
+        Settings.factor += 1
+
+    return lambda w, batch: form(getattr(Inherited, NAME), w, batch), change
+
+
+def table_of_a_class():
+    def change():
+        Settings.table["factor"] += 1
+
+    return lambda w, batch: form(vars(Settings)["table"]["factor"], w, batch), change
+
+
+def module_in_a_module():
+    inner: Any = types.ModuleType("inner_settings_of_a_test")
+    inner.factor, MODULE.inner = 1.0, inner
+
+    def change():
+        inner.factor += 1
+
+    return lambda w, batch: form(operator.attrgetter("inner.factor")(MODULE), w, batch), change
+
+
+def attribute_of_a_function_by_name():
+    def loss(w, batch):
+        return form(getattr(loss, NAME), w, batch)
+
+    loss.factor = 1.0
+
+    def change():
+        loss.factor += 1
+
+    return loss, change
+
+
+def function_by_name():
+    MODULE.scaled = scaled_by_a_global
+
+    def loss(w, batch):
+        return form(getattr(MODULE, "scaled")(1.0), w, batch)  # noqa: B009
+
+    return loss, global_scalar()[1]
+
+
+COMPUTED_NAMES = [
+    *(
+        any_attribute(of, read)
+        for of in (Settings, MODULE)
+        for read in (
+            *(by_getattr, by_a_computed_name, by_a_name_in_two_parts, by_vars, by_dict),
+            *(by_attrgetter, by_an_attrgetter_made_before, by_another_name_of_getattr),
+            *(by_a_partial_getattr, by_getattribute),
+        )
+    ),
+    *(
+        any_attribute(Settings, read)
+        for read in (by_a_method_with_a_name, by_a_methodcaller_made_before)
+    ),
+    any_attribute(WithMeta, by_a_property_of_the_metaclass),
+    *(class_attribute_of_an_object, new_attribute_of_a_dataclass, attribute_of_a_metaclass),
+    *(base_of_a_class, table_of_a_class, module_in_a_module, attribute_of_a_function_by_name),
+    function_by_name,
+]
+
 WAYS = [
     *(global_scalar, global_array, content_of_numpy, dict_entry, statistics, closure_cell),
     *(default_argument, keyword_default, method("by_attribute"), method("by_table")),
@@ -354,6 +567,7 @@ WAYS = [
     *(class_attribute, partial_arguments, nested_function, function_behind, module_attribute),
     *(list_element, attribute_of_the_function, behind_wrappers, callable_pytree),
     *(static_function_of_a_pytree, unreadable, large_array),
+    *COMPUTED_NAMES,
 ]
 
 
@@ -551,6 +765,52 @@ def test_a_loss_that_writes_what_it_reads_is_told_apart_by_its_trace():
     for factor in (1.0, 2.0):
         counted.factor = factor
         np.testing.assert_allclose(product(counted.loss), factor, rtol=1e-5)
+
+
+def test_code_under_a_computed_name_counts_by_identity():
+    def loss(w, batch):
+        return form(getattr(MODULE, "_".join(("made", "up")))(1.0), w, batch)
+
+    seen = []
+    for factor in (1.0, 2.0):
+        MODULE.made_up = lambda x, factor=factor: factor * x
+        np.testing.assert_allclose(product(loss), factor, rtol=1e-5)
+        seen.append(reads.look(loss).tokens)
+    assert seen[0] != seen[1]
+    MODULE.made_up.__defaults__ = (3.0,)
+    assert reads.look(loss).tokens == seen[1]
+
+
+@pytest.mark.parametrize("kind", ["long", "deep"])
+def test_what_is_too_long_or_too_deep_to_look_at_is_told_apart_by_a_trace(kind):
+    module: Any = types.ModuleType("large_settings_of_a_test")
+    module.factor, module.table = 1.0, list(range(1_000_000)) if kind == "long" else []
+    for _ in range(0 if kind == "long" else 5000):
+        module.table = [module.table]
+
+    def loss(w, batch):
+        return form(getattr(module, NAME), w, batch)
+
+    found = reads.look(loss)
+    assert found.is_opaque and len(found.tokens) < 2 * reads.MOST_ITEMS
+    for module.factor in (1.0, 2.0):
+        np.testing.assert_allclose(product(loss), module.factor, rtol=1e-5)
+
+
+def test_of_installed_packages_names_that_the_code_holds_count_alone(monkeypatch):
+    module: Any = types.ModuleType("installed_settings_of_a_test")
+    module.__file__ = "/usr/lib/python3/site-packages/installed_settings_of_a_test.py"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.factor = module.other = 1.0
+
+    def loss(w, batch):
+        return form(getattr(module, "factor"), w, batch)  # noqa: B009
+
+    before = reads.look(loss).tokens
+    module.other = 2.0
+    assert reads.look(loss).tokens == before
+    module.factor = 2.0
+    assert reads.look(loss).tokens != before
 
 
 def test_arrays_are_not_kept_alive():

@@ -4,7 +4,10 @@ What is read is found from the code: closure cells, defaults, globals and attrib
 that the bytecode holds, through plain functions, methods, `functools.partial`, `jax.jit` and other
 wrappers. Numbers and strings count by value, containers by what is in them, arrays of jax, which
 cannot change, by identity, arrays of numpy by content, objects by the attributes that are named.
-Libraries (`_LIBRARIES`, the standard library) count as constants.
+Where a name may be computed (`_ANY_ATTRIBUTE`: `getattr`, `vars`), all attributes count; functions,
+classes and modules among those of a class, a module or a function by identity alone, unless the
+code holds their name; of classes and modules in `site-packages` names that the code holds count
+alone. Libraries (`_LIBRARIES`, the standard library) count as constants.
 """
 
 import collections
@@ -13,6 +16,8 @@ import dis
 import enum
 import functools
 import hashlib
+import itertools
+import pathlib
 import sys
 import types
 import weakref
@@ -30,7 +35,10 @@ _EQUAL_BY_VALUE = frozenset("jax jaxlib ml_dtypes numpy".split())  # shardings, 
 MOST_ITEMS = 10_000
 _MOST_BYTES = 2**20  # of an array of numpy whose content is looked at
 _PLAIN = (bool, int, str, bytes, type(None), type(...), type(NotImplemented), range, np.dtype)
-_ANY_ATTRIBUTE = frozenset("getattr vars __dict__ asdict astuple fields replace".split())
+_ANY_ATTRIBUTE = frozenset(
+    "getattr vars __dict__ __getattribute__ attrgetter methodcaller getattr_static getmembers "
+    "asdict astuple fields replace".split()
+)
 _ANY_NAME = frozenset("globals locals eval exec".split())
 _ASKED = frozenset("canonical sample square_root".split())  # of a likelihood, by geometry
 _ABSENT = "absent"
@@ -74,9 +82,13 @@ def look(fn: Any, names: frozenset[str] = frozenset(), skip: type | None = None)
     names = names or _ASKED
     while True:
         walk = _Walk(names, skip)
-        walk.visit(fn) if is_leaf else walk.structure(structure)
-        if walk.names <= names or len(walk.tokens) > MOST_ITEMS:
-            return Found(tuple(walk.tokens), names, walk.reads, walk.is_opaque)
+        try:
+            walk.visit(fn) if is_leaf else walk.structure(structure)
+        except RecursionError:  # where it stops depends on who called
+            return Found((), names, True, True)
+        is_long = len(walk.tokens) > MOST_ITEMS
+        if walk.names <= names or is_long:
+            return Found(tuple(walk.tokens), names, walk.reads, walk.is_opaque or is_long)
         names = names | walk.names
 
 
@@ -113,6 +125,7 @@ class _Walk:
         self.names: set[str] = set()
         self.tokens: list[Any] = []
         self.seen: dict[int, tuple[int, Any]] = {}
+        self.types: set[int] = set()
         self.reads = self.is_opaque = False
 
     def visit(self, x: Any) -> None:
@@ -158,7 +171,10 @@ class _Walk:
         elif isinstance(x, set | frozenset) and all(type(y) in _PLAIN for y in x):
             self.tokens.append((kind, frozenset(x)))
             self.reads |= kind is not frozenset
-        elif isinstance(x, enum.Enum | types.BuiltinFunctionType | np.ufunc):
+        elif isinstance(x, types.BuiltinFunctionType):
+            self.tokens.append(_Same(x))
+            self.called(x.__name__)
+        elif isinstance(x, enum.Enum | np.ufunc):
             self.tokens.append(_Same(x))
         elif isinstance(x, int | float | complex | str | bytes):
             self.tokens.append((kind, repr(x)))
@@ -166,8 +182,13 @@ class _Walk:
             self.object(x)
 
     def items(self, values) -> None:
-        for value in values:
+        for value in itertools.islice(values, MOST_ITEMS + 1):
             self.visit(value)
+
+    def called(self, name: str) -> None:
+        """By its own name, whatever the code calls it: `fetch = getattr`."""
+        if name in _ANY_ATTRIBUTE:
+            self.names.add(name)
 
     def structure(self, structure: Any) -> None:
         """Of a pytree: the types of its nodes and their static parts, without its leaves."""
@@ -187,10 +208,14 @@ class _Walk:
                 self.tokens.append(_ABSENT)
         self.items(x.__defaults__ or ())
         self.items((x.__kwdefaults__ or {}).values())
+        scope = x.__globals__
+        is_library = _is_library(scope.get("__name__"))
         if x.__dict__:
             self.attributes(x.__dict__, ("__wrapped__", *self.known))
-        scope = x.__globals__
-        if _is_library(scope.get("__name__")):
+            if not is_library:
+                self.others(x.__dict__, x.__module__)
+        if is_library:
+            self.called(x.__name__)
             return
         self.reads = True
         read, imported, attributes = _named_in(x.__code__)
@@ -214,6 +239,7 @@ class _Walk:
         self.tokens.append(("module", x.__name__))
         if not _is_library(x.__name__):
             self.attributes(vars(x), self.known)
+            self.others(vars(x), x.__name__)
 
     def attributes(self, found: Mapping[str, Any], names) -> None:
         for name in names:
@@ -221,8 +247,32 @@ class _Walk:
                 self.tokens.append(name)
                 self.visit(found[name])
 
+    def others(self, found: Mapping[str, Any], module: str) -> None:
+        """What is held under names that the code does not hold, and may compute.
+
+        Left out are Python's own names and installed packages, which would cost milliseconds. Code
+        counts by identity: all that a module calls is much, and mostly not called by the loss.
+        """
+        if not self.all_attributes or _is_installed(module):
+            return
+        for name, value in found.items():
+            if name in self.wanted or name.startswith("__") or name == "_abc_impl":
+                continue
+            self.tokens.append(name)
+            value = _function_of(value)
+            if _is_code(value):
+                self.tokens.append(_Same(value))
+            else:
+                self.visit(value)
+
     def type(self, x: type) -> None:
         self.tokens.append(_Same(x))
+        if id(x) in self.types:
+            return
+        self.types.add(id(x))
+        self.called(x.__name__)
+        if not _is_library(type(x).__module__):
+            self.visit(type(x))
         for base in x.__mro__[:-1]:
             if not _is_library(base.__module__):
                 self.reads = True
@@ -231,6 +281,7 @@ class _Walk:
                     if special or name in self.wanted:
                         self.tokens.append(name)
                         self.visit(_function_of(value))
+                self.others(vars(base), base.__module__)
 
     def object(self, x: Any) -> None:
         kind = type(x)
@@ -250,9 +301,11 @@ class _Walk:
             self.tokens.append(_Same(x))
             self.is_opaque |= hidden
             self.reads |= hidden
-        elif self.all_attributes or _has_library_base(kind):
+        elif _has_library_base(kind):
             fields = dataclasses.fields(x) if dataclasses.is_dataclass(x) else ()
             self.attributes(found, [field.name for field in fields] or list(found))
+        elif self.all_attributes:
+            self.attributes(found, list(found))
         else:
             self.attributes(found, self.known)
 
@@ -296,9 +349,19 @@ def _function_of(value: Any) -> Any:
     if isinstance(value, functools.cached_property):
         return value.func
     # The slot of an attribute: its value is looked up in the object.
-    slots = types.MemberDescriptorType | types.GetSetDescriptorType
-    return None if isinstance(value, slots) else value
+    return None if isinstance(value, _SLOTS) else value
 
+
+def _is_code(value: Any) -> bool:
+    kinds = types.FunctionType | types.BuiltinFunctionType | types.ModuleType | type
+    return isinstance(value, kinds) or _attribute(value, "__wrapped__") is not None
+
+
+_SLOTS = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    type(vars(collections.namedtuple("_Pair", "first"))["first"]),
+)
 
 _MADE_BY_DATACLASS = frozenset(
     "__init__ __new__ __repr__ __eq__ __hash__ __setattr__ __delattr__ __post_init__ "
@@ -316,6 +379,12 @@ def _is_operator(name: str) -> bool:
 def _is_library(module: str | None) -> bool:
     root = (module or "").partition(".")[0]
     return root in _LIBRARIES or root in sys.stdlib_module_names and root != "__main__"
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_installed(module: str | None) -> bool:
+    path = getattr(sys.modules.get(module or ""), "__file__", None) or ""
+    return not {"site-packages", "dist-packages"}.isdisjoint(pathlib.Path(path).parts)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -342,4 +411,7 @@ def _named_in(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...], f
             read |= dict.fromkeys(more)
             imported |= dict.fromkeys(modules)
             attributes |= named
+    if not _ANY_ATTRIBUTE.isdisjoint(attributes):
+        texts = [text for text in code.co_consts if isinstance(text, str)]
+        attributes |= {name for text in texts for name in text.split(".") if name.isidentifier()}
     return tuple(read), tuple(imported), frozenset(attributes)
