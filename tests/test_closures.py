@@ -773,11 +773,11 @@ def test_code_under_a_computed_name_counts_by_identity():
 
     seen = []
     for factor in (1.0, 2.0):
-        MODULE.made_up = lambda x, factor=factor: factor * x
+        made_up = MODULE.made_up = lambda x, factor=factor: factor * x
         np.testing.assert_allclose(product(loss), factor, rtol=1e-5)
         seen.append(reads.look(loss).tokens)
     assert seen[0] != seen[1]
-    MODULE.made_up.__defaults__ = (3.0,)
+    made_up.__defaults__ = (3.0,)
     assert reads.look(loss).tokens == seen[1]
 
 
