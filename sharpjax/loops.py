@@ -227,14 +227,14 @@ def count_examples(caller: str, batch: Any) -> int:
 
     Raises:
         UserError: names `caller` and the leaf that has no axis 0 or another length, or there is no
-            leaf.
+            leaf, or no example.
 
     >>> count_examples("f", {"x": jnp.ones((6, 2)), "y": jnp.ones(6)})
     6
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
     for name, shape in zip(tree.path_names(batch), shapes, strict=True):
-        if not shape or shape[0] != (shapes[0] or (0,))[0] or not shape[0]:
+        if not shape or shape[:1] != shapes[0][:1]:
             raise UserError(
                 f"{caller}: every leaf of batch carries the examples on axis 0, but '{name}' has "
                 f"shape {shape} and the first leaf {shapes[0]}. Keep what is not an example in the "
@@ -242,6 +242,13 @@ def count_examples(caller: str, batch: Any) -> int:
             )
     if not shapes:
         raise UserError(f"{caller}: batch holds no array.")
+    if not shapes[0][0]:
+        place = tree.path_names(batch)[0]
+        raise UserError(
+            f"{caller}: the batch is empty: {f'{place!r} has' if place else 'it has'} shape "
+            f"{shapes[0]}, with no example on axis 0. Give one example at least; look at what "
+            f"selects them, such as a mask or a slice."
+        )
     return shapes[0][0]
 
 
