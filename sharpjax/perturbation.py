@@ -81,7 +81,10 @@ class OnlyScaling:
     scaling: Scaling
 
     def __call__(self, params: Params, /) -> Params:
-        scale, selected = self.scaling(params), tree.select(params, self.where)
+        return self.within(self.scaling(params), params)
+
+    def within(self, scale: Params, params: Params) -> Params:
+        selected = tree.select(params, self.where)
         return jax.tree.map(lambda t, keep: t if keep else jnp.zeros_like(t), scale, selected)
 
 
@@ -92,7 +95,10 @@ class SupportScaling:
     scaling: Scaling
 
     def __call__(self, params: Params, /) -> Params:
-        return jax.tree.map(lambda t, w: jnp.where(w == 0, 0, t), self.scaling(params), params)
+        return self.within(self.scaling(params), params)
+
+    def within(self, scale: Params, params: Params) -> Params:
+        return jax.tree.map(lambda t, w: jnp.where(w == 0, 0, t), scale, params)
 
 
 def none() -> NoScaling:
@@ -208,13 +214,64 @@ def check_scaling(caller: str, scaling: Any) -> None:
     """Raises a `UserError` where `scaling` is no rule."""
     try:
         hash(scaling)
+        is_rule = callable(scaling)
     except TypeError:
-        scaling = None
-    if not callable(scaling):
+        is_rule = False
+    if not is_rule:
         raise UserError(
-            f"{caller}: scaling must be a hashable rule, such as `perturbation.none()` or "
-            "`perturbation.element()`."
+            f"{caller}: scaling must be a hashable rule, such as `perturbation.none()`, "
+            f"`perturbation.element()` or a function of the parameters; got a "
+            f"{type(scaling).__name__}."
         )
+
+
+def units(caller: str, scaling: Scaling, params: Params) -> Params:
+    """`scaling(params)`, refused where it does not fit the parameters.
+
+    Raises:
+        UserError: names `caller` and the leaf; the tree is another, or a leaf does not broadcast.
+    """
+    if isinstance(scaling, OnlyScaling | SupportScaling):
+        return scaling.within(units(caller, scaling.scaling, params), params)
+    scale = scaling(params)
+    if not isinstance(scaling, NoScaling | AdaptiveScaling):
+        _check_shapes(caller, scale, params)
+    return scale
+
+
+def check_units(caller: str, scaling: Scaling, params: Params) -> None:
+    """As `units`, from shapes alone: one trace of a rule that is none of those here.
+
+    Raises:
+        UserError: as there.
+    """
+    rule = scaling
+    while isinstance(rule, OnlyScaling | SupportScaling):
+        rule = rule.scaling
+    if not isinstance(rule, NoScaling | AdaptiveScaling):
+        jax.eval_shape(lambda params: units(caller, rule, tree.widen(params)), params)
+
+
+def _check_shapes(caller: str, scale: Params, params: Params) -> None:
+    if jax.tree.structure(scale) != jax.tree.structure(params):
+        tree.check_same_structure(caller, "scaling(params)", scale, params)
+    leaves = zip(
+        *(tree.path_names(params), jax.tree.leaves(scale), jax.tree.leaves(params)), strict=True
+    )
+    for name, t, w in leaves:
+        shape = jnp.shape(t)
+        if not _broadcasts(shape, jnp.shape(w)):
+            place = f"leaf '{name}'" if name else "what it gives"
+            raise UserError(
+                f"{caller}: scaling(params) must broadcast to the parameters, but {place} has "
+                f"shape {shape} and the parameter {jnp.shape(w)}. Give an array of the parameter's "
+                f"shape, or one number for all of it."
+            )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    pairs = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in pairs)
 
 
 def _adaptive(per: str, eta: float, bias: Bias) -> AdaptiveScaling:
@@ -258,7 +315,7 @@ def ascent(
         A tree like `params`, in float32 at least.
 
     Raises:
-        UserError: an unknown norm; `scaling` is no rule.
+        UserError: an unknown norm; `scaling` is no rule, or does not fit the parameters.
 
     >>> import jax.numpy as jnp
     >>> ascent({"w": jnp.array([3.0, 4.0])}, {"w": jnp.zeros(2)}, rho=10.0)["w"].tolist()
@@ -267,7 +324,7 @@ def ascent(
     if norm not in get_args(Norm):
         raise unknown("norm (perturbation.ascent)", str(norm), get_args(Norm))
     check_scaling("perturbation.ascent", scaling)
-    scale = scaling(params)
+    scale = units("perturbation.ascent", scaling, params)
     if norm == "linf":
         return jax.tree.map(
             lambda t, g: _times(rho, jnp.abs(t)) * jnp.sign(g).astype(t.dtype), scale, grads

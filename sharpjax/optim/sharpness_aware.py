@@ -246,7 +246,7 @@ def sam(
 
         def perturbed_pass(at: tuple, chunk: tuple) -> tuple[jax.Array, Params, jax.Array]:
             (params, radius, kept), (examples, clean) = at, chunk
-            unit = scaling(params)
+            unit = perturbation.units("optim.sam", scaling, params)
             moved, gradient, e = params, clean, None
             for _ in range(steps):
                 direction, _ = ascend.update(gradient, kept, moved)

@@ -131,6 +131,7 @@ def average_sharpness(
     limit = whole_number(caller, "max_pairs", max_pairs)
     key, accuracy = check_key(caller, key), ask(caller, relative_error, None)
     loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    perturbation.check_units(caller, scaling, params)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
     params = jax.tree.map(jnp.asarray, params)
     operands = loss, params, batch, jnp.asarray(rho, objective.scalar_type(params)), key

@@ -147,6 +147,7 @@ def flat_radius(
     batch = checks.as_batch(caller, batch)
     key = check_key(caller, key)
     loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    perturbation.check_units(caller, scaling, params)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
     params = jax.tree.map(jnp.asarray, params)
     operands = _Operands(loss, params, batch, key)

@@ -286,6 +286,7 @@ def prepare(
         chunks = loops.split_chunks(caller, batch, whole_number(caller, "m", m))
         first = tree.index(chunks, 0)
     loss = checks.check_problem(caller, loss, params, first, microbatch_size)
+    perturbation.check_units(caller, scaling, params)
     checked = cutting.check_cut(caller, loss, params, first, microbatch_size)
     weights = None if m is None else chunk_weights(loss, chunks)
     params = jax.tree.map(jnp.asarray, tree.widen(params))

@@ -124,6 +124,7 @@ def quadratic_sharpness(
     num_products = whole_number(caller, "num_products", num_products)
     key, batch = check_key(caller, key), checks.as_batch(caller, batch)
     loss, how = checks.check_curvature(caller, loss, params, batch, microbatch_size)
+    perturbation.check_units(caller, scaling, params)
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
     params = jax.tree.map(jnp.asarray, tree.widen(params))
     if loops.is_traced((loss, params, batch)):
