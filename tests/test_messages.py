@@ -1,16 +1,20 @@
 """What is said about a problem names the function that was called, and the way out."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from sharpjax import optim, perturbation
 from sharpjax.errors import UserError
 from sharpjax.geometry import (
     NotOk,
     Status,
+    average_sharpness,
     averaged,
     check,
     check_deterministic,
@@ -18,11 +22,14 @@ from sharpjax.geometry import (
     curvature_report,
     directional_curvature,
     empirical_fisher,
+    flat_radius,
     frobenius,
     gauss_newton,
     hessian,
     hvp,
+    layerwise_sharpness,
     logdet,
+    quadratic_sharpness,
     sam_sharpness,
     solve,
     spectral_density,
@@ -249,6 +256,130 @@ def test_many_batches_where_one_is_meant(name, many):
 def test_a_leaf_that_is_no_array():
     said = refused(hessian, loss, PARAMS, BATCH | {"text": "a b"})
     assert said.startswith("hessian: leaf 'text' of batch is a str, not an array")
+
+
+OPERATORS = ("hessian", "gauss_newton", "empirical_fisher")
+ALL_CALLS = CALLS | {"gauss_newton": lambda loss, p=PARAMS, b=BATCH: gauss_newton(IN_PARTS, p, b)}
+
+
+@pytest.mark.parametrize("batches", [[BATCH, BATCH], (BATCH,) * 3, [BATCH]])
+@pytest.mark.parametrize("name", ALL_CALLS)
+def test_a_list_of_batches_that_the_loss_cannot_take(name, batches):
+    said = refused(ALL_CALLS[name], loss, b=batches)
+    kind, operator = type(batches).__name__, name if name in OPERATORS else "hessian"
+    assert said.startswith(
+        f"{name}: batch is a {kind} of {len(batches)} dicts, and the loss fails on it (TypeError: "
+    )
+    assert f"averaged(functools.partial(geometry.{operator}, loss, params), batches)" in said
+
+
+def test_a_list_of_pairs_that_the_loss_cannot_take():
+    def of_pair(p, batch):
+        x, y = batch
+        return jnp.mean((x @ p["w"] - y) ** 2)
+
+    pair = BATCH["x"], jnp.ones((8, 2))
+    hessian(of_pair, PARAMS, pair)
+    hessian(of_pair, PARAMS, list(pair))
+    for batches in ([pair, pair], [pair] * 3):
+        assert f"a list of {len(batches)} tuples, and" in refused(hessian, of_pair, PARAMS, batches)
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 2])
+def test_a_list_of_batches_of_which_the_last_is_smaller(microbatch_size):
+    batches = [BATCH, {"x": BATCH["x"][:3]}]
+    said = refused(hessian, loss, PARAMS, batches, microbatch_size=microbatch_size)
+    assert said.startswith("hessian: batch is a list of 2 dicts, which differ in length. ")
+    assert "averaged(functools.partial(geometry.hessian, loss, params), batches)" in said
+
+
+def test_a_list_that_is_one_batch():
+    def of_list(p, batch):
+        return sum(loss(p, part) for part in batch) / len(batch)
+
+    for batch in ([BATCH, BATCH], (BATCH, BATCH)):
+        hessian(of_list, PARAMS, batch)
+    said = refused(hessian, of_list, PARAMS, [BATCH["x"], BATCH["x"][:3]])
+    assert "every leaf of batch carries the examples on axis 0" in said
+    said = refused(hessian, of_list, PARAMS, [BATCH | {"scale": jnp.ones(())}] * 2)
+    assert "'0/scale' has shape ()" in said or "the first leaf ()" in said
+    # What is wrong with another batch is said by the loss.
+    for batch in ([BATCH["x"], BATCH["x"]], {"y": BATCH["x"]}):
+        with pytest.raises((TypeError, KeyError, IndexError)) as error:
+            hessian(loss, PARAMS, batch)
+        assert not isinstance(error.value, UserError)
+
+
+@pytest.mark.parametrize("name", ALL_CALLS)
+def test_an_empty_batch(name):
+    said = refused(ALL_CALLS[name], loss, b={"x": jnp.ones((0, 5))})
+    assert said.startswith(f"{name}: the batch is empty: 'x' has shape (0, 5), with no example on ")
+    assert "Give one example at least" in said
+
+
+def test_an_empty_array_and_an_empty_part():
+    said = refused(hessian, lambda w, x: jnp.sum(w**2) + jnp.sum(x), jnp.ones(2), jnp.ones((0, 3)))
+    assert said.startswith("hessian: the batch is empty: it has shape (0, 3)")
+    said = refused(hessian, loss, PARAMS, BATCH | {"y": jnp.ones(0)})
+    assert "'y' has shape (0,) and the first leaf (8, 5)" in said
+    with pytest.raises(UserError, match="averaged: the batch is empty"):
+        averaged(functools.partial(hessian, loss, PARAMS), [{"x": jnp.ones((0, 5))}])
+
+
+SCALED: dict[str, Any] = {
+    name: functools.partial(fn, loss, PARAMS, BATCH, key=KEY, **options)
+    for name, fn, options in (
+        ("worst_case_sharpness", worst_case_sharpness, {"rho": 0.1}),
+        ("layerwise_sharpness", layerwise_sharpness, {"rho": 0.1}),
+        ("average_sharpness", average_sharpness, {"rho": 0.1}),
+        ("quadratic_sharpness", quadratic_sharpness, {"rho": 0.1}),
+        ("flat_radius", flat_radius, {"target": 0.1}),
+    )
+}
+SCALED["perturbation.ascent"] = functools.partial(perturbation.ascent, PARAMS, PARAMS, rho=0.1)
+
+
+def one_step(scaling):
+    tx = optim.sam(optax.sgd(0.1), rho=0.1, scaling=scaling)
+    grad_fn = jax.value_and_grad(lambda p, b: (loss(p, b), None), has_aux=True)
+    how = {"value": 0.0, "grad_fn": grad_fn, "batch": BATCH}
+    return tx.update(PARAMS, tx.init(PARAMS), PARAMS, **how)
+
+
+SCALED["optim.sam"] = one_step
+
+
+@pytest.mark.parametrize(
+    "around", [lambda rule: rule, perturbation.support, functools.partial(perturbation.only, "w")]
+)
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (1, 5, 2), (0, 2)])
+@pytest.mark.parametrize("name", SCALED)
+def test_units_of_a_wrong_shape(name, shape, around):
+    said = refused(SCALED[name], scaling=around(lambda params: {"w": jnp.ones(shape)}))
+    assert said.startswith(
+        f"{name}: scaling(params) must broadcast to the parameters, but leaf 'w'"
+    )
+    assert f"has shape {shape} and the parameter (5, 2). Give an array of the " in said
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_units_of_another_tree(name):
+    said = refused(SCALED[name], scaling=lambda params: {"v": jnp.ones(())})
+    assert said.startswith(
+        f"{name}: scaling(params) must have the tree structure of params; 'w' is"
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (5, 1), (5, 2)])
+@pytest.mark.parametrize("name", SCALED)
+def test_units_that_broadcast(name, shape):
+    SCALED[name](scaling=lambda params: {"w": jnp.ones(shape)})
+
+
+@pytest.mark.parametrize("name", [name for name in SCALED if name != "optim.sam"])
+def test_units_that_are_no_rule(name):
+    said = refused(SCALED[name], scaling=PARAMS)
+    assert said.startswith(f"{name}: scaling must be a hashable rule") and "got a dict" in said
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -87,7 +87,7 @@ def check_model(
         UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
     """
     _check_arrays(caller, params, batch, microbatch_size)
-    with _noting(caller, params):
+    with _noting(caller, params, batch):
         outputs = _outputs.eval_shape(loss.model_fn, params, batch)
     _check_outputs(caller, jax.eval_shape(multiply_out, outputs), batch)
     loss, found = _check_scalar(caller, loss, params, batch)
@@ -224,6 +224,7 @@ _WHOLE_REMEDY = (
     "averaged(functools.partial(hessian, loss, params), batch, batch_size=...), or use a mesh of "
     "Auto axes."
 )
+_OPERATORS = frozenset(("hessian", "gauss_newton", "fisher", "empirical_fisher"))
 _COLLECTIONS = frozenset(("batch_stats", "cache", "intermediates"))
 
 
@@ -242,8 +243,7 @@ def _check_arrays(caller, params, batch, microbatch_size):
     if not tree.size(params):
         raise UserError(f"{caller}: the arrays of params are empty; there is nothing to vary.")
     if microbatch_size is None:
-        if jax.tree.leaves(batch):
-            loops.count_examples(caller, batch)
+        _check_axis(caller, batch)
         return
     if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, int | np.integer):
         raise UserError(
@@ -251,7 +251,43 @@ def _check_arrays(caller, params, batch, microbatch_size):
             f"{microbatch_size!r}."
         )
     refuse_sharded(caller, batch, _WHOLE_REMEDY)
+    _check_axis(caller, batch)
     jax.eval_shape(lambda batch: loops.split_chunks(caller, batch, int(microbatch_size)), batch)
+
+
+def _check_axis(caller, batch):
+    if not jax.tree.leaves(batch):
+        return
+    try:
+        loops.count_examples(caller, batch)
+    except UserError:
+        if _are_batches(batch) and all(map(_has_examples, batch)):
+            raise _many_batches(caller, batch, "which differ in length") from None
+        raise
+
+
+def _are_batches(batch) -> bool:
+    """Whether it looks like many batches: a list of dicts, or of tuples, which are all alike."""
+    if type(batch) not in (list, tuple) or not batch:
+        return False
+    first = jax.tree.structure(batch[0])
+    alike = all(jax.tree.structure(each) == first for each in batch)
+    return alike and bool(first.num_leaves) and not jax.tree_util.treedef_is_leaf(first)
+
+
+def _has_examples(batch) -> bool:
+    rows = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    return len(rows) == 1 and rows.isdisjoint({(), (0,)})
+
+
+def _many_batches(caller, batch, why) -> UserError:
+    kind = caller if caller in _OPERATORS else "hessian"
+    return UserError(
+        f"{caller}: batch is a {type(batch).__name__} of {len(batch)} {type(batch[0]).__name__}s, "
+        f"{why}. One batch is meant, a pytree of arrays with the examples on axis 0. The operator "
+        f"of many batches together: geometry.averaged(functools.partial(geometry.{kind}, loss, "
+        f"params), batches); for one batch of all, concatenate their arrays."
+    )
 
 
 def _check_outputs(caller, outputs, batch):
@@ -282,7 +318,7 @@ def _check(caller, loss, params, batch, microbatch_size, value_alone=False):
 
 def _check_scalar(caller, loss, params, batch, value_alone=False):
     before = jax.tree.structure(loss)
-    with _noting(caller, params):
+    with _noting(caller, params, batch):
         try:
             # Of a jitted function: its trace is remembered, seconds saved at every call on a
             # ResNet.
@@ -321,13 +357,19 @@ def _declared_weights(loss, batch):
 
 
 @contextlib.contextmanager
-def _noting(caller, params):
+def _noting(caller, params, batch):
     try:
         yield
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
-        if any(map(tree.is_narrow, jax.tree.leaves(params))):
+    except Exception as error:
+        if _are_batches(batch):
+            said = next(iter(str(error).splitlines()), "")
+            why = f"and the loss fails on it ({type(error).__name__}: {said})"
+            raise _many_batches(caller, batch, why) from error
+        if isinstance(error, TypeError | ValueError) and any(
+            map(tree.is_narrow, jax.tree.leaves(params))
+        ):
             error.add_note(f"{caller} calls the loss with parameters widened to float32.")
         raise
 
