@@ -113,6 +113,46 @@ def closure_cell():
     return loss, change
 
 
+class Named(dict):
+    """Entries, and attributes beside them."""
+
+
+def attribute_of_a_dict():
+    named = Named()
+    named.factor = 1.0
+
+    def change():
+        named.factor += 1
+
+    return lambda w, batch: form(named.factor, w, batch), change
+
+
+class Listed(list):
+    factor = 1.0
+
+
+def class_attribute_of_a_list():
+    listed = Listed()
+
+    def change():
+        Listed.factor += 1
+
+    return lambda w, batch: form(listed.factor, w, batch), change
+
+
+def attribute_that_is_there_or_not():
+    class Switch:
+        pass
+
+    def change():
+        setattr(Switch, "higher" if hasattr(Switch, "high") else "high", True)
+
+    def loss(w, batch):
+        return form(1.0 + hasattr(Switch, "high") + hasattr(Switch, "higher"), w, batch)
+
+    return loss, change
+
+
 def default_argument():
     factors = [1.0]
 
@@ -567,6 +607,7 @@ WAYS = [
     *(class_attribute, partial_arguments, nested_function, function_behind, module_attribute),
     *(list_element, attribute_of_the_function, behind_wrappers, callable_pytree),
     *(static_function_of_a_pytree, unreadable, large_array),
+    *(attribute_of_a_dict, class_attribute_of_a_list, attribute_that_is_there_or_not),
     *COMPUTED_NAMES,
 ]
 

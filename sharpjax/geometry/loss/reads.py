@@ -39,6 +39,7 @@ _ANY_ATTRIBUTE = frozenset(
     "getattr vars __dict__ __getattribute__ attrgetter methodcaller getattr_static getmembers "
     "asdict astuple fields replace".split()
 )
+_BY_TEXT = _ANY_ATTRIBUTE | {"hasattr"}  # what takes the name of an attribute as a text
 _ANY_NAME = frozenset("globals locals eval exec".split())
 _ASKED = frozenset("canonical sample square_root".split())  # of a likelihood, by geometry
 _ABSENT = "absent"
@@ -164,10 +165,12 @@ class _Walk:
             self.tokens.append((kind, len(x)))
             self.reads |= not isinstance(x, tuple)
             self.items(x)
+            self.beside_items(x)
         elif isinstance(x, Mapping):
             self.tokens.append((kind, len(x)))
             self.reads = True
             self.items(part for item in x.items() for part in item)
+            self.beside_items(x)
         elif isinstance(x, set | frozenset) and all(type(y) in _PLAIN for y in x):
             self.tokens.append((kind, frozenset(x)))
             self.reads |= kind is not frozenset
@@ -184,6 +187,13 @@ class _Walk:
     def items(self, values) -> None:
         for value in itertools.islice(values, MOST_ITEMS + 1):
             self.visit(value)
+
+    def beside_items(self, x: Any) -> None:
+        """The attributes of a container whose class somebody wrote."""
+        if not _is_library(type(x).__module__):
+            self.type(type(x))
+            held = _attribute(x, "__dict__") or {}
+            self.attributes(held, list(held) if self.all_attributes else self.known)
 
     def called(self, name: str) -> None:
         """By its own name, whatever the code calls it: `fetch = getattr`."""
@@ -397,7 +407,7 @@ def _named_in(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...], f
         name = instruction.argval
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             read[name] = None
-            if name in _ANY_ATTRIBUTE:
+            if name in _BY_TEXT:
                 attributes.add(name)
         elif instruction.opname == "IMPORT_NAME":
             imported[name] = None
@@ -411,7 +421,7 @@ def _named_in(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...], f
             read |= dict.fromkeys(more)
             imported |= dict.fromkeys(modules)
             attributes |= named
-    if not _ANY_ATTRIBUTE.isdisjoint(attributes):
+    if not _BY_TEXT.isdisjoint(attributes):
         texts = [text for text in code.co_consts if isinstance(text, str)]
         attributes |= {name for text in texts for name in text.split(".") if name.isidentifier()}
     return tuple(read), tuple(imported), frozenset(attributes)
