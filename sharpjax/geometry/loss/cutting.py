@@ -66,8 +66,6 @@ def check_cut(
     if size >= count:
         return None
     together, most = min(size, _TOGETHER), max(_LEAST, min(size, _MOST))
-    if together >= 4 and count <= _MOST:
-        most = count
     how = together, most, f"{argument}={size}", f"{_ONE_PASS}: leave {argument} out."
     return _check_unusual(caller, loss, params, batch, *how)
 
@@ -143,7 +141,12 @@ def _check_unusual(caller, loss, params, batch, size, most, how, remedy) -> Chec
 def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | None:
     is_abstract = loops.inside_jit() or loops.is_traced((loss, params, batch))
     told = _without_regularizer(loss)
-    parts = _spread(batch, size, _LEAST if is_abstract else most)
+    count = loops.count_examples(caller, batch)
+    if is_abstract:
+        most = _LEAST
+    elif size >= 4 and count <= _MOST:  # of pairs there would be many
+        most = count
+    parts = _spread(batch, size, most)
     with calling_parts(caller):
         jax.eval_shape(_values, (told, params), parts[0])
     if is_abstract:
@@ -244,7 +247,7 @@ def _rounding(operands, parts: Parts):
         shaken = loss(jax.tree.map(lambda w, z: w + 8 * _FINE * w * z, params, z), both)
     moved = tree.norm(jax.tree.map(jnp.multiply, params, slopes))
     whole, shaken = tree.widen(jnp.abs(whole)), tree.widen(jnp.abs(shaken))
-    allowed = (8 * _FINE + eps) * moved.astype(whole.dtype) + 2 * eps * whole
+    allowed = (8 * _FINE + eps) * moved.astype(whole.dtype) + 8 * eps * whole
     allowed += 2 * jnp.abs(shaken - whole)
     return jnp.where(jnp.isfinite(allowed), allowed, 0)
 

@@ -32,7 +32,7 @@ def unusual(batches: Sequence[Batch], seen: Sequence[Batch], most: int) -> list[
     >>> mask, x = np.arange(100) != 57, np.arange(100)
     >>> few = unusual([{"mask": mask, "x": x}], [{"mask": mask[:9], "x": x[:9]}], 4)
     >>> few[0]["mask"].tolist(), few[0]["x"].tolist()
-    ([False, True, True], [57, 0, 99])
+    ([False, False, True, True], [57, 57, 0, 99])
     """
     if most < 2 or not all(map(_is_on_host, jax.tree.leaves((batches, seen)))):
         return []
@@ -96,6 +96,6 @@ def _places(count: int, step: int) -> np.ndarray:
 
 
 def _some(places: np.ndarray, count: int) -> np.ndarray:
-    """As many of them, as far apart as they lie."""
-    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round()
+    """So many of them, as far apart as they lie; of fewer, some again, so that one program does."""
+    chosen = np.linspace(0, len(places) - 1, count).round()
     return places[chosen.astype(int)]
