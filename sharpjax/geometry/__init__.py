@@ -1,7 +1,7 @@
 """Curvature and sharpness of any loss, each number with its error.
 
-Knows of pytrees, jax, numpy and optax alone (`to_scipy` of scipy, too): any model's parameters are
-a pytree of floating arrays, and a loss is `loss(params, batch) -> scalar`.
+The package uses only pytrees, jax, numpy and optax (`to_scipy` also uses scipy). The parameters of
+any model are a pytree of floating arrays, and a loss is `loss(params, batch) -> scalar`.
 """
 
 from types import ModuleType as _ModuleType
@@ -100,7 +100,7 @@ from sharpjax.geometry.status import check as check
 
 
 def __dir__() -> list[str]:
-    """What is public; modules are found by their own names."""
+    """The public names, without the modules; import a module by its own name."""
     return sorted(name for name, found in globals().items() if _is_public(name, found))
 
 

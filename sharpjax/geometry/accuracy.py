@@ -1,4 +1,4 @@
-"""The accuracy that an estimate is asked for, and how the attempt ended."""
+"""The accuracy requested of an estimate, and whether it was reached."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ Target = float | jax.Array | None
 
 
 class Accuracy(NamedTuple):
-    """Standard errors, relative to the estimate and absolute, of which one is to be met.
+    """Target standard errors, relative to the estimate and absolute; meeting one is enough.
 
-    None was not asked for; `fill` makes it 0.
+    None means not requested; `fill` turns it into 0.
     """
 
     relative: Target
@@ -27,7 +27,7 @@ class Accuracy(NamedTuple):
         return self.relative is not None or self.absolute is not None
 
     def fill(self, zero: jax.Array) -> "Accuracy":
-        """As arrays that lie as `zero` does; for use inside a trace."""
+        """The targets as arrays with the dtype and sharding of `zero`; for use inside a trace."""
 
         def array(error):
             return zero + jnp.asarray(0.0 if error is None else error, zero.dtype)
@@ -35,16 +35,16 @@ class Accuracy(NamedTuple):
         return Accuracy(array(self.relative), array(self.absolute))
 
     def allowed(self, size: jax.Array) -> jax.Array:
-        """The standard error allowed to an estimate of this size."""
+        """The standard error allowed for an estimate of this size."""
         assert self.relative is not None and self.absolute is not None
         return jnp.maximum(self.relative * size, self.absolute)
 
 
 def ask(caller: str, relative_error: Target, absolute_error: Target) -> Accuracy:
-    """What was asked for, checked.
+    """The requested accuracy, after checking both arguments.
 
     Raises:
-        UserError: names `caller` and the argument that is no number.
+        UserError: an argument is not a number >= 0; names `caller` and the argument.
     """
     for name, error in (("relative_error", relative_error), ("absolute_error", absolute_error)):
         check_error(caller, name, error)
@@ -52,7 +52,9 @@ def ask(caller: str, relative_error: Target, absolute_error: Target) -> Accuracy
 
 
 def check_error(caller: str, name: str, error: Any) -> None:
-    """Refuses what is neither a target for an error nor None.
+    """Refuses an error target that is neither a finite number >= 0 nor None.
+
+    Traced values are not checked.
 
     Raises:
         UserError: names `caller` and the argument.
@@ -65,7 +67,7 @@ def check_error(caller: str, name: str, error: Any) -> None:
 
 
 def how_it_ended(met: jax.Array, finite: jax.Array) -> jax.Array:
-    """A `Status`, from whether what was asked for is met, and whether all was finite.
+    """A `Status`, from whether the target was met and whether all numbers were finite.
 
     >>> how_it_ended(jnp.array([True, False, False]), jnp.array([True, True, False])).tolist()
     [0, 1, 2]

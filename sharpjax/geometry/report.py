@@ -1,4 +1,4 @@
-"""What people want to know of the curvature of a model, in one call."""
+"""The usual questions about the curvature of a model, answered in one call."""
 
 import functools
 from typing import NamedTuple
@@ -21,22 +21,23 @@ from sharpjax.geometry.spectra import density, logdet, quadrature
 from sharpjax.geometry.spectra.logdet import LogDeterminant
 from sharpjax.geometry.status import Status, tells_unknown
 
-_USUAL_ERROR = 0.03  # of a trace, relative
+_USUAL_ERROR = 0.03  # relative error of a trace
 
 
 class CurvatureReport(NamedTuple):
     """The curvature of a model; `print` it.
 
     Attributes:
-        top: the k largest eigenvalues, with what is known of their errors.
-        smallest, smallest_residual: the smallest Ritz value that was seen, and how near to it an
-            eigenvalue lies. It bounds the smallest eigenvalue from above.
+        top: the k largest eigenvalues, with their error bounds.
+        smallest, smallest_residual: the smallest Ritz value found, and its residual: an eigenvalue
+            lies within this distance of it. The Ritz value bounds the smallest eigenvalue from
+            above.
         trace: with its standard error.
         frobenius: `|A|_F`, with its standard error.
-        density: of all eigenvalues, those of `top` that have converged as atoms.
+        density: of all eigenvalues; the converged ones of `top` are its atoms.
         logdet: `log det (A + damping)`, or None.
-        num_products: int32, all of them.
-        status: `Status`, int32, of everything but `logdet`, which has its own.
+        num_products: int32, operator products in all.
+        status: `Status`, int32, of everything except `logdet`, which has its own.
     """
 
     top: Eigenpairs
@@ -50,8 +51,8 @@ class CurvatureReport(NamedTuple):
     status: jax.Array
 
     def estimates(self) -> dict[str, Estimate]:
-        """`lambda_i` and `lambda_i_residual` as `top_eigenpairs` has them, `lambda_min`, `trace`,
-        `frobenius`, `logdet` where there is one, and `num_products`, the sum.
+        """`lambda_i` and `lambda_i_residual` as in `top_eigenpairs`, `lambda_min`, `trace`,
+        `frobenius`, `logdet` if it was computed, and `num_products`, the total.
 
         The `standard_error` of `lambda_min` is its residual.
         """
@@ -67,7 +68,11 @@ class CurvatureReport(NamedTuple):
         return found | {"num_products": Estimate(products, jnp.zeros_like(products), count)}
 
     def summary(self) -> str:
-        """A table for people."""
+        """A readable table.
+
+        Raises:
+            UserError: the report holds a population (a batch axis).
+        """
         if np.ndim(self.status):
             raise UserError(
                 "CurvatureReport.summary: this is a population; take one member, such as "
@@ -112,7 +117,7 @@ def curvature_report(
 ) -> CurvatureReport:
     """Both ends of the spectrum, trace, Frobenius norm, density and log-determinant of one model.
 
-    Take it for a first look, and where several of these are wanted: they share their products.
+    Use it for a first look, or if you need several of these numbers: they share their products.
     `print` the result for a table.
 
     >>> from sharpjax.geometry import hessian
@@ -127,32 +132,32 @@ def curvature_report(
 
     One Lanczos run with a basis gives the k largest eigenvalues, as `top_eigenpairs` does. Probes
     in the complement of their vectors give the rest: the density, the smallest eigenvalue, the
-    Frobenius norm and the log-determinant. For the trace further probes of one product each follow,
-    until its error is small enough. What the first run found adds no variance.
+    Frobenius norm and the log-determinant. Further probes of one product each then refine the
+    trace, until its error is small enough. The eigenvalues from the first run add no variance.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: for start and probes.
-        k: how many of the largest eigenvalues, less than the number of parameters; default 10, or
-            as many as that allows.
+        key: random key for the start vector and the probes.
+        k: number of largest eigenvalues, less than the number of parameters n; default
+            `min(10, n - 1)`.
         tol: their relative error, as in `top_eigenpairs`.
-        relative_error: of the trace. Where it is asked for and not reached, as where the trace is
-            near zero, `status` is `NOT_CONVERGED`. Default: probes stop at 0.03, and where they do
-            not reach it, the standard error says what they did reach.
+        relative_error: target for the trace. If you set it and it is not reached (for example if
+            the trace is near zero), `status` is `NOT_CONVERGED`. Default: probes stop at 0.03; if
+            they do not reach it, the standard error says what they did reach.
         num_steps: products for each probe of the density, at least 4. The smallest eigenvalue
             takes 30 to 50 on networks; its residual tells how well it is known.
-        num_probes: of the density.
-        max_trace_products: further products for the trace, at the most; one for each probe.
-        damping: what is added for the log-determinant; None leaves that out.
+        num_probes: number of probes of the density.
+        max_trace_products: at most this many further products for the trace; one for each probe.
+        damping: added to A for the log-determinant; None skips the log-determinant.
         vectors: whether to keep the eigenvectors.
         probes_per_product: as in `spectral_density`.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: about `3 k + 10` products, `num_steps * num_probes`, and the further probes. Memory: the
-    basis of `top_eigenpairs`, then k + 3 vectors. On CPU, do not call it inside your own jit if the
-    loss convolves (`sharpjax.loops`).
+    Cost: about `3 k + 10` products, `num_steps * num_probes` more, and the further trace probes.
+    Memory: the basis of `top_eigenpairs`, then k + 3 vectors. On CPU, do not call it inside your
+    own jit if the loss has convolutions (`sharpjax.loops`).
     """
     caller = "curvature_report"
     check_operator(caller, operator)
@@ -206,8 +211,11 @@ def curvature_report(
 
 
 class _Moments(NamedTuple):
-    """Of the first products of probes: sums of `u'Au` and `|Au|^2`, in a unit, how far from the
-    mean an eigenvalue was met, what is known beside them, and the error asked for."""
+    """Statistics of the first product of each probe.
+
+    `values` and `squares` sum `u'Au` and `|Au|^2`, divided by `unit` and its square. `furthest` is
+    the largest distance from the mean of an eigenvalue that was seen, `known` the part of the trace
+    known exactly, and `relative_error` the target."""
 
     count: jax.Array
     values: jax.Array
@@ -233,7 +241,7 @@ def _trace(dimension, moments: _Moments) -> tuple[jax.Array, jax.Array]:
     spread = jnp.maximum(moments.squares / moments.count - jnp.square(mean), 0)
     error = jnp.sqrt(2 * spread / ((dimension + 2) * moments.count))
     unit = moments.unit * dimension
-    # As in `Density.trace_of`: a few probes do not tell how large a single eigenvalue is.
+    # As in `Density.trace_of`: a few probes cannot tell how large a single eigenvalue is.
     least = moments.furthest / jnp.sqrt(moments.count)
     return unit * mean + moments.known, jnp.maximum(unit * error, least)
 

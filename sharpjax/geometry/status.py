@@ -1,4 +1,4 @@
-"""How a computation ended. Inside a trace nothing can be raised, so results carry it."""
+"""How a computation ended. No error can be raised inside a trace, so each result has a status."""
 
 import enum
 import functools
@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Status(enum.IntEnum):
-    """The `status` of a result, an int32 array; under vmap one for each lane."""
+    """The `status` of a result, an int32 array; under vmap, one for each lane."""
 
     OK = 0
     NOT_CONVERGED = 1
@@ -26,7 +26,7 @@ class Status(enum.IntEnum):
 
 
 def if_finite(finite: jax.Array) -> jax.Array:
-    """`OK` where it holds, `NON_FINITE` elsewhere.
+    """`OK` where `finite` is true, `NON_FINITE` elsewhere.
 
     >>> if_finite(jnp.array([True, False])).tolist()
     [0, 2]
@@ -35,11 +35,11 @@ def if_finite(finite: jax.Array) -> jax.Array:
 
 
 def tells_unknown(fn: Function) -> Function:
-    """Marks what fills results: numbers that are not known are NaN, which is no error of arithmetic
-    that `jax_debug_nans` should stop at.
+    """Decorates a function that fills results with NaN for unknown numbers.
 
-    Inside the caller's own jit that option still does: give it results without such numbers, or
-    leave it off.
+    Such a NaN is not an arithmetic error, so `jax_debug_nans` is off while the function runs.
+    Inside the caller's own jit, `jax_debug_nans` still stops at it: avoid results with such
+    numbers there, or leave the option off.
 
     >>> with jax.debug_nans(True):
     ...     print(tells_unknown(jax.jit(lambda: jnp.float32(jnp.nan)))())
@@ -55,7 +55,7 @@ def tells_unknown(fn: Function) -> Function:
 
 
 class NotOk(RunFailed):
-    """A result that `check` refused."""
+    """Raised by `check` for a result whose status is not `OK`."""
 
 
 class HasStatus(Protocol):
@@ -81,10 +81,10 @@ _MEANING = {
 
 
 def check(result: Result) -> Result:
-    """The result itself, if all went well: to be called outside of any trace.
+    """Returns the result itself if its status is `OK`; call it outside of any trace.
 
     Raises:
-        NotOk: a `RuntimeError`, where the status of the result, or of one lane, is not `OK`.
+        NotOk: a `RuntimeError`; the status of the result, or of one lane, is not `OK`.
 
     >>> from sharpjax.geometry import sam_sharpness
     >>> found = sam_sharpness(lambda w, _: w * w, jax.numpy.float32(1), None, rho=0.5)

@@ -1,7 +1,7 @@
 """Operators, and their sums and multiples.
 
 An operator computes nothing until a solver linearises it. It is a registered frozen dataclass whose
-arrays are leaves, so one compilation serves every checkpoint and one vmap a whole population.
+arrays are leaves, so one compilation serves every checkpoint, and one vmap a whole population.
 """
 
 import abc
@@ -30,8 +30,8 @@ REGISTER = (
 
 
 def _compiled(method):
-    """A method `linearize` that checks again what changed, and is compiled when it is called
-    outside of a trace."""
+    """Wraps a method `linearize`: it checks the loss again if that changed, and is compiled if it
+    is called outside of a trace."""
 
     @functools.wraps(method)
     def linearize(self):
@@ -50,8 +50,10 @@ def _compiled(method):
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Kept:
-    """A product that somebody may keep: where it calls the loss anew, as for each microbatch, that
-    must be the loss that was linearised, and checked."""
+    """A product that a caller may keep.
+
+    It may call the loss again later, for example for each microbatch. The loss must then still be
+    the one that was linearised and checked."""
 
     product: Any
     reads: frozenset[Any] = dataclasses.field(repr=False, metadata={"static": True})
@@ -68,25 +70,25 @@ class _Kept:
 class Operator(abc.ABC):
     """A symmetric linear map from trees like `like` to trees like `like`.
 
-    Every operator can be added and multiplied by numbers: `A + B`, `A - B`, `-A`, `2 * A`,
-    `A / 2`, and `A + 0.1` for `A + 0.1 I`. Numbers are Python's, numpy's or scalars of jax, also
-    traced ones; they are leaves, so that another number compiles nothing. Both operators of a sum
-    must act on the same vectors.
+    Operators can be added, and multiplied by numbers: `A + B`, `A - B`, `-A`, `2 * A`, `A / 2`,
+    and `A + 0.1` for `A + 0.1 I`. A number is a Python or numpy number or a jax scalar, traced ones
+    included. It is a leaf, so another number compiles nothing new. Both operators of a sum must act
+    on the same vectors.
 
-    `A @ v` is one product: linearised and applied in one program, which is compiled once for each
-    structure. For many products take `product = A.linearize()`, which is compiled, too.
+    `A @ v` is one product: linearised and applied in one program, compiled once for each
+    structure. For many products use `product = A.linearize()`, which is also compiled.
 
-    **An operator of your own**: `operator(matvec, like=params)` makes one of a function. Where a
-    product has a part that does not depend on the vector, subclass this: a frozen dataclass that is
-    registered (`sharpjax.tree.register_dataclass`), with arrays as leaves and functions and options
-    static, that has `like` and `linearize()`.
+    **An operator of your own**: `operator(matvec, like=params)` makes one from a function. If part
+    of the product does not depend on the vector, subclass `Operator` instead. The subclass is a
+    frozen dataclass, registered by `sharpjax.tree.register_dataclass`, with arrays as leaves and
+    functions and options static. It defines `like` and `linearize()`.
 
     Attributes:
-        like: the structure of a vector: a tree of arrays of which only shapes, types and places on
-            the devices are read. Vectors are in float32 at least where it is narrower.
+        like: the structure of a vector: a tree of arrays, of which only shapes, types and
+            shardings are read. Vectors are in float32 where a leaf of `like` is narrower.
 
     Raises:
-        UserError: the operators of a sum act on different spaces, or v is no such vector.
+        UserError: the operators of a sum act on different spaces, or v does not match `like`.
         TypeError: the other operand is neither an operator nor a real scalar.
 
     >>> from sharpjax.geometry import hessian
@@ -100,15 +102,15 @@ class Operator(abc.ABC):
 
     @abc.abstractmethod
     def linearize(self) -> Matvec:
-        """The product, with all that does not depend on the vector computed once.
+        """The product `v -> A v`; everything that does not depend on v is computed once.
 
-        Take it for many products by hand. Called outside of any trace, it is compiled once for each
-        structure, and so is the product. A solver jits this method and calls it once per solve, so
-        the result is a `jax.tree_util.Partial` of a module-level function: a closure cannot leave a
-        jit.
+        Use it for many products of your own. Called outside of any trace, it is compiled once for
+        each structure, and so is the product. A solver jits this method and calls it once per
+        solve. A subclass therefore returns a `jax.tree_util.Partial` of a module-level function: a
+        closure cannot leave a jit.
         """
 
-    __array_ufunc__ = None  # so that numpy's scalars leave `2 * A` to this class
+    __array_ufunc__ = None  # so that numpy scalars leave `2 * A` to this class
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -119,15 +121,15 @@ class Operator(abc.ABC):
         return NotImplemented if isinstance(vector, Operator) else matrix.multiply(self, vector)
 
     def to_dense(self, *, max_bytes: int = 2**30) -> jax.Array:
-        """The n x n matrix, in the order of `jax.flatten_util.ravel_pytree`: for small operators.
+        """The n x n matrix, in the order of `jax.flatten_util.ravel_pytree`; for small operators.
 
-        n products, 32 at a time. In float64 where a leaf is, else in float32.
+        Costs n products, 32 at a time. The dtype is float64 if a leaf is float64, else float32.
 
         Args:
-            max_bytes: of the matrix.
+            max_bytes: largest allowed size of the matrix.
 
         Raises:
-            UserError: it would take more.
+            UserError: the matrix would be larger than `max_bytes`.
 
         >>> from sharpjax.geometry import hessian
         >>> def loss(params, batch):
@@ -139,13 +141,13 @@ class Operator(abc.ABC):
         return matrix.to_dense(self, max_bytes)
 
     def to_scipy(self) -> Any:
-        """A `scipy.sparse.linalg.LinearOperator`, for solvers that scipy has, on flat vectors.
+        """A `scipy.sparse.linalg.LinearOperator` on flat vectors, for scipy's solvers.
 
-        Symmetric, in the order of `jax.flatten_util.ravel_pytree`, in float64 where a leaf is, else
-        in float32. It is the operator of now: linearised here, once.
+        It is symmetric, in the order of `jax.flatten_util.ravel_pytree`, and in float64 if a leaf
+        is float64, else in float32. It is the operator as it is now: linearised once, in this call.
 
         Raises:
-            UserError: inside of jit or vmap.
+            UserError: called inside of jit, grad or vmap.
 
         >>> from scipy.sparse.linalg import eigsh
         >>> from sharpjax.geometry import hessian
@@ -164,7 +166,7 @@ class Operator(abc.ABC):
         return Sum((*_terms(self), *_terms(other)))
 
     def __radd__(self, other):
-        # The sum() of Python starts at 0.
+        # Python's sum() starts at 0.
         return self if isinstance(other, int) and other == 0 else self + other
 
     def __sub__(self, other):
@@ -190,9 +192,9 @@ class Operator(abc.ABC):
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sum(Operator):
-    """`A + B + ...`, all on the same space; made by `A + B`, which checks that.
+    """`A + B + ...`, all on the same space; made by `A + B`, which checks the spaces.
 
-    A product costs one of each, and one vector of memory more.
+    A product costs one product of each operator, and memory for one more vector.
     """
 
     operators: tuple[Any, ...]
@@ -238,11 +240,11 @@ class Damped(Operator):
 
 
 def linearize(operator: Operator) -> Matvec:
-    """`operator.linearize()`, compiled once per structure; what a solver calls first.
+    """`operator.linearize()`, compiled once per structure; a solver calls this first.
 
-    The product that it returns keeps its identity as long as the compilation is cached, so loops
-    that take it as an operand are compiled once, too. An operator that holds host code, such as
-    one averaged over a data set, compiles its own parts.
+    The returned product keeps its identity as long as the compilation is cached, so loops that take
+    it as an operand are also compiled only once. An operator that holds host code, such as one
+    averaged over a data set, compiles its own parts.
     """
     if not loops.holds_host_code(operator):
         return _solved(operator)
@@ -265,7 +267,7 @@ _names_its_class: dict[type, bool] = {}
 
 
 def check_class(caller: str, operator: Operator) -> None:
-    """Refuses an operator of a class that jax may take for another.
+    """Refuses an operator whose class jax may confuse with another.
 
     Raises:
         UserError: names `caller` and how to register the class.
@@ -281,10 +283,10 @@ def check_class(caller: str, operator: Operator) -> None:
 
 
 def without_derivative(tree: Any) -> Any:
-    """The same tree, for what goes on to a solver, through which no derivative is propagated.
+    """The same tree, for use in a solver; differentiating through it is an error.
 
     Raises:
-        UserError: where one is asked for.
+        UserError: a derivative is taken through the tree.
     """
 
     def leaf(x):
@@ -350,8 +352,8 @@ def _is_number(x):
 
 
 def _as_float(x):
-    """The same number: where it is an integer, `-x` may be none of its type, and x may be too large
-    for what jax takes it for."""
+    """The same number as a float. For an integer, `-x` may not fit its type, and x may be too large
+    for the integer type that jax would choose."""
     if isinstance(x, int | float):
         return float(x)
     return jnp.asarray(x, float) if jnp.issubdtype(x.dtype, jnp.integer) else x

@@ -12,10 +12,10 @@ from sharpjax.geometry.operators.algebra import REGISTER, Operator, check_class
 
 
 def check_operator(caller: str, operator: Any) -> None:
-    """Refuses what is not an `Operator`, or is one that jax does not know as a pytree.
+    """Refuses anything that is not an `Operator` registered with jax as a pytree.
 
     Raises:
-        UserError: names `caller` and how one is made.
+        UserError: names `caller` and says how to make an operator.
     """
     kind = type(operator).__name__
     if not isinstance(operator, Operator):
@@ -33,10 +33,10 @@ def check_operator(caller: str, operator: Any) -> None:
 
 
 def check_key(caller: str, key: Any) -> jax.Array:
-    """One random key; a legacy one (`jax.random.PRNGKey`) as a typed one.
+    """One random key; a legacy key (`jax.random.PRNGKey`) is turned into a typed one.
 
     Raises:
-        UserError: names `caller`; it is something else, or several keys.
+        UserError: names `caller`; `key` is not a random key, or is several keys.
 
     >>> check_key("trace", jax.random.PRNGKey(0)) == jax.random.key(0)
     Array(True, dtype=bool)
@@ -56,10 +56,10 @@ def check_key(caller: str, key: Any) -> jax.Array:
 
 
 def check_number(caller: str, name: str, value: Any, *, or_zero: bool = False) -> None:
-    """Refuses what is not one finite number above 0; one that is traced cannot be looked at.
+    """Refuses anything but one finite number above 0. A traced value is not checked.
 
     Args:
-        or_zero: 0 is allowed, too.
+        or_zero: also allow 0.
 
     Raises:
         UserError: names `caller` and the argument.

@@ -21,13 +21,14 @@ from sharpjax.geometry.operators.batches import Batch, Cut, Listed, Loader, as_b
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Averaged(Operator, Assuming, loops.HostCode):
-    """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of a batch of `n_b` examples, or of that
-    weight in all; `averaged` makes it.
+    """`sum_b n_b A_b / sum_b n_b`, with `A_b` the operator of batch b, and `n_b` its number of
+    examples, or their total weight; `averaged` makes it.
 
     Attributes:
-        operator: of the first batch; the others differ from it in the field `batch` alone.
+        operator: the operator of the first batch; the others differ from it only in the field
+            `batch` (and in `key`, if there is one).
         batches: where the batches come from.
-        cache_bytes: of linearisations that are kept.
+        cache_bytes: largest total size of the linearisations that are kept.
     """
 
     operator: Any
@@ -40,17 +41,18 @@ class Averaged(Operator, Assuming, loops.HostCode):
 
     @property
     def loss(self) -> Any:
-        """That of the operator; None where it has none."""
+        """The loss of the operator, or None if it has none."""
         return getattr(self.operator, "loss", None)
 
     def check(self, caller: str) -> dict[str, Any]:
         return {"checked": _check(caller, self.operator, self.batches.few())}
 
     def members(self) -> Iterator[tuple[int | jax.Array, Any]]:
-        """The number of examples (their weight in all, where the loss declares weights) and the
-        operator of each batch, one after another.
+        """Yields, for each batch, its number of examples and its operator.
 
-        For what is a mean over examples and not found from products, such as an exact trace.
+        If the loss declares weights, the total weight of the batch replaces the number of examples.
+        For quantities that are means over examples but are not computed from products, such as an
+        exact trace.
         """
         for i, batch in enumerate(_read(self.operator, self.batches)):
             yield _weight(self.operator, batch), member(self.operator, batch, i)
@@ -67,7 +69,7 @@ class Averaged(Operator, Assuming, loops.HostCode):
                 rest = self.batches
                 break
             cached.append((_linearize(self.operator, batch, i), _weight(self.operator, batch)))
-        # Where all are kept, nothing is read again, the loss included.
+        # If all linearisations are kept, neither the batches nor the loss are read again.
         operator = self.operator if rest is self.batches else None
         return guard(_Product(tuple(cached), operator, rest), self.checked)
 
@@ -79,14 +81,15 @@ def averaged(
     batch_size: int | None = None,
     cache_bytes: int = 2**30,
 ) -> Averaged:
-    """The operator of a whole data set, in the memory of one batch and of what is kept: the mean
-    over its batches, `sum_b n_b A_b / sum_b n_b`, weighted by examples.
+    """The operator of a whole data set: the mean over its batches, `sum_b n_b A_b / sum_b n_b`,
+    with `n_b` the number of examples of batch b.
 
-    Take it where the examples do not fit into one batch. For a loss that is a mean over the
-    examples it is the operator of all of them together; where the loss declares weights
-    (`composed`), `n_b` is their sum over the batch. That the loss is such a mean is checked on some
-    examples of a few batches, by two forward passes of these (`loss.cutting`); of a loader on the
-    first two, and at the end of each pass on the last one.
+    Use it if the examples do not fit into one batch. It takes the memory of one batch and of the
+    linearisations that are kept. For a loss that is a mean over the examples, it is the operator of
+    all examples together. If the loss declares weights (`composed`), `n_b` is their sum over the
+    batch. Two forward passes on some examples of a few batches check that the loss is such a mean
+    (`loss.cutting`). For a loader these are its first batches and, at the end of each pass, the
+    last one.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -96,39 +99,43 @@ def averaged(
     >>> operator.linearize()(jnp.array([1.0, 3.0])).tolist()
     [2.0, 6.0]
 
-    A product is a Python loop over the batches round one compiled function (two, where the last
-    batch is shorter), since scans over batches ran 1.1 to 20 times slower on CPU. Solvers know this
-    and run round it. On eight batches of 1,024 examples of a dense net it took 1.2 gradients of all
-    of them with linearisations kept, and 1.6 without. Inside your own jit or vmap it becomes a scan
-    that keeps nothing.
+    A product is a Python loop over the batches, which calls one compiled function (two if some
+    batches are shorter), since scans over batches ran 1.1 to 20 times slower on CPU. Solvers
+    support this host loop. On eight batches of 1,024 examples of a dense net, a product took 1.2
+    gradients of all examples with linearisations kept, and 1.6 without. Inside your own jit or vmap
+    the loop becomes a scan that keeps nothing.
 
     Args:
-        operator_of: gives the operator of one batch, such as `functools.partial(hessian, loss,
-            params)`. It is called once, with the first batch; the other operators differ in the
-            batch (and in the key, where there is one) alone. Compose outside:
+        operator_of: returns the operator of one batch, such as `functools.partial(hessian, loss,
+            params)`. It is called once, with the first batch; the other operators differ only in
+            the batch (and in the key, if there is one). Compose outside:
             `restricted(averaged(...), "head/*")`, `averaged(...) + 0.1`.
-        batches: a list or tuple of batches, whose arrays are on a device or in numpy on the host;
-            or, with `batch_size`, a pytree of arrays with all examples on axis 0, cut into the
-            fewest batches of at most so many, of equal size up to one: every c-th example to one
-            batch, so that sharded examples stay where they are; or a function of nothing that
-            returns a new iterable of batches each time it is called, or such an iterable (a
-            loader). It must give the same batches in the same order each time: no shuffling, no
-            random augmentation. That a pass begins with the same example is checked. Not inside
-            jit.
+        batches: one of three:
+
+            * a list or tuple of batches, whose arrays are on a device or in numpy on the host;
+            * with `batch_size`, a pytree of arrays with all examples on axis 0. It is cut into the
+              smallest number c of batches with at most `batch_size` examples, of equal size up to
+              one. Each batch takes every c-th example, so that sharded examples stay where they
+              are;
+            * a function without arguments that returns a new iterable of batches at each call, or
+              such an iterable (a loader). It must give the same batches in the same order each
+              time: no shuffling, no random augmentation. Each pass checks that it begins with the
+              same example. Not inside jit.
         batch_size: examples in a batch, for arrays.
-        cache_bytes: of linearisations that a solve keeps, on all devices, copies of batch and
-            parameters included; found from shapes alone. The other batches are linearised anew in
-            each product, at 1.6 gradients (dense) to 2.7 a batch in place of 1.5 to 2. Of operators
-            with a `microbatch_size` nothing is kept.
+        cache_bytes: largest total size of the linearisations that a solve keeps, on all devices,
+            with copies of batch and parameters; computed from shapes. The other batches are
+            linearised again in each product, at 1.6 gradients (dense) to 2.7 a batch instead of 1.5
+            to 2. For operators with a `microbatch_size` nothing is kept.
 
     Raises:
         UserError: an argument does not fit: no batches, batches of different layout (the leaf is
-            named), an iterator that cannot be read again. The last may also be found by the solver,
-            at the beginning of a pass. Or the loss is not the mean of its parts; the message names
-            the remedies.
+            named), or an iterator that cannot be read again. The solver may also raise this last
+            error, at the beginning of a pass. Or the loss is not the mean of its parts; the message
+            names the remedies.
 
-    Batches are moved to the device one ahead of the one at work. Those that are sharded over a mesh
-    stay so: a product costs one sum over the devices for each batch, of the size of the parameters.
+    The next batch is moved to the device while the current one is computed. Batches that are
+    sharded over a mesh stay sharded: a product then costs, for each batch, one sum over the devices
+    of an array of the size of the parameters.
     """
     if not callable(operator_of) or isinstance(operator_of, Operator):
         raise UserError(
@@ -151,13 +158,13 @@ def averaged(
 
 
 def linearization_bytes(operator: Operator, batch: Batch) -> int:
-    """What one linearisation keeps, of shapes alone."""
+    """Bytes that one linearisation keeps, computed from shapes alone."""
     kept = jax.tree.leaves(_linearize.eval_shape(operator, batch, 0))
     return sum(x.size * x.dtype.itemsize for x in kept)
 
 
 def member(operator: Any, batch: Batch, number: jax.typing.ArrayLike) -> Any:
-    """The operator of another batch; where it draws at random, by a key of its own."""
+    """The operator of another batch; if it draws at random, with a key folded from `number`."""
     changed = {"batch": batch}
     if getattr(operator, "key", None) is not None:
         changed["key"] = jax.random.fold_in(operator.key, number)
@@ -167,8 +174,8 @@ def member(operator: Any, batch: Batch, number: jax.typing.ArrayLike) -> Any:
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Product(loops.HostCode):
-    """The product: linearisations that are kept, with their weights, then the batches beyond them,
-    linearised anew each time."""
+    """The product: kept linearisations with their weights, then the remaining batches, which are
+    linearised again each time."""
 
     cached: tuple[tuple[Matvec, int | jax.Array], ...]
     operator: Any
@@ -183,7 +190,7 @@ class _Product(loops.HostCode):
             total = _add(total, _term(product, vector, size))
             count += size
         for i, batch in enumerate(_read(self.operator, self.batches, start), start):
-            # A batch is read while the one before it is at work, and no more than that one.
+            # The next batch is read while this one is computed, and none beyond it.
             if not loops.is_traced(total):
                 jax.block_until_ready(total)
             size = _weight(self.operator, batch)
@@ -198,7 +205,8 @@ def _check(caller, operator, few: list[Batch]) -> Checked | None:
 
 
 def _weight(operator, batch) -> int | jax.Array:
-    """What a batch counts: the weights that its loss declares, or its examples."""
+    """The weight of a batch: the sum of the weights its loss declares, or its number of
+    examples."""
     loss = getattr(operator, "loss", None)
     if loss is None:
         return loops.count_examples("averaged", batch)
@@ -206,8 +214,8 @@ def _weight(operator, batch) -> int | jax.Array:
 
 
 def _read(operator, batches, start: int = 0) -> Iterator[Batch]:
-    """The batches from number `start` on. The one that ends a pass of a loader, where padding is,
-    was not there when its first ones were looked at: it is looked at here, beside the first."""
+    """The batches from number `start` on. The last batch of a loader, which may be padded, was not
+    yet read when the first ones were checked: it is checked here, together with the first."""
     count, batch = start, None
     for batch in batches.read(start):
         yield batch
@@ -233,7 +241,7 @@ def _fresh_term(operator, batch, number, vector, size):
 
 
 def _scaled(weight, vector):
-    """What has no weight may be anything."""
+    """The scaled vector; entries of weight 0 become 0, whatever they hold."""
     return jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), tree.scale(weight, vector))
 
 

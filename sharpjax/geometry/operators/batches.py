@@ -1,4 +1,4 @@
-"""The batches of a data set: in a list, cut from arrays, or read anew for each pass."""
+"""The batches of a data set: in a list, cut from arrays, or read again for each pass."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ Batch = Any
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """Batches that are all there. Arrays of numpy stay on the host until they are used."""
+    """Batches that are all in memory. Numpy arrays stay on the host until they are used."""
 
     batches: tuple[Batch, ...]
 
     def few(self) -> list[Batch]:
-        """The first batch, some others, spread over all, and unusual examples."""
+        """The first batch, some others spread over the list, and unusual examples."""
         size = loops.count_examples("averaged", self.batches[0])
         apart = [self.batches[i] for i in _apart(len(self.batches), size)]
         return _beside(apart, self.batches)
@@ -36,7 +36,7 @@ class Listed:
         yield from self.batches[start:]
 
     def stacked(self, start: int = 0) -> tuple[tuple[Batch, jax.Array], ...]:
-        """Batches of equal shapes on a leading axis, and their numbers."""
+        """Groups of batches of equal shapes, each stacked on a leading axis, with their numbers."""
         groups: dict[Any, list[int]] = {}
         for i, batch in enumerate(self.batches):
             if i >= start:
@@ -53,15 +53,15 @@ class Listed:
 class Cut:
     """One large batch in `count` parts, of equal size up to one example.
 
-    Part j holds the examples j, j + count, j + 2 count, ...: where the examples lie on several
-    devices, each keeps its own.
+    Part j holds the examples j, j + count, j + 2 count, ...: if the examples lie on several
+    devices, each device keeps its own.
     """
 
     batch: Batch
     count: int = dataclasses.field(metadata={"static": True})
 
     def few(self) -> list[Batch]:
-        """The first part, some others, spread over all, and unusual examples."""
+        """The first part, some others spread over the batch, and unusual examples."""
         size = self._num_examples() // self.count
         return _beside([self.part(i) for i in _apart(self.count, size)], [self.batch])
 
@@ -71,13 +71,13 @@ class Cut:
             yield self.part(i)
 
     def part(self, i: Any) -> Batch:
-        """Part i; it may be traced where all are of one size."""
+        """Part i; i may be traced if all parts have the same size."""
         longer = self._num_examples() % self.count
         is_longer = longer > 0 and i < longer
         return jax.tree.map(lambda x: _part(x, i, self.count, is_longer), self.batch)
 
     def stacked(self, start: int = 0) -> tuple[tuple[Batch, jax.Array], ...]:
-        """Parts of equal size on a leading axis, and their numbers."""
+        """Groups of parts of equal size, each stacked on a leading axis, with their numbers."""
         longer = self._num_examples() % self.count
         ends = [(start, longer), (max(start, longer), self.count)]
         return tuple(
@@ -104,10 +104,10 @@ class Cut:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Batches that are read anew for each pass; only the first example of all is kept.
+    """Batches that are read again for each pass; only the very first example is kept.
 
     Attributes:
-        restart: a function of nothing that returns an iterable, or an iterable.
+        restart: a function without arguments that returns an iterable, or an iterable.
         example: the first batch, cut down to one example.
     """
 
@@ -122,8 +122,8 @@ class Loader:
         """The batches from number `start` on.
 
         Raises:
-            UserError: the pass does not begin with the example that the first pass began with, or a
-                batch is not laid out as the first.
+            UserError: the pass does not begin with the same example as the first pass, ends before
+                number `start`, or a batch has another layout than the first.
         """
         source, i = self.restart() if callable(self.restart) else self.restart, -1
         for i, batch in enumerate(_iterate(source)):
@@ -146,8 +146,9 @@ class Loader:
 
 
 def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loader, list[Batch]]:
-    """What a user gave as batches, and a few of them, beginning with the first: as far apart as
-    they can lie, but for a loader those that it gives first.
+    """The user's batches as a source, and a few of them for checks, beginning with the first.
+
+    The few are spread over all batches; for a loader they are the first ones.
 
     Raises:
         UserError: names `averaged` and what is wrong with the batches.
@@ -184,8 +185,8 @@ def as_batches(batches: Any, batch_size: int | None) -> tuple[Listed | Cut | Loa
 
 
 def even_counts(batch: Batch) -> list[int] | range:
-    """The numbers of parts that a batch can be cut into, ascending: any up to that of its examples,
-    or, where they lie on several devices, those that divide the share of each."""
+    """The numbers of parts that a batch can be cut into, ascending: any up to its number of
+    examples or, if these lie on several devices, those that divide the share of each device."""
     num_examples = loops.count_examples("averaged", batch)
     local = min(map(_num_local, jax.tree.leaves(batch)))
     counts = range(1, local + 1)
@@ -208,13 +209,13 @@ def _cut(batch, size) -> Cut:
 
 
 def _num_local(x) -> int:
-    """The examples of an array that one device holds."""
+    """The number of examples of an array that one device holds."""
     sharding = x.sharding if isinstance(x, jax.Array) and not loops.is_traced(x) else None
     return (sharding.shard_shape(x.shape) if sharding else jnp.shape(x))[0]
 
 
 def _is_loader(batches) -> bool:
-    """An object that gives a new iterator each time; arrays are not meant."""
+    """Whether this is an object that gives a new iterator each time; arrays do not count."""
     if hasattr(batches, "__next__"):
         raise UserError(
             f"averaged: batches is an iterator ({type(batches).__name__}), which can be read only "
@@ -230,7 +231,7 @@ def _apart(count: int, size: int) -> list[int]:
 
 
 def _beside(few: list[Batch], batches: Sequence[Batch]) -> list[Batch]:
-    """A few batches with what is unusual in all of them; one is not cut."""
+    """The few batches and unusual examples of all; a single batch alone, since it is not cut."""
     return few if len(few) < 2 else few + unusual(batches, few, share(len(few) + 2))
 
 
@@ -268,22 +269,22 @@ def _exhausted(given) -> UserError:
 
 
 def _array(x):
-    """An array of jax or, without a copy, of numpy; a dict of them for what behaves as one."""
+    """A jax array or, without a copy, a numpy array; a dict of them for a mapping."""
     if isinstance(x, Mapping):
         return jax.tree.map(_array, tree.plain(x))
     return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _own(x):
-    """An array on the device; a dict of them for what behaves as one. Copied, since a loader may
-    use its buffer again."""
+    """An array on the device; a dict of them for a mapping. Host arrays are copied, since a loader
+    may reuse its buffer."""
     if isinstance(x, Mapping):
         return jax.tree.map(_own, tree.plain(x))
     return x if isinstance(x, jax.Array) else jnp.array(np.asarray(x))
 
 
 def _example(x):
-    """The first example on the host; only its layout where this process may not see it."""
+    """The first example on the host, or only its layout if this process cannot read it."""
     if isinstance(x, jax.Array):
         if jnp.issubdtype(x.dtype, jax.dtypes.extended) or not x.is_fully_addressable:
             return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)

@@ -21,11 +21,11 @@ Groups = Mapping[str, str | Sequence[str]] | Sequence[str]
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Restricted(Operator):
-    """The diagonal block of an operator that belongs to some leaves; `restricted` makes it.
+    """The diagonal block of an operator on some leaves; `restricted` makes it.
 
     Attributes:
         operator: any `Operator`.
-        where: globs on the names of the leaves.
+        where: glob or globs on the names of the leaves.
     """
 
     operator: Any
@@ -85,11 +85,11 @@ class Masked(Operator):
 
 
 def restricted(operator: Operator, where: str | Sequence[str]) -> Restricted:
-    """The diagonal block of an operator that belongs to some leaves: `P A P'`, the others frozen.
+    """The diagonal block of an operator on some leaves: `P A P'`, with the other leaves frozen.
 
-    Its vectors have None in place of the other leaves. This works for any operator. Compiled, a
-    product computes only what depends on these leaves, as with `hessian(..., where=...)`, which
-    also keeps the residuals of these leaves alone.
+    Its vectors have None in place of the other leaves. This works for any operator. When compiled,
+    a product computes only what depends on these leaves, as with `hessian(..., where=...)`, which
+    in addition keeps only the residuals of these leaves.
 
     Args:
         operator: any operator.
@@ -110,17 +110,18 @@ def restricted(operator: Operator, where: str | Sequence[str]) -> Restricted:
 
 
 def layers(operator: Operator, groups: Groups | None = None) -> dict[str, Restricted]:
-    """The diagonal blocks of the layers of a model, by name: for a figure per layer.
+    """The diagonal blocks of the layers of a model, by name; for results per layer.
 
     `{name: trace(block, key=key) for name, block in layers(operator).items()}` is the trace of each
-    layer. A product of a block takes about half of a full one on average: only what depends on the
-    layer is computed.
+    layer. A product of a block takes on average about half the time of a full one: only what
+    depends on the layer is computed.
 
     Args:
         operator: any operator, such as `hessian(loss, params, batch)`.
-        groups: globs on leaf names, one or several for each name, or a list of globs that are their
-            own names; leaves that none matches are left out. Default: leaves that differ in the
-            last part of their name, such as `Dense_0/kernel` and `Dense_0/bias`, are a layer.
+        groups: a dict from a name to one or several globs on leaf names, or a list of globs, each
+            of which is also its name. Leaves that no glob matches are left out. Default: leaves
+            whose names differ only in the last part, such as `Dense_0/kernel` and `Dense_0/bias`,
+            form a layer.
 
     Raises:
         UserError: a glob matches no leaf, or two groups share one.
@@ -137,12 +138,12 @@ def layers(operator: Operator, groups: Groups | None = None) -> dict[str, Restri
 
 
 def block_diagonal(operator: Operator, groups: Groups | None = None) -> BlockDiagonal:
-    """An operator without what couples different layers: its diagonal blocks, and zero elsewhere.
+    """An operator without the coupling of different layers: its diagonal blocks, zero elsewhere.
 
-    Its eigenvalues are those of all blocks together; for those of one block each, see `layers`. A
-    product costs one of each block, and each block is compiled: for the 7 layers of a dense net
-    1.3 Hessian products or 1.9 Gauss-Newton products (operations counted; about L / 4 or so for L
-    layers). The operator is linearised once.
+    Its eigenvalues are those of all blocks together; for the eigenvalues of each block, see
+    `layers`. A product costs one product of each block, and each block is compiled. For the 7
+    layers of a dense net this is 1.3 Hessian products or 1.9 Gauss-Newton products (operations
+    counted; about L / 4 for L layers). The operator is linearised once.
 
     Args:
         operator: any operator.
@@ -172,13 +173,13 @@ def block_diagonal(operator: Operator, groups: Groups | None = None) -> BlockDia
 
 
 def masked(operator: Operator, mask: Params) -> Masked:
-    """The operator on some entries alone, as those that pruning has left: `P A P`.
+    """The operator on some entries only, such as those left by pruning: `P A P`.
 
-    Vectors keep their shapes, and each entry held fixed adds an eigenvalue of zero: the trace and
-    the eigenvalues away from zero are those of the smaller matrix. Costs a full product.
+    Vectors keep their shapes, and each entry held fixed adds an eigenvalue of zero. The trace and
+    the nonzero eigenvalues are those of the smaller matrix. A product costs a full product of A.
 
     Args:
-        operator: any operator.
+        operator: any operator A.
         mask: tree of arrays in the shapes of its vectors, zero (False) where an entry is held
             fixed.
 
@@ -197,7 +198,7 @@ def masked(operator: Operator, mask: Params) -> Masked:
 
 
 def groups_of(caller: str, like: Params, groups: Groups | None) -> dict[str, tuple[str, ...]]:
-    """The globs of each layer, by its name, as `layers` takes them.
+    """The globs of each layer, by its name; `groups` as in `layers`.
 
     Raises:
         UserError: names `caller`; a glob matches no leaf, or two groups share one.
@@ -225,7 +226,7 @@ def groups_of(caller: str, like: Params, groups: Groups | None) -> dict[str, tup
 
 
 def _shapes(like):
-    # Of any type: a mask may be of booleans.
+    # Shapes only, as if float32: a mask may be boolean.
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), like)
 
 
@@ -248,8 +249,8 @@ def _embedded_product(product, zeros, vector):
     embedded = Partial(_embed, product, zeros)
     if not any(isinstance(x, Tracer) for x in jax.tree.leaves(vector)):
         return embedded(vector)
-    # The derivative of a linear function is itself. It leaves out what does not depend on the
-    # vector, which the compiler cannot know of a product with zeros.
+    # A linear function is its own derivative. Differentiating leaves out what does not depend on
+    # the vector; from a product with zeros the compiler could not know that.
     return jax.jvp(embedded, (tree.zeros_like(vector),), (vector,))[1]
 
 

@@ -1,4 +1,4 @@
-"""A product of one's own as an operator."""
+"""The user's own product as an operator."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,30 +38,30 @@ class Custom(Operator, Assuming):
 
 
 def operator(matvec: Callable[[Params], Params], *, like: Params) -> Operator:
-    """A symmetric product of your own as an operator, for every solver of this library.
+    """Your own symmetric product as an operator, for every solver of this library.
 
-    That it is linear and symmetric is checked here, by three products with random vectors u and v:
+    Three products with random vectors u and v check that it is linear and symmetric:
     `u'(A v) = v'(A u)` and `A (u + 2 v) = A u + 2 A v`, up to `100 eps sqrt(n)` of the size of
-    products with n numbers. A part that is not symmetric is missed where its Frobenius norm is
-    below some `200 eps sqrt(n)` of that of A: 2e-3 for 10,000 numbers in float32. Products that are
-    not finite are left to the solvers, whose status is then `NON_FINITE`.
+    products with n numbers. The check misses an asymmetric part whose Frobenius norm is below about
+    `200 eps sqrt(n)` of that of A: 2e-3 for 10,000 numbers in float32. Products that are not finite
+    pass; the status of a solver is then `NON_FINITE`.
 
-    Where a product has a part that does not depend on the vector, such as a factorisation, compute
-    it before and let `matvec` hold it, or subclass `Operator`, whose `linearize` computes it once
+    If part of a product does not depend on the vector, such as a factorisation, compute it
+    beforehand and let `matvec` hold it, or subclass `Operator`, whose `linearize` computes it once
     per solve.
 
     Args:
         matvec: `matvec(vector) -> vector`, on trees like `like`, that jax can trace. A hashable
             function, or a callable pytree such as `jax.tree_util.Partial`, whose arrays are then
             traced: operators that differ in them share one compilation. It runs at `highest`
-            matmul precision. What it reads beside its argument is looked up at each call, and
-            checked again where it changed.
-        like: a vector, such as the parameters: a tree of floating arrays. Vectors are in float32
-            at least where it is narrower.
+            matmul precision. Values that it reads besides its argument (globals, closures) are
+            looked up at each call; if they changed, it is checked again.
+        like: an example of a vector, such as the parameters: a tree of floating arrays. Vectors are
+            in float32 where a leaf of `like` is narrower.
 
     Raises:
         UserError: an argument does not fit, or the product is not linear or not symmetric. Inside
-            of jit the status of results is `ASSUMPTION_FAILED` then.
+            of jit nothing is raised for the latter; results have the status `ASSUMPTION_FAILED`.
 
     >>> A = operator(jax.tree_util.Partial(jnp.matmul, jnp.diag(jnp.arange(4.0))), like=jnp.ones(4))
     >>> ((A + 1) @ jnp.ones(4)).tolist()
@@ -79,7 +79,7 @@ def operator(matvec: Callable[[Params], Params], *, like: Params) -> Operator:
 
 
 def _check(caller, matvec, like):
-    """Whether it is linear and symmetric, on random vectors."""
+    """Checks on random vectors that the product is linear and symmetric."""
     vectors = _draw(like)
     # Three calls of one compiled product.
     linear, symmetric = _hold(vectors, [_jitted_product(matvec, vector) for vector in vectors])
@@ -99,8 +99,8 @@ def _check(caller, matvec, like):
 
 
 def _settled(caller, matvec, like):
-    """The product, with what cannot be seen of it told apart by a trace, as with a loss; refused
-    where it gives another kind of vector."""
+    """The product; if it has parts that cannot be inspected, with a token made from a trace, as for
+    a loss. Refused if its result is not a vector like its argument."""
     before = jax.tree.structure(matvec)
     wide = jax.eval_shape(tree.widen, like)
     try:
@@ -114,7 +114,7 @@ def _settled(caller, matvec, like):
     writes = jax.tree.structure(matvec) != before
     if not writes and not any(map(closures.is_opaque, closures.members(matvec))):
         return matvec
-    # A new function each time, for traces are remembered by it.
+    # A new function each time, since jax caches traces by function.
     token = dependence.digest(jax.make_jaxpr(lambda f, v: f(v))(matvec, wide))
     return closures.replace(matvec, lambda member: member.with_token(token, walked=not writes))
 
@@ -129,7 +129,7 @@ def _draw(like):
 
 @jax.jit
 def _hold(vectors, products):
-    # In units of the largest entry, so that no square is lost.
+    # In units of the largest entry, so that no square over- or underflows.
     sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(products)]
     dtype = tree.vdot(vectors[0], vectors[0]).dtype
     largest = jnp.max(jnp.stack([x.astype(dtype) for x in sizes]))

@@ -1,10 +1,11 @@
-"""Products by central differences, for layers that have a gradient and nothing beyond.
+"""Products by central differences, for layers that have a gradient but no second derivative.
 
-`D_h v = |v| (f(w + h u) - f(w - h u)) / 2h` with `u = v / |v|`, of a gradient (Hessian products) or
-of a model (the `J v` of Gauss-Newton products). It is off by `h^2` times a third derivative, and by
-rounding over h. Both show in `D_h - D_2h`. Jumps do not, as those of the gradient of a ReLU net:
-with many of them between `w - h u` and `w + h u` a difference is steady, and off by 10 to 1,000 %.
-But then the least error of all steps is far above rounding, and so it is seen.
+`D_h v = |v| (f(w + h u) - f(w - h u)) / 2h` with `u = v / |v|`. Here f is a gradient (for Hessian
+products) or a model (for the `J v` of Gauss-Newton products). The error of `D_h` is `h^2` times a
+third derivative, plus rounding over h. Both show in `D_h - D_2h`. Jumps, such as those of the
+gradient of a ReLU net, do not: with many of them between `w - h u` and `w + h u`, a difference is
+steady but off by 10 to 1,000 %. They are detected in another way: the least error over all steps is
+then far above rounding.
 """
 
 import dataclasses
@@ -19,19 +20,19 @@ from sharpjax.errors import UserError
 from sharpjax.geometry.loss.differentiable import How, Role
 from sharpjax.geometry.operators.algebra import Matvec, Params
 
-TOLERANCE = 1e-2  # what a product may be off by, of the largest, before it is NaN
-_LEVELS = 7  # steps that are tried
-_SAFETY = 2.0  # of an error over what is left of a difference
-_ROUGH = 4.0  # the least error of a smooth function over rounding: .06 to .3 on nets of tanh
+TOLERANCE = 1e-2  # largest error of a product, relative to the largest, before it becomes NaN
+_LEVELS = 7  # number of step sizes that are tried
+_SAFETY = 2.0  # factor from `D_h - D_2h` to the error
+_ROUGH = 4.0  # largest ratio of least error to rounding of a smooth function: .06 to .3, tanh nets
 
 
 class Step(NamedTuple):
-    """What was found of a function at a point.
+    """The step size found for a function at a point.
 
     Attributes:
         size: h, along vectors of norm 1.
-        extent: `|D_h u|` of the vector that was tried.
-        rough: whether its derivative jumps, or it is not finite.
+        extent: `|D_h u|` of the unit vector u that was tried.
+        rough: whether the derivative jumps, or is not finite.
     """
 
     size: jax.Array
@@ -40,7 +41,7 @@ class Step(NamedTuple):
 
 
 def check_precision(caller: str, product: str, precision: str) -> None:
-    """Refuses differences of what has few digits.
+    """Refuses differences of numbers computed in low precision.
 
     Raises:
         UserError: names `caller`.
@@ -53,13 +54,14 @@ def check_precision(caller: str, product: str, precision: str) -> None:
 
 
 def find_step(fn: Matvec, at: Params, hint: Params) -> Step:
-    """The step whose measured error is the least, of seven; for use inside a trace.
+    """The step with the least measured error, out of seven; for use inside a trace.
 
-    They lie between `e^(1/3)` of the norm of the parameters and of a hundredth of their root mean
-    square, with e the precision. 29 evaluations.
+    The steps lie between `e^(1/3)` times the norm of the parameters and `e^(1/3)` times a hundredth
+    of their root mean square, with e the machine precision. Costs 29 evaluations of `fn`.
 
     Args:
-        hint: a direction in which `fn` bends, such as the gradient; half of what is tried.
+        hint: a direction along which `fn` is curved, such as the gradient. The direction tried is
+            the sum of this and a random one, both of norm 1.
     """
     noise = tree.random_normal(jax.random.key(0), at)
     unit = tree.add_scaled(_normal(hint), 1.0, _normal(noise))
@@ -74,9 +76,9 @@ def find_step(fn: Matvec, at: Params, hint: Params) -> Step:
     errors = jnp.where(jnp.isfinite(errors), errors, jnp.inf)
     best = jnp.argmin(errors)
     extent = extents[best]
-    # Rounding of `fn`, as the shortest step shows it, and as it is at the least. Of a smooth
-    # function error times step is as much at the best step; of one that jumps it has grown as the
-    # root of the step.
+    # Rounding of `fn`: as measured at the shortest step, but at least `floor`. For a smooth
+    # function, error times step is about the same at the best step; for one that jumps, it has
+    # grown as the root of the step.
     floor = 2 * eps * (tree.norm(fn(at)).astype(norm.dtype) + extent * norm)
     rounding = jnp.maximum((errors * sizes)[-1], floor)
     rough = ~(errors[best] * sizes[best] <= _ROUGH * rounding)
@@ -84,10 +86,11 @@ def find_step(fn: Matvec, at: Params, hint: Params) -> Step:
 
 
 def along(how: How, step: Step, fn: Matvec, at: Params, vector: Params) -> Any:
-    """`f'(at) v`, in one of three roles.
+    """`f'(at) v`, in one of three roles, `how.role`.
 
-    "sure": by four evaluations, NaN where it is off by more than `TOLERANCE`. "fine": the same by
-    two, unchecked. "coarse": with a step twice as long, and zero where the function is not smooth.
+    "sure": by four evaluations; NaN if the error is above `TOLERANCE`. "fine": the same by two
+    evaluations, unchecked. "coarse": with a step twice as long, and zero if the function is not
+    smooth.
     """
     norm = tree.norm(vector)
     unit = _normal(vector)
@@ -104,21 +107,21 @@ def along(how: How, step: Step, fn: Matvec, at: Params, vector: Params) -> Any:
 
 
 def holds(node: Any) -> bool:
-    """Whether an operator, or a product, has a difference in it."""
+    """Whether an operator or a product contains a difference."""
     return any(map(_is_difference, jax.tree.leaves(node, is_leaf=_is_difference)))
 
 
 def unchecked(product: Any) -> Any:
-    """The same product without checks; itself, where there is no difference in it."""
+    """The same product with its differences unchecked; itself if it contains none."""
     return _with_role(product, "fine") if holds(product) else product
 
 
 def error_of(product: Any) -> Partial | None:
-    """The linear map whose value at v has the norm of the error of `product(v)`; None where no part
-    of it is a difference.
+    """A linear map whose value at v has the norm of the error of `product(v)`; None if no part of
+    the product is a difference.
 
-    All around differences is linear, so that what sums, multiples, masks and means make of their
-    error is the same product with steps of twice the length, subtracted. It costs two products.
+    Sums, multiples, masks and means of differences are linear. So their error is the product minus
+    the same product with steps of twice the length (times a safety factor). It costs two products.
     """
     if not holds(product):
         return None
@@ -152,7 +155,7 @@ def _moved(operands, size):
 
 
 def _central(fn, at, unit, sizes):
-    """The difference of each size."""
+    """The central difference for each step size."""
     ends = loops.map_over_chunks(_moved, (fn, at, unit), jnp.concatenate([sizes, -sizes]))
     count = len(sizes)
 

@@ -37,8 +37,8 @@ Labels = Literal["model", "observed"]
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(OfLoss):
-    """`J' H J`, with `H` the Hessian of the outer loss in the outputs, and the Hessian of the
-    regulariser; `gauss_newton` makes it. Its loss is a `Composed`, whose outer loss is checked."""
+    """`J' H J` plus the Hessian of the regulariser, with `H` the Hessian of the outer loss in the
+    outputs; `gauss_newton` makes it. Its loss is a `Composed`, whose outer loss is checked."""
 
     def check(self, caller: str) -> dict[str, Any]:
         problem = self.loss, self.params, self.batch, self.microbatch_size
@@ -60,7 +60,7 @@ class Fisher(OfLoss):
 
     Attributes:
         labels: "model" or "observed".
-        key: for labels drawn from the model; None for their exact expectation.
+        key: random key for labels drawn from the model; None for the exact expectation.
     """
 
     labels: Labels = dataclasses.field(default="model", metadata={"static": True})
@@ -83,7 +83,7 @@ class Fisher(OfLoss):
 @dataclasses.dataclass(frozen=True)
 class EmpiricalFisher(OfLoss):
     """`mean_n g_n g_n'`, with `g_n` the gradient of the loss of one example; `empirical_fisher`
-    makes it. Its loss is called on batches of one, too, and checked to be the mean of them."""
+    makes it. Its loss is also called on batches of one, and checked to be the mean over them."""
 
     def check(self, caller: str) -> dict[str, Any]:
         problem = self.params, self.batch, self.microbatch_size
@@ -105,37 +105,37 @@ def gauss_newton(
     precision: Precision = "highest",
     product: Product = "auto",
 ) -> GaussNewton:
-    """The generalised Gauss-Newton matrix of a loss, as an operator: nothing is computed here but
-    a check of the outer loss.
+    """The generalised Gauss-Newton matrix of a loss, as an operator; only checks are computed here.
 
     `G = J' H J + R`, with J the Jacobian of the model in the parameters, H the Hessian of the outer
     loss in the outputs (Schraudolph, 2002), and R the Hessian of the regulariser, if the loss has
-    one. It is the Hessian of the loss without the curvature of the model, and positive semidefinite
-    where the outer loss and the regulariser are convex.
+    one. G is the Hessian of the loss without the curvature of the model. It is positive
+    semidefinite if the outer loss and the regulariser are convex.
 
-    Both parts are linearised once. A product then costs 1.17 (dense layers) to 1.33 gradients, one
-    forward and one backward pass, and the residuals of one gradient stay in memory. With
-    microbatches nothing stays and a product costs 1.6 gradients. All of it runs at `highest` matmul
-    precision and in float32 at least, as `hessian` has it.
+    The model, the outer loss and the regulariser are linearised once. A product then costs 1.17
+    (dense layers) to 1.33 gradients, one forward and one backward pass, and the residuals of one
+    gradient stay in memory. With microbatches no residuals stay, and a product costs 1.6 gradients.
+    Everything runs at `highest` matmul precision and in float32 at least, as in `hessian`.
 
     Args:
-        loss: from `composed`, or any other that has its parts, such as
-            `sharpjax.losses.Classification`. Its outer loss is the mean over the examples, or the
-            weighted mean that it declares: on at most 64 examples this is checked, in less than a
-            millisecond after the first time (`sharpjax.geometry.loss.outer_check`).
+        loss: from `composed`, or any other loss with the same parts, such as
+            `sharpjax.losses.Classification`. Its outer loss must be the mean over the examples, or
+            the weighted mean that it declares. This is checked on at most 64 examples, in less than
+            a millisecond after the first time (`sharpjax.geometry.loss.outer_check`).
         params: pytree of floating arrays.
         batch: pytree of arrays with the examples on axis 0.
         where: glob or globs on leaf names: only the block of these leaves, as in `hessian`.
-        microbatch_size: examples per pass; divides the number of examples.
+        microbatch_size: examples per pass; must divide the number of examples.
         precision: "highest", or "bfloat16" for the model, as in `hessian`. The outer loss gets
             float32.
-        product: how `J v` is had: "forward"; "reverse", the derivative of `u -> J'u`, for layers
-            with a `jax.custom_vjp`; or "auto", the first of these that there is, which are exact.
-            "difference" of outputs, for all others, as in `hessian`.
+        product: how `J v` is computed. "forward": a forward derivative. "reverse": the transpose of
+            `u -> J'u`, for layers with a `jax.custom_vjp`. "auto": the first of these two that
+            works; both are exact. "difference": central differences of outputs, for all other
+            layers, as in `hessian`.
 
     Raises:
-        UserError: an argument does not fit; the message names the leaf and the remedy. The loss has
-            no parts, or its outer loss is no such mean.
+        UserError: an argument does not fit; the message names the leaf and the remedy. Or the loss
+            has no parts, or its outer loss is not such a mean.
 
     >>> import jax.numpy as jnp
     >>> from sharpjax.geometry import composed
@@ -168,38 +168,37 @@ def fisher(
     precision: Precision = "highest",
     product: Product = "auto",
 ) -> Fisher:
-    """The Fisher matrix of a model, as an operator: nothing is computed here but a check of the
-    outer loss.
+    """The Fisher matrix of a model, as an operator; only checks are computed here.
 
     `F = mean_n E[g_n g_n']`, with `g_n` the gradient of `-log p(y | x_n)` in the parameters. The
-    outer loss holds the likelihood: it is the mean of `-log p` over the rows of the outputs, or,
-    with declared weights, their weighted mean, as F then is. A regulariser has no part in it.
+    outer loss holds the likelihood: it is the mean of `-log p` over the rows of the outputs. With
+    declared weights it is the weighted mean, and so is F. A regulariser is left out.
 
     * `labels="model"`, no key: y is distributed as the model says, and the expectation is exact. An
       outer loss with `canonical = True` promises that it is the likelihood of an exponential
       family in its natural parameter; then F is the Gauss-Newton matrix (Martens, 2020, arXiv
-      1412.1193). So it is for softmax cross-entropy, and for half the squared error.
+      1412.1193). This holds for softmax cross-entropy and for half the squared error.
     * `labels="model"` with a key: each y is drawn once, by `outer_loss.sample(key, outputs, batch)
-      -> batch`, called on the outputs of one example, which returns its batch of one with labels
-      drawn. The same key draws the same labels, whatever the microbatches. Unbiased; its rank is at
-      most the number of rows.
-    * `labels="observed"`: y are the labels of the batch. This is the empirical Fisher matrix by
+      -> batch`. It is called on the outputs of one example, and returns the batch of this one
+      example with drawn labels. The same key draws the same labels for any microbatches. Unbiased;
+      the rank is at most the number of rows.
+    * `labels="observed"`: y are the labels of the batch. This is the empirical Fisher matrix, with
       fewer operations than `empirical_fisher`; it is not a Fisher matrix (Kunstner et al., 2019,
-      arXiv 1905.12558). Of models with several rows an example it is that of single rows, which
-      count alike.
+      arXiv 1905.12558). If an example has several rows, this is the matrix of single rows, all with
+      the same weight.
 
     Products cost as in `gauss_newton`, with or without a key.
 
     Args:
         loss, params, batch, where, microbatch_size, precision, product: as in `gauss_newton`. An
-            outer loss such as `sharpjax.losses.CrossEntropy()` has all of the above.
+            outer loss such as `sharpjax.losses.CrossEntropy()` supports all three cases above.
         labels: "model" or "observed".
-        key: for labels drawn from the model; None for the exact expectation.
+        key: random key for labels drawn from the model; None for the exact expectation.
 
     Raises:
-        UserError: as in `gauss_newton`, or the outer loss lacks what is asked of it. Observed or
-            drawn labels with declared weights where an example has several rows: which of them a
-            mask hides is not known.
+        UserError: as in `gauss_newton`; the outer loss lacks `canonical = True` or `sample` where
+            it is needed; a key with observed labels; or observed or drawn labels with declared
+            weights if an example has several rows, since it is not known which rows a mask hides.
 
     >>> import jax.numpy as jnp
     >>> from sharpjax.geometry import composed
@@ -237,20 +236,20 @@ def empirical_fisher(
 ) -> EmpiricalFisher:
     """The second moment of the gradients of single examples, as an operator.
 
-    `mean_n g_n g_n'`, with `g_n` the gradient of the loss on a batch of example n alone: for any
-    loss in which examples do not see each other. No gradient of one example is formed: with l the
-    vector of their losses, a product is `J_l' (J_l v) / N`. It costs about as much as in
-    `gauss_newton`.
+    `mean_n g_n g_n'`, with `g_n` the gradient of the loss on a batch of example n alone. It works
+    for any loss in which examples do not interact. No gradient of a single example is formed: with
+    l the vector of the losses of the N examples and `J_l` its Jacobian, a product is
+    `J_l' (J_l v) / N`. It costs about as much as in `gauss_newton`.
 
     Args:
-        loss, params, batch, where, microbatch_size, precision: as in `hessian`. Of a loss that has
-            parts (`composed`), the regulariser has no part in it, and declared weights make it the
-            weighted mean.
+        loss, params, batch, where, microbatch_size, precision: as in `hessian`. For a loss with
+            parts (`composed`), the regulariser is left out, and with declared weights the mean is
+            the weighted mean.
         product: as in `gauss_newton`.
 
     Raises:
-        UserError: an argument does not fit; the message names the leaf and the remedy. The loss of
-            two examples is not the mean of theirs (tried on 8 pairs).
+        UserError: an argument does not fit; the message names the leaf and the remedy. Or the loss
+            of two examples is not the mean of their losses (tried on 8 pairs).
 
     >>> import jax.numpy as jnp
     >>> def loss(params, batch):
@@ -277,7 +276,7 @@ def require_parts(caller: str, loss: Any) -> Composed:
     """The parts of a loss.
 
     Raises:
-        UserError: names `caller`; it has none.
+        UserError: names `caller`; the loss has no parts.
     """
     found = parts(loss)
     if found is None:
@@ -291,7 +290,7 @@ def require_parts(caller: str, loss: Any) -> Composed:
 
 
 def lower_model(loss: Composed, precision: Precision) -> Composed:
-    """The loss with its model computed in a precision.
+    """The loss with its model computed in the given precision.
 
     Raises:
         UserError: the precision is unknown.
@@ -305,7 +304,7 @@ def _linearize(caller, rule, operator) -> Matvec:
 
 
 def _fields(caller, where, loss, params, batch, microbatch_size, *asked) -> dict[str, Any]:
-    """Those of an operator that was checked, at the leaves that `where` selects."""
+    """The fields of an operator after its checks, for the leaves that `where` selects."""
     found = _examine(caller, loss, params, batch, microbatch_size, *asked)
     loss, params = freeze(found["loss"], params, where)
     loss = require_parts(caller, loss)
@@ -316,7 +315,8 @@ def _fields(caller, where, loss, params, batch, microbatch_size, *asked) -> dict
 def _examine(
     caller, loss, params, batch, microbatch_size, product, likelihood: tuple[Any, Any] | None = None
 ) -> dict[str, Any]:
-    """The loss as `check_model` returns it, what of it only a trace knows, and the way to it."""
+    """Checks the loss; gives it as `check_model` returns it, the `Checked` that holds what only a
+    trace knows, and the way to its products."""
     curved = likelihood is None or (likelihood[0] == "model" and likelihood[1] is None)
     problem = params, batch, microbatch_size
     loss, outputs, how = check_model(caller, loss, *problem, product, curved)

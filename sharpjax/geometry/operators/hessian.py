@@ -1,4 +1,4 @@
-"""The Hessian of a loss as an operator, its blocks, and one product by itself."""
+"""The Hessian of a loss as an operator, its blocks, and single Hessian-vector products."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -67,14 +67,13 @@ def hessian(
     precision: Precision = "highest",
     product: Product = "auto",
 ) -> Hessian:
-    """The Hessian of a loss, as an operator: nothing is computed here.
+    """The Hessian of a loss, as an operator; no product is computed here.
 
     A product `H v = d/dt grad loss(params + t v)` is forward over reverse. A solver linearises the
-    gradient once; a product then costs 1.5 gradients (dense layers) to 2 (convolutions, attention)
-    and the residuals of one gradient stay in memory. With microbatches nothing stays and a product
-    costs 2 to 2.7 gradients. All of it runs at `highest` matmul precision and in float32 at least:
-    parameters of a narrower type are widened before the loss sees them, which changes no value, and
-    so are vectors.
+    gradient once. A product then costs 1.5 gradients (dense layers) to 2 (convolutions, attention),
+    and the residuals of one gradient stay in memory. With microbatches no residuals stay, and a
+    product costs 2 to 2.7 gradients. Everything runs at `highest` matmul precision and in float32
+    at least: parameters and vectors of a narrower type are widened first, which changes no value.
 
     Args:
         loss: `loss(params, batch) -> scalar`, the mean over the examples. A hashable function, or a
@@ -83,20 +82,22 @@ def hessian(
             share one compilation.
         params: pytree of floating arrays.
         batch: pytree of arrays with the examples on axis 0.
-        where: glob or globs on leaf names (`sharpjax.tree.path_names`): only the block of these
-            leaves, the others held fixed. Vectors then have None in place of the others.
-        microbatch_size: examples per pass; divides the number of examples. The loss must be the
-            mean over the examples, or declare their weights (`composed`). That is checked by two
+        where: glob or globs on leaf names (`sharpjax.tree.path_names`). Only the block of these
+            leaves is used; the others are held fixed, and vectors have None in their place.
+        microbatch_size: examples per pass; must divide the number of examples. The loss must be the
+            mean over the examples, or declare their weights (`composed`). This is checked by two
             forward passes of at most 64 examples (`sharpjax.geometry.loss.cutting`).
-        precision: "highest", or "bfloat16": the loss gets its parameters, batch and own arrays in
-            bfloat16, and products come back in float32. Residuals take half the memory; products
-            carry an error of some 1e-2 (`frobenius(low - exact)` measures it). A model that casts
-            to a type of its own, as Flax modules with a `dtype` do, computes in that.
-        product: "auto", the first exact way that there is, found from shapes: "forward", over the
-            gradient; or "reverse" over reverse, for layers whose backward pass has a backward pass
-            alone. "difference" of gradients, for all others
-            (`sharpjax.geometry.operators.differences`): a product costs 4 gradients, and a
-            linearisation 29. It is NaN where it is off by more than 1e-2 of the largest;
+        precision: "highest" or "bfloat16". With "bfloat16" the loss gets its parameters, batch and
+            own arrays in bfloat16, and products are returned in float32. Residuals take half the
+            memory; products have an error of about 1e-2 (`frobenius(low - exact)` measures it). A
+            model that casts to a type of its own, such as a Flax module with a `dtype`, computes in
+            that type.
+        product: how `H v` is computed. "forward": forward over reverse. "reverse": reverse over
+            reverse, for layers whose backward pass has no forward derivative, only a backward one.
+            "auto": the first of these two that works, found from shapes; both are exact.
+            "difference": central differences of gradients, for all other layers
+            (`sharpjax.geometry.operators.differences`). A product then costs 4 gradients, and a
+            linearisation 29; the product is NaN if it is off by more than 1e-2 of the largest, and
             `top_eigenpairs` counts its error. Not for nets that are piecewise linear.
 
     Raises:
@@ -178,7 +179,7 @@ def _chunk_product(operands, chunk):
 
 
 def _difference(operator: Hessian, params):
-    # Of two functions, since its structure must say whether the batch is cut.
+    # Two separate functions, since the tree structure must say whether the batch is cut.
     fn = Partial(_slope, operator.loss, operator.batch)
     if operator.microbatch_size is not None:
         chunks = loops.split_chunks("hessian", operator.batch, operator.microbatch_size)
@@ -217,7 +218,7 @@ def _chunk_reversed(operands, chunk):
 
 
 def _pulled(pull, vector):
-    """The Hessian is symmetric: what pulls back multiplies by it, too."""
+    """The Hessian is symmetric, so pulling back also multiplies by it."""
     with jax.default_matmul_precision("highest"):
         return pull(vector)[0]
 
@@ -236,9 +237,9 @@ def _mean_reversed(loss, params, chunks, weights, vector):
 
 @jax.jit
 def multiply(operator: Hessian, vector: Params) -> Params:
-    """One product, of a vector in float32 at least; nothing is checked."""
+    """One product with a vector in float32 or wider; no checks."""
     if operator.microbatch_size is not None or operator.how.way == "difference":
         return operator.linearize()(vector)
-    # From scratch: for one product, `linearize` would only add stored residuals.
+    # Without `linearize`, which for a single product would only add stored residuals.
     product = _chunk_reversed if operator.how.way == "reverse" else _chunk_product
     return product((operator.loss, tree.widen(operator.params), vector), operator.batch)

@@ -1,4 +1,4 @@
-"""Products with `J' M J`, J the Jacobian of the outputs, and M between: a curvature, or squares."""
+"""Products with `J' M J`: J is the Jacobian of the outputs, M a Hessian or a second moment."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ class Jacobian(NamedTuple):
 
     Attributes:
         along: `v -> J v`.
-        back: `u -> J' u`; None where `along` can be transposed.
+        back: `u -> J' u`; None if jax can transpose `along`.
     """
 
     along: Matvec
@@ -42,13 +42,15 @@ def linearize_products(
     batch: Any,
     microbatch_size: int | None,
 ) -> Matvec:
-    """The product `v -> J' M J v`, computed once as far as it does not depend on v.
+    """The product `v -> J' M J v`; what does not depend on v is computed once.
+
+    With microbatches everything is computed again in each product.
 
     Args:
-        rule: `curved`, `observed`, `sampled` or `scattered`; of `(how, step, loss, params,
-            batch)` it returns `J` and `M`, both linear.
-        how: the way to `J v`.
-        batch: of `sampled` a pair, with a key for each example.
+        rule: `curved`, `observed`, `sampled` or `scattered`; called with `(how, step, loss, params,
+            batch)`, it returns `J` and `M`, both linear.
+        how: how `J v` is computed.
+        batch: for `sampled`, a pair of the batch and a key for each example.
     """
     params, chunks = tree.widen(params), None
     if rule is observed or rule is sampled:
@@ -69,7 +71,7 @@ def linearize_products(
 
 
 def add_regularizer(product: Matvec, regularizer: Any, params: Params) -> Matvec:
-    """The product, and that with the Hessian of `regularizer(params)`."""
+    """The product plus the product with the Hessian of `regularizer(params)`."""
     with jax.default_matmul_precision("highest"):
         gradient = Partial(_gradient, regularizer)
         _, other, value = jax.linearize(gradient, tree.widen(params), has_aux=True)
@@ -92,7 +94,7 @@ def _product(jacobian, middle, vector):
     with jax.default_matmul_precision("highest"):
         if jacobian.back is not None:
             return jacobian.back(middle(jacobian.along(vector)))
-        # Of a linear function: its value, and its transpose.
+        # The vjp of a linear function gives its value and its transpose.
         tangents, transpose = jax.vjp(jacobian.along, vector)
         (product,) = transpose(middle(tangents))
         return product
@@ -124,7 +126,7 @@ def curved(how: How, step: Any, loss: Any, params: Params, batch: Any) -> tuple[
 
 
 def observed(how: How, step: Any, loss: Any, params: Params, batch: Any) -> tuple[Jacobian, Matvec]:
-    """M is the second moment of the slopes of single rows."""
+    """M is the second moment of the gradients of the outer loss in single rows of the outputs."""
     outputs, jacobian = _outputs(how, step, loss.model_fn, params, batch)
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), batch)
     rows = _split_rows(outputs, loops.count_examples("fisher", batch))
@@ -134,7 +136,7 @@ def observed(how: How, step: Any, loss: Any, params: Params, batch: Any) -> tupl
 def sampled(
     how: How, step: Any, loss: Any, params: Params, batch_and_keys: Any
 ) -> tuple[Jacobian, Matvec]:
-    """As `observed`, at labels drawn from the model."""
+    """As `observed`, with labels drawn from the model."""
     batch, keys = batch_and_keys
     outputs, jacobian = _outputs(how, step, loss.model_fn, params, batch)
     # A key for each example, so that labels do not depend on the microbatches.
@@ -145,7 +147,7 @@ def sampled(
 
 
 def _like_rows(keys, outputs):
-    """Where types carry shardings, vmap wants all its arguments to lie alike."""
+    """The keys, resharded like the outputs if types carry shardings: vmap needs equal ones."""
     sharding = jax.typeof(jax.tree.leaves(outputs)[0]).sharding
     if not any(sharding.spec[:1]):
         return keys
@@ -162,8 +164,8 @@ def _split_rows(outputs, count):
 
 
 def _outer_products(loss, rows, ones, batch):
-    """`u_r -> share_r s_r (s_r'u_r)`, with `s_r` the slope of row r alone: that of its example, a
-    mean of R rows, is `s_r / R`."""
+    """`u_r -> share_r s_r (s_r'u_r)`, with `s_r` the gradient in row r of the loss of that row. The
+    loss of an example is a mean over its R rows, so its gradient in row r is `s_r / R`."""
     values, slopes = jax.vmap(jax.value_and_grad(loss.outer_loss))(rows, ones)
     weight, (count, length) = weights(loss, batch), jax.tree.leaves(rows)[0].shape[:2]
     share = jnp.ones(count) / count if weight is None else weight / jnp.sum(weight)
@@ -187,11 +189,12 @@ def _along_slopes(share, slopes, tangents):
 def scattered(
     how: How, step: Any, loss: Any, params: Params, batch: Any
 ) -> tuple[Jacobian, Matvec]:
-    """J is the Jacobian of the losses of single examples, M their share of the mean."""
+    """J is the Jacobian of the losses of single examples, M multiplies each by its share of the
+    mean."""
     weight = weights(loss, batch)
     share = None if weight is None else weight / jnp.sum(weight)
     if weight is not None:
-        # An example that does not count may have no finite loss: one that does stands in its place.
+        # The loss of an example of weight 0 may not be finite: another example takes its place.
         counts, other = weight > 0, jnp.argmax(weight)
         places = jnp.where(counts, jnp.arange(len(weight)), other)
         batch = jax.tree.map(lambda x: jnp.asarray(x)[places], batch)
@@ -251,7 +254,7 @@ def _pulled(pull, cotangents):
 
 
 def _pushed(back, zeros, vector):
-    """`J v`, from `u -> J'u`, which is linear: its transpose. Both hold the same residuals."""
+    """`J v` as the transpose of the linear map `u -> J'u`. Both hold the same residuals."""
     return jax.vjp(back, zeros)[1](vector)[0]
 
 

@@ -1,4 +1,4 @@
-"""An operator by hand: one product, all columns, and as scipy sees it."""
+"""An operator without a solver: one product, the dense matrix, and a scipy operator."""
 
 import math
 from typing import Any
@@ -14,11 +14,14 @@ from sharpjax.geometry.loss.assumptions import renewed
 
 Params = Any
 
-_COLUMNS = 32  # of a dense matrix, computed together
+_COLUMNS = 32  # columns of a dense matrix that are computed together
 
 
 def check_vector(caller: str, argument: str, call: str, operator: Any, vector: Any) -> Params:
-    """A vector of an operator, in float32 at least; `call` is what is to be done with one, `v`.
+    """Checks a vector of an operator and returns it in float32 at least.
+
+    Args:
+        call: the code that uses one vector `v`, for the error message.
 
     Raises:
         UserError: names `caller`, `argument` and the leaf that differs, and says what to do with a
@@ -70,14 +73,15 @@ def to_dense(operator: Any, max_bytes: int) -> jax.Array:
         firsts = jnp.asarray(starts, jnp.int32)
         rows = loops.map_over_chunks(Partial(_columns, count), (product, like), firsts)
         return rows.reshape(-1, size)[:size].T
-    # The loop stands outside of the program, which may convolve, and of host code.
+    # The loop is in Python, outside of the compiled program, since that may hold convolutions or
+    # host code.
     columns = _columns if loops.holds_host_code(product) else _jitted_columns
     return jnp.concatenate([columns(count, (product, like), i) for i in starts])[:size].T
 
 
 def to_scipy(operator: Any) -> Any:
-    """A `scipy.sparse.linalg.LinearOperator` on numpy's flat vectors."""
-    from scipy.sparse import linalg  # half a second to import
+    """A `scipy.sparse.linalg.LinearOperator` on flat numpy vectors."""
+    from scipy.sparse import linalg  # the import takes half a second
 
     if loops.inside_jit() or loops.is_traced(operator):
         raise UserError("to_scipy: call it outside of jit, grad and vmap; scipy runs on the host.")
@@ -100,7 +104,7 @@ def _multiply(operator, vector):
 
 
 def _columns(count, operands, start):
-    """Columns from `start` on, [count, n]; zero beyond the last."""
+    """`count` columns from `start` on, as rows of shape [count, n]; zero beyond the last."""
     product, like = operands
     places = start + jnp.arange(count, dtype=jnp.int32)
     size = tree.size(like)
@@ -109,7 +113,7 @@ def _columns(count, operands, start):
 
 
 def _ravel(vector):
-    """In the order of `jax.flatten_util.ravel_pytree`."""
+    """One flat array, in the order of `jax.flatten_util.ravel_pytree`."""
     dtype = _dtype(vector)
     return jnp.concatenate([x.astype(dtype).reshape(-1) for x in jax.tree.leaves(vector)])
 
@@ -123,7 +127,7 @@ def _unravel(flat, like):
 
 
 def _dtype(like):
-    """float64 if any leaf is, else float32."""
+    """float64 if any leaf is float64, else float32."""
     wide = any(x.dtype == jnp.float64 for x in jax.tree.leaves(like))
     return np.dtype("float64" if wide else "float32")
 

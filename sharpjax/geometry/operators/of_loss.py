@@ -1,4 +1,4 @@
-"""What the operators of one loss at one point have in common."""
+"""The fields shared by all operators of one loss at one point."""
 
 import dataclasses
 from typing import Any
@@ -10,13 +10,13 @@ from sharpjax.geometry.operators.algebra import Operator, Params
 
 @dataclasses.dataclass(frozen=True)
 class OfLoss(Operator, Assuming):
-    """The fields of such an operator.
+    """Base class of the operators of one loss at one point.
 
     Attributes:
         loss: callable pytree.
-        params, batch: what it is called with.
+        params, batch: the arguments of the loss.
         microbatch_size: examples per pass, or None for all at once.
-        how: the way to its products.
+        how: how its products are computed.
     """
 
     loss: Any

@@ -1,4 +1,4 @@
-"""Curvature in other units of the weights: `T A T`, as adaptive sharpness and optimisers see it."""
+"""Curvature in other units of the weights, `T A T`, for adaptive sharpness and optimisers."""
 
 import dataclasses
 from typing import Any
@@ -36,20 +36,21 @@ class Congruence(Operator):
 
 
 def congruence(operator: Operator, scale: Params | Scaling) -> Congruence:
-    """`T A T` with a diagonal `T`: curvature where each weight is measured in a unit of its own.
+    """`T A T` with a diagonal `T`: the curvature if each weight is measured in its own unit.
 
     With `u = e / T`, `e'A e = u'(T A T) u`. So the largest eigenvalue of
     `congruence(hessian(loss, params, batch), perturbation.element())` is twice the adaptive
     sharpness per squared radius (ASAM; Kwon et al., 2021, arXiv 2102.11600), to second order and at
-    a stationary point: it does not change under rescalings that leave a ReLU network as it is.
+    a stationary point. It does not change under rescalings that leave the function of a ReLU
+    network unchanged.
 
-    Costs a product of A and two passes over a vector.
+    A product costs one product of A and two passes over a vector.
 
     Args:
         operator: any operator A.
-        scale: T, a tree like its vectors whose leaves broadcast against theirs; or a rule of
-            `sharpjax.perturbation`, which is resolved on `operator.like`: the parameters, for
-            operators that this library makes.
+        scale: T, a tree like the vectors of A whose leaves broadcast against theirs; or a rule of
+            `sharpjax.perturbation`, which is evaluated on `operator.like`. For the operators of a
+            loss that this library makes, this is the parameters.
 
     Raises:
         UserError: T has another structure, or a leaf does not broadcast.
@@ -76,15 +77,18 @@ def congruence(operator: Operator, scale: Params | Scaling) -> Congruence:
 def preconditioned(operator: Operator, preconditioner: Params) -> Congruence:
     """`P^-1/2 A P^-1/2` with a positive diagonal `P`: it has the eigenvalues of `P^-1 A`.
 
-    An optimiser that divides its step by `P` is stable by these. Full-batch Adam with learning rate
-    `lr` and decay `b1` of its first moment: where the largest is below `(2 + 2 b1) / ((1 - b1)
-    lr)`, 38 / lr for b1 = 0.9; RMSProp, where it is below 2 / lr (Cohen et al., 2022, arXiv
-    2207.14484); AdamW with decay `g`: below `(1 + b1) / (1 - b1) (2 / lr - g)`.
+    The largest of them decides whether an optimiser that divides its step by `P` is stable, with
+    learning rate `lr` and decay `b1` of the first moment. Full-batch Adam is stable if it is below
+    `(2 + 2 b1) / ((1 - b1) lr)`, which is 38 / lr for b1 = 0.9; RMSProp if it is below 2 / lr
+    (Cohen et al., 2022, arXiv 2207.14484); AdamW with decay `g` if it is below
+    `(1 + b1) / (1 - b1) (2 / lr - g)`.
+
+    A product costs as in `congruence`.
 
     Args:
         operator: any operator A, such as a Hessian.
-        preconditioner: P, a tree like its vectors whose leaves broadcast against theirs; of an
-            optimiser's state, `preconditioner(opt_state, ...)`.
+        preconditioner: P, a tree like the vectors of A whose leaves broadcast against theirs. From
+            an optimiser's state: `preconditioner(opt_state, ...)`.
 
     Raises:
         UserError: P has another structure, or a leaf does not broadcast.
@@ -130,7 +134,7 @@ def _congruent_product(product, scale, vector):
 
 
 def _times(scale, vector):
-    # Ranks are named, for promotion may be strict.
+    # Ranks are made equal explicitly, since rank promotion may be disallowed.
     return jax.tree.map(
         lambda t, x: t.reshape((1,) * (x.ndim - t.ndim) + t.shape).astype(x.dtype) * x,
         scale,
