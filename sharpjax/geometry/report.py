@@ -214,8 +214,8 @@ class _Moments(NamedTuple):
     """Statistics of the first product of each probe.
 
     `values` and `squares` sum `u'Au` and `|Au|^2`, divided by `unit` and its square. `furthest` is
-    the largest distance from the mean of an eigenvalue that was seen, `known` the part of the trace
-    known exactly, and `relative_error` the target."""
+    the largest distance from the mean of an eigenvalue that was seen, `known` the sum of the
+    converged eigenvalues, and `relative_error` the target."""
 
     count: jax.Array
     values: jax.Array

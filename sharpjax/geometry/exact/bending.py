@@ -1,9 +1,9 @@
-"""What a Hessian has beside its Gauss-Newton part: the curvature of the model itself.
+"""The part of a Hessian beyond its Gauss-Newton part: the curvature of the model itself.
 
-`H - G = sum_c (d outer / d f_c) Hess f_c` over all outputs: the Hessian of `<r, f(params)>`, with
-the slopes `r` of the outer loss in the outputs held fixed. On a net that is piecewise linear and
-uses no weight twice (ReLU, max-pooling, frozen BatchNorm) the outputs are affine in each leaf, so
-the block of each leaf is zero, and `tr H = tr G`, `diag H = diag G`.
+`H - G = sum_c (d outer / d f_c) Hess f_c` over all outputs. This is the Hessian of `<r, f(params)>`
+with r, the gradient of the outer loss in the outputs, held fixed. On a net that is piecewise linear
+and uses no weight twice (ReLU, max-pooling, frozen BatchNorm), the outputs are affine in each leaf.
+So the diagonal block of each leaf is zero, and `tr H = tr G`, `diag H = diag G`.
 """
 
 import dataclasses
@@ -26,11 +26,12 @@ from sharpjax.geometry.operators.hessian import Hessian
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """What is probed at a time: a leaf, or one slice of a leaf that stacks the layers of a scan.
+    """The units that are probed one at a time: a leaf, or a slice of a leaf that stacks the layers
+    of a scan.
 
     Attributes:
-        counts: for each leaf its number of units: 0 where the model is affine in it, as its
-            derivatives show without a number, 1, or the length of its first axis.
+        counts: number of units of each leaf: 0 if the trace of its derivatives shows that the model
+            is affine in it; 1; or the length of its first axis.
     """
 
     counts: tuple[int, ...]
@@ -43,7 +44,7 @@ class Units:
         return self.split(params)[0]
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """The leaves that are probed and the others, each with None in place of the rest."""
+        """The leaves that are probed, and the others; both trees have None in place of the rest."""
         mask = jax.tree.unflatten(jax.tree.structure(params), [c > 0 for c in self.counts])
         return tree.partition(params, mask)
 
@@ -52,7 +53,7 @@ class Units:
         return self.over_leaves(free, jnp.arange(len(self), dtype=jnp.int32) == unit)
 
     def over_leaves(self, free: Params, values: jax.Array) -> Params:
-        """One value of each unit at its entries; broadcasts against the leaves."""
+        """The value of each unit, placed at its entries; broadcasts against the leaves."""
         leaves, treedef = jax.tree.flatten(free)
         first, found = 0, []
         for leaf, count in zip(leaves, filter(None, self.counts), strict=True):
@@ -64,7 +65,7 @@ class Units:
     def by_leaf(
         self, values: jax.Array, total: Callable[[jax.Array], jax.Array] = jnp.sum
     ) -> list[jax.Array]:
-        """Sums, or another total, over the units of each leaf, zero where there is none."""
+        """Sums, or another total, over the units of each leaf; zero for a leaf without units."""
         totals, first = [], 0
         for count in self.counts:
             part = values[first : first + count]
@@ -75,9 +76,10 @@ class Units:
 
 @jax.jit
 def find_units(around: GaussNewton) -> Units:
-    """What must be probed beside a Gauss-Newton matrix, found by tracing the model.
+    """The units that must be probed in addition to a Gauss-Newton matrix, found by tracing the
+    model.
 
-    A second derivative along one leaf is dropped by jax itself where it is zero by construction.
+    jax itself drops a second derivative along one leaf if it is zero by construction.
     """
     params, model, batch = around.params, around.loss.model_fn, around.batch
     closed = jax.make_jaxpr(_call)(params, model, batch)
@@ -108,7 +110,7 @@ def bend(around: GaussNewton, direction: Params) -> jax.Array:
     """`z' (H - G) z`, as `d^2/dt^2 <r, f(params + t z)>` by forward over forward.
 
     Args:
-        direction: z: None in place of leaves that do not move.
+        direction: z, with None in place of leaves that do not move.
     """
     operands = around.loss, around.params, direction
     if around.microbatch_size is None:
@@ -119,7 +121,7 @@ def bend(around: GaussNewton, direction: Params) -> jax.Array:
 
 
 def bending(around: GaussNewton, units: Units) -> Hessian:
-    """`H - G` of the leaves that are probed."""
+    """`H - G` on the leaves that are probed, as an operator."""
     free, rest = units.split(around.params)
     loss = _Pairing(around.loss, around.params, rest)
     return Hessian(loss, free, around.batch, around.microbatch_size)
@@ -128,10 +130,10 @@ def bending(around: GaussNewton, units: Units) -> Hessian:
 def draw(
     units: Units, key: jax.Array, like: Params, unit: jax.Array, *, is_normal: jax.Array
 ) -> tuple[Params, jax.Array]:
-    """A probe that lives on one unit, and the next key.
+    """A probe that is nonzero on one unit only, and the next key.
 
-    Random signs have the lower variance, but may be orthogonal to a matrix that is not zero; a
-    normal vector is not.
+    Random signs z have a lower variance, but `z'Az` may be zero for a matrix A that is not. For a
+    normal vector this does not happen.
     """
     key, subkey = jax.random.split(key)
     z = tree.random_normal(subkey, tree.widen(like))
@@ -157,7 +159,8 @@ def _slope(fn, direction, at):
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pairing:
-    """`<r, f>`: r at `params`, f at the free leaves; a weighted mean as `loss` is."""
+    """`<r, f>`, with r taken at `params` and f at the free leaves; a mean, or weighted mean, like
+    `loss`."""
 
     loss: Composed
     params: Params

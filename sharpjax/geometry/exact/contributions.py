@@ -1,15 +1,15 @@
-"""What one example adds to an exact trace or diagonal, for each parameter by the cheapest way.
+"""The contribution of one example to an exact trace or diagonal, in the cheapest way per parameter.
 
 With `g_c` the gradient of one example in a parameter along cotangent c, the example adds
-`sum_c sign_c |g_c|^2` to the trace and `sum_c sign_c g_c^2` to the diagonal. A parameter that
-enters once, by a product with input `a` and error `d` (`matrix_form`), has `g_c = sum_s a_s d_cs'`
-and takes one of the ways
+`sum_c sign_c |g_c|^2` to the trace and `sum_c sign_c g_c^2` to the diagonal. A parameter that is
+used once, in a product with input `a` and error `d` (`matrix_form`), has `g_c = sum_s a_s d_cs'`.
+It takes one of these ways:
 
     norms        one position: |g|^2 = |a|^2 |d|^2, and g^2 = (a^2)(d^2)'; no gradient is formed
     gram         many: |g|^2 = sum_st (a_s.a_t) (d_s.d_t); no gradient is formed
-    products     many: g is formed as a matrix product, where that takes fewer operations
+    products     many: g is formed as a matrix product, if that takes fewer operations
 
-Any other one is differentiated example by example ("gradients"), or does not matter ("unused").
+Any other parameter is differentiated example by example ("gradients"), or is not used ("unused").
 """
 
 import functools
@@ -28,12 +28,12 @@ Way = Literal["norms", "gram", "products", "gradients", "unused"]
 
 
 class Route(NamedTuple):
-    """How one parameter gets into the model.
+    """How one parameter enters the model.
 
     Attributes:
-        way: as above.
-        entry: the equation it enters by, if it enters once.
-        form: that equation as a product, if it is one.
+        way: one of the ways in the docstring of this module.
+        entry: the equation that uses the parameter, if there is only one and it is a product.
+        form: that equation as a product, else None.
     """
 
     way: Way
@@ -42,11 +42,11 @@ class Route(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A model as a jaxpr of a batch of one, and the route of each parameter through it.
+    """The jaxpr of a model on a batch of one, and the route of each parameter through it.
 
     Attributes:
-        jaxpr: inputs are the leaves of the parameters, then those of the model and the batch.
-        outputs: shapes.
+        jaxpr: its inputs are the leaves of the parameters, then of the model, then of the batch.
+        outputs: shapes of the outputs.
         routes: one for each leaf of the parameters.
     """
 
@@ -55,7 +55,7 @@ class Traced(NamedTuple):
     routes: tuple[Route, ...]
 
     def numbers(self) -> tuple[int, int]:
-        """Roughly how many numbers are kept for one example, and for each of its cotangents."""
+        """Rough counts of the numbers kept for one example, and for each of its cotangents."""
         fixed = each = 0
         for route, parameter in zip(self.routes, self.jaxpr.jaxpr.invars, strict=False):
             if route.form is None:
@@ -76,7 +76,7 @@ def trace_model(kind: Kind, model: Any, params: Any, one: Any, num_cotangents: i
     """The model on a batch of one, and the routes of its parameters.
 
     Args:
-        num_cotangents: for each example; what is cheapest depends on it.
+        num_cotangents: number per example; the cheapest way depends on it.
     """
     jaxpr, outputs = jax.make_jaxpr(_call, return_shape=True)(params, model, one)
     leaves = jax.tree.leaves(params)
@@ -86,11 +86,12 @@ def trace_model(kind: Kind, model: Any, params: Any, one: Any, num_cotangents: i
 
 
 def pull_back(traced: Traced, params: Any, model: Any, one: Any) -> tuple[Any, Any, list[Any]]:
-    """The outputs, and what turns one cotangent of theirs into errors and gradients.
+    """The outputs, and a function that turns a cotangent of the outputs into errors and gradients.
 
     Returns:
-        Outputs; `pull(cotangent) -> (errors by path, gradients)`, these of the parameters without
-        a form, in their order; the input of each form, or None.
+        The outputs; `pull(cotangent) -> (errors by path, gradients)`, with gradients only of the
+        parameters on the way "gradients", in their order; and for each parameter the input of its
+        form, or None.
     """
     inputs = jax.tree.leaves((params, model, one))
     free = [i for i, route in enumerate(traced.routes) if route.way == "gradients"]
@@ -116,15 +117,16 @@ def pull_back(traced: Traced, params: Any, model: Any, one: Any) -> tuple[Any, A
 def contributions(
     kind: Kind, traced: Traced, signs: jax.Array, reads: Sequence[Any], errors: Any, gradients: Any
 ) -> list[Any]:
-    """What the example adds, for each parameter.
+    """The contribution of the example, for each parameter.
 
     Args:
         signs: (c,).
         reads: from `pull_back`.
-        errors, gradients: what its `pull` gives, with an axis c in front.
+        errors, gradients: the results of its `pull`, with a leading axis c.
 
     Returns:
-        For a trace scalars; for a diagonal what `assemble` takes, after a further axis in front.
+        For a trace, scalars. For a diagonal, the input of `assemble` without its leading axis of
+        examples.
     """
     free: Iterator[Any] = iter(gradients)
     added = []
@@ -143,7 +145,7 @@ def contributions(
 
 
 def assemble(route: Route, shape: tuple[int, ...], added: Any) -> jax.Array:
-    """The diagonal of one parameter of this shape, from what all examples added to it."""
+    """The diagonal for one parameter of this shape, from the contributions of all examples."""
     if route.form is None or route.entry is None:
         return jnp.sum(added, axis=0)
     if route.way == "norms":
@@ -184,7 +186,7 @@ def _of_products(kind, signs, a, d):
 
 
 def _trace_of_norms(signs, a, d):
-    # The sum over d by itself: it is shared with the bias of the same layer.
+    # The sum over d is separate, since the bias of the same layer shares it.
     return jnp.dot(signs, jnp.sum(d * d, axis=(2, 3)) @ jnp.sum(a * a, axis=(1, 2)))
 
 

@@ -1,8 +1,8 @@
 """The matrix between the Jacobians of one example, as a sum of signed squares.
 
-Gauss-Newton and Fisher matrices are `mean_n J_n' M_n J_n`. Here `M_n = sum_c sign_c s_c s_c'`, so
-that the part of example n is `sum_c sign_c g_c g_c'` with `g_c = J_n' s_c`: one back-propagation
-each.
+Gauss-Newton and Fisher matrices are `mean_n J_n' M_n J_n`. Here `M_n = sum_c sign_c s_c s_c'`. So
+the term of example n is `sum_c sign_c g_c g_c'`, where each `g_c = J_n' s_c` is one
+back-propagation.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ Rule = Literal["curvature", "slope", "sampled", "value"]
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the exact trace needs of an operator.
+    """The parts of an operator that its exact trace needs.
 
     Attributes:
         model: callable pytree, `model(params, batch) -> outputs`.
         outer: callable pytree, `outer(outputs, batch) -> scalar`, or None.
-        params, batch: what they are called with.
-        keys: one for each example, or None.
-        weight: of each example, [N], or None where all count alike.
-        rule: "curvature": M is the Hessian of `outer`; "slope": one square, that of its gradient;
-            "sampled": likewise, at labels drawn with the keys; "value": outputs are the losses, M
-            is 1.
-        microbatch_size: examples per pass at the most, or None.
+        params, batch: their arguments.
+        keys: a random key for each example, or None.
+        weight: the weight of each example, [N], or None for equal weights.
+        rule: "curvature": M is the Hessian of `outer`. "slope": M is the mean over rows of the
+            squares of their gradients. "sampled": the same, with labels drawn with the keys.
+            "value": the outputs are the losses, and M is 1.
+        microbatch_size: examples per pass at most, or None.
     """
 
     model: Any
@@ -56,10 +56,11 @@ class Problem:
 
 
 def as_problem(caller: str, operator: GaussNewton | Fisher | EmpiricalFisher) -> Problem:
-    """The Jacobians and the matrix between them.
+    """The model and the matrix between its Jacobians, for an operator.
 
     Raises:
-        UserError: names `caller`; the operator computes in bfloat16.
+        UserError: names `caller`; the operator computes in bfloat16, or a layer of its model has no
+            forward derivative.
     """
     loss, params, batch = operator.loss, operator.params, operator.batch
     if is_lowered(getattr(loss, "model_fn", loss)):
@@ -87,17 +88,17 @@ def as_problem(caller: str, operator: GaussNewton | Fisher | EmpiricalFisher) ->
 
 
 def squares(problem: Problem, outputs: Any, one: Any, key: Any) -> tuple[jax.Array, Any]:
-    """The signs and the vectors for one example.
+    """The signs and the vectors s_c for one example.
 
-    From the eigenvectors of the Hessian of `outer`, unless it has a method `square_root(outputs,
-    batch)` that returns vectors for a batch of one: no eigenproblem then, and fewer vectors where
-    the rank is known to be lower.
+    For the curvature they come from the eigenvectors of the Hessian of `outer`. If `outer` has a
+    method `square_root(outputs, batch)`, which returns vectors for a batch of one, no eigenproblem
+    is solved, and there are fewer vectors if the rank is known to be lower.
 
     Args:
         problem: only `outer` and `rule` are read.
-        outputs: those of a batch of one.
+        outputs: the outputs of a batch of one.
         one: that batch.
-        key: for drawn labels.
+        key: random key for drawn labels.
 
     Returns:
         Signs (c,), and a tree like the outputs with a new leading axis (c, ...).
@@ -123,7 +124,7 @@ def squares(problem: Problem, outputs: Any, one: Any, key: Any) -> tuple[jax.Arr
 
 
 def restrict(operator: Any, where: str | Sequence[str]) -> Any:
-    """The block of some leaves, the others held fixed, of an operator of a loss."""
+    """The block of some leaves of an operator of a loss, with the other leaves held fixed."""
     loss, params = freeze(operator.loss, operator.params, where)
     if isinstance(operator, GaussNewton | Fisher):
         loss = require_parts("restrict", loss)
@@ -137,7 +138,8 @@ def weigh(loss: Any, batch: Any) -> jax.Array | None:
 
 
 def _of_rows(slope):
-    """Of each of R rows its square by itself: with the slope of its own, R times this, a mean."""
+    """One vector for each of R rows, `sqrt(R)` times its slope. The gradient of a row alone is R
+    times its slope, and the squares of these are averaged over the rows."""
     rows = len(slope)
     apart = rows**0.5 * jnp.eye(rows, dtype=slope.dtype)
     return apart.reshape(rows, rows, *(1,) * (slope.ndim - 1)) * jnp.expand_dims(slope, 0)

@@ -20,25 +20,26 @@ from sharpjax.geometry.loss.finite import poison
 from sharpjax.geometry.loss.objective import scalar_type
 from sharpjax.geometry.operators.algebra import without_derivative
 
-# What the examples of one chunk may take. A CPU is fastest where that stays in its cache: on a
-# dense net chunks of 128 of 1,024 examples took half the time of all at once.
+# Memory for the examples of one chunk. A CPU is fastest if they stay in its cache: on a dense net,
+# chunks of 128 of 1,024 examples took half the time of all at once.
 _CPU_BYTES = 2**24
 _BYTES = 2**28
 
-# By how much examples must see each other to be refused: more than bfloat16 brings.
+# If examples change each other's outputs by more than this, relatively, the model is refused. The
+# rounding of bfloat16 is less.
 _SEEN = 0.01
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the work is cut.
+    """How the work is divided.
 
     Attributes:
         examples, chunks: examples in a chunk, and the number of chunks.
         cotangents, passes: cotangents in a pass, and the number of passes over each chunk.
         total: cotangents of one example, each a back-propagation.
-        weighted: examples count as their weights say.
+        weighted: whether the examples have declared weights.
         ways: for each leaf, its name and way.
     """
 
@@ -52,22 +53,23 @@ class Plan:
 
 
 def exact_part(kind: Kind, problem: Problem) -> tuple[Any, Plan]:
-    """The trace by leaf (a tree of scalars) or the diagonal, without any probe, and how.
+    """The trace by leaf (a tree of scalars) or the diagonal, without any probe, and the plan used.
 
     `tr G = mean_n sum_c sign_c |J_n' s_c|^2` and `diag G = mean_n sum_c sign_c (J_n' s_c)^2`, with
-    `sum_c sign_c s_c s_c'` the matrix between the Jacobians of example n (`cotangents`). For each
-    parameter it takes the cheapest way (`contributions`), found in the jaxpr of the model on a
-    batch of one. Exact up to rounding in the type that the model computes in. Nothing is checked.
+    `sum_c sign_c s_c s_c'` the matrix between the Jacobians of example n (`cotangents`). Each
+    parameter takes the cheapest way (`contributions`), found in the jaxpr of the model on a batch
+    of one. Exact up to rounding in the type that the model computes in. Nothing is checked.
 
     Cost: one forward pass and, for each output of an example, one back-propagation without the
-    weight gradients of dense layers: 2.5 gradients on a dense net with 10 classes, 2.0 where the
-    outer loss has a `square_root`; about c gradients for convolutions with c outputs. Memory: a
-    chunk of examples at a time, 16 MB on CPU and 256 MB elsewhere, no more of them than the
-    `microbatch_size` of the operator; where one example takes more, fewer cotangents at a time.
+    weight gradients of dense layers. This is 2.5 gradients on a dense net with 10 classes, 2.0 if
+    the outer loss has a `square_root`, and about c gradients for convolutions with c outputs.
+    Memory: one chunk of examples at a time, 16 MB on CPU and 256 MB elsewhere. A chunk has at most
+    `microbatch_size` examples. If one example takes more memory, fewer cotangents are taken at a
+    time.
     """
     if loops.is_traced(problem):
         problem = without_derivative(problem)
-    # An example that does not count may be no number by itself.
+    # The loss of an example of weight 0 may be NaN.
     with jax.debug_nans(False) if problem.weight is not None else contextlib.nullcontext():
         return _solve(kind, problem)
 
@@ -104,7 +106,7 @@ def _solve(kind: Kind, problem: Problem) -> tuple[Any, Plan]:
 
 
 def _add_up(step: _Pass, problem, examples, index):
-    """What a chunk of examples adds to the total."""
+    """The contribution of a chunk of examples to the total."""
     params, weighted = tree.widen(problem.params), step.plan.weighted
     traced = []
 
@@ -120,7 +122,7 @@ def _add_up(step: _Pass, problem, examples, index):
             *(step.kind, model, signs, reads), *jax.vmap(pull)(vectors)
         )
         added = poison(added, _value(problem, outputs, one))
-        # An example that does not count may have no finite loss.
+        # The loss of an example of weight 0 may not be finite.
         return jax.tree.map(lambda x: jnp.where(weight > 0, x, 0), added) if weighted else added
 
     added = jax.vmap(one)(*examples)
@@ -132,7 +134,7 @@ def _add_up(step: _Pass, problem, examples, index):
 
 
 def _value(problem, outputs, one):
-    """The loss of an example, as far as a matrix rests on it."""
+    """The loss of an example, as far as the matrix depends on it."""
     if problem.rule == "sampled":
         return jnp.zeros(())
     if problem.rule == "value":
@@ -176,7 +178,7 @@ def _begin(kind, budget, problem):
         weights = jnp.pad(weight / jnp.sum(weight), (0, held - count))
 
     def cut(x):
-        # Interleaved: a chunk takes a share of what lies on each device.
+        # Interleaved: each chunk takes a share of the examples on each device.
         repeated = jnp.concatenate([x, x[: held - count]]) if held > count else x
         return repeated.reshape(plan.examples, plan.chunks, *x.shape[1:])
 
@@ -186,7 +188,8 @@ def _begin(kind, budget, problem):
 
 
 def _cut(traced, problem, count, total, budget) -> Plan:
-    """Chunks of examples that fit; passes over the cotangents where those of one do not."""
+    """Chunks of examples that fit into memory, and several passes over the cotangents if those of
+    one example do not fit."""
     fixed, each = traced.numbers()
     fixed += total**2
     passes = min(total, math.ceil(total * each / max(budget // 4 - fixed, 1)))
@@ -202,13 +205,14 @@ def _cut(traced, problem, count, total, budget) -> Plan:
 
 
 def refuse_mixing(caller: str, problem: Problem) -> Checked | None:
-    """Two examples, far apart in the batch, must have the outputs and the Jacobian together that
-    they have alone.
+    """Refuses a model in which examples affect each other.
 
-    The Jacobian, for outputs say little where the head is zero or a bias is large.
+    Two examples, far apart in the batch, must have the same outputs and Jacobian together as alone.
+    The Jacobian (one product with it) is compared because outputs say little if the head is zero or
+    a bias is large.
 
     Raises:
-        UserError: names `caller`; they have not.
+        UserError: names `caller`; outputs or Jacobian differ by more than 1 %.
     """
     if loops.count_examples(caller, problem.batch) == 1:
         return None
@@ -244,13 +248,13 @@ def _mixes_two(problem):
 
     def differs(x, y):
         size, off = (jnp.max(jnp.abs(z), initial=0) for z in (x, x - y.reshape(x.shape)))
-        return jnp.isfinite(size) & ~(off <= _SEEN * size)  # or no number alone
+        return jnp.isfinite(size) & ~(off <= _SEEN * size)  # true also if `y` is not finite
 
     different = jax.tree.map(differs, along(two), jax.vmap(along)(alone))
     return jnp.any(jnp.stack(jax.tree.leaves(different)))
 
 
 def _scrambled(like):
-    """Numbers between -1 and 1 without a pattern, and far faster than a generator makes them."""
+    """Pseudorandom numbers between -1 and 1, made far faster than by a random generator."""
     bits = hashed(jnp.arange(like.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9))
     return bits.astype(like.dtype).reshape(like.shape) / 2.0**31 - 1

@@ -1,9 +1,9 @@
-"""Inner products between the gradients of all examples, without the gradients where a layer allows.
+"""Inner products between the gradients of all examples; gradients are formed only if necessary.
 
 With `g_nc = J_n' v_nc` the gradient of example n along cotangent c, the entries are `g_nc . g_md`,
-a sum over parameters. One that enters once, by a product with one position (`matrix_form`), has
-`g_nc = a_n d_nc'` and adds `(a_n . a_m) (d_nc . d_md)`. Of all others the gradients are formed, as
-rows of a matrix.
+a sum over parameters. A parameter that is used once, in a product with one position
+(`matrix_form`), has `g_nc = a_n d_nc'` and adds `(a_n . a_m) (d_nc . d_md)`. For all other
+parameters the gradients are formed, as rows of a matrix.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from sharpjax.geometry.exact.contributions import Traced, output_shapes, pull_ba
 from sharpjax.geometry.loss.axes import on_auto_axes
 from sharpjax.geometry.operators.algebra import without_derivative
 
-_BYTES = 2**28  # of what two blocks of examples may take
+_BYTES = 2**28  # memory for two blocks of examples
 
 
 def gram(model: Any, params: Any, batch: Any, vectors: jax.Array) -> jax.Array:
-    """The matrix `(J_n' v_nc) . (J_m' v_md)` of N C numbers square, by examples, then cotangents.
+    """The matrix `(J_n' v_nc) . (J_m' v_md)`, of shape [N C, N C]; examples come before cotangents.
 
-    Of a model in which examples do not see each other (`refuse_mixing`), which is called on batches
+    The examples of the model must not affect each other (`refuse_mixing`); it is called on batches
     of one. Exact up to rounding in the type that the model computes in.
 
     Cost: C back-propagations for each example, without the weight gradients of dense layers, and
-    the products. Where all examples do not fit in 256 MB they are taken in blocks, and the work is
-    done again for each pair of these. Memory: four matrices of N C numbers square, and two blocks:
-    256 MB, or what two examples take.
+    the products. If all examples do not fit in 256 MB, they are taken in blocks, and the work is
+    repeated for each pair of blocks. Memory: four matrices of shape [N C, N C], and two blocks:
+    256 MB, or the memory of two examples if that is more.
 
     Args:
         model: callable pytree, `model(params, batch) -> outputs [N, ...]`.
@@ -85,7 +85,7 @@ class _Pair:
 
 
 def _between(same, model, params, one, other):
-    """What all parameters add to the products of one block with another."""
+    """The inner products of one block with another, summed over all parameters."""
     params = tree.widen(params)
     one = _pull(model, params, *one)
     other = one if same else _pull(model, params, *other)
@@ -103,7 +103,7 @@ def _inner(a, d, b, e):
 
 
 def _pull(model, params, batch, vectors):
-    """For each parameter that matters, inputs [n, k] and errors [n, c, f], or None and the
+    """For each parameter that is used, inputs [n, k] and errors [n, c, f], or None and the
     gradients [n, c, size]."""
 
     def one(example, vectors):
@@ -154,7 +154,7 @@ def _begin(budget, model, params, batch, vectors):
 
 
 def _numbers(traced: Traced, num_cotangents: int) -> int:
-    """Roughly how many numbers are kept for one example."""
+    """A rough count of the numbers kept for one example."""
     total = 1
     for route, parameter in zip(traced.routes, traced.jaxpr.jaxpr.invars, strict=False):
         if route.form is not None:

@@ -1,9 +1,9 @@
 """Dense and convolutional operations as one product, `out[b, s, f] = sum_k a[b, s, k] w[b, k, f]`.
 
-Here `w` is a parameter, `a` (the input) and `out` belong to one example. `s` runs over positions
+Here `w` is a parameter; `a` (the input) and `out` belong to one example. `s` runs over positions
 (the tokens of a sequence, the pixels of an image; one in a plain dense layer), `b` over independent
-products (the groups of a grouped convolution). The gradient of one example in `w`, from its error
-`d` (the gradient in `out`), is then `g[b, k, f] = sum_s a[b, s, k] d[b, s, f]`.
+products (the groups of a grouped convolution). With the error `d` (the gradient in `out`), the
+gradient of one example in `w` is then `g[b, k, f] = sum_s a[b, s, k] d[b, s, f]`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """A `dot_general` of which one operand is the parameter."""
+    """A `dot_general` with the parameter as one operand."""
 
     eqn: JaxprEqn
     operand: int
@@ -50,14 +50,14 @@ class Dense:
         return other.reshape(size.products, size.positions, size.rows)
 
     def errors(self, out: jax.Array) -> jax.Array:
-        """What is laid out like the output, [b, s, f]."""
+        """An array laid out like the output, as [b, s, f]."""
         size = self.sizes
         if self.operand == 1:
             return out.reshape(size.products, size.positions, size.columns)
         return jnp.swapaxes(out.reshape(size.products, size.columns, size.positions), 1, 2)
 
     def weight(self, value: jax.Array) -> jax.Array:
-        """What is given as [b, k, f], laid out like the parameter."""
+        """An array [b, k, f], laid out like the parameter."""
         order = sum(self._axes(self.operand), ())
         shape = _shape(self.eqn.invars[self.operand])
         value = value.reshape([shape[i] for i in order])
@@ -73,10 +73,10 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A `conv_general_dilated` of which the kernel is the parameter; its groups are products.
+    """A `conv_general_dilated` with the parameter as its kernel; its groups are products.
 
-    The input is that of the equivalent product: the patch that each output sees, [k] being first
-    the channels, then the places of the kernel.
+    The input of the equivalent product is the patch that each output sees. Its axis k runs over
+    channels first, then over the positions of the kernel.
     """
 
     eqn: JaxprEqn
@@ -100,7 +100,7 @@ class Convolution:
         strides, dilations = params["window_strides"], params["rhs_dilation"]
         axes = enumerate(zip(self._out[2:], self._kernel[2:], strides, dilations, strict=True))
         for i, (count, length, stride, dilation) in axes:
-            # Outputs stay where the axis was; places of the kernel gather at the end.
+            # Outputs stay on this axis; positions of the kernel go to a new last axis.
             end = stride * (count - 1) + 1
             slices = [
                 jax.lax.slice_in_dim(x, o * dilation, o * dilation + end, stride, axis=2 + i)
@@ -112,7 +112,7 @@ class Convolution:
         return jnp.swapaxes(x, 0, 1)
 
     def errors(self, out: jax.Array) -> jax.Array:
-        """What is laid out like the output, [b, s, f]."""
+        """An array laid out like the output, as [b, s, f]."""
         size = self.sizes
         batch, feature, *space = self.eqn.params["dimension_numbers"].out_spec
         out = jnp.transpose(out, (batch, *space, feature))
@@ -120,7 +120,7 @@ class Convolution:
         return jnp.swapaxes(out, 0, 1)
 
     def weight(self, value: jax.Array) -> jax.Array:
-        """What is given as [b, k, f], laid out like the kernel."""
+        """An array [b, k, f], laid out like the kernel."""
         spec = self.eqn.params["dimension_numbers"].rhs_spec
         value = jnp.swapaxes(value, 1, 2).reshape(self._kernel)
         return jnp.transpose(value, [spec.index(i) for i in range(len(spec))])
@@ -142,7 +142,7 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """An `add` of a parameter as large as the output: the input is 1."""
+    """An `add` of a parameter with the shape of the output; the input is 1."""
 
     eqn: JaxprEqn
     operand: int
@@ -156,16 +156,16 @@ class Shift:
         return jnp.ones((1, 1, 1), operands[self.operand].dtype)
 
     def errors(self, out: jax.Array) -> jax.Array:
-        """What is laid out like the output, [b, s, f]."""
+        """An array laid out like the output, as [b, s, f]."""
         return out.reshape(1, 1, -1)
 
     def weight(self, value: jax.Array) -> jax.Array:
-        """What is given as [b, k, f], laid out like the parameter."""
+        """An array [b, k, f], laid out like the parameter."""
         return value.reshape(_shape(self.eqn.invars[self.operand]))
 
 
 def matrix_form(eqn: JaxprEqn | None, operand: int) -> Dense | Convolution | Shift | None:
-    """The operation as a product linear in this operand, or None where it is none of these."""
+    """The operation as a product that is linear in this operand, or None if it has no such form."""
     if eqn is None:
         return None
     if eqn.primitive.name == "dot_general":

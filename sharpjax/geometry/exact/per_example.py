@@ -1,9 +1,9 @@
-"""Where parameters enter a function, found in its jaxpr; the function with a bump at each place.
+"""Finds in a jaxpr where parameters enter a function, and adds a bump at each of these places.
 
 The gradient of one example in the kernel of a layer is its input times its back-propagated error.
-Both can be had without forming it: the error is the gradient in a bump that is added to what the
-layer returns, and the input is read on the way. So all that must be known is which equation each
-parameter enters by.
+Both can be computed without forming this gradient. The error is the gradient in a bump that is
+added to the result of the layer, and the input is read on the way. So it is enough to know which
+equation uses each parameter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,11 @@ from jax.extend.core import (
 
 Path = tuple[int, ...]
 
-# Calls whose body may stand in their place. Not `custom_jvp` and `custom_vjp`, whose body may have
-# another derivative than the call, nor loops, whose equations stand for many.
+# Calls that may be replaced by their body. Not `custom_jvp` and `custom_vjp`, whose body may have
+# another derivative than the call; nor loops, whose equations run many times.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-# What only moves entries, each to one place; `convert_element_type` between floating types too.
+# Operations that only move entries, each to one place. `convert_element_type` to a floating type
+# counts as well.
 _MOVES = {"reshape", "transpose", "squeeze", "expand_dims", "rev", "copy", "copy_p"}
 
 
@@ -32,10 +33,10 @@ class Entry(NamedTuple):
     """One use of a parameter.
 
     Attributes:
-        path: the place of the equation: its index, after those of the calls that it lies in.
-        eqn: the equation, or None where the parameter is returned as it is.
-        operand: which of its operands the parameter is.
-        moves: the equations between, in their order; each only moves entries about.
+        path: where the equation is: the indices of the calls around it, then its own index.
+        eqn: the equation, or None if the parameter is itself an output.
+        operand: which operand of the equation the parameter is.
+        moves: the equations before it that only move entries of the parameter, in order.
     """
 
     path: Path
@@ -50,7 +51,7 @@ class _Origin(NamedTuple):
 
 
 def find_entries(jaxpr: Jaxpr, num_params: int) -> list[list[Entry]]:
-    """For each of the first inputs, the equations that use it.
+    """For each of the first `num_params` inputs, the equations that use it.
 
     >>> closed = jax.make_jaxpr(lambda w, b, x: jnp.tanh(x @ w.T + b))(
     ...     jnp.ones((2, 3)), jnp.ones(2), jnp.ones((1, 3)))
@@ -68,7 +69,7 @@ def find_entries(jaxpr: Jaxpr, num_params: int) -> list[list[Entry]]:
 def evaluate(
     closed: ClosedJaxpr, args: Sequence[Any], bumps: Mapping[Path, jax.Array]
 ) -> tuple[list[Any], dict[Path, list[Any]]]:
-    """The outputs, with a bump added to what the equation at each path returns.
+    """The outputs, with a bump added to the result of the equation at each path.
 
     Returns:
         The outputs; for each path, the operands of its equation.
@@ -78,7 +79,7 @@ def evaluate(
 
 
 def undo_moves(moves: Sequence[ClosedJaxpr], shape: tuple[int, ...], value: jax.Array) -> jax.Array:
-    """What lies at the moved entries of a parameter, at their places in the parameter."""
+    """An array laid out like the moved parameter, moved back to the layout of the parameter."""
 
     def move(x):
         for alone in moves:
@@ -151,7 +152,7 @@ def _body(eqn) -> ClosedJaxpr:
 
 
 def _alone(jaxpr, eqn) -> ClosedJaxpr:
-    """One equation as a jaxpr: how a primitive is bound is no public matter, and changes."""
+    """One equation as a jaxpr, since the way to bind a primitive is not public and changes."""
     inputs = dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal))
     alone = jaxpr.replace(
         constvars=[], invars=list(inputs), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects

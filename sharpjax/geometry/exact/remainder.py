@@ -1,4 +1,4 @@
-"""The trace or the diagonal of what a Hessian has beside its Gauss-Newton part (`bending`), by
+"""The trace or the diagonal of a Hessian minus its Gauss-Newton part (`bending`), estimated by
 probes on one unit at a time."""
 
 import dataclasses
@@ -17,8 +17,8 @@ from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.operators.algebra import linearize
 from sharpjax.geometry.operators.gauss_newton import GaussNewton
 
-# Rounds after which a remainder that was zero in all of them counts as zero, and those that the
-# spread of the values needs before it may stop anything.
+# After CERTIFYING rounds, a remainder that was zero in all of them counts as zero. The spread of
+# the values may end the search only after LEAST_PROBES rounds.
 CERTIFYING = 2
 LEAST_PROBES = 16
 
@@ -33,28 +33,30 @@ def remainder(
     accuracy: Accuracy,
     max_probes: int,
 ) -> tuple[Any, Any, jax.Array]:
-    """`tr (H - G)` leaf by leaf, or `diag (H - G)`, of what must be probed.
+    """`tr (H - G)` by leaf, or `diag (H - G)`, on the units that must be probed.
 
-    Of a trace by `z'(H - G)z = d^2/dt^2 <r, f(params + t z)>`, forward over forward, with `r` the
-    gradient of the outer loss in the outputs: at most three forward passes. Of a diagonal by
-    `z (H - G)z`, entry by entry: 1.5 to 2 gradients, and eight copies of the leaves that are
-    probed. Each z lives on one unit.
+    For a trace, a probe is `z'(H - G)z = d^2/dt^2 <r, f(params + t z)>`, forward over forward, with
+    `r` the gradient of the outer loss in the outputs. It costs at most three forward passes. For a
+    diagonal, a probe is `z (H - G)z`, entry by entry. It costs 1.5 to 2 gradients, and memory for
+    eight copies of the leaves that are probed. Each z is nonzero on one unit only.
 
-    Two normal probes of each unit that all give exactly zero certify that the model is affine
-    there. Otherwise later probes are random signs, and the standard error is that of the spread of
-    their values; 16 of each are taken before it may stop anything. Of a trace it covered in .945 to
-    .955 of runs where it is nominally .95, under stopping too.
+    Two normal probes of each unit are taken first. If all give exactly zero, this certifies that
+    the model is affine there. Otherwise later probes are random signs, and the standard error comes
+    from the spread of the values. At least 16 probes of each unit are taken before the error may
+    end the search. For a trace, the error covered in .945 to .955 of runs at a nominal .95, also
+    under this stopping rule.
 
     Args:
-        bends: what is probed (`bending.find_units`), one unit or more.
+        bends: the units to probe (`bending.find_units`), at least one.
         around: G.
-        exact: what it is added to, a tree, for an error relative to the sum.
-        accuracy: of the sum; that of a diagonal as a whole.
-        max_probes: of each unit.
+        exact: the exact part, a tree; the error is relative to its sum with the remainder.
+        key: random key for the probes.
+        accuracy: target for the sum; for a diagonal, for its norm as a whole.
+        max_probes: largest number of probes of each unit.
 
     Returns:
-        The value and the standard error, trees like the parameters: of each leaf a scalar, or the
-        diagonal; and the probes taken.
+        The value and the standard error, trees like the parameters with a scalar for each leaf, or
+        with the diagonal; and the number of probes taken.
     """
     rest = bending(around, bends)
     product = Partial(bend, around) if kind == "trace" else linearize(rest)
@@ -67,11 +69,12 @@ def remainder(
 
 
 class _Tally(NamedTuple):
-    """`mean` and `spread` (sums of squared deviations) of the values so far, of each unit, or of
-    each entry of the leaves probed: those of a unit in a `scale` of its own, which grows with them
-    (`sharpjax.geometry.lanczos.units`), since layers may be of any size beside each other.
+    """`mean` and `spread` (sum of squared deviations) of the values so far, for each unit, or for
+    each entry of the leaves probed.
 
-    `exact` is what the means are added to, `fixed` the norm of the diagonal of the other leaves.
+    The values of each unit are in units of its own `scale`, which grows with them
+    (`sharpjax.geometry.lanczos.units`), since the sizes of layers may differ greatly. The means are
+    added to `exact`; `fixed` is the norm of the diagonal of the other leaves.
     """
 
     index: jax.Array
@@ -152,7 +155,7 @@ class _Reached:
 
 
 def _found(kind: Kind, bends: Units, carry: _Tally) -> tuple[Any, Any]:
-    """Means and their standard errors, of each unit or of each entry of the leaves probed."""
+    """Means and their standard errors, for each unit or for each entry of the leaves probed."""
     rounds = carry.index // len(bends)
     counts, scale = jnp.maximum(rounds * (rounds - 1), 1), units.known(carry.scale)
     if kind == "diagonal":

@@ -1,4 +1,4 @@
-"""Gram-Schmidt on pytrees: a vector freed of a basis, one product per leaf."""
+"""Gram-Schmidt on pytrees: orthogonalises a vector against a basis, with one product per leaf."""
 
 import functools
 import math
@@ -13,20 +13,20 @@ from sharpjax.geometry.lanczos.lanes import any_lane
 
 Params = Any
 
-BLOCK = 4  # a basis has a multiple of so many rows; on CPU it is swept in blocks of them
+BLOCK = 4  # a basis has a multiple of this many rows; on CPU it is swept in blocks of this size
 _DGKS = 0.7  # a sweep that shortens a vector below this share is repeated (Daniel et al., 1976)
 
 
 class Orthogonal(NamedTuple):
-    """A vector being freed of a basis.
+    """A vector that is being orthogonalised against a basis.
 
     Attributes:
-        vector, norm: not normalised.
-        overlaps: (m,), what the sweeps took out of the vector that was given.
-        scale: the largest norm of such a vector before anything was taken out of it.
-        sweeps: of this vector.
-        fresh: nothing was left of the vector that was given, and another stands in for it.
-        broken: nothing was left of that, either.
+        vector, norm: the vector, not normalised, and its norm.
+        overlaps: (m,), the components along the basis that were removed from the given vector.
+        scale: the largest norm so far of a given vector before anything was removed from it.
+        sweeps: number of sweeps of this vector.
+        fresh: nothing was left of the given vector, so another one has replaced it.
+        broken: nothing was left of the replacement either.
         more: a further sweep is needed.
     """
 
@@ -51,21 +51,21 @@ def orthogonalize(
     seed: jax.Array,
     exhausted: jax.Array,
 ) -> Orthogonal:
-    """Free a vector of a basis, or, where nothing is left of it, another in its place.
+    """Orthogonalise a vector against a basis; if nothing is left of it, replace it by another.
 
-    One sweep, and a second where the first has shortened the vector (Daniel, Gragg, Kaufman and
-    Stewart, 1976). Its norm before a sweep is the root of `norm^2 + |overlaps|^2`, which takes no
-    pass over it. All in one loop, so that a sweep is compiled once.
+    One sweep, and a second one if the first has shortened the vector (Daniel, Gragg, Kaufman and
+    Stewart, 1976). The norm before a sweep is the root of `norm^2 + |overlaps|^2`, which takes no
+    pass over the vector. All sweeps run in one loop, so that a sweep is compiled once.
 
     Args:
         basis: leaves (m, *shape), orthonormal rows or zero; m is a multiple of `BLOCK`.
         vector: a tree of leaves of `shape`.
-        row: the last row that is not zero.
-        taken: norm of what was taken out of the vector before.
-        scale: the largest norm so far of a vector before anything was taken out.
-        tiny: below this share of `scale` nothing is left of the vector.
-        seed: uint32, of the vector that may have to stand in; another one in each call.
-        exhausted: the basis spans all of space, and nothing can stand in for a vector.
+        row: index of the last row that is not zero.
+        taken: norm of what was removed from the vector before this call.
+        scale: the largest norm so far of a vector before anything was removed.
+        tiny: a vector shorter than this share of `scale` counts as vanished.
+        seed: uint32, seed of the replacement vector; different in each call.
+        exhausted: the basis spans the whole space, so that no vector can be a replacement.
     """
     dtype = taken.dtype
     zeros = jnp.zeros_like(tree.vdot(vector, vector), shape=_num_rows(basis))
@@ -111,10 +111,10 @@ def orthogonalize(
 
 
 def _unrelated(like, seed):
-    """A unit vector that owes nothing to the operator and is another for each seed.
+    """A unit vector that does not depend on the operator and differs for each seed.
 
-    Entries `cos(2 pi h)` of a hash h of their places: as good as random here, and far less to
-    compile than a generator for each leaf.
+    Its entries are `cos(2 pi h)`, with h a hash of their position. That is as good as random here,
+    and compiles far faster than a random generator for each leaf.
     """
     leaves, treedef = jax.tree.flatten(like)
     found = []
@@ -130,7 +130,7 @@ def _unrelated(like, seed):
 
 
 def hashed(x):
-    """Appleby's finaliser of 32 bits (MurmurHash3)."""
+    """A 32-bit hash: Appleby's finaliser of MurmurHash3."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -143,17 +143,17 @@ def _select(condition, if_true, if_false):
 def sweep(
     basis: Params, vector: Params, zeros: jax.Array, row: jax.typing.ArrayLike
 ) -> tuple[Params, jax.Array]:
-    """`x - Q Q'x` and `Q'x` of a vector x.
+    """`x - Q Q'x` and `Q'x` for a vector x.
 
     Args:
         basis: leaves (m, *shape), orthonormal rows or zero; m is a multiple of `BLOCK`.
         vector: a tree of leaves of `shape`.
-        zeros: (m,).
-        row: the last row that is not zero; the same in all lanes.
+        zeros: (m,), zeros.
+        row: index of the last row that is not zero; the same in all lanes.
     """
-    # On CPU a few rows at a time, each block read once (and seen by the next: modified
-    # Gram-Schmidt). Inside a loop, XLA copies the whole basis before a product with all of it: 48
-    # rows of 670,000 numbers took 39 ms so, and 13 ms in blocks.
+    # On CPU a few rows at a time; each block is read once, and acts on the vector that the blocks
+    # before it leave (modified Gram-Schmidt). Inside a loop, XLA copies the whole basis before a
+    # product with all of it: 48 rows of 670,000 numbers took 39 ms this way, and 13 ms in blocks.
     return jax.lax.platform_dependent(
         *(basis, vector, zeros, jnp.asarray(row, jnp.int32)),
         cpu=_sweep_blocks,
@@ -184,7 +184,7 @@ def _sweep_rows(block, w, dtype):
 
 
 def _project(q, x):
-    """`Q'x` of one leaf."""
+    """`Q'x` for one leaf."""
     axes = tuple(range(1, q.ndim))
     if any(jax.typeof(x).sharding.spec):
         return jnp.sum(
@@ -194,7 +194,7 @@ def _project(q, x):
 
 
 def _subtract(q, overlaps, x):
-    """`x - Q overlaps` of one leaf."""
+    """`x - Q overlaps` for one leaf."""
     return x - jnp.sum(q * overlaps.reshape(-1, *(1,) * x.ndim), axis=0)
 
 

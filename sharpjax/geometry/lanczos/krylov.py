@@ -2,13 +2,13 @@
 
 After j products, `Q' A Q = T` is tridiagonal with `alpha` on and `beta` beside its diagonal, and
 `A Q = Q T + beta_j q_{j+1} e_j'` (Paige, 1972; Parlett, The Symmetric Eigenvalue Problem, 1998,
-chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)` that lies on the devices as the leaf
-does: no large leaf is ever flattened (small ones may lie together: `lanczos.packing`). What is
-found of the operator is held in units of its first product (`sharpjax.geometry.lanczos.units`).
+chapter 13). A leaf of shape `s` has a basis of shape `(m, *s)`, sharded like the leaf: no large
+leaf is ever flattened (small ones may be packed: `lanczos.packing`). Values of the operator are
+held in units of its first product (`sharpjax.geometry.lanczos.units`).
 
-A basis that may not grow is restarted when it is full: Ritz vectors `Y` replace it, and `A Y = Y
-Theta + q_{j+1} s'` is again of that form, with an arrow of couplings `s` in the column after them
-(Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
+A basis that may not grow is restarted when it is full: Ritz vectors `Y` replace it. Then
+`A Y = Y Theta + q_{j+1} s'` again has this form, with the couplings `s`, an "arrow", in the column
+after them (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 """
 
 import dataclasses
@@ -26,23 +26,24 @@ Params = Any
 
 
 class Lanczos(NamedTuple):
-    """A Lanczos process under way.
+    """The state of a Lanczos process.
 
     Attributes:
         basis: leaves (m, *shape); row j is `q_j`, rows not reached are zero.
-        vector: the next basis vector, of norm 1; what the operator is applied to next.
-        unit: of all that follows; 0 until a product is not zero.
-        alpha, beta: (m,); `beta[j]` couples `q_j` and `q_{j+1}`, and is 0 where the space spanned
-            so far is invariant.
+        vector: the next basis vector, of norm 1; the operator is applied to it next.
+        unit: the unit of the values below; 0 until a product is not zero.
+        alpha, beta: (m,); `beta[j]` couples `q_j` and `q_{j+1}`. It is 0 if the space spanned so
+            far is invariant.
         arrow: (m,); couples the rows kept at a restart with the row `kept`; 0 elsewhere.
         row: int32, the row that `vector` will take.
-        kept: int32, how many rows the last restart kept; 0 before the first.
-        couplings: (m, l), `A q_j` along the l locked vectors: rows at the front that belong to no
-            value of this process, which runs in their orthogonal complement.
-        scale: the largest `|A q_j|`, which `|A|` is not below.
-        leak: the largest part of a product that lay in the basis where the recurrence says there
-            is none: what can be seen of the noise of products.
-        seed: uint32, for vectors that take the place of one that has vanished.
+        kept: int32, how many rows the last restart kept; 0 before the first restart.
+        couplings: (m, l), components of `A q_j` along the l locked vectors. These are the first
+            rows of the basis. The process runs in their orthogonal complement, and its Ritz values
+            do not include them.
+        scale: the largest `|A q_j|`, a lower bound on `|A|`.
+        leak: the largest component of a product in the basis that should be zero by the
+            recurrence: the visible part of the noise of products.
+        seed: uint32, for vectors that replace one that has vanished.
         num_products: int32.
         finite: no product has held a NaN or an infinity.
         broken: the space was invariant, and no vector outside of it could be made.
@@ -66,7 +67,7 @@ class Lanczos(NamedTuple):
 
     @property
     def locked(self) -> int:
-        """How many rows are."""
+        """The number of locked rows."""
         return self.couplings.shape[-1]
 
 
@@ -78,7 +79,7 @@ def num_rows(count: int) -> int:
 def noise(dtype: Any) -> float:
     """The error of one product relative to `|A|`.
 
-    Five units in the last place: 6e-7 in float32, as measured on Hessian products of networks.
+    It is five times machine epsilon: 6e-7 in float32, as measured on Hessian products of networks.
     """
     return 5 * float(jnp.finfo(dtype).eps)
 
@@ -94,12 +95,12 @@ def start(
     """A process at a random vector, with room for `rows` products; compiled once per structure.
 
     Args:
-        key: a key.
-        like: tree of arrays; only shapes, types and places on the devices matter.
-        rows: from `num_rows`.
-        vector: a tree like `like` to start from instead, of any length but zero, with a part
-            outside of `locked`.
-        locked: leaves (l, *shape), orthonormal: the process runs in their orthogonal complement,
+        key: random key.
+        like: tree of arrays; only shapes, types and shardings matter.
+        rows: number of basis rows, from `num_rows`.
+        vector: start vector in place of a random one, a tree like `like`; not zero, of any norm,
+            and not in the span of `locked`.
+        locked: leaves (l, *shape), orthonormal. The process runs in their orthogonal complement,
             as if on `P A P`. They take l of the rows.
     """
     return _start(key, like, rows, vector, locked, recurrence.shardings(like))
@@ -132,13 +133,13 @@ def grow(state: Any, rows: int) -> Any:
 
 
 def restart(state: Lanczos, values: jax.Array, weights: jax.Array) -> Lanczos:
-    """The process with a full basis replaced by some of its Ritz vectors; for use inside a trace.
+    """The process with its full basis replaced by some of its Ritz vectors; for use inside a trace.
 
-    Memory: the vectors that are kept, beside the basis.
+    Memory: the vectors that are kept, in addition to the basis.
 
     Args:
-        state: all rows of its basis are taken, none is locked.
-        values, weights: (l,) and (m, l), from `ritz`; those to be kept.
+        state: a process with all rows of its basis taken, and none locked.
+        values, weights: (l,) and (m, l), from `ritz`: the Ritz pairs to keep.
     """
     keep, rows = weights.shape[1], len(state.alpha)
 
@@ -160,10 +161,10 @@ def restart(state: Lanczos, values: jax.Array, weights: jax.Array) -> Lanczos:
 class LanczosStep:
     """One product, for `sharpjax.loops.iterate`.
 
-    Each new vector is freed of the two before it, as the recurrence says, then of the whole basis
-    by one sweep of Gram-Schmidt: this alone keeps `|Q'Q - I|` below 1e-6 in float32 over
-    160 steps, and ghosts (copies of converged values) out. A second sweep runs where the first has
-    shortened the vector.
+    Each new vector is orthogonalised against the two before it, by the recurrence, then against the
+    whole basis by one sweep of Gram-Schmidt. This sweep alone keeps `|Q'Q - I|` below 1e-6 in
+    float32 over 160 steps, and prevents ghosts (copies of converged values). A second sweep runs if
+    the first has shortened the vector.
     """
 
     def propose(self, state: Lanczos) -> Params:
@@ -182,7 +183,7 @@ class LanczosStep:
         w = tree.add_scaled(w, -beta, jax.tree.map(lambda b: _get_row(b, last), basis))
 
         exhausted = row + 1 >= tree.countable(q)
-        # Not by the row: a restart comes back to it, and may have kept what stood in there before.
+        # Not the row: a restart returns to it, and may have kept an earlier replacement vector.
         turn = (state.locked + state.num_products).astype(jnp.uint32)
         found = gram_schmidt.orthogonalize(
             basis,
@@ -216,7 +217,7 @@ class LanczosStep:
 
 
 def num_taken(state: Lanczos | recurrence.Recurrence) -> jax.Array:
-    """How many places of `alpha` and `beta` are taken, int32."""
+    """How many entries of `alpha` and `beta` are in use, int32."""
     return state.row if isinstance(state, Lanczos) else state.num_products
 
 
@@ -226,12 +227,12 @@ def num_values(state: Lanczos | recurrence.Recurrence) -> jax.Array:
 
 
 def ritz(state: Lanczos | recurrence.Recurrence) -> tuple[jax.Array, jax.Array]:
-    """Ritz values and the weights of their vectors, by a dense solver that every backend has.
+    """Ritz values and the weights of their vectors, by a dense eigensolver that every backend has.
 
     Returns:
-        Values (m,), ascending, in units of the process; those at `num_values` and beyond mean
-        nothing, and lie above the others. Weights (m, m): column i holds the coefficients of vector
-        i in the basis.
+        Values (m,), ascending, in units of the process. Values from index `num_values` on have no
+        meaning, and lie above the others. Weights (m, m): column i holds the coefficients of
+        vector i in the basis.
     """
     index = jnp.arange(len(state.alpha), dtype=jnp.int32)
     end = num_taken(state)
@@ -254,7 +255,7 @@ def ritz(state: Lanczos | recurrence.Recurrence) -> tuple[jax.Array, jax.Array]:
 
 
 def combine_rows(basis: Params, weights: jax.Array) -> Params:
-    """`Q weights`: vectors from their coefficients, leaves (m, *shape) and weights (m, k).
+    """`Q weights`: vectors from their coefficients; basis leaves (m, *shape), weights (m, k).
 
     Returns:
         Leaves (k, *shape).

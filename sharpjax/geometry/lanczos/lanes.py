@@ -1,9 +1,9 @@
-"""What the lanes of a vmap decide together.
+"""Decisions that the lanes of a vmap take together.
 
-Under vmap a condition that differs between lanes turns a branch into both branches, and an index
-that does turns a slice into a gather. The lanes of a solver move in step, and a lane that has
-stopped is left as it was: so what any of them needs, and the row that the furthest has reached,
-serve them all. Outside of vmap these are the identity.
+Under vmap, a condition that differs between lanes makes both branches run, and an index that
+differs turns a slice into a gather. The lanes of a solver advance together, and a lane that has
+stopped is left unchanged. So one condition (whether any lane needs a branch) and one index (that of
+the furthest lane) serve all lanes. Outside of vmap these functions are the identity.
 """
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 @jax.custom_batching.custom_vmap
 def any_lane(condition: jax.Array) -> jax.Array:
-    """Whether a condition holds in any lane: one boolean for all of them."""
+    """Whether a condition holds in any lane: one boolean for all lanes."""
     return condition
 
 
@@ -23,7 +23,7 @@ def _(_axis_size, _in_batched, condition):
 
 @jax.custom_batching.custom_vmap
 def of_furthest(count: jax.Array, value: jax.Array) -> jax.Array:
-    """The value in the lane with the largest count: one for all of them."""
+    """The value in the lane with the largest count: one value for all lanes."""
     del count
     return value
 
@@ -39,5 +39,5 @@ def _(axis_size, in_batched, count, value):
 
 
 def furthest(index: jax.Array) -> jax.Array:
-    """The largest index of any lane: one for all of them."""
+    """The largest index of any lane: one index for all lanes."""
     return of_furthest(index, index)

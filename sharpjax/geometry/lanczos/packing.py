@@ -1,11 +1,12 @@
-"""The small leaves of a vector in one array, while a solver works with it.
+"""Packs the small leaves of a vector into one array, while a solver works with it.
 
-XLA on CPU compiles some ten fusions for each leaf of each vector that a step reads, .3 s of
-processor time a leaf. Networks have many leaves and few large ones: a transformer of 818,000
-parameters has 52, all of up to 65,536 numbers. Packed, a step is compiled for one.
+XLA on CPU compiles about ten fusions for each leaf of each vector that a step reads, which takes
+.3 s of processor time a leaf. Networks have many leaves, but few large ones: a transformer of
+818,000 parameters has 52, none above 65,536 numbers. When they are packed, a step is compiled for
+one array.
 
-Random numbers are those of the leaves: `tree.random_normal` draws for all small leaves together, in
-the order in which they are packed. Sums are rounded in another order.
+Packing does not change random numbers: `tree.random_normal` draws for all small leaves together, in
+the order in which they are packed. Sums are taken in another order, so their rounding differs.
 """
 
 import dataclasses
@@ -25,12 +26,12 @@ Params = Any
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Which leaves lie together.
+    """Which leaves are packed together.
 
     Attributes:
-        treedef, shapes, dtypes: of a vector.
-        groups: places of leaves, in the order of `tree.shared_draws`; one leaf by itself keeps its
-            shape.
+        treedef, shapes, dtypes: those of a vector and its leaves.
+        groups: indices of the leaves in each group, in the order of `tree.shared_draws`; a leaf
+            that is alone in its group keeps its shape.
     """
 
     treedef: Any
@@ -40,14 +41,14 @@ class Packing:
 
     @property
     def like(self) -> tuple[np.ndarray, ...]:
-        """Of a packed vector; takes no memory."""
+        """The structure of a packed vector; takes no memory."""
         return tuple(
             np.broadcast_to(np.zeros((), self.dtypes[group[0]]), self._shape(group))
             for group in self.groups
         )
 
     def pack(self, vector: Params, join: Any = jnp.concatenate) -> tuple[Any, ...]:
-        """The arrays of a vector; its leaves may have leading axes."""
+        """The packed arrays of a vector; its leaves may have leading axes."""
         leaves = jax.tree.leaves(vector)
         return tuple(
             leaves[group[0]]
@@ -57,7 +58,7 @@ class Packing:
         )
 
     def unpack(self, packed: tuple[Any, ...]) -> Params:
-        """The vector, as leaves of what kind `packed` is; it may have leading axes."""
+        """The vector, from numpy or jax arrays, which may have leading axes."""
         leaves: list[Any] = [None] * len(self.shapes)
         for group, x in zip(self.groups, packed, strict=True):
             if len(group) == 1:
@@ -71,10 +72,10 @@ class Packing:
         return jax.tree.unflatten(self.treedef, leaves)
 
     def product(self, product: Any) -> Partial:
-        """A product of such vectors, as one of packed ones."""
+        """A product on vectors, turned into a product on packed vectors."""
         return Partial(_packed, self, product)
 
-    # On the host, where nothing is compiled: for vectors that a user gives and gets.
+    # On the host, where nothing is compiled: for the vectors that a user passes and receives.
 
     def store(self, vector: Params) -> tuple[jax.Array, ...]:
         """`pack`, outside of a trace."""
@@ -100,13 +101,13 @@ class Packing:
 
 
 def of(like: Params, others: Any) -> Packing | None:
-    """How vectors like this are packed; None where they stay as they are.
+    """How vectors like this are packed; None if they are not.
 
-    They do inside a trace and around host code, where they lie on several devices, or on another
-    one than jax would put them on, and where there is but one small leaf.
+    They are not packed inside a trace, with host code, if they lie on several devices or not on
+    jax's default device, or if no two leaves can be packed together.
 
     Args:
-        others: the product, and what else a solver works with.
+        others: the product, and the other operands of a solver.
     """
     if loops.holds_host_code(others) or loops.is_traced((like, others)) or loops.inside_jit():
         return None

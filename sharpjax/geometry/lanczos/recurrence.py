@@ -1,10 +1,10 @@
-"""Lanczos without a stored basis: two vectors, and the tridiagonal matrix that they leave behind.
+"""Lanczos without a stored basis: it keeps two vectors and the tridiagonal matrix.
 
-The three-term recurrence `A q_j = beta_{j-1} q_{j-1} + alpha_j q_j + beta_j q_{j+1}` needs no
-vector but the last two (Paige, J. Inst. Maths Applics 10, 1972). Without reorthogonalisation the
-vectors lose orthogonality as Ritz values converge, and copies of these appear. Extreme values and
-quadrature do not suffer: copies share the weight of one value (Greenbaum, Linear Algebra Appl. 113,
-1989). Anything that counts values does.
+The three-term recurrence `A q_j = beta_{j-1} q_{j-1} + alpha_j q_j + beta_j q_{j+1}` needs only the
+last two vectors (Paige, J. Inst. Maths Applics 10, 1972). Without reorthogonalisation the vectors
+lose orthogonality as Ritz values converge, and copies of these values appear. Extreme values and
+quadrature are not affected: the copies share the weight of one value (Greenbaum, Linear Algebra
+Appl. 113, 1989). Anything that counts values is affected.
 """
 
 import dataclasses
@@ -22,20 +22,21 @@ Params = Any
 
 
 class Recurrence(NamedTuple):
-    """A process under way. `krylov.ritz` takes it, too.
+    """The state of a process without a basis. `krylov.ritz` also accepts it.
 
     Attributes:
-        vector: the next vector, of norm 1; what the operator is applied to next.
-        previous: the one before it; zero at the start.
-        unit: of all that follows; 0 until a product is not zero (`lanczos.units`).
-        alpha, beta: (m,); `beta[j]` couples vectors j and j + 1, and is 0 where the space spanned
-            so far is invariant.
+        vector: the next vector, of norm 1; the operator is applied to it next.
+        previous: the vector before it; zero at the start.
+        unit: the unit of the values below; 0 until a product is not zero (`lanczos.units`).
+        alpha, beta: (m,); `beta[j]` couples vectors j and j + 1. It is 0 if the space spanned so
+            far is invariant.
         scale: the largest `|A q_j|`.
-        leak: the largest `|q_{j-1}'A q_j - beta_{j-1}|`, which is 0 but for the noise of products.
-        num_products: int32; stands still once the space is invariant.
+        leak: the largest `|q_{j-1}'A q_j - beta_{j-1}|`, which is 0 except for the noise of
+            products.
+        num_products: int32; no longer increases once the space is invariant.
         finite: no product has held a NaN or an infinity.
-        invariant: nothing was left of the last product: `vector` is zero, there is nothing more to
-            see from this start.
+        invariant: nothing was left of the last product: `vector` is zero, and no further values can
+            be found from this start.
     """
 
     vector: Params
@@ -51,19 +52,20 @@ class Recurrence(NamedTuple):
 
 
 def start(key: jax.Array, like: Params, num_steps: int) -> Recurrence:
-    """A process at a random vector, with room for `num_steps` products; compiled once.
+    """A process at a random vector, with room for `num_steps` products; compiled once per
+    structure.
 
     Args:
-        key: a key.
-        like: tree of arrays; only shapes, types and places on the devices matter.
-        num_steps: products at the most.
+        key: random key.
+        like: tree of arrays; only shapes, types and shardings matter.
+        num_steps: largest number of products.
     """
     return _start(key, like, num_steps, shardings(like))
 
 
 def begin(vector: Params, num_steps: int) -> Recurrence:
-    """The same at a vector of norm 1; for use inside a trace."""
-    zero = 0 * tree.vdot(vector, vector)  # lies where sums do
+    """As `start`, at a given vector of norm 1; for use inside a trace."""
+    zero = 0 * tree.vdot(vector, vector)  # with the sharding of a sum
     return Recurrence(
         vector=vector,
         previous=tree.zeros_like(vector),
@@ -80,7 +82,7 @@ def begin(vector: Params, num_steps: int) -> Recurrence:
 
 def random_unit(key: jax.Array, like: Params) -> Params:
     """A vector of uniform direction and norm 1, in the types of `like`; for use inside a trace."""
-    # A sum with zeros of the leaf takes its sharding, where types carry it.
+    # A sum with zeros of the leaf takes the sharding of the leaf, if types carry it.
     vector = tree.add_scaled(tree.zeros_like(like), 1.0, tree.random_normal(key, like))
     return tree.scale(1 / tree.norm(vector), vector)
 
@@ -98,14 +100,14 @@ class RecurrenceStep:
         product = jax.tree.map(lambda p, x: p.astype(x.dtype), product, q)
         unit, product = units.scale(state.unit, product)
         beta = jnp.sum(jnp.where(here == -1, state.beta, 0))  # 0 in the first step
-        # In this order, alpha after beta: the other one loses more (Paige, 1972).
+        # In this order, alpha after beta: the other order loses more digits (Paige, 1972).
         w = tree.add_scaled(product, -beta, state.previous)
         defect = jnp.abs(tree.vdot(state.previous, w))
         alpha = tree.vdot(q, w)
         w = tree.add_scaled(w, -alpha, q)
         norm = tree.norm(w)
         scale = jnp.maximum(state.scale, jnp.hypot(jnp.hypot(alpha, beta), norm))
-        # Near the noise of a product no direction is left, as in `krylov`. NaN is not gone.
+        # Near the noise of a product no direction is left, as in `krylov`. False for NaN.
         gone = norm <= 50 * jnp.finfo(norm.dtype).eps * scale
         return Recurrence(
             vector=tree.scale(jnp.where(gone, 0, 1 / jnp.where(gone, 1, norm)), w),
@@ -122,12 +124,12 @@ class RecurrenceStep:
 
 
 def shardings(like: Params) -> tuple[jax.NamedSharding | None, ...]:
-    """Where each concrete leaf lies on a mesh with Auto axes, of which its type says nothing."""
+    """The sharding of each concrete leaf on a mesh with Auto axes, which its type does not show."""
     return tuple(map(_auto_sharding, jax.tree.leaves(like)))
 
 
 def constrain(vector: Params, lie: tuple[jax.NamedSharding | None, ...]) -> Params:
-    """The same tree, its leaves placed as `shardings` says; for use inside a trace."""
+    """The same tree with the shardings from `shardings`; for use inside a trace."""
     leaves, treedef = jax.tree.flatten(vector)
     pairs = zip(leaves, lie, strict=True)
     placed = [x if s is None else jax.lax.with_sharding_constraint(x, s) for x, s in pairs]

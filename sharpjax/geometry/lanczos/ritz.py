@@ -1,4 +1,4 @@
-"""Ritz values of a Lanczos process, and how far from eigenvalues they may be."""
+"""Ritz values of a Lanczos process, with bounds on their distance to eigenvalues."""
 
 from typing import NamedTuple
 
@@ -8,27 +8,29 @@ import jax.numpy as jnp
 from sharpjax import tree
 from sharpjax.geometry.lanczos import krylov, recurrence, units
 
-_UNSEEN = 10  # noise of products over what leaks into the basis: 2 in float32, 7 in bfloat16
-_SHIFT = 5  # what noise moves a value by, over the same: 3 with a basis, 4 without, at the most
+_UNSEEN = 10  # bound on noise of products over `leak`; measured 2 in float32, 7 in bfloat16
+_SHIFT = 5  # bound on shift of a value over `leak`; measured at most 3 with a basis, 4 without
 
 
 class Ritz(NamedTuple):
-    """All (m,) in ascending order of the values; only the first `krylov.num_values` mean anything.
+    """Ritz values and their bounds, each (m,) in ascending order of the values.
+
+    Only the first `krylov.num_values` entries have a meaning.
 
     Attributes:
-        values: as `krylov.ritz` gives them, but not in units of the process, as all else here.
-        weights: as `krylov.ritz` gives them.
-        residuals: `|A y - value y|`, not below the noise of products.
+        values: as from `krylov.ritz`, but in absolute units, like all numbers here but `squares`.
+        weights: as from `krylov.ritz`.
+        residuals: `|A y - value y|`, at least the noise of products.
         squares: the sum of the squared residuals of the cluster, in units of the process.
-        gaps: distance to the nearest Ritz value outside of the cluster, less that one's residual.
-        value_errors: `residual^2 / gap`, with the sum over the cluster above, or the residual
-            itself if it is less; not below what the noise of products moves a value by.
+        gaps: distance to the nearest Ritz value outside of the cluster, less the residual of that
+            value.
+        value_errors: `residual^2 / gap`, with the sum over the cluster as numerator, or the
+            residual if it is less; at least `shift`.
         vector_errors: `residual / gap`, at most 1.
-        shift: what the noise of products may move a value by, a scalar; no error is below it.
-        heads: whether a value is the outermost of its cluster, seen from above and from below:
-            (2, m).
-        extent: what `|A|` is not below, a scalar.
-        unit: of the process, 1 where it is not known.
+        shift: a scalar, how far the noise of products may move a value; no error is below it.
+        heads: (2, m), whether a value is the outermost of its cluster, from above and from below.
+        extent: a scalar, a lower bound on `|A|`.
+        unit: the unit of the process, or 1 if it is not known.
     """
 
     values: jax.Array
@@ -45,12 +47,13 @@ class Ritz(NamedTuple):
 
 
 def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.ArrayLike = 0.0) -> Ritz:
-    """Ritz values and their bounds; no residual is below `error`, in units of the process.
+    """Ritz values and their bounds; with a basis, no residual is below `error` (in units of the
+    process).
 
-    Values whose intervals `value +- residual` overlap, directly or through others, are one cluster.
-    Noise of the products moves values at first order, so no bound on a value is below what was
-    measured of it. Without a basis it is measured on neighbours alone, and copies of a value that
-    has converged are as near to it as rounding lets them.
+    Values whose intervals `value +- residual` overlap, directly or through others, form one
+    cluster. The noise of products moves values at first order, so no bound on a value is below the
+    measured noise. Without a basis the noise is measured only between neighbouring vectors, and
+    copies of a converged value are as near to it as rounding allows.
     """
     values, weights = krylov.ritz(state)
     count = krylov.num_values(state)
@@ -68,7 +71,7 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
         floor = jnp.maximum(10 * noise, _UNSEEN * state.leak)
         exhausted = state.invariant
     raw = jnp.abs(state.beta[last] * weights[last])
-    # None is known better than a product is: the recurrence goes on as if there were no noise.
+    # No residual is below the noise of a product, which the recurrence itself does not see.
     residuals = jnp.maximum(jnp.maximum(raw, floor), lost)
 
     upper = jnp.where(reached, values + residuals, -jnp.inf)
@@ -82,7 +85,8 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
     edge_below = _running_max(jnp.where(is_first, below, -jnp.inf))
     edge_above = -_running_max(jnp.where(is_last, -above, -jnp.inf), reverse=True)
     gaps = jnp.minimum(values - edge_below, edge_above - values)
-    # Without any other value nothing is known of the gap, but that there is none in all of space.
+    # Without any other Ritz value the gap is unknown, unless the whole space is spanned: then there
+    # is no other eigenvalue.
     gaps = jnp.where(jnp.isinf(gaps) & ~exhausted, 0, gaps)
 
     cluster = jnp.sum(_before(len(values)) & jnp.expand_dims(is_first, 0), axis=1, dtype=jnp.int32)
@@ -108,19 +112,19 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
 
 
 def _running_max(x: jax.Array, reverse: bool = False) -> jax.Array:
-    """Of a few numbers: one fusion, where `jax.lax.cummax` takes several."""
+    """The running maximum of a few numbers, in one fusion; `jax.lax.cummax` takes several."""
     seen = _before(len(x)).T if reverse else _before(len(x))
     return jnp.max(jnp.where(seen, jnp.expand_dims(x, 0), -jnp.inf), axis=1)
 
 
 def _before(count: int) -> jax.Array:
-    """Whether j <= i."""
+    """Whether j <= i, [i, j]."""
     index = jnp.arange(count, dtype=jnp.int32)
     return jnp.expand_dims(index, 0) <= jnp.expand_dims(index, 1)
 
 
 def with_gaps(found: Ritz, gaps: jax.Array) -> Ritz:
-    """The same values, with their errors if these are the gaps."""
+    """The same values, with the errors that follow from the given gaps."""
     safe = jnp.where(gaps > 0, gaps, found.unit)
     quadratic = jnp.maximum(found.squares / (safe / found.unit) * found.unit, found.shift)
     residuals = found.residuals

@@ -24,14 +24,15 @@ class Solution(NamedTuple):
     """A solution x of `A x = b`.
 
     Attributes:
-        value: x, a tree like b; NaN where a number was not finite. Where `status` is not `OK`, the
-            last iterate.
-        residual: `|b - A x| / |b|`, of x itself, by a product of its own; 0 for b = 0.
-        num_products: int32, all of them.
+        value: x, a tree like b. If `status` is not `OK`, the last iterate; NaN if `status` is
+            `NON_FINITE`.
+        residual: `|b - A x| / |b|` of x itself, computed by a product of its own; 0 for b = 0.
+        num_products: int32, total number of products.
         status: `Status`, int32. `OK`: the residual is at most `tol`. `NOT_CONVERGED`: it is
-            larger, after `max_products`, or because rounding lets it become no smaller.
-            `NOT_POSITIVE`: a direction was met along which the curvature is not positive, or is
-            below the noise of products: add damping, such as `operator + 0.1`.
+            larger, after `max_products` or because rounding prevents a smaller one.
+            `NOT_POSITIVE`: along some direction the curvature was not positive, or below the noise
+            of products; add damping, such as `operator + 0.1`. `NON_FINITE`: a number was NaN or
+            infinite.
     """
 
     value: Params
@@ -51,31 +52,32 @@ def solve(
 ) -> Solution:
     """The solution of `A x = b` for a positive operator, such as `hessian(...) + damping`.
 
-    For influence functions, Newton and natural-gradient steps, and anything else that needs
-    `(H + damping)^-1 v` of a matrix that cannot be written down. Several right sides: `jax.vmap`.
+    Use it for influence functions, Newton and natural-gradient steps, and anything else that needs
+    `(H + damping)^-1 v` for a matrix too large to form. For several right-hand sides use
+    `jax.vmap`.
 
-    Conjugate gradients (Hestenes and Stiefel, 1952) takes some `sqrt(k) / 2 log(2 / tol)` products
-    with k the condition number, fewer where few eigenvalues lie apart from the others. The residual
-    that the method carries along drifts from the true one. So the true one is taken when that has
-    converged, by a product, and the search goes on from there while this still halves it.
+    Conjugate gradients (Hestenes and Stiefel, 1952) takes about `sqrt(k) / 2 log(2 / tol)`
+    products, with k the condition number; fewer if only a few eigenvalues lie apart from the
+    others. The residual of the recurrence drifts from the true one. So when it has converged, the
+    true residual is computed by a product of its own. The search continues from there as long as
+    this at least halves the true residual.
 
-    **What the residual says.** With the smallest eigenvalue `lambda_min > 0`, the error is
-    `|x - x*| <= residual |b| / lambda_min`. With damping d of a matrix that has none below zero,
-    lambda_min is d at least. Rounding lets the residual become no smaller than some
-    `eps |A| |x| / |b|`, which may be k eps: in float32 it reached 3e-4 where k is 1e4. An operator
-    that is not positive may be solved all the same; then the bound is by the smallest eigenvalue in
-    magnitude.
+    **Error bound.** With the smallest eigenvalue `lambda_min > 0`, the error is
+    `|x - x*| <= residual |b| / lambda_min`. For a matrix without negative eigenvalues plus damping
+    d, lambda_min is at least d. Rounding keeps the residual above about `eps |A| |x| / |b|`, which
+    may be k eps: in float32 it reached 3e-4 for k = 1e4. A system may be solved even if the
+    operator is not positive; the bound then has the smallest eigenvalue in magnitude.
 
     Memory: 4 vectors beside the linearisation. On CPU, do not call it inside your own jit if the
-    loss convolves (`sharpjax.loops`).
+    loss has convolutions (`sharpjax.loops`).
 
     Args:
         operator: symmetric and positive.
-        vector: b, a tree like its vectors.
-        tol: of the residual, > 0; may be traced.
-        max_products: at the most, one at least; the last one is for the residual.
-        start: where to begin, such as the solution for an earlier checkpoint; default zero. It
-            takes one product.
+        vector: b, a tree like the vectors of the operator.
+        tol: target for the residual, between 0 and 1; may be traced.
+        max_products: largest number of products, at least 1; the last one is for the residual.
+        start: initial x, such as the solution for an earlier checkpoint; default zero. It costs one
+            product.
 
     Raises:
         UserError: an argument does not fit.
@@ -118,24 +120,24 @@ def solve(
 
 
 class ConjugateGradients(NamedTuple):
-    """A solve under way, of a right side whose entries are of order one.
+    """The state of a solve, with b scaled so that its largest entry is of order one.
 
     Attributes:
         value: x.
         right: b.
-        residual: r, as the recurrence has it.
+        residual: r, from the recurrence.
         direction: p.
         size: |b|.
-        tol: of `|b - A x| / |b|`.
+        tol: target for `|b - A x| / |b|`.
         squared: r'r.
-        unit: of products with directions; 0 until one is not zero.
-        largest: |A p| / |p|, the largest that was seen, in this unit.
-        true_residual: `|b - A x| / |b|` when x itself was last multiplied; infinite before.
-        limit: products at the most, int32.
+        unit: unit of products with directions; 0 until one is not zero.
+        largest: the largest |A p| / |p| so far, in this unit.
+        true_residual: `|b - A x| / |b|` from the last product with x itself; infinite before.
+        limit: largest number of products, int32.
         num_products: int32.
         verify: the next product is with x itself.
-        done: it has ended.
-        status: what the end will be called unless the residual is small.
+        done: the solve has ended.
+        status: the final status, unless the true residual meets `tol`.
     """
 
     value: Params
@@ -174,7 +176,7 @@ class ConjugateGradientStep:
 
 
 def _stepped(state: ConjugateGradients, product) -> ConjugateGradients:
-    """x moved to the minimum along the direction, unless that has none."""
+    """Moves x to the minimum along the direction, if there is a minimum."""
     p = state.direction
     unit, product = units.scale(state.unit, product)
     curvature, length = tree.vdot(p, product), tree.norm(p)
@@ -205,7 +207,7 @@ def _stepped(state: ConjugateGradients, product) -> ConjugateGradients:
 
 
 def _verified(state: ConjugateGradients, product) -> ConjugateGradients:
-    """The residual of x itself; the search goes on from it while that helps."""
+    """Takes the residual of x itself; the search goes on from it as long as that helps."""
     residual = tree.add_scaled(state.right, -1.0, product)
     squared = tree.vdot(residual, residual)
     found = jnp.sqrt(squared) / state.size
@@ -232,11 +234,11 @@ def _is_done(state: ConjugateGradients) -> jax.Array:
 def _begin(vector, start, like, tol, limit, lie) -> tuple[ConjugateGradients, jax.Array]:
     """The state before the first product, and the unit of b."""
     zeros = tree.zeros_like(tree.widen(like))
-    zero = tree.vdot(zeros, zeros)  # lies where sums do
+    zero = tree.vdot(zeros, zeros)  # with the sharding of a sum
     unit = units.known(units.power_of_two(vector, zero.dtype))
 
     def scaled(x):
-        # Sums with zeros of the leaf take its sharding, where types carry it.
+        # A sum with zeros of the leaf takes the sharding of the leaf, if types carry it.
         return recurrence.constrain(tree.add_scaled(zeros, 1 / unit, x), lie)
 
     right = scaled(vector)

@@ -1,7 +1,7 @@
 """Meshes with Explicit axes, where the types of arrays say how they are sharded.
 
-Their rules are for whoever writes the model: what takes examples out of a batch, or adds up over
-them, would have to name where its results lie. Here that is left to the compiler.
+On such axes, code that selects examples of a batch, or sums over them, must name the sharding of
+its results. That is a task for the author of a model; here it is left to the compiler.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def is_explicit() -> bool:
 
 
 def refuse_sharded(caller: str, batch: Any, remedy: str) -> None:
-    """Refuses examples that are sharded over Explicit axes, where some of them are to be taken.
+    """Refuses examples that are sharded over Explicit axes, if only some of them are to be used.
 
     Raises:
         UserError: names `caller` and the remedy.
@@ -33,12 +33,12 @@ def refuse_sharded(caller: str, batch: Any, remedy: str) -> None:
 def on_auto_axes(fn: Callable[..., Any], *args: Any, lies: Any = None) -> Any:
     """`fn(*args)`, inside of a jit, with Auto axes in place of Explicit ones.
 
-    What `fn` calls must not name shardings: Auto axes have none.
+    Neither `fn` nor what it calls may name shardings: Auto axes have none.
 
     Args:
-        fn: of arrays and pytrees.
-        *args: what it is called with.
-        lies: the shardings of what it returns; on every device, unless they are given.
+        fn: a function of arrays and pytrees.
+        *args: its arguments.
+        lies: the shardings of its results; default: replicated on every device.
 
     >>> on_auto_axes(lambda x: x + 1, 1)
     2

@@ -1,4 +1,4 @@
-"""What is refused before anything is compiled: losses, batches, operators, keys."""
+"""Checks of losses, parameters and batches, made before anything is compiled."""
 
 import contextlib
 import functools
@@ -28,11 +28,12 @@ def check_problem(
     microbatch_size: int | None,
     need: Literal["value", "gradient"] = "gradient",
 ) -> Any:
-    """Refuses what does not fit, before anything is compiled; returns the loss as `as_loss` does.
+    """Refuses arguments that do not fit, before anything is compiled; returns the loss as `as_loss`
+    does.
 
     Raises:
-        UserError: names `caller`, the leaf and the remedy; the loss has no gradient where one is
-            needed.
+        UserError: an argument does not fit, or the loss has no gradient although one is needed;
+            names `caller`, the leaf and the remedy.
     """
     loss, found = _check(caller, loss, params, batch, microbatch_size, need == "value")
     _choose(caller, need, "auto", found, loss, params, batch)
@@ -47,10 +48,11 @@ def check_curvature(
     microbatch_size: int | None,
     product: str = "auto",
 ) -> tuple[Any, How]:
-    """As `check_problem`; also finds the way to products with the Hessian.
+    """As `check_problem`; also finds how to compute products with the Hessian.
 
     Raises:
-        UserError: as there; or there is no such way, or not the one asked for.
+        UserError: as in `check_problem`; or there is no way to compute them, or `product` does not
+            work.
     """
     loss, found = _check(caller, loss, params, batch, microbatch_size)
     return loss, How(_choose(caller, "hessian", product, found, loss, params, batch))
@@ -65,7 +67,8 @@ def check_examples(
     microbatch_size: int | None,
     product: str = "auto",
 ) -> tuple[Any, How]:
-    """The same for the Jacobian of `each(loss)`, a function of `(params, batch)`."""
+    """As `check_curvature`, for products with the Jacobian of `each(loss)`, a function of
+    `(params, batch)`."""
     loss, found = _check(caller, loss, params, batch, microbatch_size)
     _choose(caller, "gradient", "auto", found, loss, params, batch)
     return loss, How(_choose(caller, "jacobian", product, found, each(loss), params, batch))
@@ -80,11 +83,14 @@ def check_model(
     product: str = "auto",
     curved: bool = True,
 ) -> tuple[Any, Any, How]:
-    """As `check_problem`, for a loss with a `model_fn`; returns the shapes of its outputs, too, and
-    the way to products with its Jacobian and, where they are `curved`, the outer loss's Hessian.
+    """As `check_problem`, for a loss with a `model_fn`.
+
+    Also returns the shapes of the outputs, and how to compute products with the Jacobian of the
+    model and, if `curved`, with the Hessian of the outer loss.
 
     Raises:
-        UserError: as there; or the outputs are not arrays of floats with the examples on axis 0.
+        UserError: as in `check_curvature`; or the outputs are not arrays of floats with the
+            examples on axis 0.
     """
     _check_arrays(caller, params, batch, microbatch_size)
     with _noting(caller, params, batch):
@@ -99,31 +105,32 @@ def check_model(
 
 
 def check_bends(caller: str, loss: Any, fn: Any, params: Params, batch: Any) -> None:
-    """Refuses `fn(params, batch)`, the loss or a part of it, where it cannot be differentiated
-    forward over forward.
+    """Refuses `fn(params, batch)`, the loss or a part of it, if it cannot be differentiated forward
+    over forward.
 
     Raises:
-        UserError: names `caller`, and what to take instead.
+        UserError: names `caller`, and what to use instead.
     """
     found = _suspects.eval_shape(loss, params, batch, False)
     _choose(caller, "bend", "forward", found, fn, params, batch)
 
 
 def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
-    """Refuses a loss that draws other random numbers at each call, by calling it twice.
+    """Calls a loss twice, and refuses it if it draws new random numbers at each call.
 
     Solvers assume that a product is the same linear map each time. The constructors compare the
-    numbers in two traces of the loss, which finds Python's and numpy's generators; this finds
-    callbacks and generators inside data structures, too, and state that changed unseen since the
-    loss was compiled, at the cost of two forward passes outside of jit and one inside. Best effort:
-    a generator inside your own jit is frozen by its first trace.
+    numbers in two traces of the loss, which finds Python's and numpy's generators. This function
+    also finds callbacks, generators inside data structures, and state that changed unseen since the
+    loss was compiled. It costs two forward passes outside of jit and one inside. Best effort: a
+    generator inside your own jit is frozen by its first trace.
 
     Args:
         loss, params, batch: as in `hessian`; concrete arrays.
 
     Raises:
-        UserError: two values differ by more than rounding, or by more than 1e-3 of it from the
-            compiled one.
+        UserError: an argument does not fit; two values differ by more than rounding (relatively
+            1e-5); or the first differs by more than 1e-3 of the compiled value from it. Or it is
+            called inside of jit, grad or vmap.
 
     >>> check_deterministic(lambda w, batch: jnp.sum(w**2), jnp.ones(3), None)
     """
@@ -150,10 +157,10 @@ def check_deterministic(loss: Any, params: Params, batch: Any) -> None:
 
 
 def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
-    """The loss as a callable pytree, whose structure holds what it reads beside its arguments.
+    """The loss as a callable pytree, whose structure holds what it reads besides its arguments.
 
     Raises:
-        UserError: names `caller` and `argument`; it cannot be called, hashed, or traced.
+        UserError: names `caller` and `argument`; the loss cannot be called, hashed, or traced.
     """
     if not callable(loss):
         raise UserError(
@@ -181,11 +188,11 @@ def as_loss(caller: str, loss: Any, argument: str = "loss") -> Any:
 
 
 def as_batch(caller: str, batch: Any) -> Any:
-    """One batch, with dicts in place of what behaves as one, such as what tokenizers return.
+    """One batch, with mappings such as a tokenizer's output turned into dicts.
 
     Raises:
-        UserError: names `caller` and the leaf that is no array; many batches are given, by a loader
-            or a generator.
+        UserError: names `caller`; a leaf is not an array (it is named), or many batches are given,
+            by a loader or a generator.
     """
     batch = tree.plain(batch)
     for name, leaf in zip(tree.path_names(batch), jax.tree.leaves(batch), strict=True):
@@ -229,7 +236,7 @@ _COLLECTIONS = frozenset(("batch_stats", "cache", "intermediates"))
 
 
 class _Refused(UserError):
-    """What is wrong with a loss, found at its trace, where the caller's name is not known."""
+    """A problem with a loss, found while it is traced, where the caller's name is not known."""
 
 
 def _check_arrays(caller, params, batch, microbatch_size):
@@ -267,7 +274,7 @@ def _check_axis(caller, batch):
 
 
 def _are_batches(batch) -> bool:
-    """Whether it looks like many batches: a list of dicts, or of tuples, which are all alike."""
+    """Whether it looks like many batches: a list of dicts or of tuples of equal structure."""
     if type(batch) not in (list, tuple) or not batch:
         return False
     first = jax.tree.structure(batch[0])
@@ -320,7 +327,7 @@ def _check_scalar(caller, loss, params, batch, value_alone=False):
     before = jax.tree.structure(loss)
     with _noting(caller, params, batch):
         try:
-            # Of a jitted function: its trace is remembered, seconds saved at every call on a
+            # `_suspects` is jitted, so its trace is cached, which saves seconds at every call on a
             # ResNet.
             suspects = _suspects.eval_shape(loss, params, batch, value_alone)
         except _Refused as error:
@@ -336,8 +343,8 @@ def _choose(caller, need, product, found, loss, params, batch) -> differentiable
 
 
 def _settle(loss, before, params, batch):
-    """The loss, told apart by a trace as well where it reads what cannot be looked into; by that
-    alone where it writes what it reads, as one that counts its traces."""
+    """The loss, with a token made from a trace if it reads something that cannot be inspected. If
+    it writes what it reads, such as a counter of its traces, only the token identifies it."""
     writes = jax.tree.structure(loss) != before
     if not writes and not any(map(closures.is_opaque, closures.members(loss))):
         return loss
@@ -350,7 +357,7 @@ def _settle(loss, before, params, batch):
 
 
 def _declared_weights(loss, batch):
-    """What parts of the loss say of their examples, of which its value need not hold a trace."""
+    """The weights that parts of the loss declare; a trace of its value need not contain them."""
     parts = jax.tree.leaves(loss, is_leaf=lambda node: hasattr(node, "example_weight"))
     found = [getattr(part, "example_weight", None) for part in parts]
     return [weight(batch) for weight in found if weight is not None]
@@ -376,7 +383,8 @@ def _noting(caller, params, batch):
 
 @functools.partial(jax.jit, static_argnums=3)
 def _suspects(loss, params, batch, value_alone):
-    """What may have no derivative; what runs here runs once per structure, with two traces."""
+    """The parts of a loss that may have no derivative. This runs once per structure, with two
+    traces of the loss."""
     closed, shapes = _trace(loss, params, batch)
     _refuse_unless_scalar(shapes)
     start, count = len(jax.tree.leaves(loss)), len(jax.tree.leaves(params))
@@ -409,7 +417,7 @@ def _outputs(model_fn, params, batch):
 
 
 def _trace(loss, params, batch):
-    def fresh(loss, params, batch):  # a new function each time, for traces are remembered by it
+    def fresh(loss, params, batch):  # a new function each time: jax caches traces by function
         return loss(tree.widen(params), batch)
 
     return jax.make_jaxpr(fresh, return_shape=True)(loss, params, batch)

@@ -1,8 +1,8 @@
-"""A loss as it is now: a pytree whose structure holds what it reads beside its arguments.
+"""A loss as it is now: a pytree whose structure holds what it reads besides its arguments.
 
 jax compiles a function once and never looks at its globals, its closure or its `self` again. Here
-they are part of what a compilation is found by (`loss.reads`): a loss that reads a
-temperature which has changed is compiled anew, and one that reads what it read before is not.
+they are part of the key of the compilation cache (`loss.reads`). A loss that reads a temperature
+which has changed is compiled again; one that reads the same values as before is not.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from sharpjax.geometry.loss.reads import MOST_ITEMS, look
 
 
 class Current:
-    """A function, or a callable pytree, with what it reads beside its arguments.
+    """A function, or a callable pytree, together with what it reads besides its arguments.
 
-    A pytree: whenever it is flattened, and so whenever it is passed to a compiled function, what is
-    read is looked up, and is part of the structure.
+    It is a pytree. Whenever it is flattened, and so whenever it is passed to a compiled function,
+    the values that it reads are looked up and become part of the tree structure.
 
     Attributes:
-        fn: what the user passed.
+        fn: the function or callable pytree that the user passed.
     """
 
     def __init__(self, fn: Any, names: frozenset[str], walked: bool = True, token: Any = None):
@@ -31,13 +31,14 @@ class Current:
         return self.fn(*args)
 
     def __getattr__(self, name: str) -> Any:
-        # What a likelihood has beside its value: `canonical`, `sample`, `square_root`.
+        # Attributes of a likelihood: `canonical`, `sample`, `square_root`.
         if name.startswith("_") or name == "fn":
             raise AttributeError(name)
         return getattr(self.fn, name)
 
     def with_token(self, token: Any, walked: bool) -> "Current":
-        """The same, told apart from others by a token, too; or by that alone, if not walked."""
+        """The same function with a token that distinguishes it from others, in addition to what it
+        reads; if not `walked`, the token alone distinguishes it."""
         return Current(self.fn, self._names, walked and self._walked, token)
 
 
@@ -59,7 +60,7 @@ jax.tree_util.register_pytree_node(Current, _flatten, _unflatten)
 
 
 class _Static:
-    """The structure of a `Current`, equal to another that reads the same."""
+    """The structure of a `Current`; equal to that of another one that reads the same values."""
 
     __slots__ = ("_hash", "fn", "names", "token", "tokens", "walked")
 
@@ -82,9 +83,9 @@ class _Static:
 
 
 def current(fn: Any) -> Any:
-    """A hashable function or a callable pytree as a pytree that knows what it reads.
+    """A hashable function or a callable pytree, as a pytree that knows what it reads.
 
-    A pytree that reads nothing which could change is returned as it is.
+    A pytree that reads nothing that could change is returned unchanged.
     """
     if isinstance(fn, Current):
         return fn
@@ -96,7 +97,7 @@ def current(fn: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """A function that is an option, equal to another that reads the same."""
+    """A function passed as a static option; equal to another one that reads the same values."""
 
     fn: Any
     tokens: tuple[Any, ...]
@@ -112,14 +113,16 @@ def rule(fn: Any) -> Any:
 
 
 def members(loss: Any) -> list[Current]:
-    """The functions of the user that a callable pytree holds."""
+    """The user's functions that a callable pytree holds."""
     nodes = jax.tree.leaves(loss, is_leaf=lambda node: isinstance(node, Current))
     return [node for node in nodes if isinstance(node, Current)]
 
 
 def reads(loss: Any) -> frozenset[Any]:
-    """What the functions of the user that a callable pytree holds read now. Equal to an earlier one
-    where that is the same; of a part of the loss, a subset. Takes some .02 to .07 ms."""
+    """What the user's functions in a callable pytree read now.
+
+    Equal to an earlier result if they read the same values; for a part of the loss it is a subset.
+    Takes about .01 to .06 ms."""
     return frozenset(_flatten(member)[1] for member in members(loss))
 
 
@@ -133,5 +136,5 @@ def replace(loss: Any, change: Callable[[Current], Current]) -> Any:
 
 
 def is_opaque(loss: Current) -> bool:
-    """Whether it reads something that cannot be looked into."""
+    """Whether it reads something that cannot be inspected."""
     return not loss._walked or look(loss.fn, loss._names, Current).is_opaque

@@ -1,7 +1,7 @@
 """A loss that knows its parts, and the weights of its examples.
 
-A loss is a mean over its examples, `L = sum_n w_n l_n / sum_n w_n + regularizer`, with `l_n` the
-outer loss of example n as a batch of one and weights 1 unless they are declared.
+A loss is a mean over its examples, `L = sum_n w_n l_n / sum_n w_n + regularizer`. Here `l_n` is the
+outer loss of example n as a batch of one; the weights are 1 unless they are declared.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Composed:
 
     Attributes:
         model_fn, outer_loss: callable pytrees.
-        regularizer, example_weight: such, or None.
+        regularizer, example_weight: callable pytrees, or None.
     """
 
     model_fn: Any
@@ -50,28 +50,29 @@ def composed(
     regularizer: Callable[[Params], jax.Array] | None = None,
     example_weight: Callable[[Any], jax.Array] | None = None,
 ) -> Composed:
-    """A loss made of a model and of what is done with its outputs.
+    """A loss composed of a model and an outer loss on its outputs.
 
-    `L(params) = outer_loss(model_fn(params, batch), batch) + regularizer(params)`. It is called as
-    any loss, and Gauss-Newton and Fisher matrices, exact traces and diagonals find its parts in it.
-    Any other loss object with attributes `model_fn`, `outer_loss` and, where it has them,
-    `regularizer` and `example_weight` will do as well.
+    `L(params) = outer_loss(model_fn(params, batch), batch) + regularizer(params)`. It is called
+    like any loss; Gauss-Newton and Fisher matrices, exact traces and diagonals use its parts. Any
+    other loss object with attributes `model_fn`, `outer_loss` and, optionally, `regularizer` and
+    `example_weight` works as well.
 
-    Functions are hashable, or callable pytrees whose arrays are then traced, as a loss itself.
+    The functions must be hashable, or callable pytrees whose arrays are then traced, as for a loss.
 
     Args:
         model_fn: `model_fn(params, batch) -> outputs`, an array or a tree of arrays with the
-            examples on axis 0: a row for each, or as many for each (the tokens of a sequence). It
-            acts on each example by itself. `sharpjax.losses.LinearLogits` stand for an array of
-            logits.
+            examples on axis 0: one row for each example, or the same number of rows for each (the
+            tokens of a sequence). It must act on each example by itself. It may return
+            `sharpjax.losses.LinearLogits` in place of an array of logits.
         outer_loss: `outer_loss(outputs, batch) -> scalar`, the mean over the examples, or their
             weighted mean.
-        regularizer: `regularizer(params) -> scalar`. It belongs to the Hessian and to the
-            Gauss-Newton matrix, never to Fisher matrices.
-        example_weight: `example_weight(batch) -> [N]` numbers >= 0, where `outer_loss` is the
+        regularizer: `regularizer(params) -> scalar`. It is part of the Hessian and of the
+            Gauss-Newton matrix, but never of Fisher matrices.
+        example_weight: `example_weight(batch) -> [N]` numbers >= 0. Give it if `outer_loss` is the
             weighted mean `sum_n w_n l_n / sum_n w_n`, with `l_n` the outer loss of example n as a
-            batch of one: its class weight, the number of its tokens that no mask hides. An example
-            has the same weight in any batch. One of weight 0 does not count, whatever its `l_n`.
+            batch of one. Examples: its class weight, or the number of its unmasked tokens. The
+            weight of an example must be the same in any batch. An example of weight 0 is ignored,
+            whatever its `l_n`.
 
     Raises:
         UserError: an argument cannot be called, hashed, or traced.
@@ -94,9 +95,10 @@ def composed(
 
 
 def parts(loss: Any) -> Composed | None:
-    """The parts of a loss, or None where it has none.
+    """The parts of a loss, or None if it has none.
 
-    What `where` froze and `precision` lowered stays so. The model alone is lowered.
+    Leaves frozen by `where` stay frozen. If `precision` lowered the loss, only its model is lowered
+    in the parts.
 
     >>> loss = composed(lambda params, batch: batch @ params, lambda outputs, batch: outputs.sum())
     >>> parts(Partial(loss)).model_fn is loss.model_fn, parts(Partial(jnp.dot))
@@ -126,7 +128,7 @@ def parts(loss: Any) -> Composed | None:
 
 
 def is_composed(loss: Any) -> bool:
-    """Whether a loss is called by way of its parts."""
+    """Whether a loss is a `Composed`, which computes its value from its parts."""
     fn, *arguments = _unwrapped(loss)
     if fn is call_with_frozen or fn is in_bfloat16:
         return is_composed(arguments[0])
@@ -134,10 +136,10 @@ def is_composed(loss: Any) -> bool:
 
 
 def weights(loss: Any, batch: Any) -> jax.Array | None:
-    """The declared weight of each example, [N] in jax's default type of floats, or None.
+    """The declared weight of each example, [N] in jax's default float type, or None.
 
     Raises:
-        UserError: it is not one number for each example.
+        UserError: `example_weight` does not return one number for each example.
     """
     fn, *arguments = _unwrapped(loss)
     if fn is call_with_frozen or fn is in_bfloat16:
@@ -155,26 +157,26 @@ def weights(loss: Any, batch: Any) -> jax.Array | None:
 
 
 def total_weight(loss: Any, batch: Any) -> jax.Array | int:
-    """What a batch counts in a mean over batches: the sum of its weights, or its examples."""
+    """The weight of a batch in a mean over batches: the sum of the weights of its examples, or
+    their number."""
     found = weights(loss, batch)
     return loops.count_examples("batch", batch) if found is None else jnp.sum(found)
 
 
 def chunk_weights(loss: Any, chunks: Any) -> jax.Array | None:
-    """The total weight of each chunk, for `loops.mean_over_chunks`; None for chunks that count
-    alike."""
+    """The total weight of each chunk, for `loops.mean_over_chunks`; None for equal weights."""
     if weights(loss, tree.index(chunks, 0)) is None:
         return None
     return jax.vmap(Partial(total_weight, loss))(chunks)
 
 
 def methods(fn: Any) -> Any:
-    """What the user passed, with its methods: functions were wrapped."""
+    """The object that the user passed, with its methods, out of its wrappers."""
     return _unwrapped(fn)[0]
 
 
 def is_lowered(fn: Any) -> bool:
-    """Whether `precision="bfloat16"` was asked for it.
+    """Whether `precision="bfloat16"` was applied to it.
 
     >>> is_lowered(lower(Partial(jnp.dot), "bfloat16")), is_lowered(Partial(jnp.dot))
     (True, False)

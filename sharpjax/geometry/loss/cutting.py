@@ -1,14 +1,14 @@
-"""Whether a loss is the mean of its parts, which is assumed wherever a batch is cut.
+"""Checks that a loss is the mean of its parts, which is assumed wherever a batch is cut.
 
-`L(both) = (w_1 L(one) + w_2 L(other)) / (w_1 + w_2)`, with weights that are the examples of each
-part, or what the loss declares (`composed`). It is tried by value, on a few `scattered` examples at
-a time: together, and in two parts. Few, since the law of large numbers hides weights: masks, class
-weights, token counts, sums, BatchNorm in training mode and in-batch negatives then differ by far
-more than the tolerance.
+`L(both) = (w_1 L(one) + w_2 L(other)) / (w_1 + w_2)`. The weights are the numbers of examples of
+the parts, or what the loss declares (`composed`). The check compares values of the loss on a few
+`scattered` examples at a time: on all together, and on two parts. They are few, since the law of
+large numbers hides weights. With few examples, the effect of masks, class weights, token counts,
+sums, BatchNorm in training mode and in-batch negatives is far above the tolerance.
 
-The two parts have numbers of examples without a common divisor, so that no mask leaves the same
-share of both. Where they give the same value, as with a head of zeros, they would with any weights:
-then they are tried again with the parameters moved. A difference that rounding explains is none.
+The numbers of examples in the two parts have no common divisor, so that no mask leaves the same
+share of both. If both parts give the same value, as with a head of zeros, any weights would pass;
+the check is then repeated with the parameters moved. A difference within rounding is accepted.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from sharpjax.geometry.loss.composed import total_weight, weights
 from sharpjax.geometry.loss.unusual import unusual
 
 _TOLERANCE = 1e-3
-_ALIKE = 0.1  # values as near as this say little of their weights, and of what is done with them
+_ALIKE = 0.1  # values nearer than this, relatively, say little about weights and how they are used
 _FINE = float(jnp.finfo(jnp.float32).eps)
-_TOGETHER = 8  # examples at the most, in parts of 3 and 5
-_GROUPS = 4  # of examples that are taken together, where there are so many
-_LEAST, _MOST = 16, 64  # examples that are looked at, where there are so many
+_TOGETHER = 8  # largest number of examples in a group; its parts have 3 and 5
+_GROUPS = 4  # number of groups at least, if there are enough examples
+_LEAST, _MOST = 16, 64  # numbers of examples that are used, if there are so many
 
 Batch = Any
 Parts = tuple[Batch, Batch]
@@ -48,14 +48,14 @@ def check_cut(
     *,
     argument: str = "microbatch_size",
 ) -> Checked | None:
-    """Refuses microbatches of a loss that is not the mean of its parts.
+    """Refuses microbatches if the loss is not the mean of its parts.
 
-    Cost: two forward passes of a microbatch, but of 16 to 64 examples (four where these are fewer
-    than 8 groups, or of microbatches of 2 and 3); as many again where some examples stand out by a
-    mask, or by a label that means none (`unusual`).
+    Cost: two forward passes on as many examples as a microbatch has, but at least 16 and at most 64
+    (four passes if these form fewer than 8 groups, or if a microbatch has fewer than 4 examples).
+    As many again if some examples stand out by a mask, or by a label that means none (`unusual`).
 
     Args:
-        argument: the name under which the caller's user gave the size.
+        argument: the caller's name for the argument `microbatch_size`, for the message.
 
     Raises:
         UserError: names `caller` and the remedies.
@@ -73,7 +73,7 @@ def check_cut(
 def check_alone(caller: str, loss: Any, params: Any, batch: Batch) -> Checked | None:
     """Refuses a loss that is not the mean of its values on single examples.
 
-    Cost: four forward passes of 16 examples; as many again where some stand out, as in `check_cut`.
+    Cost: four forward passes of 16 examples; as many again if some stand out, as in `check_cut`.
 
     Raises:
         UserError: names `caller` and the remedies.
@@ -85,12 +85,13 @@ def check_alone(caller: str, loss: Any, params: Any, batch: Batch) -> Checked | 
 
 
 def check_batches(caller: str, loss: Any, params: Any, batches: Sequence[Batch]) -> Checked | None:
-    """Refuses a mean over batches of a loss that is not the mean of its parts.
+    """Refuses a mean over batches if the loss is not the mean of its parts.
 
-    Cost: two forward passes of 64 examples, or of as many as there are.
+    Cost: two forward passes of 64 examples, or of all if there are fewer.
 
     Args:
-        batches: a few; examples of all are taken together. One is not cut.
+        batches: a few batches; examples of all are taken together. A single one is not checked,
+            since it is not cut.
 
     Raises:
         UserError: names `caller` and the remedies.
@@ -102,12 +103,13 @@ def check_batches(caller: str, loss: Any, params: Any, batches: Sequence[Batch])
 
 
 def num_batches(num_examples: int) -> int:
-    """How many batches of so many examples `check_batches` should see, if there are so many."""
+    """How many batches of `num_examples` examples `check_batches` should get, if there are
+    enough."""
     return max(2, math.ceil(_LEAST / num_examples))
 
 
 def share(count: int) -> int:
-    """How many examples of each of so many batches `check_batches` looks at."""
+    """How many examples of each of `count` batches `check_batches` uses."""
     return math.ceil(_MOST / count)
 
 
@@ -120,7 +122,8 @@ _PER_BATCH = (
 
 
 class _Found(NamedTuple):
-    """The value of two parts together, and the mean of their values."""
+    """The value of two parts together, and the mean of their values; whether these differ beyond
+    the tolerance, and whether the two values are alike."""
 
     whole: jax.Array
     mean: jax.Array
@@ -129,7 +132,8 @@ class _Found(NamedTuple):
 
 
 def _check_unusual(caller, loss, params, batch, size, most, how, remedy) -> Checked | None:
-    """On examples spread over the batch, then on those that stand out, beside others."""
+    """`_check` on examples spread over the batch, then on those that stand out, mixed with
+    others."""
     checked = _check(caller, loss, params, batch, size, most, how, remedy)
     if checked is None and not loops.inside_jit():
         seen = _joined(_spread(batch, size, most))
@@ -144,7 +148,7 @@ def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | No
     count = loops.count_examples(caller, batch)
     if is_abstract:
         most = _LEAST
-    elif size >= 4 and count <= _MOST:  # of pairs there would be many
+    elif size >= 4 and count <= _MOST:  # not for pairs, of which there would be many
         most = count
     parts = _spread(batch, size, most)
     with calling_parts(caller):
@@ -180,8 +184,9 @@ def _check(caller, loss, params, batch, size, most, how, remedy) -> Checked | No
 
 
 def _beside(found, parts) -> list[Parts]:
-    """A group whose value is no number beside one whose value is: that of a mean is none, either,
-    but a mask that hides all of one group leaves that of the other."""
+    """One more pair: a group whose value is not finite, with one whose value is. For a mean, the
+    value of both together is not finite either. If a mask hides all of the first group, the value
+    is that of the second."""
     known = [bool(np.isfinite(each.whole)) for each in found]
     if all(known) or not any(known):
         return []
@@ -189,7 +194,7 @@ def _beside(found, parts) -> list[Parts]:
 
 
 def _is_wrong(operands, parts):
-    """As the loop above, inside of a trace."""
+    """The same as the loop in `_check`, for use inside of a trace."""
     loss, params = operands
 
     def at(params):
@@ -218,17 +223,17 @@ def _values(operands, parts: Parts) -> _Found:
     values = jnp.where(counts > 0, values, mean)
     size = jnp.maximum(jnp.max(jnp.abs(values)), jnp.abs(whole))
     is_mean = jnp.abs(whole - mean) <= _TOLERANCE * size  # false for NaN
-    return _Found(  # without NaN, which jax_debug_nans would stop at
+    return _Found(  # without NaN, since jax_debug_nans would stop at it
         whole=jnp.nan_to_num(whole, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf),
         mean=jnp.nan_to_num(mean, nan=jnp.inf, posinf=jnp.inf, neginf=-jnp.inf),
         differ=jnp.isfinite(whole) & (total > 0) & ~is_mean,
-        alike=~(jnp.abs(values[0] - values[1]) > _ALIKE * size),  # or NaN, which says nothing
+        alike=~(jnp.abs(values[0] - values[1]) > _ALIKE * size),  # true for NaN, which says nothing
     )
 
 
 @jax.jit
 def _moved(params):
-    """Parameters elsewhere, each with its sign, and zeros moved, too."""
+    """Moved parameters: each keeps its sign, and zeros are moved as well."""
     params = tree.widen(params)
     z = tree.add_scaled(tree.zeros_like(params), 1.0, tree.random_normal(jax.random.key(0), params))
     return jax.tree.map(lambda w, z: jnp.where(w == 0, z / 3, w * jnp.exp(z / 2)), params, z)
@@ -236,13 +241,13 @@ def _moved(params):
 
 @jax.jit
 def _rounding(operands, parts: Parts):
-    """What rounding the parameters and the value does to the value."""
+    """The error of the value due to rounding of the parameters and of the value itself."""
     loss, params = operands
     params, both = tree.widen(params), _join(parts)
     eps = coarsest(jax.make_jaxpr(loss)(params, both).jaxpr)
     with jax.default_matmul_precision("highest"):
         whole, slopes = jax.value_and_grad(loss)(params, both)
-        # Where the slope is nothing, as where a net fits its targets.
+        # For points where the gradient vanishes, such as where a net fits its targets.
         z = tree.random_normal(jax.random.key(0), params)
         shaken = loss(jax.tree.map(lambda w, z: w + 8 * _FINE * w * z, params, z), both)
     moved = tree.norm(jax.tree.map(jnp.multiply, params, slopes))
@@ -253,7 +258,7 @@ def _rounding(operands, parts: Parts):
 
 
 def coarsest(jaxpr) -> float:
-    """The coarsest rounding of a computation: that of bfloat16, where it is in use."""
+    """The largest machine epsilon in a computation: that of bfloat16 if bfloat16 is used."""
     found = [_FINE]
     for eqn in jaxpr.eqns:
         for x in eqn.outvars:
@@ -267,24 +272,24 @@ def coarsest(jaxpr) -> float:
 
 
 def _without_regularizer(loss):
-    """The part of it that depends on the batch, which a large regulariser could hide."""
+    """The part of the loss that depends on the batch; a large regulariser could hide it."""
     known = parts_of(loss)
     if known is None or known.regularizer is None:
         return loss
     return dataclasses.replace(known, regularizer=None)
 
 
-# Which examples. Where types carry shardings, each device gives as many as the others.
+# Which examples. If types carry shardings, each device gives the same number.
 
 
 def _spread(batch, size: int, most: int) -> list[Parts]:
-    """Groups of `size` examples, each in two parts; in all about `most` examples."""
+    """Groups of at most `size` examples, each in two parts; about `most` examples in all."""
     devices = _num_devices(batch)
     local = loops.count_examples("batch", batch) // devices
     size = min(max(2, min(size // devices, local // _GROUPS)), local)
     groups = scattered.groups(local, size, math.ceil(most / devices))
     if all(isinstance(x, np.ndarray) for x in jax.tree.leaves(batch)):
-        places, groups = np.unique(groups, return_inverse=True)  # no more goes to the device
+        places, groups = np.unique(groups, return_inverse=True)  # only these go to the device
         batch = jax.tree.map(lambda x: x[places], batch)
     return _take(batch, devices, tuple(map(tuple, groups.reshape(-1, size).tolist())))
 
@@ -303,7 +308,7 @@ def _take(batch, devices, groups) -> list[Parts]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _some(batches, each):
-    """One batch of examples of several: so many of each."""
+    """One batch of examples from several batches: `each` of each."""
     devices = _num_devices(batches)
 
     def some(x):
@@ -315,7 +320,8 @@ def _some(batches, each):
 
 
 def _at(x, places):
-    """These places of axis 1. A gather does not know where its result lies, if types say that."""
+    """The given places of axis 1. If types carry shardings, slices are used, since a gather cannot
+    infer the sharding of its result."""
     if not any(jax.typeof(x).sharding.spec):
         return x[:, np.asarray(places)]
     return jnp.concatenate([x[:, int(i) : int(i) + 1] for i in places], axis=1)
@@ -335,7 +341,7 @@ def _joined(groups):
     return [_join(parts) for parts in groups]
 
 
-# Lengths are named, for an array of shape (N, 0) has no -1.
+# Lengths are given explicitly, since -1 is not defined for an array of shape (N, 0).
 
 
 def _by_device(x, devices: int):
@@ -359,5 +365,5 @@ def _num_devices(batch) -> int:
 
 
 def _share(size: int) -> int:
-    """The largest number up to half of it without a common divisor; 1 of 1."""
+    """The largest number up to `size / 2` that has no common divisor with `size`; 1 for 1."""
     return next((n for n in range(size // 2, 0, -1) if math.gcd(n, size) == 1), 1)

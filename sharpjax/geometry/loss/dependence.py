@@ -1,5 +1,5 @@
-"""What a jaxpr tells of a function: whether its value depends on an argument, and on nothing else
-but its arguments."""
+"""What a jaxpr tells about a function: whether its value depends on an argument, and whether it
+depends on its arguments only."""
 
 import hashlib
 import re
@@ -19,11 +19,11 @@ from jax.extend.core import (
 
 
 def reaches(jaxpr: Jaxpr, inputs: Iterable[int], by_any_way: bool = False) -> bool:
-    """Whether a derivative can get from one of these inputs to an output; by any way, whether a
-    value can, through integers too.
+    """Whether a derivative can flow from one of these inputs to an output; with `by_any_way`,
+    whether a value can, also through integers and `stop_gradient`.
 
-    Equations that hold a jaxpr (loops, calls) hand on whatever they get, so this errs on the side
-    of yes.
+    Equations that hold a jaxpr (loops, calls) are taken to pass on all their inputs, so the answer
+    may be a false yes.
 
     >>> jaxpr = jax.make_jaxpr(lambda x, y: jnp.sum(x) + jnp.argmax(y))(jnp.ones(2), jnp.ones(2))
     >>> reaches(jaxpr.jaxpr, [0]), reaches(jaxpr.jaxpr, [1])
@@ -35,7 +35,7 @@ def reaches(jaxpr: Jaxpr, inputs: Iterable[int], by_any_way: bool = False) -> bo
         passes = by_any_way or eqn.primitive.name != "stop_gradient"
         if passes and any(v in reached for v in variables):
             reached.update(v for v in eqn.outvars if by_any_way or _is_float(v.aval))
-            # What is written to may be read later on.
+            # A reference that is written to may be read later on.
             refs = (v for v in variables if _is_ref(v.aval))
             reached.update(v for v in refs if by_any_way or _is_float(v.aval))
     return any(not isinstance(v, Literal) and v in reached for v in jaxpr.outvars)
@@ -44,7 +44,7 @@ def reaches(jaxpr: Jaxpr, inputs: Iterable[int], by_any_way: bool = False) -> bo
 def differ(closed: ClosedJaxpr, other: ClosedJaxpr) -> bool:
     """Whether two traces of one function hold different numbers.
 
-    Such a function draws from a generator that jax knows nothing of.
+    Such a function draws from a random generator that jax does not know.
 
     >>> rng = np.random.default_rng(0)
     >>> first, second = (jax.make_jaxpr(lambda x: x + rng.normal())(1.0) for _ in range(2))
@@ -58,9 +58,9 @@ def differ(closed: ClosedJaxpr, other: ClosedJaxpr) -> bool:
 
 
 def digest(closed: ClosedJaxpr) -> str:
-    """Equal for two traces that compute the same from the same numbers.
+    """A hash that is equal for two traces with the same operations and the same constants.
 
-    Functions within a trace, such as the rules of a `custom_jvp`, count by their names.
+    Functions within a trace, such as the rules of a `custom_jvp`, enter by their names.
 
     >>> def trace(x):
     ...     return digest(jax.make_jaxpr(lambda y: x * y)(1.0))
@@ -99,7 +99,7 @@ def _absorb(found, x, numbers) -> None:
 
 
 def _numbers(jaxpr: Any) -> Iterator[Any]:
-    """The constants of a jaxpr and of those within it, in their order."""
+    """The constants of a jaxpr and of the jaxprs within it, in order."""
     yield from filter(_is_readable, getattr(jaxpr, "consts", ()))
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     yield from _literals(jaxpr.outvars)

@@ -1,7 +1,8 @@
-"""What keeps a loss from being differentiated, which ways there are, and the way out.
+"""Which derivatives a loss has, what prevents the others, and what to do then.
 
-jax says so deep inside a solver, in terms of its own. Losses that hold nothing of the kind are not
-looked at again; the others are differentiated by shapes alone, before anything is compiled.
+jax would raise its own errors deep inside a solver. Here a trace of the loss is searched for parts
+that may have no derivative. A loss without such parts is not examined further. The others are
+differentiated by shapes alone, before anything is compiled.
 """
 
 import dataclasses
@@ -47,12 +48,12 @@ _ALLOWED: dict[str, tuple[Way, ...]] = {
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class How:
-    """The way that an operator takes to its products.
+    """How an operator computes its products.
 
     Attributes:
-        way: of gradients, or, where there is a Jacobian, of the model.
-        outer: of the slope of an outer loss.
-        role: of a difference, see `sharpjax.geometry.operators.differences`.
+        way: how the gradient is differentiated or, for products with a Jacobian, the model.
+        outer: how the gradient of an outer loss is differentiated.
+        role: the role of a difference, see `sharpjax.geometry.operators.differences`.
     """
 
     way: Way = "linearized"
@@ -61,15 +62,15 @@ class How:
 
     @property
     def product(self) -> Product:
-        """What to ask for to come to it again."""
+        """The argument `product` that leads to this way again."""
         return "difference" if self.way == "difference" else "auto"
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Suspects:
-    """What a trace holds that may have no derivative: primitives, and functions with a
-    `jax.custom_vjp` by name."""
+    """Parts of a trace that may have no derivative: primitives, and the names of functions with a
+    `jax.custom_vjp`."""
 
     primitives: frozenset[str] = frozenset()
     layers: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ class Suspects:
 
 
 def suspects(jaxpr: Any) -> Suspects:
-    """Of a jaxpr, but for what is inside functions with derivatives of their own."""
+    """The `Suspects` of a jaxpr, except inside functions with derivatives of their own."""
     primitives, layers = set(), {}
     for eqn in _equations(jaxpr):
         if eqn.primitive.name == "custom_vjp_call":
@@ -95,14 +96,14 @@ def suspects(jaxpr: Any) -> Suspects:
 def choose(
     need: Need, product: str, found: Suspects, loss: Any, params: Any, batch: Any
 ) -> tuple[Way, str | None]:
-    """The first way to the derivative that is needed, and why there is none, or None.
+    """The first way that gives the derivative needed, and None; if none does, the reason instead.
 
     Args:
-        need: "value", no derivative at all; "gradient"; "hessian", its derivative; "jacobian", of a
-            `loss` that may return any arrays; or "bend", forward over forward.
-        product: "auto", or the way that was asked for.
-        found: what `suspects` says of the loss.
-        loss, params, batch: what it is called with.
+        need: "value", no derivative at all; "gradient"; "hessian", the derivative of the gradient;
+            "jacobian", of a `loss` that may return any arrays; or "bend", forward over forward.
+        product: "auto", or the way that the user chose.
+        found: the result of `suspects` for the loss.
+        loss, params, batch: the loss and its arguments.
 
     Raises:
         UserError: `product` is unknown.
@@ -127,7 +128,7 @@ def choose(
 
 
 def _failure(need, way, loss, params, batch) -> str | None:
-    """What jax says of a derivative; None where it is there."""
+    """jax's error message for a derivative; None if the derivative exists."""
     trial = _TRIALS.get((need, way))
     if trial is None:
         return ""
@@ -190,7 +191,7 @@ def _outputs(model_fn, batch, params):
 
 
 def _derivative(fn, way):
-    """Of `fn(loss, batch, params)`, along the parameters themselves."""
+    """The derivative of `fn(loss, batch, params)`, along the parameters themselves."""
 
     def derivative(loss, params, batch):
         params, at = tree.widen(params), Partial(fn, loss, batch)
@@ -211,16 +212,16 @@ def _derivative(fn, way):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Answer:
-    """Whether a derivative that was traced can be computed, too."""
+    """Whether a derivative that could be traced can also be computed."""
 
     is_whole: bool
 
 
 def _trial(derivative):
-    @jax.jit  # so that it is remembered
+    @jax.jit  # so that its trace is cached
     def trial(loss, params, batch):
         closed = jax.make_jaxpr(derivative)(loss, params, batch)
-        # What stands for a derivative along a direction through a backward pass.
+        # `custom_lin` is jax's placeholder for the forward derivative of a custom backward pass.
         rest = any(eqn.primitive.name == "custom_lin" for eqn in _equations(closed.jaxpr))
         return _Answer(not rest)
 

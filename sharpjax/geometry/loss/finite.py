@@ -1,8 +1,8 @@
-"""A loss that is not finite, seen in the products of its curvature.
+"""A loss that is not finite makes the products of its curvature NaN.
 
-The derivatives of a sum may be finite where the sum is not: a term that is NaN may have a gradient
-of zeros. So every product carries the value of the loss, which comes with the gradient that is
-linearised.
+The derivatives of a sum may be finite although the sum is not: a term that is NaN may have a
+gradient of zeros. So every product carries the value of the loss, which is computed together with
+the gradient that is linearised.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 
 
 def poison(vector: Any, value: jax.Array) -> Any:
-    """The same tree, but its smallest leaf with an entry is NaN where `value` is not finite.
+    """The same tree; if `value` is not finite, its smallest nonempty leaf becomes NaN.
 
-    That is enough for every norm and every inner product, and takes no pass over the others.
+    This makes every norm and every inner product NaN, without a pass over the other leaves.
 
     >>> poison({"w": jnp.ones((2, 2)), "b": jnp.ones(1)}, jnp.array(jnp.inf))["b"].tolist()
     [nan]

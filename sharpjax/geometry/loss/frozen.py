@@ -1,4 +1,4 @@
-"""A loss of some parameters, the others held fixed."""
+"""A loss as a function of some of its parameters, with the others held fixed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Params = Any
 
 
 def freeze(fn: Any, params: Params, where: str | Sequence[str] | None) -> tuple[Any, Params]:
-    """`fn(params, batch)` and its parameters, with those leaves alone that globs select."""
+    """`fn(params, batch)` and its parameters, reduced to the leaves that the globs select."""
     params = jax.tree.map(_array, params)
     if where is None:
         return fn, params
@@ -27,5 +27,5 @@ def call_with_frozen(fn: Any, frozen: Params, params: Params, *batch: Any) -> An
 
 
 def _array(x):
-    """An array; a shape stays one, so that an operator can be asked what it would take."""
+    """An array; a shape stays a shape, so that the memory of an operator can be estimated."""
     return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)

@@ -1,13 +1,13 @@
-"""Outputs that stand for an array which is never whole in memory.
+"""Outputs that stand for an array which is never formed as a whole in memory.
 
-`sharpjax.losses.LinearLogits` is such: a pytree class with three methods.
+An example is `sharpjax.losses.LinearLogits`. Such outputs are a pytree class with three methods.
 
     multiply_out()  the array
-    affine()        the same, whose second derivatives leave out that of the array in its factors:
-                    with it the Hessian of an outer loss in the factors is `J'HJ`, with J the
-                    Jacobian of the array, H the Hessian in it
-    stand_in()      the shape of a small array with as many rows, and a function that makes such
-                    outputs of it, equal by value
+    affine()        the same outputs, but the second derivative of the array in its factors is left
+                    out: the Hessian of an outer loss in the factors is then `J'HJ`, with J the
+                    Jacobian of the array in its factors and H the Hessian in the array
+    stand_in()      the shape of a small array with the same number of rows, and a function
+                    (compared by value) that makes such outputs from a small array
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 
 def is_implicit(node: Any) -> bool:
-    """Whether it stands for an array."""
+    """Whether the node stands for an array."""
     return callable(getattr(node, "multiply_out", None))
 
 
@@ -39,7 +39,7 @@ def affine(outputs: Any) -> Any:
 
 
 def multiplied_out(loss: Any) -> Any:
-    """A loss with parts, whose model gives arrays."""
+    """The loss (one with parts) with a model that returns arrays."""
     return dataclasses.replace(loss, model_fn=Partial(give_arrays, loss.model_fn))
 
 
@@ -49,7 +49,8 @@ def give_arrays(model_fn: Any, params: Any, batch: Any) -> Any:
 
 
 def stand_ins(outer_loss: Any, outputs: Any) -> tuple[Any, Any]:
-    """An outer loss of small arrays in place of outputs, and the shapes of all arrays.
+    """An outer loss that takes small arrays in place of implicit outputs, and the shapes of its
+    arrays.
 
     >>> outer, outputs = stand_ins(sum, [jax.ShapeDtypeStruct((3,), float)])
     >>> outer is sum, outputs[0].shape

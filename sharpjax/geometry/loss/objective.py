@@ -1,7 +1,7 @@
 """The loss and its gradient, as sharpness measures evaluate them: at `highest` matmul precision,
-scalars in float32 at least, and in microbatches where they are asked for.
+with scalars in float32 at least, and in microbatches on request.
 
-For use inside a step or a jit; arguments are checked and parameters widened before.
+For use inside a step or a jit; the caller has checked the arguments and widened the parameters.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ def value_and_grad(
 
 
 def scalar_type(params: Params) -> Any:
-    """The type of sums over all parameters: the widest of theirs, and float32 at least.
+    """The dtype of sums over all parameters: float64 if any leaf is float64, else float32.
 
     >>> scalar_type({"a": jnp.ones(2, jnp.bfloat16)}).__name__
     'float32'

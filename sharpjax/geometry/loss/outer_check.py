@@ -1,11 +1,11 @@
-"""Whether an outer loss is the mean over its examples that Gauss-Newton and Fisher matrices need.
+"""Checks that an outer loss is the mean over its examples (for Gauss-Newton and Fisher matrices).
 
-On at most 64 examples `scattered` over the batch, at random outputs, the loss of all together is
-compared with the weighted mean of the losses of single ones: its value, its gradient, and one
-product with its Hessian. Of examples with many outputs, such as sequences of tokens from a large
-vocabulary, there are fewer, so that all their outputs are 2^22 numbers at the most, but not fewer
-than 4. It misses weights that differ in fewer than about 1 of these examples, and losses that
-branch on their own value.
+The check takes at most 64 examples `scattered` over the batch, at random outputs. It compares the
+loss of all together with the weighted mean of the losses of single examples: the value, the
+gradient, and one product with the Hessian. If examples have many outputs, such as sequences of
+tokens from a large vocabulary, fewer are taken, so that all their outputs are at most 2^22 numbers;
+but at least 4. The check misses weights that differ so rarely that less than about one of these
+examples shows it, and losses that branch on their own value.
 """
 
 import functools
@@ -30,8 +30,8 @@ _MOST, _LEAST = 64, 4
 _NUMBERS_AT_MOST = 2**22
 _TOLERANCE = 1e-3
 _ROUNDING = 1e-6
-_DIGITS = 2.0**12  # how far above the smallest normal number a derivative has digits enough
-# Two tables of coprime lengths: jax's own generator takes as long to compile as all the rest.
+_DIGITS = 2.0**12  # a derivative needs this times the smallest normal number to keep its digits
+# Two tables of coprime lengths: jax's generator takes as long to compile as all the rest.
 _NUMBERS = tuple(
     np.random.default_rng(i).normal(size=n).astype(np.float32) for i, n in ((0, 4093), (1, 1021))
 )
@@ -50,23 +50,25 @@ _SUM_REMEDY = (
 def check_outer(
     caller: str, loss: Composed, params: Any, batch: Any, outputs: Any, curved: bool = True
 ) -> Checked | None:
-    """None where the outer loss is a (weighted) mean over the examples; a flag inside a trace.
+    """None if the outer loss is a (weighted) mean over the examples; inside a trace, a flag.
 
-    Not where the outer loss names shardings, under Explicit mesh axes: single examples have none.
+    An outer loss that names shardings under Explicit mesh axes is not checked: single examples have
+    none.
 
     Args:
-        loss, params, batch: parameters are read only where random outputs give no finite loss, as
-            where the outputs are probabilities: then the outputs themselves are taken.
-        outputs: their shapes.
-        curved: whether its curvature is asked for; else value and gradient alone are compared.
+        loss, params, batch: the parameters are used only if random outputs give no finite loss, for
+            example because outputs must be probabilities. The outputs of the model are then used.
+        outputs: the shapes of the outputs.
+        curved: whether to compare products with the Hessian; else only value and gradient.
 
     Raises:
-        UserError: names `caller` and the remedy: the outer loss is no such mean, or the weights are
-            negative, or those of an example depend on its batch.
+        UserError: the outer loss is not such a mean, its derivatives are too small for their type,
+            a weight is negative, or the weight of an example depends on its batch; names `caller`
+            and the remedy.
     """
     if not jax.tree.leaves(batch):
         return None
-    # Of outputs that are never whole, small ones stand in.
+    # Small arrays take the place of outputs that are never formed as a whole.
     outer, arrays = stand_ins(loss.outer_loss, jax.eval_shape(tree.widen, outputs))
     leaves, treedef = jax.tree.flatten(arrays)
     rows = leaves[0].shape[0] // loops.count_examples(caller, batch)
@@ -81,9 +83,9 @@ def check_outer(
         except ValueError as error:
             if isinstance(error, UserError) or not is_explicit():
                 raise
-            return None  # it names shardings: the whole batch was traced without an error
+            return None  # the loss names shardings: the whole batch was traced without an error
         if holds_implicit(outputs):
-            pass  # these are no probabilities, and to try them would multiply them out
+            pass  # these are not probabilities, and trying them would form the whole array
         elif loops.is_traced(found):
             at_outputs = functools.partial(_at_outputs, most, curved, loss, params, batch)
             found = jax.lax.cond(found.finite, lambda: found, at_outputs)
@@ -114,8 +116,9 @@ def check_outer(
 
 
 class _Found(NamedTuple):
-    """`finite`: the loss is; `holds`: it is the mean; `is_sum`; `is_tiny`: its derivatives may have
-    lost digits; `fair`: the weights are right."""
+    """`finite`: the loss and its derivatives are finite. `holds`: it is the mean, or not finite.
+    `is_sum`: it is the sum. `is_tiny`: its derivatives may have lost digits. `fair`: the weights
+    are valid."""
 
     finite: jax.Array
     holds: jax.Array
@@ -132,7 +135,7 @@ class _Derivatives(NamedTuple):
 
 
 def _of_host(batch, most):
-    """Arrays of numpy cut before they are moved to the device."""
+    """The batch; if it holds numpy arrays, only the examples that are used go to the device."""
     if not any(isinstance(x, np.ndarray) for x in jax.tree.leaves(batch)):
         return batch
     count = len(jax.tree.leaves(batch)[0])
@@ -166,8 +169,8 @@ def _at_outputs(most, curved, loss, params, batch) -> _Found:
 
 
 def _choose(parts, batch, most):
-    """Some examples spread over the batch, those that count first, their weights, and whether all
-    weights of the batch are at least 0."""
+    """Some examples spread over the batch (of positive weight, if there are enough), their weights,
+    and whether all weights of the batch are at least 0."""
     count = loops.count_examples("outer_loss", batch)
     most = min(count, most)
     chosen = jnp.asarray(scattered(count, most))
@@ -188,7 +191,7 @@ def _weigh(parts, batch) -> Any:
 
 def _compare(parts, curved, outputs, few, weight, fair) -> _Found:
     count = len(weight)
-    # Wider where the loss itself is computed in bfloat16.
+    # Wider if the loss itself computes in bfloat16.
     tolerance = max(_TOLERANCE, 8 * coarsest(jax.make_jaxpr(parts[0])(outputs, few).jaxpr))
     ones = jax.tree.map(lambda x: jnp.expand_dims(x, 1), few)
     if parts[1] is not None:
@@ -217,13 +220,13 @@ def _compare(parts, curved, outputs, few, weight, fair) -> _Found:
     def norms(x, y):
         pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
         wide = [(a.astype(value.dtype).ravel(), b.astype(value.dtype).ravel()) for a, b in pairs]
-        # Largest entries: no square that underflows where a loss is tiny.
+        # Largest entries, since squares would underflow for a tiny loss.
         sizes = [(a, b, a - b, a - count * b) for a, b in wide]
         return [[jnp.max(jnp.abs(v), initial=0) for v in each] for each in sizes]
 
     slopes = norms(whole.slope, singles.slope)
     products = norms(whole.product, singles.product)
-    # Rounding of the gradient is the least that a curvature of zero shows.
+    # If the curvature is zero, its products still show the rounding of the gradient.
     floor = _ROUNDING * tree.total([jnp.maximum(a, b) for a, b, *_ in slopes])
     for a, b, off, _ in (*slopes, *products):
         near &= off <= tolerance * jnp.maximum(a, b) + floor
@@ -237,7 +240,7 @@ def _compare(parts, curved, outputs, few, weight, fair) -> _Found:
 
 
 def _normal(like, first, second):
-    """Normal numbers, the same at each call, other ones where the tables change places."""
+    """Normal numbers, the same at each call; different ones if the two tables are swapped."""
     numbers = jnp.resize(first, like.shape) + jnp.resize(second[::-1], like.shape)
     return (numbers / 2**0.5).astype(like.dtype)
 
@@ -248,7 +251,7 @@ def _derive(outer_loss, outputs, batch, vector) -> _Derivatives:
         return gradient, value
 
     with jax.default_matmul_precision("highest"):
-        # Reverse over reverse: losses with a backward pass of their own have no other.
+        # Reverse over reverse: for losses with a backward pass of their own it is the only way.
         if vector is None:
             gradient, value = slope(outputs)
             return _Derivatives(value, jnp.abs(value), gradient, tree.zeros_like(gradient))

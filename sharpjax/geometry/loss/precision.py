@@ -13,8 +13,8 @@ Precision = Literal["highest", "bfloat16"]
 
 
 def lower(fn: Any, precision: str) -> Any:
-    """`fn(first, batch)`, a callable pytree, computed in a precision: arrays of floats are cast
-    before it sees them, its own as well.
+    """`fn(first, batch)`, a callable pytree, computed in a precision. For "bfloat16", all floating
+    arrays that `fn` gets or holds are cast first.
 
     Raises:
         UserError: the precision is unknown.
@@ -28,7 +28,7 @@ def lower(fn: Any, precision: str) -> Any:
 
 
 def in_bfloat16(fn: Any, first: Any, batch: Any) -> Any:
-    """`fn(first, batch)` of arrays cast to bfloat16; what it returns is widened."""
+    """`fn(first, batch)` with floating arrays cast to bfloat16; the result is widened."""
 
     def leaf(x):
         floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)

@@ -1,8 +1,8 @@
-"""Which examples a check looks at: spread over the batch, and in no regular order.
+"""Which examples a check uses: spread over the batch, at irregular distances.
 
-Data often have a period: classes in turn, two views one after the other, padding at the end of each
-packed sequence. Examples at regular distances, or pairs of them, would all be of one kind there.
-The places are drawn at random, the same at each call.
+Data often have a period: alternating classes, pairs of views, padding at the end of each packed
+sequence. Examples at regular distances, or pairs of them, could then all be of one kind. So the
+places are drawn at random, but they are the same at each call.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-_PARTS = 1024  # of a stretch, among which a place is drawn
+_PARTS = 1024  # equally spaced points of a stretch, from which a place is drawn
 
 
 def scattered(count: Any, most: int) -> Any:
-    """`most` places of `count`, ascending: one at random in each of as many equal stretches.
+    """`most` places out of `count`, ascending: a random one in each of `most` equal stretches.
 
     Args:
-        count: at least `most`; a number, or a traced one.
+        count: at least `most`; a number, possibly traced.
 
     >>> scattered(5, 5).tolist(), scattered(1000, 3).tolist()
     ([0, 1, 2, 3, 4], [269, 361, 725])
@@ -31,11 +31,11 @@ def scattered(count: Any, most: int) -> Any:
 
 
 def groups(count: int, size: int, most: int) -> np.ndarray:
-    """Groups of `size` of some `most` places of `count`, [groups, size].
+    """Groups of `size` places, from about `most` places out of `count`; shape [groups, size].
 
-    They are windows of a circle of the places in random order. Where groups are few or small, there
-    are as many again, half a window further: then, wherever two of the places differ in kind, one
-    group has both kinds.
+    The places are put on a circle in random order, and the groups are consecutive windows of it. If
+    the groups are few or small, there are as many again, shifted by half a window. Then, if any two
+    of the places differ in kind, some group has both kinds.
 
     >>> groups(4, 2, 16).tolist()
     [[2, 0], [1, 3], [0, 1], [3, 2]]

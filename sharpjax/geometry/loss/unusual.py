@@ -1,8 +1,8 @@
-"""Examples that a mask, or a label that means none, sets apart from the others of a data set.
+"""Examples that stand out in a data set by a mask, or by a label that means none.
 
-A loss that is no mean over examples often is one wherever no mask hides anything, so a check that
-looks at a few examples spread over the data should see these beside ordinary ones. They are found
-on the host, by the numbers alone: no loss is called, and nothing is compiled.
+A loss that is not a mean over examples may still look like one on examples without masked entries.
+So a check on a few examples of the data should include unusual ones beside ordinary ones. They are
+found on the host, from the numbers alone: no loss is called, and nothing is compiled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,18 @@ from sharpjax.geometry.loss.scattered import scattered
 
 Batch = Any
 
-_MOST_BYTES = 2**26  # that are read; of more, as many examples of each batch, `scattered` over it
-_RARE = 3  # times as far from what is usual as examples are in the mean
+_MOST_BYTES = 2**26  # bytes read at most; of larger data, a share of the examples, `scattered`
+_RARE = 3  # least ratio of the largest distance from the median to the mean distance
 
 
 def unusual(batches: Sequence[Batch], seen: Sequence[Batch], most: int) -> list[Batch]:
-    """Up to two batches of `most` examples, half of them unusual and half as most others are.
+    """Up to two batches of `most` examples, half of them unusual and half ordinary.
 
-    In an array of integers or booleans, or of floats that are 0 and 1, what counts is the share of
-    an example's numbers that are 0, or below 0: where it is one number in all of the batches that
-    are seen and not in the others, then where it is rarely another one. None where nothing stands
-    out, where an array does not lie on the host, or `most` is less than 2.
+    For each array of integers or booleans, or of floats that are 0 and 1, two shares are computed
+    for every example: of its numbers that are 0, and of those below 0. Shares that are constant
+    over the examples of `seen`, but not over all, come first; then those that rarely differ from
+    their median. The list is empty if nothing stands out, if an array is not on the host, or if
+    `most` is less than 2.
 
     >>> mask, x = np.arange(100) != 57, np.arange(100)
     >>> few = unusual([{"mask": mask, "x": x}], [{"mask": mask[:9], "x": x[:9]}], 4)
@@ -59,7 +60,7 @@ def unusual(batches: Sequence[Batch], seen: Sequence[Batch], most: int) -> list[
 
 
 def _columns(batches) -> list[list[np.ndarray]]:
-    """For each leaf its arrays in all batches."""
+    """For each leaf, its arrays in all batches."""
     leaves = [jax.tree.leaves(batch) for batch in batches]
     return [[np.asarray(batch[i]) for batch in leaves] for i in range(len(leaves[0]))]
 
@@ -82,7 +83,7 @@ def _is_flag(x: np.ndarray) -> bool:
 
 
 def _shares(column: list[np.ndarray], step: int) -> Iterator[np.ndarray]:
-    """Of each example the share of its numbers that are 0, and the share of those below 0."""
+    """For each example, the share of its numbers that are 0, then the share of those below 0."""
     some = [x if step == 1 else x[_places(len(x), step)] for x in column]
     rows = [x.reshape(len(x), -1) for x in some]
     yield np.concatenate([np.mean(x == 0, axis=1) for x in rows])
@@ -91,11 +92,12 @@ def _shares(column: list[np.ndarray], step: int) -> Iterator[np.ndarray]:
 
 
 def _places(count: int, step: int) -> np.ndarray:
-    """One of `step` rows."""
+    """The places of one in `step` rows, scattered."""
     return scattered(count, -(-count // step))
 
 
 def _some(places: np.ndarray, count: int) -> np.ndarray:
-    """So many of them, as far apart as they lie; of fewer, some again, so that one program does."""
+    """`count` of the places, spread evenly; if there are fewer, some are repeated, so that one
+    compiled program serves."""
     chosen = np.linspace(0, len(places) - 1, count).round()
     return places[chosen.astype(int)]

@@ -23,7 +23,7 @@ from sharpjax.geometry.operators.algebra import Matvec, Params
 TOLERANCE = 1e-2  # largest error of a product, relative to the largest, before it becomes NaN
 _LEVELS = 7  # number of step sizes that are tried
 _SAFETY = 2.0  # factor from `D_h - D_2h` to the error
-_ROUGH = 4.0  # largest ratio of least error to rounding of a smooth function: .06 to .3, tanh nets
+_ROUGH = 4.0  # largest least error over rounding of a smooth function; tanh nets have .06 to .3
 
 
 class Step(NamedTuple):

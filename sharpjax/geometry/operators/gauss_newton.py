@@ -249,7 +249,7 @@ def empirical_fisher(
 
     Raises:
         UserError: an argument does not fit; the message names the leaf and the remedy. Or the loss
-            of two examples is not the mean of their losses (tried on 8 pairs).
+            of two examples is not the mean of their losses (tried on 16 pairs or fewer).
 
     >>> import jax.numpy as jnp
     >>> def loss(params, batch):
