@@ -68,8 +68,8 @@ def solve(
     may be k eps: in float32 it reached 3e-4 for k = 1e4. A system may be solved even if the
     operator is not positive; the bound then has the smallest eigenvalue in magnitude.
 
-    Memory: 4 vectors beside the linearisation. On CPU, do not call it inside your own jit if the
-    loss has convolutions (`sharpjax.loops`).
+    Memory: 4 vectors in addition to the linearisation. On CPU, do not call it inside your own jit
+    if the loss has convolutions (`sharpjax.loops`).
 
     Args:
         operator: symmetric and positive.

@@ -1,1 +1,1 @@
-"""What a loss is: its parts, what it reads, and what is checked before a number rests on it."""
+"""Losses: their parts, what they read, and the checks before a result relies on them."""

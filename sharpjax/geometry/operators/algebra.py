@@ -84,8 +84,8 @@ class Operator(abc.ABC):
     functions and options static. It defines `like` and `linearize()`.
 
     Attributes:
-        like: the structure of a vector: a tree of arrays, of which only shapes, types and
-            shardings are read. Vectors are in float32 where a leaf of `like` is narrower.
+        like: the structure of a vector: a tree of arrays. Only shapes, types and shardings are
+            read. Vectors are in float32 if a leaf of `like` is narrower.
 
     Raises:
         UserError: the operators of a sum act on different spaces, or v does not match `like`.

@@ -110,17 +110,14 @@ def averaged(
             params)`. It is called once, with the first batch; the other operators differ only in
             the batch (and in the key, if there is one). Compose outside:
             `restricted(averaged(...), "head/*")`, `averaged(...) + 0.1`.
-        batches: one of three:
-
-            * a list or tuple of batches, whose arrays are on a device or in numpy on the host;
-            * with `batch_size`, a pytree of arrays with all examples on axis 0. It is cut into the
-              smallest number c of batches with at most `batch_size` examples, of equal size up to
-              one. Each batch takes every c-th example, so that sharded examples stay where they
-              are;
-            * a function without arguments that returns a new iterable of batches at each call, or
-              such an iterable (a loader). It must give the same batches in the same order each
-              time: no shuffling, no random augmentation. Each pass checks that it begins with the
-              same example. Not inside jit.
+        batches: a list or tuple of batches, whose arrays are on a device or in numpy on the host.
+            Or, with `batch_size`, a pytree of arrays with all examples on axis 0. It is cut into
+            the smallest number c of batches with at most `batch_size` examples, of equal size up to
+            one. Each batch takes every c-th example, so that sharded examples stay where they are.
+            Or a function without arguments that returns a new iterable of batches at each call, or
+            such an iterable (a loader). It must give the same batches in the same order each time:
+            no shuffling, no random augmentation. Each pass checks that it begins with the same
+            example. A function or a loader cannot be used inside jit.
         batch_size: examples in a batch, for arrays.
         cache_bytes: largest total size of the linearisations that a solve keeps, on all devices,
             with copies of batch and parameters; computed from shapes. The other batches are
