@@ -1,1 +1,1 @@
-"""Extreme eigenpairs: searches, when they have converged, warm starts, overlaps."""
+"""Extreme eigenpairs: searches, convergence tests, warm starts, overlaps."""

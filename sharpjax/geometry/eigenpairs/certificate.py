@@ -1,4 +1,4 @@
-"""What one further product tells of the residuals of all vectors together."""
+"""A check of the residuals of all vectors together, by one further product."""
 
 import dataclasses
 import functools
@@ -24,22 +24,22 @@ def certify(
     key: jax.Array,
     wanted: bool | jax.Array = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """The part of the residuals of the k Ritz vectors that the recurrence knows nothing of.
+    """The part of the residuals of the k Ritz vectors that the recurrence does not show.
 
     With random signs, the mean of `|sum_i +-(A y_i - value_i y_i)|^2` is the sum of all squared
-    residuals. Those that Lanczos knows of are all along its next vector, where signs may cancel
-    them; what is beside it is rounding that has piled up, or an operator that is not symmetric or
-    not the same at each product.
+    residuals. The residuals that Lanczos knows all lie along its next vector, where the signs may
+    cancel them. Any other part comes from accumulated rounding, or from an operator that is not
+    symmetric or not the same at each product.
 
     Args:
-        step, search: the k values, and the process they come from, which has a basis.
-        product: what it was run with.
+        step, search: the k values, and the process they come from, which must have a basis.
+        product: the product that the process was run with.
         key: for the signs.
-        wanted: whether to look at all; else no product is taken.
+        wanted: whether to check at all; if false, no product is taken.
 
     Returns:
         The root of the sum of squares, less what the noise of one product adds, in units of the
-        process, and the number of products, 1 or 0.
+        process; and the number of products, 1 or 0.
     """
     carry = _begin(step, search, key)
     steps = jnp.asarray(wanted, jnp.int32)
@@ -50,13 +50,16 @@ def certify(
 def count_errors(
     pairs: Eigenpairs, error_of: Matvec, tol: jax.typing.ArrayLike, vector_tol: jax.typing.ArrayLike
 ) -> Eigenpairs:
-    """The pairs, with what the products along their vectors are off by in all of their errors.
+    """The pairs, with the error of the products along their vectors added to all their errors.
 
-    `|A y - value y|` is at most that of the product at hand and its error along y, and as much may
-    move the value, at first order.
+    The true `|A y - value y|` is at most the residual of the approximate product plus the error of
+    that product along y. At first order, the value may move by as much as this error. Cost: two
+    products for each pair.
 
     Args:
-        error_of: from `operators.differences`.
+        pairs: eigenpairs from the approximate product, with vectors.
+        error_of: gives the error of a product along a vector; from `operators.differences`.
+        tol, vector_tol: as in `top_eigenpairs`.
     """
     carry = _Errors(pairs.vectors, jnp.zeros_like(pairs.residuals), jnp.int32(0))
     carry, used = loops.iterate(_ErrorStep(), carry, error_of, max_steps=len(pairs.values))

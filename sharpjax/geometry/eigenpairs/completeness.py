@@ -1,10 +1,10 @@
-"""Whether an eigenvalue was skipped: further searches in the complement of those that were found.
+"""Checks whether an eigenvalue was skipped, by searches in the complement of the vectors found.
 
-From one start Lanczos sees one copy of a multiple eigenvalue, and may miss a value whose vector is
-nearly orthogonal to the start. A pass runs Lanczos from a random vector on `P A P`, where `P = I -
-V V'` takes the vectors V out that were found. Its vectors are kept orthogonal to V at each step, so
-V does not come back as a value 0, which would be among the largest where all others are negative,
-nor as a ghost of itself in float32.
+From one start, Lanczos sees one copy of a multiple eigenvalue, and it may miss a value whose vector
+is nearly orthogonal to the start. A pass runs Lanczos from a random vector on `P A P`, where
+`P = I - V V'` removes the vectors V found so far. Each new Lanczos vector is kept orthogonal to V.
+So V does not come back with the value 0, which would be among the largest if all other values are
+negative. Nor does V come back as a ghost in float32.
 """
 
 import dataclasses
@@ -31,19 +31,20 @@ from sharpjax.geometry.status import Status
 
 Params = Any
 
-_CHANCE = 1e-3  # of a miss, at which `Verification.distance` is stated
+_CHANCE = 1e-3  # probability of a miss for which `Verification.distance` is stated
 
 
 class Verification(NamedTuple):
-    """What was done to find an eigenvalue that the search had skipped.
+    """A report of the passes that looked for eigenvalues skipped by the search.
 
     Attributes:
-        num_passes: int32, the last of which found nothing, if `complete`.
-        num_steps: int32, products in all passes together.
-        distance: a value that lies further than this beyond the largest one of the last pass,
-            relative to the spread of the spectrum, had a chance of at most 1e-3 to stay hidden from
-            a pass of so many steps. 1 or more says nothing.
-        complete: a pass has found nothing, and would have gone on if it had not been sure.
+        num_passes: int32, number of passes; if `complete`, the last of them found nothing.
+        num_steps: int32, products of all passes together.
+        distance: relative to the spread of the spectrum. A value that lies further than this beyond
+            the largest value of the last pass had a chance of at most 1e-3 to stay hidden from that
+            pass. A distance of 1 or more says nothing.
+        complete: the last pass converged and found nothing that belongs among the k, or k is the
+            number of parameters.
     """
 
     num_passes: jax.Array
@@ -64,30 +65,37 @@ def verify(
     max_products: int,
     max_passes: int | None = None,
 ) -> tuple[Eigenpairs, Verification]:
-    """Eigenpairs with none skipped, and with multiple eigenvalues as often as they are there.
+    """Search for skipped eigenvalues and missing copies of multiple ones, and add those found.
 
-    A pass goes on until the outermost value of the complement is known, with guards and
-    persistence as in the search itself: to the threshold of `top_eigenpairs` if it belongs among
-    the k, else to a tenth of its distance to the last of them. If any belongs there, it is merged
-    (Rayleigh and Ritz on the found vectors and the Krylov space together, which takes no further
-    product), and another pass follows from another random vector.
+    A pass goes on until the outermost value of the complement is known, with guards and persistence
+    as in the search itself. If this value belongs among the k, it must meet the threshold of
+    `top_eigenpairs`; otherwise its error must be at most a tenth of its distance to the last of the
+    k. Any value that belongs among the k is merged, by Rayleigh-Ritz on the found vectors and the
+    Krylov space together, which takes no further product. Then another pass follows from another
+    random vector.
 
-    The chance that `q` steps from a random vector miss a value a share `delta` of the spread above
-    all that they see is at most `1.648 sqrt(n) exp(-sqrt(delta) (2 q - 1))` (Kuczynski and
-    Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992).
+    Let a value lie above all values seen by a share `delta` of the spread of the spectrum. The
+    chance that `q` steps from a random vector miss it is at most
+    `1.648 sqrt(n) exp(-sqrt(delta) (2 q - 1))` (Kuczynski and Wozniakowski, SIAM J. Matrix Anal.
+    Appl. 13, 1992).
 
-    Memory: a basis of one pass beside the k vectors. Outside of a trace it grows; inside it has
-    `max_products` rows.
+    Memory: the basis of one pass, besides the k vectors. Outside of a trace the basis grows; inside
+    a trace it has `max_products` rows.
 
     Args:
-        step: what was searched for.
+        step: the step of the search to verify.
         product: from `algebra.linearize`.
-        pairs: a result of that search with vectors. One that holds NaN is returned as it is.
+        pairs: a result of that search, with vectors. If its values are not finite, no pass is run.
         key: for the random vectors.
         like: as `Operator.like`.
         tol, vector_tol: as in `top_eigenpairs`.
-        max_products: for one pass. Where one takes more, `status` is `NOT_CONVERGED`.
-        max_passes: k + 4 by default; the same.
+        max_products: limit on the products of one pass. If a pass needs more, `status` is
+            `NOT_CONVERGED`.
+        max_passes: limit on the passes, k + 4 by default. If more are needed, `status` is
+            `NOT_CONVERGED`.
+
+    Returns:
+        The eigenpairs, with any values found merged in, and a `Verification`.
     """
     size = tree.size(like)
     carry = _begin(pairs, key, tol, vector_tol)
@@ -104,7 +112,7 @@ def verify(
 
 
 class _Carry(NamedTuple):
-    """`last_steps`: of the last pass. `over`: no pass shall follow."""
+    """`last_steps`: products of the last pass. `over`: no further pass is to run."""
 
     pairs: Eigenpairs
     key: jax.Array
@@ -140,7 +148,7 @@ def _is_over(carry: _Carry) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Pass:
-    """A pass; a step of `loops.iterate` inside a trace."""
+    """One pass; inside a trace it is a step of `loops.iterate`."""
 
     step: SearchStep
     limit: int
@@ -170,13 +178,13 @@ def _split(key):
 
 @functools.partial(jax.jit, static_argnames="step", donate_argnames="state")
 def _begin_pass(step: SearchStep, state: krylov.Lanczos, values, tol):
-    """The process, and the last of the found values at either end: what is beyond was skipped."""
+    """The process, and an edge for each end: a value beyond the last one found was skipped."""
     first, second = step.ends
     edges = values[jnp.array([first - 1, first if second else 0], jnp.int32)]
     size = jnp.max(jnp.abs(values))
     slack = jnp.maximum(tol * jnp.abs(edges), 10 * krylov.noise(values.dtype) * size)
     edges = step.outward(edges, (1, 1)) + slack
-    # There may be nothing left in the complement, but beside what was found.
+    # What is left in the complement may be tiny beside the values found, so their unit is kept.
     unit = units.power_of_two(values)
     return state._replace(unit=unit, scale=size / units.known(unit)), edges
 
@@ -193,7 +201,7 @@ def _merge(step: SearchStep, carry: _Carry, search: Search) -> _Carry:
     reached = jnp.arange(len(found.values), dtype=jnp.int32) < count
     weights = jnp.where(jnp.expand_dims(reached, 0), found.weights, 0)
 
-    # In the basis of the found vectors and the Ritz vectors of the complement.
+    # A in the basis of the found vectors and the Ritz vectors of the complement.
     coupled = jnp.matmul(state.couplings.T, weights, precision="highest")
     beyond = jnp.where(size > 0, 4 * size, 1)
     values = jnp.where(reached, found.values, beyond)
@@ -205,7 +213,7 @@ def _merge(step: SearchStep, carry: _Carry, search: Search) -> _Carry:
     values, vectors = values[places], vectors[:, places]
     old, new = vectors[:k], vectors[k:]
 
-    # What A y_i has outside of all rows; what the Krylov vectors have is along the next one.
+    # The part of A y_i outside of all rows. That of the Krylov vectors lies along the next vector.
     rest = jnp.square(pairs.residuals) - jnp.sum(jnp.square(state.couplings), axis=0)
     rest = jnp.sqrt(jnp.maximum(rest, 0))
     last = jnp.maximum(state.row - 1, 0)
@@ -214,7 +222,7 @@ def _merge(step: SearchStep, carry: _Carry, search: Search) -> _Carry:
     residuals = jnp.maximum(residuals, krylov.noise(values.dtype) * size)
 
     def carried(old_errors, new_errors, power):
-        # The sum of the errors of all Ritz values is kept by a rotation.
+        # A rotation keeps the sum of the errors of all Ritz values.
         new_errors = jnp.where(reached, new_errors, 0)
         errors = jnp.concatenate([old_errors, new_errors])
         return jnp.matmul(errors, jnp.abs(vectors) ** power, precision="highest")
@@ -257,7 +265,7 @@ def _divide(found: Any, unit: jax.Array) -> Any:
 
 
 def _outermost(step: SearchStep, values, among) -> jax.Array:
-    """The k places in the order of the result."""
+    """The indices of the k outermost values, in the order of the result."""
     first, second = step.ends
     key = {"LA": -values, "BE": -values, "SA": values, "LM": -jnp.abs(values)}[step.which]
     top = jnp.argsort(jnp.where(among, key, jnp.inf))[:first]

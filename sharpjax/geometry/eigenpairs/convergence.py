@@ -1,4 +1,4 @@
-"""When the extreme Ritz values of a Lanczos process have converged."""
+"""The test whether the extreme Ritz values of a Lanczos process have converged."""
 
 import dataclasses
 import math
@@ -12,8 +12,8 @@ from sharpjax.geometry.lanczos import krylov, lanes, recurrence, ritz
 
 Which = Literal["LA", "SA", "LM", "BE"]
 
-_FURTHER = 3  # steps over which a value must go on to pass
-_PASSED = 1000  # the count of one that has
+_FURTHER = 3  # further steps over which a value must keep passing the test
+_PASSED = 1000  # the count of a value that has done so
 
 
 class Search(NamedTuple):
@@ -21,10 +21,10 @@ class Search(NamedTuple):
 
     Attributes:
         state: the process, `krylov.Lanczos` or, without a basis, `recurrence.Recurrence`.
-        tol, vector_tol: what is asked for; no bound on vectors is infinity.
-        passes: for each value that must converge, the tests passed without a break.
-        done: all have, or nothing more can be done.
-        known: what the test of a step compares with, from before the search.
+        tol, vector_tol: the requested accuracy; infinity means no bound on the vectors.
+        passes: (t,), for each value that must converge, the tests passed in a row.
+        done: all these values have converged, or nothing more can be done.
+        known: data from before the search that the test of a step compares with.
     """
 
     state: Any
@@ -37,7 +37,7 @@ class Search(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SearchStep:
-    """A Lanczos step and the test whether it was the last.
+    """A Lanczos step, and the test whether the search is done after it.
 
     Attributes:
         k, which, guards: as in `top_eigenpairs`.
@@ -49,18 +49,18 @@ class SearchStep:
 
     @property
     def ends(self) -> tuple[int, int]:
-        """How many of the k values come from the first and from the second end."""
+        """How many of the k values come from the first end and how many from the second."""
         return (-(-self.k // 2), self.k // 2) if self.which == "BE" else (self.k, 0)
 
     @property
     def tested(self) -> tuple[int, int]:
-        """The same with guards: an end with no value needs none."""
+        """The same with guards; an end with no value needs none. Their sum is t."""
         first, second = self.ends
         return first + self.guards, (second + self.guards if second else 0)
 
     @property
     def persistence(self) -> list[int]:
-        """For each of those tested, the steps over which it must go on to pass."""
+        """For each tested value, the further steps over which it must keep passing."""
         steps = _FURTHER if self.guards else 0
         return [
             steps if i < asked else 0
@@ -75,7 +75,7 @@ class SearchStep:
 
     @property
     def least_rows(self) -> int:
-        """What a basis must hold at the least to be restarted."""
+        """The smallest number of rows with which a basis can be restarted."""
         return sum(self.tested) + 4
 
     def propose(self, search: Search):
@@ -87,7 +87,7 @@ class SearchStep:
         else:
             state = recurrence.RecurrenceStep().absorb(search.state, product)
         search = search._replace(state=state)
-        # The small eigenproblem takes longer than a product where the basis is large.
+        # With a large basis, the small eigenproblem takes longer than a product.
         period = max(1, len(state.alpha) // 32)
         count = lanes.furthest(state.num_products)
         last = exhausted(state)
@@ -98,7 +98,7 @@ class SearchStep:
         return search._replace(done=has_passed(search) | ~state.finite | broken)
 
     def _count(self, search: Search, period: int) -> jax.Array:
-        """Counts the tests passed without a break; gives `_PASSED` where they are enough."""
+        """The tests passed in a row; `_PASSED` for values with enough of them."""
         passed = self.test(search)
         passes = jnp.where(passed, search.passes + 1, 0)
         needed = jnp.array([1 - (-steps // period) for steps in self.persistence], passes.dtype)
@@ -106,12 +106,12 @@ class SearchStep:
         return jnp.where(enough, _PASSED, passes)
 
     def test(self, search: Search) -> jax.Array:
-        """(t,): whether each of those tested is known well enough now, or cannot be there."""
+        """(t,): whether each tested value is known well enough now, or cannot exist."""
         found = self.bound(search)
         places, exist = self.places(search.state, found, self.tested)
         threshold = thresholds(search, found.values, found.extent)
-        # A guard is there to show that nothing is hidden among the k values: it need be no better
-        # known than the last of them.
+        # A guard only shows that nothing is hidden among the k values, so it need not be known
+        # better than the last of them.
         last = jnp.array(self.last_asked, jnp.int32)
         enough = jnp.maximum(threshold[places], threshold[places[last]])
         guard = (found.residuals * found.vector_errors)[places] <= enough
@@ -120,7 +120,7 @@ class SearchStep:
 
     @property
     def last_asked(self) -> list[int]:
-        """For each of those tested, where the last of the k values of its end is among them."""
+        """For each tested value, the index among these of the last of the k values at its end."""
         first, second = self.tested
         return [self.ends[0] - 1] * first + [first + self.ends[1] - 1] * second
 
@@ -131,9 +131,9 @@ class SearchStep:
     def places(
         self, state, found: ritz.Ritz, counts: tuple[int, int]
     ) -> tuple[jax.Array, jax.Array]:
-        """Where the outermost values lie among all, so many of each end, and which exist.
+        """Indices of the outermost values among all, `counts` of each end, and which exist.
 
-        Without a basis, of each cluster only the outermost: the others may be copies of it.
+        Without a basis only the outermost value of each cluster counts; the others may be copies.
         """
         number, values = krylov.num_values(state), found.values
         reached = jnp.arange(len(values), dtype=jnp.int32) < number
@@ -157,13 +157,13 @@ class SearchStep:
         return places, jnp.concatenate([top[1], bottom[1]])
 
     def is_guard(self) -> jax.Array:
-        """Which of the values that must converge were not asked for."""
+        """(t,): which of the tested values are guards."""
         return jnp.concatenate(
             [jnp.arange(n) >= m for n, m in zip(self.tested, self.ends, strict=True)]
         )
 
     def outward(self, values, counts: tuple[int, int]) -> jax.Array:
-        """Values, so many of each end, the larger the further out they are there."""
+        """Values, `counts` of each end, with signs such that larger means further out."""
         if self.which == "LM":
             return jnp.abs(values)
         first, second = counts
@@ -171,7 +171,7 @@ class SearchStep:
         return jnp.array(signs, values.dtype) * values
 
     def converged(self, passes) -> jax.Array:
-        """(k,): those that have persisted with all values before them and the guards beyond."""
+        """(k,): whether a value, all values before it and the next `guards` values have passed."""
         ok = passes >= _PASSED
         split = self.tested[0]
         ends = zip((ok[:split], ok[split:]), self.ends, strict=True)
@@ -179,12 +179,12 @@ class SearchStep:
         return jnp.concatenate([first, second[::-1]])
 
     def wanted(self, places) -> jax.Array:
-        """The k places, in the order of the result."""
+        """The indices of the k values, in the order of the result."""
         split, (first, second) = self.tested[0], self.ends
         return jnp.concatenate([places[:first], places[split:][:second][::-1]])
 
     def kept(self, rows: int) -> tuple[int, int]:
-        """How many rows of so many to keep from each end at a restart."""
+        """How many of `rows` Ritz vectors a restart keeps from each end."""
         first, second = self.tested
         more = (rows - first - second) // 2
         if not second:
@@ -194,10 +194,11 @@ class SearchStep:
 
 @dataclasses.dataclass(frozen=True)
 class BeyondStep(SearchStep):
-    """A step of a search for all that lies beyond an edge, k values at the most.
+    """A step of a search for all values beyond an edge, at most k of them.
 
-    `Search.known` holds the edge of each end, (2,), as `outward` gives it. Values beyond it are to
-    be as good as asked for, the next one and the guards a tenth of their distance to it.
+    `Search.known` holds the edge of each end, (2,), as `outward` gives it. Values beyond the edge
+    must reach the requested accuracy. The guards, and the outermost value if none lies beyond, must
+    be known to a tenth of their distance to the edge.
     """
 
     @property
@@ -228,7 +229,7 @@ class BeyondStep(SearchStep):
         return jnp.full(len(values), jnp.all(jnp.concatenate(ok)))
 
     def excess(self, search: Search, found: ritz.Ritz) -> jax.Array:
-        """(t,): how far the outermost values lie beyond the edge; negative before it."""
+        """(t,): how far the outermost values lie beyond the edge; negative if they do not."""
         places, _ = self.places(search.state, found, self.tested)
         first, second = self.tested
         edges = search.known[jnp.array([0] * first + [1] * second, jnp.int32)]
@@ -236,24 +237,24 @@ class BeyondStep(SearchStep):
 
 
 def has_passed(search: Search) -> jax.Array:
-    """Whether all that must converge have."""
+    """Whether all values that must converge have done so."""
     return jnp.all(search.passes >= _PASSED)
 
 
 def thresholds(search: Search, values: jax.Array, extent: jax.Array) -> jax.Array:
-    """The error of values that is asked for, or that can be asked for, where |A| is `extent`."""
+    """The requested error of each value, but no less than `10 noise |A|`; |A| is `extent`."""
     least = 10 * krylov.noise(values.dtype) * extent
     return jnp.maximum(search.tol * jnp.abs(values), least)
 
 
 def is_met(search: Search, found: ritz.Ritz) -> jax.Array:
-    """(m,): whether a value and its vector are as good as was asked for."""
+    """(m,): whether a value and its vector reach the requested accuracy."""
     near = found.value_errors <= thresholds(search, found.values, found.extent)
     return near & (found.vector_errors <= search.vector_tol)
 
 
 def _first(ok, count):
-    """The first places where it holds, as many as are asked for, and which exist."""
+    """The first `count` indices where `ok` holds, and which of them exist."""
     rank = jnp.expand_dims(jnp.arange(count, dtype=jnp.int32), 1)
     before = jnp.cumsum(ok, dtype=jnp.int32) - 1
     chosen = jnp.expand_dims(ok, 0) & (jnp.expand_dims(before, 0) == rank)
@@ -261,14 +262,14 @@ def _first(ok, count):
 
 
 def exhausted(state: krylov.Lanczos | recurrence.Recurrence) -> jax.Array:
-    """Whether no start in this space can show more."""
+    """Whether further products can show nothing new."""
     if isinstance(state, krylov.Lanczos):
         return state.row >= tree.countable(state.vector)
     return state.invariant
 
 
 def begin(step: SearchStep, state, tol, vector_tol, known=None, done=False) -> Search:
-    """A search that has seen nothing yet; for use inside a trace."""
+    """A search before its first product; for use inside a trace."""
     zero = state.num_products
     return Search(
         state=state,
@@ -281,7 +282,7 @@ def begin(step: SearchStep, state, tol, vector_tol, known=None, done=False) -> S
 
 
 def is_done(search: Search) -> jax.Array:
-    """For `loops.iterate`."""
+    """The `until` of `loops.iterate`."""
     return search.done
 
 

@@ -1,4 +1,4 @@
-"""How far the top eigenspaces of two operators agree, where their spectra say what these are."""
+"""How far the top eigenspaces of two operators agree, if gaps in both spectra define them."""
 
 from typing import Any, NamedTuple
 
@@ -19,11 +19,12 @@ class Overlap(NamedTuple):
     Attributes:
         value: `|V_a' V_b|_F^2 / rank`, the mean squared cosine of the principal angles: 1 for equal
             spaces, `rank / n` on average for unrelated ones. NaN if `rank` is 0.
-        error: a bound on what the errors of the vectors may change of it.
-        cosines: (k - 1,), of the principal angles, descending; NaN from `rank` on.
-        rank: int32, the dimension that is compared.
-        num_products: int32, of both results.
-        status: `Status`, int32: where `rank` is 0, `NOT_CONVERGED`, or what is worse in a result.
+        error: a bound on how far errors of the vectors may change `value`.
+        cosines: (k - 1,), cosines of the principal angles, descending; NaN from index `rank` on.
+        rank: int32, the dimension of the spaces compared.
+        num_products: int32, of both results together.
+        status: `Status`, int32. If `rank` is 0: `NOT_CONVERGED`, or the status of an input result
+            if that is worse.
     """
 
     value: jax.Array
@@ -34,7 +35,7 @@ class Overlap(NamedTuple):
     status: jax.Array
 
     def estimates(self) -> dict[str, Estimate]:
-        """`overlap`, whose `standard_error` is the bound, and `overlap_rank`."""
+        """`overlap`, with the bound `error` as its `standard_error`, and `overlap_rank`."""
         count, rank = self.num_products, self.rank.astype(self.value.dtype)
         return {
             "overlap": Estimate(self.value, self.error, count),
@@ -45,23 +46,24 @@ class Overlap(NamedTuple):
 def subspace_overlap(pairs_a: Eigenpairs, pairs_b: Eigenpairs) -> Overlap:
     """The overlap of the top eigenspaces of two operators, such as Hessians at two checkpoints.
 
-    `|V_a' V_b|_F^2 / k' = tr P_a P_b / k'` for the largest `k' < k` after which both spectra have a
-    gap. An eigenspace that ends inside a cluster of eigenvalues is no property of the operator: any
-    rotation within the cluster is as good, and its overlap with anything is chance. So `k'` is
-    taken only where all values up to `k' + 1` have converged and values `k'` and `k' + 1` are
-    further apart than their `value_errors`. (A value and one of the opposite sign count as no
-    further apart than their magnitudes, since they change places in the order of `which="LM"`.) To
-    compare spaces of k dimensions, ask for k + 1 pairs or more.
+    The overlap is `|V_a' V_b|_F^2 / k' = tr P_a P_b / k'`, for the largest `k' < k` after which
+    both spectra have a gap. An eigenspace that ends inside a cluster of eigenvalues is not a
+    property of the operator: any rotation within the cluster is as good, and the overlap with
+    another space is chance. So `k'` must meet two conditions. All values up to `k' + 1` have
+    converged, and the gap between values `k'` and `k' + 1` exceeds the sum of their `value_errors`.
+    (Two values of opposite sign count as no further apart than their magnitudes, since they may
+    change places in the order of `which="LM"`.) To compare spaces of k dimensions, ask for k + 1
+    pairs or more.
 
-    The error bound is that of Davis and Kahan (1970) for each space, `|sin|_F <= |R|_F / gap`, with
-    the residuals of its vectors and the gap after value `k'` less its error. It holds if no
-    eigenvalue was skipped.
+    The error bound is that of Davis and Kahan (1970) for each space, `|sin|_F <= |R|_F / gap`. R
+    holds the residuals of the vectors of the space; the gap is that after value `k'`, less the
+    error of value `k' + 1`. The bound holds if no eigenvalue was skipped.
 
     Cost: `k^2` inner products and no product with the operator.
 
     Args:
-        pairs_a, pairs_b: results of `top_eigenpairs` with vectors, of equal k >= 2, in one order
-            ("LA", "SA" or "LM") and with parameters of one structure.
+        pairs_a, pairs_b: results of `top_eigenpairs` with vectors, for the same k >= 2, the same
+            order ("LA", "SA" or "LM") and parameters of the same structure.
 
     Raises:
         UserError: the results cannot be compared.
@@ -114,7 +116,7 @@ def _compare(a: Eigenpairs, b: Eigenpairs) -> Overlap:
     value = jnp.sum(jnp.where(inside, jnp.square(cosines), 0)) / size
     # tr (P - P~) Q <= the sum of the sines between P and P~ <= sqrt(rank) |sin|_F, if 0 <= Q <= I.
     error = (error_a[last] + error_b[last]) / jnp.sqrt(size)
-    # Why there is none: it may be that nothing converged since nothing was a number.
+    # The reason if rank is 0. It may be worse than NOT_CONVERGED, such as NON_FINITE.
     why = jnp.maximum(jnp.maximum(a.status, b.status), Status.NOT_CONVERGED)
     return Overlap(
         value=jnp.where(found, value, jnp.nan),
@@ -127,12 +129,12 @@ def _compare(a: Eigenpairs, b: Eigenpairs) -> Overlap:
 
 
 def _resolve(pairs: Eigenpairs) -> tuple[jax.Array, jax.Array]:
-    """For each k' in 1 .. k - 1: whether a gap follows, and `|sin|_F` of the space before it."""
+    """For each k' in 1 .. k - 1: whether a gap follows value k', and the bound on `|sin|_F`."""
     values, errors = pairs.values, pairs.value_errors
     next_value, next_error = values[1:], errors[1:]
     places = jnp.arange(len(values), dtype=jnp.int32)
     before = jnp.expand_dims(places, 0) < jnp.expand_dims(places[1:], 1)  # (k - 1, k)
-    # The nearest of all k' values, not the last alone: orders by magnitude are not monotone.
+    # The nearest of all k' values, not only the last: an order by magnitude is not monotone.
     distance = _distance(jnp.expand_dims(values, 0), jnp.expand_dims(next_value, 1))
     gaps = jnp.min(jnp.where(before, distance, jnp.inf), axis=1) - next_error
     largest = jnp.max(jnp.where(before, jnp.expand_dims(errors, 0), 0), axis=1)

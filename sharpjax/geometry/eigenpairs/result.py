@@ -1,4 +1,4 @@
-"""What a search for eigenvalues gives."""
+"""The result of a search for eigenvalues."""
 
 from typing import Any, NamedTuple
 
@@ -10,23 +10,23 @@ from sharpjax.geometry.status import tells_unknown
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues, their vectors, and how far off they may be.
+    """Eigenvalues, their eigenvectors, and bounds on their errors.
 
     Attributes:
         values: (k,), in the order that `which` names.
         vectors: tree like the parameters with a leading axis of k, each of norm 1; None if they
-            were not asked for.
-        residuals: (k,), `|A y_i - value_i y_i|`: an eigenvalue lies this near.
-        value_errors: (k,), `residual_i^2 / gap_i` if it is less: it also lies this near, if the gap
-            is what it seems.
-        vector_errors: (k,), `residual_i / gap_i`, at most 1: then also a bound on the sine of the
-            angle between the vector and the eigenspace of its cluster.
+            were not requested.
+        residuals: (k,), `|A y_i - value_i y_i|`; an eigenvalue lies this near to `value_i`.
+        value_errors: (k,), the smaller of `residual_i` and `residual_i^2 / gap_i`. An eigenvalue
+            lies this near to `value_i` if the gap is what the Ritz values show.
+        vector_errors: (k,), `residual_i / gap_i`, at most 1. Under the same condition this bounds
+            the sine of the angle between the vector and the eigenspace of its cluster.
         converged: (k,), see `top_eigenpairs`.
         num_products: int32.
         status: `Status`, int32.
-        verification: `completeness.Verification` where `verify=True` asked for it, else None.
-        carried: what a later search starts from (`start=`): vectors of the k and of two values
-            beyond them at each end; None without vectors.
+        verification: `completeness.Verification` with `verify=True`, else None.
+        carried: the start of a later search (`start=`): the vectors of the k values and of two
+            values beyond them at each end; None without vectors.
     """
 
     values: jax.Array
@@ -42,11 +42,11 @@ class Eigenpairs(NamedTuple):
 
     @tells_unknown
     def estimates(self) -> dict[str, Estimate]:
-        """`lambda_i`, `lambda_i_residual` for each value, and `num_products`.
+        """`lambda_i` and `lambda_i_residual` for each value, and `num_products`.
 
-        Given the start, an eigenvalue is not random: its `standard_error` is `value_errors`, the
-        bound on its distance to an eigenvalue, where it has converged, and NaN (not known) where
-        it has not. Residuals and counts are exact.
+        Given the start, an eigenvalue is not random. Its `standard_error` is `value_errors`, the
+        bound on its distance to an eigenvalue, if it has converged, and NaN (not known) otherwise.
+        Residuals and counts are exact.
         """
         count = self.num_products
         errors = jnp.where(self.converged, self.value_errors, jnp.nan)

@@ -1,4 +1,4 @@
-"""A search for extreme eigenvalues as it runs: its basis grows or is restarted, also in a trace."""
+"""The loop of a search for extreme eigenvalues: its basis grows, or is restarted."""
 
 import dataclasses
 import math
@@ -28,20 +28,20 @@ def solve(
     known: Any = None,
     done: bool | jax.Array = False,
 ) -> Search:
-    """A search from where a process stands until all has converged.
+    """Continue a Lanczos process until all values that must converge have converged.
 
-    Outside of a trace a full basis is doubled, or, where it is bounded, restarted. Inside, nothing
-    can be looked at on the way: `state` has room for `max_products`, or is bounded.
+    Outside of a trace, a full basis is doubled, or restarted if it is bounded. Inside a trace the
+    basis cannot grow, so `state` must have room for `max_products`, or be bounded.
 
     Args:
-        step: what is looked for, and when it has converged.
+        step: what to search for, and the test of convergence.
         product: from `algebra.linearize`.
-        state: from `krylov.start` or `recurrence.start`; given away (`loops.iterate`).
+        state: from `krylov.start` or `recurrence.start`; donated (`loops.iterate`).
         tol, vector_tol: as in `top_eigenpairs`.
-        max_products: from here on.
-        bounded: the basis may not grow.
-        known: what `step` compares with.
-        done: take no product at all.
+        max_products: limit on the products from here on.
+        bounded: the basis may not grow; it is restarted when it is full.
+        known: what the test of `step` compares with (`Search.known`).
+        done: if true, take no product at all.
     """
     search = _begin(step, state, tol, vector_tol, known, done)
     state, rows = search.state, len(state.alpha)
@@ -80,11 +80,11 @@ def finish(
     error: jax.typing.ArrayLike = 0.0,
     used: jax.typing.ArrayLike = 0,
 ) -> Eigenpairs:
-    """What a search has found; for use inside a trace.
+    """The eigenpairs that a search has found; for use inside a trace.
 
     Args:
-        step, search: it.
-        vectors: whether they are wanted.
+        step, search: the search.
+        vectors: whether to return the eigenvectors.
         error, used: from `certificate.certify`.
     """
     state = search.state
@@ -138,6 +138,6 @@ def _num_new(step, rows) -> int:
     return rows - sum(step.kept(rows))
 
 
-# Donated: there may be no room for two bases.
+# Donated, because memory may not hold two bases.
 _begin = jax.jit(convergence.begin, static_argnames="step", donate_argnames="state")
 _restart = jax.jit(convergence.restart, static_argnames="step", donate_argnames="search")

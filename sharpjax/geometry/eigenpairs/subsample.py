@@ -1,4 +1,4 @@
-"""An operator on a few of its examples, and eigenpairs to start from."""
+"""An operator on a subsample of its examples, and rough eigenpairs to start a search from."""
 
 import dataclasses
 import itertools
@@ -31,26 +31,28 @@ def subsample_start(
     num_examples: int = 512,
     num_steps: int = 12,
 ) -> Eigenpairs:
-    """Rough eigenpairs from a few Lanczos steps on a few examples: where a solve on all may start.
+    """Rough eigenpairs from a few Lanczos steps on a few examples: a start for a solve on all.
 
-    The top eigenvectors of a network change little from some hundred examples to all. On a dense
-    net and 8,192 examples, after 12 steps on 512 of them the largest eigenvalue took 6 products on
-    all instead of 12 from a random start, and .80 s instead of 1.31.
+    The top eigenvectors of a network change little between a few hundred examples and all of them.
+    Example: a dense net with 8,192 examples. After 12 steps on 512 examples, the largest eigenvalue
+    took 6 products on all examples and .80 s; from a random start it took 12 products and 1.31 s.
 
-    Nothing is promised of these pairs, which belong to another operator: a solve that starts from
-    them certifies its own.
+    These pairs come with no guarantee, because they belong to another operator. A solve that starts
+    from them certifies its own result.
 
-    Cost: `num_steps` products on `num_examples` examples. Memory: their basis and linearisation.
+    Cost: at most `num_steps` products on `num_examples` examples. Memory: the basis and the
+    linearisation on these examples.
 
     Args:
-        operator: with data, such as `averaged(...)` or `hessian(loss, params, batch)`, or composed
-            of such; all parts that hold data are cut to the same examples.
+        operator: an operator with data, such as `averaged(...)` or `hessian(loss, params, batch)`,
+            or one composed of such operators; all parts that hold data are cut to the same
+            examples.
         key: for the choice of examples and the random start.
-        k: values that the later solve asks for; k + 2 pairs are returned, or as many as there are
-            parameters.
+        k: number of values that the later solve asks for. k + 2 pairs are returned (k + 4 for "BE"
+            with k >= 2), or as many as there are parameters.
         which: as in `top_eigenpairs`.
         num_examples: see `subsampled`.
-        num_steps: products at the most, at least k + 2.
+        num_steps: limit on the products, at least the number of pairs returned.
 
     Raises:
         UserError: an argument does not fit, or the operator holds no data.
@@ -80,14 +82,16 @@ def subsample_start(
 def subsampled(operator: Operator, *, key: jax.Array, num_examples: int = 512) -> Operator:
     """The same operator on some of its examples.
 
-    They are drawn at random, from each batch its share. Where the examples of an array lie on
-    several devices, every c-th is taken from a random first on, so that each device keeps its own.
-    From batches that are read from a function they are the first.
+    The examples are drawn at random, from each batch in proportion to its size. If an array is
+    sharded over several devices, every c-th example from a random first one is taken, so that each
+    device keeps its own; these may be more than `num_examples`. If a function reads the batches,
+    the first examples are taken.
 
     Args:
-        operator: with data, or composed of operators with data.
-        key: for the choice.
-        num_examples: rounded up to whole microbatches; all examples, where there are not more.
+        operator: an operator with data, or one composed of such operators.
+        key: for the choice of examples.
+        num_examples: number of examples, rounded up to whole microbatches; all examples are used if
+            there are no more than that.
 
     Raises:
         UserError: an argument does not fit, or the operator holds no data.
@@ -132,7 +136,7 @@ def _cut_down(node: Any, key, num_examples: int) -> Any:
 def _draw(batches: list[Batch], key, count: int) -> Batch:
     sizes = [loops.count_examples("subsampled", batch) for batch in batches]
     total = sum(sizes)
-    # Shares in proportion, spread evenly where there are more batches than examples.
+    # Shares in proportion to size, spread evenly if there are more batches than wanted examples.
     ends = [count * end // total for end in itertools.accumulate(sizes, initial=0)]
     shares = [min(b - a, n) for (a, b), n in zip(itertools.pairwise(ends), sizes, strict=True)]
     keys = jax.random.split(key, len(batches))

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs of an operator, each with what is known of its error."""
+"""Extreme eigenpairs of an operator, each with bounds on its error."""
 
 import functools
 import math
@@ -39,16 +39,16 @@ def top_eigenpairs(
     start: Eigenpairs | None = None,
     verify: bool = False,
 ) -> Eigenpairs:
-    """The k extreme eigenvalues of an operator with their vectors, by Lanczos.
+    """The k extreme eigenvalues of an operator and their eigenvectors, by Lanczos.
 
-    Where `converged[i]` holds, an eigenvalue lies within `max(tol |values[i]|, 10 eps |A|)` of
-    `values[i]`. All values before it have converged, too, and those next to the k are known well
-    enough to tell them apart. Copies of a multiple eigenvalue are seen by `verify=True` alone; how
-    all this is known, and how often it failed, is in docs/geometry.md, "How eigenvalues are
-    certified".
+    If `converged[i]` is true, an eigenvalue lies within `max(tol |values[i]|, 10 eps |A|)` of
+    `values[i]`. All values before it have then converged too, and the values next to the k are
+    known well enough to tell them apart. Only `verify=True` finds the copies of a multiple
+    eigenvalue. docs/geometry.md, "How eigenvalues are certified", explains these certificates and
+    says how often they failed.
 
-    It takes some 10 to 14 products for k = 1, and 3 k to 4 k for k >= 10 on networks; smallest
-    values take several times as many.
+    On networks a search takes 10 to 14 products for k = 1, and 3 k to 4 k for k >= 10. The smallest
+    eigenvalues take several times as many.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -60,36 +60,39 @@ def top_eigenpairs(
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
         key: for the random start.
-        k: how many, at most the number of parameters.
+        k: number of eigenvalues, at most the number of parameters.
         which: "LA" the largest, descending; "SA" the smallest, ascending; "LM" the largest in
             magnitude, by descending magnitude; "BE" both ends, ceil(k / 2) from the top and
             floor(k / 2) from the bottom, descending.
-        tol: relative error of values that is asked for; may be traced.
-        vector_tol: `vector_errors` that are asked for; None asks nothing of vectors. (A value good
-            to 1e-3 may carry a vector that is .3 off.)
-        guards: values beyond the k (at each end for "BE") that must converge, too, in a search from
-            nothing. 0 also leaves out the further steps that show that values persist.
-        max_products: of one search at the most, at least k; default 64 + 8 k. Values that have not
-            converged by then are marked, and `status` is `NOT_CONVERGED`.
-        basis_size: vectors of the basis at the most, rounded up to a multiple of 4; at least k and
-            the guards and 4. None lets it grow, which takes the fewest products; a full basis is
-            restarted. 0 keeps none: then vectors=False, and k=1, or k=2 for "BE".
-        vectors: False leaves them out; this costs no accuracy.
+        tol: requested relative error of the values; may be traced.
+        vector_tol: requested bound on `vector_errors`; None puts no condition on the vectors. (A
+            value accurate to 1e-3 may come with a vector that is off by .3.)
+        guards: number of values beyond the k (at each end for "BE") that must also converge in a
+            search from a random vector. 0 also skips the extra steps that check that values
+            persist.
+        max_products: limit on the products of one search, at least k; default 64 + 8 k. Values that
+            have not converged by then are marked, and `status` is `NOT_CONVERGED`.
+        basis_size: largest number of basis vectors, rounded up to a multiple of 4; at least k plus
+            the guards plus 4. A full basis of this size is restarted. None lets the basis grow,
+            which takes the fewest products. 0 stores no basis: this needs vectors=False, and k=1,
+            or k=2 for "BE".
+        vectors: False omits the eigenvectors from the result; this costs no accuracy.
         start: an earlier result with vectors, for the same k and `which` and for parameters of the
-            same structure, of another checkpoint or from `subsample_start`. Takes about half the
-            products (k + 2 at the least), and certifies less: an eigenvalue that has come up since,
-            with a vector orthogonal to all that is carried, is not met until the next search from
-            nothing, every 20th.
-        verify: search again, from random vectors in the complement of what was found, until nothing
-            is found that belongs among the k. Each such pass takes the products of a search of its
-            own; `verification` says what was done.
+            same structure: from another checkpoint or from `subsample_start`. The search then takes
+            about half the products (at least k + 2) and certifies less: it misses an eigenvalue
+            that is new among the k if its vector is orthogonal to all carried vectors. Such a value
+            stays missing until the next search from a random vector, which is every 20th.
+        verify: search again, from random vectors in the complement of the vectors found, until a
+            pass finds nothing that belongs among the k. Each pass takes as many products as a
+            search of its own; `verification` reports the passes.
 
     Raises:
         UserError: an argument does not fit.
 
-    Memory, beside the linearisation and 3 vectors: a basis of 16 + 4 k vectors, doubled when it is
-    full, or of `basis_size`; inside a trace it cannot grow and has `max_products`. On CPU, do not
-    call it inside your own jit if the loss convolves (`sharpjax.loops`).
+    Memory, besides the linearisation and 3 vectors: a basis of 16 + 4 k vectors that is doubled
+    when it is full, or a basis of `basis_size` vectors. Inside a trace the basis cannot grow and
+    has `max_products` vectors. On CPU, do not call this function inside your own jit if the loss
+    convolves (`sharpjax.loops`).
 
     References: Parlett, The Symmetric Eigenvalue Problem, 1998, chapters 11 and 13; Wu and Simon,
     SIAM J. Matrix Anal. Appl. 22, 2000 (thick restart); Cullum and Willoughby, Lanczos Algorithms
@@ -132,7 +135,7 @@ def top_eigenpairs(
         *(product, like, key),
         **accuracy,
     )
-    # What is asked for beside the search changes none of its numbers.
+    # Options beside this search, such as `start` or `verify`, change none of its numbers.
     if begun is None:
         pairs = from_nothing()
     else:
@@ -168,7 +171,7 @@ def _unpacked(packed: packing.Packing, pairs: Eigenpairs) -> Eigenpairs:
 
 
 def _search(step, rows, limit, vectors, product, like, key, *, tol, vector_tol) -> Eigenpairs:
-    """A search from a random vector, with `rows` of a basis: None as many as it takes, 0 none."""
+    """A search from a random vector, with a basis of `rows`; None: it may grow; 0: no basis."""
     size = tree.size(like)
     traced = loops.is_traced((like, product, key, tol, vector_tol))
     bounded = rows is not None and 0 < krylov.num_rows(rows) < min(limit, size)
@@ -201,7 +204,7 @@ def _finish(step, vectors, search, error, used) -> Eigenpairs:
 
 @jax.jit
 def _choose(again: jax.Array, anew: Eigenpairs, followed: Eigenpairs) -> Eigenpairs:
-    """The one or the other, with the products of both."""
+    """`anew` where `again` holds, else `followed`; `num_products` counts both searches."""
     chosen = jax.tree.map(lambda a, b: jnp.where(again, a, b), anew, followed)
     count = followed.num_products + jnp.where(again, anew.num_products, 0)
     return chosen._replace(num_products=count)

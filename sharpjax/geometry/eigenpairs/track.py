@@ -1,4 +1,4 @@
-"""All eigenvalues above a threshold, followed from call to call: how many there are may change."""
+"""All eigenvalues above a threshold, followed from call to call; their number may change."""
 
 import functools
 import math
@@ -21,12 +21,12 @@ from sharpjax.geometry.status import Status, tells_unknown
 
 _FOR_EACH = ("values", "vectors", "residuals", "value_errors", "vector_errors", "converged")
 _GUARDS = 2
-_CARRIED = 4  # vectors of values below the threshold in the start of the next search
+_CARRIED = 4  # vectors of values below the threshold that enter the start of the next search
 _SPARE = _CARRIED - _GUARDS
-_LEAST, _TIMES = 6, 2  # there is room for 6 values, 12, 24, ...: so compilations stay few
-_SMALL = 64  # parameters, of which all eigenvalues may be found
-# The length of a random direction in the start, where all else has 1. A residual of the root of
-# `tol` passes; the direction is longer, so that the search goes on in it.
+_LEAST, _TIMES = 6, 2  # room for 6 values, 12, 24, ...: few sizes mean few compilations
+_SMALL = 64  # up to so many parameters, there is room for all eigenvalues
+# In the start, the random direction has this length times the root of `tol`; the rest has length 1.
+# A residual of the root of `tol` passes; the direction is longer, so the search goes on in it.
 _FRESH = 3.0
 
 
@@ -40,10 +40,11 @@ def track(
     tol: float = 1e-3,
     max_products: int | None = None,
 ) -> Eigenpairs:
-    """All eigenvalues above a threshold with their vectors, from those found before.
+    """All eigenvalues above a threshold and their eigenvectors, starting from an earlier result.
 
-    For the edge of stability give `1.5 / learning_rate` and call it every few steps of training:
-    the set grows when an eigenvalue comes up and shrinks when one goes down.
+    For the edge of stability use the threshold `1.5 / learning_rate` and call this function every
+    few training steps. The set grows when an eigenvalue rises above the threshold and shrinks when
+    one falls below it.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -57,34 +58,36 @@ def track(
     [10.4, 9.1, 7.8, 6.5]
     []
 
-    Where `status` is OK, every value of the set has converged as in `top_eigenpairs`, and the next
-    two that were found lie below the threshold. What may be missing all the same: an eigenvalue
-    above it by less than its error; the second copy of a multiple one; one that has come up since
-    `start` and whose vector is orthogonal to all that is carried, the set and four below it, until
-    the next search from nothing, every 20th. On six paths of 12 to 16 steps, 12 times each, no set
-    was wrong (of searches from nothing 3 of 1,080 were), with room for four values where there is
-    room for six or more now.
+    If `status` is OK, every value of the set has converged as in `top_eigenpairs`, and the next two
+    values found lie below the threshold. Three kinds of eigenvalue may still be missing: one that
+    exceeds the threshold by less than its error; the second copy of a multiple eigenvalue; and one
+    that has risen since `start` and whose vector is orthogonal to all carried vectors, those of the
+    set and of four values below it. The last kind stays missing until the next search from a random
+    vector, which is every 20th. In a test on six paths of 12 to 16 steps, 12 times each, no set was
+    wrong; of the searches from random vectors 3 of 1,080 were wrong. That test had room for four
+    values; now there is room for six or more.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
-        start: the result for an operator that has changed a little since, of `track` or of
-            `top_eigenpairs`; None starts from nothing.
-        threshold: a number; only larger eigenvalues are asked for.
+        start: an earlier result of `track` or `top_eigenpairs`, for an operator that has changed a
+            little since; None starts from a random vector.
+        threshold: a number; only eigenvalues above it are searched for.
         key: for the random start.
-        tol: relative error of values that is asked for.
-        max_products: at the most; default 64 and 8 for each value that there is room for. If that
-            is not enough, `status` is `NOT_CONVERGED`, and there may be more values.
+        tol: requested relative error of the values.
+        max_products: limit on the products; default 64 plus 8 for each value that there is room
+            for. If the limit is reached, `status` is `NOT_CONVERGED`, and there may be more values.
 
     Returns:
-        `Eigenpairs`, descending, whose k is the number of eigenvalues that were found above the
-        threshold; it may be 0.
+        `Eigenpairs`, descending. Its k is the number of eigenvalues found above the threshold and
+        may be 0.
 
     Raises:
-        UserError: an argument does not fit, or it is called inside a trace, where k cannot change.
+        UserError: an argument does not fit, or the call is inside a trace, where k cannot change.
 
-    Cost: some 11 products where a search from nothing takes 13 to 16, for one to four values among
-    200 or 20,000 that move by up to .15 of the threshold a step. Memory: a basis of 16 vectors and
-    2 for each value that there is room for (6, 12, 24, ...), doubled when it is full.
+    Cost: about 11 products, where a search from a random vector takes 13 to 16; measured for one to
+    four values among 200 or 20,000 that move by up to .15 of the threshold per step. Memory: a
+    basis of 16 vectors plus 2 for each value that there is room for (6, 12, 24, ...), doubled when
+    it is full.
     """
     caller = "track"
     check_operator(caller, operator)
@@ -108,7 +111,7 @@ def track(
         begun = warm_start.check(caller, start, like, None, "LA")
         while room < start.values.shape[0] + _SPARE:
             room *= _TIMES
-        # Those of the set and some below it.
+        # The vectors of the set and of some values below it.
         weights = np.arange(len(begun.values)) < start.values.shape[0] + _CARRIED
         weights = jnp.asarray(weights / np.sqrt(np.sum(weights)), begun.values.dtype)
         fresh = _FRESH * max(float(tol), 1e-3) ** 0.5
@@ -142,7 +145,7 @@ def track(
 @tells_unknown
 @functools.partial(jax.jit, static_argnames="step")
 def _finish(step: BeyondStep, search: Search, age) -> Eigenpairs:
-    """With all values that there is room for, of which those below the threshold mean nothing."""
+    """A result with all values that there is room for; those below the threshold mean nothing."""
     all_found = has_passed(search) & (_count(step, search) <= step.k)
     status = jnp.where(all_found, Status.OK, Status.NOT_CONVERGED)
     status = jnp.where(search.state.finite, status, Status.NON_FINITE)
@@ -153,7 +156,7 @@ def _finish(step: BeyondStep, search: Search, age) -> Eigenpairs:
 
 @functools.partial(jax.jit, static_argnames="step")
 def _count(step: BeyondStep, search: Search) -> jax.Array:
-    """How many values lie above the threshold, of those that are tested."""
+    """How many of the tested values lie above the threshold."""
     found = ritz.bound(search.state)
     _, exist = step.places(search.state, found, step.tested)
     return jnp.sum(exist & (step.excess(search, found) > 0), dtype=jnp.int32)

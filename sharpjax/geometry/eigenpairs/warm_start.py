@@ -1,8 +1,9 @@
-"""A search that starts from what an earlier one found, and is done in half the products.
+"""A search that starts from an earlier result and takes half the products.
 
-Along training, or from a sample of the data to all of it, the leading eigenvectors turn slowly. A
-search that starts from a combination of the earlier ones spans them again in a few products, and
-what was known of the values beyond the k stands in for the guards that a search from nothing needs.
+The leading eigenvectors turn slowly during training, and change little from a sample of the data to
+all of it. A search that starts from a combination of the earlier vectors spans them again in a few
+products. The earlier values beyond the k replace the guards that a search from a random vector
+("from nothing") needs.
 """
 
 import dataclasses
@@ -23,26 +24,28 @@ from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
-GUARDS = 2  # vectors carried beyond those asked for, at each end
-PERIOD = 20  # every so many results come from a search from nothing
+GUARDS = 2  # vectors carried beyond the requested ones, at each end
+PERIOD = 20  # every 20th result comes from a search from nothing
 
-_GUARD_WEIGHTS = (0.1, 0.05)  # of their vectors in the start, where those asked for have 1
-_FRESH = 0.003  # the length of a random direction in it
-_STRICTER = 0.3  # of the tolerance: what is known of the gap is a guess
-# How far a value beyond the k may move until the next result, of the largest one: at the least, at
-# the most, and where nothing is known yet.
+_GUARD_WEIGHTS = (0.1, 0.05)  # weights of the guards in the start; the requested vectors have 1
+_FRESH = 0.003  # length of the random direction in the start, times the root of k
+_STRICTER = 0.3  # factor on the tolerance, since the gap is only a guess
+# How far a value beyond the k may move until the next result, relative to the largest value: the
+# least, the most, and the guess before anything is known.
 _LEAST_DRIFT, _MOST_DRIFT, _DRIFT = 0.01, 0.2, 0.1
-_SEEN, _MEASURED = 0.1, 0.3  # of how far a guard may have moved: a residual that shows where it is
+# A guard counts as found if its residual is at most this share of how far it may have moved.
+_SEEN, _MEASURED = 0.1, 0.3
 
 
 class Start(NamedTuple):
-    """What a result carries for the next one.
+    """The part of a result that the next search starts from.
 
     Attributes:
-        vectors: leaves (t, *shape): the Ritz vectors asked for and two more at each end.
-        values: (t,), of the vectors; of those beyond the k rather too far out than too far in.
-        drift: how far the values beyond the k may move until the next.
-        age: int32, results since the last search from nothing.
+        vectors: leaves (t, *shape): the requested Ritz vectors and two more at each end.
+        values: (t,), of these vectors; those beyond the k are placed too far out rather than too
+            far in.
+        drift: how far the values beyond the k may move until the next result.
+        age: int32, number of results since the last search from nothing.
     """
 
     vectors: Params
@@ -53,11 +56,11 @@ class Start(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WarmStep(SearchStep):
-    """A step of a search from a `Start`, of which `Search.known` holds values and drift.
+    """A step of a search from a `Start`; `Search.known` holds the values and drift of the start.
 
-    The gap of a value is taken no larger than to where the values beyond the k were, further out by
-    as much as those asked for have moved since and any had moved before, until they are found
-    again. There is no persistence, and guards need not converge.
+    Until a value beyond the k is found again, it limits the gap of the requested values. For this
+    it is taken at its earlier place moved outward, by the drift plus the largest move of the
+    requested values since. There is no persistence, and guards need not converge.
     """
 
     @property
@@ -93,7 +96,7 @@ class WarmStep(SearchStep):
         return drift + self.furthest(jnp.abs(now - before), ~self.is_guard())
 
     def furthest(self, values, select) -> jax.Array:
-        """(t,): at each place the largest of those selected at its end."""
+        """(t,): for each value the largest of the selected ones at its end."""
         split, chosen = self.tested[0], jnp.where(select, values, -jnp.inf)
         ends = [x for x in (chosen[:split], chosen[split:]) if len(x)]
         return jnp.concatenate([jnp.full_like(x, jnp.max(x)) for x in ends])
@@ -111,20 +114,21 @@ def follow(
     vector_tol: float | jax.Array,
     max_products: int,
 ) -> tuple[Eigenpairs, jax.Array]:
-    """Eigenpairs by Lanczos from a combination of earlier ones and one random direction.
+    """Eigenpairs by Lanczos from a combination of earlier vectors and one random direction.
 
-    The start is the sum of the vectors asked for, with little of the two beyond them and less of a
-    random vector: so values that change places are followed, and one that comes up from below is
-    met. It takes k + 2 products at the least.
+    The start is the sum of the requested vectors, plus a little of the two vectors beyond them and
+    less of a random vector. So the search follows values that change places, and it meets one that
+    comes up from below. It takes at least k + 2 products.
 
-    The error has to be within .3 of the threshold. On fifteen paths of 13 steps on which
-    eigenvalues cross, from 32 starts each, no value so found was off by more than 1e-3; on one
-    where they move by a tenth of the largest in a step, 2 of 416 were. It took 2 to 2.3 times fewer
-    products than from nothing. On Hessians of two small nets in training, every 5 or every 50
-    steps, none of 608 was off. The constants were chosen on such Hessians and the first of the
-    paths, and not with much to spare. That none was skipped is shown by a search from nothing
-    alone, so every `PERIOD`-th is asked to be one: what is new at the top and orthogonal to all
-    that is carried is not met before.
+    The error must be within .3 of the threshold. On fifteen paths of 13 steps on which eigenvalues
+    cross, from 32 starts each, no value found in this way was off by more than 1e-3. On a path
+    where they move by a tenth of the largest per step, 2 of 416 were off. The searches took 2 to
+    2.3 times fewer products than searches from nothing. On Hessians of two small nets in training,
+    every 5 or every 50 steps, none of 608 values was off. The constants were chosen on such
+    Hessians and on the first of the paths, with little margin.
+
+    Only a search from nothing shows that no value was skipped, so every `PERIOD`-th search is one.
+    Until then, a new top value whose vector is orthogonal to all carried vectors is missed.
 
     Memory: a basis of 16 + 4 k vectors.
 
@@ -133,11 +137,12 @@ def follow(
         start: from `check`.
         key: for the random direction.
         like: as `Operator.like`.
-        k, which, tol, vector_tol, max_products: as in `top_eigenpairs`; no more than 16 + 4 k.
+        k, which, tol, vector_tol: as in `top_eigenpairs`.
+        max_products: limit on the products; no more than 16 + 4 k are taken.
 
     Returns:
-        The eigenpairs, and whether they are to be found from nothing instead: the period is over,
-        or they have not converged in so many products, or `start` is not finite.
+        The eigenpairs, and whether a search from nothing must replace them: because the period is
+        over, they have not converged within the limit, or `start` is not finite.
     """
     step = WarmStep(k, which, GUARDS)
     limit = min(16 + 4 * k, max_products, tree.size(like))
@@ -168,13 +173,13 @@ def _finish(step: WarmStep, search: Search, start: Start, due) -> tuple[Eigenpai
 
 @jax.jit
 def combine(start: Start, weights, fresh, key, like: Params) -> tuple[Params, jax.Array]:
-    """A vector to start from, and whether there is none or the period is over.
+    """A vector to start from, and whether `start` is unusable or the period is over.
 
     Args:
-        start: what is carried.
-        weights: (t,), of its vectors.
-        fresh: the length of a random direction that is added.
-        key: for it.
+        start: the carried vectors.
+        weights: (t,), of these vectors.
+        fresh: length of the random direction that is added.
+        key: for the random direction.
         like: as `Operator.like`.
     """
     zeros = tree.zeros_like(tree.widen(like))
@@ -189,7 +194,7 @@ def combine(start: Start, weights, fresh, key, like: Params) -> tuple[Params, ja
 
 @functools.partial(jax.jit, static_argnames="step")
 def carry(step: SearchStep, state: krylov.Lanczos) -> Start:
-    """What a search from nothing leaves for the next."""
+    """The start that a search from nothing leaves for the next search."""
     step = WarmStep(step.k, step.which, GUARDS)
     found = ritz.bound(state)
     places, exist = step.places(state, found, step.tested)
@@ -205,10 +210,11 @@ def carry(step: SearchStep, state: krylov.Lanczos) -> Start:
 
 
 def _carry_on(step: WarmStep, search: Search, start: Start) -> Start:
-    """The same after a search from a start, for values beyond the k that may not have been found.
+    """The start after a warm search, which may not have found all values beyond the k.
 
-    Such a value counts as far out as it may be by now: so it comes nearer to those asked for, until
-    no gap is seen beside it, and the search goes on till it is found.
+    A value not found is placed as far out as it may be by now. So, from search to search, it comes
+    nearer to the requested values. When it leaves no gap beside them, the search goes on until it
+    is found.
     """
     state, guard = search.state, step.is_guard()
     found, begun = step.bound(search), carry(step, state)
@@ -232,10 +238,10 @@ def _carry_on(step: WarmStep, search: Search, start: Start) -> Start:
 
 @functools.partial(jax.jit, static_argnames="step")
 def merge(step: SearchStep, start: Start, pairs: Eigenpairs, changed: jax.Array) -> Start:
-    """What to carry on where verification has found values that the search had skipped.
+    """The start after verification; it changes if skipped values were found (`changed`).
 
-    The last value that was asked for is now beyond the k, and no further in than any guard: so all
-    guards are set to it.
+    The earlier last value of the k then lies beyond the k, and is at least as far out as any guard.
+    So all guards are set to it.
     """
     step = WarmStep(step.k, step.which, GUARDS)
     index = step.wanted(jnp.arange(len(start.values), dtype=jnp.int32))
@@ -246,14 +252,14 @@ def merge(step: SearchStep, start: Start, pairs: Eigenpairs, changed: jax.Array)
 
 
 def num_carried(k: int, which: Which) -> int:
-    """The number of vectors to start from: k, and two more at each end."""
+    """The number of vectors in a `Start`: k, and two more at each end."""
     return sum(WarmStep(k, which, GUARDS).tested)
 
 
 def check(caller: str, start: Any, like: Params, k: int | None, which: Which) -> Start:
-    """What a result has to start from: what it carries, or, if it holds `num_carried` pairs, these.
+    """The start that a result gives: its pairs if it has `num_carried` of them, else `carried`.
 
-    With k None it is what it carries, whatever that was for.
+    With k None it is what the result carries, for whatever k that was, or else its pairs.
 
     Raises:
         UserError: names `caller` and what does not fit.
@@ -286,7 +292,7 @@ def check(caller: str, start: Any, like: Params, k: int | None, which: Which) ->
 
 
 def _from_pairs(pairs: Eigenpairs, step: SearchStep) -> Start:
-    """Of pairs that another operator may have: nothing is known of how far they have moved."""
+    """A start from pairs of a possibly different operator; the drift is unknown, so the largest."""
     split, count = step.tested[0], sum(step.tested)
     order = jnp.array([*range(split), *reversed(range(split, count))], jnp.int32)
     return Start(
@@ -298,7 +304,7 @@ def _from_pairs(pairs: Eigenpairs, step: SearchStep) -> Start:
 
 
 def _innermost(step: SearchStep, dtype: Any) -> jax.Array:
-    """What stands for a value that does not exist: further in than any."""
+    """The number that stands for a value that does not exist: further in than any other."""
     if step.which == "LM":
         return jnp.zeros(sum(step.tested), dtype)
     return step.outward(jnp.full(sum(step.tested), -jnp.inf, dtype), step.tested)
