@@ -1,4 +1,4 @@
-"""The usual questions about the curvature of a model, answered in one call."""
+"""A report of the curvature of a model, in one call."""
 
 import functools
 from typing import NamedTuple
@@ -21,23 +21,22 @@ from sharpjax.geometry.spectra import density, logdet, quadrature
 from sharpjax.geometry.spectra.logdet import LogDeterminant
 from sharpjax.geometry.status import Status, tells_unknown
 
-_USUAL_ERROR = 0.03  # relative error of a trace
+_USUAL_ERROR = 0.03  # default relative error of the trace
 
 
 class CurvatureReport(NamedTuple):
     """The curvature of a model; `print` it.
 
     Attributes:
-        top: the k largest eigenvalues, with their error bounds.
-        smallest, smallest_residual: the smallest Ritz value found, and its residual: an eigenvalue
-            lies within this distance of it. The Ritz value bounds the smallest eigenvalue from
-            above.
+        top: the k largest eigenvalues, with bounds on their errors.
+        smallest, smallest_residual: the smallest Ritz value found, and how near to it an eigenvalue
+            lies. This Ritz value bounds the smallest eigenvalue from above.
         trace: with its standard error.
         frobenius: `|A|_F`, with its standard error.
-        density: of all eigenvalues; the converged ones of `top` are its atoms.
+        density: of all eigenvalues; the converged values of `top` are its atoms.
         logdet: `log det (A + damping)`, or None.
-        num_products: int32, operator products in all.
-        status: `Status`, int32, of everything except `logdet`, which has its own.
+        num_products: int32, all products.
+        status: `Status`, int32, of everything but `logdet`, which has its own status.
     """
 
     top: Eigenpairs
@@ -52,7 +51,7 @@ class CurvatureReport(NamedTuple):
 
     def estimates(self) -> dict[str, Estimate]:
         """`lambda_i` and `lambda_i_residual` as in `top_eigenpairs`, `lambda_min`, `trace`,
-        `frobenius`, `logdet` if it was computed, and `num_products`, the total.
+        `frobenius`, `logdet` if there is one, and `num_products`, the total.
 
         The `standard_error` of `lambda_min` is its residual.
         """
@@ -68,11 +67,7 @@ class CurvatureReport(NamedTuple):
         return found | {"num_products": Estimate(products, jnp.zeros_like(products), count)}
 
     def summary(self) -> str:
-        """A readable table.
-
-        Raises:
-            UserError: the report holds a population (a batch axis).
-        """
+        """The report as a text table; a `UserError` if it holds a population (vmap)."""
         if np.ndim(self.status):
             raise UserError(
                 "CurvatureReport.summary: this is a population; take one member, such as "
@@ -117,7 +112,7 @@ def curvature_report(
 ) -> CurvatureReport:
     """Both ends of the spectrum, trace, Frobenius norm, density and log-determinant of one model.
 
-    Use it for a first look, or if you need several of these numbers: they share their products.
+    Use it for a first look, or if you need several of these quantities: they share their products.
     `print` the result for a table.
 
     >>> from sharpjax.geometry import hessian
@@ -131,33 +126,34 @@ def curvature_report(
     True
 
     One Lanczos run with a basis gives the k largest eigenvalues, as `top_eigenpairs` does. Probes
-    in the complement of their vectors give the rest: the density, the smallest eigenvalue, the
-    Frobenius norm and the log-determinant. Further probes of one product each then refine the
-    trace, until its error is small enough. The eigenvalues from the first run add no variance.
+    in the complement of their vectors give the density, the smallest eigenvalue, the Frobenius norm
+    and the log-determinant. Further probes of one product each then refine the trace until its
+    error is small enough. The eigenpairs of the first run add no variance.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: random key for the start vector and the probes.
-        k: number of largest eigenvalues, less than the number of parameters n; default
-            `min(10, n - 1)`.
-        tol: their relative error, as in `top_eigenpairs`.
-        relative_error: target for the trace. If you set it and it is not reached (for example if
-            the trace is near zero), `status` is `NOT_CONVERGED`. Default: probes stop at 0.03; if
-            they do not reach it, the standard error says what they did reach.
-        num_steps: products for each probe of the density, at least 4. The smallest eigenvalue
-            takes 30 to 50 on networks; its residual tells how well it is known.
+        key: for the start and the probes.
+        k: number of largest eigenvalues, less than the number of parameters; default 10, or as many
+            as that allows.
+        tol: relative error of these eigenvalues, as in `top_eigenpairs`.
+        relative_error: requested error of the trace. If it is given and not reached (for instance
+            because the trace is near zero), `status` is `NOT_CONVERGED`. By default the probes stop
+            at 0.03; if they do not reach it, `status` does not change, and the standard error shows
+            what they reached.
+        num_steps: products for each probe of the density, at least 4. On networks the smallest
+            eigenvalue takes 30 to 50; its residual shows how well it is known.
         num_probes: number of probes of the density.
-        max_trace_products: at most this many further products for the trace; one for each probe.
-        damping: added to A for the log-determinant; None skips the log-determinant.
+        max_trace_products: limit on the further products for the trace, one for each probe.
+        damping: number added to A for the log-determinant; None omits the log-determinant.
         vectors: whether to keep the eigenvectors.
         probes_per_product: as in `spectral_density`.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: about `3 k + 10` products, `num_steps * num_probes` more, and the further trace probes.
-    Memory: the basis of `top_eigenpairs`, then k + 3 vectors. On CPU, do not call it inside your
-    own jit if the loss has convolutions (`sharpjax.loops`).
+    Cost: about `3 k + 10` products, plus `num_steps * num_probes`, plus the further probes. Memory:
+    the basis of `top_eigenpairs`, then k + 3 vectors. On CPU, do not call this function inside your
+    own jit if the loss convolves (`sharpjax.loops`).
     """
     caller = "curvature_report"
     check_operator(caller, operator)
@@ -211,11 +207,16 @@ def curvature_report(
 
 
 class _Moments(NamedTuple):
-    """Statistics of the first product of each probe.
+    """Moments from the first product of each probe.
 
-    `values` and `squares` sum `u'Au` and `|Au|^2`, divided by `unit` and its square. `furthest` is
-    the largest distance from the mean of an eigenvalue that was seen, `known` the sum of the
-    converged eigenvalues, and `relative_error` the target."""
+    Attributes:
+        count: number of probes.
+        values, squares: sums of `u'Au` and `|Au|^2`, in units of `unit`.
+        unit: a power of two.
+        furthest: how far from the mean an eigenvalue was found, times the root of 2.
+        known: the sum of the atoms.
+        relative_error: the requested error.
+    """
 
     count: jax.Array
     values: jax.Array
@@ -241,7 +242,7 @@ def _trace(dimension, moments: _Moments) -> tuple[jax.Array, jax.Array]:
     spread = jnp.maximum(moments.squares / moments.count - jnp.square(mean), 0)
     error = jnp.sqrt(2 * spread / ((dimension + 2) * moments.count))
     unit = moments.unit * dimension
-    # As in `Density.trace_of`: a few probes cannot tell how large a single eigenvalue is.
+    # As in `Density.trace_of`: a few probes do not show how large a single eigenvalue is.
     least = moments.furthest / jnp.sqrt(moments.count)
     return unit * mean + moments.known, jnp.maximum(unit * error, least)
 

@@ -1,1 +1,1 @@
-"""Traces, diagonals and norms by random probes, with what is known taken out."""
+"""Traces, diagonals and norms by random probes of the part that is not known exactly."""

@@ -1,4 +1,4 @@
-"""The complement of a Krylov space, in which probes of what is left are taken."""
+"""The complement of a Krylov space, in which probes are taken after deflation."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,13 @@ Params = Any
 
 
 class KrylovComplement(NamedTuple):
-    """The complement of a Krylov space, in which `P A Q = coupling beyond e_last'`.
+    """The complement of the Krylov space of Q; for it, `P A Q = coupling beyond e_last'`.
 
     Attributes:
-        basis: leaves (m, *shape).
-        last, beyond: the last vector of the basis, and the one that would come after it.
+        basis: Q, leaves (m, *shape).
+        last, beyond: the last vector of the basis, and the vector that would come after it.
         coupling: scalar.
-        num_rows: int32.
+        num_rows: int32, the number of basis vectors.
     """
 
     basis: Params
@@ -40,7 +40,7 @@ class KrylovComplement(NamedTuple):
 
 
 def complement(lanczos: krylov.Lanczos) -> KrylovComplement:
-    """What is left beside the vectors of a Lanczos process."""
+    """The complement of the vectors of a Lanczos process."""
     row = jnp.maximum(lanczos.num_products - 1, 0)
     return KrylovComplement(
         basis=lanczos.basis,

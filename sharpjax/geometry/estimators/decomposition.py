@@ -1,8 +1,9 @@
 """Traces and diagonals that are exact as far as the structure of an operator allows.
 
-Of a loss in parts, `H = G + R + (H - G - R)`: the Gauss-Newton part exactly, the regulariser's by
-its own products, and the curvature of the model, zero on most piecewise linear nets, by probes on
-one leaf at a time. Multiples, sums, dampings and means over batches follow from their terms.
+For a loss in parts, `H = G + R + (H - G - R)`. The Gauss-Newton part G is exact. The part R of the
+regulariser comes from its own products. The rest, the curvature of the model, is estimated by
+probes on one leaf at a time; it is zero on most piecewise linear nets. Multiples, sums, dampings
+and means over batches follow from their terms.
 """
 
 import dataclasses
@@ -40,8 +41,8 @@ from sharpjax.geometry.operators.gauss_newton import (
 )
 from sharpjax.geometry.operators.hessian import Hessian
 
-# Of what two products of a regulariser may differ by where its Hessian is diagonal, in units of
-# rounding: L2 has 0, log(1 + w^2) about 1, the group lasso 50,000.
+# How much two products of a regulariser may differ if its Hessian is to count as diagonal, in units
+# of rounding. L2 has 0, log(1 + w^2) about 1, and the group lasso, which is not diagonal, 50,000.
 _DIAGONAL_ROUNDING = 64
 
 
@@ -49,9 +50,9 @@ def decompose(request: Request, statistic: Any, operator: Any, key: jax.Array | 
     """The trace or the diagonal of an operator.
 
     Args:
-        request: its accuracy is that of each part that must be probed.
-        statistic: of a trace or a diagonal, with a `kind`.
-        operator, key: as those of the request.
+        request: the accuracy requested here holds for each part that must be probed.
+        statistic: that of a trace or a diagonal, with a `kind`.
+        operator, key: as in the request.
 
     Raises:
         UserError: names the caller; the operator has no exact part, a check of its loss fails, or
@@ -65,7 +66,7 @@ def decompose(request: Request, statistic: Any, operator: Any, key: jax.Array | 
         return _damped(statistic.kind, found, operator)
     if isinstance(operator, Sum | Averaged):
         return _of_terms(request, statistic, operator, key)
-    if isinstance(operator, BlockDiagonal):  # which has every diagonal block
+    if isinstance(operator, BlockDiagonal):  # its diagonal blocks are those of the whole matrix
         return decompose(request, statistic, operator.operator, key)
     if isinstance(operator, Hessian | GaussNewton | Fisher | EmpiricalFisher):
         return _of_loss(request, statistic, operator, key)
@@ -77,7 +78,7 @@ def decompose(request: Request, statistic: Any, operator: Any, key: jax.Array | 
 
 
 def _inwards(operator):
-    """`Restricted` moved from a composition to its terms."""
+    """The same operator, with `Restricted` moved from a composition to its terms."""
     if not isinstance(operator, Restricted):
         return operator
     inner, where = _inwards(operator.operator), operator.where
@@ -108,7 +109,7 @@ def _of_terms(request, statistic, operator: Sum | Averaged, key) -> Found:
 @jax.jit
 def _scaled(found: Found, factor) -> Found:
     def times(factor, values):
-        # What counts nothing may be no number.
+        # A term with factor 0 may be NaN or infinite.
         return jax.tree.map(
             lambda x: jnp.where(factor == 0, 0, jnp.asarray(factor, x.dtype) * x), values
         )
@@ -141,7 +142,7 @@ def _sum(one: Found, other: Found) -> Found:
 
 
 def _of_loss(request, statistic, operator, key) -> Found:
-    """What the structure of the loss gives, and probes of what it leaves."""
+    """The exact part from the structure of the loss, plus probes of the rest."""
     kind, around, bends = statistic.kind, operator, ()
     if isinstance(operator, Hessian):
         around = _around(request.caller, operator)
@@ -206,7 +207,7 @@ def _exact(request, kind, operator) -> Found:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _nothing(kind, value, plan):
-    """Error and remainder of what is exact, and its back-propagations."""
+    """Error and remainder of the exact part, all zero, and its number of back-propagations."""
     zeros = tree.zeros_like(value)
     remainder = _total(zeros) if kind == "trace" else None
     return zeros, remainder, jnp.int32(plan.total)
@@ -218,7 +219,7 @@ def _of_params(regularizer, params, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _diagonal(kind, product, params) -> tuple[Found, jax.Array]:
-    """What it is if the matrix is diagonal, and whether two random products say so."""
+    """The trace or diagonal if the matrix is diagonal, and whether two random products show it."""
     zeros = tree.zeros_like(tree.widen(params))
     one, other = (
         tree.add_scaled(zeros, 1.0, draw(jax.random.key(i), zeros))
@@ -253,7 +254,7 @@ def _total(leaves):
 
 
 def _refuse_other(caller, operator: Hessian, loss: Composed) -> Checked | None:
-    """A loss object with parts that is called in a way of its own must be what they give."""
+    """Checks that a loss object with its own way of being called agrees with its parts."""
     if is_composed(operator.loss):
         return None
     args = operator.loss, loss, operator.params, operator.batch
@@ -271,7 +272,7 @@ def _refuse_other(caller, operator: Hessian, loss: Composed) -> Checked | None:
 
 @functools.lru_cache(maxsize=256)
 def _is_same(treedef, avals) -> bool:
-    """Whether the operations are the same, one by one."""
+    """Whether both losses trace to the same operations, one by one."""
     loss, other, params, batch = loops.structs(treedef, avals)
     one, another = (
         jax.make_jaxpr(lambda p, b, fn=fn: fn(tree.widen(p), b))(params, batch)
@@ -295,7 +296,7 @@ def _is_near_on_two(loss, other, params, batch):
             return jax.jvp(lambda p: jax.grad(fn)(p, few), (params,), (z,))[1]
 
     one, another = along(loss), along(other)
-    # How far their traces are apart, but for the spread of one probe, and for rounding.
+    # The distance of their traces, up to the spread of one probe and rounding.
     off = jnp.abs(tree.vdot(z, tree.add_scaled(one, -1.0, another)))
     tolerance = max(300 * jnp.finfo(off.dtype).eps, 1e-6)
     return off <= tolerance * (jnp.abs(tree.vdot(z, one)) + units.norm(one))

@@ -1,17 +1,17 @@
-"""Deflation: part of an operator known exactly, and random probes of the rest.
+"""Deflation: one part of an operator is known exactly, and random probes estimate the rest.
 
 With an orthonormal basis Q of a small space, `tr A = tr Q'AQ + tr P A P`, `P = I - Q Q'`, and the
 probes' variance falls from `2 |A|_F^2` to `2 |P A P|_F^2` (Meyer, Musco, Musco and Woodruff,
-arXiv 2010.09649). Q spans the Krylov space of a random vector, one product for each of its own.
+arXiv 2010.09649). Q spans the Krylov space of a random vector and costs one product per vector.
 
-How far it is worth to grow is not known beforehand (Persson, Cortinovis and Kressner, arXiv
-2109.10659). A few probes taken first tell, and no product is lost on it: the products `P A P z`
-follow from `A z` and from `q`, `P A q` of each new vector alone, so `|P A P|_F` is seen at each
-step, and these probes serve in the estimate of a trace, too.
+How far the basis should grow is not known beforehand (Persson, Cortinovis and Kressner, arXiv
+2109.10659). A few probes taken first, the pilots, decide this without further products: `P A P z`
+follows from `A z` and from `q` and `P A q` of each new vector q. So `|P A P|_F` can be estimated at
+each step. For a trace, the pilots also enter the estimate.
 
-They also tell how exact the exact part is. Products with noise, `A v + e(v)`, are those of no
-symmetric matrix, and for a normal z that e does not know `E (z'(A q + e) - q'A z)^2 = |e|^2`, in
-whichever direction e lies: no product is taken for it.
+The pilots also show how exact the exact part is. Products with noise, `A v + e(v)`, are those of no
+symmetric matrix. For a normal z independent of e, `E (z'(A q + e) - q'A z)^2 = |e|^2`, whatever the
+direction of e. This takes no further product.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ from sharpjax.geometry.operators.algebra import Operator, linearize
 Params = Any
 
 _PILOTS = 4  # probes taken before the basis
-_WORTH = 20  # a basis is begun where so many probes would be needed beyond the pilots
-_PATIENCE = 5  # vectors without gain after which growing ends
+_WORTH = 20  # a basis is begun if at least so many probes would be needed beyond the pilots
+_PATIENCE = 5  # growth ends after so many vectors without gain
 
 
 def run(
@@ -45,13 +45,18 @@ def run(
     max_products: int,
     basis_size: int,
 ) -> tuple[Probing, jax.Array]:
-    """A few probes, a basis as far as it pays, and probes of what is left.
+    """A few probes, then a basis as far as it pays, then probes of the rest.
 
     Args:
-        basis_size: vectors in the basis at the most; 0: probes alone.
+        statistic: the quantity to estimate.
+        key: for the probes and the start of the basis.
+        operator: symmetric.
+        accuracy: the requested accuracy.
+        max_products: limit on all products.
+        basis_size: largest number of basis vectors; 0 means probes alone.
 
     Returns:
-        The probes, and the number of products that the basis took.
+        The state of the probes, and the number of products that are not among them.
     """
     like, product = operator.like, linearize(operator)
     probe = functools.partial(hutchinson.run, to_accuracy=accuracy.is_asked)
@@ -73,7 +78,7 @@ def run(
     growth, _ = loops.iterate(
         GrowStep(statistic), growth, product, max_steps=steps, until=_is_done, donate=True
     )
-    # The basis is given on: there may be no room for two.
+    # The basis is donated, because memory may not hold two.
     basis, growth = growth.lanczos.basis, _without_basis(growth)
     state, left, used, reached = _probe_complement(statistic, basis, state, growth)
     if not traced:
@@ -84,19 +89,19 @@ def run(
 
 
 class Growth(NamedTuple):
-    """A basis that grows.
+    """A growing basis.
 
     Attributes:
         lanczos: the basis.
-        unit: of the operator, for all that follows.
+        unit: of the operator; all fields below are in this unit.
         probes, products: the pilots `z` and `P A P z`, leaves (_PILOTS, *shape).
-        exact, sums: of the statistic, the sums over the pilots.
-        best: the least of the scores so far.
-        since: the products since then.
-        count: int32, of the pilots.
+        exact, sums: of the statistic; the sums are over the pilots.
+        best: the lowest score so far.
+        since: number of products since the best score.
+        count: int32, number of pilots.
         max_products: int32.
-        accuracy: what is asked for.
-        done: growing further does not pay, or cannot be.
+        accuracy: the requested accuracy.
+        done: further growth does not pay, or is impossible.
     """
 
     lanczos: krylov.Lanczos
@@ -115,7 +120,7 @@ class Growth(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GrowStep:
-    """One product for the basis, for `sharpjax.loops.iterate`, and the test if it was the last."""
+    """One product for the basis and the test if it was the last, for `sharpjax.loops.iterate`."""
 
     statistic: Statistic
 
@@ -136,7 +141,8 @@ class GrowStep:
         _, none = self.statistic.begin(tree.zeros_like(q))
         sums, seen = jax.lax.scan(deflate, none, (state.probes, state.products))
         products, squares = seen
-        # By two less than their number: the variance of what so few of them tell the size of.
+        # Divided by n - 2, not n: with a scale estimated from n values, the variance is that of
+        # Student's t.
         noise = jnp.sum(squares) / (_PILOTS - 2)
         exact = self.statistic.deflate(state.exact, q, b, noise)
         state = state._replace(lanczos=lanczos, products=products, exact=exact, sums=sums)
@@ -144,11 +150,11 @@ class GrowStep:
 
 
 def judge(statistic: Statistic, state: Growth) -> Growth:
-    """Whether the last product brought the end nearer.
+    """Update the score, and decide whether to go on.
 
-    The score is the number of products needed in all, less those allowed, where this is negative;
-    else the variance that is left when all are used. It falls where a product saves more than
-    itself.
+    The score is the number of products needed in total less the number allowed, if that is at most
+    0. Otherwise it is the variance that remains when all allowed products are used. It falls if a
+    product saves more than its own cost.
     """
     _, error, allowed = hutchinson.estimate(statistic, state)
     variance = _PILOTS * jnp.square(error)  # of one probe
@@ -171,7 +177,7 @@ def _is_done(state: Growth) -> jax.Array:
 
 
 def _deflate(q, b, overlap, probe, product):
-    """`(I - qq') B (I - qq') z` from `B z`, where `b = B q`, and `z'b - q'B z`."""
+    """`(I - qq') B (I - qq') z` from `B z` and `b = B q`; and the asymmetry `z'b - q'B z`."""
     part = tree.vdot(q, probe)
     product = tree.add_scaled(product, -part, b)
     along = tree.vdot(q, product)
@@ -181,21 +187,21 @@ def _deflate(q, b, overlap, probe, product):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _steps_worth_taking(statistic, state: Probing, max_products, basis_size) -> jax.Array:
-    """The products a basis may take; 0 where the pilots say that few probes more will do."""
+    """The number of products that a basis may take; 0 if by the pilots few more probes will do."""
     _, error, allowed = hutchinson.estimate(statistic, state)
     limit = jnp.asarray(max_products, error.dtype)
     ratio = jnp.where(allowed > 0, error / jnp.where(allowed > 0, allowed, 1), limit)
     needed = jnp.maximum(_PILOTS * jnp.square(ratio), statistic.least)
     pays = state.finite & (error > 0) & (jnp.minimum(needed, limit) >= _PILOTS + _WORTH)
     most = jnp.minimum(basis_size, tree.countable(state.probe))
-    spared = 0 if statistic.least <= _PILOTS else statistic.least  # for probes after the basis
+    spared = 0 if statistic.least <= _PILOTS else statistic.least  # reserved for later probes
     most = jnp.minimum(most, max_products - _PILOTS - spared)
     return jnp.where(pays, most, 0).astype(jnp.int32)
 
 
 @functools.partial(loops.compiled_quickly, static_argnums=(0, 1))
 def _begin(statistic, keep, key, like, accuracy) -> tuple[Probing, jax.Array, jax.Array]:
-    """No probe taken yet, a key for the basis, and 0, the products that none takes."""
+    """The state before the first probe, a key for the basis, and 0, the products of no basis."""
     probe_key, start_key = jax.random.split(key)
     state = hutchinson.begin(statistic, probe_key, like, accuracy, keep=keep)
     return state, start_key, jnp.zeros_like(state.count)
@@ -232,8 +238,8 @@ def _without_basis(growth: Growth) -> Growth:
 def _probe_complement(
     statistic, basis, state: Probing, growth: Growth
 ) -> tuple[Probing, jax.Array, jax.Array, jax.Array]:
-    """Probes of what is left, how many more are allowed, how many products are no probes of it,
-    and whether what was asked for is reached."""
+    """The state for probes of the complement, how many more probes are allowed, how many products
+    so far are not probes in its sums, and whether the requested accuracy is reached."""
     lanczos = growth.lanczos._replace(basis=basis)
     left = growth.max_products - state.count - lanczos.num_products
     keeps = _keeps_pilots(statistic, growth)
@@ -252,11 +258,11 @@ def _probe_complement(
 
 
 def _keeps_pilots(statistic, growth: Growth) -> jax.Array:
-    """Whether the pilots serve in the estimate, too.
+    """Whether the pilots also enter the estimate.
 
-    Where the error comes from the spread of values, they do not: the basis was chosen by theirs,
-    so that it is too small (errors of a Frobenius norm were 1.11 standard errors with them, 1.04
-    without).
+    They do not if the error comes from the spread of values. The basis was chosen by the spread of
+    the pilots, so this spread is too small (errors of a Frobenius norm were 1.11 standard errors
+    with the pilots and 1.04 without).
     """
     return _is_whole(growth.lanczos) | (statistic.least <= _PILOTS)
 

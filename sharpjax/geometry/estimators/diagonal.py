@@ -28,11 +28,11 @@ class Diagonal(NamedTuple):
 
     Attributes:
         value: tree like the operator's vectors, `A_ii`.
-        standard_error: such a tree; the standard deviation of each entry over the probes.
-        norm: `|diag A|_2`, freed of what the errors add to it in the mean.
-        error: the root mean square of `|value - diag A|_2`, over the probes.
-        num_products: int32, all products; with "exact" the back-propagations of each example and
-            the probes.
+        standard_error: a tree like `value`, the standard deviation of each entry over the probes.
+        norm: `|diag A|_2`, corrected for what the errors add to it on average.
+        error: the root mean square of `|value - diag A|_2` over the probes.
+        num_products: int32, all products; with "exact" the number of back-propagations per example
+            plus the probes.
         status: `Status`, int32.
     """
 
@@ -74,20 +74,20 @@ def diagonal(
     >>> found.value.round(4).tolist()
     [0.0, 1.0, 2.0, 3.0]
 
-    "hutchinson" is the mean of `z (A z)`, entry by entry, over random signs z; the variance of one
-    is the sum of the squares beside the diagonal. "deflated" and "exact" are as in `trace`. The
-    errors come from the spread of the values. One entry by itself is covered a little less often
-    than nominal where 16 probes are taken.
+    "hutchinson" is the mean of `z (A z)`, entry by entry, over random signs z. The variance of one
+    entry from one probe is the sum of the squares of the off-diagonal entries in its row.
+    "deflated" and "exact" work as in `trace`. The errors come from the spread of the values. With
+    16 probes, the error of a single entry covers a little less often than its nominal rate.
 
     Cost: one product for each probe and each vector of the basis. Memory: six vectors and the
     basis.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: for the probes. "exact" needs none where nothing has to be probed.
+        key: for the probes. "exact" needs none if nothing has to be probed.
         method: as above.
-        relative_error: stop where `error` is at most this share of `norm`.
-        absolute_error: or at most this. Without either, all `max_products` are used.
+        relative_error: stop when `error` is at most this share of `norm`.
+        absolute_error: or when it is at most this. Without either, all `max_products` are used.
         max_products, basis_size: as in `trace`; at least 16 products.
 
     Raises:
@@ -105,7 +105,7 @@ def diagonal(
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalStatistic:
-    """`exact` with its variance, and sums of `z (Bz)` and its square: trees like a vector."""
+    """`exact` with its variance, and sums of `z (Bz)` and of its square; trees like a vector."""
 
     kind: ClassVar[Kind] = "diagonal"
     least: int = _LEAST
@@ -153,7 +153,7 @@ class DiagonalStatistic:
         value, variance = self.entries(exact, sums, count)
 
         def error(v, x):
-            # Where all probes agree, as on a diagonal matrix, their sum is rounded as often.
+            # If all probes agree, as on a diagonal matrix, the roundings of their sum remain.
             return jnp.sqrt(v + count.astype(x.dtype) * hutchinson.rounding(x))
 
         return value, jax.tree.map(error, variance, value), None

@@ -1,4 +1,4 @@
-"""What all estimators do: take probes, or take the matrix apart, and say how it ended."""
+"""The common part of all estimators: probe, or decompose the matrix, and set the status."""
 
 import functools
 from collections.abc import Callable
@@ -23,9 +23,10 @@ def solve(request: Request, statistic: Statistic, finish: Finish) -> Any:
     """The result of a request.
 
     Args:
-        statistic: what is made of probes.
-        finish: a module-level function of what is found and of a `Status`, which makes the result;
-            its `estimates` give one, by which it is judged.
+        request: the checked arguments.
+        statistic: what to compute from the probes.
+        finish: a module-level function that makes the result from a `Found` and a `Status`. The
+            `estimates` of the result must hold one estimate; its error decides the status.
     """
     accuracy = request.accuracy
     if request.method == "exact":
@@ -46,7 +47,7 @@ def solve(request: Request, statistic: Statistic, finish: Finish) -> Any:
 def _of_probes(finish, statistic, is_asked, state, steps):
     found = hutchinson.read(statistic, state, steps)
     result = finish(found, hutchinson.status(statistic, state, is_asked))
-    # In the unit of the operator it may be more than a number can be.
+    # In the unit of the operator the value may overflow.
     ((value, error, _),) = result.estimates().values()
     status = jnp.where(jnp.isfinite(value + error), result.status, Status.NON_FINITE)
     return result._replace(status=status.astype(jnp.int32))

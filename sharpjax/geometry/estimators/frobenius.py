@@ -51,10 +51,10 @@ def frobenius(
     max_products: int | None = None,
     basis_size: int | None = None,
 ) -> Frobenius:
-    """The Frobenius norm of a symmetric operator, the root of its sum of squared eigenvalues.
+    """The Frobenius norm of a symmetric operator: the root of the sum of squared eigenvalues.
 
-    "deflated" takes the largest eigenvalues out first, as in `trace`, and is the one to take;
-    "hutchinson" is by probes alone.
+    "deflated" first removes the largest eigenvalues, as in `trace`; use this method. "hutchinson"
+    uses probes alone.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -63,22 +63,22 @@ def frobenius(
     >>> round(float(found.value) ** 2, 4)
     14.0
 
-    `|A|_F^2` is the mean of `|A z|^2` over normal probes z. Its error comes from the spread of the
-    values, and 16 probes at least are taken. It covers in .92 to .94 of runs where it is nominally
-    .95, and in .87 to .91 with a basis, which may leave a part of one large eigenvalue.
+    `|A|_F^2` is the mean of `|A z|^2` over normal probes z. The error comes from the spread of the
+    values, and at least 16 probes are taken. At a nominal rate of .95 the error covers in .92 to
+    .94 of runs; with a basis, which may leave a part of one large eigenvalue, in .87 to .91.
 
     Cost: one product for each probe and each vector of the basis. Memory: five vectors with
-    "hutchinson", with "deflated" nine more and the basis.
+    "hutchinson"; nine more and the basis with "deflated".
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
         key: for the probes.
         method: as above.
-        relative_error: stop where the standard error is at most this share of the norm.
-        absolute_error: or at most this. Without either, all `max_products` are used.
-        max_products: products at the most, at least 16; default 100. Where they do not reach the
-            error that is asked for, `status` is `NOT_CONVERGED`.
-        basis_size: vectors in the basis of "deflated" at the most; default 32.
+        relative_error: stop when the standard error is at most this share of the norm.
+        absolute_error: or when it is at most this. Without either, all `max_products` are used.
+        max_products: limit on the products, at least 16; default 100. If they do not reach the
+            requested error, `status` is `NOT_CONVERGED`.
+        basis_size: largest number of basis vectors of "deflated"; default 32.
 
     Raises:
         UserError: an argument does not fit or would be ignored.
@@ -93,10 +93,11 @@ def frobenius(
 
 @dataclasses.dataclass(frozen=True)
 class FrobeniusStatistic:
-    """`exact` squared, its variance and its bias; sums over probes, and the last of them.
+    """The exact part of `|A|_F^2` with its variance and bias; sums over probes; the last probe.
 
-    The sums are of `|Bz|^2`, of `|Bz|^4`, and of `(y'Bz - z'By)^2` for neighbours y and z: 0 but
-    for the noise e of products, of mean `2 |e|^2`, and by `|e|^2` the first is too large.
+    The sums are of `|Bz|^2`, of `|Bz|^4`, and of `(y'Bz - z'By)^2` for consecutive probes y and z.
+    Without noise in the products the last would be 0; with noise e its mean is `2 |e|^2`. This
+    noise makes `|Bz|^2` too large by `|e|^2`.
     """
 
     least: int = _LEAST
@@ -111,7 +112,7 @@ class FrobeniusStatistic:
     def add(self, sums: Any, probe: Params, product: Params) -> Any:
         total, squares, asymmetry, (other, other_product) = sums
         square = tree.vdot(product, product)
-        # 0 for the first, beside which there is no other yet.
+        # 0 for the first probe, which has no predecessor.
         defect = tree.vdot(other, product) - tree.vdot(probe, other_product)
         last = (probe, product)
         return total + square, squares + jnp.square(square), asymmetry + jnp.square(defect), last

@@ -1,7 +1,7 @@
-"""Random probes of an operator: `z` and `A z`, and what a statistic makes of them.
+"""Random probes of an operator, `z` and `A z`, and the statistics computed from them.
 
-For normal `z`, `E z'Az = tr A` (Hutchinson, 1990). Where part of the operator is known, the probes
-are of the rest: of `P A P` with `P = I - Q Q'` (`sharpjax.geometry.estimators.deflation`).
+For normal `z`, `E z'Az = tr A` (Hutchinson, 1990). If part of the operator is known, the probes are
+of the rest, `P A P` with `P = I - Q Q'` (`sharpjax.geometry.estimators.deflation`).
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ _BOUNDLESS = 1e15
 
 
 class Statistic(Protocol):
-    """What is made of probes: a frozen dataclass, equal by value.
+    """A quantity computed from probes: a frozen dataclass, equal by value.
 
-    With `B` for `P A P`, the part of an operator that is left to probes, `exact` is what the part
-    that is known gives to the quantity, and `sums` are sums over probes `z` and products `B z`; all
-    of the operator in units of the process (`Probing.unit`).
+    `B = P A P` is the part of the operator that is left to probes. `exact` is the contribution of
+    the known part to the quantity, and `sums` are sums over probes `z` and products `B z`. The
+    operator is in units of the process (`Probing.unit`).
     """
 
     @property
     def least(self) -> int:
-        """The probes that must be seen before an error is believed."""
+        """The number of probes needed before an error is trusted."""
         ...
 
     def draw(self, key: jax.Array, like: Params) -> Params:
@@ -41,7 +41,7 @@ class Statistic(Protocol):
         ...
 
     def begin(self, like: Params) -> tuple[Any, Any]:
-        """`exact` where nothing is known, and the sums over no probe."""
+        """`exact` if nothing is known, and the sums before the first probe."""
         ...
 
     def add(self, sums: Any, probe: Params, product: Params) -> Any: ...
@@ -49,37 +49,38 @@ class Statistic(Protocol):
     def deflate(self, exact: Any, q: Params, b: Params, noise: jax.Array) -> Any:
         """`exact` after one more vector: `q`, of norm 1 and `P q = q`, with `b = P A q`.
 
-        What is left changes by `P A P - (I - qq') P A P (I - qq') = qb' + bq' - (q'b) qq'`. That
-        `b` is known to a noise whose squared norm is `noise` is part of what `exact` holds, as if
-        it lay in the worst direction, since nothing tells of that; and that sums are rounded.
+        The part left to probes changes by
+        `P A P - (I - qq') P A P (I - qq') = qb' + bq' - (q'b) qq'`. The error in `exact` also
+        grows: by the noise in `b`, whose squared norm is `noise`, taken in the worst direction
+        because its direction is unknown; and by the rounding of sums.
         """
         ...
 
     def estimate(self, exact: Any, sums: Any, count: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The size of the quantity, to which relative errors refer, and its standard error.
 
-        What the noise of products adds to the error is in it: not only what is seen in the spread.
+        The error includes the noise of the products, not only the spread over probes.
         """
         ...
 
     def read(self, treedef: Any, exact: Any, sums: Any, count: jax.Array) -> tuple[Any, Any, Any]:
-        """Value, error and remainder, as in `Found`, for vectors of this structure."""
+        """Value, error and remainder, as in `Found`, for vectors of the structure `treedef`."""
         ...
 
 
 class Probing(NamedTuple):
-    """Probes under way.
+    """The state of a run of probes.
 
     Attributes:
-        probe: the next one, of the whole space.
-        key: for those after it.
-        complement: where they are looked at, or None for everywhere.
+        probe: the next probe, a vector of the whole space.
+        key: for the probes after it.
+        complement: the subspace that the probes are projected on; None for the whole space.
         unit: of the operator; 0 until a product is not zero.
         kept: the first probes and their products, leaves (rows, *shape), or None.
         exact, sums: of the statistic.
-        count: int32, the probes in `sums`.
+        count: int32, number of probes in `sums`.
         finite: no product has held a NaN or an infinity.
-        accuracy: what is asked for.
+        accuracy: the requested accuracy.
     """
 
     probe: Params
@@ -97,7 +98,7 @@ class Probing(NamedTuple):
 def begin(
     statistic: Statistic, key: jax.Array, like: Params, accuracy: Accuracy, *, keep: int = 0
 ) -> Probing:
-    """No probe taken yet; the first `keep` are to be kept. Compiled once per structure."""
+    """The state before the first probe; `keep` probes will be kept. Compiled once per structure."""
     return _begin(statistic, key, like, accuracy, keep)
 
 
@@ -109,9 +110,9 @@ def run(
     max_probes: int | jax.Array,
     to_accuracy: bool,
 ) -> Probing:
-    """Takes probes, `max_probes` at the most, or until the accuracy asked for is reached.
+    """Takes at most `max_probes` probes; with `to_accuracy`, stops at the requested accuracy.
 
-    The state is given away (`loops.iterate`).
+    The state is donated (`loops.iterate`).
     """
     until = Reached(statistic) if to_accuracy else is_not_finite
     state, _ = loops.iterate(
@@ -121,7 +122,7 @@ def run(
 
 
 def read(statistic: Statistic, state: Probing, steps: jax.Array) -> Found:
-    """What probes have found, in units of the operator; `steps` are products beside theirs."""
+    """The result of the probes, in units of the operator; `steps` counts all other products."""
     unit, treedef = units.known(state.unit), jax.tree.structure(state.probe)
     seen = statistic.read(treedef, state.exact, state.sums, state.count)
     value, error, remainder = (tree.scale(unit, x) for x in seen)
@@ -129,21 +130,21 @@ def read(statistic: Statistic, state: Probing, steps: jax.Array) -> Found:
 
 
 def status(statistic: Statistic, state: Probing, to_accuracy: bool) -> jax.Array:
-    """A `Status`: `OK` where the accuracy asked for is reached, or none was asked for."""
+    """A `Status`: `OK` if the requested accuracy is reached, or none was requested."""
     met = Reached(statistic)(state) if to_accuracy else state.finite
     return how_it_ended(met & units.has_digits(state.unit), state.finite)
 
 
 def estimate(statistic: Statistic, state: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Size and error as the statistic has them, and the error that is allowed, in their unit.
+    """Size and error from the statistic, and the allowed error, all in units of the process.
 
     Args:
-        statistic: what is estimated.
+        statistic: the quantity to estimate.
         state: with `unit`, `exact`, `sums`, `count` and `accuracy`.
     """
     size, error = statistic.estimate(state.exact, state.sums, state.count)
     unit = units.known(state.unit)
-    # More than any error there is, but with a square that is a number.
+    # Capped above any error there is, such that the square does not overflow.
     allowed = jnp.minimum(state.accuracy.allowed(size * unit) / unit, _BOUNDLESS)
     return size, error, allowed
 
@@ -185,7 +186,7 @@ class ProbeStep:
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """Whether one of the errors asked for is met, or nothing can be."""
+    """Whether a requested error is met, or none can be since a product was not finite."""
 
     statistic: Statistic
 
@@ -199,19 +200,19 @@ def is_not_finite(state: Probing) -> jax.Array:
 
 
 def draw(statistic: Statistic, key: jax.Array, like: Params) -> tuple[Params, jax.Array]:
-    """A probe that lies as `like` does, and the key for the next."""
+    """A probe with the sharding of `like`, and the key for the next probe."""
     key, subkey = jax.random.split(key)
-    # A sum with zeros of the leaf takes its sharding, where types carry it.
+    # The sum with zeros of the leaf takes the sharding of the leaf, if its type carries one.
     return tree.add_scaled(tree.zeros_like(like), 1.0, statistic.draw(subkey, like)), key
 
 
 def rounding(value: jax.Array) -> jax.Array:
-    """The variance of one more rounding of a sum that has come to `value`."""
+    """The variance of one rounding of a sum of size `value`."""
     return jnp.square(float(jnp.finfo(value.dtype).eps) * value)
 
 
 def by_leaf(a: Params, b: Params) -> jax.Array:
-    """The inner product of each pair of leaves, (num_leaves,), in float32 at least."""
+    """The inner product of each pair of leaves, (num_leaves,), in at least float32."""
     zero = jnp.zeros_like(tree.vdot(a, b))
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return jnp.stack([jnp.sum(x.astype(zero.dtype) * y.astype(zero.dtype)) for x, y in pairs])
@@ -241,7 +242,7 @@ def _begin(statistic, key, like, accuracy, keep) -> Probing:
 
 
 def _keep(rows, x, count):
-    """`rows` with `x` at place `count`, if there is one."""
+    """`rows` with `x` in row `count`, if that row exists."""
     place = jnp.minimum(count, rows.shape[0] - 1)
     there = jax.lax.dynamic_index_in_dim(rows, place, 0, keepdims=False)
     value = jnp.where(count < rows.shape[0], x, there)

@@ -1,4 +1,4 @@
-"""What is asked of an estimator, and what is found."""
+"""The request that an estimator gets, and what it finds."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from sharpjax.geometry.loss.assumptions import Checked
 from sharpjax.geometry.operators.algebra import Operator
 from sharpjax.geometry.operators.arguments import check_key, check_operator
 
-_MOST = 100  # products, where nothing is said
+_MOST = 100  # default of max_products
 _BASIS = 32
 
 
@@ -21,9 +21,9 @@ class Request(NamedTuple):
 
     Attributes:
         caller: the name of the public function.
-        key: None with "exact" alone.
-        given_products: what the user gave for `max_products`, or None.
-        basis_size: 0 where the method has no basis.
+        key: may be None with "exact" only.
+        given_products: the user's `max_products`, or None.
+        basis_size: 0 if the method has no basis.
     """
 
     caller: str
@@ -39,10 +39,10 @@ class Request(NamedTuple):
         return _MOST if self.given_products is None else self.given_products
 
     def share(self, parts: int) -> int:
-        """The probes that each of so many parts may take.
+        """The number of probes that each of `parts` parts may take.
 
         Raises:
-            UserError: there is no key; or they are too few for a standard error.
+            UserError: there is no key, or these are too few for a standard error.
         """
         if self.key is None:
             raise UserError(
@@ -66,11 +66,12 @@ class Found(NamedTuple):
     """A trace, a diagonal or a norm.
 
     Attributes:
-        value: of a trace a tree like the parameters, of scalars; a diagonal; or a scalar.
-        error: likewise, the standard error.
+        value: for a trace, a tree like the parameters with a scalar for each leaf; for a diagonal,
+            a tree like the parameters; for a norm, a scalar.
+        error: the standard error, of the same structure.
         remainder: the part of a trace that was probed, a scalar; None for others.
-        num_products: int32, of every kind.
-        checked: what it rests on, inside a trace.
+        num_products: int32, products of every kind.
+        checked: inside a trace, the checks that the result depends on.
     """
 
     value: Any
@@ -93,13 +94,13 @@ def check(
     *,
     least: int,
 ) -> Request:
-    """The arguments of a public function, once they are known to fit.
+    """The checked arguments of a public function.
 
     Args:
-        least: of `max_products`.
+        least: smallest `max_products`.
 
     Raises:
-        UserError: names `caller`; one does not fit, or the method would ignore it.
+        UserError: names `caller`; an argument does not fit, or the method would ignore it.
     """
     check_operator(caller, operator)
     accuracy = ask(caller, relative_error, absolute_error)

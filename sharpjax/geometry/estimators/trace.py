@@ -1,4 +1,4 @@
-"""The trace of an operator, with the standard error of the estimate, in all and by leaf."""
+"""The trace of an operator with its standard error, in total and for each leaf."""
 
 import dataclasses
 import functools
@@ -34,11 +34,11 @@ class Trace(NamedTuple):
         value: the trace.
         standard_error: its standard deviation over the probes; 0 where nothing was probed.
         remainder: the part of `value` that was probed; the rest is exact.
-        by_leaf: the trace of the diagonal block of each leaf, by its name, from the same probes;
-            empty with "xtrace". The errors are bounds, at most a factor sqrt(2) too large, whose
-            squares add up to that of the whole.
-        num_products: int32, all products; with "exact" the back-propagations of each example and
-            the probes.
+        by_leaf: name of each leaf to the trace of its diagonal block, from the same probes; empty
+            with "xtrace". The errors of the leaves are bounds, at most a factor sqrt(2) too large;
+            their squares add up to the square of the total error.
+        num_products: int32, all products; with "exact" the number of back-propagations per example
+            plus the probes.
         status: `Status`, int32.
     """
 
@@ -54,10 +54,12 @@ class Trace(NamedTuple):
         return {"trace": Estimate(self.value, self.standard_error, self.num_products)}
 
     def block(self, where: str | Sequence[str]) -> Estimate:
-        """The trace of the diagonal block of some leaves, such as `"Dense_0/*"`: no more products.
+        """The trace of the diagonal block of some leaves, such as `"Dense_0/*"`.
+
+        It takes no further products.
 
         Args:
-            where: glob or globs on the names of the leaves, as `sharpjax.tree.select` takes them.
+            where: one glob or several on the names of the leaves, as in `sharpjax.tree.select`.
 
         Raises:
             UserError: a glob matches no leaf, or the method gives no values by leaf.
@@ -84,7 +86,7 @@ def trace(
     max_products: int | None = None,
     basis_size: int | None = None,
 ) -> Trace:
-    """The trace of a symmetric operator with its standard error, in all and by leaf.
+    """The trace of a symmetric operator with its standard error, in total and for each leaf.
 
     | method | take it for |
     |---|---|
@@ -102,43 +104,45 @@ def trace(
 
     * "hutchinson" is the mean of `z'Az` over normal probes z. Its standard error is `sqrt(2 mean
       |A z|^2 / N)`, from the products at hand.
-    * "deflated" takes the largest eigenvalues out first: on a small Krylov space the trace is
-      exact, and probes are of the rest. Four probes taken first say how large the basis should be,
-      none included. On a dense net of 670,000 parameters 230 products gave 1 %, in place of 840.
-    * "exact" works by back-propagation of single examples. It takes Gauss-Newton and Fisher
-      matrices, Hessians of `composed` losses, and their multiples, sums, dampings and means over
-      batches. Of a Hessian it adds what the model's own curvature gives, by probes on one leaf at
-      a time: none where the model is affine in each of its leaves. For deep nets that bend,
-      "deflated" is cheaper.
-    * "xtrace" makes each column of a sketch a probe of what the others leave. It has no values by
-      leaf. Its standard error is the spread of what the columns say, times a factor that
-      simulations gave.
+    * "deflated" first removes the largest eigenvalues: the trace is exact on a small Krylov space,
+      and probes estimate the rest. Four probes taken first decide how large the basis should be; it
+      may be empty. On a dense net of 670,000 parameters 230 products gave 1 %; probes alone took
+      840.
+    * "exact" back-propagates single examples. It takes Gauss-Newton and Fisher matrices, Hessians
+      of `composed` losses, and their multiples, sums, dampings and means over batches. For a
+      Hessian it adds the contribution of the model's own curvature, by probes on one leaf at a
+      time. No probe is needed if the model is affine in each of its leaves. For deep nets with
+      curvature of their own, "deflated" is cheaper.
+    * "xtrace" uses each column of a sketch as a probe of the complement of the others. It gives no
+      values by leaf. Its standard error is the spread of the values from the columns, times a
+      factor found in simulations.
 
-    A standard error covers at its nominal rate, to a few percent, also where it is what stopped the
-    probes; the noise of products is in it. `docs/geometry.md` has formulas, rates and costs.
+    A standard error covers at its nominal rate, to a few percent, even if it decided when to stop.
+    It includes the noise of the products. `docs/geometry.md` has formulas, rates and costs.
 
-    Memory: three vectors with "hutchinson", eleven and the basis with "deflated", `max_products`
-    with "xtrace". On CPU, do not call it inside your own jit if the loss convolves
-    (`sharpjax.loops`).
+    Memory: three vectors with "hutchinson"; eleven vectors and the basis with "deflated";
+    `max_products` vectors with "xtrace". On CPU, do not call this function inside your own jit if
+    the loss convolves (`sharpjax.loops`).
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: for the probes. "exact" needs none where nothing has to be probed.
+        key: for the probes. "exact" needs none if nothing has to be probed.
         method: as above.
-        relative_error: stop where the standard error is at most this share of the trace.
-        absolute_error: or at most this. Without either, all `max_products` are used. A trace near
-            zero never meets a relative error.
-        max_products: products at the most, those for a basis included; default 100. Where they do
-            not reach the error that is asked for, `status` is `NOT_CONVERGED`. With "exact" the
-            probes of a matrix in all, shared evenly by the leaves (or slices of leaves that `scan`
-            stacks) that have to be probed, at least 16 for each, and by default 100; of a sum or of
-            a mean over batches, for each term.
-        basis_size: vectors in the basis of "deflated" at the most; default 32.
+        relative_error: stop when the standard error is at most this share of the trace.
+        absolute_error: or when it is at most this. Without either, all `max_products` are used. A
+            trace near zero never meets a relative error.
+        max_products: limit on the products, including those for the basis; at least 4, or 32 with
+            "xtrace"; default 100. If they do not reach the requested error, `status` is
+            `NOT_CONVERGED`. With "exact" it limits the probes of one matrix. They are shared evenly
+            by the leaves that need probes (or slices of leaves stacked by `scan`, or a
+            regularizer), at least 16 for each; the default is 100 for each. In a sum or a mean over
+            batches the limit holds for each term.
+        basis_size: largest number of basis vectors of "deflated"; default 32.
 
     Raises:
         UserError: an argument does not fit or would be ignored; with "exact", the loss has no
-            parts, its outer loss is no mean over the examples, or probes are needed and there is no
-            key.
+            parts, its outer loss is not a mean over the examples, or probes are needed and there is
+            no key.
 
     References: Hutchinson, 1990; arXiv 2010.09649 (deflation), 2109.10659 (its size), 2301.07825
     (XTrace).
@@ -157,9 +161,9 @@ def trace(
 class TraceStatistic:
     """`exact` with its variance, and sums of `z_l'(Bz)_l` and `|(Bz)_l|^2`, all (num_leaves,).
 
-    The first sum has mean `tr B_ll` and variance `|B_ll|_F^2 + |B_l|_F^2`, the second mean
-    `|B_l|_F^2`, where `B_l` are the rows of leaf l and `B_ll` its diagonal block. The noise of
-    products of probes is in the second.
+    `B_l` are the rows of leaf l and `B_ll` is its diagonal block. Each term of the first sum has
+    mean `tr B_ll` and variance `|B_ll|_F^2 + |B_l|_F^2`; each term of the second has mean
+    `|B_l|_F^2`, and includes the noise of the products of probes.
     """
 
     kind: ClassVar[Kind] = "trace"

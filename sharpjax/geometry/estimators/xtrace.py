@@ -1,9 +1,10 @@
-"""XTrace: each column of a sketch is a test of the space that the others span.
+"""XTrace: each column of a sketch probes the complement of the space that the others span.
 
-With `Y = A Omega = Q R`, k columns, leaving out column i leaves the space of `Q (I - s_i s_i')`,
-`s_i` the normalised column i of `R^-T`. In it the trace is known; outside, the column left out is a
-probe; and the estimate is the mean over i (Epperly, Tropp and Webber, arXiv 2301.07825). For
-symmetric A all of it follows from the matrices `R`, `H = Q'AQ` and `W = Q'Omega`.
+Let `Y = A Omega = Q R` have k columns. Leaving out column i leaves the space of `Q (I - s_i s_i')`,
+where `s_i` is the normalised column i of `R^-T`. The trace in that space is known, and the column
+left out is a probe of its complement. The estimate is the mean over i (Epperly, Tropp and Webber,
+arXiv 2301.07825). For symmetric A everything follows from the matrices `R`, `H = Q'AQ` and
+`W = Q'Omega`.
 """
 
 import dataclasses
@@ -21,31 +22,32 @@ from sharpjax.geometry.operators.algebra import linearize
 
 Params = Any
 
-LEAST_COLUMNS = 16  # before the figure is believed
-# The standard error over the figure. The estimates that leave one column out depend on each other,
-# so their spread is too small: see `docs/geometry.md` for what this factor covers.
+LEAST_COLUMNS = 16  # columns needed before the error is trusted
+# The standard error over the spread of the estimates that leave one column out. These depend on
+# each other, so their spread is too small; `docs/geometry.md` says what this factor covers.
 _FACTOR = 2
 
 
 class Columns(NamedTuple):
-    """Columns under way.
+    """The state of a run of XTrace.
 
     Attributes:
         basis, tests: `Q` and `Omega`, leaves (m, *shape).
-        vector: the next column of `Omega`, or of `Q`.
+        vector: the next vector to multiply, a column of `Omega` or of `Q`.
         test: the last column of `Omega`.
         is_test: whether `vector` is a column of `Omega`.
-        key: for the next.
-        unit: of all that follows; 0 until a product is not zero.
-        factor: `R`, (m, m), upper triangular; 1 on the diagonal where no column is.
+        key: for the next column.
+        unit: of the fields below; 0 until a product is not zero.
+        factor: `R`, (m, m), upper triangular; 1 on the diagonal beyond the columns so far.
         known: `H`, (m, m).
         overlaps: `W`, (m, m).
-        count: int32, columns.
+        count: int32, number of columns.
         num_products: int32.
-        whole: the space holds all that A reaches, as a column of `Omega` that brings nothing new
-            tells, and the trace is that of `H`.
+        whole: the space contains the range of A, because a column of `Omega` brought nothing new or
+            the space is complete; the trace is then that of `H`.
+        done: the requested accuracy is reached.
         finite: no product has held a NaN or an infinity.
-        accuracy: what is asked for.
+        accuracy: the requested accuracy.
     """
 
     basis: Params
@@ -67,7 +69,10 @@ class Columns(NamedTuple):
 
 
 def run(request: Request) -> Columns:
-    """Columns until the error is as asked for, as many as the request allows at the most."""
+    """Takes columns until the requested error is reached, at most as many as the request allows.
+
+    Each column takes two products.
+    """
     like, columns = request.operator.like, request.max_products // 2
     rows = krylov.num_rows(min(columns, tree.size(like)))
     state, _ = loops.iterate(
@@ -97,7 +102,7 @@ class ColumnStep:
         norm = tree.norm(product)
         last = jnp.maximum(row - 1, 0)
 
-        # A product of Omega gives a column of R and the next of Q.
+        # A product with a column of Omega gives a column of R and the next column of Q.
         free, taken = gram_schmidt.sweep(state.basis, product, zeros, last)
         free, again = gram_schmidt.sweep(state.basis, free, zeros, last)
         length = tree.norm(free)
@@ -106,7 +111,7 @@ class ColumnStep:
         place = jnp.arange(len(zeros), dtype=jnp.int32)
         column = jnp.where(place < row, taken + again, 0) + jnp.where(place == row, length, 0)
 
-        # A product of Q gives a row and a column of H and W.
+        # A product with a column of Q gives a row and a column of H and W.
         q = tree.scale(jnp.where(is_test, 0, 1), state.vector)
         put = functools.partial(_set_row, row=row)
         basis = jax.tree.map(put, state.basis, q)
@@ -158,7 +163,7 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     lost = inner(left_out, dot(known, left_out))
     x = overlaps - left_out * jnp.expand_dims(inner(left_out, overlaps), 0)
     probed = inner(overlaps, factor) - 2 * inner(x, factor) + inner(x, dot(known, x))
-    # The part of a normal vector outside of the space, at the length that is right in the mean.
+    # The part of a normal vector outside of the space, scaled to the length it has on average.
     squares = jax.vmap(tree.vdot)(state.tests, state.tests) - inner(x, x)
     size = float(tree.size(state.vector))
     count = state.count.astype(factor.dtype)
@@ -169,7 +174,7 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     spread = jnp.sum(if_there(jnp.square(values - mean), 0))
     figure = jnp.sqrt(spread / jnp.maximum(count * (count - 1), 1))
     error = jnp.where(count > 1, _FACTOR * figure, jnp.inf)
-    # Where all is spanned, to rounding: a column is gone where so little of it is left.
+    # If the range of A is spanned, only rounding is left: a column counts as gone at that size.
     least = krylov.noise(error.dtype) * jnp.sqrt(jnp.sum(jnp.square(known)))
     error = jnp.maximum(jnp.where(state.whole, 0, error), least)
     value = jnp.where(state.whole, whole, mean)
@@ -178,8 +183,8 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def leave_out(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which columns there are, (m,); `R`, (m, m); and `s_i`, the columns of `R^-T` at norm 1."""
-    # Where a column has been begun and not ended, R has it and the others do not.
+    """Which columns exist, (m,); `R`, (m, m); and `s_i`, the columns of `R^-T` at norm 1."""
+    # After the first of its two products a column is in R, but not yet in H and W.
     there = jnp.arange(len(state.factor), dtype=jnp.int32) < state.count
     unit = jnp.eye(len(there), dtype=state.factor.dtype)
     inside = jnp.expand_dims(there, 0) & jnp.expand_dims(there, 1)
@@ -191,7 +196,7 @@ def leave_out(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def is_reached(state: Columns) -> jax.Array:
-    """Whether the error is within the accuracy asked for."""
+    """Whether the error meets the requested accuracy."""
     value, error, _ = estimate(state)
     return (error <= state.accuracy.allowed(jnp.abs(value))) & state.finite
 
@@ -222,10 +227,10 @@ def _set_column(x, value, column):
 
 
 def _allocate(zeros, rows, lie):
-    """Leaves (rows, *shape) of zeros, placed as those of `zeros` are."""
+    """Leaves (rows, *shape) of zeros, with the sharding of `zeros`."""
 
     def allocate(z, sharding):
-        # A sum with zeros of the leaf takes its sharding, where types carry it.
+        # The sum with zeros of the leaf takes the sharding of the leaf, if its type carries one.
         basis = jnp.zeros((rows, *z.shape), z.dtype) + jnp.expand_dims(z, 0)
         if sharding is None:
             return basis

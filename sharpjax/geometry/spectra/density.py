@@ -1,4 +1,4 @@
-"""The density of the eigenvalues, with bands."""
+"""The density of the eigenvalues, with its standard error."""
 
 import functools
 import math
@@ -23,9 +23,9 @@ from sharpjax.geometry.status import Status, tells_unknown
 Params = Any
 
 _MIN_PROBES = 2
-_GRID = 128  # points at which the error is looked at while probing
-_WIDTHS = 100  # default kernels in the range of the nodes
-_CHUNK = 64  # points of a grid at a time: memory
+_GRID = 128  # points at which the error is computed during probing
+_WIDTHS = 100  # widths of the default kernel in the range of the nodes
+_CHUNK = 64  # points of a grid computed at a time, to save memory
 
 
 class Curve(NamedTuple):
@@ -36,14 +36,14 @@ class Curve(NamedTuple):
 
 
 class Density(NamedTuple):
-    """A spectrum as nodes with weights, and some eigenvalues known by themselves.
+    """A spectrum as nodes with weights, and some eigenvalues known individually (atoms).
 
     Attributes:
-        nodes, weights: (N, m), N probes of m products; weights are of sum 1 for each probe, and 0
-            where nothing was probed.
-        residuals: (N, m): an eigenvalue lies this near to the node.
-        atoms: (k,), eigenvalues known by themselves, each a share `1 / size` of the spectrum; NaN
-            where one had not converged, and is among the others.
+        nodes, weights: (N, m), N probes of m products. The weights of a probe sum to 1; those of
+            rows not probed and nodes not reached are 0.
+        residuals: (N, m); an eigenvalue lies this near to the node.
+        atoms: (k,), the eigenvalues known individually, each a share `1 / size` of the spectrum.
+            NaN marks one that had not converged; it counts as part of the probed spectrum.
         size: the number of eigenvalues.
         num_probes, num_products: int32.
         status: `Status`, int32.
@@ -69,12 +69,12 @@ class Density(NamedTuple):
         sigma: float | jax.Array | None = None,
         atoms: bool = True,
     ) -> jax.Array:
-        """(num_points,) that cover nodes and atoms, and four widths of the kernel beyond each end.
+        """A grid, (num_points,), over nodes and atoms and four kernel widths beyond each end.
 
         Args:
-            num_points: how many.
+            num_points: number of points.
             sigma: as in `evaluate`.
-            atoms: as in `evaluate`; False covers the nodes alone.
+            atoms: as in `evaluate`; False covers the nodes only.
         """
         return _grid(num_points, atoms, self, sigma)
 
@@ -85,35 +85,36 @@ class Density(NamedTuple):
         *,
         atoms: bool = True,
     ) -> Curve:
-        """The density `1/n sum_i g(x - lambda_i)`, smoothed by a normal kernel g; integral 1.
+        """The density `1/n sum_i g(x - lambda_i)` with a normal kernel g; its integral is 1.
 
-        `size` times it is a count of eigenvalues per unit.
+        `size` times the density is a number of eigenvalues per unit.
 
         Args:
             grid: any shape.
             sigma: standard deviation of the kernel; default `width()`.
-            atoms: False leaves out the eigenvalues known by themselves, for pictures that draw
-                them so; the integral is then less than 1.
+            atoms: False omits the individually known eigenvalues, for figures that draw them
+                separately; the integral is then less than 1.
 
         Returns:
-            The density and its standard error, which is that of the probes alone. It leaves out the
-            bias of the kernel (it widens what is narrower than sigma) and that of the quadrature (m
-            products give m nodes: with a sigma below their distance the density is a row of
-            spikes, and once values have converged rounding decides where these lie).
+            The density and its standard error, which is that of the probes alone. It includes
+            neither the bias of the kernel, which widens anything narrower than sigma, nor that of
+            the quadrature. m products give m nodes: if sigma is below their distance, the density
+            is a row of spikes, and once values have converged, rounding decides where these lie.
         """
         return _evaluate(_normal_density, atoms, self, grid, sigma)
 
     def cumulative(self, grid: jax.typing.ArrayLike, sigma: float | jax.Array = 0.0) -> Curve:
-        """The share of eigenvalues up to x, atoms included; sigma as in `evaluate`, or 0."""
+        """The share of eigenvalues up to x, including atoms; sigma as in `evaluate`, or 0."""
         return _evaluate(_normal_share, True, self, grid, sigma)
 
     def trace_of(self, fn: Callable[[jax.Array], jax.Array]) -> Estimate:
-        """`tr f(A)`, for an elementwise f: exact quadrature for polynomials of degree < 2 m.
+        """`tr f(A)` for an elementwise f; the quadrature is exact for polynomials of degree < 2 m.
 
-        The standard error comes from the nodes, and is not less than that which one eigenvalue at
-        the node furthest from the mean has by itself, `sqrt(2 / N) |f(theta) - mean|`: where one
-        eigenvalue dominates, the nodes of a few probes do not tell how large it is (nominally .95,
-        they covered in .76 of runs for one probe and .89 for four; so it is .99 and more).
+        The standard error comes from the nodes. Its lower bound is the error due to one eigenvalue
+        at the node theta where f is furthest from the mean, `sqrt(2 / N) |f(theta) - mean|`. This
+        bound is needed because a few probes do not show the size of a dominant eigenvalue. Without
+        it, an error of nominal rate .95 covered in .76 of runs for one probe and .89 for four; with
+        it, in .99 and more.
 
         >>> from sharpjax.geometry import hessian
         >>> def loss(w, batch):
@@ -144,8 +145,9 @@ def spectral_density(
 ) -> Density:
     """The density of the eigenvalues of an operator, with its standard error.
 
-    Take it for a picture of the whole spectrum, and for `tr f(A)` of any f (`Density.trace_of`).
-    For the largest eigenvalues by themselves take `top_eigenpairs`, and give them as `atoms`.
+    Use it to picture the whole spectrum, and for `tr f(A)` of any f (`Density.trace_of`). To
+    resolve the largest eigenvalues individually, find them with `top_eigenpairs` and pass them as
+    `atoms`.
 
     >>> from sharpjax.geometry import hessian
     >>> def loss(w, batch):
@@ -156,32 +158,33 @@ def spectral_density(
     >>> bool(abs(half.value - 0.5) < 3 * half.standard_error), int(found.num_products)
     (True, 256)
 
-    By stochastic Lanczos quadrature: each probe is a uniform direction u and m Lanczos steps from
-    it, whose Ritz values and weights give `u' f(A) u = sum_k w_k f(theta_k)`, with mean
+    The method is stochastic Lanczos quadrature. Each probe is a uniform direction u with m Lanczos
+    steps from it. The Ritz values and weights give `u' f(A) u = sum_k w_k f(theta_k)`, with mean
     `tr f(A) / n`. One probe has the variance `2 / (n + 2) (tr f(A)^2 / n - (tr f(A) / n)^2)`, which
-    the same nodes estimate. On a network of 1e6 parameters one probe gives the bulk to a part in a
-    thousand; several are for what is rare, and for small n.
+    the same nodes estimate. On a network of 1e6 parameters one probe gives the bulk to one part in
+    a thousand. Several probes are useful for rare eigenvalues and for small n.
 
     Args:
         operator: symmetric, such as `hessian(loss, params, batch)`.
-        key: for the probes; probe i depends on it and on i alone.
+        key: for the probes; probe i depends only on the key and on i.
         num_steps: m, products for each probe.
-        num_probes: probes at the most.
-        relative_error: stop where the standard error of the density, integrated, is at most this
-            share of its integral, at the default width of the kernel; looked at after each probe,
-            from the second on. Where it is not reached, `status` is `NOT_CONVERGED`.
+        num_probes: limit on the probes.
+        relative_error: stop when the integral of the standard error of the density is at most this
+            share of the integral of the density, at the default width of the kernel. This is
+            checked after each probe (or group that shares a product), from two probes on. If it is
+            not reached, `status` is `NOT_CONVERGED`.
         atoms: eigenvalues with vectors, as `top_eigenpairs` returns them; those that have not
-            converged are ignored. They are taken out of the probes and added as they are: they cost
-            no variance, and the rest is resolved on its own scale.
-        probes_per_product: probes that share one vmapped product; divides `num_probes`. More than 1
-            pays on accelerators, where small products are bound by launches; on CPU it does not.
+            converged are ignored. The others are removed from the probes and added exactly. So they
+            add no variance, and the rest is resolved on its own scale.
+        probes_per_product: number of probes that share one vmapped product; divides `num_probes`.
+            Values above 1 pay on accelerators, where launches limit small products; not on CPU.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: `num_steps * num_probes` products, fewer where a probe exhausts its space. Memory: three
-    vectors for each of `probes_per_product`, and those of `atoms`. No basis is stored, and nothing
-    is reorthogonalised: the density is the same without, up to rounding. On CPU, do not call it
+    Cost: `num_steps * num_probes` products, fewer if a probe exhausts its space. Memory: three
+    vectors for each of `probes_per_product`, and those of `atoms`. No basis is stored and nothing
+    is reorthogonalised; up to rounding, the density is the same. On CPU, do not call this function
     inside your own jit if the loss convolves (`sharpjax.loops`).
 
     References: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017; Ghorbani, Krishnan and
@@ -213,7 +216,7 @@ def spectral_density(
 
 
 def check_atoms(caller: str, operator: Operator, atoms: Eigenpairs | None) -> None:
-    """Refuses eigenpairs that cannot be taken out of the probes.
+    """Refuses eigenpairs that cannot be removed from the probes.
 
     Raises:
         UserError: names `caller`.
@@ -239,7 +242,7 @@ def check_atoms(caller: str, operator: Operator, atoms: Eigenpairs | None) -> No
 @tells_unknown
 @jax.jit
 def keep_converged(atoms: Eigenpairs) -> tuple[Params, jax.Array]:
-    """Vectors and values; zeros and NaN where one has not converged."""
+    """Vectors and values; for a pair that has not converged, a zero vector and the value NaN."""
     ok = atoms.converged
 
     def leaf(v):
@@ -252,7 +255,10 @@ def keep_converged(atoms: Eigenpairs) -> tuple[Params, jax.Array]:
 def from_probes(
     has_target: bool, size: int, probed: quadrature.Probed, values: jax.Array | None
 ) -> Density:
-    """The density that probes have seen beside eigenvalues known by themselves, NaN for none."""
+    """The density from probes and individually known eigenvalues `values`; NaN marks an absent one.
+
+    `has_target`: whether `probed.met` decides the status.
+    """
     met = probed.met if has_target else probed.finite
     met &= units.has_digits(units.power_of_two(probed.nodes))
     status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
@@ -291,7 +297,7 @@ def _probed(density: Density) -> quadrature.Probed:
 def _width(probed: quadrature.Probed) -> jax.Array:
     low, high = quadrature.extent(probed)
     size = jnp.maximum(jnp.abs(low), jnp.abs(high))
-    # A spectrum of one point has no range: then of its size, and 1 for zero.
+    # A spectrum of one point has no range: then its size is used, or 1 if it is zero.
     narrow = high - low <= 1e-5 * size
     span = jnp.where(narrow, jnp.where(size > 0, size, 1), high - low)
     return span / _WIDTHS

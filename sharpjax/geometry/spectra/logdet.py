@@ -18,24 +18,25 @@ from sharpjax.geometry.spectra import quadrature
 from sharpjax.geometry.status import Status, tells_unknown
 
 _MIN_PROBES = 4
-_SLOWEST = 0.9  # ratio of one difference to the one before, at the most
+_SLOWEST = 0.9  # largest assumed ratio of one difference to the one before
 
 
 class LogDeterminant(NamedTuple):
     """An estimate of `log det A`.
 
     Attributes:
-        value: the estimate; NaN where A is not positive, or singular in this precision.
+        value: the estimate; NaN if A is not positive, or is singular in this precision.
         standard_error: that of the probes.
-        quadrature_error: how far the m products of a probe are from having seen its spectrum, as
-            far as their own convergence tells; the standard error knows nothing of it. With too few
-            products the value is too large.
-        smallest, smallest_residual: the smallest Ritz value, and how near an eigenvalue lies.
+        quadrature_error: an estimate of the error from using only m products per probe, from their
+            own convergence. The standard error does not include it. With too few products the value
+            is too large.
+        smallest, smallest_residual: the smallest Ritz value, and how near to it an eigenvalue lies.
         num_products: int32, all products.
-        status: `Status`, int32. `NOT_POSITIVE`: A is not positive, or singular in this precision:
-            an eigenvalue lies below the noise of the products. `NOT_CONVERGED`: it may not be
-            positive, as far as the smallest Ritz value less its residual tells; or the errors are
-            larger than was asked for.
+        status: `Status`, int32. `NOT_POSITIVE`: A is not positive, or is singular in this
+            precision, since an eigenvalue lies below the noise of the products. `NOT_CONVERGED`: A
+            may not be positive, judging by the smallest Ritz value less its residual; or the errors
+            exceed the requested ones (without a request: `quadrature_error` exceeds twice
+            `standard_error`).
     """
 
     value: jax.Array
@@ -48,7 +49,7 @@ class LogDeterminant(NamedTuple):
 
     @tells_unknown
     def estimates(self) -> dict[str, Estimate]:
-        """The estimate, as `logdet`; its quadrature error, as exact as it is."""
+        """`logdet`, and `logdet_quadrature_error`, whose own standard error is NaN (not known)."""
         count = self.num_products
         bias = Estimate(self.quadrature_error, jnp.full_like(self.quadrature_error, jnp.nan), count)
         return {
@@ -69,7 +70,7 @@ def logdet(
 ) -> LogDeterminant:
     """The log-determinant of a positive operator, with its errors.
 
-    Take it for Laplace approximations and marginal likelihoods: of a Gauss-Newton matrix, or of a
+    Use it for Laplace approximations and marginal likelihoods, on a Gauss-Newton matrix or a
     Hessian at a minimum, with a damping added.
 
     >>> from sharpjax.geometry import hessian
@@ -81,31 +82,32 @@ def logdet(
     >>> bool(abs(found.value - truth) < 3 * found.standard_error), int(found.status)
     (True, 0)
 
-    `log det A = tr log A` by stochastic Lanczos quadrature, as in `spectral_density`. One probe has
-    the variance `2 n / (n + 2)` times that of the logarithms of the eigenvalues, times n: a factor
-    on A adds `n log factor`, and no error. Noise of the products spreads the Ritz values and so is
-    in the standard error; what is too small for that is added.
+    `log det A = tr log A` is computed by stochastic Lanczos quadrature, as in `spectral_density`.
+    One probe has the variance `2 n / (n + 2)` times that of the logarithms of the eigenvalues,
+    times n. So a factor on A adds `n log factor` and no error. Noise of the products spreads the
+    Ritz values and thus enters the standard error; noise too small for this is added separately.
 
-    That A is positive is checked in the same run: the smallest Ritz value less its residual must
-    lie above the noise of the products (in float32 6e-6 of the largest eigenvalue), or `status`
-    says so. Where the Ritz value itself does not, the logarithms of the smallest eigenvalues are
-    noise, and the value is NaN: damping helps, more products do not.
+    The same run checks that A is positive. The smallest Ritz value less its residual must lie above
+    the noise of the products (in float32 6e-6 of the largest eigenvalue); otherwise `status` is
+    `NOT_CONVERGED`. If the Ritz value itself lies below the noise, the logarithms of the smallest
+    eigenvalues are noise, the value is NaN, and `status` is `NOT_POSITIVE`. Then damping helps;
+    more products do not.
 
     Args:
         operator: symmetric and positive.
         key: for the probes.
-        num_steps: m, products for each probe, at least 4. It takes as many more as the root of the
-            condition number is larger; `quadrature_error` tells whether they were enough.
-        relative_error: stop where the standard error is at most this share of the value.
-        absolute_error: or at most this. Without either, `num_probes` are used. A value near zero
-            never meets a relative error.
-        num_probes: at the most, at least 4.
+        num_steps: m, products for each probe, at least 4. The number needed grows as the root of
+            the condition number; `quadrature_error` shows whether m was enough.
+        relative_error: stop when the standard error is at most this share of the value.
+        absolute_error: or when it is at most this. Without either, all `num_probes` are used. A
+            value near zero never meets a relative error.
+        num_probes: limit on the probes, at least 4.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: `num_steps` products for each probe. Memory: three vectors. On CPU, do not call it inside
-    your own jit if the loss convolves (`sharpjax.loops`).
+    Cost: `num_steps` products for each probe. Memory: three vectors. On CPU, do not call this
+    function inside your own jit if the loss convolves (`sharpjax.loops`).
 
     Reference: Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017.
     """
@@ -140,12 +142,12 @@ def from_probes(
     """The log-determinant of `A + damping` from probes of A.
 
     Args:
-        has_target: whether `targets` are to be met.
+        has_target: whether `targets` must be met.
         size: number of eigenvalues.
-        probed: in the complement of the vectors of `atoms`.
-        atoms: eigenvalues known by themselves; NaN for none.
-        damping: what is added.
-        targets: errors asked for, relative and absolute.
+        probed: probes in the complement of the vectors of `atoms`.
+        atoms: the individually known eigenvalues; NaN marks an absent one.
+        damping: the number added to A.
+        targets: requested errors, relative and absolute.
     """
     damping = jnp.asarray(damping, probed.nodes.dtype)
     known = jnp.zeros_like(damping, shape=0) if atoms is None else atoms
@@ -160,15 +162,15 @@ def from_probes(
     largest = jnp.max(jnp.where(probed.weights > 0, jnp.abs(probed.nodes), 0))
     largest = jnp.maximum(largest, jnp.max(jnp.where(is_known, jnp.abs(known), 0), initial=0))
     noise = 10 * krylov.noise(probed.nodes.dtype) * (largest + jnp.abs(damping))
-    # What is larger spreads the nodes; noise below this ends a process, and is seen nowhere else.
-    # As a share of each node: the square of a tiny one would be none.
+    # Larger noise spreads the nodes. Noise below this ends a process and shows nowhere else.
+    # Taken as a share of each node, since the square of a tiny number would underflow.
     share = jnp.square(noise / (probed.nodes + damping))
     spread = jnp.sqrt(quadrature.mean_and_error(probed, share)[0])
     count = probed.num_probes.astype(noise.dtype)
     error = jnp.hypot(error, spread * jnp.sqrt(probed.dimension / count))
     bias = probed.dimension * _bias(probed, damping)
 
-    # What is no larger than the noise of products may as well be zero, or below it.
+    # A value no larger than the noise of the products may be zero or negative.
     negative = smallest <= noise
     sure = smallest - residual > noise
     asked = jnp.maximum(targets[0] * jnp.abs(value), targets[1]) if has_target else 2 * error
@@ -190,11 +192,12 @@ def from_probes(
 
 
 def _log(x):
-    return jnp.log(x)  # NaN below 0 is meant
+    return jnp.log(x)  # NaN below 0 is intended
 
 
 def _bias(probed: quadrature.Probed, damping) -> jax.Array:
-    """Gauss quadrature converges geometrically: what is to come, from the last two differences."""
+    """The remaining error, from the last two differences: Gauss quadrature converges
+    geometrically."""
     steps = probed.nodes.shape[1]
     half, most = (_shorter_mean(probed, damping, n) for n in (steps // 2, 3 * steps // 4))
     whole, _ = quadrature.mean_and_error(probed, _log(probed.nodes + damping))
@@ -205,7 +208,7 @@ def _bias(probed: quadrature.Probed, damping) -> jax.Array:
 
 
 def _shorter_mean(probed: quadrature.Probed, damping, steps: int) -> jax.Array:
-    """The mean by the first `steps` products of each probe."""
+    """The mean from the first `steps` products of each probe."""
 
     def one(alpha, beta):
         part = recurrence.Recurrence(

@@ -1,13 +1,13 @@
 """Stochastic Lanczos quadrature: the spectrum as a few nodes and weights for each random probe.
 
-For a direction u that is uniform on the sphere, `E u' f(A) u = tr f(A) / n`, and `u' f(A) u` is the
-sum of `w_k f(theta_k)` over the Ritz values of a Lanczos process at u, with `w_k` the squares of
-the first components of their vectors; this is Gauss quadrature, exact for polynomials of degree
-2 m - 1 after m products (Golub and Meurant, 1994; Ubaru, Chen and Saad, 2017). No basis is stored:
-copies of converged values share their weight. The variance of one probe is
+For a direction u uniform on the sphere, `E u' f(A) u = tr f(A) / n`. `u' f(A) u` is the sum of
+`w_k f(theta_k)` over the Ritz values of a Lanczos process started at u. The `w_k` are the squares
+of the first components of their vectors. This is Gauss quadrature, exact for polynomials of degree
+2 m - 1 after m products (Golub and Meurant, 1994; Ubaru, Chen and Saad, 2017). No basis is stored;
+copies of a converged value share its weight. The variance of one probe is
 `2 / (n + 2) (tr f(A)^2 / n - (tr f(A) / n)^2)`, which the same nodes give.
 
-With eigenvectors at hand the probes are drawn in their complement: what is known of the spectrum
+If eigenvectors are given, the probes are drawn in their complement. The known part of the spectrum
 then adds no variance, and n is the dimension of the complement.
 """
 
@@ -28,17 +28,17 @@ Params = Any
 
 
 class Probed(NamedTuple):
-    """What N probes of m products each have seen. Rows of probes not drawn have no weight.
+    """The result of N probes of m products each. Rows of probes not drawn have weight 0.
 
     Attributes:
-        nodes: (N, m), ascending; those not reached repeat the first and have no weight.
-        weights: (N, m), of sum 1 for each probe.
-        residuals: (N, m): an eigenvalue lies this near to the node.
-        alpha, beta: (N, m), of each recurrence.
+        nodes: (N, m), ascending; nodes not reached repeat the first node and have weight 0.
+        weights: (N, m), with sum 1 for each probe.
+        residuals: (N, m); an eigenvalue lies this near to the node.
+        alpha, beta: (N, m), coefficients of each recurrence.
         dimension: of the space that the probes were drawn in.
         num_probes, num_products: int32.
         finite: no product has held a NaN or an infinity.
-        met: the criterion that was to stop it holds.
+        met: the stopping criterion holds.
     """
 
     nodes: jax.Array
@@ -67,17 +67,17 @@ def run(
     criterion: Criterion | None = None,
     targets: Any = (),
 ) -> Probed:
-    """Probe an operator; probe i is the same for each `num_probes` and `probes_per_product`.
+    """Probe an operator; probe i does not depend on `num_probes` or `probes_per_product`.
 
     Args:
         operator: symmetric.
         key: for the probes.
-        num_steps: products of each probe at the most.
-        num_probes: probes at the most; a multiple of `probes_per_product`.
-        probes_per_product: probes that share one vmapped product.
-        frame: leaves (k, *shape): orthonormal rows, or zeros, that the probes are kept free of.
-        criterion: a module-level function of what is known and of `targets`: whether to stop.
-        targets: arrays.
+        num_steps: limit on the products of each probe.
+        num_probes: limit on the probes; a multiple of `probes_per_product`.
+        probes_per_product: number of probes that share one vmapped product.
+        frame: leaves (k, *shape); orthonormal rows, or zeros. The probes are orthogonal to them.
+        criterion: a module-level function of a `Probed` and of `targets` that says whether to stop.
+        targets: arrays, passed to `criterion`.
     """
     step = _ProbeStep(num_steps, probes_per_product, criterion)
     like, product = operator.like, linearize(operator)
@@ -99,7 +99,7 @@ def mean_and_error(probed: Probed, values: jax.Array) -> tuple[jax.Array, jax.Ar
 
     Args:
         probed: from `run`.
-        values: (N, m), of f at the nodes; what it is where a node has no weight does not matter.
+        values: (N, m), of f at the nodes; values at nodes of weight 0 do not matter.
     """
     count = probed.num_probes.astype(probed.weights.dtype)
     weights = probed.weights / count
@@ -108,13 +108,13 @@ def mean_and_error(probed: Probed, values: jax.Array) -> tuple[jax.Array, jax.Ar
     unit = units.known(units.power_of_two(values))
     values = values / unit
     mean = jnp.sum(weights * values)
-    # About the mean, not as a difference: f may be nearly constant.
+    # About the mean, not as a difference of moments: f may be nearly constant.
     spread = jnp.sum(weights * jnp.square(values - mean))
     return unit * mean, unit * jnp.sqrt(2 * spread / ((probed.dimension + 2) * count))
 
 
 def least_error(probed: Probed, values: jax.Array, mean: jax.Array) -> jax.Array:
-    """The standard error that one eigenvalue alone gives to `tr f(A)`, of those that were met.
+    """The standard error of `tr f(A)` due to one eigenvalue, at the node furthest from the mean.
 
     Args:
         probed: from `run`.
@@ -128,7 +128,7 @@ def least_error(probed: Probed, values: jax.Array, mean: jax.Array) -> jax.Array
 def extent(probed: Probed) -> tuple[jax.Array, jax.Array]:
     """The smallest and the largest node that stand for more than a thousandth of an eigenvalue.
 
-    Others are traces of a frame in the rounding errors, seen by no density.
+    Other nodes are traces of the frame left by rounding errors; no density shows them.
     """
     present = _present(probed)
     low = jnp.min(jnp.where(present, probed.nodes, jnp.inf))
@@ -148,7 +148,7 @@ def lowest(probed: Probed) -> tuple[jax.Array, jax.Array]:
 
 
 class _Carry(NamedTuple):
-    """`state` has a leading axis where several probes share a product."""
+    """`state` has a leading axis if several probes share a product."""
 
     state: recurrence.Recurrence
     key: jax.Array
@@ -160,7 +160,7 @@ class _Carry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _ProbeStep:
-    """One product; where it was the last of its probe, the nodes, and the start of the next."""
+    """One product; after the last one of a probe, also its nodes and the start of the next probe."""
 
     num_steps: int
     width: int
@@ -235,7 +235,7 @@ class _ProbeStep:
 
 
 def _quadrature(state: recurrence.Recurrence) -> tuple[jax.Array, ...]:
-    """Nodes, weights, residuals, alpha and beta, in no unit; all (m,)."""
+    """Nodes, weights, residuals, alpha and beta, no longer in units of the process; all (m,)."""
     nodes, vectors = krylov.ritz(state)
     count = state.num_products
     reached = jnp.arange(len(nodes), dtype=jnp.int32) < count
@@ -257,14 +257,14 @@ def _draw(like, frame, key) -> Params:
     vector = recurrence.random_unit(key, like)
     if frame is None:
         return vector
-    for _ in range(2):  # once leaves rounding errors that the recurrence would amplify
+    for _ in range(2):  # one pass leaves rounding errors that the recurrence would amplify
         vector = _complement(frame, vector)
         vector = tree.scale(1 / tree.norm(vector), vector)
     return vector
 
 
 def _complement(frame, vector):
-    """`v - V V'v`, with sums of products: a contraction over Explicit axes is refused."""
+    """`v - V V'v`, by sums of products, since JAX refuses a contraction over Explicit axes."""
     overlaps = jax.vmap(lambda q: tree.vdot(q, vector))(frame)
 
     def leaf(q, x):
