@@ -1,9 +1,9 @@
-"""A self-test of the arithmetic below us: one known jaxlib computes wrong numbers without a word.
+"""A self-test of the arithmetic: one known jaxlib silently computes wrong numbers.
 
 jaxlib 0.10.2 on CPU gives wrong results under `jit` for some products followed by a reduction
-(jax-ml/jax#39103). The packaging excludes that version, but an environment may carry it all the
-same, so whatever starts long work calls `check_arithmetic` first. It costs some 40 to 120 ms, once
-per process.
+(jax-ml/jax#39103). The packaging excludes that version, but an environment may still contain it. So
+everything that starts long work calls `check_arithmetic` first. It takes 40 to 120 ms, once per
+process.
 """
 
 import functools
@@ -20,26 +20,28 @@ _ROWS = 32769  # the last row falls outside the vectorised part; at 4,097 rows t
 
 
 def _last_square() -> float:
-    """The squared length of the row (32768, 0, 0), as the issue's example computes it: 2^30."""
+    """The squared length of the row (32768, 0, 0), as the issue's example computes it; 2^30 is
+    right."""
     rows = np.zeros((_ROWS, 3), np.float32)
     rows[:, 0] = np.arange(_ROWS)
     matrix = np.eye(3, dtype=np.float32)
-    # Numpy inputs and compile-time evaluation: the test also runs, rather than being staged, under
-    # a trace of the caller's.
+    # With numpy inputs and compile-time evaluation, the test also runs inside a trace of the
+    # caller's, instead of being staged.
     with jax.ensure_compile_time_eval():
         squares = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
     return float(np.asarray(squares)[-1])
 
 
-@functools.cache  # of successes: an exception is not remembered, so every later call refuses again
+@functools.cache  # only success is cached: an exception is not, so every later call refuses again
 def check_arithmetic() -> None:
-    """Refuses to go on where the CPU backend computes wrong numbers (jax-ml/jax#39103).
+    """Raises an error if the CPU backend computes wrong numbers (jax-ml/jax#39103).
 
-    Runs the reproducer of that issue once per process, on the CPU backend alone; elsewhere it
-    returns at once. Call it before the first trace of anything whose numbers matter.
+    It runs the reproducer of that issue once per process, on the CPU backend only; on other
+    backends it returns at once. Call it before you trace anything whose numbers matter.
 
     Raises:
-        UserError: the reproducer's answer is wrong; names the versions and the flag that cures it.
+        UserError: the reproducer's answer is wrong; names the versions and the flag that avoids the
+            bug.
 
     >>> check_arithmetic()
     """

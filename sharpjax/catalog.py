@@ -1,8 +1,8 @@
-"""What a config can name, and where it is made.
+"""The names that a config can use, and where each is defined.
 
-One table for each kind of name, as literals: the command line checks names and sizes against them
-before anything heavy is imported, and the factories resolve the `module:attribute` strings when
-they are used.
+There is one literal table for each kind of name. The command line checks names and sizes against
+these tables before anything heavy is imported. The factories resolve the `module:attribute` strings
+when they are used.
 """
 
 import importlib
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 class DataSet(NamedTuple):
-    """What is known of a data set without opening it.
+    """Properties of a data set that are known without opening it.
 
     Attributes:
-        loader: `module:function`, called with the set's name.
+        loader: `module:function`, called with the name of the data set.
+        num_train, num_test, num_classes: numbers of examples in the two splits, and of classes.
         shape: height, width and channels of one image.
-        pad, flip: its customary augmentation: random crops after padding by `pad` pixels, and
-            mirroring.
-        mean, std: of each channel over the pixels / 255 of the training split, as they are
-            published: to four digits.
+        pad, flip: the usual augmentation: random crops after padding by `pad` pixels; mirroring.
+        mean, std: of each channel, over the pixels / 255 of the training split, to four digits, as
+            published.
     """
 
     loader: str
@@ -53,13 +53,13 @@ DATA_SETS: Mapping[str, DataSet] = {
     "mnist": DataSet(
         _TFDS, 60_000, 10_000, 10, (28, 28, 1), pad=2, flip=False, mean=(0.1307,), std=(0.3081,)
     ),
-    "digits": DataSet(  # its mean and deviation are of our split
+    "digits": DataSet(  # mean and deviation are those of our own split
         "sharpjax.data.digits:load", 1_437, 360, 10, (8, 8, 1), pad=1, flip=False,
         mean=(0.3054,), std=(0.3757,),
     ),
 }  # fmt: skip
 
-# Of modular arithmetic: whether an operation divides, and the only modulus there is, 0: any.
+# For modular arithmetic: whether an operation divides, and the only modulus allowed (0: any).
 OPERATIONS: Mapping[str, tuple[bool, int]] = {
     **dict.fromkeys(("+", "-", "*", "+*", "+-", "x^2+y", "x^3+y", "x^2+y^2"), (False, 0)),
     **dict.fromkeys(("x^2+xy+y^2", "x^2+xy+y^2+x", "x^3+xy", "x^3+xy^2+y"), (False, 0)),
@@ -88,14 +88,14 @@ MODELS: Mapping[str, str] = {
     "vit_narrow": "sharpjax.nn.vit:ViTNarrow",
 }
 
-# Of sequences of tokens, for modular arithmetic.
+# Models of token sequences, for modular arithmetic.
 TOKEN_MODELS: Mapping[str, str] = {
     "token_mlp": "sharpjax.nn.tokens:TokenMLP",
     "transformer": "sharpjax.nn.transformer:Transformer",
     "quadratic_mlp": "sharpjax.nn.quadratic:QuadraticMLP",
 }
 
-# Height and width in pixels; a model that is not named takes images of any size.
+# Smallest height and width in pixels; a model not listed takes images of any size.
 SMALLEST_IMAGE: Mapping[str, int] = {"lenet": 10}
 
 OPTIMIZERS: Mapping[str, str] = {
@@ -126,7 +126,7 @@ STUDIES: dict[str, str] = {
     "data_free": "sharpjax.studies.data_free",
 }
 
-# What the papers claim: every hypothesis of a report over several runs.
+# The claims of the papers: every hypothesis of a report over several runs.
 PAPERS = "sharpjax.studies.papers:HYPOTHESES"
 
 

@@ -1,7 +1,7 @@
-"""What the command line answers to a mistake: one line and an exit code, never a traceback.
+"""How the command line reports a mistake: by one line and an exit code, never by a traceback.
 
-absl and config_flags report most mistakes well, some as a bare `KeyError` or with the traceback of
-the config file inside the message. Here they all become a `UserError`.
+absl and config_flags report most mistakes well, but some as a bare `KeyError`, or with the
+traceback of the config file inside the message. Here all of them become a `UserError`.
 """
 
 import contextlib
@@ -19,9 +19,10 @@ from sharpjax.errors import RunFailed, UserError, nearest, printable
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Turn errors meant for people into one line on stderr and an exit code.
+    """Turn errors meant for users into one line on stderr and an exit code.
 
-    `UserError`: 2. `RunFailed`: 1. Ctrl-C: 130. Anything else is a bug and keeps its traceback.
+    The codes are 2 for `UserError`, 1 for `RunFailed`, and 130 for Ctrl-C. Any other exception is a
+    bug and keeps its traceback.
     """
     try:
         yield
@@ -33,12 +34,12 @@ def one_line() -> Iterator[None]:
         _leave("interrupted", 130)
 
 
-# Makes fields of a config that flags, by their dotted paths, are about to set; None: all there are.
+# Creates the config fields that flags are about to set, given by dotted paths; None: all fields.
 Prepare = Callable[[Any, Iterable[str] | None], None]
 
 
 def parse_flags(argv: Sequence[str], prepare: Prepare = lambda config, paths: None) -> list[str]:
-    """`absl.flags.FLAGS(argv)`, with every mistake as a `UserError`."""
+    """`absl.flags.FLAGS(argv)`, with every mistake raised as a `UserError`."""
     parser: Any = flags.FLAGS["config"].parser
     parse = parser.parse
 
@@ -63,12 +64,12 @@ def parse_flags(argv: Sequence[str], prepare: Prepare = lambda config, paths: No
 
 
 def config_of(flag: str) -> Any:
-    """The config that a flag of `config_flags.DEFINE_config_file` holds, surely readable."""
+    """The config of a flag of `config_flags.DEFINE_config_file`, or a `UserError` if unreadable."""
     if not flags.FLAGS[flag].present:
         raise UserError(f"--{flag} is missing: name a file, such as configs/sam_cifar.py:quick.")
     config: Any = flags.FLAGS[flag].value
     try:
-        config.keys()  # a file that could not be read says so only now
+        config.keys()  # the error of an unreadable file is raised only here
     except OSError as error:
         raise _unreadable(flag, config_flags.get_config_filename(flags.FLAGS[flag])) from error
     except AttributeError as error:
@@ -89,7 +90,7 @@ def _unreadable(flag: str, argument: str) -> UserError:
 
 
 def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each flag that sets a field of the config, as it was given, and the field's path."""
+    """Each flag that sets a field of the config, as given, and the path of the field."""
     for argument in argv[1:]:
         if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             yield argument.partition("=")[0], match[1]
@@ -102,7 +103,7 @@ def _explain(argv: Sequence[str], error: Exception, prepare: Prepare) -> UserErr
             return missing
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Traceback (most recent call last):" in lines:
-        # A config file's own error comes as its whole traceback; the last line says what it is.
+        # An error in the config file itself comes as a whole traceback; its last line names it.
         lines = [lines[-1].removeprefix("ValueError: ").removeprefix(_USER_ERROR)]
     text = " ".join(lines)
     if match := re.match(r"Could not parse 'arms\.([^'.]+)\.([^']+)':", text):
@@ -129,13 +130,13 @@ def _config_argument(argv: Sequence[str]) -> str:
 
 
 def _missing_field(argv: Sequence[str], prepare: Prepare) -> UserError | None:
-    """The first override on the command line that names a field which is not there."""
-    # Made anew: a flag whose parsing has failed holds nothing.
+    """The error for the first override on the command line whose field does not exist."""
+    # The config is parsed again, since a flag whose parsing has failed holds nothing.
     path = _config_argument(argv).partition("=")[2]
     try:
         config: Any = flags.FLAGS["config"].parser.parse(path)
         prepare(config, None)
-    except Exception:  # then it was the config file that failed
+    except Exception:  # the config file itself failed
         return None
     for flag, name in _overrides(argv):
         node, path = config, "config"

@@ -1,7 +1,7 @@
-"""What a user did wrong, said so that they can put it right.
+"""Errors that tell users what they did wrong and how to fix it.
 
 A `UserError` is one paragraph: which public function or flag, what was given, what is allowed, what
-to do. The command line prints it as one line and exits with code 2; library callers can catch it as
+to do. The command line prints it as one line and exits with code 2. Library callers can catch it as
 a `ValueError`.
 """
 
@@ -10,7 +10,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-# What logits of one class should be instead.
+# Advice for logits with a single class.
 TWO_CLASSES = (
     "For two classes by one logit z give [0, z]: `jnp.concatenate([jnp.zeros_like(z), z], axis=1)`."
 )
@@ -21,11 +21,11 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on, though it was rightly asked for; the command line exits with 1."""
+    """A run that cannot go on, although it was requested correctly; the exit code is 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` where a known name is close, else the empty string."""
+    """`"; did you mean 'x'?"` if a known name is close, else the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -42,7 +42,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def printable(text: str) -> str:
-    r"""`text` with everything that a terminal would obey, or cannot show, written out.
+    r"""`text` with control characters, and others that a terminal cannot show, escaped.
 
     >>> print(printable("a\x1b[2J\nb"))
     a\x1b[2J\nb
@@ -54,7 +54,8 @@ def whole_number(caller: str, name: str, value: Any, *, least: int = 1) -> int:
     """An integer argument as an `int`.
 
     Raises:
-        UserError: `value` is no integer (floats are none, nor are booleans), or less than `least`.
+        UserError: `value` is not an integer (floats and booleans do not count), or is less than
+            `least`.
 
     >>> whole_number("trace", "max_products", 8)
     8

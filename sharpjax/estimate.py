@@ -1,4 +1,4 @@
-"""A number that is not exact, with what is known of its error."""
+"""A number that is not exact, with its standard error."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the estimate.
-        standard_error: standard deviation of the estimator on the stated data (0 where the value is
-            exact, NaN where no standard error is known). Never the spread over seeds: that is for
-            the analysis.
-        num_evaluations: how many evaluations (products, examples) went into it.
+        standard_error: standard deviation of the estimator on the stated data: 0 if the value is
+            exact, NaN if no standard error is known. Never the spread over seeds, which the
+            analysis computes.
+        num_evaluations: number of evaluations (products, examples) used.
     """
 
     value: ArrayLike

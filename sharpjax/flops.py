@@ -1,4 +1,4 @@
-"""How much a function multiplies: its matrix products and convolutions, found by tracing it."""
+"""The FLOPs of the matrix products and convolutions of a function, found by tracing it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,11 +8,11 @@ import jax
 
 
 class Count(NamedTuple):
-    """Of the matrix products and convolutions of a program.
+    """Totals over the matrix products and convolutions of a program.
 
     Attributes:
-        flops: a multiplication and an addition are two.
-        output_bytes: of what each gives, all together.
+        flops: a multiplication and an addition count as two.
+        output_bytes: the bytes of all their outputs together.
     """
 
     flops: int
@@ -20,11 +20,11 @@ class Count(NamedTuple):
 
 
 def count(fn: Callable, *args: Any) -> Count:
-    """Trace `fn(*args)`, and count.
+    """Trace `fn(*args)` and count its matrix products and convolutions.
 
-    What is inside a scan counts once for each of its iterations, of the branches of a cond the one
-    that costs most. A while loop and a kernel count as one pass through their bodies. Nothing that
-    is computed element by element counts; of a convolution, products with padding do.
+    The body of a scan counts once per iteration. Of the branches of a cond, the most expensive one
+    counts. A while loop and a kernel count as one pass through their bodies. Elementwise operations
+    do not count. The products of a convolution with its padding do.
 
     Args:
         args: arrays, or `jax.ShapeDtypeStruct`s.
@@ -61,7 +61,7 @@ def _of_equation(eqn: Any) -> Count:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs that an equation calls."""
+    """The jaxprs that an equation calls."""
     for value in params.values():
         for inner in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(inner, "jaxpr", inner)

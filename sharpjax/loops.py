@@ -1,10 +1,10 @@
 """How loops run: the one module that knows what convolutions cost inside XLA loops on CPU.
 
 On CPU a gradient convolution inside an XLA `while` body runs tens of times slower than outside it
-(jax-ml/jax#12868;
-measured: 3,275 against 43 ms a training step), and nothing else does. So the same step runs either
-as one device loop, or, where it holds a convolution and the backend is CPU, as a host loop round a
-jitted step. Both give the same numbers up to rounding; bitwise identity holds within one form.
+(jax-ml/jax#12868; measured: 3,275 against 43 ms per training step). No other operation does. So a
+step runs as one device loop, or, if it holds a convolution and the backend is CPU, as a host loop
+around a jitted step. Both forms give the same numbers up to rounding; results are bitwise identical
+only within one form.
 """
 
 import functools
@@ -27,11 +27,11 @@ _QUICKLY = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_leve
 
 
 class HostCode:
-    """What does its work in a Python loop round jitted functions, such as a product over batches.
+    """Base class of code that runs a Python loop around jitted functions, e.g. over batches.
 
-    An operator or a product that is a subclass, or holds one anywhere, is called by `iterate` and
-    `call` as it is, and never from inside a jit of theirs. Where one is called inside a trace all
-    the same, it does its work there, or refuses with a `UserError`.
+    If an operator or a product is an instance of a subclass, or holds one anywhere, `iterate` and
+    `call` call it directly and never from inside their own jit. If it is called inside a trace
+    nevertheless, it does its work there or raises a `UserError`.
     """
 
 
@@ -45,33 +45,35 @@ def iterate(
     form: Form = "auto",
     donate: bool = False,
 ) -> tuple[Carry, jax.Array]:
-    """Apply `step` until `until(carry)` holds, `max_steps` times at the most.
+    """Apply `step` until `until(carry)` holds, at most `max_steps` times.
 
-    Call it at the outermost level: inside the caller's own jit it can only take the device form,
-    which is the slow one for convolutions on CPU. A second call with the same `step`, `until` and
-    structures compiles nothing, whatever the numbers, `max_steps` included.
+    Call it at the outermost level. Inside the caller's own jit it can only take the device form,
+    which is slow for convolutions on CPU. A second call with the same `step`, `until` and
+    structures compiles nothing, whatever the numbers, including `max_steps`.
 
     Args:
         step: `step(carry, operands) -> carry`, a module-level function or a frozen dataclass, equal
-            by value (a lambda would recompile at every call). Or a solver's step round a product: a
-            frozen dataclass of `propose(carry) -> vector` and `absorb(carry, product) -> carry`;
-            then `operands` is the product, a callable pytree such as `jax.tree_util.Partial`. One
-            that holds `HostCode` runs between a jitted `propose` and a jitted `absorb`.
-        carry: pytree of arrays. The caller's own is neither changed nor donated.
-        operands: what the step reads beside its carry, never closed over.
-        max_steps: not static.
-        until: a scalar condition, looked at before each step; equal by value as `step`.
-        form: "device": one `while_loop`; "host": a Python loop round a jitted step that donates its
-            carry; "auto": `choose_form`. Inside a trace always the device form.
-        donate: the caller gives its carry away. Large arrays are worked on in place, so that there
-            is no second copy of them, and are deleted for the caller. Inside a trace, where the
-            compiler sees to that, it changes nothing.
+            by value (a lambda would recompile at every call). Or a solver's step around a product:
+            a frozen dataclass with methods `propose(carry) -> vector` and
+            `absorb(carry, product) -> carry`. Then `operands` is the product, a callable pytree
+            such as `jax.tree_util.Partial`. A product that holds `HostCode` runs between a jitted
+            `propose` and a jitted `absorb`.
+        carry: pytree of arrays. Without `donate` the caller's arrays are neither changed nor
+            donated.
+        operands: everything the step reads besides its carry; the step must not close over it.
+        max_steps: limit on the steps; not static.
+        until: a scalar condition, evaluated before each step; equal by value, like `step`.
+        form: "device": one `while_loop`; "host": a Python loop around a jitted step that donates
+            its carry; "auto": `choose_form`. Inside a trace always the device form.
+        donate: the caller gives its carry away. Large arrays are updated in place, without a second
+            copy, and are deleted for the caller. Inside a trace this has no effect, since the
+            compiler does it anyway.
 
     Returns:
         The last carry, and the number of steps taken (int32; one for each lane under vmap).
 
     Raises:
-        UserError: `max_steps` is negative, `form` unknown, or "host" is asked for inside a trace.
+        UserError: `max_steps` is negative, `form` is unknown, or it is "host" inside a trace.
 
     >>> import operator
     >>> iterate(operator.add, jnp.float32(1), jnp.float32(2), max_steps=3)
@@ -86,7 +88,7 @@ def iterate(
         raise UserError(f"loops.iterate: max_steps={max_steps}; give 0 or more.")
     if form == "auto":
         form = "device" if traced else choose_form(step, carry, operands)
-    donate = donate and not traced  # under vmap, what is not mapped cannot be given away
+    donate = donate and not traced  # under vmap, arrays that are not mapped cannot be donated
     if donate:
         carry = _own(carry)
     if form == "device":
@@ -106,7 +108,7 @@ def iterate(
 
 
 def call(product: Callable[[Any], Any], vector: Any) -> Any:
-    """One product outside of a loop: `product(vector)`, compiled unless it holds `HostCode`.
+    """One product outside of a loop: `product(vector)`, jitted unless it holds `HostCode`.
 
     >>> call(jax.tree_util.Partial(jnp.add, jnp.float32(1)), jnp.float32(2)).item()
     3.0
@@ -115,11 +117,12 @@ def call(product: Callable[[Any], Any], vector: Any) -> Any:
 
 
 def compiled_quickly(fn: Callable, **options: Any) -> Callable:
-    """`jax.jit(fn, **options)`, for what runs once in a solve and holds none of a user's code.
+    """`jax.jit(fn, **options)`, for a function that runs once per solve and holds no user code.
 
-    On CPU, outside of a trace, with XLA's older emitters and fewer passes of LLVM: half the time
-    to compile, the same numbers. (A start on 670,000 parameters took .54 s of processor time in
-    place of 1.15, and runs in 9 ms in place of 27. Products of a transformer compile slower so.)
+    On CPU, outside of a trace, it compiles with XLA's older emitters and fewer LLVM passes. This
+    halves the compile time and gives the same numbers. (A start on 670,000 parameters took .54 s of
+    processor time instead of 1.15 s, and runs in 9 ms instead of 27 ms. Products of a transformer
+    would compile more slowly this way.)
 
     >>> compiled_quickly(jnp.add)(1.0, 2.0).item()
     3.0
@@ -163,7 +166,7 @@ def is_traced(args: Any) -> bool:
 
 
 def inside_jit() -> bool:
-    """Whether what is computed here is recorded and not done, as in jit and in loops.
+    """Whether computations here are recorded instead of executed, as in jit and in loops.
 
     >>> inside_jit(), jax.eval_shape(lambda: jnp.full((), inside_jit())).shape
     (False, ())
@@ -172,11 +175,11 @@ def inside_jit() -> bool:
 
 
 def choose_form(step: Any, carry: Carry, operands: Any = ()) -> Literal["device", "host"]:
-    """The form that is fast: "host" for `HostCode`, and on CPU where the step holds a convolution;
-    else "device".
+    """The fast form: "host" for `HostCode`, and on CPU if the step holds a convolution; else
+    "device".
 
-    Costs one trace of the step for each new structure (1.8 s for a ResNet-18 SAM step), and is then
-    remembered.
+    It costs one trace of the step for each new structure (1.8 s for a ResNet-18 SAM step); the
+    answer is then cached.
 
     >>> choose_form(jnp.add, jnp.ones(3), jnp.ones(3))
     'device'
@@ -191,7 +194,7 @@ def choose_form(step: Any, carry: Carry, operands: Any = ()) -> Literal["device"
 
 
 def holds_convolution(fn: Callable, *args: Any) -> bool:
-    """Whether `fn(*args)` convolves anywhere, found by tracing it.
+    """Whether `fn(*args)` holds a convolution anywhere, found by tracing it.
 
     >>> holds_convolution(jnp.dot, jnp.ones(3), jnp.ones(3))
     False
@@ -226,8 +229,8 @@ def count_examples(caller: str, batch: Any) -> int:
     """The number of examples of a batch: the length of axis 0 that all its leaves share.
 
     Raises:
-        UserError: names `caller` and the leaf that has no axis 0 or another length, or there is no
-            leaf, or no example.
+        UserError: names `caller`; a leaf, which is named, has no axis 0 or another length, or there
+            is no leaf or no example.
 
     >>> count_examples("f", {"x": jnp.ones((6, 2)), "y": jnp.ones(6)})
     6
@@ -253,9 +256,9 @@ def count_examples(caller: str, batch: Any) -> int:
 
 
 def map_over_chunks(fn: Callable[[Any, Any], Any], operands: Any, chunks: Any) -> Any:
-    """`fn(operands, chunk)` for each chunk on axis 0 of `chunks`, stacked: for use inside a step.
+    """`fn(operands, chunk)` for each chunk on axis 0 of `chunks`, stacked; for use inside a step.
 
-    One after another: a scan, which is unrolled for convolutions on CPU.
+    The chunks run one after another in a scan, which is unrolled for convolutions on CPU.
     """
     if not _unroll(fn, operands, chunks):
         return jax.lax.map(functools.partial(fn, operands), chunks)
@@ -268,15 +271,15 @@ def mean_over_chunks(
     chunks: Any,
     weights: jax.Array | None = None,
 ) -> Any:
-    """The mean of `fn(operands, chunk)` over the chunks on axis 0: for use inside a step.
+    """The mean of `fn(operands, chunk)` over the chunks on axis 0; for use inside a step.
 
-    With `weights`, numbers >= 0 for each chunk, the weighted mean: what has weight 0 does not
-    count, even where it is not finite, and where all have, the mean is NaN.
+    With `weights`, one number >= 0 for each chunk, it is the weighted mean. A chunk with weight 0
+    does not count, even if its value is not finite. If all weights are 0, the mean is NaN.
 
-    Sums are kept in float32 at least, and rounded once to the type that `fn` gives; integers and
-    booleans become float32. Memory: one result and its sum, however many the chunks. A scan, which
-    is unrolled for convolutions on CPU (Hessian product over 4 microbatches of a ResNet: 1,564 ms
-    as a scan, 178 unrolled).
+    Sums are accumulated in at least float32 and rounded once to the type that `fn` returns;
+    integers and booleans become float32. Memory: one result and its sum, for any number of chunks.
+    The chunks run in a scan, which is unrolled for convolutions on CPU (Hessian product over 4
+    microbatches of a ResNet: 1,564 ms as a scan, 178 ms unrolled).
 
     >>> mean_over_chunks(jnp.multiply, jnp.float32(2), jnp.arange(4.0)).item()
     3.0
@@ -344,8 +347,8 @@ def _loop(step, until, carry, operands, max_steps):
 _device_loop = jax.jit(_loop, static_argnums=(0, 1))
 _device_loop_in_place = jax.jit(_loop, static_argnums=(0, 1), donate_argnums=2)
 
-# Donated, so that a step needs no second copy of a large state; hence the caller's carry is copied
-# first.
+# The carry is donated, so that a step needs no second copy of a large state. So the caller's carry
+# is copied first.
 _host_step = jax.jit(_apply, static_argnums=0, donate_argnums=1)
 
 
@@ -365,8 +368,8 @@ def _call(product, vector):
 
 
 def _own(carry: Carry) -> Carry:
-    """A carry that was given away, but for its small arrays: a tolerance that came through a jit
-    unchanged is still the very array of whoever gave it."""
+    """A carry that may be donated: its small arrays are copied, the others kept. A tolerance that
+    passed through a jit unchanged is still the caller's own array."""
     leaves, treedef = jax.tree.flatten(carry)
     small = [x for x in leaves if x.nbytes <= _SMALL_BYTES]
     if all(isinstance(x, jax.Array) and x.is_fully_addressable for x in small):
@@ -388,7 +391,7 @@ def _holds(until, carry):
 
 
 def _platform(args: Any) -> str:
-    """Where the arrays lie; where jax would put them, if they are not on a device yet."""
+    """The platform of the arrays, or jax's default if they are not on a device yet."""
     for leaf in jax.tree.leaves(args):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return next(iter(leaf.devices())).platform
@@ -397,16 +400,16 @@ def _platform(args: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _step_holds_convolution(step, treedef, avals) -> bool:
-    # A solver's own work holds none: its product is traced alone.
+    # A solver's own code holds no convolution, so only its product is traced.
     fn = _multiply if hasattr(step, "propose") else _apply
     return holds_convolution(functools.partial(fn, step), *structs(treedef, avals))
 
 
 def structs(treedef: Any, avals: Sequence[Any]) -> Any:
-    """What a trace needs to know of a tree of arrays of these types (`jax.typeof`)."""
+    """A tree of `jax.ShapeDtypeStruct`s for tracing, from the leaf types (`jax.typeof`)."""
 
     def leaf(a):
-        # An empty mesh says nothing; one with Explicit axes decides what a function may do.
+        # An empty mesh carries no information; one with Explicit axes restricts a function.
         sharding = None if a.sharding.mesh.empty else a.sharding
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 

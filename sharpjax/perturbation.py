@@ -1,10 +1,10 @@
-"""Perturbations of the weights: their units, the steepest one, and balls of them.
+"""Perturbations of the weights: their units, the steepest perturbation, and balls.
 
-A scaling `T` gives every weight its own unit: the ball of radius `rho` is `{e : ||e / T||_2 <=
+A scaling `T` gives every weight its own unit. The ball of radius `rho` is `{e : ||e / T||_2 <=
 rho}`, and the worst first-order perturbation in it is `rho T^2 g / ||T g||_2`. A scaling is a
-*rule*, resolved on the parameters it meets: a frozen dataclass, hashable and equal by value, so
-that it can be a static argument and a field of a config. Everything here is computed in float32 at
-least and is safe at zero gradients and zero weights.
+*rule* that is evaluated on parameters. It is a frozen dataclass, hashable and equal by value, so it
+can be a static argument and a field of a config. All functions here compute in at least float32 and
+are safe at zero gradients and zero weights.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ Norm = Literal["l2", "linf", "none"]
 
 
 class Scaling(Protocol):
-    """A rule for the units: called with parameters, gives `T`, a tree like them.
+    """A rule for the units: called with parameters, it returns `T`, a tree like them.
 
-    The leaves of `T` broadcast against those of the parameters, and are in float32 at least. A
-    weight with `T = 0` stays where it is. The ball does not know the sign of `T`: what is negative
-    counts by its size.
+    The leaves of `T` broadcast to those of the parameters and are in at least float32. A weight
+    with `T = 0` does not move. The ball does not depend on the sign of `T`: negative entries count
+    by their magnitude.
     """
 
     def __call__(self, params: Params, /) -> Params: ...
@@ -36,7 +36,7 @@ class Scaling(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NoScaling:
-    """The rule that `none` returns: one number per leaf, so it costs no memory."""
+    """The rule that `none` returns: one number per leaf, so it takes no memory."""
 
     def __call__(self, params: Params, /) -> Params:
         return jax.tree.map(lambda w: jnp.ones((), _wide(w)), params)
@@ -47,8 +47,8 @@ class AdaptiveScaling:
     """The rule that `element`, `filters` and `layers` return.
 
     Attributes:
-        per: what shares one unit: 'element', 'filter' or 'layer'.
-        eta, bias: as they take them.
+        per: the weights that share one unit: 'element', 'filter' or 'layer'.
+        eta, bias: as in these functions.
     """
 
     per: str = "element"
@@ -111,22 +111,22 @@ def none() -> NoScaling:
 
 
 BIASES = ("bias", "b")
-"""The last part of the name of a leaf that the policy `bias` is about: Flax's and Haiku's."""
+"""Leaves with this last part of their name are biases (in Flax and Haiku) for the policy `bias`."""
 
 
 def element(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
     """`T = |w| + eta`: each weight moves in proportion to itself (ASAM; Kwon et al., 2021, arXiv
     2102.11600).
 
-    By default it is applied to **every** parameter, biases and normalisation included. With
-    `eta = 0` the perturbed point then commutes with rescalings of the weights that leave a ReLU
-    network as it is; any `eta > 0`, and another policy for biases, breaks this. The authors' code
-    is `element(0.01, bias="unit")`.
+    By default it applies to **every** parameter, including biases and normalisation. With `eta = 0`
+    the perturbed point then commutes with rescalings of the weights that do not change a ReLU
+    network. Any `eta > 0`, or another policy for biases, breaks this. The authors' code corresponds
+    to `element(0.01, bias="unit")`.
 
     Args:
         eta: added to `|w|`, so that weights at zero can move.
-        bias: of leaves named as in `BIASES`: 'scaled' as all others; 'unit', `T = 1`; 'frozen',
-            `T = 0`, so that they stay where they are. Scales of normalisation are no biases.
+        bias: policy for leaves named as in `BIASES`. 'scaled': like all others; 'unit': `T = 1`;
+            'frozen': `T = 0`, so they do not move. Scales of normalisation layers are not biases.
 
     Raises:
         UserError: `eta` is negative or not finite; an unknown policy.
@@ -141,13 +141,17 @@ def element(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
 def filters(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
     """`T = ||w_f||_2 + eta` for all weights of a filter (arXiv 2102.11600, section 3).
 
-    A filter is what leads to one output: a slice of a Flax kernel along its last axis. The paper
-    takes filters of convolutions alone, here dense kernels have them too. Leaves of fewer than two
-    axes are scaled by element. With `eta = 0` the perturbed point commutes with rescalings of whole
-    layers, not of single units. Norms below some 1e-19 read 0 in float32.
+    A filter is the set of weights of one output: a slice of a Flax kernel at one index of its last
+    axis. The paper uses filters of convolutions only; here dense kernels have filters too. Leaves
+    with fewer than two axes are scaled by element. With `eta = 0` the perturbed point commutes with
+    rescalings of whole layers, but not of single units. In float32 norms below about 1e-19
+    underflow to 0.
 
     Args:
         eta, bias: as in `element`.
+
+    Raises:
+        UserError: as in `element`.
 
     >>> import jax.numpy as jnp
     >>> filters()({"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]])})["kernel"].tolist()
@@ -159,10 +163,13 @@ def filters(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
 def layers(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
     """`T = ||w_l||_2 + eta` for all weights of one leaf: a kernel, a bias, a scale.
 
-    As `filters`, it is made for rescalings of whole layers.
+    Like `filters`, it is meant for rescalings of whole layers.
 
     Args:
         eta, bias: as in `element`.
+
+    Raises:
+        UserError: as in `element`.
 
     >>> import jax.numpy as jnp
     >>> layers()({"kernel": jnp.array([[3.0], [4.0]])})["kernel"].item()
@@ -172,16 +179,17 @@ def layers(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
 
 
 def only(where: str | Sequence[str], scaling: Scaling = NoScaling()) -> OnlyScaling:
-    """The units of `scaling` for the leaves that a glob names, and `T = 0` for all others.
+    """The units of `scaling` for the leaves that match a glob, and `T = 0` for all others.
 
-    So the radius is that of what is perturbed: `only("*BatchNorm*")` is SAM on normalisation layers
-    alone (SAM-ON; Mueller et al., 2023, arXiv 2306.04226).
+    So the radius is that of the selected leaves: `only("*BatchNorm*")` is SAM on normalisation
+    layers alone (SAM-ON; Mueller et al., 2023, arXiv 2306.04226).
 
     Args:
-        where: one glob or several, as `tree.select` takes them.
+        where: one glob or several, as in `tree.select`.
+        scaling: the rule for the selected leaves.
 
     Raises:
-        UserError: `scaling` is none; when it meets parameters, where a glob matches no leaf.
+        UserError: `scaling` is not a rule; when the result is called, a glob matches no leaf.
 
     >>> import jax.numpy as jnp
     >>> scale = only("*norm*")({"norm": jnp.ones(2), "dense": jnp.ones(2)})
@@ -195,12 +203,12 @@ def only(where: str | Sequence[str], scaling: Scaling = NoScaling()) -> OnlyScal
 def support(scaling: Scaling = NoScaling()) -> SupportScaling:
     """The units of `scaling` for weights that are not zero, and `T = 0` for those that are.
 
-    So a network that was pruned keeps its mask under every perturbation. (`element()` does so by
-    itself; `none`, `filters`, `layers` and any `eta` move weights at zero.) Biases that are still
-    at zero stay there, too.
+    So a pruned network keeps its mask under every perturbation. (`element()` does this by itself;
+    `none`, `filters`, `layers` and any `eta > 0` move weights at zero.) Biases that are still at
+    zero also stay there.
 
     Raises:
-        UserError: `scaling` is none.
+        UserError: `scaling` is not a rule.
 
     >>> import jax.numpy as jnp
     >>> support()(jnp.array([2.0, 0.0])).tolist(), support(element(0.5))(jnp.zeros(1)).tolist()
@@ -211,7 +219,7 @@ def support(scaling: Scaling = NoScaling()) -> SupportScaling:
 
 
 def check_scaling(caller: str, scaling: Any) -> None:
-    """Raises a `UserError` where `scaling` is no rule."""
+    """Raises a `UserError` if `scaling` is not a rule: a hashable callable."""
     try:
         hash(scaling)
         is_rule = callable(scaling)
@@ -226,10 +234,11 @@ def check_scaling(caller: str, scaling: Any) -> None:
 
 
 def units(caller: str, scaling: Scaling, params: Params) -> Params:
-    """`scaling(params)`, refused where it does not fit the parameters.
+    """`scaling(params)`, checked against the parameters.
 
     Raises:
-        UserError: names `caller` and the leaf; the tree is another, or a leaf does not broadcast.
+        UserError: names `caller` and the leaf; the tree structure differs, or a leaf does not
+            broadcast to its parameter.
     """
     if isinstance(scaling, OnlyScaling | SupportScaling):
         return scaling.within(units(caller, scaling.scaling, params), params)
@@ -240,10 +249,10 @@ def units(caller: str, scaling: Scaling, params: Params) -> Params:
 
 
 def check_units(caller: str, scaling: Scaling, params: Params) -> None:
-    """As `units`, from shapes alone: one trace of a rule that is none of those here.
+    """The checks of `units` from shapes alone; a rule defined outside this module is traced once.
 
     Raises:
-        UserError: as there.
+        UserError: as in `units`.
     """
     rule = scaling
     while isinstance(rule, OnlyScaling | SupportScaling):
@@ -297,25 +306,25 @@ def ascent(
 ) -> Params:
     """The steepest perturbation of radius `rho`: `rho T^2 g / ||T g||_2`.
 
-    In the maximum norm, `|e_i| <= rho T_i`, it is `rho |T| sign(g)`. Not normalised it is
-    `rho T^2 g`, whose length is that of the gradient.
+    In the maximum norm, `|e_i| <= rho |T_i|`, it is `rho |T| sign(g)`. Without normalisation it is
+    `rho T^2 g`, whose length grows with the gradient.
 
-    A zero gradient gives exactly zero, also under `grad` and `vmap`; there is no epsilon, so the
-    radius is `rho` at every gradient that is not zero, however small (`T g` is divided by its size
-    before it is squared).
+    A zero gradient gives exactly zero, also under `grad` and `vmap`. There is no epsilon, so the
+    radius is `rho` for every nonzero gradient, however small (`T g` is divided by its size before
+    it is squared).
 
     Args:
         grads: gradient `g` at `params`.
-        params: parameters, which the rule is resolved on.
+        params: parameters on which the rule is evaluated.
         rho: radius, in units of `T`; may be traced.
         scaling: rule for `T`.
-        norm: of the ball, 'l2' or 'linf'; 'none': not normalised.
+        norm: of the ball, 'l2' or 'linf'; 'none' means no normalisation.
 
     Returns:
-        A tree like `params`, in float32 at least.
+        A tree like `params`, in at least float32.
 
     Raises:
-        UserError: an unknown norm; `scaling` is no rule, or does not fit the parameters.
+        UserError: an unknown norm; `scaling` is not a rule, or does not fit the parameters.
 
     >>> import jax.numpy as jnp
     >>> ascent({"w": jnp.array([3.0, 4.0])}, {"w": jnp.zeros(2)}, rho=10.0)["w"].tolist()
@@ -335,9 +344,9 @@ def ascent(
     peaks = [jnp.max(jnp.abs(x)) for x in jax.tree.leaves(scaled) if x.size]
     if not peaks:
         return scaled
-    # A common factor drops out of the direction, so no derivative has to pass through the size.
+    # The size cancels in the direction, so no derivative has to pass through it.
     size = jax.lax.stop_gradient(_mean(peaks))
-    # XLA may multiply by 1 / size, which is no subnormal number so.
+    # XLA may multiply by 1 / size instead; the cap keeps that number from being subnormal.
     size = jnp.minimum(size, 1 / jnp.finfo(size.dtype).tiny)
     is_zero = size == 0
     unit = jax.tree.map(lambda x: x / jnp.where(is_zero, 1, size).astype(x.dtype), scaled)
@@ -348,7 +357,7 @@ def ascent(
 
 
 def perturb(params: Params, perturbation: Params) -> Params:
-    """`w + e`, added in the wider of the two types and rounded once to that of `w`.
+    """`w + e`, added in the wider of the two types (at least float32), rounded once to that of `w`.
 
     >>> import jax.numpy as jnp
     >>> perturb({"w": jnp.ones(1, jnp.bfloat16)}, {"w": jnp.full(1, 0.01)})
@@ -358,10 +367,10 @@ def perturb(params: Params, perturbation: Params) -> Params:
 
 
 def lost_fraction(params: Params, perturbation: Params) -> jax.Array:
-    """Share of the weights that are perturbed in vain: `e != 0` but `w + e == w` in their type.
+    """Share of the perturbed weights (`e != 0`) that do not change: `w + e == w` in their type.
 
-    At `rho` = 0.05 and some ten million weights the typical entry of `e` is 1e-5, below half a unit
-    in the last place of most bfloat16 weights. Zero where nothing is perturbed.
+    At `rho` = 0.05 and about ten million weights the typical entry of `e` is 1e-5, below half a
+    unit in the last place of most bfloat16 weights. The share is zero if nothing is perturbed.
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones(4, jnp.bfloat16)}
@@ -379,7 +388,7 @@ def lost_fraction(params: Params, perturbation: Params) -> jax.Array:
 
 
 def to_unit(perturbation: Params, scale: Params) -> Params:
-    """`u = e / T`, in which the ball is Euclidean; zero where `T` is zero."""
+    """`u = e / T`, the unit in which the ball is Euclidean; zero where `T` is zero."""
 
     def divide(t, e):
         return jnp.where(t == 0, 0, e / jnp.where(t == 0, 1, t))
@@ -419,14 +428,14 @@ def _times(rho: ArrayLike, t: jax.Array) -> jax.Array:
 
 
 def _wide(*leaves: jax.Array) -> jnp.dtype:
-    """The type to compute in: the widest of the leaves, but float32 at least."""
-    # Not promote_types: under strict promotion that refuses float64 with float32.
+    """The type to compute in: the widest of the leaves, but at least float32."""
+    # Not promote_types: under strict promotion it refuses float64 with float32.
     dtypes = [jnp.dtype(jnp.float32), *(jnp.dtype(x.dtype) for x in leaves)]
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def _mean(values: list[jax.Array]) -> jax.Array:
-    """The mean of scalars of several types, which does not overflow; NaN if one of them is."""
+    """The mean of scalars of several types, without overflow; NaN if one of them is NaN."""
     dtype = _wide(*values)
     return tree.total([x.astype(dtype) / len(values) for x in values])
 
@@ -434,8 +443,8 @@ def _mean(values: list[jax.Array]) -> jax.Array:
 def _rounded_sum(w: jax.Array, e: jax.Array) -> jax.Array:
     """`w + e` rounded to the type of `w`, held in the wider type.
 
-    `reduce_precision` and not a pair of casts: XLA removes such pairs (`xla_allow_excess_precision`
-    is on by default), and then nothing seems lost.
+    This uses `reduce_precision`, not a pair of casts. XLA removes such pairs
+    (`xla_allow_excess_precision` is on by default), and then no loss would show.
     """
     info = jnp.finfo(w.dtype)
     wide = _wide(w, e)

@@ -1,4 +1,4 @@
-"""How jax is started for a run: its arithmetic tested, its compilations kept."""
+"""How jax is started for a run: with tested arithmetic and a persistent compilation cache."""
 
 import gc
 import hashlib
@@ -16,14 +16,15 @@ _HOSTS = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS")
 
 
 def start() -> None:
-    """Test the arithmetic, turn the persistent compilation cache on, refuse what is not built.
+    """Test the arithmetic, turn on the persistent compilation cache, refuse runs on several hosts.
 
-    The cache lies in `JAX_COMPILATION_CACHE_DIR`, else in `~/.cache/sharpjax/`, in a folder for
-    each kind of processor: XLA's CPU code of one may not run on another. It keeps what took half a
-    second, or `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
+    The cache is `JAX_COMPILATION_CACHE_DIR` if set. Otherwise it is a folder in `sharpjax/` under
+    `XDG_CACHE_HOME` (default `~/.cache`), one for each kind of processor, because XLA's CPU code
+    for one kind may not run on another. It keeps programs that took at least half a second to
+    compile, or `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
 
     Raises:
-        UserError: several hosts are asked for, or the CPU computes wrong numbers.
+        UserError: several hosts are configured, or the CPU computes wrong numbers.
     """
     hosts = [name for name in _HOSTS if os.environ.get(name)]
     if hosts or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
@@ -45,12 +46,15 @@ def _cache_folder() -> pathlib.Path:
 
 
 def make_room(*, share: float = 0.5) -> bool:
-    """Forget all compiled programs where the process has used up that share of the memory maps
-    that Linux allows it (`vm.max_map_count`, 65,530 by default); whether it did.
+    """Drop all compiled programs if the process has used this share of its memory maps.
 
-    XLA's CPU code holds some maps for each program, and LLVM ends the process where it gets no
-    more. A study of 24 arms of six nets came to that after 71 minutes. What is needed again comes
-    from the persistent cache, or is compiled once more.
+    Linux limits the memory maps of a process (`vm.max_map_count`, 65,530 by default). XLA's CPU
+    code holds some maps for each program, and LLVM ends the process when it gets no more. A study
+    of 24 arms of six nets reached the limit after 71 minutes. A dropped program that is needed
+    again comes from the persistent cache, or is compiled again.
+
+    Returns:
+        Whether the programs were dropped.
     """
     used, most = _memory_maps()
     if used < share * most:
@@ -61,7 +65,7 @@ def make_room(*, share: float = 0.5) -> bool:
 
 
 def _memory_maps() -> tuple[int, float]:
-    """How many this process has, and how many it may have; (0, inf) where the system has no such
+    """The number of memory maps of this process, and its limit; (0, inf) if the system has no such
     limit."""
     try:
         with open("/proc/self/maps", "rb") as file:
@@ -72,14 +76,14 @@ def _memory_maps() -> tuple[int, float]:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processor() -> str:
-    """Its model, and a digest of the features that XLA's code may use."""
+    """The processor model, and a digest of the features that XLA's code may use."""
     features = _features()
     model = next((x for x in features.splitlines() if x.startswith("model name")), features)
     return f"{model.partition(':')[2].strip() or model} ({_digest(features)})"
@@ -90,7 +94,7 @@ def _digest(text: str) -> str:
 
 
 def _features() -> str:
-    """The model and features of the processor, as far as the system tells."""
+    """The model and features of the processor, as far as the system reports them."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""How much memory a call will take, found from shapes before anything is compiled."""
+"""How much memory a call will take, computed from shapes before anything is compiled."""

@@ -1,7 +1,8 @@
-"""How the arrays of a program lie on a mesh, followed from its inputs through each operation.
+"""The sharding of the arrays of a program, propagated from its inputs through each operation.
 
-A compiler decides this itself, and looks at the whole program. Here it goes forwards alone, and
-what is made of nothing (zeros, random numbers) lies as the parameter of its shape does.
+The compiler decides this itself and looks at the whole program. Here shardings propagate forwards
+only. Arrays made without inputs (zeros, random numbers) are sharded like the parameter of the same
+shape.
 """
 
 import math
@@ -16,11 +17,11 @@ Spec = tuple[tuple[str, ...], ...]
 
 
 class Layout:
-    """A mesh, and the parameters that lie on it.
+    """A mesh, and the parameters that are sharded over it.
 
     Args:
-        sizes: of the axes of the mesh.
-        known: the shapes of sharded parameters, and how they lie.
+        sizes: of the axes of the mesh, by name.
+        known: the shapes of sharded parameters, and their specs.
     """
 
     def __init__(self, sizes: dict[str, int], known: dict[tuple[int, ...], Spec]):
@@ -31,7 +32,7 @@ class Layout:
         return math.prod(self.sizes[name] for names in spec for name in names)
 
     def spec_of(self, aval: Any) -> Spec:
-        """What its type says (Explicit axes), or how the parameter of its shape lies."""
+        """The spec in its type (Explicit axes), or that of the parameter of the same shape."""
         typed = getattr(getattr(aval, "sharding", None), "spec", None)
         if typed and any(typed):
             return as_spec(typed, aval.ndim)
@@ -43,13 +44,13 @@ class Layout:
 
 
 def as_spec(spec: Any, ndim: int) -> Spec:
-    """A `PartitionSpec` with a tuple of names for each dimension."""
+    """A `PartitionSpec` as a tuple of axis names for each dimension."""
     names = [() if n is None else (n,) if isinstance(n, str) else tuple(n) for n in spec]
     return tuple(names) + ((),) * (ndim - len(names))
 
 
 def lies(array: Any) -> tuple[dict[str, int], Spec]:
-    """The axes of the mesh of an array, and its spec."""
+    """The mesh axes of an array with their sizes, and its spec."""
     sharding, ndim = getattr(array, "sharding", None), len(jnp.shape(array))
     if not isinstance(sharding, jax.NamedSharding):
         return {}, ((),) * ndim
@@ -57,7 +58,7 @@ def lies(array: Any) -> tuple[dict[str, int], Spec]:
 
 
 def num_bytes(aval: Any) -> int:
-    """The bytes of an array, from its shape; of a key, of its data."""
+    """The bytes of an array, from its shape and type; a random key counts 8 bytes."""
     shape = getattr(aval, "shape", ())
     if not hasattr(aval, "dtype"):
         return 0
@@ -85,7 +86,7 @@ def results_lie(
 
 
 def _fits(layout, spec, out) -> Spec:
-    """Each axis once, and only where it divides the dimension."""
+    """The spec with each axis used once, and only if it divides the dimension."""
     used: set[str] = set()
     kept = []
     for names, size in zip(spec, out.shape, strict=True):
@@ -143,7 +144,7 @@ def _follow(name, params, ins, specs, out) -> Spec:
             next(offset, ()) if i in numbers.offset_dims else next(left, ())
             for i in range(len(out.shape))
         )
-    # What has the shape of the result lies as it does.
+    # By default the result is sharded like an operand of its shape.
     for aval, spec in sorted(zip(ins, specs, strict=True), key=lambda p: not any(p[1])):
         shape = getattr(aval, "shape", ())
         if len(shape) == len(out.shape) and spec:
@@ -154,12 +155,12 @@ def _follow(name, params, ins, specs, out) -> Spec:
 
 
 def _whole(aval: Any) -> Spec:
-    """Of an array that is not cut."""
+    """The spec of an array that is not sharded."""
     return tuple(() for _ in getattr(aval, "shape", ()))
 
 
 def _reshaped(before, spec, after) -> Spec:
-    """Dimensions that are split or joined keep what the first of them had."""
+    """The spec after a reshape: dimensions split or joined keep the axes of the first of them."""
     found, i, left, names = [], 0, 1, ()
     for size in after:
         if left == 1:

@@ -39,12 +39,13 @@ class Memory(NamedTuple):
 
     Attributes:
         operator: parameters, batch and arrays of the loss, which the caller holds.
-        residuals: what the linearisation keeps, its own copies of parameters and batch included.
-        state: what the solver keeps beside: basis, vectors, probes, results.
-        product: temporaries of one product and of the step round it, of the linearisation, or of a
-            restart of the basis: of what takes most.
-        total: all of these, at the peak of the call.
-        most: the peak where the basis grows as far as `max_products` lets it; else `total`.
+        residuals: arrays that the linearisation keeps, including its own copies of parameters and
+            batch.
+        state: arrays that the solver keeps besides: basis, vectors, probes, results.
+        product: temporaries of one product with its step, of the linearisation, or of a restart of
+            the basis, whichever takes most.
+        total: the sum of these, at the peak of the call.
+        most: the peak if the basis grows as far as `max_products` allows; else `total`.
     """
 
     operator: int
@@ -62,11 +63,11 @@ class Memory(NamedTuple):
 def memory(
     operator: Operator, solver: Callable[..., Any] | str = top_eigenpairs, **options: Any
 ) -> Memory:
-    """The memory that `solver(operator, **options)` takes at its peak, from shapes alone.
+    """The peak memory of `solver(operator, **options)`, in bytes, from shapes alone.
 
-    Nothing is computed or compiled: the call is traced, which takes .1 to 3 s on the nets of the
-    benchmarks, where compiling it takes 5 to 40 s. On their three workloads it was within 15 % of
-    what the compiled programs say (docs/geometry.md, "Memory").
+    Nothing is computed or compiled; the call is only traced. On the nets of the benchmarks tracing
+    takes .1 to 3 s and compiling 5 to 40 s. On their three workloads the estimate was within 15 %
+    of what the compiled programs report (docs/geometry.md, "Memory").
 
     >>> import jax.numpy as jnp
     >>> from sharpjax.geometry import hessian
@@ -79,37 +80,38 @@ def memory(
     state          4.1 MiB
     ...
 
-    Arrays may be `jax.ShapeDtypeStruct`s, so that a net is asked about that this machine does not
-    hold. `jax.eval_shape` makes such an operator; shardings are given by its arrays:
+    Arrays may be `jax.ShapeDtypeStruct`s, so you can ask about a net that this machine cannot hold.
+    `jax.eval_shape` makes such an operator; its arrays carry the shardings:
 
         operator = jax.eval_shape(functools.partial(hessian, loss), params, batch)
 
-    **What is counted**: what jax allocates on a device, the buffers of XLA: the arrays of the
-    operator, the linearisation, what the solver keeps, and temporaries. Not counted: the program
-    itself, what kernels allocate at run time (columns of images of a convolution on CPU, workspaces
-    of cuDNN), and what the allocator loses to fragments. Temporaries are found by following which
-    buffers live at each step, with elementwise chains fused: on CPU in XLA's breadth-first order,
-    elsewhere in the order of the trace, which has not been compared with an accelerator. Inside
-    your own jit a call takes less, since copies of parameters and batch are left out.
+    **What is counted**: the XLA buffers that JAX allocates on a device, that is, the arrays of the
+    operator, the linearisation, the state of the solver, and temporaries. Not counted: the program
+    itself, what kernels allocate at run time (image columns of a convolution on CPU, workspaces of
+    cuDNN), and what the allocator loses to fragmentation. Temporaries are found by following which
+    buffers are live at each step, with elementwise chains fused. The order of steps is XLA's
+    breadth-first order on CPU; elsewhere it is the order of the trace, which has not been compared
+    with an accelerator. Inside your own jit a call takes less, since it makes no copies of
+    parameters and batch.
 
-    With sharded arrays the bytes are those of one device. How intermediate values lie is followed
-    forwards from parameters and batch, which is a guess at what the compiler decides.
+    With sharded arrays the bytes are those of one device. The shardings of intermediate values are
+    propagated forwards from parameters and batch, which is a guess at what the compiler decides.
 
     Args:
-        operator: what the solver is called with. Of `averaged`, linearisations are counted as far
-            as `cache_bytes` keeps them; of a loader as if it filled that.
+        operator: the operator that the solver is called with. For `averaged`, linearisations are
+            counted as far as `cache_bytes` keeps them; for a loader, as if it filled `cache_bytes`.
         solver: `top_eigenpairs`, `trace`, `diagonal`, `frobenius`, `spectral_density`, `logdet` or
             `solve`; or "product", for `operator.linearize()` and one product.
-        options: as the solver takes them, such as `k=10, basis_size=16`; a key may be left out, and
-            so may the right side of `solve`.
+        options: those of the solver, such as `k=10, basis_size=16`. You may omit the key, and the
+            right-hand side of `solve`.
 
     Returns:
         `Memory`. A basis that may grow is counted at its first size, 16 + 4 k vectors, which is
-        seldom exceeded; `most` says what it may come to.
+        seldom exceeded; `most` is the peak if it grows to its limit.
 
     Raises:
-        UserError: there is no such solver or option; or it is one whose memory is not known from
-            shapes: `start`, `verify`, and `method="exact"`.
+        UserError: there is no such solver or option; the operator runs Python code; or the memory
+            of an option is not known from shapes: `start`, `verify`, and `method="exact"`.
     """
     check_operator(_CALLER, operator)
     name = solver if isinstance(solver, str) else getattr(solver, "__name__", repr(solver))
@@ -134,20 +136,20 @@ def memory(
             options, rows = _first_basis(operator, options)
         peak = _of_solver(layout, name, operator, options)
         if restarted:
-            # The vectors of the certificate beside a product; those that are kept at a restart.
+            # The vectors of the certificate beside a product, or those kept at a restart.
             more = max(peak.product + 2 * vector, restarted * vector)
             peak = peak._replace(product=more)
     for mean in means:
         peak = _of_mean(layout, mean, vector, peak)
     total = own + sum(peak)
     more = rows.last - rows.first
-    # While a basis is copied to a larger one, no product runs.
+    # No product runs while a basis is copied to a larger one.
     grown = own + peak.residuals + peak.state + (rows.before + more) * vector
     return Memory(own, *peak, total, max(total + more * vector, grown if more else 0))
 
 
 class _Rows(NamedTuple):
-    """Of a basis: at first, before it grew for the last time, and after that."""
+    """Rows of a basis: at first, before it last grew, and after that."""
 
     first: int = 0
     before: int = 0
@@ -224,7 +226,7 @@ def _of_product(layout: Layout, operator: Any) -> Peak:
     held = sum(x.num_bytes for x in (*vectors, *second.outputs) if x is not None)
     residuals = sum(x.num_bytes for x in first.outputs if x is not None)
     cpu = _is_on_cpu(operator)
-    # Of a part of the parameters, the linearisation may take more than a product after it.
+    # For a part of the parameters, the linearisation may take more than a product after it.
     temporaries = max(schedule.peak(second, cpu), schedule.peak(first, cpu) - held)
     return Peak(residuals, held, temporaries)
 
@@ -247,12 +249,12 @@ def _of_solver(layout: Layout, solver: str, operator: Any, options: dict[str, An
         return call(operator, **arrays, **rest)
 
     traced = _read(layout, solve, operator, arrays)
-    # These solvers give to their loops what they carry.
+    # These solvers donate to their loops what the loops carry.
     return schedule.of_call(traced, _is_on_cpu(operator), given=True)
 
 
 def _num_kept(options: dict[str, Any]) -> int:
-    """How many vectors a restart of `top_eigenpairs` keeps; 0 where there is none."""
+    """How many vectors a restart of `top_eigenpairs` keeps; 0 if it never restarts."""
     if not options.get("basis_size"):
         return 0
     step = SearchStep(options.get("k", 1), options.get("which", "LA"), options.get("guards", 2))
@@ -260,7 +262,7 @@ def _num_kept(options: dict[str, Any]) -> int:
 
 
 def _first_basis(operator: Any, options: dict[str, Any]) -> tuple[dict[str, Any], _Rows]:
-    """Options by which the basis has its first size, and how it may grow."""
+    """Options that give the basis its first size, and how it may grow."""
     basis_size = options.get("basis_size")
     if basis_size == 0:
         return options, _Rows()
@@ -276,7 +278,7 @@ def _first_basis(operator: Any, options: dict[str, Any]) -> tuple[dict[str, Any]
 
 
 def _of_mean(layout: Layout, mean: Averaged, vector: int, peak: Peak) -> Peak:
-    """With the linearisations of all batches that are kept, and the others one after another."""
+    """The peak of a mean over batches: cached linearisations, and the others one at a time."""
     batches, left, kept = mean.batches, mean.cache_bytes, 0
     if getattr(mean.operator, "microbatch_size", None) is not None:
         left = -1
@@ -301,7 +303,7 @@ def _of_mean(layout: Layout, mean: Averaged, vector: int, peak: Peak) -> Peak:
         moved = sum(num_bytes(x) for x in jax.tree.leaves(mean.operator.batch))
         fresh = schedule.peak(once, _is_on_cpu(mean)) + 2 * moved
     parts = math.prod(layout.sizes.values()) if layout.sizes else 1
-    # The sum over the batches and the term that is added to it.
+    # Two vectors more: the sum over the batches and the term that is added to it.
     return Peak(kept // parts, peak.state + 2 * vector, max(peak.product if kept else 0, fresh))
 
 

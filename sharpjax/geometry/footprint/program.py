@@ -1,4 +1,4 @@
-"""A traced program as a list of instructions: calls inlined, loops and branches with bodies."""
+"""A traced program as a list of instructions; calls are inlined, loops and branches have bodies."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ VIEWS = frozenset(
     "copy_p expand_dims mesh_cast optimization_barrier reshape reshard sharding_constraint squeeze "
     "stop_gradient transpose".split()
 )
-_BODIES = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # of what only calls
+_BODIES = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # bodies of equations that are plain calls
 
 
 class Value:
-    """An array of a program; known by its identity.
+    """An array of a program; compared by identity.
 
     Attributes:
         aval: shape and type.
-        spec: the axes of the mesh that each of its dimensions is cut over.
-        num_bytes: of the part that one device holds.
+        spec: the mesh axes that each dimension is sharded over.
+        num_bytes: size of the part that one device holds.
     """
 
     def __init__(self, aval: Any, spec: Any, layout: Layout):
@@ -29,13 +29,15 @@ class Value:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-    """Attributes:
-    name: of the primitive.
-    operands, results: constants that stand in the program left out.
-    params: of the equation.
-    bodies: of a loop or of branches.
-    carried: of a loop, how many operands before those it carries, and how many these are.
-    given: the caller of a loop gives away what it carries.
+    """One operation of a program.
+
+    Attributes:
+        name: of the primitive.
+        operands, results: arrays; literal constants are left out.
+        params: of the equation.
+        bodies: of a loop or of branches.
+        carried: for a loop, the number of operands before the carried ones, and of the carried.
+        given: the caller of a loop donates what the loop carries.
     """
 
     name: str
@@ -49,10 +51,12 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """Attributes:
-    instructions: what the outputs need, in the order of the trace.
-    inputs, outputs: an input that is handed on is among both; a constant output is None.
-    carried: of the body of a loop, the inputs whose places its outputs take.
+    """A program, or the body of a loop or branch.
+
+    Attributes:
+        instructions: those that the outputs need, in the order of the trace.
+        inputs, outputs: an input that is passed through is in both; a constant output is None.
+        carried: for the body of a loop, the inputs whose buffers its outputs take.
     """
 
     instructions: tuple[Instruction, ...]
@@ -62,7 +66,7 @@ class Program:
 
 
 def read(closed: Any, specs: Sequence[Any], layout: Layout) -> Program:
-    """The program of a closed jaxpr whose inputs lie as `specs` say."""
+    """The program of a closed jaxpr whose inputs are sharded by `specs`."""
     inputs = [Value(v.aval, s, layout) for v, s in zip(closed.jaxpr.invars, specs, strict=True)]
     return _read(closed.jaxpr, inputs, layout)
 
@@ -143,7 +147,7 @@ def _controlled(eqn, operands, layout, given) -> Instruction:
 
 
 class _Row:
-    """A slice of what is scanned."""
+    """One slice of a scanned array."""
 
     def __init__(self, x: Value | None):
         self.spec = () if x is None else x.spec[1:]

@@ -1,10 +1,11 @@
-"""The bytes that a program needs at its peak, with the buffers of XLA in mind.
+"""The bytes that a program needs at its peak, modelled on the buffers of XLA.
 
-Chains of elementwise operations are joined with what reads them. So a value takes memory only
-where it is the result of a matrix product, a convolution, a sum or a loop; where one of these reads
-it; where it is an output; or where several read it and it is dear (`exp`). A product whose operands
-have their dimensions in another order than its kernel wants them gets copies. On CPU operations run
-breadth first, as soon as what they read is there; elsewhere in the order of the trace.
+Chains of elementwise operations are fused into the operations that read them. So a value takes
+memory only in four cases. It is the result of a matrix product, a convolution, a sum or a loop. Or
+it is read by a matrix product, a convolution or a loop. Or it is an output. Or several operations
+read it and it is expensive to recompute (`exp`). A product gets copies of operands whose dimensions
+are not in the order that its kernel needs. On CPU operations run breadth first, as soon as their
+operands are ready; elsewhere they run in the order of the trace.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ _IN_PLACE = _JOINED | frozenset("cond dynamic_update_slice scan scatter scatter-
 
 
 class Peak(NamedTuple):
-    """Bytes at the peak of a call: of its linearisation, of what the solver keeps, and of what a
-    product takes while it runs."""
+    """Bytes at the peak of a call: of the linearisation, of the arrays that the solver keeps, and
+    of the temporaries of a product."""
 
     residuals: int
     state: int
@@ -42,14 +43,14 @@ class Peak(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """What fills buffers, with all that is joined to it.
+    """An operation that fills buffers, with all operations fused into it.
 
     Attributes:
         name: of the primitive.
         reads: the buffers and inputs that it reads, in order.
         fills: the buffers that it fills.
-        inner: bytes that it takes for itself while it runs.
-        loop: the instruction, of a `while` loop.
+        inner: bytes of temporaries while it runs.
+        loop: the instruction if it is a `while` loop, else None.
     """
 
     name: str
@@ -61,10 +62,12 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Buffers:
-    """Attributes:
-    steps: in the order of the trace.
-    outputs: the buffers and inputs that each output is made of.
-    of: what each value is made of, by its identity.
+    """The steps of a program, and the buffers behind each value.
+
+    Attributes:
+        steps: in the order of the trace.
+        outputs: the buffers and inputs that each output is made of.
+        of: the buffers and inputs that each value is made of, by its `id`.
     """
 
     steps: tuple[Step, ...]
@@ -81,7 +84,7 @@ def buffers(program: Program, cpu: bool) -> Buffers:
     outputs = {id(x) for x in program.outputs}
 
     def end_readers(value) -> Iterator[Instruction | None]:
-        """What reads it, itself or a view; None is the outside."""
+        """The instructions that read a value or a view of it; None if it is an output."""
         if id(value) in outputs:
             yield None
         for instruction in readers[id(value)]:
@@ -95,7 +98,7 @@ def buffers(program: Program, cpu: bool) -> Buffers:
     steps: list[Step] = []
 
     def copied(x: Value, order: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[Value, ...]:
-        """The buffers of an operand whose dimensions must be in an order that they may not have."""
+        """The buffers of an operand, or of a copy if its dimensions are not in the wanted order."""
         if order == wanted:
             return of[id(x)]
         if (id(x), order) not in copies:
@@ -144,9 +147,9 @@ def buffers(program: Program, cpu: bool) -> Buffers:
 
 
 def peak(program: Program, cpu: bool) -> int:
-    """The bytes that a program takes beside its inputs and outputs.
+    """The peak bytes that a program takes besides its inputs and outputs.
 
-    In the body of a loop, outputs take the places of what it carries.
+    In the body of a loop, outputs take the buffers of the carried inputs.
     """
     found = buffers(program, cpu)
     steps = _breadth_first(found.steps, program.inputs) if cpu else found.steps
@@ -166,20 +169,21 @@ def peak(program: Program, cpu: bool) -> int:
             elif last.get(id(old), -1) <= when[id(new)] and not _is_among(old, outputs):
                 elsewhere.add(id(new))
     kept = {id(x) for x in outputs if x is not None}
-    # Random bits of a step were seen to live on beside its product.
+    # Random bits of a step were observed to stay live beside its product.
     kept |= {id(x) for step in steps if step.name == "random_bits" for x in step.fills}
     return moved + _highest(steps, elsewhere, kept, last)
 
 
 def of_call(program: Program, cpu: bool, given: bool) -> Peak:
-    """The peak of a solver whose loops are programs of their own, as they are outside of a trace.
+    """The peak of a solver whose loops are separate programs, as they are outside of a trace.
 
-    A loop has copies of what it reads and holds until the call ends, and of what it carries where
-    that is not given to it.
+    A loop holds copies of what it reads until the call ends. It also copies what it carries, unless
+    that is donated.
 
     Args:
-        program: the solver, traced as one.
-        given: it gives to its loops what they carry.
+        program: the solver, traced as one program.
+        cpu: whether it runs on CPU.
+        given: the solver donates to its loops what they carry.
     """
     found = buffers(program, cpu)
     outputs = {id(x) for made in found.outputs for x in made}

@@ -160,7 +160,7 @@ class _Carry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _ProbeStep:
-    """One product; after the last one of a probe, also its nodes and the start of the next probe."""
+    """One product; after the last of a probe, also its nodes and the start of the next probe."""
 
     num_steps: int
     width: int
