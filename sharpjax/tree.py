@@ -325,7 +325,7 @@ def index(tree: PyTree, i: jax.typing.ArrayLike) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
-# What a user passed.
+# Checks of user arguments, and digests.
 
 
 def _describe(leaf) -> str:

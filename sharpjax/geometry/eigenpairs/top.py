@@ -42,10 +42,10 @@ def top_eigenpairs(
     """The k extreme eigenvalues of an operator and their eigenvectors, by Lanczos.
 
     If `converged[i]` is true, an eigenvalue lies within `max(tol |values[i]|, 10 eps |A|)` of
-    `values[i]`. All values before it have then converged too, and the values next to the k are
-    known well enough to tell them apart. Only `verify=True` finds the copies of a multiple
-    eigenvalue. docs/geometry.md, "How eigenvalues are certified", explains these certificates and
-    says how often they failed.
+    `values[i]`; `eps` is the noise of one product, 6e-7 in float32. All values before it have then
+    converged too, and the values next to the k are known well enough to tell them apart. Only
+    `verify=True` finds the copies of a multiple eigenvalue. docs/geometry.md, "How eigenvalues are
+    certified", explains these certificates and says how often they failed.
 
     On networks a search takes 10 to 14 products for k = 1, and 3 k to 4 k for k >= 10. The smallest
     eigenvalues take several times as many.

@@ -33,7 +33,8 @@ _STRICTER = 0.3  # factor on the tolerance, since the gap is only a guess
 # How far a value beyond the k may move until the next result, relative to the largest value: the
 # least, the most, and the guess before anything is known.
 _LEAST_DRIFT, _MOST_DRIFT, _DRIFT = 0.01, 0.2, 0.1
-# A guard counts as found if its residual is at most this share of how far it may have moved.
+# A guard counts as found if its residual is at most this share of how far it may have moved: the
+# first during a search, the second for what is carried on.
 _SEEN, _MEASURED = 0.1, 0.3
 
 

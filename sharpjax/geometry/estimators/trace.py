@@ -102,8 +102,8 @@ def trace(
     >>> bool(abs(found.value - 10_000) < 3 * found.standard_error), int(found.num_products)
     (True, 4)
 
-    * "hutchinson" is the mean of `z'Az` over normal probes z. Its standard error is `sqrt(2 mean
-      |A z|^2 / N)`, from the products at hand.
+    * "hutchinson" is the mean of `z'Az` over N normal probes z. Its standard error, from the same
+      products, is `sqrt(2 mean |A z|^2 / N)`.
     * "deflated" first removes the largest eigenvalues: the trace is exact on a small Krylov space,
       and probes estimate the rest. Four probes taken first decide how large the basis should be; it
       may be empty. On a dense net of 670,000 parameters 230 products gave 1 %; probes alone took

@@ -29,7 +29,7 @@ _CHUNK = 64  # points of a grid computed at a time, to save memory
 
 
 class Curve(NamedTuple):
-    """A function on a grid, and its standard error; both like the grid."""
+    """A function on a grid, and its standard error; both have the shape of the grid."""
 
     value: jax.Array
     standard_error: jax.Array
