@@ -290,7 +290,7 @@ def _finish(
     log = None
     if damping is not None:
         none = (jnp.zeros_like(value),) * 2
-        log = logdet.from_probes(False, size, probed, atoms, damping, none)
+        log = logdet.from_probes(False, probed, atoms, damping, none)
     smallest, residual = quadrature.lowest(probed)
     return CurvatureReport(
         top=top if vectors else top._replace(vectors=None),

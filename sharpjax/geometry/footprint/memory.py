@@ -176,9 +176,9 @@ def _check_options(solver: str, options: dict[str, Any]) -> None:
     for name, least in (("basis_size", 0), ("max_products", 1)):
         if options.get(name) is not None:
             whole_number(solver, name, options[name], least=least)
-    refused = {"start": None, "verify": False, "method": "deflated"}
+    counted = {"start": None, "verify": False}
     for name, value in options.items():
-        if name in ("start", "verify") and value is not refused[name] or value == "exact":
+        if (name == "method" and value == "exact") or value is not counted.get(name, value):
             raise UserError(
                 f"{_CALLER}: {name}={value if name != 'start' else '...'} is not counted: what it "
                 f"takes depends on numbers. Leave it out; a search from nothing with the same k "

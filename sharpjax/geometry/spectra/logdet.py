@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sharpjax import tree
 from sharpjax.errors import whole_number
 from sharpjax.estimate import Estimate
 from sharpjax.geometry.accuracy import check_error
@@ -126,14 +125,13 @@ def logdet(
         criterion=_is_within if has_target else None,
         targets=targets,
     )
-    return from_probes(has_target, tree.size(operator.like), probed, None, 0.0, targets)
+    return from_probes(has_target, probed, None, 0.0, targets)
 
 
 @tells_unknown
-@functools.partial(jax.jit, static_argnames=("has_target", "size"))
+@functools.partial(jax.jit, static_argnames="has_target")
 def from_probes(
     has_target: bool,
-    size: int,
     probed: quadrature.Probed,
     atoms: jax.Array | None,
     damping: jax.typing.ArrayLike,
@@ -143,7 +141,6 @@ def from_probes(
 
     Args:
         has_target: whether `targets` must be met.
-        size: number of eigenvalues.
         probed: probes in the complement of the vectors of `atoms`.
         atoms: the individually known eigenvalues; NaN marks an absent one.
         damping: the number added to A.
