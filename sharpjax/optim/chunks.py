@@ -19,24 +19,25 @@ def sam_value_and_grad(
     """The clean pass of m-SAM: `jax.value_and_grad(loss, has_aux=True)`, chunk by chunk.
 
     Each chunk of `m` neighbouring examples is a batch of its own (BatchNorm normalises within it).
-    Value, gradients and `aux` are the means over chunks, in float32 at least and then in their own
-    types: of equal chunks, so those of the batch where the loss is a mean over examples. What in
-    `aux` is not a floating number (a counter, a flag, a key) is the first chunk's: right for what
-    does not depend on the examples; a count of examples must be given as a floating mean.
+    Value, gradients and `aux` are means over chunks, computed in at least float32 and returned in
+    their own dtypes. Chunks have equal size, so the means are those of the batch if the loss is a
+    mean over examples. Entries of `aux` that are not floating (a counter, a flag, a key) are those
+    of the first chunk. This is right if they do not depend on the examples; give a count of
+    examples as a floating mean.
 
     Cost: one pass over the batch. Memory: the activations of one chunk, and every chunk's gradient:
     (batch size / m) times the parameters (44.7 MB each for a ResNet-18 in float32).
 
     Args:
-        loss: `loss(params, batch) -> (value, aux)`, value the mean over the batch.
+        loss: `loss(params, batch) -> (value, aux)`, with value the mean over the batch.
         m: examples of a chunk, a divisor of the batch.
 
     Returns:
-        A function of (params, batch) that gives ((value, aux), grads, chunk_grads), whose leaves
-        are `[batch size / m, *leaf]`, as `sam(..., m=m).update` takes them.
+        A function of (params, batch) that returns ((value, aux), grads, chunk_grads). The leaves of
+        `chunk_grads` are `[batch size / m, *leaf]`, as `sam(..., m=m).update` takes them.
 
     Raises:
-        UserError: `m` is no positive integer, or does not divide the batch.
+        UserError: `m` is not a positive integer, or does not divide the batch.
 
     >>> import jax.numpy as jnp
     >>> def loss(w, x):
@@ -60,11 +61,11 @@ def sam_value_and_grad(
 def _mean_or_first(x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x[0]
-    return jnp.mean(x, axis=0)  # which jax accumulates in float32 at least
+    return jnp.mean(x, axis=0)  # jax accumulates it in at least float32
 
 
 def check_size(caller: str, m: Any) -> None:
-    """Refuses an `m` that is no positive integer."""
+    """Raises UserError if `m` is not a positive integer."""
     if isinstance(m, bool) or not isinstance(m, numbers.Integral) or m < 1:
         raise UserError(
             f"{caller}: m must be a positive integer, the examples of a chunk, got {m}. "

@@ -1,4 +1,4 @@
-"""Directions of the ascent as optax transforms, the part of a gradient across another, and a radius
+"""Ascent directions as optax transforms, the part of a gradient orthogonal to another, and a radius
 that follows the learning rate."""
 
 import numbers
@@ -15,7 +15,7 @@ Params = Any
 
 
 class FriendlyState(NamedTuple):
-    """The running mean of the gradients, in float32 at least."""
+    """The running mean of the gradients, in at least float32."""
 
     mean: Params
 
@@ -27,19 +27,19 @@ class RandomState(NamedTuple):
 
 
 def friendly(sigma: float = 1.0, decay: float = 0.9) -> optax.GradientTransformation:
-    """The direction of F-SAM: the gradient less its running mean (Li et al., 2024, arXiv
+    """The direction of F-SAM: the gradient minus its running mean (Li et al., 2024, arXiv
     2403.12350).
 
-    `m_t = decay m_t-1 + (1 - decay) g_t`, `m_-1 = 0`, and the direction is `g_t - sigma m_t`: what
-    is left is the noise of the batch. The authors' code subtracts `m_t-1`, and begins with
-    `m_0 = g_0`; at `sigma` = 1 the direction of a step is the same for the same `m_t-1`.
+    With `m_t = decay m_t-1 + (1 - decay) g_t` and `m_-1 = 0`, the direction is `g_t - sigma m_t`,
+    which leaves the noise of the batch. The authors' code subtracts `m_t-1` instead, and begins
+    with `m_0 = g_0`. At `sigma` = 1 the direction of a step is the same for the same `m_t-1`.
 
         tx = sam(base, rho=0.05, ascent=friendly(sigma=1.0, decay=0.6))
 
     Memory: one tree in float32.
 
     Raises:
-        UserError: `sigma` is no number >= 0, or `decay` none in [0, 1).
+        UserError: `sigma` is not a finite number >= 0, or `decay` is not a number in [0, 1).
 
     >>> import jax.numpy as jnp
     >>> tx = friendly(sigma=1.0, decay=0.5)
@@ -67,13 +67,14 @@ def friendly(sigma: float = 1.0, decay: float = 0.9) -> optax.GradientTransforma
 
 
 def random_direction(key: jax.Array) -> optax.GradientTransformation:
-    """Standard normal noise in the place of the gradient, another at every step: the control of SAM
-    that perturbs as far and not upwards (Andriushchenko and Flammarion, 2022, arXiv 2206.06232).
+    """Standard normal noise in place of the gradient, drawn anew at every step. It is the control
+    for SAM: it perturbs as far, but not uphill (Andriushchenko and Flammarion, 2022, arXiv
+    2206.06232).
 
     In m-SAM all chunks of a step have the same direction.
 
     Args:
-        key: of the first draw. Two states from `init` with one key draw the same noise.
+        key: of the first draw. Two states from `init` with the same key draw the same noise.
 
     >>> import jax.numpy as jnp
     >>> tx = random_direction(jax.random.key(0))
@@ -132,7 +133,7 @@ def coupled_rho(
 
 
 def orthogonal(a: Params, *, to: Params) -> Params:
-    """`a - <a, u> u`, `u = to / ||to||_2`: the part of `a` across `to`; `a` where that is zero.
+    """`a - <a, u> u`, `u = to / ||to||_2`: the part of `a` orthogonal to `to`; `a` if `to` is zero.
 
     >>> import jax.numpy as jnp
     >>> orthogonal(jnp.array([3.0, 4.0]), to=jnp.array([0.0, 1e-30])).tolist()
@@ -143,8 +144,8 @@ def orthogonal(a: Params, *, to: Params) -> Params:
 
 
 def sideways(a: Params, *, to: Params) -> Params:
-    """`orthogonal(a, to=to)`, and exactly zero where what is left is rounding: less than 100 units
-    in the last place of `||a||_2`. For what is normalised afterwards.
+    """`orthogonal(a, to=to)`, but exactly zero if the result is only rounding: at most 100 units in
+    the last place of `||a||_2`. Use it for directions that are normalised afterwards.
 
     >>> import jax.numpy as jnp
     >>> sideways(jnp.array([0.7, 0.1]), to=jnp.array([2.1, 0.3])).tolist()

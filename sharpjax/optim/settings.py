@@ -1,5 +1,5 @@
-"""Which values `config.optim` may hold: for the command line before jax is imported, and for the
-factory."""
+"""The values that `config.optim` may have. Used by the command line before jax is imported, and by
+the factory."""
 
 import math
 import numbers
@@ -85,26 +85,27 @@ OPTIONAL: Mapping[str, Any] = {
     "friendly": 0.0,
     "friendly_decay": 0.9,
 }
-"""Those that it may have, and what they are where it does not name them: of the Adam family, and of
-the methods of the SAM family."""
+"""The optional fields with their defaults: those of the Adam family, and of the methods of the SAM
+family."""
 
 
 def optional(optim: Any, field: str) -> Any:
-    """What the block holds of a field of `OPTIONAL`, or its default."""
+    """The value of a field of `OPTIONAL` in the block, or its default."""
     return getattr(optim, field, OPTIONAL[field])
 
 
 def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
-    """Refuses what no optimiser can be made of.
+    """Checks that an optimiser can be built from the block `config.optim`.
 
     Args:
-        optim: the block `config.optim`, an object with the attributes `FIELDS`, and `OPTIONAL`
-            ones.
+        optim: the block, an object with the attributes `FIELDS`, and optionally those of
+            `OPTIONAL`.
         batch_size: examples of a training step.
-        epochs: length of the training, which the warm-up must fit in, where it is known.
+        epochs: length of the training, if known; the warm-up must not be longer.
 
     Raises:
-        UserError: names the field, what it holds and what it may hold.
+        UserError: a value is not allowed. The message names the field, its value and the allowed
+            values.
     """
     for field, (what, known) in _NAMES.items():
         value = getattr(optim, field)

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation as one optax transform, whose parts make the family.
+"""Sharpness-aware minimisation (SAM) and its family as one optax transform.
 
     SAM        sam(base, rho=0.05)                                                arXiv 2010.01412
     ASAM       sam(base, rho=0.5, scaling=perturbation.element(0.01, bias="unit"))       2102.11600
@@ -11,7 +11,7 @@
     WSAM       sam(base, rho=0.05, sharpness_weight=9)                                   2305.15817
 
 The caller's own gradient is the first pass; `update` runs the second, at the perturbed weights. The
-parameters that anyone can see are never perturbed, nothing is added and subtracted again, and there
+perturbed weights are a separate copy: the caller's parameters are never changed and restored. There
 is no epsilon and no branch: a zero gradient gives a zero perturbation.
 """
 
@@ -37,26 +37,26 @@ SAM_STATIC_ARGS = (
     *("scaling", "norm", "steps", "m", "ascent"),
     *("gap_weight", "every", "reuse", "sharpness_weight"),
 )
-"""What `optax.inject_hyperparams(sam, static_args=SAM_STATIC_ARGS)` must leave alone: all but
-`rho`. Else numbers are traced, and a callable `scaling` is taken for a schedule."""
+"""The arguments that `optax.inject_hyperparams(sam, static_args=SAM_STATIC_ARGS)` must leave alone:
+all but `rho`. Otherwise numbers are traced, and a callable `scaling` is taken for a schedule."""
 
 
 class SamStatistics(NamedTuple):
-    """What the last step saw: scalars in float32, zero before the first step.
+    """Statistics of the last step: scalars in float32, zero before the first step.
 
     `optax.tree.get(opt_state, "statistics")` finds them in the state of any chain. Norms are roots
-    of float32 sums of squares: below some 1e-19 they read 0, whereas the
-    perturbation knows no such bound.
+    of float32 sums of squares, so norms below about 1e-19 read 0. The perturbation itself has no
+    such limit.
 
     Attributes:
         loss: at the weights, as the caller gave it.
         perturbed_loss: at the perturbed weights; for m-SAM the mean over chunks. In a step without
-            a second pass (`every`) the loss at the weights.
+            a second pass (`every`) it is the loss at the weights.
         grad_norm: Euclidean norm of the gradient as the caller gave it.
-        perturbed_grad_norm: that of the gradient that the base optimiser got.
-        cosine: of the angle between these two; 0 where one of them is zero.
-        lost_fraction: share of the perturbed weights that rounding put back where they were; 0 in
-            a step without a second pass.
+        perturbed_grad_norm: Euclidean norm of the gradient that the base optimiser received.
+        cosine: of the angle between these two gradients; 0 if one of them is zero.
+        lost_fraction: share of the perturbed weights that rounding left unchanged; 0 in a step
+            without a second pass.
     """
 
     loss: jax.Array
@@ -72,11 +72,11 @@ class SamState(NamedTuple):
 
     Attributes:
         count: the number of steps taken, int32.
-        statistics: what the last one saw.
-        base: the base optimiser's own.
-        ascent: that of the transform `ascent`.
-        sideways: what `reuse` keeps: the last perturbed gradient, less its part along the clean
-            one. None where it keeps nothing.
+        statistics: of the last step.
+        base: the state of the base optimiser.
+        ascent: the state of the transform `ascent`.
+        sideways: kept for `reuse`: the last perturbed gradient minus its part along the clean
+            gradient. None without `reuse`.
     """
 
     count: jax.Array
@@ -100,11 +100,11 @@ def sam(
     reuse: float = 0.0,
     sharpness_weight: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """SAM round any optimiser: it gets the gradient at `w + e`, `e = rho T^2 g / ||T g||_2`.
+    """SAM around any optimiser, which gets the gradient at `w + e`, `e = rho T^2 g / ||T g||_2`.
 
-    `g` is the gradient at `w` and `T` the scaling: 1 is SAM, `perturbation.element(eta)` ASAM.
-    `||.||_2` is one norm over all parameters together, and `w + e` is rounded once to the type of
-    `w`. The other parts compose with these, and with each other.
+    `g` is the gradient at `w` and `T` the scaling: `T = 1` gives SAM, `perturbation.element(eta)`
+    gives ASAM. `||.||_2` is one norm over all parameters together, and `w + e` is rounded once to
+    the dtype of `w`. The other options can be combined with these, and with each other.
 
         tx = sam(optax.sgd(0.1, momentum=0.9), rho=0.05)
         grad_fn = jax.value_and_grad(loss, has_aux=True)     # loss(params, batch) -> (value, aux)
@@ -113,76 +113,79 @@ def sam(
             grads, state, params, value=value, grad_fn=grad_fn, batch=batch
         )
 
-    Cost: one gradient beside the caller's, so two in all; `steps` + 1 with several steps, and
+    Cost: one gradient besides the caller's, so two per step; `steps` + 1 with several steps, and
     1 + 1 / `every` on average. Memory: a perturbed copy of the parameters; `reuse` and
     `ascent=friendly(...)` keep one more tree each.
 
-    Both passes see what `grad_fn` holds. A dropout key in it gives both the same mask. BatchNorm
-    statistics are those in the caller's `aux`, of the clean pass; the second pass's `aux` is
-    dropped. In m-SAM each chunk normalises by itself in both passes. `value` and `grads` may be of
-    another batch than `batch`, which the second pass reads.
+    Both passes use whatever `grad_fn` holds: a dropout key in it gives both the same mask.
+    BatchNorm statistics are those of the clean pass, in the caller's `aux`; the `aux` of the second
+    pass is dropped. In m-SAM each chunk is normalised separately in both passes. The second pass
+    reads `batch`; `value` and `grads` may come from another batch.
 
-    **m-SAM** (`m` smaller than the batch): examples `[0, m), [m, 2m), ...` of the batch are chunks
-    by position, whatever the devices. Each has its own `g` and `e`, and the base gets the mean of
-    their gradients, each at its own `w + e`. The clean gradients come from `sam_value_and_grad` as
-    `chunk_grads`: two passes again. This is also the way to accumulate gradients over microbatches:
-    `optax.MultiSteps` round SAM silently takes only the last one into the second pass.
+    **m-SAM** (`m` smaller than the batch): the examples `[0, m), [m, 2m), ...` of the batch are the
+    chunks, for any number of devices. Each chunk has its own `g` and `e`. The base gets the mean of
+    the chunks' gradients, each at its own `w + e`. The clean gradients come from
+    `sam_value_and_grad` as `chunk_grads`, so there are still two passes. Use this to accumulate
+    gradients over microbatches: with `optax.MultiSteps` around SAM, the second pass silently uses
+    only the last microbatch.
 
-    **Several steps**: `e_0 = 0` and `e_k+1 = e_k + rho / K * T^2 g_k / ||T g_k||_2`, `g_k` the
-    gradient at `w + e_k`, so that `e_K` is in the ball. They are unrolled: K times the compilation.
+    **Several steps**: `e_0 = 0` and `e_k+1 = e_k + rho / K * T^2 g_k / ||T g_k||_2`, with `g_k` the
+    gradient at `w + e_k`, so that `e_K` is in the ball. The steps are unrolled, so compilation
+    takes K times as long.
 
-    **GSAM** (`gap_weight` = a): the base gets `p - a (g - <g, p> p / ||p||^2)`, `p` the gradient at
-    `w + e`. Of m-SAM, `g` and `p` are means.
+    **GSAM** (`gap_weight` = a): the base gets `p - a (g - <g, p> p / ||p||^2)`, with `p` the
+    gradient at `w + e`. In m-SAM, `g` and `p` are means over chunks.
 
     **WSAM** (`sharpness_weight` = a): the base gets `g + a (p - g)`, the gradient of the loss plus
-    a times its rise: 1 is SAM, 0 the base alone. In the paper `a = gamma / (1 - gamma)`, and its
-    main form steps along `a (p - g)` apart from the base optimiser, as this does not. With GSAM `p`
-    is GSAM's.
+    a times its rise. 1 gives SAM, 0 the base alone. In the paper `a = gamma / (1 - gamma)`. Its
+    main form takes the step along `a (p - g)` outside of the base optimiser, which is not
+    implemented here. With GSAM, `p` is GSAM's.
 
-    **LookSAM** (`every` = k, `reuse` = a): steps 0, k, 2k, ... are SAM's and keep `v`, `p` less its
-    part along `g` (0 where that is rounding). In the others the base gets `g + a ||g|| v / ||v||`,
-    without a second pass. `reuse=0` takes plain steps there. All steps cost two gradients under
-    `jax.vmap` over states, and on CPU where the model convolves: XLA is some twenty times slower at
-    that inside a branch (1.4 s in place of 0.07 for a narrow ResNet). Who decides outside of the
-    jit, by the static argument `second_pass=step % k == 0` of `update`, pays for no more than is
-    needed everywhere.
+    **LookSAM** (`every` = k, `reuse` = a): steps 0, k, 2k, ... are SAM steps and keep `v`, which is
+    `p` minus its part along `g` (0 if the difference is only rounding). In the other steps the base
+    gets `g + a ||g|| v / ||v||`, without a second pass; with `reuse=0` they are plain steps. All
+    steps cost two gradients under `jax.vmap` over states, and on CPU if the model has convolutions:
+    XLA runs these about twenty times slower inside a branch (1.4 s instead of 0.07 for a narrow
+    ResNet). To avoid this everywhere, decide outside of the jit, with the static argument
+    `second_pass=step % k == 0` of `update`.
 
-    **With other transforms.** What stands before it in an `optax.chain` changes the gradient of the
-    ascent (not in m-SAM, whose chunk gradients pass it by; and a clip by global norm changes
-    nothing). What stands after it, or in `base`, changes that of the descent: weight decay in
-    `base` stays out of the ascent. `base` sees SAM's objective, so its `value` is the loss at the
-    perturbed weights. `apply_if_finite` round it looks at the clean gradient, in `base` at the
-    perturbed one. `masked` and `partition` go into `base`: round it their MaskedNode leaves make it
-    fail. `inject_hyperparams` needs `static_args=SAM_STATIC_ARGS`.
+    **With other transforms.** A transform before it in an `optax.chain` changes the gradient of the
+    ascent. (Not in m-SAM, whose chunk gradients bypass it; and a clip by global norm has no
+    effect.) A transform after it, or in `base`, changes the gradient of the descent: weight decay
+    in `base` does not enter the ascent. `base` sees SAM's objective, so its `value` is the loss at
+    the perturbed weights. `apply_if_finite` checks the clean gradient when it is around `sam`, and
+    the perturbed one when it is in `base`. Put `masked` and `partition` into `base`: around `sam`,
+    their MaskedNode leaves raise an error. `inject_hyperparams` needs
+    `static_args=SAM_STATIC_ARGS`.
 
     Args:
-        base: the optimiser that takes the descent step. Its state is touched once a step.
+        base: the optimiser that takes the descent step. Its state is updated once per step.
         rho: radius of the perturbation, in units of `T`; a number, or a schedule of SAM's own step
-            count. At 0 no bit of the weights is changed, and the step is that of `base`, as far as
-            XLA rounds the gradient alike in both programs.
+            count. At 0 the weights are not changed by a single bit. The step is then that of
+            `base`, provided that XLA rounds the gradient the same way in both programs.
         scaling: rule for `T`.
         norm: of the ball: 'l2'; 'linf', `e = rho T sign(g)`; or 'none', `e = rho T^2 g`.
-        steps: of the ascent, K.
+        steps: number of ascent steps, K.
         m: examples of a chunk, a divisor of the batch; None: the whole batch.
         ascent: a transform of `g` into the direction of the ascent, such as
-            `optax.add_decayed_weights(5e-4)`, `friendly` or `random_direction`. Of m-SAM it is
-            applied to each chunk's gradient, and its state advances by their mean.
+            `optax.add_decayed_weights(5e-4)`, `friendly` or `random_direction`. In m-SAM it is
+            applied to each chunk's gradient, and its state advances with their mean.
         gap_weight: of GSAM, 0 or more.
-        every: steps from one second pass to the next.
+        every: number of steps from one second pass to the next.
         reuse: of LookSAM, 0 or more.
         sharpness_weight: of WSAM, 0 or more.
 
     Returns:
         A transform with `SamState`, whose `update(grads, state, params, *, value, grad_fn, batch,
         chunk_grads=None, second_pass=None)` takes the caller's clean `value` and `grads`, and
-        `grad_fn(params, batch) -> ((value, aux), grads)`; batch leaves carry examples on axis 0.
+        `grad_fn(params, batch) -> ((value, aux), grads)`; batch leaves have examples on axis 0.
 
     Raises:
-        UserError: `rho` is no single number, or it, `gap_weight`, `reuse` or `sharpness_weight` is
-            negative or NaN; `steps`, `every` or `m` is no
-            positive integer, or `m` does not divide the batch; an unknown norm; `reuse` without
-            `every`, which would ignore it; `ascent` is no transform; `update` lacks what it needs,
-            or gets chunk gradients that do not fit, or a traced `second_pass`.
+        UserError: `rho` is not a single number; `rho`, `gap_weight`, `reuse` or `sharpness_weight`
+            is negative, infinite or NaN; `steps`, `every` or `m` is not a positive integer, or `m`
+            does not divide the batch; an unknown norm; `reuse` without `every`, which would have no
+            effect; `ascent` is not a transform; `update` lacks an argument it needs, or gets chunk
+            gradients that do not fit, or a traced `second_pass`.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> def loss(w, batch):
@@ -314,8 +317,8 @@ def sam(
 
 
 def _norms_and_cosine(g: Params, h: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
-    # Three sums a leaf and no more: by way of unit vectors, which know no range, what SAM adds to a
-    # step of 65 leaves took 10.5 s to compile on CPU, this way 6.6.
+    # Only three sums per leaf, to save compilation. With unit vectors, which cannot overflow, SAM's
+    # part of a step of 65 leaves took 10.5 s to compile on CPU; this way it takes 6.6.
     norms = tree.norm(g), tree.norm(h)
     product = norms[0] * norms[1]
     cosine = jnp.where(product == 0, 0, tree.vdot(g, h) / jnp.where(product == 0, 1, product))
@@ -342,11 +345,11 @@ def _check_radius(rho: Any) -> None:
 
 
 def _check(rho: Any, norm: Any, m: Any, ascent: Any, weights: dict[str, Any]) -> None:
-    # A schedule, or a number that is traced under `inject_hyperparams`, cannot be looked at.
+    # A schedule, or a number that is traced under `inject_hyperparams`, has no value to check.
     if not callable(rho):
         _check_radius(rho)
     if not callable(rho) and not isinstance(rho, Tracer):
-        # As it is: an array that is made of it here would be traced where training is.
+        # Checked as it is: a jax array made from it here would be traced inside a jitted training.
         is_number = isinstance(rho, numbers.Real | np.ndarray | jax.Array)
         is_real = is_number and not np.iscomplexobj(np.asarray(rho))
         if not (is_real and 0 <= float(rho) < float("inf")):
@@ -366,7 +369,7 @@ def _check(rho: Any, norm: Any, m: Any, ascent: Any, weights: dict[str, Any]) ->
 
 
 def _either(due: jax.Array, first: Any, second: Any, like: Any, grad_fn: Any, at: tuple) -> Any:
-    """What `first` gives where `due`, else what `second` does, in the types of `like`."""
+    """The result of `first` if `due`, else that of `second`, in the dtypes of `like`."""
     if jax.default_backend() == "cpu" and loops.holds_convolution(grad_fn, *at):
         both = _like(first(), like), _like(second(), like)
         return jax.tree.map(lambda a, b: jnp.where(due, a, b), *both)
@@ -374,7 +377,7 @@ def _either(due: jax.Array, first: Any, second: Any, like: Any, grad_fn: Any, at
 
 
 def _like(values: Any, like: Any) -> Any:
-    """The same numbers in the types of others, for both branches of a condition."""
+    """The same numbers in the dtypes of `like`, so that both branches of a condition agree."""
     return jax.tree.map(lambda x, y: jnp.asarray(x).astype(y.dtype), values, like)
 
 

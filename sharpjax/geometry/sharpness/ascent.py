@@ -1,13 +1,14 @@
 """Auto-PGD (Croce and Hein, 2020, arXiv 2003.01690): the highest point of a ball.
 
-Ascent along the normalised gradient (in the maximum norm its signs) with momentum, projected on
-the ball. The step size starts at the ball's diameter; at checkpoints it is halved, and the search
-returns to its best point, unless it has gained enough: nothing to tune. The caller evaluates; this
-module only moves, so that one loop serves any function.
+Ascent along the normalised gradient (in the maximum norm, along its signs) with momentum, projected
+onto the ball. The step size starts at the ball's diameter. At each checkpoint, unless the search
+has gained enough, the step size is halved and the search returns to its best point. There is
+nothing to tune. The caller evaluates the function and this module only moves the point, so one loop
+serves any function.
 
-The coordinates are those of the ball, `u = e / T`, in which the projection is radial, or clips
-every entry by the same number. (Ascent in
-`e` with an exact projection on the ellipsoid was 0 to 0.7 % lower after 20 steps.)
+The coordinates are those of the ball, `u = e / T`. The projection there is radial, or clips every
+entry at the same number. (Ascent in `e` with an exact projection onto the ellipsoid was 0 to 0.7 %
+lower after 20 steps.)
 
 Every operation here is compiled once for each leaf, so there are few of them.
 """
@@ -23,21 +24,21 @@ from sharpjax import perturbation, tree
 Params = Any
 Norm = Literal["l2", "linf"]
 
-_MOMENTUM = 0.75  # the weight of the new step against the last displacement
+_MOMENTUM = 0.75  # weight of the new step; the last displacement gets the rest
 _ENOUGH = 0.75  # share of the steps between checkpoints that must have gone up
 
 
 class Ascent(NamedTuple):
-    """A search under way: four copies of the parameters.
+    """State of a search. It holds four copies of the parameters.
 
     Attributes:
         point: where the caller evaluates next.
         previous: the point before it.
         value: the loss at `previous`.
-        best_point, best_value, best_direction: the highest point of this search so far, the loss
-            and its normalised gradient there.
+        best_point, best_value, best_direction: the highest point of this search so far, and the
+            loss and its normalised gradient there.
         step_size: length of the last step.
-        increases: steps that went up since the last checkpoint.
+        increases: number of steps since the last checkpoint that went up.
         checkpoint_value: `best_value` at the last checkpoint.
         halved: whether the last checkpoint halved the step size.
     """
@@ -55,7 +56,7 @@ class Ascent(NamedTuple):
 
 
 def init(params: Params, radius: jax.Array) -> Ascent:
-    """Before any search: the point is the centre."""
+    """The state before any search. Its point is the centre."""
     zeros, zero = tree.zeros_like(params), jnp.zeros_like(radius)
     never = jnp.bool_(False)
     return Ascent(zeros, zeros, zero, zeros, zero, zeros, zero, jnp.int32(0), zero, never)
@@ -72,17 +73,17 @@ def advance(
     first: Params,
     norm: Norm = "l2",
 ) -> Ascent:
-    """The search after a loss and its gradient were found at `state.point`.
+    """Moves the search on, given the loss and its gradient at `state.point`.
 
     Args:
-        state: the search.
-        value: the loss, or `-inf` where it or its gradient is not finite: then the search returns
-            to its best point and goes on half as far.
-        direction: its normalised gradient.
+        state: the search so far.
+        value: the loss, or `-inf` if the loss or its gradient is not finite. In that case the
+            search returns to its best point and halves its step.
+        direction: the normalised gradient of the loss.
         radius: of the ball.
         interval: 0, or at a checkpoint the number of steps since the last one (`intervals`).
-        begin: whether to begin a new search instead, where `first` leaves the ball. That is a step
-            from the centre, so this search can return there.
+        begin: whether to begin a new search instead. It begins with a step from the centre to where
+            `first` leaves the ball, so it can return to the centre.
         first: a direction of length 1.
         norm: of the ball, and of directions.
     """
@@ -138,8 +139,8 @@ def advance(
 def intervals(steps: int) -> np.ndarray:
     """For each of `steps` evaluations: 0, or at a checkpoint the steps since the last one.
 
-    The checkpoints lie at `ceil(p_j steps)`, `p_1 = 0.22`, and each next interval is shorter by
-    0.03, down to 0.06 (section 3 of the paper).
+    The checkpoints lie at `ceil(p_j steps)`, with `p_1 = 0.22`. Each interval is 0.03 shorter than
+    the one before, down to 0.06 (section 3 of the paper).
 
     >>> intervals(20).tolist()
     [0, 0, 0, 0, 5, 0, 0, 0, 4, 0, 0, 3, 0, 2, 0, 2, 0, 2, 1, 1]

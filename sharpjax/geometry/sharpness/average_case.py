@@ -24,29 +24,29 @@ Params = Any
 Noise = Literal["gaussian", "uniform", "sphere"]
 
 _NO_SCALING = perturbation.none()
-_LEAST = 16  # pairs before their spread is believed
-LOST = 0.1  # share of the weights that may be perturbed in vain
+_LEAST = 16  # pairs needed before their spread is trusted
+LOST = 0.1  # share of the weights that may be perturbed without effect
 
 
 class AverageSharpness(NamedTuple):
     """How far the loss rises at random points, in pairs `w + e` and `w - e`.
 
     Attributes:
-        value: the mean rise, `E L(w + e) - L(w)`. Over pairs, so that the gradient drops out: this
-            is the part of curvature.
-        standard_error: of `value`; with the rounding of the losses, and the share `lost_fraction`
-            of the value.
-        slope_part: the root mean square of `(L(w + e) - L(w - e)) / 2`, which curvature has no part
-            in; to first order that of `g'e`.
+        value: the mean rise, `E L(w + e) - L(w)`. The gradient cancels within each pair, so this is
+            the effect of curvature.
+        standard_error: of `value`; includes the rounding of the losses, and `lost_fraction` times
+            the value.
+        slope_part: the root mean square of `(L(w + e) - L(w - e)) / 2`, in which curvature cancels;
+            to first order that of `g'e`.
         absolute: the mean of `|L(w + e) - L(w)|`, over all points.
-        largest: the largest rise that was met.
+        largest: the largest rise at any point.
         loss: `L(w)`.
         length: the root mean square of `|e|_2`.
-        lost_fraction: share of the weights that were perturbed in vain, at most over pairs: `e` is
-            below half a unit in their last place.
+        lost_fraction: share of the weights that were perturbed without effect, because `e` is below
+            half a unit in their last place; the largest over pairs.
         num_pairs: how many were drawn (int32).
-        status: `Status`, int32: `BREAKDOWN` where more than 10 % of the weights were perturbed
-            in vain; the radius is then below the resolution of the parameters.
+        status: `Status`, int32: `BREAKDOWN` if more than 10 % of the weights were perturbed without
+            effect; the radius is then below the resolution of the parameters.
     """
 
     value: jax.Array
@@ -80,37 +80,37 @@ def average_sharpness(
 ) -> AverageSharpness:
     """`E L(w + e) - L(w)` over random `e`: the mean rise of the loss near the parameters.
 
-    `e = T u`, with T of a scaling, P weights, and u
+    Here `e = T u`, with the units `T` of a scaling. For P weights, `noise` says what `u` is:
 
-    * "gaussian": normal numbers of deviation `rho`. To second order the value is `rho^2 tr(THT) /
-      2`. (The average case of Andriushchenko et al., 2023, arXiv 2302.07011.)
-    * "uniform": numbers between `-rho` and `rho`: `rho^2 tr(THT) / 6`.
-    * "sphere": a point of the sphere of radius `rho`: `rho^2 tr(THT) / (2 P)`. Of this length are
-      the perturbations of `worst_case_sharpness`.
+    * "gaussian": normal numbers of standard deviation `rho`. To second order the value is
+      `rho^2 tr(THT) / 2`. (The average case of Andriushchenko et al., 2023, arXiv 2302.07011.)
+    * "uniform": numbers between `-rho` and `rho`. The value is `rho^2 tr(THT) / 6`.
+    * "sphere": a point on the sphere of radius `rho`. The value is `rho^2 tr(THT) / (2 P)`. These
+      perturbations have the length of those of `worst_case_sharpness`.
 
-    Points come in pairs, `w + e` and `w - e`: the part of the gradient, which is most of the spread
-    at small radii, drops out of the value and is told apart (`slope_part`). Papers that take the
-    mean of `|L(w + e) - L(w)| / rho` over gaussian `e` of length `rho` measure that part: to first
-    order it is `sqrt(2 / pi) |g| / sqrt(P)` (here `absolute / rho`, with `rho` divided by
-    `sqrt(P)`).
+    Points come in pairs, `w + e` and `w - e`. The effect of the gradient, which is most of the
+    spread at small radii, cancels in the value and is reported separately (`slope_part`). Papers
+    that take the mean of `|L(w + e) - L(w)| / rho` over gaussian `e` of length `rho` measure that
+    effect: to first order it is `sqrt(2 / pi) |g| / sqrt(P)` (here `absolute / rho`, with `rho`
+    divided by `sqrt(P)`).
 
-    All is computed in float32 at least. Where the loss draws random numbers, or augments its batch,
-    the difference is noise: hold both fixed.
+    Everything is computed in at least float32. If the loss draws random numbers or augments its
+    batch, the difference is noise: hold both fixed.
 
-    Cost: two values of the loss a pair. Memory: three copies of the parameters, and the activations
-    of one microbatch.
+    Cost: two values of the loss per pair. Memory: three copies of the parameters, and the
+    activations of one microbatch.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`.
         key: for the draws.
-        rho: >= 0; may be traced, so that radii are swept by `jax.vmap` or without another
+        rho: >= 0; may be traced, so that radii can be swept by `jax.vmap` or without another
             compilation. 0 gives exactly 0.
         noise: "gaussian", "uniform" or "sphere".
-        scaling: rule for `T`. A weight with `T = 0` stays where it is, and is none of the P.
-        relative_error: stop where the standard error is within this share of the value, from 16
-            pairs on; None draws `max_pairs`.
-        max_pairs: how many at the most. `status` is `NOT_CONVERGED` where the error that was asked
-            for is not met by then, or cannot be for the rounding of the losses.
+        scaling: rule for `T`. A weight with `T = 0` stays where it is and does not count in P.
+        relative_error: stop when the standard error is within this share of the value, after at
+            least 16 pairs; None draws `max_pairs`.
+        max_pairs: largest number of pairs. `status` is `NOT_CONVERGED` if `relative_error` is not
+            met by then, or cannot be met because of the rounding of the losses.
 
     Raises:
         UserError: an argument does not fit.
@@ -148,14 +148,14 @@ def average_sharpness(
 
 
 class Sums(NamedTuple):
-    """Pairs under way.
+    """State of the sum over pairs.
 
     Attributes:
         loss: at the parameters.
         floor: rounding of a difference of losses.
         mean, spread: of the even parts, by Welford's recurrence (1962).
-        odd, absolute, largest, length: sums of squares, a sum, a maximum, a sum of squares.
-        lost: the largest share.
+        odd, absolute, largest, length: a sum of squares, a sum, a maximum, a sum of squares.
+        lost: the largest share of weights that were perturbed without effect.
     """
 
     loss: jax.Array
@@ -173,7 +173,7 @@ class Sums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two points, for `sharpjax.loops.iterate`."""
+    """Evaluates one pair of points, for `sharpjax.loops.iterate`."""
 
     noise: Noise
     scaling: perturbation.Scaling
@@ -222,7 +222,7 @@ class Pair:
             return normal
         moves = jax.tree.map(lambda t, u: jnp.where(t == 0, 0, u), scale, normal)
         size = tree.norm(moves)
-        # Where all stay, as all weights at zero do in units of their own, the sphere is a point.
+        # If no weight moves (all are zero in units of their own size), the sphere is a point.
         return tree.scale(1 / jnp.where(size == 0, 1, size), moves)
 
 
@@ -248,7 +248,7 @@ def start(loss, params, batch, rho, microbatch_size, digits, accuracy) -> Sums:
     zero = jnp.zeros_like(value)
     return Sums(
         loss=value,
-        # Compiled apart, losses at one and the same point may differ in rounding.
+        # Losses at the same point may differ by rounding if they are compiled separately.
         floor=jnp.where(rho == 0, 0, digits * jnp.abs(value)).astype(value.dtype),
         mean=zero,
         spread=zero,

@@ -23,7 +23,7 @@ from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
-_LEAST = 16  # batches before their spread is believed
+_LEAST = 16  # batches needed before their spread is trusted
 
 
 class BatchSharpness(NamedTuple):
@@ -32,11 +32,12 @@ class BatchSharpness(NamedTuple):
     Attributes:
         value: the mean of ratios, `E [g_B'H_B g_B / |g_B|^2]`.
         standard_error: of `value`; NaN from one batch of several.
-        ratio_of_means: `E [g_B'H_B g_B] / E |g_B|^2`: batches count by their squared gradients.
+        ratio_of_means: `E [g_B'H_B g_B] / E |g_B|^2`: batches are weighted by their squared
+            gradient norms.
         ratio_standard_error: of `ratio_of_means`, by the delta method.
         num_batches: how many were drawn (int32).
-        status: `Status`, int32. `BREAKDOWN`: all gradients are exactly zero, so that the ratio of
-            means is not known. `NOT_CONVERGED`: the error that was asked for is not met.
+        status: `Status`, int32. `BREAKDOWN`: all gradients are exactly zero, so the ratio of means
+            is not known. `NOT_CONVERGED`: `relative_error` is not met.
     """
 
     value: jax.Array
@@ -69,9 +70,9 @@ def batch_sharpness(
     """`E g_B'H_B g_B / |g_B|^2` over random mini-batches `B`, with gradient and Hessian of the
     mini-batch's own loss: what a step of SGD meets (arXiv 2412.20553).
 
-    Take it to see whether SGD trains at its edge of stability: there it is said to settle at
-    2 / learning rate, while the largest eigenvalue of the full Hessian stays below. Both ways of
-    taking the mean are in use and returned: the mean of ratios (`value`), and the ratio of means.
+    Use it to see whether SGD trains at its edge of stability. There it is reported to settle at
+    2 / learning rate, while the largest eigenvalue of the full Hessian stays below. Two definitions
+    are in use, and both are returned: the mean of ratios (`value`) and the ratio of means.
 
     >>> def loss(w, batch):  # each example has its own curvature, c
     ...     return jnp.mean(batch["c"] * w**2) / 2
@@ -82,28 +83,31 @@ def batch_sharpness(
     >>> print(f"{found.value:.1f} {found.ratio_of_means:.1f}")  # (1 + 3) / 2, (1 + 27) / (1 + 9)
     2.0 2.8
 
-    Mini-batches are drawn independently of each other, each without an example twice; the standard
-    errors are those of such draws at these parameters. Of `n` batches the ratio of means, and its
-    error, are off by a share of 1 / n. Where the error stops the draws, it covers somewhat less
-    often than its nominal rate: what stops early is what came out small. A batch with a gradient of
-    exactly zero has no direction: it counts as 0 in the mean of ratios, and not in the other.
+    Mini-batches are drawn independently of each other, each without replacement; the standard
+    errors are those of such draws at these parameters. With `n` batches the ratio of means and its
+    error have a relative bias of order 1 / n. If `relative_error` stops the draws, the standard
+    error covers somewhat less often than its nominal rate, because draws stop early when the error
+    happens to be small. A batch whose gradient is exactly zero has no direction: it counts as 0 in
+    the mean of ratios, and does not affect the ratio of means.
 
     Args:
         loss, params: as in `hessian`; the loss is called with mini-batches.
         batch: pytree of arrays with all examples on axis 0.
-        batch_size: examples in a mini-batch. With all of them there is one, and the errors are 0.
+        batch_size: examples in a mini-batch. If it is all of them there is one batch, and the
+            errors are 0.
         key: for the draws.
-        relative_error: stop where both standard errors are within this share of their values, from
-            16 batches on; None draws `max_batches`.
-        max_batches: how many at the most. `status` is `NOT_CONVERGED` where the error that was
-            asked for is not met by then.
-        microbatch_size: examples per pass, dividing `batch_size`; None: a mini-batch at once.
+        relative_error: stop when both standard errors are within this share of their values, after
+            at least 16 batches; None draws `max_batches`.
+        max_batches: largest number of batches. `status` is `NOT_CONVERGED` if `relative_error` is
+            not met by then.
+        microbatch_size: examples per pass, which must divide `batch_size`; None: a mini-batch at
+            once.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: for each batch its gradient and one Hessian product, and an order of all examples. Memory:
-    a few vectors, and one batch at work. The data lie on the device.
+    Cost: for each batch its gradient, one Hessian product, and a permutation of all examples.
+    Memory: a few vectors, and the activations of one batch. The data are kept on the device.
     """
     caller = "batch_sharpness"
     batch = checks.as_batch(caller, batch)
@@ -118,7 +122,7 @@ def batch_sharpness(
     few = jax.tree.map(lambda x: x[:batch_size], batch)
     loss, how = checks.check_curvature(caller, loss, params, few, microbatch_size)
     is_cut = microbatch_size is not None and microbatch_size < batch_size
-    # Of all examples: what the first mini-batch does not hold, such as a mask, a later one may.
+    # Checked on all examples: a later mini-batch may hold a mask that the first one does not.
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size) if is_cut else None
     params, batch = jax.tree.map(jnp.asarray, (tree.widen(params), batch))
     operands = (loss, params, batch)
@@ -136,16 +140,16 @@ def batch_sharpness(
 
 
 class _Sums(NamedTuple):
-    """Batches under way, by Welford's recurrence (1962).
+    """State of the sum over batches, by Welford's recurrence (1962).
 
     Attributes:
-        mean: (3,), of the ratio `c`, of `c |g|^2`, and of `|g|^2`, each in a unit of its own, which
-            grows with it (`units.grow`): so no square leaves the range.
-        spread: (3, 3), the sum of products of what is off the mean.
+        mean: (3,), of the ratio `c`, of `c |g|^2`, and of `|g|^2`. Each is kept in its own unit,
+            which grows with it (`units.grow`), so that no square overflows or underflows.
+        spread: (3, 3), the sum of products of deviations from the mean.
         unit: of gradients; 0 until one is not zero.
         curvature_unit: of the ratios, likewise.
-        product_unit: of `c |g|^2`, likewise, beside those of its factors: where the gradient is
-            large the curvature may be small.
+        product_unit: of `c |g|^2`, likewise. It is separate from the units of the factors, because
+            the curvature may be small where the gradient is large.
     """
 
     mean: jax.Array
@@ -184,7 +188,7 @@ class _Draw:
 
 
 def _in_units(sums: _Sums, norm: jax.Array, curvature: jax.Array) -> tuple[_Sums, jax.Array]:
-    """The sums in units that have grown with one more batch, and its `c`, `c |g|^2`, `|g|^2`."""
+    """The sums in units grown to include one more batch, and its `c`, `c |g|^2`, `|g|^2`."""
     unit, less = units.grow(sums.unit, norm)
     curvature_unit, flatter = units.grow(sums.curvature_unit, curvature)
     square = jnp.square(norm / units.known(unit))
@@ -210,7 +214,7 @@ def _outer(x: jax.Array) -> jax.Array:
 
 
 def draw(key: jax.Array, data: Any, batch_size: int) -> Any:
-    """A mini-batch without an example twice; all of the data, in their order, where it is all."""
+    """A mini-batch drawn without replacement, or all data in their order if it is that large."""
     num_examples = jax.tree.leaves(data)[0].shape[0]
     if batch_size == num_examples:
         return data

@@ -1,4 +1,4 @@
-"""How far an update can be followed before the loss rises, by values of the loss alone."""
+"""How far an update can be followed before the loss rises, from values of the loss alone."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -23,20 +23,20 @@ Params = Any
 
 
 class CriticalSharpness(NamedTuple):
-    """The sharpness at which a direction loses its descent.
+    """The sharpness at which a step along a direction no longer lowers the loss.
 
     Attributes:
         value: `2 / step`; NaN without a bracket.
-        low, high: an interval that holds `2 / eta` for a step `eta` at which the loss is back at
-            its start. Without a bracket it is what is known: `low` is 0 where the loss never rose,
-            `high` infinite where it never fell.
-        step: the step at which the loss is back, between two that were tried; NaN without a
-            bracket.
+        low, high: an interval that contains `2 / eta` for a step `eta` at which the loss is back at
+            its start. Without a bracket the interval is one-sided: `low` is 0 if the loss never
+            rose, `high` is infinite if it never fell.
+        step: the step at which the loss is back at its start, interpolated between two that were
+            tried; NaN without a bracket.
         loss: `L(w)`.
         num_losses: forward passes over the batch (int32).
         status: `Status`, int32. `NOT_CONVERGED`: the loss had not risen at the largest step, or the
-            interval is wider than was asked for. `BREAKDOWN`: no step lowered the loss by more than
-            its rounding. `NON_FINITE`: the loss at the parameters is not finite.
+            interval is wider than `relative_error` allows. `BREAKDOWN`: no step lowered the loss by
+            more than its rounding. `NON_FINITE`: the loss at the parameters is not finite.
     """
 
     value: jax.Array
@@ -70,11 +70,11 @@ def critical_sharpness(
     """`2 / eta_c`, with `eta_c` the smallest step along a direction at which the loss rises above
     its start (arXiv 2601.16979), as an interval.
 
-    Take it where a gradient is too dear, or the curvature at a point says too little of a long
-    step: it needs forward passes alone. The direction is **added**, as optax updates are. Above 2
-    the whole update (step 1) raises the loss. On a quadratic loss it is `d'Hd / -g'd`, as
-    `directional_sharpness`; along `d = -g` it is `g'Hg / |g|^2`, and no larger than the largest
-    eigenvalue.
+    Use it if a gradient is too expensive, or if the curvature at a point says too little about a
+    long step: it needs only forward passes. The direction is **added**, as optax updates are. If
+    the value is above 2, the whole update (step 1) raises the loss. On a quadratic loss it is
+    `d'Hd / -g'd`, as in `directional_sharpness`; along `d = -g` it is `g'Hg / |g|^2`, which is at
+    most the largest eigenvalue.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * (w[0] ** 2 + 3 * w[1] ** 2)
@@ -84,30 +84,31 @@ def critical_sharpness(
     >>> print(f"{found.value:.3f} in [{found.low:.3f}, {found.high:.3f}]")  # (2^2 2 + 6^2 6) / 40
     5.600 in [5.581, 5.613]
 
-    Steps are doubled from `first_step` until the loss is higher than at the start, or halved until
-    it is lower. Then the bracket is closed by the line through `(L(w + eta d) - L(w)) / eta` at its
-    two ends, which is exact on quadratics, and every third time by its middle. A loss that is NaN
-    or infinite counts as an increase. A difference within 16 units in the last place of the loss
-    (2e-6 of it in float32) is neither rise nor fall. So, for a loss that is computed to such an
-    accuracy and continuous along the direction, the interval holds a step at which the loss is back
-    at its start. Whether it rose and fell again between two steps that were tried, no finite number
-    of values can tell.
+    The step is doubled from `first_step` until the loss is higher than at the start, or halved
+    until it is lower. The bracket is then narrowed by the root of the line through
+    `(L(w + eta d) - L(w)) / eta` at its two ends, which is exact on quadratics, and every third
+    time by its middle. A loss that is NaN or infinite counts as an increase. A difference within 16
+    units in the last place of the loss (2e-6 of it in float32) is neither rise nor fall. So, if the
+    loss is computed to this accuracy and is continuous along the direction, the interval contains a
+    step at which the loss is back at its start. No finite number of values can tell whether the
+    loss rose and fell again between two steps that were tried.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`; no derivative of the loss is taken.
         direction: a tree like the parameters, such as an optax update.
-        first_step: the first that is tried, > 0; may be traced, as may the next two.
-        largest_step: steps beyond it are not tried. Where the loss has not risen by then, the
-            status is `NOT_CONVERGED`.
+        first_step: the first step that is tried, > 0; may be traced, as may `largest_step` and
+            `relative_error`.
+        largest_step: longer steps are not tried. If the loss has not risen by then, the status is
+            `NOT_CONVERGED`.
         relative_error: how wide the interval may be, relative to `value`.
-        max_losses: forward passes at the most, 3 or more.
+        max_losses: largest number of forward passes, 3 or more.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: 5 forward passes where `eta_c` is in [`first_step`, 2 `first_step`) and the loss is nearly
-    quadratic along the direction, one more for each factor of 2 it is away. One pass after another,
-    in the memory of one.
+    Cost: 5 forward passes if `eta_c` is in [`first_step`, 2 `first_step`) and the loss is nearly
+    quadratic along the direction; one more for each factor of 2 it lies outside. Passes run one
+    after another, in the memory of one.
     """
     caller = "critical_sharpness"
     batch = checks.as_batch(caller, batch)
@@ -145,7 +146,7 @@ class _Operands(NamedTuple):
 
 
 class _Bracket(NamedTuple):
-    """The search under way.
+    """State of the search.
 
     Attributes:
         loss: at the start.
@@ -155,7 +156,7 @@ class _Bracket(NamedTuple):
         slope_low, slope_high: `(L(w + eta d) - L(w)) / eta` there.
         flat_low, flat_high: steps between the two at which the difference was within rounding;
             (infinite, 0) where there is none.
-        refined: int32, steps since there was a bracket.
+        refined: int32, steps since the bracket was found.
         count: int32, all steps, the start included.
         done: whether nothing is left to try.
         first, largest, width: what the user asked for.
@@ -211,11 +212,11 @@ class _Evaluate:
 
 
 def _narrow(b: _Bracket, rise: jax.Array, noise: jax.Array) -> _Bracket:
-    """The bracket after the loss has risen so much at `b.step`."""
+    """The bracket after the loss at `b.step` was found to differ from its start by `rise`."""
     finite = jnp.isfinite(rise) & jnp.isfinite(noise)
     up, down = ~finite | (rise > noise), finite & (rise < -noise)
     flat = ~up & ~down
-    # What is flat below a step that lowers the loss, or above one that raises it, is outside.
+    # Flat steps below one that lowers the loss, or above one that raises it, are outside.
     outside = (down & (b.flat_high < b.step)) | (up & (b.flat_low > b.step))
     flat_low = jnp.where(outside, jnp.inf, b.flat_low)
     flat_high = jnp.where(outside, 0, b.flat_high)
@@ -242,7 +243,7 @@ def _next(b: _Bracket) -> _Bracket:
 
     is_flat = b.flat_high > 0
     below, above = b.flat_low - b.low, b.high - b.flat_high
-    # One flat step is as good as the root: a little to both sides of it the bracket is closed.
+    # A single flat step serves as the root: steps a little to both sides of it close the bracket.
     is_point = b.flat_low == b.flat_high
     lower, upper = b.flat_low - third, b.flat_high + third
     near = is_point & (b.low < lower) & (lower < b.flat_low)
@@ -255,8 +256,8 @@ def _next(b: _Bracket) -> _Bracket:
     is_open = b.high == jnp.inf
     outside = jnp.where(is_open, 2 * b.step, jnp.minimum(b.high, b.flat_low) / 2)
     step = jnp.where(b.is_closed, inside, outside)
-    # A quadratic is lowest at half the step sought: where neither that nor a smaller one lowers it
-    # by more than rounding, nothing does.
+    # A quadratic is lowest at half the step sought. If neither that step nor a smaller one lowers
+    # the loss by more than rounding, none does.
     never = ~is_open & (b.low == 0) & (is_flat & (b.flat_high >= 2 * b.flat_low))
     exact = b.is_closed & is_flat & (jnp.maximum(below, above) <= b.width * b.low / 4)
     return b._replace(
@@ -276,7 +277,7 @@ def _start(params, first_step, largest_step, relative_error) -> _Bracket:
     first, largest, width = (
         jnp.asarray(x, zero.dtype) for x in (first_step, largest_step, relative_error)
     )
-    # An argument that was traced could not be checked.
+    # A traced argument could not be checked earlier.
     asked = (first > 0) & (largest >= first) & (width > 0)
     return _Bracket(
         loss=zero,

@@ -1,4 +1,4 @@
-"""Curvature along one direction: the gradient's own, or an optimiser's update."""
+"""Curvature along one direction: the gradient, or an optimiser's update."""
 
 import functools
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from sharpjax.geometry.status import Status, if_finite, tells_unknown
 
 Params = Any
 
-_ROUNDINGS = 16  # of a sum, within which it is no number
+_ROUNDINGS = 16  # a sum this many roundings from zero, or fewer, is not known
 
 
 class DirectionalCurvature(NamedTuple):
     """Curvature of the loss along its own gradient `g`.
 
     Attributes:
-        value: `g'Hg / |g|^2`; 0 where the gradient is zero.
+        value: `g'Hg / |g|^2`; 0 if the gradient is zero.
         gradient_norm: `|g|`.
         loss: `L(w)`.
         status: `Status`, int32.
@@ -44,12 +44,12 @@ class DirectionalSharpness(NamedTuple):
     """How sharp the loss is along an update `d`, in units of the step.
 
     Attributes:
-        value: `d'Hd / -g'd`; NaN where the slope is not known from zero.
-        slope: `g'd`, negative where the update descends.
+        value: `d'Hd / -g'd`; NaN if the slope cannot be told from zero.
+        slope: `g'd`, negative if the update descends.
         curvature: `d'Hd`.
         loss: `L(w)`.
-        status: `Status`, int32; `BREAKDOWN` where `|g'd|` is no more than rounding, 16 units in the
-            last place of `|g| |d|`.
+        status: `Status`, int32; `BREAKDOWN` if `|g'd|` is within rounding, 16 units in the last
+            place of `|g| |d|`.
     """
 
     value: jax.Array
@@ -68,10 +68,11 @@ def directional_curvature(
 ) -> DirectionalCurvature:
     """`g'Hg / |g|^2`: the curvature of the loss along its own gradient `g`.
 
-    It is what a step of gradient descent meets (Cohen et al., 2021, arXiv 2103.00065), and to
-    second order `sam_sharpness` is `rho |g| + rho^2 g'Hg / (2 |g|^2)`. The gradient is normalised
-    before the product, so it may be as small or as large as its type can hold; where it is exactly
-    zero there is no such direction, and the value is 0. Cost: one gradient and one Hessian product.
+    This is the curvature that a step of gradient descent meets (Cohen et al., 2021, arXiv
+    2103.00065). To second order `sam_sharpness` is `rho |g| + rho^2 g'Hg / (2 |g|^2)`. The gradient
+    is normalised before the product, so it may be as small or as large as its type can hold. If it
+    is exactly zero it has no direction, and the value is 0. Cost: one gradient and one Hessian
+    product.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`.
@@ -102,11 +103,12 @@ def directional_sharpness(
 ) -> DirectionalSharpness:
     """`d'Hd / -g'd`: whether the next update `d` is at the edge of stability.
 
-    The direction is **added** to the parameters, as optax updates are. So one that descends has
-    `g'd < 0`, and the value is positive where the loss curves upwards along it: above 2 the whole
-    update raises the loss, to second order; below it lowers it. For gradient descent, `d = -lr g`,
-    it is `lr g'Hg / |g|^2`. An update that ascends has the opposite sign. It is what
-    `critical_sharpness` tends to for a quadratic loss (arXiv 2601.16979).
+    The direction is **added** to the parameters, as optax updates are. A direction that descends
+    thus has `g'd < 0`, and its value is positive if the loss curves upwards along it. To second
+    order, the whole update raises the loss if the value is above 2, and lowers it if it is below.
+    For gradient descent, `d = -lr g`, the value is `lr g'Hg / |g|^2`. An update that ascends has
+    the opposite sign. For a quadratic loss `critical_sharpness` tends to this value (arXiv
+    2601.16979).
 
     Cost: one gradient and one Hessian product, of the normalised update.
 
@@ -137,11 +139,11 @@ def directional_sharpness(
 
 
 class Along(NamedTuple):
-    """What one gradient and one product say of a direction.
+    """Slope and curvature along a direction, from one gradient and one product.
 
     Attributes:
         loss, gradient: at the parameters.
-        unit: the direction, of length 1; zero where it is zero.
+        unit: the direction scaled to length 1; zero if the direction is zero.
         curvature: `u'Hu`.
     """
 
@@ -159,8 +161,8 @@ def along(
     microbatch_size: int | None,
     direction: Params | None = None,
 ) -> Along:
-    """Curvature along a direction, or along the gradient. For use inside a step or a jit; the
-    parameters are in float32 at least."""
+    """Curvature along a direction; None: along the gradient. For use inside a step or a jit. The
+    parameters must be in at least float32."""
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     towards = gradient if direction is None else direction
     unit = perturbation.ascent(towards, params, rho=1.0)
@@ -170,7 +172,7 @@ def along(
 
 
 def check_direction(caller: str, argument: str, direction: Params, params: Params) -> Params:
-    """A direction in the space of the parameters, in float32 at least.
+    """A direction in the space of the parameters, in at least float32.
 
     Raises:
         UserError: names `caller`, `argument` and the leaf that differs.
@@ -183,7 +185,7 @@ def check_direction(caller: str, argument: str, direction: Params, params: Param
 
 
 def rounding(params: Params) -> float:
-    """How far a sum over parameters of these types may be off, relative to its terms.
+    """The rounding error of a sum over parameters of these types, relative to its terms.
 
     >>> f"{rounding(jnp.ones(2)):.1e}"
     '1.9e-06'
@@ -197,7 +199,7 @@ def _directional_curvature(loss, params, batch, how, microbatch_size) -> Directi
     found = along(loss, tree.widen(params), batch, how, microbatch_size)
     return DirectionalCurvature(
         value=found.curvature,
-        gradient_norm=tree.vdot(found.unit, found.gradient),  # no square could leave the range
+        gradient_norm=tree.vdot(found.unit, found.gradient),  # no square that could overflow
         loss=found.loss,
         status=if_finite(jnp.isfinite(found.loss) & jnp.isfinite(found.curvature)),
     )

@@ -1,5 +1,5 @@
-"""Axes of pictures of a landscape: random directions in units of the weights, and planes through
-points."""
+"""Axes for pictures of a loss landscape: random directions in units of the weights, and planes
+through points."""
 
 import math
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ _OF_KERNELS = ("filter", "layer")
 
 
 class Plane(NamedTuple):
-    """A plane through parameters; `plane_through` makes it.
+    """A plane through parameters, from `plane_through`.
 
     Attributes:
-        directions: two trees like the parameters, of length 1 and orthogonal: what `landscape`
-            takes.
-        coordinates: [points, 2], where the points are in it, in numpy's float64.
-        explained: [2], shares of the squared distances to the centre that lie along each.
+        directions: two orthogonal trees like the parameters, of length 1, as `landscape` takes
+            them.
+        coordinates: [points, 2], the coordinates of the points in the plane, in numpy's float64.
+        explained: [2], share of the squared distances to the centre that lies along each direction.
     """
 
     directions: tuple[Params, Params]
@@ -38,16 +38,18 @@ class Plane(NamedTuple):
 def random_direction(key: jax.Array, params: Params, *, per: Per = "filter") -> Params:
     """A random direction in units of the weights (Li et al., 2018, arXiv 1712.09913).
 
-    Normal numbers, of which each filter is brought to the length of that filter of the parameters.
-    A filter is a slice of a kernel along its last axis, as in Flax. Leaves of fewer than two axes
-    (biases, normalisation) stay where they are, as in the paper's pictures.
+    The direction consists of normal numbers. Each of its filters is rescaled to the norm of the
+    same filter of the parameters. A filter is a slice of a kernel along its last axis, as in Flax.
+    Leaves with fewer than two axes (biases, normalisation) stay where they are, as in the paper's
+    pictures.
 
     Args:
         key: for the draw.
         params: pytree of floating arrays.
-        per: "filter"; "layer", whole kernels brought to the length of theirs; or, of all leaves,
-            "element", every weight by its own size, up or down; "model", all weights together
-            brought to the length of the parameters; "none", normal numbers as they are.
+        per: "filter"; or "layer": each whole kernel is rescaled to the norm of that of the
+            parameters. The others move all leaves. "element": every weight moves by its own size,
+            up or down. "model": all weights together are rescaled to the norm of the parameters.
+            "none": normal numbers as they are.
 
     Raises:
         UserError: an argument does not fit.
@@ -63,14 +65,15 @@ def random_direction(key: jax.Array, params: Params, *, per: Per = "filter") -> 
 
 
 def direction_units(params: Params, *, per: Per = "filter") -> Params:
-    """How far `random_direction` moves each weight: `T`, the root of the mean of `d^2`.
+    """How far `random_direction` moves each weight: `T`, the root mean square of `d`.
 
-    Entries of `d` are uncorrelated, so that `E d'Hd = tr(T H T)`: the mean of all pictures along
-    random directions is, to second order, `L + x^2 / 2 tr(T H T)`, the average-case sharpness in
-    units of filters. Take the trace of `congruence(hessian(...), direction_units(params))`.
+    Entries of `d` are uncorrelated, so `E d'Hd = tr(T H T)`. To second order, the mean of all
+    pictures along random directions is therefore `L + x^2 / 2 tr(T H T)`, the average-case
+    sharpness in units of filters. To compute it, take the trace of
+    `congruence(hessian(...), direction_units(params))`.
 
-    `T = |w_f|_2 / sqrt(n_f)` of a filter of n_f weights, alike of a layer and of the model; `|w|`
-    of an element; 1 for "none"; 0 for leaves that stay where they are.
+    `T` is `|w_f|_2 / sqrt(n_f)` for a filter of n_f weights, and likewise for a layer or the model;
+    `|w|` for an element; 1 for "none"; and 0 for leaves that stay where they are.
 
     Args:
         params, per: as in `random_direction`.
@@ -102,28 +105,28 @@ def direction_units(params: Params, *, per: Per = "filter") -> Params:
 
 
 def plane_through(points: Sequence[Params], *, center: Params | None = None) -> Plane:
-    """The plane through `center` that is nearest to all points: of three points, theirs.
+    """The plane through `center` that is nearest to all points. Three points lie in it exactly.
 
-    Of the checkpoints of a training, last one last, it is the plane of its trajectory (Li et al.,
-    2018, arXiv 1712.09913): principal axes of the ways from the centre, which are not centred, so
-    that the centre lies in the plane. `explained` says how much of the trajectory the picture
-    shows. Of any walk in many dimensions, a random one too, two axes explain most (Antognini and
-    Sohl-Dickstein, 2018, arXiv 1806.08805).
+    For the checkpoints of a training run, with the last one last, it is the plane of the trajectory
+    (Li et al., 2018, arXiv 1712.09913). Its axes are the principal axes of the differences from the
+    centre. The differences are not centred, so the centre lies in the plane. `explained` says how
+    much of the trajectory the picture shows. Two axes explain most of any walk in many dimensions,
+    even a random one (Antognini and Sohl-Dickstein, 2018, arXiv 1806.08805).
 
         plane = plane_through(checkpoints)
         found = landscape(loss, checkpoints[-1], batch, plane.directions, x=x, y=y)
         plots.landscape({"sgd": found}, label="loss", paths={"sgd": plane.coordinates})
 
-    Cost: P x T^2 multiplications in float64 on the host, of T points. Memory: T copies of the
-    largest leaf.
+    Cost: P x T^2 multiplications in float64 on the host, for T points of P parameters. Memory: T
+    copies of the largest leaf.
 
     Args:
-        points: trees like each other, two beside the centre at least.
+        points: trees of the same structure, at least two besides the centre.
         center: the point (0, 0) of the plane; None: the last of the points.
 
     Raises:
-        UserError: an argument does not fit; inside of jit; points that are not finite, or that lie
-            on one line, as far as rounding tells.
+        UserError: an argument does not fit; the call is inside jit; the points are not finite, or
+            lie on one line up to rounding.
 
     >>> corners = [jnp.array([0.0, 3.0, 1.0]), jnp.array([1.0, 0.0, 1.0]), jnp.zeros(3)]
     >>> plane = plane_through(corners)
@@ -144,7 +147,7 @@ def plane_through(points: Sequence[Params], *, center: Params | None = None) -> 
     if not np.isfinite(gram).all():
         raise UserError(f"{caller}: the points are not all finite.")
     squares, weights = np.linalg.eigh(gram)
-    # Rounding leaves some n eps of the largest: half the digits of a way are told from a line.
+    # Rounding leaves about n eps of the largest: a deviation of 1e-6 can be told from a line.
     if len(points) < 2 or squares[-2] <= 1e-12 * squares[-1]:
         raise UserError(
             f"{caller}: the center and the points, {len(points)} of them, lie on one line. Give "
@@ -154,7 +157,7 @@ def plane_through(points: Sequence[Params], *, center: Params | None = None) -> 
     axes = [first @ ways for ways in map(_ways, leaves, origin)]
     turn = np.linalg.cholesky(
         np.sum([a @ a.T for a in axes], axis=0)
-    )  # what rounding left of the second one
+    )  # corrects what rounding left of the second axis
     axes = [np.linalg.solve(turn, a) for a in axes]
     every = zip(map(_ways, leaves, origin), axes, strict=True)
     places = np.sum([ways @ a.T for ways, a in every], axis=0)
@@ -170,7 +173,7 @@ def plane_through(points: Sequence[Params], *, center: Params | None = None) -> 
 
 
 def _ways(leaves: Sequence[Any], start: Any) -> np.ndarray:
-    """[points, size of the leaf], from the centre to each."""
+    """[points, size of the leaf], the difference of each point from the centre."""
     flat = np.stack([np.ravel(np.asarray(x, np.float64)) for x in leaves])
     return flat - np.ravel(np.asarray(start, np.float64))
 
@@ -181,10 +184,10 @@ def _like(flat: np.ndarray, leaf: Any) -> jax.Array:
 
 
 def check_per(caller: str, params: Params, per: Per) -> Params:
-    """The parameters in float32 at least, where there is something to move.
+    """The parameters in at least float32, after a check that `per` moves some of them.
 
     Raises:
-        UserError: names `caller`; an unknown unit, or no leaf that it would move.
+        UserError: `per` is unknown or moves no leaf. The message names `caller`.
     """
     tree.check_floating(caller, params)
     if per not in get_args(Per):
@@ -199,7 +202,7 @@ def check_per(caller: str, params: Params, per: Per) -> Params:
 
 
 def draw(key: jax.Array, params: Params, per: Per) -> Params:
-    """A direction of parameters that `check_per` has seen."""
+    """A random direction for parameters that `check_per` returned."""
     normal = tree.random_normal(key, params)
     if per == "none":
         return normal
@@ -218,9 +221,9 @@ def draw(key: jax.Array, params: Params, per: Per) -> Params:
 
 
 def _length(x: jax.Array, per: Per) -> jax.Array:
-    """Of each filter, or of the whole leaf; it broadcasts against the leaf.
+    """Norm of each filter, or of the whole leaf; it broadcasts against the leaf.
 
-    Numbers are divided by the largest first: their squares may leave the range of the type.
+    Numbers are divided by the largest first, because their squares may overflow or underflow.
     """
     axes = tuple(range(x.ndim - (per == "filter")))
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)

@@ -42,10 +42,10 @@ def fisher_rao(
     """`sqrt(w'Fw)`, with F the Fisher matrix at the parameters w (Liang et al., 2019, arXiv
     1711.01530).
 
-    It is not changed by rescalings of the weights that leave the function as it is. Exact for any
-    model: `w'Fw` is one product. The formula `L^2 E <z, dl/dz>^2`, with z the outputs and L the
-    number of layers, is right for nets that are homogeneous of degree L alone: ReLU without biases,
-    shortcuts and normalisation. (Public codes take `L + 1`.)
+    Rescalings of the weights that leave the function unchanged do not change it. It is exact for
+    any model: `w'Fw` takes one product. The formula `L^2 E <z, dl/dz>^2`, with z the outputs and L
+    the number of layers, holds only for networks that are homogeneous of degree L: ReLU without
+    biases, shortcuts and normalisation. (Public codes take `L + 1`.)
 
     Cost: one product with F.
 
@@ -70,7 +70,7 @@ def fisher_rao(
 @jax.jit
 def _length(operator: Fisher) -> FisherRao:
     params = tree.widen(operator.params)
-    # Along a unit vector, so that no square of the parameters leaves the range of their type.
+    # Along a unit vector, so that no square of the parameters overflows or underflows.
     unit = perturbation.ascent(params, params, rho=1.0)
     along = tree.vdot(unit, linearize(operator)(unit))
     value = tree.vdot(unit, params) * jnp.sqrt(jnp.maximum(along, 0))

@@ -1,4 +1,4 @@
-"""How much random noise the weights stand, before the mean loss rises by a given amount."""
+"""How much random noise the weights tolerate before the mean loss rises by a given amount."""
 
 import dataclasses
 from typing import Any, NamedTuple, get_args
@@ -25,7 +25,7 @@ from sharpjax.geometry.status import Status, tells_unknown
 Params = Any
 
 _NO_SCALING = perturbation.none()
-_LEAP = 16.0  # the furthest that a step goes while there is no bracket
+_LEAP = 16.0  # largest factor between radii while there is no bracket
 
 
 class FlatRadius(NamedTuple):
@@ -34,17 +34,17 @@ class FlatRadius(NamedTuple):
     Attributes:
         value: the radius; NaN without a bracket.
         low, high: two radii that were tried: at `low` the mean rise was at most the target, at
-            `high` above it. Without a bracket it is what is known: `low` is 0 where the rise was
-            above the target at all that were tried, `high` infinite where it was at none.
+            `high` above it. Without a bracket the interval is one-sided: `low` is 0 if the rise was
+            above the target at all radii tried, `high` is infinite if it was above at none.
         standard_error: of `value`, from the spread of the draws, which are the same at all radii.
-            NaN where it is not known: without a bracket, and where the loss was not finite at
-            `high`.
+            NaN without a bracket, or if the loss was not finite at `high`.
         loss: `L(w)`.
         num_losses: forward passes over the batch (int32).
         status: `Status`, int32. `NOT_CONVERGED`: no bracket up to the largest radius, or one that
-            is wider than was asked for. `BREAKDOWN`: the target is within the rounding of the loss,
-            or the radius below the resolution of the parameters (more than 10 % of them were
-            perturbed in vain). `NON_FINITE`: the loss at the parameters is not finite.
+            is wider than `relative_error` allows. `BREAKDOWN`: the target is within the rounding of
+            the loss, or the radius is below the resolution of the parameters (more than 10 % of
+            them were perturbed without effect). `NON_FINITE`: the loss at the parameters is not
+            finite.
     """
 
     value: jax.Array
@@ -57,8 +57,8 @@ class FlatRadius(NamedTuple):
 
     @tells_unknown
     def estimates(self) -> dict[str, Estimate]:
-        """`flat_radius`. Its `standard_error` holds the distance to the farther end of the interval
-        beside that of the draws."""
+        """`flat_radius`. Its `standard_error` combines the distance to the farther end of the
+        interval with the error of the draws, as the root of the sum of squares."""
         off = jnp.maximum(self.high - self.value, self.value - self.low)
         error = jnp.sqrt(jnp.square(self.standard_error) + jnp.square(off))
         return {"flat_radius": Estimate(self.value, error, self.num_losses)}
@@ -80,14 +80,14 @@ def flat_radius(
     max_tries: int = 32,
     microbatch_size: int | None = None,
 ) -> FlatRadius:
-    """The radius of noise `rho` up to which the mean loss rises by no more than `target`: where
-    `average_sharpness` is `target`, as an interval.
+    """The radius of noise `rho` up to which the mean loss rises by no more than `target`, as an
+    interval: the radius at which `average_sharpness` equals `target`.
 
     With gaussian noise it is the sigma of PAC-Bayes bounds (Neyshabur et al., 2017, arXiv
-    1706.08947; as a measure, Jiang et al., 2020, arXiv 1912.02178), the standard deviation of the
-    noise and not its variance; the measures there are `1 / sigma^2` and `|w|^2 / sigma^2`. With
-    `scaling=perturbation.element()` it is the magnitude-aware one: weight `w` has the deviation
-    `sigma |w|`. To second order it is `sqrt(2 target / tr(THT))`.
+    1706.08947; as a measure, Jiang et al., 2020, arXiv 1912.02178): the standard deviation of the
+    noise, not its variance. The measures there are `1 / sigma^2` and `|w|^2 / sigma^2`. With
+    `scaling=perturbation.element()` it is the magnitude-aware sigma: weight `w` has the standard
+    deviation `sigma |w|`. To second order it is `sqrt(2 target / tr(THT))`.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w**2)
@@ -96,34 +96,35 @@ def flat_radius(
     >>> print(f"{found.value:.4f}")  # sqrt(0.25 / 10_000)
     0.0050
 
-    The loss may be a mean that has no derivative: of the share of errors, with `target=0.1`, it is
-    the radius at which 10 % of the accuracy are lost.
+    The loss need not have a derivative. With the error rate as the loss and `target=0.1`, the
+    result is the radius at which 10 percentage points of accuracy are lost.
 
-    All radii see the same draws, in pairs `w + e` and `w - e`, so the mean rise is as smooth in the
-    radius as the loss, and the gradient has no part in it. While there is no bracket, radii follow
-    `rise ~ rho^2`; then the power law through the ends of the bracket, and every third time its
-    middle. A rise that is not finite counts as above the target. Whether the rise fell
-    again between two radii that were tried, no finite number of values can tell.
+    All radii use the same draws, in pairs `w + e` and `w - e`. The mean rise is therefore as smooth
+    in the radius as the loss, and the gradient cancels. Until there is a bracket, the next radius
+    follows from `rise ~ rho^2`. After that it follows from the power law through the ends of the
+    bracket, and every third time it is the (geometric) middle. A rise that is not finite counts as
+    above the target. No finite number of values can tell whether the rise fell again between two
+    radii that were tried.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`; no derivative of the loss is taken.
         key: for the draws.
-        target: how far the mean loss may rise, > 0; may be traced, as all numbers here but the
-            counts.
-        noise, scaling: as in `average_sharpness`: what is drawn, and in which units.
+        target: how far the mean loss may rise, > 0; may be traced, as may all numbers here except
+            the counts.
+        noise, scaling: as in `average_sharpness`: the distribution of the noise and its units.
         first_rho: the radius that is tried first.
-        largest_rho: radii beyond it are not tried. Where the loss has not risen by then, as one
-            that is bounded may not, the status is `NOT_CONVERGED`.
+        largest_rho: larger radii are not tried. If the loss has not risen by `target` by then,
+            which can happen if it is bounded, the status is `NOT_CONVERGED`.
         relative_error: how wide the interval may be, relative to `low`.
-        num_pairs: how many are drawn.
-        max_tries: radii at the most.
+        num_pairs: number of pairs per radius, 2 or more.
+        max_tries: largest number of radii, 2 or more.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: one forward pass, and `2 num_pairs` for each radius. Of these there are 3 where the loss
-    is nearly quadratic, some 10 where it is not, and one more for each factor of 16 that the radius
-    is away from `first_rho`. One pass after another; memory as in `average_sharpness`.
+    Cost: one forward pass, and `2 num_pairs` for each radius. The number of radii is 3 if the loss
+    is nearly quadratic, about 10 if not, and one more for each factor of 16 between the radius and
+    `first_rho`. Passes run one after another; memory as in `average_sharpness`.
     """
     caller = "flat_radius"
     perturbation.check_scaling(caller, scaling)
@@ -187,14 +188,14 @@ class _End(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """The search under way.
+    """State of the search.
 
     Attributes:
         sums: over pairs at the radius `rho`.
-        low, high: the ends of the bracket; (0, 0) and (infinite, infinite) where there is none.
-        lost: share of the weights that were perturbed in vain at the last radius.
-        refined: int32, radii since the first at which the rise was within a factor of 4 of the
-            target, or since there was a bracket.
+        low, high: the ends of the bracket; without one, (0, 0) and (infinite, infinite).
+        lost: share of the weights that were perturbed without effect at the last radius.
+        refined: int32, number of radii at which the rise was within a factor of 4 of the target, or
+            that were tried with a bracket.
         drawn: int32, pairs at all radii.
         done: whether nothing is left to try.
         largest, target, width: what the user asked for.
@@ -225,7 +226,8 @@ class _Search(NamedTuple):
         return jnp.sqrt(self.low.rho) * jnp.sqrt(self.high.rho)
 
     def root(self) -> jax.Array:
-        """Where the power law through the ends meets the target; without one, the middle."""
+        """The radius at which the power law through the ends meets the target; the middle if there
+        is no power law."""
         (low, under, _), (high, over, _) = self.low, self.high
         share = jnp.log(self.target / under) / jnp.log(over / under)
         root = low * (high / low) ** jnp.clip(share, 0, 1)
@@ -234,7 +236,8 @@ class _Search(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Try:
-    """One pair, for `sharpjax.loops.iterate`; after the last one at a radius, the next radius."""
+    """Draws one pair, for `sharpjax.loops.iterate`. After the last pair at a radius it moves to the
+    next radius."""
 
     pair: average_case.Pair
     num_pairs: int
@@ -248,7 +251,7 @@ class _Try:
 
 
 def _narrow(s: _Search) -> _Search:
-    """The search after the pairs at one radius, with sums for another."""
+    """Updates the bracket with the pairs at one radius, and empties the sums for the next."""
     sums, zero = s.sums, jnp.zeros_like(s.rho)
     rise = jnp.where(jnp.isfinite(sums.mean), sums.mean, jnp.inf)
     here, above = _End(s.rho, rise, average_case.standard_error(sums)), rise > s.target
@@ -271,8 +274,8 @@ def _narrow(s: _Search) -> _Search:
 def _next(s: _Search) -> _Search:
     """The next radius, or done."""
     third = 1 + s.width / 3
-    # With no bracket only one end has been met, the last radius; a little beyond the root of
-    # `rise ~ rho^2` the bracket is closed. Where it was not, the loss rises otherwise.
+    # Without a bracket only one end is known, the last radius. A radius a little beyond the root of
+    # `rise ~ rho^2` should close the bracket. If it did not, the loss does not rise like that.
     least = jnp.where(s.refined > 1, 2, third)
     is_open = s.high.rho == jnp.inf
     rise = jnp.where(is_open, s.low.rise, s.high.rise)
@@ -289,7 +292,7 @@ def _next(s: _Search) -> _Search:
     inside = jnp.where(bisect, s.middle, inside)
     ended = (s.rho == s.low.rho) & (s.rho >= s.largest)
     rho = jnp.where(s.is_closed, inside, outside)
-    between = ~s.is_closed | ((rho > s.low.rho) & (rho < s.high.rho))  # no number is left
+    between = ~s.is_closed | ((rho > s.low.rho) & (rho < s.high.rho))  # else no number is left
     return s._replace(rho=rho, done=s.is_narrow | ended | (rho == 0) | ~between)
 
 
@@ -301,7 +304,7 @@ def _is_done(search: _Search) -> jax.Array:
 def _begin(sums, first, largest, target, width) -> _Search:
     zero = jnp.zeros_like(sums.loss)
     infinite = jnp.full_like(zero, jnp.inf)
-    # An argument that was traced could not be checked.
+    # A traced argument could not be checked earlier.
     asked = (first > 0) & (largest >= first) & (target > 0) & (width > 0)
     return _Search(
         sums=sums,

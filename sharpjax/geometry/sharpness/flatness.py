@@ -1,4 +1,4 @@
-"""Relative flatness: curvature in the last layer, weighed by its weights."""
+"""Relative flatness: curvature in the last layer, weighted by its weights."""
 
 import functools
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from sharpjax.geometry.status import if_finite
 
 Params = Any
 
-_TOLERANCE = 1e-3  # of outputs, between the head and the linear layer that it should be
+_TOLERANCE = 1e-3  # relative difference of outputs between the head and a linear layer
 
 
 class RelativeFlatness(NamedTuple):
@@ -28,8 +28,8 @@ class RelativeFlatness(NamedTuple):
 
     Attributes:
         value: `sum_ss' <w_s, w_s'> tr H_ss'`.
-        normalised: the same where each feature is divided by its standard deviation and its weights
-            are multiplied by it. A feature that is constant has no part in it.
+        normalised: the same with each feature divided by its standard deviation and its weights
+            multiplied by it. Constant features are left out.
         pairs: [K, K], the terms of `value`.
         status: `Status`, int32.
     """
@@ -51,35 +51,35 @@ def relative_flatness(
     """`sum_ss' <w_s, w_s'> tr H_ss'`: curvature in the last layer, in units of its weights
     (Petzka et al., 2021, arXiv 2001.00939).
 
-    `w_s` are the weights of output s and `H_ss'` the blocks of the Hessian in them; the bias has no
-    part. With features `f` [N, D] and outputs `f W + b` this has a closed form without second
+    `w_s` are the weights of output s, and `H_ss'` the blocks of the Hessian in them; the bias does
+    not enter. With features `f` [N, D] and outputs `f W + b` this has a closed form without second
     derivatives of the model,
 
         value = sum_n |f_n|^2 tr(W M_n W'),
 
-    where `M_n` is the part of example n in the Hessian of the outer loss: of softmax cross-entropy
-    `(diag(p) - p p') / N`. It is a mean over the examples, however they are cut into batches.
-    (Public codes add up batches.)
+    where `M_n` is the contribution of example n to the Hessian of the outer loss: for softmax
+    cross-entropy `(diag(p) - p p') / N`. The value is a mean over the examples, however they are
+    cut into batches. (Public codes add up batches.)
 
-    A factor on all features, which the head undoes, does not change the value, and a factor on one
-    of them does not change `normalised`. That division is exact for any model, since it is made
-    between features and head and not in the layers before.
+    A factor on all features that the head undoes does not change the value. A factor on a single
+    feature does not change `normalised`. The division in `normalised` is exact for any model,
+    because it is done between the features and the head, not in the layers before.
 
-    Cost: one forward pass, and K products with the Hessian of the outer loss; two passes where the
-    kernel is used other than in one product with the features. Memory: features
-    and outputs of all examples, and the activations of one microbatch.
+    Cost: one forward pass, and K products with the Hessian of the outer loss; two passes if the
+    kernel is used in any way other than one product with the features. Memory: features and outputs
+    of all examples, and the activations of one microbatch.
 
     Args:
-        loss: from `composed`, or any other that has its parts, as in `gauss_newton`. Declared
-            weights count, a regulariser does not.
+        loss: from `composed`, or any other loss with these parts, as in `gauss_newton`. Declared
+            weights are used; a regulariser is not.
         params: pytree of floating arrays.
         batch: pytree of arrays with the examples on axis 0.
         head: name of the kernel, [D, K], of the last layer: a glob on `tree.path_names(params)`.
-        microbatch_size: examples per pass, dividing their number; None: all at once.
+        microbatch_size: examples per pass, which must divide their number; None: all at once.
 
     Raises:
-        UserError: an argument does not fit. The leaf is not the kernel of a linear layer whose
-            outputs are those of the model, one row for each example (tried by a random change).
+        UserError: an argument does not fit; or the leaf is not the kernel of a linear layer whose
+            outputs are those of the model, one row for each example (tested by a random change).
 
     >>> from sharpjax.geometry import composed
     >>> from sharpjax.losses import CrossEntropy
@@ -96,7 +96,7 @@ def relative_flatness(
     loss, params, batch = operator.loss, operator.params, operator.batch
     refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
     kernels = jax.tree.leaves(params)
-    # Of one function with the model as an argument, the trace is remembered from call to call.
+    # The model is an argument of one function, so that jax caches the trace from call to call.
     outputs = jax.eval_shape(give_arrays, loss.model_fn, params, batch)
     loss = multiplied_out(loss)
     shape, count = getattr(outputs, "shape", None), loops.count_examples(caller, batch)
@@ -133,7 +133,7 @@ def _flatness(loss, params, batch, microbatch_size) -> tuple[RelativeFlatness, j
         weight, count = weights(loss, batch), len(outputs)
         share = jnp.full(count, 1 / count) if weight is None else weight / jnp.sum(weight)
         share = jnp.expand_dims(share.astype(features.dtype), 1)
-        counts = share != 0  # NaN, as where all weights are 0, counts
+        counts = share != 0  # NaN, as when all weights are 0, counts
         features = jnp.where(counts, features, 0)
 
         linear = features @ _change(kernel)
@@ -143,7 +143,7 @@ def _flatness(loss, params, batch, microbatch_size) -> tuple[RelativeFlatness, j
 
         mean = jnp.sum(share * features, 0)
         deviation = jnp.sqrt(jnp.sum(share * jnp.square(features - mean), 0))
-        # A constant feature differs from its mean by rounding.
+        # A constant feature differs from its mean only by rounding.
         varies = deviation > 16 * jnp.finfo(kernel.dtype).eps * jnp.abs(mean)
         scaled = jnp.where(varies, features / jnp.where(varies, deviation, 1), 0)
         lengths = jnp.stack([jnp.sum(jnp.square(x), 1) for x in (features, scaled)])
@@ -168,7 +168,7 @@ def _flatness(loss, params, batch, microbatch_size) -> tuple[RelativeFlatness, j
 
 
 def _rows(operands, batch):
-    """The features, the outputs, and what a change of the kernel changes in them."""
+    """The features, the outputs, and how `_change` of the kernel changes the outputs."""
     model_fn, params = operands
     (kernel,), treedef = jax.tree.flatten(params)
 
@@ -183,9 +183,13 @@ def _rows(operands, batch):
 
 
 def _read(outputs, kernel, batch):
-    """What the kernel is multiplied with, if that is one product for each example, times the slope
-    of the first output in the product, as of logits over a temperature: no further pass, as the
-    compiler sees that it is that of the outputs."""
+    """The features, read from the model: the other factor in the product with the kernel.
+
+    None unless the kernel is used in exactly one product, with one row for each example. The factor
+    is multiplied by the slope of the first output in the product, which is not 1 for logits divided
+    by a temperature. This costs no further pass, because the compiler sees that it is the same as
+    that of the outputs.
+    """
     closed = jax.make_jaxpr(outputs)(kernel, batch)
     uses = find_entries(closed.jaxpr, 1)[0]
     form = matrix_form(uses[0].eqn, uses[0].operand) if len(uses) == 1 else None
@@ -206,7 +210,7 @@ def _read(outputs, kernel, batch):
 
 
 def _differentiate(outputs, kernel, batch):
-    """The gradient of the first output in the first column, example by example."""
+    """The features of each example, as the gradient of the first output in the first column."""
 
     def feature(one):
         def first(column):

@@ -22,21 +22,21 @@ from sharpjax.geometry.status import Status, tells_unknown
 Params = Any
 
 _MOST_BYTES = 2**30  # of the matrix of a chunk
-_ROUNDINGS = 16  # of the largest eigenvalue, within which one is not known from zero
+_ROUNDINGS = 16  # an eigenvalue below 16 eps times the largest cannot be told from zero
 
 
 class InformationSharpness(NamedTuple):
     """`g'F^+ g`, the mean over chunks.
 
     Attributes:
-        value: what is known of it: directions in which F is not known from zero are left out.
-        upper: the same with all of them; for cross-entropy the mean of `(1 - p_y) / p_y`.
-        eigenvalues: [chunks, mC], of F, descending, with C directions an example: K, or K - 1 for
-            softmax. Its others are 0.
-        parts: [chunks, mC], what the direction of each adds, so that a truncated value is a sum of
-            the first of them.
-        status: `Status`, int32: `NOT_CONVERGED` where `value` and `upper` differ by more than 1 %
-            though there are parameters enough for all directions.
+        value: without the directions in which F cannot be told from zero.
+        upper: the same with all directions; for cross-entropy the mean of `(1 - p_y) / p_y`.
+        eigenvalues: [chunks, mC], of F, descending, with C directions per example: K, or K - 1 for
+            softmax. The other eigenvalues of F are 0.
+        parts: [chunks, mC], the contribution of each direction, so that a truncated value is the
+            sum of the first of them.
+        status: `Status`, int32: `NOT_CONVERGED` if `value` and `upper` differ by more than 1 %
+            although there are enough parameters for all directions.
     """
 
     value: jax.Array
@@ -46,7 +46,7 @@ class InformationSharpness(NamedTuple):
     status: jax.Array
 
     def estimates(self) -> dict[str, Estimate]:
-        """`information_sharpness`; its error is 0, and NaN where it is not known (`status`)."""
+        """`information_sharpness`. Its error is 0, or NaN if `status` is not `OK`."""
         error = jnp.where(self.status == Status.OK, jnp.zeros_like(self.value), jnp.nan)
         one = jnp.ones(jnp.shape(self.value), jnp.int32)
         return {"information_sharpness": Estimate(self.value, error, one)}
@@ -58,35 +58,37 @@ def information_sharpness(
     """`g'F^+ g`, with g the gradient and F the Fisher matrix: information-geometric sharpness
     (Jang et al., 2022, NeurIPS), which no smooth change of the parameters alters.
 
-    By its dual form. With J the Jacobian of the outputs, `M_n` the Hessian of the outer loss of
-    example n and `r_n` its slope, `F = J'MJ / N` and `g = J'r / N`, and
+    It is computed in its dual form. Let J be the Jacobian of the outputs, and `M_n` and `r_n` the
+    Hessian and gradient of the outer loss of example n. Then `F = J'MJ / N`, `g = J'r / N`, and
 
         g'F^+ g = |P c|^2 / N,    c_n = M_n^(-1/2) r_n,
 
-    with P the projection on the range of the matrix `M^(1/2) JJ' M^(1/2)`, N K numbers square.
-    Where that has all the rank that M allows, P drops out and it is `|c|^2 / N`: of softmax
-    cross-entropy the mean of `(1 - p_y) / p_y`, a function of the training confidences alone. So it
-    is for nets with more than N K parameters and no two examples alike; `upper` is that number.
+    with P the projection onto the range of the matrix `M^(1/2) JJ' M^(1/2)`, of size NK x NK. If
+    this matrix has all the rank that M allows, P drops out and the value is `|c|^2 / N`. For
+    softmax cross-entropy this is the mean of `(1 - p_y) / p_y`, a function of the training
+    confidences alone. This holds for networks with more than N K parameters and no two examples
+    alike; `upper` is that number.
 
-    Directions whose eigenvalue is below 16 eps of the largest (2e-6 in float32) are not known from
-    those of eigenvalue 0 and are left out. Where there are fewer parameters than directions nothing
-    says how much they would add: with one feature of five scaled by 1e-3 it was 1 % in float32, by
-    1e-4 4 %. Compute such models in float64.
+    Directions whose eigenvalue is below 16 eps of the largest (2e-6 in float32) cannot be told from
+    those of eigenvalue 0 and are left out. If there are fewer parameters than directions, nothing
+    shows how much they would add: with one feature of five scaled by 1e-3 it was 1 % in float32,
+    and 4 % with 1e-4. Compute such models in float64.
 
-    Cost: for each chunk K back-propagations an example, without the weight gradients of dense
-    layers, their products, and an eigendecomposition of N K numbers square. Of convolutions, dense
-    layers at many positions and all else the gradients of all outputs are formed. Memory: five
-    matrices of N K numbers square, and 256 MB (or what two examples take): examples that do not fit
-    there are taken in blocks, and differentiated again for each pair of these. No derivative is
-    propagated through it.
+    Cost, for each chunk: K back-propagations per example (without the weight gradients of dense
+    layers), their products, and an eigendecomposition of size NK x NK. For convolutions, dense
+    layers at many positions and all other layers, the gradients of all outputs are formed. Memory:
+    five matrices of NK x NK numbers, and 256 MB (or what two examples take). Examples that do not
+    fit into it are taken in blocks, and differentiated again for each pair of blocks. No derivative
+    is propagated through the result.
 
     Args:
-        loss: from `composed`, or any other that has its parts, whose outer loss is canonical, as in
-            `fisher`: softmax cross-entropy, half the squared error. No declared weights.
+        loss: from `composed`, or any other loss with these parts. Its outer loss must be canonical,
+            as in `fisher`: softmax cross-entropy, half the squared error. It must not declare
+            weights.
         params: pytree of floating arrays.
         batch: pytree of arrays with the examples on axis 0.
-        m: examples a chunk, dividing their number; the value is the mean over chunks of each one's
-            own. None: all.
+        m: examples per chunk, which must divide their number. The value is the mean of the values
+            of the chunks. None: all.
 
     Raises:
         UserError: an argument does not fit; the outputs of one example depend on the others of its
@@ -133,7 +135,7 @@ def information_sharpness(
 
 
 def _chunk(model, outer_loss, params, batch):
-    """`|c|^2 / N` and, by eigenvalues of F descending, what each direction adds to it."""
+    """`|c|^2 / N`, the eigenvalues of F, descending, and the contribution of each direction."""
     roots, c, holds = _roots(model, outer_loss, params, batch)
     return _decompose(gram(model, params, batch, roots), c, holds)
 
@@ -159,7 +161,7 @@ def _decompose(matrix, c, holds):
 
 
 def _whiten(outer_loss, shape, row, one):
-    """For one example R [C, K] and c [C], with `M = R'R` and `r = R'c`, and whether that holds."""
+    """R [C, K] and c [C] of one example, with `M = R'R` and `r = R'c`, and whether this holds."""
     one, outputs = jax.tree.map(lambda x: jnp.expand_dims(x, 0), one), row.reshape(1, *shape)
     likelihood = methods(outer_loss)
     if hasattr(likelihood, "square_root") and hasattr(likelihood, "newton_step"):
@@ -172,7 +174,7 @@ def _whiten(outer_loss, shape, row, one):
     known = values > eps * jnp.max(values)
     root = jnp.sqrt(jnp.where(known, values, 1))
     along = vectors.T @ slope
-    # The slope lies in the range of M; where it does not, M is singular by rounding.
+    # The slope lies in the range of M; if it does not, M is singular by rounding.
     lost = jnp.max(jnp.where(known, 0, jnp.abs(along)))
     holds = lost <= 1e3 * eps * jnp.max(jnp.abs(slope))
     unit = jnp.where(known, root, 0)
@@ -186,7 +188,7 @@ def _mean(num_params: int, chunks) -> InformationSharpness:
     eps = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps
     known = eigenvalues > eps * eigenvalues[:, :1]
     value, upper = jnp.mean(jnp.sum(jnp.where(known, parts, 0), 1)), jnp.mean(upper)
-    # With fewer parameters than directions some must be missing.
+    # With fewer parameters than directions, some directions must be missing.
     short = (upper - value > 0.01 * upper) & (num_params >= eigenvalues.shape[1])
     status = jnp.where(short, Status.NOT_CONVERGED, Status.OK)
     finite = jnp.isfinite(upper) & jnp.isfinite(value)

@@ -1,4 +1,4 @@
-"""Which measures a change of the weights alters that leaves the function as it is."""
+"""Which measures change when the weights change but the function does not."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ Params = Any
 
 
 class Invariance(NamedTuple):
-    """What became of each measure under each transform.
+    """How each measure changes under each transform.
 
     Attributes:
-        before: by the name of a measure, its value at the parameters.
-        after: by the names of a measure and a transform, its value then.
-        same: likewise, whether they agree within the tolerance.
-        off: by the name of a transform, how far the function moved, relative to its size.
+        before: the value of each measure at the parameters, by name.
+        after: its value after each transform, by the names of the measure and the transform.
+        same: whether the two agree within the tolerance, likewise.
+        off: by the name of a transform, how far the outputs moved, relative to their size.
     """
 
     before: dict[str, float]
@@ -29,7 +29,7 @@ class Invariance(NamedTuple):
     off: dict[str, float]
 
     def __str__(self) -> str:
-        """A table: measures by transforms, with "yes" where a measure stays, else its factor."""
+        """A table of measures by transforms: "yes" if a measure stays the same, else its factor."""
         transforms = list(self.off)
         rows = [["measure", *transforms]]
         for measure, value in self.before.items():
@@ -52,29 +52,31 @@ def check_invariance(
     tolerance: float = 1e-3,
     rounding: float = 1e-4,
 ) -> Invariance:
-    """Which measures survive changes of the weights that leave the function as it is.
+    """Which measures stay the same when the weights change but the function does not.
 
-    A measure that such a change alters says something of the parametrisation, and cannot alone
-    explain how a network generalises (Dinh et al., 2017, arXiv 1703.04933). Each transform is tried
-    first: that it moves the parameters, and does not move the outputs.
+    A measure that changes depends on the parametrisation, and cannot alone explain how a network
+    generalises (Dinh et al., 2017, arXiv 1703.04933). Each transform is checked first: it must move
+    the parameters and must not move the outputs.
 
     Cost: each measure once, and once more for each transform.
 
     Args:
         measures: by name, `measure(params) -> number`.
-        transforms: by name, `transform(params) -> params`, such as of `sharpjax.nn.symmetries`.
+        transforms: by name, `transform(params) -> params`, such as those of
+            `sharpjax.nn.symmetries`.
         params: pytree of arrays; or anything that transforms and measures take, such as all
             variables of a model.
         outputs: `outputs(params) -> array`, what the network computes on some examples.
-        tolerance: relative, within which a measure counts as the same.
-        rounding: relative to the largest output, within which the function does.
+        tolerance: largest relative change of a measure that counts as the same.
+        rounding: largest change of the outputs that counts as none, relative to their Euclidean
+            norm.
 
     Returns:
         `Invariance`; `print` shows a table.
 
     Raises:
-        UserError: a transform moves the outputs, or does not move the parameters, or changes their
-            structure; a measure gives no number, or one that is not finite.
+        UserError: a transform moves the outputs, does not move the parameters, or changes their
+            structure; a measure does not return a number, or returns one that is not finite.
 
     >>> found = check_invariance(
     ...     {"norm": lambda w: jnp.sum(w**2), "product": lambda w: w[0] * w[1]},

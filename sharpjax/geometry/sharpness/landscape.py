@@ -1,6 +1,6 @@
-"""The loss on lines and planes through the parameters: what pictures of a landscape show.
+"""The loss on lines and planes through the parameters: pictures of the loss landscape.
 
-A picture is one draw of its axes. `slices` draws many, and says how far they differ.
+A picture shows one draw of its axes. `slices` draws many and reports how far they differ.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Landscape(NamedTuple):
         x, y: coordinates, in units of the directions; `y` is None on a line.
         lengths: [1] or [2], `|d|` of each direction.
         cosine: between the two directions as they were given; None on a line.
-        status: `Status`, int32; `NON_FINITE` where a value is not, `BREAKDOWN` where directions
-            that were to be made orthogonal are parallel, as far as rounding tells.
+        status: `Status`, int32; `NON_FINITE` if a value is not finite; `BREAKDOWN` if directions to
+            be made orthogonal are parallel up to rounding.
     """
 
     values: jax.Array
@@ -50,8 +50,8 @@ class Slices(NamedTuple):
     Attributes:
         values: [directions, len(x)].
         x: coordinates, in units of the directions.
-        mean, standard_error: [len(x)], over directions.
-        status: `Status`, int32; `NON_FINITE` where a value is not.
+        mean, standard_error: [len(x)], over directions; the error is NaN for one direction.
+        status: `Status`, int32; `NON_FINITE` if a value is not finite.
     """
 
     values: jax.Array
@@ -65,11 +65,11 @@ class Barrier(NamedTuple):
     """The loss between two points.
 
     Attributes:
-        value: how far the loss rises above the straight line between the two losses, at most over
-            the points that were tried; 0 where it never does.
-        at: where on the way, from 0 to 1.
-        values: [points], along the way, both ends included.
-        status: `Status`, int32; `NON_FINITE` where a value is not.
+        value: the largest rise of the loss above the straight line between the two losses, over the
+            points tried; 0 if it never rises above.
+        at: the position of that point between the two solutions, from 0 to 1.
+        values: [points], the losses along the line, both ends included.
+        status: `Status`, int32; `NON_FINITE` if a value is not finite.
     """
 
     value: jax.Array
@@ -91,16 +91,17 @@ def landscape(
 ) -> Landscape:
     """The loss at `w + x d_1`, or at `w + x d_1 + y d_2`, on a grid.
 
-    Directions may be any: `random_direction`; the gradient; the way to another solution; the plane
-    of three solutions or of a trajectory, `plane_through`; a moment in an optimiser's state,
-    `optax.tree.get(state, "mu")`; an eigenvector, `tree.index(pairs.vectors, 0)`, along which the
-    curve is to second order `L + x g'v + x^2 lambda / 2`. They are taken as they are: `lengths` and
-    `cosine` say what the axes mean.
+    Any directions are allowed: `random_direction`; the gradient; the difference to another
+    solution; the plane of three solutions or of a trajectory, `plane_through`; a moment in an
+    optimiser's state, `optax.tree.get(state, "mu")`; an eigenvector,
+    `tree.index(pairs.vectors, 0)`, along which the curve is `L + x g'v + x^2 lambda / 2` to second
+    order. They are used as they are, without normalisation: `lengths` and `cosine` give the scale
+    of the axes and their angle.
 
     The loss is any function of parameters and batch, and need not be differentiable: an accuracy;
     `lambda w, batch: tree.norm(jax.grad(loss)(w, batch))`; the largest eigenvalue of the Hessian
-    there. With BatchNorm in evaluation mode its statistics are those of the centre, which far from
-    there are no longer those of the weights: docs/sharpness.md has losses that take them anew.
+    there. BatchNorm in evaluation mode uses the statistics of the centre, which do not fit weights
+    far from it: docs/sharpness.md has losses that recompute them.
 
     Cost: one value of the loss for each point, one program for all. Memory: two copies of the
     parameters, and the activations of one microbatch.
@@ -109,8 +110,8 @@ def landscape(
         loss: `loss(params, batch) -> scalar`; any measure that is a mean over the examples.
         params, batch, microbatch_size: as in `hessian`.
         directions: one tree like the parameters for a line, two for a plane.
-        x, y: coordinates, increasing or not; `y` for two directions alone.
-        orthogonal: take of `d_2` the part across `d_1`, brought to the length of `d_2`.
+        x, y: coordinates, increasing or not; give `y` only with two directions.
+        orthogonal: use the part of `d_2` orthogonal to `d_1`, rescaled to the length of `d_2`.
 
     Raises:
         UserError: an argument does not fit.
@@ -163,7 +164,7 @@ def slices(
     """The loss along several random directions, with their mean: a landscape and its spread.
 
     To second order the mean is `L + x^2 / 2 sum_f |w_f|^2 / n_f tr H_ff` over the filters f, of n_f
-    weights: average-case sharpness in units of filters, of which the famous picture is one draw.
+    weights: average-case sharpness in units of filters. The well-known picture is one draw of it.
 
     Cost: one value of the loss for each direction and point, one program for all.
 
@@ -212,17 +213,19 @@ def barrier(
     num_points: int = 25,
     microbatch_size: int | None = None,
 ) -> Barrier:
-    """How high the loss rises on the straight way between two solutions (Frankle et al., 2020,
+    """How high the loss rises on the straight line between two solutions (Frankle et al., 2020,
     arXiv 1912.05671).
 
-    `max_t L((1 - t) a + t b) - ((1 - t) L(a) + t L(b))`, over `num_points` points: a lower bound of
-    the true maximum. Two networks that differ in the order of their units alone have a barrier,
-    too: align them first.
+    `max_t L((1 - t) a + t b) - ((1 - t) L(a) + t L(b))` over `num_points` points: a lower bound of
+    the true maximum. Even two networks that differ only in the order of their units have a barrier:
+    align them first.
+
+    Cost: `num_points` values of the loss, one program for all.
 
     Args:
         loss, params, batch, microbatch_size: as in `landscape`.
         other: the other solution, a tree like the parameters.
-        num_points: both ends included, 3 at least.
+        num_points: number of points, both ends included, at least 3.
 
     Raises:
         UserError: an argument does not fit.
@@ -248,7 +251,7 @@ def barrier(
 
 
 def _check(caller, loss, params, batch, microbatch_size):
-    """The problem, checked, with parameters in float32 at least, and what only a trace knows."""
+    """The checked problem, with parameters in at least float32, and the result of `check_cut`."""
     batch = checks.as_batch(caller, batch)
     loss = checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
     checked = cutting.check_cut(caller, loss, params, batch, microbatch_size)
@@ -285,7 +288,8 @@ def _evaluate(loss, params, batch, axes, points, microbatch_size) -> jax.Array:
 @tells_unknown
 @jax.jit
 def _measure(axes):
-    """Lengths and cosine of the directions; the second one across the first, if there is one."""
+    """Lengths and cosine of the directions, the second one made orthogonal to the first, and
+    whether the two span a plane."""
     lengths = jnp.stack([tree.norm(axis) for axis in axes])
     if len(axes) == 1:
         return lengths, None, None, True
@@ -293,7 +297,7 @@ def _measure(axes):
     cosine = tree.vdot(*axes) / product
     unit = tree.scale(1 / jnp.where(lengths[0] > 0, lengths[0], 1), axes[0])
     across = axes[1]
-    for _ in range(2):  # the second time takes away what rounding left
+    for _ in range(2):  # the second time removes what rounding left
         across = tree.add_scaled(across, -tree.vdot(across, unit), unit)
     left = tree.norm(across)
     is_plane = (left > rounding(axes[1]) * lengths[1]) & (lengths[0] > 0)

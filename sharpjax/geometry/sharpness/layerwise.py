@@ -1,4 +1,4 @@
-"""The worst case of each layer by itself, or of all but one, by one compiled search."""
+"""The worst case of each layer alone, or of all layers but one, with one compiled search."""
 
 from typing import Any
 
@@ -33,11 +33,12 @@ def layerwise_sharpness(
     restarts: int = 1,
     microbatch_size: int | None = None,
 ) -> dict[str, measures.Sharpness]:
-    """`worst_case_sharpness` where one layer alone is perturbed, for each by its name; with
-    `leave_out=True` where all others are.
+    """`worst_case_sharpness` with only one layer perturbed, for each layer by name. With
+    `leave_out=True` all other layers are perturbed instead.
 
-    Each is that of `scaling=perturbation.only(...)`, but compiled once for all of them. Within one
-    radius no layer can exceed the whole, nor can the whole without it; they do not add up.
+    Each value is that of `scaling=perturbation.only(...)`, but the search is compiled once for all
+    layers. At a fixed radius, neither one layer nor all layers but one can exceed the whole
+    network. The values do not add up.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * (w["a"] ** 2 + 3 * w["b"] ** 2)
@@ -49,14 +50,14 @@ def layerwise_sharpness(
     Args:
         loss, params, batch, key, rho, scaling, norm, m, num_steps, restarts, microbatch_size: as in
             `worst_case_sharpness`.
-        groups: as in `layers`: by default leaves that differ in the last part of their name are a
-            layer.
+        groups: as in `layers`. By default a layer is the leaves whose names differ only in the last
+            part.
         leave_out: hold the layer fixed, and perturb the rest.
 
     Raises:
         UserError: an argument does not fit, a glob matches no leaf, or two groups share one.
 
-    Cost: that of `worst_case_sharpness` for each layer; every gradient is a whole one.
+    Cost: that of `worst_case_sharpness` for each layer; every gradient is over all parameters.
     """
     how = scaling, norm, m, num_steps, restarts, microbatch_size
     caller = "layerwise_sharpness"

@@ -1,4 +1,4 @@
-"""The local learning coefficient, by Langevin dynamics round the parameters."""
+"""The local learning coefficient, by Langevin dynamics around the parameters."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
 
-_MOST_BIAS = 0.1  # of the value, that may come from the length of the steps, or be missing
-_CHANCE = 1e-3  # that chains which have settled are taken for others
+_MOST_BIAS = 0.1  # largest share of the value that may be step bias, or missing
+_CHANCE = 1e-3  # probability that settled chains are taken for unsettled ones
 
 
 class LearningCoefficient(NamedTuple):
@@ -31,24 +31,24 @@ class LearningCoefficient(NamedTuple):
 
     Attributes:
         value: `n beta (E L(w) - L(w*))`, the mean over chains.
-        standard_error: of `value`, from the spread of the means of the chains, so with the
-            correlation of their steps in it, and with `num_chains - 1` degrees of freedom; NaN from
-            one chain. With `batch_size` the error of the baseline `L(w*)` is in it.
+        standard_error: of `value`, from the spread of the chains' means with `num_chains - 1`
+            degrees of freedom. It thus accounts for the correlation between steps, and with
+            `batch_size` for the error of the baseline `L(w*)`. NaN for one chain.
         step_bias: how much of `value` comes from steps of finite length (and from the noise of
-            mini-batches); `value - step_bias` is free of it where the loss is quadratic.
-        missing: what `value` lacks at the most since chains have not filled all directions yet:
-            `(d - E <w - w*, n beta grad L + localization (w - w*)>) / 2` of d parameters, which is
-            0 once they have.
-        drift: `value` over the second half of what was kept, less that over the first.
+            mini-batches); `value - step_bias` is free of it if the loss is quadratic.
+        missing: how much `value` is too small, at most, because chains have not yet filled all
+            directions: `(d - E <w - w*, n beta grad L + localization (w - w*)>) / 2` for d
+            parameters. It is 0 once they have.
+        drift: `value` over the second half of the steps kept, minus `value` over the first half.
         chains: (num_chains,), the value of each.
         loss: the baseline `L(w*)`; with `batch_size` its mean over the mini-batches.
         num_gradients: of all chains together (int32).
-        status: `Status`, int32. `NON_FINITE`: a chain has left. `NOT_CONVERGED`: `step_bias` is
-            more than a tenth of the value, so that the steps are too long for the curvature (as
-            when chains diverge); or `missing` is, by more than three of its standard errors, so
-            that more steps, longer ones or a larger `localization` are needed; or the halves differ
-            by more than their spread over chains explains (p < .001), so that `burn_in` was too
-            short.
+        status: `Status`, int32. `NON_FINITE`: a chain became infinite or NaN. `NOT_CONVERGED` has
+            three causes. `step_bias` is more than a tenth of the value: the steps are too long for
+            the curvature (as when chains diverge). Or `missing` is more than a tenth of the value,
+            by over three of its standard errors: more steps, longer ones or a larger `localization`
+            are needed. Or the two halves differ by more than their spread over chains explains
+            (p < .001): `burn_in` was too short.
     """
 
     value: jax.Array
@@ -83,8 +83,8 @@ def local_learning_coefficient(
 ) -> LearningCoefficient:
     """`n beta (E L(w) - L(w*))` for `w` near the parameters `w*`: how many directions are free.
 
-    Take it for how degenerate a minimum is: half the number of parameters in a regular model, less
-    the flatter and the more degenerate it is (Lau et al., 2023, arXiv 2308.12108).
+    Use it to measure how degenerate a minimum is. It is half the number of parameters in a regular
+    model, and less for flatter and more degenerate minima (Lau et al., 2023, arXiv 2308.12108).
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w**2) / 2
@@ -95,43 +95,43 @@ def local_learning_coefficient(
     >>> round(float(found.value), 1)  # 4 / 2
     2.0
 
-    The mean is over the density `exp(-n beta L(w) - localization |w - w*|^2 / 2)`, from which
-    chains of stochastic gradient Langevin dynamics (Welling and Teh, 2011) draw, all started at
-    `w*`:
+    The mean is over the density `exp(-n beta L(w) - localization |w - w*|^2 / 2)`. Chains of
+    stochastic gradient Langevin dynamics (Welling and Teh, 2011), all started at `w*`, sample it:
 
         w <- w - step_size / 2 (n beta grad L(w) + localization (w - w*)) + sqrt(step_size) noise
 
-    **What to look at.** A step that is too long makes the value too large, without a limit where
-    `step_size (n beta lambda_max + localization) > 4`. `step_bias = step_size / 8 E <n beta grad L,
-    n beta grad L + localization (w - w*)>` says by how much, exactly for quadratics. `localization`
-    makes the value too small: of curvatures `h_i` it is `sum_i n beta h_i / (2 (n beta h_i +
-    localization))`. Directions with little curvature take some `2 / (step_size (n beta h_i +
-    localization))` steps to be filled, and count too little until then: `missing` bounds by how
-    much, for a quadratic; it is 0 after some `4 / (step_size localization)` steps, whatever the
-    loss. A negative value says that `w*` is no minimum.
+    **What to look at.** Steps that are too long make the value too large, without limit if
+    `step_size (n beta lambda_max + localization) > 4`. The excess is `step_bias = step_size / 8
+    E <n beta grad L, n beta grad L + localization (w - w*)>`, exactly so for quadratics.
+    `localization` makes the value too small: for curvatures `h_i` it is `sum_i n beta h_i /
+    (2 (n beta h_i + localization))`. Directions with little curvature take about
+    `2 / (step_size (n beta h_i + localization))` steps to fill, and count too little until then.
+    For a quadratic, `missing` bounds this error; for any loss it is 0 after about
+    `4 / (step_size localization)` steps. A negative value means that `w*` is not a minimum.
 
     Args:
         loss, params: as in `hessian`; the parameters are `w*`, a minimum or nearly one.
         batch: pytree of arrays with all `n` examples on axis 0.
         key: for noise and mini-batches.
-        step_size: of the chains, > 0; it may be traced, as may the next and `beta`.
+        step_size: of the chains, > 0; may be traced, as may `localization` and `beta`.
         localization: the strength of the pull to `w*`, >= 0.
-        num_chains: the standard error is between them: two or more.
-        num_steps: steps of each chain that count, 2 or more.
-        burn_in: steps before them that do not.
+        num_chains: number of chains. The standard error needs two or more.
+        num_steps: steps of each chain that are kept, 2 or more.
+        burn_in: steps of each chain before those, which are discarded.
         beta: inverse temperature; None: `1 / log n`.
-        batch_size: examples in a mini-batch, drawn with replacement, of which each chain takes a
-            new one at each step. `L(w) - L(w*)` is then taken on the same mini-batch. None: all
+        batch_size: examples in a mini-batch, drawn with replacement. Each chain takes a new
+            mini-batch at each step, and `L(w)` and `L(w*)` are computed on the same one. None: all
             examples, and the baseline is exact. The loss must be the mean over the examples, which
             is checked (`sharpjax.geometry.loss.cutting`).
 
     Raises:
-        UserError: an argument does not fit; the loss declares weights (`composed`) and is to be cut
-            into mini-batches, whose weighted means are not right on average.
+        UserError: an argument does not fit; or `batch_size` is given and the loss declares weights
+            (`composed`), because weighted means of mini-batches are biased.
 
-    Cost: one gradient for each chain and step; with `batch_size` of a mini-batch, and a forward
-    pass more. Chains run side by side (`vmap`), but for convolutions on CPU, one after another.
-    Memory: a few copies of the parameters and the activations of a batch for each chain.
+    Cost: one gradient for each chain and step; with `batch_size` that of a mini-batch, plus one
+    forward pass. Chains run side by side (`vmap`), except for convolutions on CPU, where they run
+    one after another. Memory, for each chain: a few copies of the parameters and the activations of
+    a batch.
     """
     caller = "local_learning_coefficient"
     batch, key = checks.as_batch(caller, batch), check_key(caller, key)
@@ -172,7 +172,7 @@ def local_learning_coefficient(
 
 
 class _Operands(NamedTuple):
-    """What a step reads. `baseline` is the loss of all examples at the parameters; `temper` is
+    """Operands of a step. `baseline` is the loss of all examples at the parameters; `temper` is
     `n beta`; `burn_in` and `num_steps` are int32."""
 
     loss: Any
@@ -187,12 +187,12 @@ class _Operands(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Chains under way, each field with their number on axis 0.
+    """State of the chains; axis 0 of each field runs over chains.
 
     Attributes:
         point: `w - w*`.
-        first, second: sums of `n beta (L(w) - L(w*))` over the halves of what is kept.
-        bias, filled, baseline: sums over all of it; `filled` of `<w - w*, force>`.
+        first, second: sums of `n beta (L(w) - L(w*))` over the two halves of the steps kept.
+        bias, filled, baseline: sums over all steps kept; `filled` is that of `<w - w*, force>`.
     """
 
     key: jax.Array
@@ -248,7 +248,7 @@ class _Move:
         return _Chain(
             key=chain.key,
             point=tree.add_scaled(moved, jnp.sqrt(o.step_size), noise),
-            # What is not kept counts where it is not finite: 0 * NaN.
+            # A discarded step that is not finite still shows in the sum: 0 * NaN.
             first=chain.first + (kept - late) * excess,
             second=chain.second + late * excess,
             bias=chain.bias + kept * bias,
@@ -265,7 +265,7 @@ def _has_left(state: _State) -> jax.Array:
 def _start(loss, params, batch, key, given, burn_in, num_steps, num_chains):
     zero = jnp.zeros((), objective.scalar_type(params))
     step_size, localization, temper = (jnp.asarray(x, zero.dtype) for x in given)
-    # Arguments that were traced could not be checked.
+    # Traced arguments could not be checked earlier.
     asked = (step_size > 0) & (localization >= 0) & (temper > 0)
     operands = _Operands(
         loss=loss,
@@ -300,7 +300,7 @@ def _finish(state: _State, steps: jax.Array) -> LearningCoefficient:
     drifts = chain.second / (number - early) - chain.first / early
     value, step_bias, drift = (jnp.mean(x) for x in (chains, chain.bias / number, drifts))
     finite = ~_has_left(state) & jnp.isfinite(step_bias)
-    # E <w - w*, force> is the number of parameters in the density that chains shall draw from.
+    # E <w - w*, force> is the number of parameters under the density that the chains sample.
     size = tree.size(tree.index(chain.point, 0))
     lacks = (float(size) - chain.filled / number) / 2
     missing, allowed = jnp.maximum(jnp.mean(lacks), 0), _MOST_BIAS * jnp.abs(value)
@@ -310,7 +310,7 @@ def _finish(state: _State, steps: jax.Array) -> LearningCoefficient:
     met &= ~(_probability(drifts) < _CHANCE)
     status = jnp.where(met, Status.OK, Status.NOT_CONVERGED)
 
-    def known(x):  # a loop that was ended has no means
+    def known(x):  # a loop that ended early has no means
         return jnp.where(finite, x, jnp.nan)
 
     return LearningCoefficient(
@@ -330,12 +330,12 @@ def _standard_error(values: jax.Array) -> jax.Array:
     count = len(values)
     if count == 1:
         return jnp.full((), jnp.nan, values.dtype)
-    unit = units.known(units.power_of_two(values))  # so that no square leaves the range
+    unit = units.known(units.power_of_two(values))  # so that no square overflows or underflows
     return unit * jnp.std(values / unit, ddof=1) / count**0.5
 
 
 def _probability(values: jax.Array) -> jax.Array:
-    """That values of mean zero are as far from it as these, by Student's test; NaN for one."""
+    """P-value of Student's test that these values have mean zero; NaN for one value."""
     freedom = jnp.asarray(len(values) - 1, values.dtype)
     square = jnp.square(jnp.mean(values) / _standard_error(values))
     half = jnp.asarray(0.5, values.dtype)

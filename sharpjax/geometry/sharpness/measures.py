@@ -1,9 +1,9 @@
-"""How far the loss rises near the parameters: worst case, and after one ascent step.
+"""How far the loss rises near the parameters: in the worst case, and after one ascent step.
 
 The neighbourhood is the ball `{e : ||e / T|| <= rho}` of a scaling `T` (`sharpjax.perturbation`),
-in the Euclidean norm unless another is named. All values are of the loss as it is given: pass it in
+in the Euclidean norm unless another is named. The loss is used as it is given, so pass it in
 evaluation mode, with frozen statistics. Everything is computed at `highest` matmul precision and in
-float32 at least: narrower parameters are widened first, because most of a perturbation of bfloat16
+at least float32. Narrower parameters are widened first, because most of a perturbation of bfloat16
 weights would be lost to rounding. Differences of losses carry the rounding of the losses
 themselves: in float32 about 1e-7 of `loss`.
 """
@@ -40,16 +40,16 @@ class Sharpness(NamedTuple):
     """How far the loss rises in a ball, and where.
 
     Attributes:
-        value: the rise `L(w + e) - L(w)`, the mean over chunks; for a worst case not negative.
-        loss: `L(w)`; with chunks the mean of theirs.
-        perturbed_loss: the loss at the perturbation, the mean over chunks.
-        perturbation: `e`, a tree like the parameters in float32 at least; None where each chunk has
-            its own (they are not kept).
-        per_chunk: the rise of each chunk, [chunks]: with `m=1` of each example; None for one ascent
-            step.
-        num_gradients: gradients over all examples that it took (int32).
-        status: `Status`, int32. Where it is `NON_FINITE` and the value is a number, the loss or its
-            gradient was not finite at some points, and the value is that of the others.
+        value: the rise `L(w + e) - L(w)`, averaged over chunks. A worst case is never negative.
+        loss: `L(w)`, averaged over chunks.
+        perturbed_loss: the loss at the perturbation, averaged over chunks.
+        perturbation: `e`, a tree like the parameters, in at least float32. None if each chunk has
+            its own; these are not kept.
+        per_chunk: the rise of each chunk, [chunks]; with `m=1` that of each example. None for one
+            ascent step.
+        num_gradients: number of gradients over all examples that were computed (int32).
+        status: `Status`, int32. If it is `NON_FINITE` and the value is a number, the loss or its
+            gradient was not finite at some points, and the value comes from the others.
     """
 
     value: jax.Array
@@ -63,7 +63,7 @@ class Sharpness(NamedTuple):
     measure = "worst_case_sharpness"
 
     def estimates(self) -> dict[str, Estimate]:
-        """The value by the measure's name. It does not depend on sampling: its error is 0."""
+        """The value under the measure's name. It does not depend on sampling: its error is 0."""
         return {self.measure: _exact(self.value, self.num_gradients)}
 
 
@@ -96,8 +96,8 @@ def worst_case_sharpness(
     """`max L(w + e) - L(w)` over `||e / T|| <= rho`: the highest rise that ascent finds, a lower
     bound of the maximum.
 
-    Take it for how far the loss can rise within a ball; for one step of SAM `sam_sharpness` is far
-    cheaper, and `adaptive_sharpness` does not change with the scale of the weights.
+    Use it to see how far the loss can rise within a ball. For one step of SAM `sam_sharpness` is
+    far cheaper, and `adaptive_sharpness` does not change with the scale of the weights.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * (w[0] ** 2 + 3 * w[1] ** 2)
@@ -106,24 +106,24 @@ def worst_case_sharpness(
     >>> print(f"{at_minimum.value:.4f}")
     0.7500
 
-    With `norm="linf"` the ball is the box `|e_i| <= rho T_i`, of which every weight may use the
-    whole (Andriushchenko et al., 2023, arXiv 2302.07011, with radii of .0005 to .008). It holds the
-    Euclidean ball of the same radius, and lies within that of `rho sqrt(P)`. To first order its
-    worst case is `rho |T g|_1`.
+    With `norm="linf"` the ball is the box `|e_i| <= rho T_i`: every weight may move by the full
+    radius (Andriushchenko et al., 2023, arXiv 2302.07011, with radii of .0005 to .008). The box
+    contains the Euclidean ball of the same radius and lies within the one of radius `rho sqrt(P)`.
+    To first order its worst case is `rho |T g|_1`.
 
-    With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the mean over chunks of `m`
-    neighbouring examples of each chunk's own worst case, by the weights that the loss declares
-    (`composed`), if it does. `per_chunk` holds them one by one, with `m=1` for each example. The
-    true mean never falls when chunks are cut into smaller ones; found values that do are proof of
-    too little search.
+    With `m` it is m-sharpness (Foret et al., 2021, arXiv 2010.01412): the worst case of each chunk
+    of `m` neighbouring examples is found separately, and the value is their mean, weighted if the
+    loss declares weights (`composed`). `per_chunk` holds the value of each chunk, with `m=1` of
+    each example. The true mean never falls when chunks are cut into smaller ones; if the values
+    found do, the search was too short.
 
     The search is Auto-PGD (Croce and Hein, 2020, arXiv 2003.01690) in `u = e / T`, which has
-    nothing to tune. It starts at SAM's point `rho T^2 g / ||T g||` (in the box at `rho T sign(g)`,
-    and goes by signs) and keeps the best, so the value is below neither 0 nor the rise there. Where
-    the gradient is exactly zero it starts at random: ascent then acts as power iteration and tends
-    to `rho^2 lambda_max(T H T)_+ / 2`, slowly if negative curvature is much the larger in size.
-    Where a symmetry holds the gradient orthogonal to the steepest direction, only random starts
-    (`restarts`) find it.
+    nothing to tune. It starts at SAM's point `rho T^2 g / ||T g||` and keeps the best point, so the
+    value is at least 0 and at least the rise there. (In the box it starts at `rho T sign(g)` and
+    follows the signs of the gradient.) If the gradient is exactly zero it starts at random. Ascent
+    then acts as power iteration and tends to `rho^2 lambda_max(T H T)_+ / 2`, slowly if the
+    negative curvature is much larger in size. If a symmetry keeps the gradient orthogonal to the
+    steepest direction, only random starts (`restarts`) find it.
 
     How good it is: on an MLP trained on digits, 20 steps came within 1.2e-3 of 200 at every radius,
     mostly within 1e-5; 10 steps fell up to 0.14 short and 5 up to 0.48. Where the loss rose a
@@ -131,26 +131,27 @@ def worst_case_sharpness(
 
     Args:
         loss, params, batch: as in `hessian`.
-        key: for random starts; the same ones serve every chunk.
-        rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0. Of an array of radii
-            [R] each is searched by itself, by the one program, and every number of the result gets
-            a leading axis (the perturbation too: R copies of the parameters). No other radius
-            compiles anything.
+        key: for random starts; all chunks use the same ones.
+        rho: radius in units of `T`, >= 0; may be traced. 0 gives exactly 0. For an array of radii
+            [R], each is searched separately by the same program, and every number of the result
+            gets a leading axis (also the perturbation: R copies of the parameters). A new radius
+            compiles nothing.
         scaling: rule for `T`. A weight with `T = 0` stays where it is.
         norm: of the ball, "l2" or "linf".
-        m: examples per chunk, dividing their number; None: all.
+        m: examples per chunk, which must divide their number; None: all.
         num_steps: gradients per search.
-        restarts: searches, all but the first from uniformly random points of the sphere, or corners
-            of the box.
-        microbatch_size: examples per pass, dividing those of a chunk; None: a chunk at once.
+        restarts: number of searches. All but the first start from uniformly random points of the
+            sphere, or corners of the box.
+        microbatch_size: examples per pass, which must divide those of a chunk; None: a chunk at
+            once.
 
     Raises:
         UserError: an argument does not fit.
 
-    Cost: `1 + num_steps * restarts` gradients over all examples, chunk after chunk, in one loop.
-    Memory, however many the chunks: 12 copies of the parameters in a host loop, 16 in a device loop
-    (which keeps its first state), and the activations of one chunk (of one microbatch). On CPU,
-    call it outside of your own jit if the loss convolves (`sharpjax.loops`).
+    Cost: `1 + num_steps * restarts` gradients over all examples, one chunk after another, in one
+    loop. Memory, for any number of chunks: 12 copies of the parameters in a host loop, 16 in a
+    device loop (which keeps its first state), and the activations of one chunk or microbatch. On
+    CPU, call it outside of your own jit if the loss has convolutions (`sharpjax.loops`).
     """
     how = key, rho, scaling, norm, m, num_steps, restarts, microbatch_size
     return _worst_case("worst_case_sharpness", loss, params, batch, *how)
@@ -170,11 +171,11 @@ def adaptive_sharpness(
 ) -> AdaptiveSharpness:
     """`max L(w + e) - L(w)` over `||e / |w| ||_2 <= rho`: the worst case in the units `T = |w|`.
 
-    Every weight, biases and normalisation included, moves in proportion to itself (Kwon et al.,
-    2021, arXiv 2102.11600; as a measure, Andriushchenko et al., 2023, arXiv 2302.07011), so the
-    value is the same for all rescalings of the weights that leave a ReLU network as it is. Weights
-    that are exactly zero stay so. Arguments, cost, memory and errors are those of
-    `worst_case_sharpness`.
+    Every weight, biases and normalisation included, moves in proportion to its own size (Kwon et
+    al., 2021, arXiv 2102.11600; as a measure, Andriushchenko et al., 2023, arXiv 2302.07011). The
+    value is therefore the same for all rescalings of the weights that leave a ReLU network's
+    function unchanged. Weights that are exactly zero stay zero. Arguments, cost, memory and errors
+    are those of `worst_case_sharpness`.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * w[0] * w[1]
@@ -198,13 +199,14 @@ def sam_sharpness(
 ) -> SamSharpness:
     """`L(w + rho g / |g|) - L(w)`: the rise after SAM's ascent step (arXiv 2010.01412).
 
-    To first order `rho |g|`; it may be negative. A zero gradient gives exactly 0. Not the statistic
-    of random noise that some papers call by this name. Cost: one gradient and one evaluation.
+    To first order it is `rho |g|`; it may be negative. A zero gradient gives exactly 0. Some papers
+    use this name for a statistic of random noise, which is not what is computed here. Cost: one
+    gradient and one evaluation of the loss.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`.
         rho: radius, >= 0; may be traced. 0 gives exactly 0. An array [R] of radii gives results
-            with that axis.
+            with that leading axis.
 
     Raises:
         UserError: an argument does not fit.
@@ -229,8 +231,8 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     e = perturbation.ascent(gradient, params, rho=radius)
     perturbed = objective.value(loss, perturbation.perturb(params, e), batch, microbatch_size)
-    # Compiled apart, the two losses may differ in rounding at one and the same point. A radius that
-    # was traced could not be checked.
+    # The two losses are compiled separately, so they may differ by rounding at the same point. A
+    # traced radius could not be checked earlier.
     rise = jnp.where(tree.vdot(e, e) == 0, value - value, perturbed - value)
     rise = jnp.where(radius >= 0, rise, jnp.nan)
     return SamSharpness(
@@ -250,7 +252,7 @@ def _worst_case(caller, loss, params, batch, key, rho, *how) -> Sharpness:
 
 
 class Problem(NamedTuple):
-    """A search that was checked, and what it reads but for the radius and what moves."""
+    """A checked search and its operands, without the radius and the choice of leaves that move."""
 
     search: worst_case.Search
     operands: worst_case.Operands
@@ -261,7 +263,7 @@ class Problem(NamedTuple):
 def prepare(
     caller, loss, params, batch, key, rho, scaling, norm, m, num_steps, restarts, microbatch_size
 ) -> Problem:
-    """The search for a worst case, with what a user passed checked.
+    """Checks what a user passed and builds the search for a worst case.
 
     Raises:
         UserError: names `caller`; an argument does not fit.
@@ -319,7 +321,7 @@ def find(problem: Problem, radius: ArrayLike, moves: Any = None) -> Sharpness:
 
 
 def over_radii(fn: Callable[[ArrayLike], Any], rho: ArrayLike) -> Any:
-    """`fn(rho)`; of several radii each by itself, by one and the same program, stacked."""
+    """`fn(rho)`. For several radii, the stacked results of each, all by the same program."""
     if isinstance(rho, Tracer) or (np.ndim(rho) and loops.inside_jit()):
         rho = jnp.asarray(rho)
         return loops.map_over_chunks(lambda _, r: fn(r), (), rho) if rho.ndim else fn(rho)
@@ -333,11 +335,11 @@ def _exact(value, num_evaluations) -> Estimate:
     return Estimate(value, jnp.zeros_like(value), num_evaluations)
 
 
-# What a user passed.
+# Checks of what a user passed.
 
 
 def check_rho(caller, rho, *, several: bool = False):
-    """Refuses what is no radius, or, where several are taken, no array of radii [R]."""
+    """Raises UserError unless `rho` is a radius or, with `several`, an array of radii [R]."""
     is_traced = isinstance(rho, Tracer)
     try:
         shape = rho.shape if is_traced else np.shape(rho)

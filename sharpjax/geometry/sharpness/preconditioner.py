@@ -1,4 +1,4 @@
-"""What an adaptive optimiser divides its steps by, read from its state."""
+"""The diagonal by which an adaptive optimiser divides its steps, read from its state."""
 
 import functools
 from collections.abc import Callable
@@ -30,31 +30,31 @@ def preconditioner(
     """The diagonal `P` of an adaptive optimiser, from its optax state: the step is `-lr m / P`.
 
     `top_eigenpairs(preconditioned(hessian(loss, params, batch), P), key=key)` is then the sharpness
-    that decides whether the optimiser is stable (`preconditioned` says from what value on). The
-    state is that after the last step; the next step uses moments that hold one more gradient.
+    that decides whether the optimiser is stable (`preconditioned` gives the threshold). `P` is that
+    of the state after the last step; the moments of the next step include one more gradient.
 
     * `adam`, `adamw`, `nadam`, `yogi`: `sqrt(nu / (1 - b2^count) + eps_root) + eps`;
     * `amsgrad`: `sqrt(nu_max + eps_root) + eps`;
-    * `adabelief`: `sqrt(nu / (1 - b2^count)) + eps`, with its `eps_root` in `nu` already;
-    * `rmsprop`: `sqrt(nu + eps)`, with `eps_in_sqrt=False` `sqrt(nu) + eps`; `nu` corrected by `b2`
-      where the optimiser does so;
-    * `adagrad`: `sqrt(sum + eps)`, infinite where the sum is 0, for nothing moves there.
+    * `adabelief`: `sqrt(nu / (1 - b2^count)) + eps`; its `nu` already includes `eps_root`;
+    * `rmsprop`: `sqrt(nu + eps)`, or `sqrt(nu) + eps` with `eps_in_sqrt=False`; the bias of `nu` is
+      corrected by `b2` if the optimiser does so;
+    * `adagrad`: `sqrt(sum + eps)`, infinite where the sum is 0, because nothing moves there.
 
-    It is found by its type in any chain, wrapper or schedule. (`adamax` keeps its state in the type
-    of Adam, and cannot be told from it.) Where the optimiser divides by something further, as
+    The state is found by its type, inside any chain, wrapper or schedule. (`adamax` uses the state
+    type of Adam and cannot be told from it.) If the optimiser divides by something further, as
     `lamb` does, that is not in `P`.
 
     Args:
         opt_state: of any optax optimiser that holds one such state.
-        eps, b2, eps_root, eps_in_sqrt: those of the optimiser, which its state does not hold. `b2`
-            is what bias is corrected by; leave out what the optimiser has not.
+        eps, b2, eps_root, eps_in_sqrt: the options of the optimiser, which its state does not hold.
+            `b2` is for the correction of bias. Leave out options that the optimiser does not have.
 
     Returns:
-        A tree like the parameters, in float32 at least.
+        A tree like the parameters, in at least float32.
 
     Raises:
         UserError: there is no such state, or there are several; no step was taken yet; an option is
-            missing, is none of this optimiser, or is no number that it takes.
+            missing, does not belong to this optimiser, or has a value that it does not take.
 
     >>> import optax
     >>> optimizer = optax.chain(optax.clip(1.0), optax.adam(0.1, b2=0.9, eps=0.5))
@@ -93,10 +93,10 @@ Formula = Callable[[Any, Any, Any, dict[str, Any]], Params]
 
 @functools.cache
 def _kinds() -> dict[type, Formula]:
-    """The states, and what `P` is in each."""
+    """The state types, with the formula of `P` for each."""
     import optax  # takes longer to import than all of geometry
 
-    # Public in what optax returns alone.
+    # The class itself is not public; only instances are.
     with_count = jax.eval_shape(lambda: optax.scale_by_rms(bias_correction=True).init(()))
     return {
         optax.ScaleByAdamState: _adam,
@@ -142,7 +142,7 @@ def _adagrad(state, b2, eps, options) -> Params:
 
 
 def _corrected(state, b2) -> Params:
-    """The second moment without the bias of its start from zero."""
+    """The second moment, corrected for the bias of its start from zero."""
     if b2 is None:
         raise UserError(
             f"{_CALLER}: {type(state).__name__} corrects its bias by b2^count, and b2 is not in "

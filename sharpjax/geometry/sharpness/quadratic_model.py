@@ -1,14 +1,14 @@
-"""The worst case of the loss to second order, by a Krylov space: no ascent, and an upper bound.
+"""The worst case of the loss to second order, from a Krylov space: no ascent, and an upper bound.
 
-In `u = e / T` the model rises by `b'u + u'Au / 2` with `b = T g` and `A = T H T`, and its maximum
-over `|u| <= rho` is a trust-region problem (More and Sorensen, SIAM J. Sci. Stat. Comput. 4, 1983):
+In `u = e / T` the model rises by `b'u + u'Au / 2`, with `b = T g` and `A = T H T`. Its maximum over
+`|u| <= rho` is a trust-region problem (More and Sorensen, SIAM J. Sci. Stat. Comput. 4, 1983):
 `(mu - A) u = b` with `mu >= lambda_max(A)_+`. It is solved in the space that Lanczos builds from
-`b` (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999), which the top eigenvector is added to
-first: `b` may be orthogonal to it, or zero.
+`b` (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999). The top eigenvector is added to that
+space first, because `b` may be orthogonal to it, or zero.
 
-Weak duality bounds what no space shows. For every `mu > lambda_max(A)_+` the maximum is at most
-`(rho^2 mu + b'(mu - A)^-1 b) / 2`; with the Galerkin solution `u` of `(mu - A) u = b` and its
-residual `r` the last term is at most `b'u + |r|^2 / (mu - lambda_max)`.
+Weak duality bounds what the space misses. For every `mu > lambda_max(A)_+` the maximum is at most
+`(rho^2 mu + b'(mu - A)^-1 b) / 2`. With the Galerkin solution `u` of `(mu - A) u = b` and its
+residual `r`, the last term is at most `b'u + |r|^2 / (mu - lambda_max)`.
 """
 
 import functools
@@ -34,8 +34,8 @@ from sharpjax.geometry.status import Status, tells_unknown
 Params = Any
 
 _NO_SCALING = perturbation.none()
-_BISECTIONS = 64  # of a ratio of up to 2^104, to the last bit of float64
-_PER_OCTAVE, _OCTAVES = 4, 48  # multipliers that the bound is tried at
+_BISECTIONS = 64  # narrow a ratio of up to 2^104 to the last bit of float64
+_PER_OCTAVE, _OCTAVES = 4, 48  # grid of multipliers at which the bound is evaluated
 
 
 class QuadraticSharpness(NamedTuple):
@@ -44,14 +44,15 @@ class QuadraticSharpness(NamedTuple):
     Attributes:
         value: the model's rise at `perturbation`; its maximum lies between this and `value +
             error`.
-        error: by duality. It takes the largest eigenvalue to be within what `top_eigenpairs` says.
-        rise: of the loss itself at `perturbation`: a lower bound of its worst case. Where it is far
-            from `value` the loss is not quadratic within this radius.
+        error: from duality. It relies on the error of the largest eigenvalue that `top_eigenpairs`
+            reports.
+        rise: of the loss itself at `perturbation`: a lower bound of its worst case. If it is far
+            from `value`, the loss is not quadratic within this radius.
         loss: `L(w)`.
-        perturbation: the maximiser `e`, a tree like the parameters in float32 at least.
-        num_products: int32.
-        status: `Status`, int32: `NOT_CONVERGED` where `error` is above `tol value`, or the largest
-            eigenvalue was not found.
+        perturbation: the maximiser `e`, a tree like the parameters, in at least float32.
+        num_products: Hessian products computed (int32).
+        status: `Status`, int32: `NOT_CONVERGED` if `error` is above `tol * value`, or if the
+            largest eigenvalue was not found.
     """
 
     value: jax.Array
@@ -84,15 +85,15 @@ def quadratic_sharpness(
     """`max g'e + e'He / 2` over `||e / T||_2 <= rho`: the worst case to second order, to within a
     known error.
 
-    Take it at small radii, and to see what `worst_case_sharpness` may have missed: on a quadratic
-    loss ascent is never above `value + error`. At a stationary point it is `rho^2
-    lambda_max(THT)_+ / 2`, to first order `rho |T g|`. Directions that the gradient is orthogonal
-    to are found, too.
+    Use it at small radii, and to see what `worst_case_sharpness` may have missed: on a quadratic
+    loss, ascent never exceeds `value + error`. At a stationary point it is
+    `rho^2 lambda_max(THT)_+ / 2`; elsewhere it is `rho |T g|` to first order. It also finds
+    directions orthogonal to the gradient.
 
-    Whether the model holds is seen at its maximiser, where the loss itself rises by `rise`; it may
-    be higher elsewhere in the ball. On an MLP trained on digits the two agreed to 4e-5 at `rho` =
-    .01. They were 7 % apart at .1, where `rise` was above what 200 steps of ascent found, and at .5
-    ascent found 1.4 times as much.
+    To see whether the model holds, compare `value` with `rise`, by which the loss itself rises at
+    the model's maximiser; the loss may be higher elsewhere in the ball. On an MLP trained on digits
+    the two agreed to 4e-5 at `rho` = .01. They were 7 % apart at .1, where `rise` was above what
+    200 steps of ascent found. At .5 ascent found 1.4 times as much.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * (w[0] + 3 * w[1] ** 2 - w[2] ** 2)
@@ -105,17 +106,18 @@ def quadratic_sharpness(
         loss, params, batch, microbatch_size: as in `hessian`.
         key: for the random start of the search for the largest eigenvalue.
         rho: radius in units of `T`, >= 0; may be traced. An array of radii [R] gives results with
-            that axis, for the products of one.
+            that leading axis, and needs no more products than one radius.
         scaling: rule for `T`. A weight with `T = 0` stays where it is.
-        num_products: from the gradient, beside the 10 to 14 of `top_eigenpairs`.
-        tol: of `error / value`, above which `status` says so.
+        num_products: Lanczos products that start from the gradient, in addition to the 10 to 14 of
+            `top_eigenpairs`.
+        tol: largest `error / value`; above it `status` is `NOT_CONVERGED`.
 
     Raises:
         UserError: an argument does not fit, or the loss has no second derivative.
 
-    Cost: some 24 Hessian products, 3 gradients and a value. Memory: a basis of `num_products` and
-    one vectors, or that of `top_eigenpairs`. On CPU, call it outside of your own jit if the loss
-    convolves (`sharpjax.loops`).
+    Cost: about 24 Hessian products, 3 gradients and a value. Memory: a basis of `num_products + 1`
+    vectors, or that of `top_eigenpairs`. On CPU, call it outside of your own jit if the loss has
+    convolutions (`sharpjax.loops`).
     """
     caller = "quadratic_sharpness"
     check_rho(caller, rho, several=True)
@@ -167,26 +169,29 @@ def _expand(rule, loss, params, batch, microbatch_size):
 
 @functools.partial(jax.jit, static_argnums=6)
 def _evaluate(loss, params, batch, value, scale, point, microbatch_size):
-    """`e`, and the rise of the loss there: nothing at the centre itself, whatever the rounding."""
+    """`e`, and the rise of the loss there, which is exactly 0 if `e` is 0."""
     e = perturbation.from_unit(point, scale)
     perturbed = objective.value(loss, perturbation.perturb(params, e), batch, microbatch_size)
     return e, jnp.where(tree.vdot(e, e) == 0, value - value, perturbed - value)
 
 
 class _Space(NamedTuple):
-    """An orthonormal basis `Q` that `b` lies in, and `A` there. All scalars but of `basis`.
+    """An orthonormal basis `Q` whose span contains `b`, and `A` restricted to it.
+
+    All fields but `basis` are small.
 
     Attributes:
         basis: leaves (m, *shape); the first row is the top eigenvector.
-        packed: how they lie together, or None.
-        values, vectors: (m,) and (m, m), of `Q'AQ`; rows that were not reached have a value that is
-            the least, and nothing else.
-        slope: (m,), `b` in these vectors.
-        out: (m,), of each row of the basis the norm of what `A` leads out of the space.
-        most: `lambda_max(A)` is no more.
-        noise: of a product with a vector of norm 1.
+        packed: how the leaves are packed together, or None.
+        values, vectors: (m,) and (m, m), eigenvalues and eigenvectors of `Q'AQ`. A row that Lanczos
+            did not reach has only an eigenvalue of its own, below all others.
+        slope: (m,), `b` in these eigenvectors.
+        out: (m,), for each row of the basis the norm of the part of its product with `A` that lies
+            outside of the space.
+        most: upper bound of `lambda_max(A)`.
+        noise: rounding of a product with a vector of norm 1.
         is_found: whether the largest eigenvalue has converged.
-        num_products: all of them.
+        num_products: number of products in total.
     """
 
     basis: Params
@@ -222,8 +227,11 @@ def _span(operator: algebra.Operator, slope: Params, key, num_products: int) -> 
 
 @loops.compiled_quickly
 def _split(key, slope, top):
-    """`b` as its part along the top eigenvector and the rest: the direction of this, and the two
-    lengths. Where nothing is left but rounding, the direction is random."""
+    """Splits `b` into its part along the top eigenvector and the rest.
+
+    Returns the direction of the rest and both lengths. If the rest is only rounding, its direction
+    is random.
+    """
     unit = units.known(units.power_of_two(slope, tree.vdot(slope, slope).dtype))
     slope = tree.scale(1 / unit, slope)
     top = jax.tree.map(lambda x: jnp.squeeze(x, 0), top)
@@ -252,7 +260,7 @@ def _project(state: krylov.Lanczos, parts, pairs) -> _Space:
     column = jnp.where(corner, jnp.expand_dims(arrow, 1), 0)
     matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     matrix = unit * (matrix + column + column.T) + jnp.diag(jnp.where(first, top, 0))
-    # Below every Gershgorin disc, so that rows which were not reached sort first.
+    # Below every Gershgorin disc, so that rows that were not reached sort first.
     least = -2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
     values, vectors = jnp.linalg.eigh(matrix + jnp.diag(jnp.where(reached, 0, least)))
     slope = jnp.where(index == 1, parts[1], jnp.where(first, parts[0], 0))
@@ -261,7 +269,7 @@ def _project(state: krylov.Lanczos, parts, pairs) -> _Space:
     out = jnp.where(is_last, unit * state.beta, 0) + jnp.where(first, residual, 0)
     is_found = pairs.converged[0]
     most = top + jnp.where(is_found, pairs.value_errors[0], residual)
-    # A larger one was met on the way.
+    # Used if Lanczos met a larger eigenvalue than `top_eigenpairs`.
     beyond = values[-1] + jnp.sum(out * jnp.abs(vectors[:, -1])) + noise
     most = jnp.where(values[-1] <= most, most, beyond)
     return _Space(
@@ -295,10 +303,11 @@ def _maximize(space: _Space, rho, tol):
     """The maximum in a space, the weights of its point in the basis, and whether it is known well
     enough.
 
-    In `z = u / rho`, `|z| <= 1`, so that nothing is divided by the radius: `(m - rho A) z = b`.
+    It solves `(m - rho A) z = b` for `z = u / rho`, `|z| <= 1`, so that nothing is divided by the
+    radius.
     """
     slope, curvature = space.slope, rho * space.values
-    # A ball that lies inside of the model's maximum, or not: the multiplier is 0 at the least.
+    # The multiplier is at least 0, whether the model's maximum lies inside the ball or not.
     floor = jnp.maximum(curvature[-1], 0)
     size = _norm(slope)
     limits = jnp.finfo(size.dtype)
@@ -307,7 +316,7 @@ def _maximize(space: _Space, rho, tol):
         _bisect, (low, size, slope), floor - curvature, max_steps=_BISECTIONS
     )
     z = _divide(slope, jnp.sqrt(low) * jnp.sqrt(high) + (floor - curvature))
-    # On the sphere exactly, and along the top vector where nothing else leads there.
+    # Exactly on the sphere, filled up along the top eigenvector.
     is_top = jnp.arange(len(z), dtype=jnp.int32) == len(z) - 1
     others = jnp.sum(jnp.where(is_top, 0, jnp.square(z)))
     up = jnp.where(z[-1] < 0, -1, 1) * jnp.sqrt(jnp.maximum(1 - others, 0))
@@ -331,7 +340,7 @@ def _maximize(space: _Space, rho, tol):
 
 
 def _bisect(carry, below):
-    """Half of the interval, by its logarithm, of what is added to the least multiplier."""
+    """One bisection, in the logarithm, of what is added to the least multiplier."""
     low, high, slope = carry
     middle = jnp.sqrt(low) * jnp.sqrt(high)
     outside = _norm(_divide(slope, middle + below)) > 1
@@ -339,7 +348,8 @@ def _bisect(carry, below):
 
 
 def _bound(multiplier, space: _Space, rho):
-    """By one multiplier that is no less than `rho lambda_max(A)_+`: twice the bound, per radius."""
+    """Twice the upper bound divided by the radius, from a multiplier of at least
+    `rho lambda_max(A)_+`."""
     z = _divide(space.slope, multiplier - rho * space.values)
     rows = jnp.dot(space.vectors, z, precision="highest")
     residual = rho * (jnp.sum(space.out * jnp.abs(rows)) + space.noise * _norm(z))

@@ -35,7 +35,7 @@ from sharpjax.geometry.status import Status, if_finite
 
 Params = Any
 
-_MOST_OUTPUTS = 1024  # of all examples, the order of the eigenproblem of information sharpness
+_MOST_OUTPUTS = 1024  # of all examples: the size of information sharpness's eigenproblem
 _NO_PARTS = "the loss has no parts; make it with geometry.composed"
 _FLATNESS = ("relative_flatness", "relative_flatness_normalised")
 
@@ -46,11 +46,11 @@ class Row:
     """One measure.
 
     Attributes:
-        estimate: value, standard error, and how many of `unit` it took.
+        estimate: value, standard error, and cost in `unit`.
         status: `Status`, int32.
         name: as in `estimates()`.
         unit: of the cost: values of the loss, gradients, or products.
-        note: what the error does not say.
+        note: a remark that the error does not convey, such as "a lower bound".
     """
 
     estimate: Estimate
@@ -68,8 +68,8 @@ class SharpnessTable:
     Attributes:
         rows: a `Row` for each measure.
         rho, adaptive_rho: the radii.
-        left_out: pairs of a measure that does not apply, and why.
-        num_params, num_examples: what was measured.
+        left_out: pairs of a measure that does not apply and the reason.
+        num_params, num_examples: numbers of parameters and examples.
     """
 
     rows: tuple[Row, ...]
@@ -81,12 +81,12 @@ class SharpnessTable:
 
     @property
     def status(self) -> jax.Array:
-        """The largest of those of the rows, so that `geometry.check` refuses where one is not `OK`;
-        the table says which."""
+        """The largest status of the rows. `geometry.check` thus raises if any row is not `OK`; the
+        table shows which."""
         return functools.reduce(jnp.maximum, [row.status for row in self.rows])
 
     def __getitem__(self, name: str) -> Row:
-        """The row of a measure, by its name."""
+        """The row of the measure with this name."""
         return {row.name: row for row in self.rows}[name]
 
     def estimates(self) -> dict[str, Estimate]:
@@ -94,7 +94,7 @@ class SharpnessTable:
         return {row.name: row.estimate for row in self.rows}
 
     def summary(self) -> str:
-        """A table for people."""
+        """The table as text."""
         if np.ndim(self.rows[0].status):
             raise UserError(
                 "SharpnessTable.summary: this is a population; take one member, such as "
@@ -127,10 +127,10 @@ def measure_all(
     num_steps: int = 20,
     microbatch_size: int | None = None,
 ) -> SharpnessTable:
-    """Every measure of sharpness of a model in one table, beside its loss and its confidence.
+    """All measures of a model's sharpness in one table, with its loss and its confidence.
 
-    Take it for a first look and for comparing models; `print` the result. Compare at equal `loss`
-    (`docs/sharpness.md`).
+    Use it for a first look and to compare models; `print` the result. Compare models at equal
+    `loss` (`docs/sharpness.md`).
 
     >>> from sharpjax.geometry import composed
     >>> from sharpjax.losses import CrossEntropy
@@ -141,35 +141,37 @@ def measure_all(
     >>> print(f"{table.estimates()['trace'].value:.4f} {table.left_out}")  # sum of p (1 - p)
     0.5783 ()
 
-    In the table: `loss`; `mean_p`, the mean of `exp(-l_n)` over examples, which is of cross-entropy
-    the mean probability of the label; `weight_norm` and `gradient_norm`, Euclidean;
-    `directional_curvature`; `lambda_1`, the largest eigenvalue of the Hessian, and `trace`;
-    `average_sharpness` on the sphere of radius `rho`, with `average_slope`, its `slope_part`, and
-    `worst_case_sharpness` and `sam_sharpness` of that radius; the same on `|e / w| = adaptive_rho`:
-    `adaptive_average_sharpness`, `adaptive_average_slope`, `adaptive_sharpness`; `fisher_rao`;
-    `relative_flatness` and `relative_flatness_normalised`; `information_sharpness`. Each is what
-    the function of this name gives, whose page says what it is.
+    The table contains `loss`; `mean_p`, the mean of `exp(-l_n)` over examples, which for
+    cross-entropy is the mean probability of the label; `weight_norm` and `gradient_norm`,
+    Euclidean; `directional_curvature`; `lambda_1`, the largest eigenvalue of the Hessian, and
+    `trace`; `average_sharpness` on the sphere of radius `rho`, `average_slope` (its `slope_part`),
+    and `worst_case_sharpness` and `sam_sharpness` at that radius; the same on `|e / w| =
+    adaptive_rho`: `adaptive_average_sharpness`, `adaptive_average_slope`, `adaptive_sharpness`;
+    `fisher_rao`; `relative_flatness` and `relative_flatness_normalised`; `information_sharpness`.
+    Each row comes from the function of that name, whose documentation defines it.
 
-    What does not apply is left out and named, with the reason: what needs the parts of the loss
-    where it has none, or a head where none is named; information sharpness where the outputs of all
-    examples are more than 1024 numbers, the order of its eigenproblem.
+    A measure that does not apply is left out and listed with the reason: it needs the parts of the
+    loss and the loss has none, or it needs a head and none is named, or (information sharpness) all
+    examples together have more than 1024 outputs, the size of its eigenproblem.
 
-    Cost: the last column, in which rows of one computation each have the whole: of the defaults at
-    most 200 products, 44 gradients and 200 values. The first call compiles each measure.
+    Cost: shown in the last column; rows from one computation each show the whole cost. With the
+    defaults it is about 200 products, 44 gradients and 200 values at most; information sharpness
+    adds one gradient per output of an example. The first call compiles each measure.
 
     Args:
         loss, params, batch, microbatch_size: as in `hessian`. With the parts of `composed` all
             measures apply.
-        key: for probes, draws and starts; two models that are compared take the same.
+        key: for probes, draws and starts; use the same one for models that are compared.
         head: name of the kernel of the last layer, as in `relative_flatness`.
         rho: radius of the measures in the units of the weights.
-        adaptive_rho: radius of those in proportion to the weights.
-        max_products: for the largest eigenvalue, and as many for the trace.
-        max_pairs: of each average.
+        adaptive_rho: radius of the measures in proportion to the weights.
+        max_products: largest number of products for the largest eigenvalue, and the same again for
+            the trace.
+        max_pairs: largest number of pairs for each average.
         num_steps: of each worst case.
 
     Raises:
-        UserError: an argument does not fit, such as a head that is none.
+        UserError: an argument does not fit, such as a head that does not exist.
     """
     caller = "measure_all"
     check_rho(caller, rho)
@@ -178,7 +180,7 @@ def measure_all(
     whole_number(caller, "max_pairs", max_pairs)
     whole_number(caller, "num_steps", num_steps)
     if head is not None:
-        tree.select(params, head)  # refused before anything is measured
+        tree.select(params, head)  # raises before anything is measured
     batch = checks.as_batch(caller, batch)
     keys = jax.random.split(check_key(caller, key), 6)
     given: tuple[Any, Any, Any] = loss, params, batch
@@ -251,8 +253,8 @@ def measure_all(
 def _of_parts(
     composed: Composed | None, given: tuple[Any, Any, Any], head: str | None, size: Any
 ) -> Iterator[tuple[Callable[[], Any], tuple[str, ...], str, int, str]]:
-    """Measures that need the parts of a loss: the function, names, unit and number of the cost, and
-    why it does not apply."""
+    """The measures that need the parts of a loss. Each is given by its function, names, unit and
+    number of the cost, and the reason why it does not apply, or ""."""
     reason = "" if composed else _NO_PARTS
     yield lambda: fisher_rao(*given, **size), ("fisher_rao",), "products", 1, reason
     no_head = reason or ("" if head else "no head was named; give head=, the name of the kernel")
@@ -312,7 +314,7 @@ def _mean_p(composed, params, batch, microbatch_size) -> jax.Array:
     if weight is None:
         return jnp.mean(found)
     weight = weight.astype(found.dtype)
-    # What a mask hides may have any loss.
+    # Masked examples may have any loss, even NaN.
     return jnp.sum(weight * jnp.where(weight == 0, 0, found)) / jnp.sum(weight)
 
 

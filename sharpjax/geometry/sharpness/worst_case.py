@@ -1,7 +1,8 @@
-"""The search for the highest point of a ball round the parameters, for each chunk of a batch.
+"""The search for the highest point of a ball around the parameters, for each chunk of a batch.
 
-Chunks, searches and their steps are one flat loop, one gradient a turn: one compilation however
-many there are, the memory of one search, and the form that `sharpjax.loops` chooses for it.
+Chunks, searches and their steps form one flat loop with one gradient per turn. It compiles once for
+any number of them and needs the memory of one search. `sharpjax.loops` chooses the form of the
+loop.
 """
 
 import dataclasses
@@ -22,12 +23,12 @@ class Highest(NamedTuple):
     """What a search found.
 
     Attributes:
-        rise: the mean over chunks, by their weights, of `L(w + e) - L(w)` at each one's highest
-            finite point.
-        rises: those of each chunk, [chunks].
-        loss: `L(w)`, the mean over chunks, likewise.
-        perturbation: `e`, where it is asked for (there is one chunk then), else None.
-        finite: whether all values and gradients were.
+        rise: the weighted mean over chunks of `L(w + e) - L(w)` at the highest finite point of each
+            chunk.
+        rises: the rise of each chunk, [chunks].
+        loss: `L(w)`, the weighted mean over chunks.
+        perturbation: `e` if requested (with one chunk only), else None.
+        finite: whether all values and gradients were finite.
     """
 
     rise: jax.Array
@@ -39,15 +40,15 @@ class Highest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """One turn of the loop: a gradient, and the move to where the next one is taken.
+    """One turn of the loop: a gradient, and the move to the point of the next one.
 
-    The turns of a chunk are one at the centre and `num_steps` for each of `restarts` searches.
+    Each chunk takes one turn at the centre and `num_steps` turns for each of `restarts` searches.
 
     Attributes:
         scaling: the rule for `T`.
         num_steps: gradients per search.
         restarts: searches per chunk. The first starts along the gradient at the centre, or at
-            random where that is zero or not finite; the others at random.
+            random if that is zero or not finite; the others start at random.
         microbatch_size: examples per pass, or None.
         norm: of the ball.
     """
@@ -87,7 +88,7 @@ class Search:
         squared = tree.vdot(direction, direction)  # 0 without a gradient, or NaN
         finite = jnp.isfinite(value) & jnp.isfinite(squared)
 
-        # A branch under vmap, too: `begin` has no lanes.
+        # A real branch even under vmap: `begin` is not batched.
         anywhere = jax.lax.cond(
             begin,
             lambda: random_direction(operands.key, restart, scale, gradient, self.norm),
@@ -118,9 +119,12 @@ class Search:
 
 
 class Operands(NamedTuple):
-    """What the loop reads; leaves of `chunks` are [chunks, examples, ...], `weights` those of the
-    chunks, or None for all alike; `moves` says of each leaf of the parameters whether it is
-    perturbed, or None for all."""
+    """Operands of the loop.
+
+    Leaves of `chunks` are [chunks, examples, ...]. `weights` are those of the chunks, or None for
+    equal ones. `moves` tells for each leaf of the parameters whether it is perturbed; None: all
+    are.
+    """
 
     loss: Any
     params: Params
@@ -132,8 +136,8 @@ class Operands(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """Where the loop is: `centre` and `highest` hold losses of shape [chunks], `point` the highest
-    point of several searches in units of `T`, if it is asked for."""
+    """State of the loop. `centre` and `highest` hold losses of shape [chunks]; `point` is the
+    highest point of several searches in units of `T`, if requested."""
 
     turn: jax.Array
     ascent: ascent.Ascent
@@ -144,7 +148,7 @@ class Carry(NamedTuple):
 
 
 def maximize(search: Search, operands: Operands, *, keep_point: bool) -> Highest:
-    """The highest point of the ball for each chunk. Parameters are in float32 at least.
+    """The highest point of the ball for each chunk. Parameters must be in at least float32.
 
     Memory in copies of the parameters: see `worst_case_sharpness`.
     """
@@ -156,8 +160,8 @@ def maximize(search: Search, operands: Operands, *, keep_point: bool) -> Highest
 
 
 def steepest(gradient: Params, norm: ascent.Norm) -> Params:
-    """The direction of length 1 along which a gradient in units of `T` rises most; zero where that
-    is zero, NaN where it is not finite."""
+    """The direction of length 1 of steepest ascent, from a gradient in units of `T`. Zero if the
+    gradient is zero, NaN where it is not finite."""
     direction = perturbation.ascent(gradient, gradient, rho=1.0, norm=norm)
     if norm == "linf":  # an infinity has a sign
         return jax.tree.map(
@@ -173,10 +177,10 @@ def random_direction(
     like: Params,
     norm: ascent.Norm = "l2",
 ):
-    """Uniform over directions in units of `T` (in the maximum norm over the corners of the box),
-    and zero where `T` is: there is nowhere to go.
+    """A uniformly random direction in units of `T` (in the maximum norm, a random corner of the
+    box). It is zero where `T` is zero, because those weights cannot move.
 
-    The same for every chunk, so that the mean over chunks is that of separate calls.
+    It is the same for every chunk, so that the mean over chunks is that of separate calls.
     """
     direction = tree.random_normal(jax.random.fold_in(key, restart), like)
     direction = jax.tree.map(lambda t, x: jnp.where(t == 0, 0, x), scale, direction)
@@ -212,7 +216,7 @@ def _finish(search, keep_point, operands: Operands, carry: Carry) -> Highest:
         w = weights.astype(x.dtype)
         return jnp.sum(jnp.where(w > 0, w * x, 0)) / jnp.sum(w)
 
-    # A radius that was traced could not be checked. At 0 the value is 0 by more than luck.
+    # A traced radius could not be checked earlier. At radius 0 the value is exactly 0.
     factor = jnp.where(radius > 0, 1.0, jnp.where(radius == 0, 0.0, jnp.nan)).astype(radius.dtype)
     return Highest(
         rise=mean(carry.highest - carry.centre) * factor,
