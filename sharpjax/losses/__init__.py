@@ -2,15 +2,15 @@
 
 A loss is `loss(params, batch) -> scalar`, the mean over the batch. Pass it to a jitted function as
 an argument: checkpoints with different statistics then share one compilation, and a population is a
-`vmap` over a loss whose leaves have a leading axis. Closing over it, as `jax.jit(loss)` does, works
-too, but compiles again for every loss and keeps its arrays alive.
+`vmap` over a loss whose leaves have a leading axis. Closing over it, as `jax.jit(loss)` does, also
+works, but compiles again for every loss and keeps its arrays alive.
 
 Gauss-Newton and Fisher matrices need a loss in two parts, `outer_loss(model_fn(params, batch),
-batch)`: `Classification` has both as properties; `CrossEntropy` and `SquaredError` are likelihoods
-for any model. Where there are many classes, a model returns `LinearLogits` in place of logits, and
-`cross_entropy` is what masked means are made of. `Objective` is what training minimises, with all
-that a study may add to it, such as a `Teacher`; what a student's outputs and features are compared
-by are functions beside it.
+batch)`. `Classification` has both as properties; `CrossEntropy` and `SquaredError` are likelihoods
+for any model. With many classes, a model can return `LinearLogits` instead of logits. Use
+`cross_entropy` to build masked means. `Objective` is the loss that training minimises, with all
+that a study may add to it, such as a `Teacher`. Separate functions compare a student's outputs and
+features with those of its teacher.
 """
 
 from sharpjax.losses.classification import Classification as Classification

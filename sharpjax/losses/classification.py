@@ -1,4 +1,4 @@
-"""The loss that geometry measures, in eval mode, and how a loss calls its model."""
+"""The loss that geometry measures, in eval mode, and the call of a loss to its model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,16 +19,17 @@ from sharpjax.losses.likelihood import Batch, CrossEntropy
 class Classification:
     """Mean cross-entropy in eval mode, with frozen statistics: the loss that geometry measures.
 
-    L(w) = -1/B sum_i log softmax(f(w, image_i))[label_i]. Examples do not see each other, so it may
-    be cut into microbatches. Logits and loss are float32 at least, whatever the model computes in.
-    A label that is no class, below 0 or K or more, makes the loss and its derivatives NaN.
+    L(w) = -1/B sum_i log softmax(f(w, image_i))[label_i]. Examples do not affect each other, so the
+    batch may be cut into microbatches. Logits and loss are in at least float32, whatever the
+    model's own dtype. A label that is not a class, below 0 or at least K, makes the loss and its
+    derivatives NaN.
 
     Attributes:
-        model: a Flax Linen module, equal by value to every other one made alike.
-        variables: its collections beside the parameters, such as `{"batch_stats": ...}`.
+        model: a Flax Linen module; modules with the same fields compare equal.
+        variables: its collections besides the parameters, such as `{"batch_stats": ...}`.
 
     Raises:
-        UserError: when called, where the model reads a collection that `variables` lacks.
+        UserError: when called, if the model reads a collection that `variables` lacks.
 
     >>> from sharpjax.nn import MLP
     >>> model = MLP(num_classes=10, width=4)
@@ -63,8 +64,8 @@ class Classification:
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Logits:
-    """A classifier in eval mode, as `model_fn(params, batch)`: its logits, [B, K], in float32 at
-    least.
+    """A classifier in eval mode, as `model_fn(params, batch)`: its logits, [B, K], in at least
+    float32.
 
     Attributes:
         model, variables: as in `Classification`.
@@ -80,12 +81,12 @@ class Logits:
 def apply(
     loss: Any, params: Any, batch: Batch, *, train: bool, mutable: Any, rngs: Any = None
 ) -> Any:
-    """The outputs of `loss.model` on batch["image"], in float32 at least, with `loss.variables`
-    beside the parameters; where collections are mutable, a pair with their updates.
+    """The outputs of `loss.model` on batch["image"], in at least float32, with `loss.variables`
+    added to the parameters. If collections are mutable, a pair of the outputs and their updates.
 
     Raises:
-        UserError: names the loss, where the model reads a collection, or draws from a stream of
-            random numbers, that the loss does not hold.
+        UserError: the model reads a collection, or draws from a stream of random numbers, that the
+            loss does not hold. The message names the loss.
     """
     name, model = f"losses.{type(loss).__name__}", type(loss.model).__name__
     variables = {"params": params, **loss.variables}

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of rows of logits, whose derivatives keep nothing but probabilities."""
+"""Softmax cross-entropy of rows of logits, with derivatives that store only probabilities."""
 
 import dataclasses
 import math
@@ -15,26 +15,26 @@ from sharpjax.losses.linear_logits import BLOCK, LinearLogits, map_rows
 def cross_entropy(
     logits: jax.Array | LinearLogits, labels: jax.Array, *, where: jax.Array | None = None
 ) -> jax.Array:
-    """-log softmax(logits)[label] of each row, in float32 at least.
+    """-log softmax(logits)[label] of each row, in at least float32.
 
-    In the logits the gradient of a row is `p - y`, and the product of its Hessian with u is `p * u
-    - p (p . u)`, with p its probabilities and y the label as a unit vector. Of 2^24 or more
-    logits (64 MiB) the derivatives are in this form, and a linearised Gauss-Newton product keeps p
-    and no other array of [tokens, classes]; of fewer it is optax's function, and keeps three. Of
-    `LinearLogits` it keeps none.
+    In the logits, the gradient of a row is `p - y`, and the product of its Hessian with u is
+    `p * u - p (p . u)`, with p its probabilities and y the label as a unit vector. For 2^24 or more
+    logits (64 MiB) the derivatives are computed in this form, and a linearised Gauss-Newton product
+    stores p and no other array of [tokens, classes]. For fewer logits optax's function is used,
+    which stores three. For `LinearLogits` none is stored.
 
     Args:
         logits: [..., K], an array or `LinearLogits`, K >= 2.
-        labels: integers [...]. One that is no class, below 0 (as -1 and -100 that mean "none"
-            elsewhere), or K or more, makes its loss and all its derivatives NaN.
-        where: booleans [...]: the loss of other rows is 0, as are its derivatives in the logits,
-            whatever logits and label are. None for all rows.
+        labels: integers [...]. A label that is not a class makes its loss and all derivatives NaN:
+            one that is at least K or below 0 (such as -1 and -100, which mean "none" elsewhere).
+        where: booleans [...]. Rows where it is False have a loss of 0, with derivatives of 0 in the
+            logits, whatever their logits and label. None for all rows.
 
     Returns:
         An array [...].
 
     Raises:
-        UserError: shapes do not fit, the logits are of one class, or the labels no integers.
+        UserError: shapes do not fit, the logits have one class, or the labels are not integers.
 
     >>> logits, labels = jnp.zeros((2, 3, 4)), jnp.array([[0, 1, 2], [3, -1, -1]])
     >>> losses = cross_entropy(logits, labels, where=labels >= 0)
@@ -69,7 +69,7 @@ def cross_entropies(caller: str, logits: jax.Array | LinearLogits, labels: jax.A
         caller: for errors.
 
     Raises:
-        UserError: logits of another rank, or of one class.
+        UserError: the logits have another rank, or only one class.
 
     >>> cross_entropies("f", jnp.zeros((3, 4)), jnp.array([3, 4, -1])).tolist()
     [1.3862943649291992, nan, nan]
@@ -105,7 +105,7 @@ def _cross_entropies(caller, logits, labels):
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(f"{caller}: labels must be integers, got {labels.dtype}.")
     if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)  # an int8 does not hold the number of many classes
+        labels = labels.astype(jnp.int32)  # an int8 cannot hold a large number of classes
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
     if isinstance(logits, LinearLogits):
@@ -118,8 +118,8 @@ def _cross_entropies(caller, logits, labels):
     return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
-# For large arrays. The derivative of one function after another, each in closed form, so that what
-# is kept for products is known: the probabilities, and one number for each row.
+# For large arrays. Each function has its derivative in closed form, so that it is known what is
+# stored for products: the probabilities, and one number for each row.
 
 
 @jax.custom_jvp
@@ -159,8 +159,9 @@ def _exponentials(logits):
 
 
 def _row_dots(x, y):
-    # A product with batched axes, whose transpose multiplies by a number for each row. That of a
-    # sum broadcasts this number first, and then keeps another array as large as the logits.
+    # A product with batched axes, whose transpose multiplies by a number for each row. The
+    # transpose of a sum would broadcast this number first, and so store another array as large as
+    # the logits.
     axes = tuple(range(x.ndim - 1))
     numbers = (((x.ndim - 1,), (x.ndim - 1,)), (axes, axes))
     return jax.lax.dot_general(x, y, numbers, precision=jax.lax.Precision.HIGHEST)

@@ -1,11 +1,11 @@
-"""How far a student's outputs are from its teacher's: what distillation minimises.
+"""Divergences of a student's outputs from its teacher's, which distillation minimises.
 
 Everywhere z are the student's outputs and t the teacher's, both [B, K]; p = softmax(t/T) and q =
-softmax(z/T). Sums are over classes and means over examples (torch's 'batchmean'): with a mean over
-classes too, as some codes have it, a loss is K times smaller and so is the teacher's part of the
-whole. Where a temperature is read there is a factor T^2, without which the slope of a part would
-fall as 1/T^2. Nothing here stops a gradient in t; `losses.Teacher` does. Outputs of other shapes,
-as of a teacher of other classes or examples, are a UserError.
+softmax(z/T). Losses are summed over classes and averaged over examples (torch's 'batchmean'). Some
+codes also average over classes: the loss is then K times smaller, and so is the teacher's share of
+the total. Divergences with a temperature have a factor T^2, without which their slope would fall as
+1/T^2. Nothing here stops a gradient in t; `losses.Teacher` does. If the two shapes differ, as for a
+teacher of other classes or examples, they raise a UserError.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,10 +34,10 @@ DIVERGENCES: Mapping[str, str] = {
 def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> jax.Array:
     """T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)), of outputs z and targets t [B, K].
 
-    Sums are over classes, means over examples. The slope in z is T (softmax(z/T) - softmax(t/T))/B,
-    so with the factor T^2 the teacher's share stays the same whatever the temperature (arXiv
-    1503.02531, section 2); for T to infinity the loss is half the mean of squares of z - t, each
-    less its mean over classes, in sum over classes by K.
+    It is summed over classes and averaged over examples. The slope in z is
+    T (softmax(z/T) - softmax(t/T))/B. The factor T^2 thus keeps the teacher's share about the same
+    at every temperature (arXiv 1503.02531, section 2). As T goes to infinity the loss tends to
+    1/(2BK) sum_i |z_i - t_i|^2, with z_i and t_i centred over classes.
 
     >>> z = jnp.array([[0.0, 0.0]])
     >>> print(distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0))  # log 2 less the entropy
@@ -54,12 +54,13 @@ def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) 
 def reverse_distillation(
     logits: jax.Array, targets: jax.Array, temperature: ArrayLike
 ) -> jax.Array:
-    """T^2/B sum_i KL(softmax(z_i/T) || softmax(t_i/T)): the student's mean, not the teacher's.
+    """T^2/B sum_i KL(softmax(z_i/T) || softmax(t_i/T)): the mean under the student, not the
+    teacher.
 
-    It asks that the student has nothing where the teacher has nothing, and lets it leave out what
-    the teacher has (arXiv 2306.08543). The slope in z_i is T q (log q/p - KL)/B, with q the
-    student's probabilities. Infinite where a teacher's probability is 0. For T to infinity it is
-    what `distillation` is.
+    It requires that the student puts no probability where the teacher has none, but lets it leave
+    out some of what the teacher has (arXiv 2306.08543). The slope in z_i is T q (log q/p - KL)/B,
+    with q the student's probabilities. It is infinite if a teacher's probability is 0. As T goes to
+    infinity it has the same limit as `distillation`.
 
     >>> z = jnp.array([[0.0, 0.0]])
     >>> value = reverse_distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0)
@@ -78,9 +79,9 @@ def jensen_shannon_distillation(
 ) -> jax.Array:
     """T^2/B sum_i (KL(p_i || m_i) + KL(q_i || m_i))/2, with m = (p + q)/2, in nats.
 
-    Symmetric, and at most T^2 log 2 (arXiv 2306.13649 has it with other weights). The slope in z_i
-    is T q (log q/m - its mean under q)/(2B). For T to infinity it is a quarter of `distillation`,
-    so that a weight means less of it.
+    It is symmetric, and at most T^2 log 2 (arXiv 2306.13649 has it with other weights). The slope
+    in z_i is T q (log q/m - its mean under q)/(2B). As T goes to infinity it is a quarter of
+    `distillation`, so the same teacher weight has less effect.
 
     >>> apart = jnp.array([[200.0, 0.0]])
     >>> print(jensen_shannon_distillation(apart, -apart, 1.0))  # log 2
@@ -103,9 +104,10 @@ def logit_distillation(
 ) -> jax.Array:
     """1/(2B) sum_i |z_i - t_i|^2 (arXiv 1312.6184); there is no temperature.
 
-    The slope in z is (z - t)/B. What is added to all outputs of an example changes no probability,
-    but counts here unless `centred`, which takes its mean over classes from each of z and t first:
-    that, by K, is what `distillation` tends to for high temperatures.
+    The slope in z is (z - t)/B. A constant added to all outputs of an example changes no
+    probability, but it does change this loss. With `centred`, z and t first have their means over
+    classes subtracted, which removes this effect; divided by K, the loss is then the limit of
+    `distillation` at high temperature.
 
     >>> z, t = jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]])
     >>> print(logit_distillation(z, t), logit_distillation(z, t, centred=True))
@@ -121,13 +123,13 @@ def logit_distillation(
 def hard_distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """-1/B sum_i log softmax(z_i)[argmax t_i] (arXiv 2012.12877), at temperature 1.
 
-    Of equal outputs the first counts. NaN where a teacher's outputs are.
+    The first of equal outputs is chosen. NaN if a teacher's outputs are NaN.
 
     >>> print(hard_distillation(jnp.zeros((1, 4)), jnp.array([[0.0, 2.0, 1.0, 2.0]])))  # log 4
     1.3862944
     """
     _check("losses.hard_distillation", logits, targets)
-    # A label of -1 is no class, and its loss is NaN.
+    # A label of -1 is not a class, and its loss is NaN.
     label = jnp.where(jnp.isnan(jnp.max(targets, -1)), -1, jnp.argmax(targets, -1))
     return jnp.mean(cross_entropies("losses.hard_distillation", logits, label))
 
@@ -135,10 +137,11 @@ def hard_distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def standardised_distillation(
     logits: jax.Array, targets: jax.Array, temperature: ArrayLike
 ) -> jax.Array:
-    """`distillation` of outputs less their mean over classes, by their deviation over classes: a
-    student keeps its own scale (arXiv 2403.01549).
+    """`distillation` of standardised outputs: the mean over classes is subtracted, and the result is
+    divided by the standard deviation over classes. A student keeps its own scale (arXiv
+    2403.01549).
 
-    The deviation is over K - 1, as that of `torch.std` in the authors' code. Equal outputs become
+    The variance is divided by K - 1, as for `torch.std` in the authors' code. Equal outputs become
     0, with a slope of 0.
 
     >>> z = jnp.array([[1.0, 2.0, 4.0]])
@@ -154,9 +157,9 @@ def dist_distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayL
     correlation: over the classes of an example, and over the examples of a class (DIST, arXiv
     2205.10536, with beta = gamma = 1).
 
-    The second part belongs to a batch, not to its examples: it changes with how they are batched.
-    Where one of both does not vary r is 0, with a slope of 0; of a single example the second part
-    is 1.
+    The second part is a property of the batch, not of its examples: it depends on how they are
+    batched. If one of the two does not vary, r is 0, with a slope of 0. For a single example the
+    second part is therefore 1.
 
     >>> z = jnp.array([[2.0, 0.0], [0.0, 3.0]])
     >>> print(f"{dist_distillation(z, -z, 1.0):.4f}")
@@ -171,7 +174,8 @@ def dist_distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayL
 def divergence(
     kind: str, logits: jax.Array, targets: jax.Array, temperature: ArrayLike
 ) -> jax.Array:
-    """That of a name in `DIVERGENCES`; those of outputs and of first choices read no temperature.
+    """The divergence with this name in `DIVERGENCES`. "logits", "centred-logits" and "hard" do not
+    use the temperature.
 
     >>> z = jnp.array([[1.0, 3.0]])
     >>> print(divergence("centred-logits", z, jnp.zeros((1, 2)), 4.0))
@@ -216,8 +220,8 @@ def _correlation(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
 
 
 def _centred(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x less its mean, the sum of its squares, and whether that is more than rounding of the mean
-    (of NaN it is)."""
+    """x minus its mean, the sum of the squares of this, and whether that sum is more than rounding
+    of the mean (True for NaN)."""
     centred = x - jnp.mean(x, axis, keepdims=True)
     squared = jnp.sum(jnp.square(centred), axis, keepdims=True)
     rounding = (8 * jnp.finfo(x.dtype).eps) ** 2

@@ -1,8 +1,8 @@
-"""How far a student's features are from its teacher's: distillation inside of a network.
+"""Distances of a student's features from its teacher's, for distillation inside a network.
 
-Features f of the student and g of the teacher are [B, ...], channels last. How a step of training
-gets them is in docs/function.md: Flax gives them with `capture_intermediates`. Nothing here stops a
-gradient in g.
+Features f of the student and g of the teacher are [B, ...], channels last. docs/function.md shows
+how a training step gets them from Flax, with `capture_intermediates`. Nothing here stops a gradient
+in g.
 """
 
 import jax
@@ -13,17 +13,17 @@ from sharpjax.errors import UserError
 
 def attention_transfer(features: jax.Array, targets: jax.Array) -> jax.Array:
     """1/B sum_i |a(f_i) - a(g_i)|^2, with a(f) = s/|s| and s [places] the sum of squares of f over
-    its channels (arXiv 1612.03928): where a network looks, whatever it sees there.
+    its channels (arXiv 1612.03928). It compares where two networks look, not what they see there.
 
-    It is twice 1 less the mean cosine. Channels may differ, places may not. The paper's formula has
-    half the distance and not its square; its code has the square by the number of places. A map of
-    0 stays 0, with a slope of 0.
+    It equals 2 (1 - mean cosine) if no map is 0. The numbers of channels may differ, the places may
+    not. The paper's formula has half the distance instead of its square; its code divides the
+    square by the number of places. A map of 0 stays 0, with a slope of 0.
 
     Args:
-        features, targets: [B, ..., C], with an axis of places at the least.
+        features, targets: [B, ..., C], with at least one axis of places.
 
     Raises:
-        UserError: no axis of places, or other places.
+        UserError: there is no axis of places, or the places differ.
 
     >>> f = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0, 1].set(5.0)
     >>> g = jnp.zeros((1, 2, 2, 8)).at[0, 1, 1].set(1.0)
@@ -46,14 +46,14 @@ def attention_transfer(features: jax.Array, targets: jax.Array) -> jax.Array:
 def feature_distillation(features: jax.Array, targets: jax.Array) -> jax.Array:
     """1/(2B) sum_i |f_i - g_i|^2, over all places and channels (arXiv 1412.6550).
 
-    Of other shapes the student's have to be brought to the teacher's by a layer that is trained
-    along, as that paper does.
+    If the shapes differ, bring the student's features to the teacher's shape with an extra trained
+    layer, as that paper does.
 
     Args:
         features, targets: [B, ...], of the same shape.
 
     Raises:
-        UserError: other shapes.
+        UserError: the shapes differ.
 
     >>> print(feature_distillation(jnp.ones((2, 3)), jnp.zeros((2, 3))))
     1.5
@@ -67,18 +67,18 @@ def feature_distillation(features: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def similarity_distillation(features: jax.Array, targets: jax.Array) -> jax.Array:
-    """1/B^2 |G(f) - G(g)|^2 over all pairs, with G(f) the products <f_i, f_j>, each row by its
-    length (similarity-preserving, arXiv 1907.09682): examples that are alike to the teacher shall
-    be to the student.
+    """1/B^2 |G(f) - G(g)|^2 over all pairs, with G(f) the products <f_i, f_j>, each row divided by
+    its length (similarity-preserving, arXiv 1907.09682). Examples that are similar for the teacher
+    should be similar for the student.
 
-    It does not see rotations of the features nor their common scale. It belongs to a batch, not to
-    its examples. A row of 0 stays 0, with a slope of 0.
+    It does not change with rotations of the features or their common scale. It is a property of the
+    batch, not of its examples. A row of 0 stays 0, with a slope of 0.
 
     Args:
-        features, targets: [B, ...], whatever comes after the examples.
+        features, targets: [B, ...], with any axes after the first.
 
     Raises:
-        UserError: other numbers of examples.
+        UserError: the numbers of examples differ.
 
     >>> f, g = jnp.eye(2), jnp.ones((2, 1))
     >>> print(f"{similarity_distillation(f, g):.5f}")  # 1 - 1/sqrt(2)
@@ -99,7 +99,7 @@ def similarity_distillation(features: jax.Array, targets: jax.Array) -> jax.Arra
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Rows of length 1, or of 0."""
+    """Rows scaled to length 1; rows of 0 stay 0."""
     squared = jnp.sum(jnp.square(x), -1, keepdims=True)
     is_zero = squared == 0
     return jnp.where(is_zero, 0, x / jnp.sqrt(jnp.where(is_zero, 1, squared)))

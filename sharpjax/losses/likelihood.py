@@ -1,4 +1,4 @@
-"""Losses of a model's outputs: likelihoods, which draw labels and know their curvature."""
+"""Losses of a model's outputs: likelihoods, which can draw labels and give their curvature."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ class CrossEntropy:
     -log p of a categorical distribution in its natural parameter. Logits are an array, or
     `LinearLogits` with features [N, d].
 
-    Labels may have any shape of N numbers: models of sequences return [B * S, K] for labels [B, S].
-    One that is no class, below 0 or K or more, makes the loss and all its derivatives NaN: rows
-    that shall not count have to be left out, or weigh nothing.
+    Labels may have any shape with N numbers: models of sequences return [B * S, K] for labels
+    [B, S]. A label that is not a class, below 0 or at least K, makes the loss and all its
+    derivatives NaN. Rows that should not count must be left out or have weight 0.
 
     Raises:
-        UserError: when called, where the logits have another rank than 2, or one class.
+        UserError: when called, if the logits are not of rank 2, or have only one class.
 
     >>> batch = {"label": jnp.array([0, 1])}
     >>> print(CrossEntropy()(jnp.zeros((2, 4)), batch))  # log 4
@@ -45,10 +45,10 @@ class CrossEntropy:
         return {**batch, "label": labels.astype(like.dtype).reshape(like.shape)}
 
     def square_root(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """Vectors [N (K - 1), N, K] whose outer products add up to the Hessian in the logits.
+        """Vectors [N (K - 1), N, K] whose outer products sum to the Hessian in the logits.
 
-        `diag(p) - p p'` of each row has rank K - 1 and a Cholesky factor in closed form (Tanabe and
-        Sagae, 1992).
+        For each row, `diag(p) - p p'` has rank K - 1 and a Cholesky factor in closed form (Tanabe
+        and Sagae, 1992).
         """
         p = jax.nn.softmax(logits)
         rows, classes = p.shape
@@ -64,7 +64,7 @@ class CrossEntropy:
     def newton_step(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """The step d with `H d = -slope` in the logits: `1 / p` at the label, 0 elsewhere.
 
-        Not finite where p of the label is below the range of its type, NaN where it is no class.
+        It is not finite if p of the label underflows, and NaN if the label is not a class.
         """
         labels = jnp.expand_dims(batch["label"].reshape(-1), 1)
         chosen = labels == jnp.arange(logits.shape[1])
@@ -75,8 +75,9 @@ class CrossEntropy:
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SquaredError:
-    """Half the squared error against batch["target"], mean over axis 0, summed over the others: the
-    mean of -log p of a normal distribution of unit variance round the outputs, less a constant.
+    """Half the squared error against batch["target"], averaged over axis 0 and summed over the
+    others: the mean of -log p of a normal distribution of unit variance around the outputs, up to a
+    constant.
 
     >>> batch = {"target": jnp.zeros((2, 3))}
     >>> print(SquaredError()(jnp.ones((2, 3)), batch))
@@ -89,11 +90,12 @@ class SquaredError:
         return jnp.sum(jnp.square(outputs - batch["target"])) / (2 * len(outputs))
 
     def sample(self, key: jax.Array, outputs: jax.Array, batch: Batch) -> Batch:
-        """The batch with targets drawn from the model: the outputs and normal noise."""
+        """The batch with targets drawn from the model: the outputs plus normal noise."""
         noise = jax.random.normal(key, outputs.shape, outputs.dtype)
         return {**batch, "target": (outputs + noise).astype(batch["target"].dtype)}
 
     def square_root(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        """Vectors whose outer products add up to the Hessian in the outputs: an identity matrix."""
+        """Vectors [size, *outputs.shape] whose outer products sum to the Hessian in the outputs, an
+        identity matrix divided by N."""
         units = jnp.eye(outputs.size, dtype=outputs.dtype) / len(outputs) ** 0.5
         return units.reshape(-1, *outputs.shape)

@@ -1,4 +1,5 @@
-"""Logits of a linear head, kept as its factors: nothing of [tokens, classes] is whole in memory."""
+"""Logits of a linear head, kept as its factors: no array of [tokens, classes] is ever formed whole.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +16,7 @@ from sharpjax.errors import UserError
 
 # Numbers in a block of logits: 64 MiB in float32. A product holds three or four such blocks.
 BLOCK = 2**24
-# Features and classes of what stands in for a head where a loss is only tried.
+# Features and classes of the head that stands in for the real one when a loss is only tested.
 _FEATURES, _CLASSES = 8, 64
 _STAND_IN = np.random.default_rng(2).normal(size=(_FEATURES, _CLASSES)).astype(np.float32)
 
@@ -23,19 +24,20 @@ _STAND_IN = np.random.default_rng(2).normal(size=(_FEATURES, _CLASSES)).astype(n
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearLogits:
-    """`features @ kernel + bias`, the logits of a linear head, which are not multiplied out.
+    """`features @ kernel + bias`, the logits of a linear head, without multiplying them out.
 
-    A model returns them in place of logits. Losses of this package (`CrossEntropy`,
-    `cross_entropy`) then compute logits for a block of rows at a time, and compute them again where
-    a derivative needs them. So no array of [tokens, classes] is ever whole, neither in a value or a
-    gradient, nor in products with Hessians, Gauss-Newton and Fisher matrices. These are the exact
-    ones: to `sharpjax.geometry` the outputs of such a model are its logits.
+    A model returns this object instead of logits. Losses of this package (`CrossEntropy`,
+    `cross_entropy`) then compute the logits of one block of rows at a time, and compute them again
+    when a derivative needs them. No whole array of [tokens, classes] is ever formed: not for a
+    value or a gradient, nor for products with Hessians, Gauss-Newton and Fisher matrices. All of
+    these are exact: `sharpjax.geometry` treats the logits as the outputs of such a model.
 
-    Cost, with T tokens, d features and K classes: a gradient multiplies 4 T d K numbers in the head
-    where a whole array of logits takes 3, a Gauss-Newton product 5 for 4, and a Hessian product 7
-    for 6. Memory beside features and kernel: three or four blocks of [block_rows, K].
+    Cost, with T tokens, d features and K classes: a gradient takes 4 T d K multiplications in the
+    head instead of the 3 T d K with a whole array of logits, a Gauss-Newton product 5 instead of 4,
+    and a Hessian product 7 instead of 6. Memory besides features and kernel: three or four blocks
+    of [block_rows, K].
 
-    It is computed in float32 at least, as geometry computes.
+    It is computed in at least float32, as in geometry.
 
     Attributes:
         features: [..., d], a row for each token.
@@ -47,8 +49,8 @@ class LinearLogits:
     The other fields are set by geometry.
 
     Raises:
-        UserError: when they are used, where the shapes do not fit, or `block_rows` is no whole
-            number of at least 1.
+        UserError: on use, if the shapes do not fit, or `block_rows` is not a whole number of at
+            least 1.
 
     >>> import sharpjax.losses as losses
     >>> logits = losses.LinearLogits(jnp.eye(2), jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
@@ -64,10 +66,10 @@ class LinearLogits:
     block_rows: int | None = dataclasses.field(default=None, metadata={"static": True})
     is_affine: bool = dataclasses.field(
         default=False, repr=False, metadata={"static": True}
-    )  # second derivatives leave out that of the product
+    )  # whether second derivatives omit that of the product
     classes: int | None = dataclasses.field(
         default=None, repr=False, metadata={"static": True}
-    )  # of which the columns of the kernel stand for several
+    )  # number of classes, if each column of the kernel stands for several
 
     @property
     def num_classes(self) -> int:
@@ -75,10 +77,10 @@ class LinearLogits:
         return self.kernel.shape[1] if self.classes is None else self.classes
 
     def check(self, caller: str) -> None:
-        """Refuses shapes that do not fit.
+        """Checks the shapes and `block_rows`.
 
         Raises:
-            UserError: names `caller`.
+            UserError: they do not fit. The message names `caller`.
         """
         features, kernel = jnp.shape(self.features), jnp.shape(self.kernel)
         bias = None if self.bias is None else jnp.shape(self.bias)
@@ -97,7 +99,7 @@ class LinearLogits:
             )
 
     def multiply_out(self) -> jax.Array:
-        """The logits as an array, [..., K], in float32 at least.
+        """The logits as an array, [..., K], in at least float32.
 
         Raises:
             UserError: the shapes do not fit.
@@ -112,16 +114,17 @@ class LinearLogits:
         return jnp.take(logits, np.arange(self.classes) % logits.shape[-1], axis=-1)
 
     def affine(self) -> "LinearLogits":
-        """The same logits, whose second derivatives leave out that of features times kernel.
+        """The same logits, but with second derivatives that omit that of features times kernel.
 
-        So the Hessian of a loss of them in features and kernel is `J'HJ`, with J the Jacobian of
-        the logits and H the Hessian of the loss in the logits.
+        The Hessian of a loss of these logits, in features and kernel, is then `J'HJ`, with J the
+        Jacobian of the logits and H the Hessian of the loss in the logits.
         """
         return dataclasses.replace(self, is_affine=True)
 
     def stand_in(self) -> tuple[jax.ShapeDtypeStruct, Callable[[jax.Array], "LinearLogits"]]:
-        """Cheap logits of as many rows for as many classes, of 64 different values at the most:
-        the shape of an array, and what makes logits of it. For trying whether a loss is a mean."""
+        """Cheap logits with as many rows and classes, of which at most 64 columns differ. Returns
+        the shape of an array and a function that makes logits from it. For testing whether a loss
+        is a mean."""
         shape = (*self.features.shape[:-1], _FEATURES)
         dtype = jnp.float32 if tree.is_narrow(self.features) else self.features.dtype
         return jax.ShapeDtypeStruct(shape, dtype), _StandIn(self.num_classes)
@@ -139,14 +142,14 @@ class _StandIn:
 def map_rows(
     fn: Callable[..., jax.Array], caller: str, logits: LinearLogits, *rows: jax.Array
 ) -> jax.Array:
-    """`fn(logits, *rows)` of a block of rows at a time.
+    """`fn(logits, *rows)`, computed one block of rows at a time.
 
-    The logits of a block are forgotten after it and computed again by its derivatives, of whatever
-    order. Blocks take every so manieth row, a share of what lies on each device.
+    The logits of a block are dropped after use, and computed again for derivatives of any order.
+    The rows of a block are evenly spaced, so that each device holds a share of them.
 
     Args:
-        fn: a module-level function of logits [R, C] and arrays [R], which returns [R] and acts on
-            each row by itself; C are the columns of the kernel.
+        fn: a module-level function of logits [R, C] and arrays [R] that returns [R] and acts on
+            each row separately; C is the number of columns of the kernel.
         caller: for errors.
         logits: features [..., d].
         *rows: arrays [...].
@@ -176,8 +179,9 @@ def map_rows(
 
 
 def _count_blocks(count: int, most: int, features: jax.Array) -> int:
-    """The fewest blocks of `most` rows or fewer; up to twice as many where these are all of one
-    length, and shared by the devices, where types say so."""
+    """The smallest number of blocks of at most `most` rows. Up to twice as many if these then have
+    equal lengths and divide evenly between devices, as far as the type of `features` shows its
+    sharding."""
     fewest = max(1, math.ceil(count / most))
     sharding = jax.typeof(features).sharding
     axes = sharding.spec[0] if len(sharding.spec) else None
@@ -189,7 +193,7 @@ def _count_blocks(count: int, most: int, features: jax.Array) -> int:
     return fewest
 
 
-@functools.partial(jax.jit, static_argnums=0)  # compiled once where it is called by hand
+@functools.partial(jax.jit, static_argnums=0)  # compiled once when called outside of a jit
 def _in_blocks(fn, head, blocks):
     on_block = jax.checkpoint(functools.partial(_on_block, fn), prevent_cse=False)
     return loops.map_over_chunks(on_block, head, blocks)

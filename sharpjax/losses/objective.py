@@ -1,4 +1,4 @@
-"""What a training step minimises."""
+"""The loss that a training step minimises."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,41 +19,41 @@ from sharpjax.losses.teacher import Teacher
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """The loss of a training step, in training mode: BatchNorm normalises by the batch and learns
-    from it, and dropout drops.
+    """The loss of a training step, in training mode: BatchNorm normalises by the batch and updates
+    its statistics, and dropout is active.
 
-    Of a batch with `label` it is the mean cross-entropy. Labels are smoothed to (1 - s) onehot +
+    For a batch with `label` it is the mean cross-entropy. Labels are smoothed to (1 - s) onehot +
     s / K (arXiv 1512.00567): (1 - s) times the cross-entropy plus s times the mean over all classes
-    of -log p. A teacher of weight a makes it `a teacher(logits, batch) + (1 - a)` times this; see
-    `Teacher`. Of a batch with `target` it is `SquaredError`, half the squared error.
+    of -log p. With a teacher of weight a it is `a teacher(logits, batch) + (1 - a)` times this; see
+    `Teacher`. For a batch with `target` it is `SquaredError`, half the squared error.
 
-    Everything that may differ from arm to arm is a leaf, so that arms of one model compile once.
+    Everything that may differ between arms is a leaf, so that arms of one model compile once.
 
-    **A mask** prunes. The model is evaluated at the weights where the mask is 1, and at 0 where it
-    is 0. The gradient of a pruned weight is 0: it stays out of SAM's norm and perturbation, and no
-    optimiser moves it but by weight decay, which shrinks it and does nothing to one that is 0.
+    **A mask** prunes: the weights are used where the mask is 1, and are replaced by 0 where it is
+    0. The gradient of a pruned weight is 0, so it does not enter SAM's norm and perturbation. No
+    optimiser moves it except by weight decay, which leaves a weight of 0 at 0.
 
-    **Dropout** draws its masks from `dropout_key` alone, so both gradients of a SAM step see the
-    same net. In m-SAM each chunk is a batch of its own and all have the same masks: example i of
-    one drops the units that example i of another does.
+    **Dropout** draws its masks from `dropout_key` alone, so both gradients of a SAM step use the
+    same masks. In m-SAM each chunk is a batch of its own, and all chunks have the same masks:
+    example i of every chunk drops the same units.
 
     Attributes:
-        model: a Flax Linen module, equal by value to every other one made alike. Static.
-        variables: its collections beside the parameters, such as `{"batch_stats": ...}`.
+        model: a Flax Linen module; modules with the same fields compare equal. Static.
+        variables: its collections besides the parameters, such as `{"batch_stats": ...}`.
         label_smoothing: s, in [0, 1). Static.
-        teacher: what the outputs are drawn to beside the labels, of as many classes.
-        mask: a tree like the parameters, of 0 and 1 or of booleans; a leaf may have fewer axes, so
+        teacher: a `Teacher` with as many classes, as a target besides the labels.
+        mask: a tree like the parameters, of 0 and 1 or of booleans. A leaf may have fewer axes, so
             that True keeps a whole array.
-        dropout_key: another one for each step; not read by a model without dropout.
+        dropout_key: a new one for each step; not used by a model without dropout.
 
-    Calls return `(value, aux)`, for `jax.value_and_grad(loss, has_aux=True)`: aux["variables"] are
-    the updated collections, laid out as `variables`; aux["accuracy"] is the share of examples whose
-    label has the largest output, NaN of a regression.
+    Calls return `(value, aux)`, for `jax.value_and_grad(loss, has_aux=True)`. aux["variables"] are
+    the updated collections, laid out as `variables`. aux["accuracy"] is the share of examples whose
+    label has the largest output, NaN for a regression.
 
     Raises:
-        UserError: a smoothing outside [0, 1); a teacher of another number of classes. When called:
-            a collection or a key that is missing; a mask that does not fit the parameters; targets
-            of another shape than the outputs, or smoothed, or with a teacher.
+        UserError: a smoothing outside [0, 1); a teacher with another number of classes. When
+            called: a collection or a key is missing; a mask does not fit the parameters; targets
+            have another shape than the outputs, or are combined with smoothing or a teacher.
 
     >>> from sharpjax.nn import MLP
     >>> model = MLP(num_classes=10, width=4)
@@ -124,11 +124,10 @@ class Objective:
 
 
 def masked(params: Any, mask: Any, caller: str = "losses.Objective") -> Any:
-    """The weights where the mask is not 0, and 0 elsewhere, whatever they are there.
+    """The weights where the mask is not 0, and 0 elsewhere, even where they are not finite.
 
     Raises:
-        UserError: a mask of another structure, or with a leaf that does not broadcast to the
-            weights.
+        UserError: the mask has another structure, or a leaf that does not broadcast to the weights.
 
     >>> masked({"w": jnp.array([1.0, 2.0]), "b": jnp.ones(1)}, {"w": jnp.array([0, 1]), "b": True})
     {'b': Array([1.], dtype=float32), 'w': Array([0., 2.], dtype=float32)}

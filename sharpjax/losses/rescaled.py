@@ -1,6 +1,7 @@
-"""Models whose logits are brought to one scale, so that sharpness does not see how large they are.
+"""Models whose logits are rescaled to a common scale, so that sharpness does not depend on their
+size.
 
-Cross-entropy falls as logits grow, and its curvature with it: of two networks that classify alike,
+Cross-entropy falls as logits grow, and so does its curvature: of two networks that classify alike,
 the one with larger logits looks flatter.
 """
 
@@ -14,15 +15,15 @@ from jax.typing import ArrayLike
 
 from sharpjax.errors import UserError
 
-_LEAST = 1e-10  # of the length of logits that are divided by it
+_LEAST = 1e-10  # logits of this length or less are not divided by their length but set to 0
 
 
 def normalised_logits(model_fn: Any) -> Partial:
     """A model whose logits z become `(z - mean z) / |z - mean z|`, row by row (Andriushchenko et
     al., 2023, arXiv 2302.07011).
 
-    Measures of it do not change when the last layer is multiplied by a number, nor when one is
-    added to all logits. Rows of equal logits become 0, with a gradient of 0.
+    Measures of this model do not change when the last layer is multiplied by a positive number, nor
+    when a number is added to all logits. Rows of equal logits become 0, with a gradient of 0.
 
     Args:
         model_fn: `model_fn(params, batch) -> [N, K]`, such as `Classification(...).model_fn`.
@@ -39,8 +40,8 @@ def normalised_logits(model_fn: Any) -> Partial:
 
 
 def tempered_logits(model_fn: Any, temperature: ArrayLike) -> Partial:
-    """A model whose logits are divided by a temperature: to compare networks each at its own, as
-    `sharpjax.metrics.temperature` finds it.
+    """A model whose logits are divided by a temperature. Use it to compare networks, each at its
+    own temperature as found by `sharpjax.metrics.temperature`.
 
     Args:
         model_fn: as in `normalised_logits`.

@@ -1,7 +1,7 @@
-"""Teachers: what a student's outputs are drawn to, a model's outputs or a control's.
+"""Teachers: the targets of a student's outputs, from a model or from a control.
 
-Distillation (Hinton et al., arXiv 1503.02531) explains little of what it does to accuracy unless it
-is compared with teachers that know less: one kind for each thing that is taken away.
+The effect of distillation (Hinton et al., arXiv 1503.02531) on accuracy can only be explained in
+comparison with teachers that know less. There is one kind for each thing that is taken away.
 """
 
 import dataclasses
@@ -43,15 +43,15 @@ _RANDOM = ("shuffled", "permuted", "entropy-matched", "uniform", "gaussian")
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Teacher:
-    """Where a student's targets come from, in eval mode and without a gradient.
+    """The source of a student's targets, in eval mode and without a gradient.
 
     With t_i the teacher's outputs for example i and z_i the student's, a student minimises
 
         weight T^2/B sum_i KL(softmax(t_i/T) || softmax(z_i/T)) + (1 - weight) cross-entropy
 
-    (`distillation`, and what `Objective` adds to it), or another divergence of
-    `losses.divergences.DIVERGENCES` in its place. A weight of 1 is the teacher alone. Other texts
-    and codes give the weight of the labels; it is never meant here.
+    The first term is `distillation`, or another divergence of `losses.divergences.DIVERGENCES`; the
+    second is added by `Objective`. A weight of 1 is the teacher alone. Some papers and codes give
+    the weight of the labels instead; here it is always that of the teacher.
 
         kind              t_i                                       keeps of the model
         model             f(x_i)                                    all
@@ -67,41 +67,41 @@ class Teacher:
         uniform           U[0, 1) for each class                    nothing
         gaussian          N(0, 1) for each class                    nothing
 
-    An untrained teacher, or one of an earlier epoch, is a `model` with those parameters. Noise is
-    drawn before the softmax; the papers that have such teachers do not give the law of theirs.
+    For an untrained teacher, or one of an earlier epoch, use `model` with those parameters. Noise
+    is drawn before the softmax; the papers that use such teachers do not state the distribution.
 
-    Random kinds draw for each example by its place in the batch, or by batch["index"] where there
-    is one. `at(step)` gives them another key at every step; with `fresh=False` an example has the
-    same draw at every step. Both gradients of SAM see the same teacher. In m-SAM each chunk is a
-    batch: it is shuffled within itself, and without an index all chunks have the same draws.
+    Random kinds draw for each example by its position in the batch, or by batch["index"] if given.
+    `at(step)` gives them another key at every step; with `fresh=False` an example has the same draw
+    at every step. Both gradients of SAM use the same teacher. In m-SAM each chunk is a batch: it is
+    shuffled within itself, and without an index all chunks have the same draws.
 
-    A model is asked about the very batch that its student sees, augmented as it is: teacher and
-    student cannot see different data. Outputs that are `stored` are of the images as they are.
+    A teacher model is evaluated on the same augmented batch as its student: the two cannot see
+    different data. `stored` outputs are those of the images without augmentation.
 
-    Cost: a forward pass of each of its models.
+    Cost: a forward pass of each of the teacher's models.
 
     Attributes:
         kind: a key of `KINDS`. Static.
         weight: in [0, 1].
         temperature: T, above 0.
-        model: of the kinds that have one; its outputs are [B, K]. Static.
-        params, variables: its parameters, and its collections beside them; of an `ensemble` each
-            leaf has a leading axis of its M members; of `stored` an array [N, K].
-        prior: [K] probabilities of a `constant`; None: all classes alike.
-        key: of random kinds.
+        model: for the kinds that have one; its outputs are [B, K]. Static.
+        params, variables: the model's parameters and its other collections. For an `ensemble` each
+            leaf has a leading axis of its M members; for `stored`, `params` is an array [N, K].
+        prior: [K] probabilities for `constant`; None: uniform.
+        key: for random kinds.
         fresh: whether draws differ from step to step. Static.
         divergence: a key of `losses.divergences.DIVERGENCES`. Static.
-        inputs: 'logits'; or 'probabilities', where the outputs of both pass a softmax before the
-            division by T, which passes them through another one, and next to nothing is left of
-            the teacher: so does the code of a published study. Noise passes both too. Static.
+        inputs: 'logits'; or 'probabilities': the outputs of both pass through a softmax before the
+            division by T, and then through the divergence's own softmax, which leaves next to
+            nothing of the teacher. The code of a published study does this. It applies to noise as
+            well. Static.
 
     Raises:
-        UserError: an unknown kind, divergence or input; a weight or temperature that is impossible,
-            where it is a float; a model that is missing, or that the kind does not have; `shuffled`
-            with `fresh=False`, whose partners are those of a batch; `stored` probabilities (the
-            first 256 rows are looked at, if they are not traced). When called: params, a key or
-            an index that is missing; members that are not stacked; another number of classes than
-            the student's.
+        UserError: an unknown kind, divergence or input; a weight or temperature out of range, if it
+            is a float; a model that is missing, or that the kind does not have; `shuffled` with
+            `fresh=False`, whose partners depend on the batch; `stored` probabilities (the first 256
+            rows are checked, if they are not traced). When called: missing params, key or index;
+            members that are not stacked; a number of classes other than the student's.
 
     >>> teacher = Teacher(kind="constant", weight=0.1, temperature=1.0)
     >>> print(teacher(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), {}))  # log(32 / 27) / 3
@@ -121,8 +121,8 @@ class Teacher:
     inputs: str = dataclasses.field(default="logits", metadata={"static": True})
 
     def __post_init__(self) -> None:
-        # Of what is traced the value is not known; and where a tree of axes for `vmap` is made of a
-        # teacher, its leaves are integers.
+        # Only floats are checked: traced values are not known, and in a tree of axes for `vmap` the
+        # leaves of a teacher are integers.
         weight, temperature = (
             value if isinstance(value, float) else 1.0 for value in (self.weight, self.temperature)
         )
@@ -144,20 +144,20 @@ class Teacher:
             )
 
     def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """The divergence of a student's outputs, [B, K]: without the weight."""
+        """The divergence of a student's outputs, [B, K], from the teacher's, without the weight."""
         targets = self.logits(batch, logits)
         if self.inputs == "probabilities":
             logits, targets = jax.nn.softmax(logits), jax.nn.softmax(targets)
         return divergence(self.divergence, logits, targets, self.temperature)
 
     def at(self, step: ArrayLike) -> "Teacher":
-        """The teacher of one step of training, which may be traced."""
+        """The teacher at one step of training. The step may be traced."""
         if self.key is None or not self.fresh:
             return self
         return dataclasses.replace(self, key=jax.random.fold_in(self.key, step))
 
     def logits(self, batch: Batch, like: jax.Array) -> jax.Array:
-        """Its outputs for a batch, of the shape and type of a student's, [B, K]."""
+        """The teacher's outputs for a batch, with the shape [B, K] and dtype of the student's."""
         if self.kind in (*_WITH_MODEL, "stored") and self.params is None:
             raise UserError(f"losses.Teacher: one of kind '{self.kind}' needs params.")
         if self.kind in _RANDOM and self.key is None:
@@ -201,7 +201,7 @@ class Teacher:
         return jax.lax.stop_gradient(outputs.astype(like.dtype))
 
     def _ensemble(self, batch: Batch) -> jax.Array:
-        # One after the other: on CPU a convolution with an axis of members is many times slower.
+        # One member after another: on CPU a convolution batched over members is many times slower.
         members = (self.params, self.variables)
         lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(members)}
         if len(lengths) != 1 or () in lengths:
@@ -232,7 +232,7 @@ class Teacher:
 
 
 def num_models(kind: str) -> tuple[int, float]:
-    """How many models a teacher has, or is made of, at the least and at the most."""
+    """The smallest and largest number of models that a teacher of this kind has or is made of."""
     if kind in ("ensemble", "stored"):
         return 1, math.inf
     return (1, 1) if kind in _WITH_MODEL else (0, 0)
@@ -247,7 +247,7 @@ def check_teacher(
     divergence: str = "kl",
     inputs: str = "logits",
 ) -> None:
-    """Refuses what no teacher can be made of, before there is one.
+    """Checks the settings of a teacher before it is built.
 
     Raises:
         UserError: an unknown kind, divergence or input; a weight outside [0, 1]; a temperature that
@@ -273,7 +273,7 @@ def check_teacher(
 
 
 def are_probabilities(outputs: Any) -> bool:
-    """Whether the first 256 rows of [N, K] have the sum 1 and nothing below 0; False if traced."""
+    """Whether the first 256 rows of [N, K] have sum 1 and no negative entry; False if traced."""
     if not isinstance(outputs, jax.Array | np.ndarray) or loops.is_traced(outputs):
         return False
     if outputs.ndim != 2 or not outputs.size:
@@ -283,13 +283,13 @@ def are_probabilities(outputs: Any) -> bool:
 
 
 def _partners(key: Any, count: int) -> jax.Array:
-    """Another example for each, and each for another one: one random cycle through all."""
+    """A partner for each example, never itself and each used once: a random cycle through all."""
     order = jax.random.permutation(key, count)
     return jnp.zeros_like(order).at[order].set(jnp.roll(order, 1))
 
 
 def _permute_others(key: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Outputs [K] in random order, but for the largest, which stays where it is."""
+    """Outputs [K] in random order, except for the largest, which stays in place."""
     mixed = jax.random.permutation(key, outputs)
     first, place = jnp.argmax(outputs), jnp.argmax(mixed)
     return mixed.at[place].set(mixed[first]).at[first].set(outputs[first])

@@ -1,7 +1,7 @@
-"""The SAM family as optax transforms, and the factory from a config.
+"""The SAM family as optax transforms, and a factory that builds them from a config.
 
-Names load when they are first used, so that `from sharpjax.optim import settings`, which checks the
-values of a config, costs no import of jax.
+Names are loaded when they are first used, so that `from sharpjax.optim import settings`, which
+checks the values of a config, does not import jax.
 """
 
 import importlib
@@ -27,8 +27,8 @@ __all__ = [
     "sam_value_and_grad",
 ]
 
-# The module of `sam` is not called sam.py: importing a submodule of that name would put it in the
-# place of the function.
+# The module of `sam` is not called sam.py: importing a submodule of that name would replace the
+# function by the module.
 _HOMES = {
     "sam_value_and_grad": "chunks",
     **dict.fromkeys(("coupled_rho", "friendly", "random_direction"), "directions"),

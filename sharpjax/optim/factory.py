@@ -1,4 +1,5 @@
-"""The optimiser of a run: values that can be compared and hashed, and what is built of them."""
+"""The optimiser of a run: a spec that can be compared and hashed, and the transform built from it.
+"""
 
 import dataclasses
 import math
@@ -16,7 +17,7 @@ from sharpjax.optim.sharpness_aware import sam
 
 
 class Hyperparameters(NamedTuple):
-    """The numbers of an optimiser that may be leaves: float32 scalars, or traced.
+    """The numbers of an optimiser that may be leaves of a pytree: float32 scalars, or traced.
 
     Attributes:
         learning_rate, weight_decay, rho: as in `OptimizerSpec`.
@@ -29,21 +30,22 @@ class Hyperparameters(NamedTuple):
 
 _OF_SAM = tuple(name for name in settings.OPTIONAL if name not in ("b2", "eps"))
 
-# In the place of a hyperparameter that is a leaf. No optimiser can have it, and it equals itself.
+# Stands for a hyperparameter that is a leaf. No optimiser can have this value, and it equals itself.
 _LEAF = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimiser by its values: hashable, so that a training step that holds it compiles once.
+    """An optimiser described by its values. It is hashable, so a training step that holds it
+    compiles once.
 
-    Specs that differ in their `hyperparameters()` have one `structure()`, so a step that holds the
-    structure, and takes the hyperparameters as an argument, compiles once for all of them:
+    Specs that differ only in their `hyperparameters()` have the same `structure()`. A step that
+    holds the structure and takes the hyperparameters as an argument compiles once for all of them:
 
         tx = spec.structure().build(spec.hyperparameters())
 
-    Weight decay is of **all** parameters, biases and normalisation included, and enters the descent
-    step, never the ascent of SAM:
+    Weight decay applies to **all** parameters, biases and normalisation included. It enters the
+    descent step, never the ascent of SAM:
 
         name     step along, g the (perturbed) gradient        weight decay
         sgd      momentum m + g                                coupled
@@ -51,27 +53,29 @@ class OptimizerSpec:
         adamax   m / u, the same paper's section 7.1           coupled
         adamw    as adam, arXiv 1711.05101                     decoupled
 
-    Coupled, as in PyTorch and in the recipes that SAM's CIFAR results stem from: `weight_decay * w`
-    is added to g, so momentum and the adaptive scales see it. Decoupled: `w` shrinks by
-    `learning_rate * weight_decay * w`, and nothing else sees it.
+    Coupled, as in PyTorch and in the recipes behind SAM's CIFAR results: `weight_decay * w` is
+    added to g, so it enters momentum and the adaptive scales. Decoupled: `w` shrinks by
+    `learning_rate * weight_decay * w`, which enters nothing else.
 
     Attributes:
         name: a key of `catalog.OPTIMIZERS`.
-        learning_rate: its peak.
+        learning_rate: the peak learning rate.
         momentum: of `sgd` (heavy ball); `b1` of the others.
-        b2, eps: of all but `sgd`. Of `adamax` too, u = max(b2 u, |g| + eps).
+        b2, eps: of all but `sgd`. In `adamax`, u = max(b2 u, |g| + eps).
         weight_decay: see above.
         schedule: after the warm-up: `constant`; `cosine` or `linear`, down to 0 at `total_steps`.
         warmup_steps: steps in which the learning rate rises linearly from 0.
         total_steps: steps of the whole training, warm-up included.
         rho: radius of SAM; 0: no SAM.
-        scaling, eta: its units, a key of `catalog.SCALINGS`; `eta` is for all but `none`.
-        m: examples of one of its chunks; 0: the whole batch.
+        scaling, eta: the units of SAM, a key of `catalog.SCALINGS`; `eta` is for all but `none`.
+        m: examples per chunk of m-SAM; 0: the whole batch.
         bias: of `scaling`, as `perturbation.element` takes it.
-        only: perturb the parameters that this glob names; '': all.
-        norm, gap_weight, every, reuse: as `sam` takes them; `ascent_steps` are its `steps`.
-        rho_schedule: 'constant'; 'learning_rate', in proportion to it, `rho` at its peak (GSAM).
-        friendly, friendly_decay: sigma and decay of `friendly` (F-SAM); 0: not used.
+        only: perturb only the parameters that match this glob; '': all.
+        norm, gap_weight, every, reuse: as `sam` takes them.
+        ascent_steps: the `steps` of `sam`.
+        rho_schedule: 'constant'; or 'learning_rate', proportional to the learning rate, with `rho`
+            at its peak (GSAM).
+        friendly, friendly_decay: sigma and decay of `friendly` (F-SAM); sigma 0: not used.
     """
 
     name: str
@@ -100,12 +104,12 @@ class OptimizerSpec:
 
     @property
     def uses_sam(self) -> bool:
-        """Whether steps cost a second gradient."""
+        """Whether the optimiser is SAM, whose steps cost a second gradient."""
         return self.rho > 0
 
     @property
     def gradients(self) -> float:
-        """How many a step takes, on average.
+        """The number of gradients per step, on average.
 
         >>> [OptimizerSpec("sgd", 0.1, rho=rho, every=5).gradients for rho in (0.0, 0.1)]
         [1, 1.2]
@@ -121,8 +125,8 @@ class OptimizerSpec:
         return Hyperparameters(*(jnp.asarray(value, jnp.float32) for value in values))
 
     def structure(self) -> "OptimizerSpec":
-        """The spec without its hyperparameters, which `build` then needs. That there is no weight
-        decay, or no SAM, is structure: of those the value stays 0.
+        """The spec without its hyperparameters, which `build` then needs. The absence of weight
+        decay or of SAM is part of the structure: a value of 0 stays 0.
 
         >>> a, b = OptimizerSpec("sgd", 0.1, rho=0.05), OptimizerSpec("sgd", 0.5, rho=0.2)
         >>> a.structure() == b.structure(), a.structure() == OptimizerSpec("sgd", 0.1).structure()
@@ -136,7 +140,7 @@ class OptimizerSpec:
         )
 
     def learning_rate_schedule(self) -> optax.Schedule:
-        """The learning rate as a function of the step, which counts from 0.
+        """The learning rate as a function of the step, counted from 0.
 
         >>> spec = OptimizerSpec("sgd", 0.5, schedule="linear", warmup_steps=2, total_steps=6)
         >>> [float(spec.learning_rate_schedule()(step)) for step in range(7)]
@@ -158,21 +162,22 @@ class OptimizerSpec:
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
     def build(self, values: Hyperparameters | None = None) -> optax.GradientTransformationExtraArgs:
-        """The transform. Its `update` takes the keywords of `sam` in any case, and without SAM
+        """The optax transform. Its `update` always takes the keywords of `sam`; without SAM it
         ignores them.
 
         Args:
-            values: taken in the place of the spec's own, wherever those are not 0. An update is the
-                same, bit by bit, unless something is computed in float64: wider parameters, or with
-                JAX_ENABLE_X64 a cosine, see values that were rounded to float32. None: the spec's
-                own; the transform of a `structure` then has a state, and no update.
+            values: used instead of the spec's own values, wherever those are not 0. Updates are
+                the same, bit by bit, unless something is computed in float64: wider parameters, or
+                a cosine with JAX_ENABLE_X64, then use values that were rounded to float32. None:
+                the spec's own values. A `structure` without values gives a transform that can
+                initialise its state but not update.
 
         Raises:
             UserError: an unknown name; an update of a structure without values.
         """
         if values is None and self.learning_rate == _LEAF:
             nothing = Hyperparameters(*(jnp.float32(jnp.nan) for _ in Hyperparameters._fields))
-            nothing = nothing._replace(rho=jnp.float32(0))  # which is looked at
+            nothing = nothing._replace(rho=jnp.float32(0))  # `sam` checks this one
             return optax.GradientTransformationExtraArgs(self.build(nothing).init, _refuse)
         spec = self if values is None else self._with(values)
         base = spec._base()
@@ -199,7 +204,7 @@ class OptimizerSpec:
         )
 
     def _with(self, values: Hyperparameters) -> "OptimizerSpec":
-        # A value of 0 is structure: without decay nothing is added, not even 0 times the weights.
+        # A value of 0 is structure: without decay nothing is added, not even 0 * w.
         fields = values._asdict().items()
         own = {k: v for k, v in fields if k == "learning_rate" or getattr(self, k) != 0}
         return dataclasses.replace(self, **own)
@@ -228,8 +233,8 @@ def from_config(
 ) -> OptimizerSpec:
     """The optimiser that a config's `optim` block describes.
 
-    Without SAM (`rho` = 0) the values that are SAM's own are dropped, so that a baseline arm with
-    `m` in its config takes plain steps; `m` equal to the batch is the whole batch.
+    Without SAM (`rho` = 0) the fields of SAM are dropped, so that a baseline arm with `m` in its
+    config takes plain steps. An `m` equal to the batch size means the whole batch.
 
     Args:
         optim: see `settings.check`.
@@ -238,7 +243,7 @@ def from_config(
         batch_size: examples of a training step.
 
     Raises:
-        UserError: a value is impossible; names the field of the config.
+        UserError: a value is not allowed. The message names the field of the config.
     """
     settings.check(optim, batch_size=batch_size, epochs=total_steps / steps_per_epoch)
     spec = OptimizerSpec(
