@@ -1,5 +1,5 @@
-"""Data in memory: said by a specification, read once, augmented on the device, in an order that
-needs no state.
+"""Data in memory: described by a specification, read once, augmented on the device, in an order
+that needs no state.
 
 TFDS and scikit-learn are imported only by the loader that needs them.
 """

@@ -1,4 +1,4 @@
-"""What happens to images on the device: random crops, mirroring, normalisation."""
+"""Processing of images on the device: random crops, mirroring, normalisation."""
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,23 @@ def augment(
 ) -> jax.Array:
     """Crop each image at random after padding, and mirror half of them.
 
-    Every image has its own offset, one of (2 pad + 1)^2, and its own coin. Crop and mirror are one
-    gather: 0.2 ms for 128 CIFAR images on one CPU core, against 4 ms for selecting among shifted
-    copies and 0.3 ms for a vmapped `dynamic_slice`.
+    Every image has its own offset, one of (2 pad + 1)^2, and its own coin flip. Crop and mirror are
+    one gather: 0.2 ms for 128 CIFAR images on one CPU core, against 4 ms for selecting among
+    shifted copies and 0.3 ms for a vmapped `dynamic_slice`.
 
     Args:
-        key: fresh for each batch.
+        key: a new one for each batch.
         image: uint8 [B, H, W, C].
         pad: pixels on each side; 0: no crop. Static.
         flip: whether to mirror left and right. Static.
-        fill: what is padded with: 0, that is black, as in the usual CIFAR recipe; another grey
-            level; or a pixel, uint8 [C], such as `data.padding_value` gives.
+        fill: value of the padding: 0 (black), as in the usual CIFAR recipe; another grey level; or
+            a pixel, uint8 [C], such as `data.padding_value` returns.
 
     Returns:
         uint8 [B, H, W, C].
 
     Raises:
-        UserError: `image` is not uint8 [B, H, W, C], `pad` is negative, or `fill` is no pixel.
+        UserError: `image` is not uint8 [B, H, W, C], `pad` is negative, or `fill` is not a pixel.
 
     >>> image = jnp.arange(9, dtype=jnp.uint8).reshape(1, 3, 3, 1)
     >>> augment(jax.random.key(0), image, pad=1, flip=True).shape
@@ -54,7 +54,7 @@ def augment(
         coin = jax.random.bernoulli(flip_key, 0.5, (num, 1))
         column = jnp.where(coin, width - 1 - column, column)
     row, column = row + offset[:, :1], column + offset[:, 1:]  # [B, H], [B, W]
-    # Bytes wrap, so what is taken from the image comes back exactly.
+    # Bytes wrap around, so adding `fill` back restores the image exactly.
     padded = jnp.pad(image - fill, ((0, 0), (pad, pad), (pad, pad), (0, 0))) + fill
     example = jnp.arange(num, dtype=jnp.int32)[:, None, None]
     # Every index is in range by construction: no need to clip or fill.

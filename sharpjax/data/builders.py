@@ -1,10 +1,10 @@
 """TFDS builders that prepare without TensorFlow.
 
-The stock ones need it to unpack upstream files and to encode PNG, though nobody needs it to read
-what comes out. These keep the stock names, versions, features and keys, hence the record order, and
-encode with Pillow: what they prepare is read by the stock ones, and the other way round.
-Nothing is extracted to disk: TFDS names an extracted file after its archive alone, and those of
-MNIST and Fashion-MNIST have the same names.
+The stock builders need TensorFlow to unpack upstream files and to encode PNG, although the result
+can be read without it. These builders keep the stock names, versions, features and keys, and so the
+record order, and encode with Pillow. The stock builders can read what they prepare, and the other
+way round. Nothing is extracted to disk: TFDS names an extracted file after its archive alone, and
+the archives of MNIST and Fashion-MNIST have the same names.
 """
 
 import gzip
@@ -56,11 +56,11 @@ def idx(data: bytes) -> np.ndarray:
 
 
 class Files:
-    """Where a builder's upstream files lie.
+    """Base class with the upstream files of a builder.
 
     Attributes:
         UPSTREAM: the files it needs.
-        files: their paths by name; set before preparing.
+        files: their paths by name; to be set before preparing.
     """
 
     UPSTREAM: ClassVar[tuple[Upstream, ...]]
@@ -68,10 +68,10 @@ class Files:
 
 
 class Idx(Files):
-    """Preparing from four gzipped IDX files."""
+    """Prepares a set from four gzipped IDX files."""
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        del dl_manager  # the files are at hand
+        del dl_manager  # the files are already there
         return {
             "train": self._generate_examples("train"),
             "test": self._generate_examples("t10k"),
@@ -87,13 +87,13 @@ class Idx(Files):
 
 
 class Cifar(Files):
-    """Preparing from one tar archive of binary batches.
+    """Prepares a set from one tar archive of binary batches.
 
-    A record is a byte for each label and 3 x 32 x 32 for the image.
+    A record has one byte for each label and 3 x 32 x 32 bytes for the image.
 
     Attributes:
-        FOLDER: in the archive.
-        BATCHES: of each split, in order.
+        FOLDER: the folder in the archive.
+        BATCHES: the files of each split, in order.
         LABELS: features in the order of their bytes, each with the file of its class names.
     """
 
@@ -129,7 +129,7 @@ class Cifar(Files):
 _stock = tfds.image_classification
 
 
-# The names are registered already, for the stock builders.
+# The stock builders have already registered these names.
 class MNIST(Idx, _stock.MNIST, skip_registration=True):
     UPSTREAM = upstream(_stock.MNIST)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: real data that need no download."""
+"""Handwritten digits that come with scikit-learn: real data without a download."""
 
 import numpy as np
 
@@ -9,9 +9,10 @@ from sharpjax.data.examples import Examples, Splits
 def load(name: str = "digits", *, data_dir: str = "", manual_dir: str = "") -> Splits:
     """1,797 images of 8 x 8 (Alpaydin and Kaynak, 1998, the test part of UCI optdigits).
 
-    The grey levels 0 to 16 are scaled to 0 to 255 and rounded. The split is
-    `RandomState(0).permutation(1797)`, a stream that NumPy has frozen: its first 1,437 images
-    train, the other 360 test. It mixes the writers, so a test accuracy here is one on known hands.
+    The grey levels 0 to 16 are scaled to 0 to 255 and rounded. The split follows
+    `RandomState(0).permutation(1797)`, a stream that NumPy has frozen: its first 1,437 images are
+    for training, the other 360 for testing. The split mixes the writers, so the test accuracy is
+    measured on writers seen in training.
 
     Args:
         name: the set's key in `catalog.DATA_SETS`.

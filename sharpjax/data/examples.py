@@ -1,4 +1,4 @@
-"""Examples in memory, in splits: pytrees of numpy in host memory or of jax on the device."""
+"""Examples in memory, in splits: pytrees of numpy arrays (host) or jax arrays (device)."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,9 @@ class Examples(NamedTuple):
     Attributes:
         input: uint8 [N, H, W, C] images, int32 [N, T] tokens, or float32 [N, ...].
         label: int32 [N] classes, or float32 [N, ...] targets of a regression.
-        true_label: int32 [N], where `label` is noisy.
-        mean, std: float32 [C], by which `data.normalize` scales uint8 images; None: the input is
-            taken as it is.
+        true_label: int32 [N] if `label` is noisy, else None.
+        mean, std: float32 [C], with which `data.normalize` scales uint8 images; None: the input is
+            used as it is.
     """
 
     input: Any
@@ -30,7 +30,7 @@ class Examples(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What is trained on, what is tested on, and what decides in between."""
+    """Examples for training, for testing, and for choices made by validation (None without)."""
 
     train: Examples
     test: Examples
@@ -44,8 +44,8 @@ class Loaded:
     Attributes:
         splits: of numpy arrays.
         num_classes: 0 for a regression.
-        digests: `digest` of each split by its name: 'train', 'test', and 'validation' where there
-            is one. Equal digests are equal numbers, whichever way the data came.
+        digests: `digest` of each split by its name: 'train', 'test', and 'validation' if there is
+            one. Equal digests mean equal numbers, wherever the data came from.
     """
 
     splits: Splits
@@ -54,7 +54,7 @@ class Loaded:
 
 
 def loaded(splits: Splits, num_classes: int) -> Loaded:
-    """`splits` with their digests: of inputs, labels and, where there are any, true labels."""
+    """`splits` with their digests, of inputs, labels and, if there are any, true labels."""
     named = {name: split for name, split in splits._asdict().items() if split is not None}
     arrays = {name: split[:2] if split[2] is None else split[:3] for name, split in named.items()}
     return Loaded(splits, num_classes, {name: digest(*arrays[name]) for name in named})
@@ -66,16 +66,16 @@ def on_device(loaded: Loaded) -> Splits:
 
 
 def batch(examples: Examples, index: Any) -> dict[str, jax.Array]:
-    """The examples at `index`, normalised and not augmented: what losses and models take.
+    """The examples at `index`, normalised but not augmented, as losses and models take them.
 
     Args:
-        examples: of numpy or jax; under `jax.vmap`, those of one lane.
+        examples: numpy or jax arrays; under `jax.vmap`, those of one lane.
         index: integers, of any shape.
 
     Returns:
-        'image': the inputs, float32 where they were normalised; 'label': the classes, or 'target':
-        the targets of a regression, as `losses.SquaredError` takes them; and 'true_label', where
-        there are any.
+        'image': the inputs, float32 if they were normalised. 'label': the classes, or 'target': the
+        targets of a regression, as `losses.SquaredError` takes them. 'true_label', if there are
+        any.
 
     >>> images = np.full((2, 1, 1, 1), 255, np.uint8)
     >>> examples = Examples(images, np.int32([3, 4]), mean=np.float32([0.5]), std=np.float32([0.5]))
@@ -93,7 +93,7 @@ def take(examples: Examples, index: Any) -> Examples:
 
 
 def as_batch(examples: Examples) -> dict[str, jax.Array]:
-    """All of the examples as `batch` gives them."""
+    """All of the examples, as `batch` returns them."""
     value, label = examples.input, examples.label
     if examples.mean is not None:
         value = normalize(value, examples.mean, examples.std)
@@ -105,7 +105,7 @@ def as_batch(examples: Examples) -> dict[str, jax.Array]:
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """SHA-256, in hex, over the types, shapes and bytes of arrays."""
+    """SHA-256, in hex, over the dtypes, shapes and bytes of arrays."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.dtype.str}{array.shape}".encode())

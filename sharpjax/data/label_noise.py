@@ -1,4 +1,4 @@
-"""Labels of which a known share has been replaced, beside the true ones."""
+"""Labels of which a known share has been replaced, together with the true ones."""
 
 import math
 from fractions import Fraction
@@ -15,24 +15,25 @@ MAX_SEED = 2**32 - 1  # of `RandomState`
 def noisy(examples: Examples, *, share: float, num_classes: int, seed: int, kind: str) -> Examples:
     """The examples with exactly `share` N of their labels replaced, rounded (a half up).
 
-    Which ones, and by what, is a function of N, K, seed and kind alone: with the same seed, the
-    labels that a smaller share replaces are among those of a larger one, and are replaced by the
-    same.
+    The choice of labels and the replacements depend only on N, K, seed, kind and the labels
+    themselves. With the same seed, the labels that a smaller share replaces are also replaced by a
+    larger one, with the same values.
 
     Args:
         examples: with labels int32 [N], 0 to K - 1.
-        share: of the labels, as the decimal number it is written as; at 0 the examples come back
-            as they are.
+        share: of the labels, read as the decimal number that is written. At 0 the examples are
+            returned unchanged.
         num_classes: K, 2 or more.
-        seed: of NumPy's `RandomState`, a stream that is frozen.
-        kind: 'other': a replaced label is another class, each of the K - 1 alike ("symmetric"
-            noise); `share` of the labels are wrong, and it is less than 1. 'uniform': it is any of
-            the K classes alike, so that about (K - 1) / K of the replaced ones are wrong, and at a
-            share of 1 the labels say nothing: "partially corrupted labels" (arXiv 1611.03530,
-            there with each label's own coin in place of an exact count).
+        seed: of NumPy's `RandomState`, a frozen stream.
+        kind: 'other': a replaced label becomes one of the K - 1 other classes, with equal
+            probability ("symmetric" noise). Exactly `share` of the labels are then wrong, and
+            `share` must be less than 1. 'uniform': it becomes any of the K classes with equal
+            probability, so about (K - 1) / K of the replaced labels are wrong. At a share of 1 the
+            labels carry no information. These are the "partially corrupted labels" of arXiv
+            1611.03530, which flips a coin for each label instead of replacing an exact count.
 
     Returns:
-        The examples, with `true_label`.
+        The examples, with `true_label` (at a share of 0 without).
 
     Raises:
         UserError: as `check` does.
@@ -55,11 +56,11 @@ def noisy(examples: Examples, *, share: float, num_classes: int, seed: int, kind
 
 
 def check(share: float, seed: int, kind: str, *, num_labels: int) -> None:
-    """Refuse what `noisy` cannot do.
+    """Check the arguments of `noisy`.
 
     Raises:
-        UserError: a share that is out of range, or replaces no label; an unknown kind; a seed that
-            `RandomState` does not take.
+        UserError: the share is out of range, or replaces no label; the kind is unknown; or
+            `RandomState` does not take the seed.
     """
     if kind not in KINDS:
         raise unknown("noise_kind", kind, KINDS)

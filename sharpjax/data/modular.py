@@ -1,9 +1,10 @@
 """Tables of modular arithmetic as sequences of tokens: all pairs, split into train and test.
 
-The four tokens [x, o, y, =] of an equation x o y = z: numbers are their own ids, the operator is
-token p and '=' is token p + 1, so a model reads and predicts p + 2 tokens. Nothing is downloaded.
-The operations are those of Power et al. (arXiv 2201.02177), with their permutations: the "numbers"
-are then the 120 permutations of five things in lexical order, and p is 120.
+An equation x o y = z is given as the four tokens [x, o, y, =]. Numbers are their own ids, the
+operator is token p and '=' is token p + 1, so the vocabulary and the logits have p + 2 entries.
+Nothing is downloaded. The operations are those of Power et al. (arXiv 2201.02177), including those
+on permutations: the "numbers" are then the 120 permutations of five things in lexical order, and p
+is 120.
 """
 
 import functools
@@ -22,13 +23,13 @@ from sharpjax.errors import UserError, unknown, whole_number
 
 
 class Operation(NamedTuple):
-    """What `o` does.
+    """The operation `o`.
 
     Attributes:
         apply: (x, y, p) -> int64 numbers; the remainder modulo p is the answer.
         divides: whether it needs inverses, and so a prime modulus.
         nonzero: whether pairs with y = 0 are left out.
-        size: the only p there is; 0: any.
+        size: the only allowed p; 0: any.
     """
 
     apply: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -44,7 +45,7 @@ def _divide(x: np.ndarray, y: np.ndarray, p: int) -> np.ndarray:
 
 @functools.cache
 def _permutations() -> tuple[np.ndarray, np.ndarray]:
-    """The product of any two, x first and then y, [120, 120]; and the inverses, [120]."""
+    """The products of all pairs, x first and then y, [120, 120]; and the inverses, [120]."""
     all_ = np.array(list(itertools.permutations(range(5))))
     number = {tuple(one): i for i, one in enumerate(all_.tolist())}
     product = np.array([[number[tuple(y[x])] for y in all_] for x in all_])
@@ -56,8 +57,8 @@ def _multiply(*factors: np.ndarray) -> np.ndarray:
     return functools.reduce(lambda x, y: product[x, y], factors)
 
 
-# Names say what is done with a pair (x, y), those of two signs what with even and with odd numbers:
-# of x for '+*' and '+-', of y for '-/'. MAX_MODULUS keeps cubes exact in int64.
+# A name gives the operation on a pair (x, y). Names of two signs give the operations for even and
+# for odd x ('+*' and '+-') or y ('-/'). MAX_MODULUS keeps cubes exact in int64.
 OPERATIONS: Mapping[str, Operation] = {
     "+": Operation(lambda x, y, p: x + y),
     "-": Operation(lambda x, y, p: x - y),
@@ -87,16 +88,15 @@ class Table(NamedTuple):
 
 
 def table(operation: str, *, modulus: int) -> Table:
-    """All equations x o y = z modulo p: p^2 of them, in order of x p + y; p (p - 1) for '/'.
+    """All equations x o y = z modulo p: p^2 of them, in the order of x p + y; p (p - 1) for '/'.
 
     Args:
         operation: a key of `OPERATIONS`. '/' is x times the inverse of y.
-        modulus: p, from 2 to `MAX_MODULUS`; a prime where the operation divides, 120 for
-            permutations.
+        modulus: p, from 2 to `MAX_MODULUS`; a prime if the operation divides, 120 for permutations.
 
     Raises:
-        UserError: unknown operation; a modulus out of range, composite for a division, or not
-            120 for permutations.
+        UserError: the operation is unknown; or the modulus is out of range, composite for a
+            division, or not 120 for permutations.
 
     >>> tokens, label = table("/", modulus=5)
     >>> tokens[-1].tolist(), int(label[-1])  # 4 / 4 = 1
@@ -147,15 +147,15 @@ def _checked(operation: str, modulus: int) -> tuple[Operation, int]:
 
 
 def split(key: jax.Array, num_examples: int, train_fraction: float) -> tuple[jax.Array, jax.Array]:
-    """A random split of 0 to N - 1 into two parts that have nothing in common and miss nothing.
+    """A random split of 0 to N - 1 into two disjoint parts that together contain every number.
 
-    The first ceil(f N) examples of a permutation train, the others test: 7,528 and 1,881 of the
-    9,409 pairs modulo 97 at f = 0.8, the sizes that PyTorch's `random_split([f, 1 - f])` gives. f
-    is taken as the decimal number it is written as. Under `jax.vmap` over keys each seed of a
-    population has its own split.
+    The first ceil(f N) examples of a permutation are for training, the others for testing: 7,528
+    and 1,881 of the 9,409 pairs modulo 97 at f = 0.8, the sizes that PyTorch's
+    `random_split([f, 1 - f])` gives. f is read as the decimal number that is written. Under
+    `jax.vmap` over keys, each seed of a population has its own split.
 
     Args:
-        key: the stream of the split.
+        key: random key of the split.
         num_examples: N. Static.
         train_fraction: f, above 0 and below 1. Static.
 
@@ -163,7 +163,7 @@ def split(key: jax.Array, num_examples: int, train_fraction: float) -> tuple[jax
         int32 [ceil(f N)] and int32 [N - ceil(f N)].
 
     Raises:
-        UserError: f is not between 0 and 1, or no example is left to test.
+        UserError: f is not between 0 and 1, or no example is left for testing.
 
     >>> train, test = split(jax.random.key(0), 10, 0.7)
     >>> train.shape, test.shape, sorted([*train.tolist(), *test.tolist()]) == list(range(10))
@@ -175,7 +175,7 @@ def split(key: jax.Array, num_examples: int, train_fraction: float) -> tuple[jax
 
 
 def num_train(num_examples: int, train_fraction: float) -> int:
-    """ceil(f N): how many of N examples train.
+    """ceil(f N): how many of N examples are for training.
 
     Raises:
         UserError: as `split` does.

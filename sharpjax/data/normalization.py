@@ -1,4 +1,4 @@
-"""By which mean and deviation images are normalised, and what the crops are padded with."""
+"""The mean and deviation with which images are normalised, and the padding of crops."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def statistics(
         normalization: 'measured': `channel_statistics` of `image`; 'mean_std': `published`;
             'half': 0.5 and 0.5, so that grey levels become -1 to 1; 'none': 0 and 1, so that
             they become 0 to 1.
-        image: uint8 [N, H, W, C], what is trained on.
+        image: uint8 [N, H, W, C], the training images.
         published: mean and deviation of each channel of the whole training split.
 
     Raises:
@@ -49,8 +49,9 @@ def statistics(
 def channel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, float32 [C], of uint8 [N, H, W, C] images / 255.
 
-    From counts of the 256 values, in exact integers: the same on every machine. A standard
-    deviation is at least one grey level, so that a channel of one value can be divided by it.
+    They are computed from counts of the 256 values, in exact integers, and so are the same on every
+    machine. A standard deviation is at least one grey level, so that a constant channel can be
+    divided by it.
 
     >>> mean, std = channel_statistics(np.array([[[[0]], [[255]]]], np.uint8))
     >>> float(mean[0]), float(std[0])
@@ -60,7 +61,7 @@ def channel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, std = [], []
     for channel in range(image.shape[-1]):
         count = np.zeros(256, np.int64)
-        for start in range(0, len(image), 1_000):  # bincount makes eight bytes of each
+        for start in range(0, len(image), 1_000):  # bincount needs eight bytes for each pixel
             count += np.bincount(image[start : start + 1_000, ..., channel].ravel(), minlength=256)
         num, total, squares = int(count.sum()), int(count @ level), int(count @ level**2)
         mean.append(total / (255 * num))
@@ -69,7 +70,7 @@ def channel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def padding_value(padding: str, mean: ArrayLike) -> jax.Array:
-    """The pixel round a padded image, uint8 [C], for `data.augment`.
+    """The value of padding pixels, uint8 [C], for `data.augment`.
 
     'zero' is black. 'mean' is the grey level nearest to `mean`, which normalises to about 0: 128
     for a mean of 0.5. `mean` may be traced.
@@ -86,10 +87,10 @@ def padding_value(padding: str, mean: ArrayLike) -> jax.Array:
 
 
 def check(normalization: str, padding: str) -> None:
-    """Refuse names that are not known, and the mean of images that are not centred.
+    """Check the names of a normalisation and a padding.
 
     Raises:
-        UserError: as said.
+        UserError: a name is unknown, or the padding is the mean of images that are not centred.
     """
     if normalization not in NORMALIZATIONS:
         raise unknown("normalization", normalization, NORMALIZATIONS)

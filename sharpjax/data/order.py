@@ -1,4 +1,4 @@
-"""The order of examples, a function of key and epoch alone: nothing to save, nothing to resume."""
+"""The order of examples, a function of key and epoch alone: there is no state to save or resume."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from sharpjax.errors import UserError
 def epoch_order(key: jax.Array, epoch: jax.typing.ArrayLike, num_examples: int) -> jax.Array:
     """The permutation of the examples in one epoch.
 
-    A pure function: a run that resumes in the middle of an epoch asks again and gets the same.
-    Under `jax.vmap` over keys each seed of a population has its own.
+    This is a pure function: a run that resumes in the middle of an epoch calls it again and gets
+    the same order. Under `jax.vmap` over keys, each seed of a population has its own order.
 
     Args:
-        key: the stream of the order.
-        epoch: which epoch; may be traced.
+        key: random key of the order.
+        epoch: number of the epoch; may be traced.
         num_examples: static.
 
     Returns:

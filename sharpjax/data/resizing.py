@@ -1,17 +1,17 @@
-"""Images of another size, in exact arithmetic."""
+"""Resizing of images, in exact arithmetic."""
 
 import numpy as np
 
-BLOCK = 500  # images in float64 beside the result
+BLOCK = 500  # images held in float64 at a time
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """Images of `size` x `size` pixels, each the mean of the area that it covers.
+    """Images of `size` x `size` pixels, each pixel the mean of the area that it covers.
 
-    A new pixel covers H / S by W / S old ones, and counts each by the area of its part within;
-    means are rounded to the nearest grey level, a half up. So an integer factor down is the mean of
-    blocks, an integer factor up repeats pixels, and nothing rings. Numerators are integers below
-    2^53: exact, and the same on every machine.
+    A new pixel covers H / S by W / S old ones, and weights each by the area that it covers. Means
+    are rounded to the nearest grey level, a half up. Reducing by an integer factor thus takes the
+    mean of blocks, and enlarging by an integer factor repeats pixels. There is no ringing.
+    Numerators are integers below 2^53, so the result is exact and the same on every machine.
 
     Args:
         image: uint8 [N, H, W, C].
@@ -36,8 +36,8 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def overlaps(old: int, new: int) -> np.ndarray:
-    """How much of each new pixel each old one covers, [new, old], where a row of pixels has length
-    old * new: integers in float64, `old` in each row.
+    """The overlap of each new pixel with each old one, [new, old], in units in which the row of
+    pixels has length old * new. The entries are integers in float64; each row has the sum `old`.
 
     >>> overlaps(3, 2).tolist()
     [[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]

@@ -1,8 +1,8 @@
-"""Which data a model is trained on, said without loading them.
+"""Specifications of the data that a model is trained on, made without loading them.
 
-A specification is a frozen dataclass, equal by value: specifications that are equal load equal
-numbers, wherever the data lie. It refuses what it cannot load when it is made. TFDS and
-scikit-learn are imported when they are needed to load.
+A specification is a frozen dataclass, compared by value: equal specifications load equal numbers,
+wherever the data are stored. It checks its fields when it is made. TFDS and scikit-learn are
+imported only when they are needed to load.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ MAX_IMAGE_SIZE = 224
 
 
 class DataSpec(Protocol):
-    """What all specifications have.
+    """The interface of all specifications.
 
     Attributes:
         is_per_seed: whether each seed draws its own split.
         num_classes: 0 for a regression.
-        num_train, num_test, num_validation: examples of each split.
-        input_shape, input_dtype: of one example, as it is stored: 'uint8' of images, 'int32' of
-            tokens, 'float32'.
+        num_train, num_test, num_validation: number of examples in each split.
+        input_shape, input_dtype: of one example as it is stored: 'uint8' for images, 'int32' for
+            tokens, or 'float32'.
     """
 
     @property
@@ -47,16 +47,16 @@ class DataSpec(Protocol):
     def input_dtype(self) -> str: ...
 
     def load(self, key: jax.Array | None = None) -> Loaded:
-        """The data, in host memory. `key`: the stream of the split, where there is one for each
-        seed; others take none."""
+        """The data, in host memory. `key` is the random key of the split for specifications that
+        split per seed; others do not use it."""
         ...
 
 
 def describe(spec: Any) -> dict[str, Any]:
-    """The kind and the fields of a specification, for canonical JSON: all that decides the numbers,
-    and not where the data lie.
+    """The kind and the fields of a specification, for canonical JSON. It contains everything that
+    determines the numbers, but not where the data are stored.
 
-    Fields at their defaults are left out, so that one which is added later changes no digest.
+    Fields at their defaults are left out, so that a field added later changes no digest.
 
     >>> describe(Modular("+", 97, 0.5))
     {'kind': 'Modular', 'operation': '+', 'modulus': 97, 'train_fraction': 0.5}
@@ -70,29 +70,29 @@ def describe(spec: Any) -> dict[str, Any]:
 class Images:
     """Images of a set in `catalog.DATA_SETS`, as bytes.
 
-    Sets are stored in a fixed random order, so the first so many examples are a random sample, and
-    the last so many another.
+    Sets are stored in a fixed random order, so the first n examples are a random sample, and the
+    last n are another one.
 
     Attributes:
         name: a key of `catalog.DATA_SETS`.
-        num_train: train on the first so many training examples of the set; 0: on all that are not
-            for validation, and the field then says how many these are.
-        num_validation: the last so many training examples of the set are kept for validation,
-            whatever `num_train` is; and what the first `num_train` are depends on neither.
-        label_noise: share of the training labels that are replaced, as `label_noise.noisy` does;
-            `Examples.true_label` has what they were. Validation and test labels stay true.
-        noise_seed, noise_kind: of the noise; 'other' or 'uniform'.
-        image_size: height and width, made by `resizing.resized`; 0: as stored.
-        normalization: 'measured': by mean and deviation of the training examples as they are
-            trained on; 'mean_std': by the set's published constants, which are those of its whole
-            training split as stored; 'half': by 0.5 and 0.5; 'none': to 0 to 1.
-        padding: round the images that are cropped in training: 'zero', or 'mean', which is about 0
-            when it is normalised (`normalization.padding_value`).
-        data_dir, manual_dir: where the set lies, as `tfds.load` takes them; they do not count in
+        num_train: number of training examples, taken from the start of the set's training split; 0:
+            all that are not for validation (the field then holds their number).
+        num_validation: number of validation examples, taken from the end of the set's training
+            split, whatever `num_train` is.
+        label_noise: share of the training labels that are replaced, as in `label_noise.noisy`;
+            `Examples.true_label` has the original ones. Validation and test labels stay true.
+        noise_seed, noise_kind: of the noise; the kind is 'other' or 'uniform'.
+        image_size: height and width, as made by `resizing.resized`; 0: as stored.
+        normalization: 'measured': with mean and deviation of the training examples that are used,
+            after resizing. 'mean_std': with the set's published constants, which are those of its
+            whole training split as stored. 'half': with 0.5 and 0.5. 'none': scaled to 0 to 1.
+        padding: of images that are cropped in training: 'zero', or 'mean', which is about 0 after
+            normalisation (`normalization.padding_value`).
+        data_dir, manual_dir: where the set is stored, as `tfds.load` takes them; ignored in
             comparisons.
 
     Raises:
-        UserError: an unknown name of anything; more examples than there are; label noise that is
+        UserError: an unknown name in any field; more examples than there are; label noise that is
             out of range or replaces no label; a size that is out of range.
 
     >>> spec = Images("digits", num_validation=437)
@@ -151,13 +151,13 @@ class Images:
         return self.image_size or height, self.image_size or width, channels
 
     def load(self, key: jax.Array | None = None) -> Loaded:
-        """Read the images, preparing the set first where that is needed.
+        """Read the images, after preparing the set if needed.
 
         The first call for a TFDS set may prepare it (from `manual_dir`, else by download: up to 170
-        MB and a minute); afterwards CIFAR-10 takes about seven seconds. No TensorFlow is involved.
+        MB and a minute); afterwards CIFAR-10 takes about seven seconds. TensorFlow is not used.
 
         Raises:
-            UserError: the data are nowhere to be had, or damaged, or not what the catalog says.
+            UserError: the data cannot be obtained, are damaged, or do not match the catalog.
         """
         del key
         known = catalog.DATA_SETS[self.name]
@@ -213,13 +213,13 @@ def _check_stored(name: str, stored: Splits, known: catalog.DataSet) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Modular:
-    """A table of modular arithmetic, which each seed splits in its own way; see `data.modular`.
+    """A table of modular arithmetic, split differently for each seed; see `data.modular`.
 
     Attributes:
-        operation, modulus, train_fraction: as `modular.table` and `modular.split` take them.
+        operation, modulus, train_fraction: as in `modular.table` and `modular.split`.
 
     Raises:
-        UserError: as they do.
+        UserError: as in `modular.table` and `modular.split`.
 
     >>> spec = Modular("+", modulus=97, train_fraction=0.8)
     >>> spec.num_train, spec.num_test, spec.num_classes
@@ -242,7 +242,7 @@ class Modular:
 
     @property
     def num_classes(self) -> int:
-        """Tokens and logits: the numbers, the operator and '='."""
+        """The number of tokens and of logits: the numbers, the operator and '='."""
         return self.modulus + 2
 
     @property
@@ -258,8 +258,8 @@ class Modular:
         return modular.num_pairs(self.operation, modulus=self.modulus)
 
     def load(self, key: jax.Array | None = None) -> Loaded:
-        """The table, split by `key`, which decides the split and nothing else does: seeds that
-        share it share their data.
+        """The table, split by `key`. The key alone decides the split, so seeds with the same key
+        have the same data.
 
         Raises:
             UserError: there is no key.

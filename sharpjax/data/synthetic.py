@@ -1,8 +1,8 @@
 """Sets of float inputs that are computed, not read: surfaces for regression, and two circles.
 
-Draws are those of NumPy's `RandomState`, a stream that is frozen. What is computed from them is
-rounded from float64 to float32: the same on every machine but for cases of one in 10^8, where the
-cosines of two mathematical libraries round to different sides.
+Draws come from NumPy's `RandomState`, a frozen stream. Results are computed in float64 and rounded
+to float32. They are the same on every machine, except in about one of 10^8 cases, when the cosines
+of two mathematical libraries round to different sides.
 """
 
 import dataclasses
@@ -41,11 +41,14 @@ class Surface:
     """Regression of a test function of optimisation, z = f(x, y), on points that are uniform in
     [-bound, bound]^2.
 
-    Inputs are float32 [N, 2], targets float32 [N, 1], not scaled. Each split has a stream of its
-    own: a smaller one is the first part of a larger one.
+    Inputs are float32 [N, 2], targets float32 [N, 1], without scaling. Each split has its own
+    random stream, and a smaller split is the first part of a larger one.
 
     Attributes:
         name: a key of `SURFACES`.
+        num_train, num_test: number of points in each split.
+        bound: half the side of the square, above 0 and at most 1000.
+        seed: of the points.
 
     Raises:
         UserError: an unknown name; a number out of range.
@@ -82,7 +85,7 @@ class Surface:
             )
 
     def load(self, key: jax.Array | None = None) -> Loaded:
-        """The points of both splits, and their heights."""
+        """The points of both splits, with their heights as targets."""
         del key
         return loaded(Splits(self._draw(0, self.num_train), self._draw(1, self.num_test)), 0)
 
@@ -98,12 +101,12 @@ class Surface:
 class Circles:
     """Two concentric circles, two classes: the unit circle (0) and one of radius `factor` (1).
 
-    The training points are those of scikit-learn's `make_circles` without noise, evenly spaced on
-    each circle from the angle 0 on, here one of each class in turn. The test points, as many, are
-    those half-way between them. Inputs are float32 [N, 2].
+    The training points are those of scikit-learn's `make_circles` without noise: evenly spaced on
+    each circle, starting at the angle 0. Here the two classes alternate. The test points lie
+    half-way between them, and there are as many. Inputs are float32 [N, 2].
 
     Attributes:
-        num_train: even.
+        num_train: an even number.
         factor: in (0, 1).
         label_noise, noise_seed, noise_kind: of the training labels, as in `data.Images`.
 
@@ -144,7 +147,7 @@ class Circles:
         return self.num_train
 
     def load(self, key: jax.Array | None = None) -> Loaded:
-        """The points of both splits, and their circles."""
+        """The points of both splits, with their circles as classes."""
         del key
         train = label_noise.noisy(
             self._points(0.0),

@@ -1,4 +1,4 @@
-"""TFDS data sets as arrays: read where they are prepared, prepared where not; no TensorFlow."""
+"""TFDS data sets as arrays, prepared first if needed, without TensorFlow."""
 
 import contextlib
 import io
@@ -18,31 +18,34 @@ from sharpjax.data.examples import Examples, Splits
 from sharpjax.errors import UserError
 
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
-BLOCK = 1_000  # records in memory beside the arrays
+BLOCK = 1_000  # records held in memory in addition to the arrays
 
 
 def load(name: str, *, data_dir: str = "", manual_dir: str = "") -> Splits:
-    """Read a data set in record order, after preparing it where that has not been done.
+    """Read a data set in record order. If it has not been prepared yet, prepare it first.
 
-    Preparing takes the upstream files from `manual_dir`, else by download into
-    `<data_dir>/downloads/<name>`, checks them against the sums that TFDS carries, and publishes
-    `<data_dir>/<name>/<version>` whole, by a rename: one that was interrupted is never read.
+    Preparation takes the upstream files from `manual_dir`, or else downloads them into
+    `<data_dir>/downloads/<name>`. It checks them against the checksums that TFDS carries, and
+    publishes `<data_dir>/<name>/<version>` as a whole, by a rename. An interrupted preparation is
+    never read.
 
-    What is read has been checked: array_record keeps a hash of every chunk, PNG a sum of every
-    image, and the counts, shapes and labels must be those of `catalog.DATA_SETS`. So a byte flipped
-    in a record is an error; one in the padding or in the names of the classes changes nothing here.
+    The data are checked when they are read: array_record keeps a hash of every chunk, PNG a
+    checksum of every image, and the counts, shapes and labels must match `catalog.DATA_SETS`. A
+    flipped byte in a record is thus an error; one in the padding or in the names of the classes
+    has no effect here.
 
     Args:
         name: a key of `builders.BUILDERS`.
-        data_dir: where prepared sets lie; "": `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-        manual_dir: where the upstream files lie, in it or in its folder `<name>`.
+        data_dir: folder of the prepared sets; "": `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        manual_dir: folder with the upstream files, in it or in its subfolder `<name>`.
 
     Returns:
-        Images uint8 [N, H, W, C] and labels int32 [N].
+        Images uint8 [N, H, W, C] and labels int32 [N], for training and testing.
 
     Raises:
-        UserError: the set is neither prepared nor to be had; an upstream file is not the published
-            one; `data_dir` cannot be written; the prepared data are damaged or of another format.
+        UserError: the set is not prepared and cannot be obtained; an upstream file is not the
+            published one; `data_dir` cannot be written; the prepared data are damaged or in another
+            format.
     """
     builder = catalog.lookup("TFDS data set", builders.BUILDERS, name)
     root = epath.Path(
@@ -62,7 +65,7 @@ def load(name: str, *, data_dir: str = "", manual_dir: str = "") -> Splits:
 
 
 def prepare(builder: Any, root: epath.Path, manual_dir: str) -> None:
-    """Write `<root>/<name>/<version>`, or leave nothing of it."""
+    """Write `<root>/<name>/<version>` completely, or not at all."""
     name, folder = builder.name, root / builder.name / str(builder.VERSION)
     folders = []
     if manual_dir:
@@ -81,8 +84,8 @@ def prepare(builder: Any, root: epath.Path, manual_dir: str) -> None:
         _write(builder, root, files)
     except upstream.DownloadFailed as error:
         raise UserError(_nowhere(builder, folder, folders, error)) from error
-    except (OSError, RuntimeError) as error:  # array_record's own is a RuntimeError
-        if folder.exists():  # another process was first
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+        if folder.exists():  # another process was faster
             return
         raise UserError(
             f"data set '{name}' cannot be prepared in {root}: {upstream.reason(error)}; give a "
@@ -94,7 +97,7 @@ def _write(builder: Any, root: epath.Path, files: dict[str, epath.Path]) -> None
     tfds.disable_progress_bar()
     this = builder(data_dir=os.fspath(root), file_format=FORMAT)
     this.files = files
-    # TFDS makes a folder for downloads even where there are none, and prints.
+    # TFDS makes a folder for downloads even if there are none, and prints.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         this.download_and_prepare(
             download_dir=scratch,
@@ -103,7 +106,7 @@ def _write(builder: Any, root: epath.Path, files: dict[str, epath.Path]) -> None
 
 
 def _nowhere(builder: Any, folder: epath.Path, folders: list[epath.Path], error: Exception) -> str:
-    """What was looked for and where, and the ways out."""
+    """An error message: what was looked for and where, and what the user can do."""
     looked = f"not in {' or '.join(map(str, folders))}" if folders else "no manual_dir is given"
     files = ", ".join(map(str, builder.UPSTREAM))
     return (
@@ -137,7 +140,7 @@ def _read_split(this: Any, split: str, num: int, known: catalog.DataSet) -> Exam
     found = this.info.splits[split].num_examples
     if found != num:
         raise ValueError(f"its split '{split}' has {found:,} examples, which should be {num:,}")
-    # Decoding is done here: TFDS would take OpenCV where it is installed, and warn where it is not.
+    # Decoding is done here: TFDS would use OpenCV if it is installed, and warn if it is not.
     source = this.as_data_source(
         split, file_format=FORMAT, decoders={"image": tfds.decode.SkipDecoding()}
     )
@@ -166,10 +169,10 @@ def decode(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _damage(folder: epath.Path) -> Iterator[None]:
-    """Readers raise errors of many kinds; each means that `folder` is of no use as it is.
+    """Turns the many kinds of errors that readers raise into a UserError: `folder` is unusable.
 
-    Those of a program that does not fit its libraries are not among them: damage raised none in
-    thousands of trials, and preparing anew would not help.
+    Errors that show a mismatch of libraries are raised as they are: damage caused none of these in
+    thousands of trials, and preparing the set again would not help.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A data set's upstream files: found on disk or downloaded, and checked by their SHA-256."""
+"""A data set's upstream files: found on disk or downloaded, and checked against their SHA-256."""
 
 import contextlib
 import contextvars
@@ -14,10 +14,10 @@ from etils import epath
 from sharpjax.errors import UserError
 
 BLOCK = 1 << 20
-# Seconds to connect, and without a byte. TFDS's own downloader waits without limit, ten times over.
+# Seconds to connect, and to wait for a byte. TFDS's own downloader waits without limit, ten times.
 TIMEOUT = (10, 60)
-SAY_EVERY = 15.0  # seconds between two words on a download
-# Who downloads nothing; "": all may.
+SAY_EVERY = 15.0  # seconds between two lines on a download
+# The caller that forbids downloads; "": they are allowed.
 _REFUSES: contextvars.ContextVar[str] = contextvars.ContextVar("refuses", default="")
 
 
@@ -34,12 +34,15 @@ class Upstream(NamedTuple):
 
 
 class DownloadFailed(Exception):
-    """A file is not on disk and its host does not give it."""
+    """A file is not on disk and cannot be downloaded."""
 
 
 @contextlib.contextmanager
 def no_downloads(caller: str) -> Iterator[None]:
-    """What is not on disk is not to be had here: a command that looks at a run fetches nothing."""
+    """Forbids downloads inside this context, so that a command that inspects a run fetches nothing.
+
+    Files that are not on disk then raise `DownloadFailed`, which names `caller`.
+    """
     token = _REFUSES.set(caller)
     try:
         yield
@@ -52,12 +55,12 @@ def obtain(
 ) -> dict[str, epath.Path]:
     """A path for each file, by name: in the first of `folders` that has it, else in `download_dir`.
 
-    A file that was downloaded before is not downloaded again unless it was damaged since.
+    A file that was downloaded before is downloaded again only if it is damaged.
 
     Raises:
         UserError: a file in `folders` is not the published one.
-        DownloadFailed: a file is in none of the folders, and its host gives none or another.
-        OSError: a folder cannot be read, or `download_dir` not written.
+        DownloadFailed: a file is in none of the folders, and its host returns none or another one.
+        OSError: a folder cannot be read, or `download_dir` cannot be written.
     """
     return {file.name: _obtain(file, folders, download_dir) for file in files}
 
@@ -87,7 +90,7 @@ def sha256(path: epath.Path) -> str:
 
 
 def download(file: Upstream, path: epath.Path) -> None:
-    """Fetch a file to `path`, which appears only when it is whole and right."""
+    """Fetch a file to `path`, which appears only when it is complete and its checksum is right."""
     if caller := _REFUSES.get():
         raise DownloadFailed(f"{caller} downloads nothing")
     import requests  # comes with tensorflow-datasets
@@ -119,14 +122,14 @@ def download(file: Upstream, path: epath.Path) -> None:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """The first of a chain of errors; the later ones repeat it at length."""
+    """The first error of a chain; the later ones only repeat it."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """What an error says, short enough to be put into a sentence.
+    """The message of an error, short enough to be put into a sentence.
 
     >>> reason(KeyError("train"))
     "KeyError 'train'"
@@ -142,5 +145,5 @@ def reason(error: BaseException, limit: int = 200) -> str:
 
 
 def say(line: str) -> None:
-    """A word on standard error about what takes a while."""
+    """Prints a line on standard error about something that takes a while."""
     print(line, file=sys.stderr, flush=True)

@@ -137,8 +137,8 @@ def hard_distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def standardised_distillation(
     logits: jax.Array, targets: jax.Array, temperature: ArrayLike
 ) -> jax.Array:
-    """`distillation` of standardised outputs: the mean over classes is subtracted, and the result is
-    divided by the standard deviation over classes. A student keeps its own scale (arXiv
+    """`distillation` of standardised outputs: their mean over classes is subtracted, and they are
+    divided by their standard deviation over classes. A student keeps its own scale (arXiv
     2403.01549).
 
     The variance is divided by K - 1, as for `torch.std` in the authors' code. Equal outputs become

@@ -1,5 +1,4 @@
-"""Logits of a linear head, kept as its factors: no array of [tokens, classes] is ever formed whole.
-"""
+"""Logits of a linear head, kept as factors: no whole array of [tokens, classes] is ever formed."""
 
 import dataclasses
 import functools

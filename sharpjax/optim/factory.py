@@ -1,5 +1,4 @@
-"""The optimiser of a run: a spec that can be compared and hashed, and the transform built from it.
-"""
+"""The optimiser of a run: a spec that can be compared and hashed, and its optax transform."""
 
 import dataclasses
 import math
@@ -30,7 +29,7 @@ class Hyperparameters(NamedTuple):
 
 _OF_SAM = tuple(name for name in settings.OPTIONAL if name not in ("b2", "eps"))
 
-# Stands for a hyperparameter that is a leaf. No optimiser can have this value, and it equals itself.
+# Stands for a hyperparameter that is a leaf. It equals itself, and no optimiser can have it.
 _LEAF = math.inf
 
 

@@ -2,10 +2,10 @@
 
     image = corrupt(key, image, "fog", 3)                       # uint8 [B, H, W, C]
     test = corrupted(splits.test, "fog", 3, key=key)            # Examples
-    test = official("CIFAR-10-C", "fog", 3)                     # where the user has the files
+    test = official("CIFAR-10-C", "fog", 3)                     # if the user has the files
 
 The kinds are those of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), written from their formulas for
-small images. They are synthetic and our own: what is measured on them is never CIFAR-10-C.
+small images. This is our own synthetic implementation: never report results on it as CIFAR-10-C.
 """
 
 from sharpjax.data.corruption.kinds import KINDS as KINDS

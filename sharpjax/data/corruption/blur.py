@@ -1,4 +1,4 @@
-"""Blur. Lengths are in pixels of an image of 32."""
+"""Blur. Lengths are in pixels of an image of 32 x 32."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ from sharpjax.data.corruption import filters
 
 
 def gaussian_blur(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """By a normal kernel."""
+    """Blur with a Gaussian kernel."""
     del key
     return filters.gaussian(x, filters.scale_of(x) * np.array([0.4, 0.6, 0.7, 0.8, 1.0]), i)
 
 
 def defocus_blur(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """By a disk."""
+    """Blur with a disk."""
     del key
     radii = filters.scale_of(x) * np.array([0.7, 0.9, 1.1, 1.4, 1.8])
     size = 2 * int(np.ceil(radii.max())) + 1
@@ -23,8 +23,8 @@ def defocus_blur(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def glass_blur(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """A share of the pixels are one of their neighbours, at random; blurred a little. (The original
-    swaps pixels one after another.)"""
+    """A share of the pixels are replaced by random neighbours, and the image is blurred a little.
+    (The original swaps pixels one after another.)"""
     share = jnp.asarray(np.array([0.15, 0.3, 0.5, 0.75, 1.0], np.float32))[i]
     row, column = filters.grid(x)
     height, width = x.shape[:2]
@@ -39,7 +39,7 @@ def glass_blur(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def motion_blur(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """Smeared along a direction of its own, at most 45 degrees from the horizontal."""
+    """Each image is smeared along its own direction, at most 45 degrees from the horizontal."""
     sigmas = filters.scale_of(x) * np.array([1.0, 1.5, 2.0, 2.5, 3.0], np.float32)
     angle = jax.random.uniform(key, (), minval=-jnp.pi / 4, maxval=jnp.pi / 4)
     return filters.streaked(x, angle, jnp.asarray(sigmas)[i], int(3 * sigmas.max()))

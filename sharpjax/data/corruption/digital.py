@@ -6,7 +6,7 @@ import numpy as np
 
 from sharpjax.data.corruption import filters
 
-# The tables of JPEG, ITU-T T.81, annex K: of brightness, and of colour.
+# The quantisation tables of JPEG, ITU-T T.81, annex K, for brightness and for colour.
 _BRIGHTNESS = np.array(
     """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56
     14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92
@@ -19,7 +19,7 @@ QUALITY = (80, 65, 58, 50, 40)
 
 
 def brightness(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """The largest of the three channels rises by c, to 1 at most; hue and saturation stay."""
+    """The largest channel rises by c, to at most 1; hue and saturation stay the same."""
     del key
     added = jnp.asarray(np.array([0.05, 0.10, 0.15, 0.20, 0.30], np.float32))[i]
     value = jnp.max(x, axis=-1, keepdims=True)
@@ -28,7 +28,7 @@ def brightness(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def contrast(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """c (x - mean) + mean, the mean that of each channel."""
+    """c (x - mean) + mean, with the mean of each channel."""
     del key
     factor = jnp.asarray(np.array([0.75, 0.5, 0.4, 0.3, 0.15], np.float32))[i]
     mean = jnp.mean(x, axis=(0, 1), keepdims=True)
@@ -36,7 +36,8 @@ def contrast(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def saturate(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """Saturation s (HSV) to a s + b, at most 1; grey stays grey. (The original first lowers it.)"""
+    """Changes the saturation s (HSV) to a s + b, at most 1; grey stays grey. (The original lowers
+    it at the first severities.)"""
     del key
     table = np.array([(1.2, 0.02), (1.4, 0.05), (1.7, 0.08), (2.0, 0.12), (2.5, 0.20)], np.float32)
     factor, added = jnp.asarray(table)[i]
@@ -49,7 +50,7 @@ def saturate(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def pixelate(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """To 95, 90, 85, 75 or 65 % of the pixels along each side, and back."""
+    """Resizes to 95, 90, 85, 75 or 65 % of the pixels along each side, and back."""
     del key
     shares = (0.95, 0.9, 0.85, 0.75, 0.65)
     rows, columns = (
@@ -60,8 +61,8 @@ def pixelate(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def elastic_transform(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """Pixels are taken from smoothly displaced places, by `a` pixels on average (root mean square)
-    in each direction."""
+    """Pixels are taken from smoothly displaced positions. The root mean square displacement is `a`
+    pixels in each direction."""
     amounts = filters.scale_of(x) * np.array([0.3, 0.5, 0.7, 0.95, 1.25], np.float32)
     height, width = x.shape[:2]
     noise = jax.random.normal(key, (height, width, 2))
@@ -74,7 +75,7 @@ def elastic_transform(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def jpeg_compression(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """What baseline JPEG loses at quality 80, 65, 58, 50 or 40, colours at half the resolution."""
+    """Baseline JPEG at quality 80, 65, 58, 50 or 40, with colours at half the resolution."""
     del key
     tables = jnp.asarray(np.stack([[_scaled(t, q) for t in (_BRIGHTNESS, _COLOUR)]
                                    for q in QUALITY]), jnp.float32)[i]  # fmt: skip
@@ -103,7 +104,7 @@ def _scaled(table: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _quantized(plane: jax.Array, table: jax.Array) -> jax.Array:
-    """A plane [H, W] of 8 x 8 blocks, its cosine coefficients rounded to multiples of a table."""
+    """A plane [H, W] of 8 x 8 blocks, with cosine coefficients rounded to multiples of a table."""
     k, n = np.arange(8)[:, None], np.arange(8)[None, :]
     basis = np.cos(np.pi * (2 * n + 1) * k / 16) * np.where(k == 0, np.sqrt(1 / 8), 0.5)
     d, high = jnp.asarray(basis, jnp.float32), jax.lax.Precision.HIGHEST
@@ -121,8 +122,8 @@ def _halved(plane: jax.Array) -> jax.Array:
 
 
 def _doubled(plane: jax.Array) -> jax.Array:
-    """Twice as large; each new pixel is 3/4 of the nearest old one and 1/4 of the next, along both
-    axes, as libjpeg does it."""
+    """A plane enlarged by 2. Each new pixel is 3/4 of the nearest old one and 1/4 of the next,
+    along both axes, as in libjpeg."""
     for axis in (0, 1):
         size = plane.shape[axis]
         before = jnp.take(plane, jnp.maximum(jnp.arange(size) - 1, 0), axis=axis)

@@ -36,28 +36,28 @@ _KINDS: Mapping[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "jpeg_compression": digital.jpeg_compression,
 }
 KINDS = tuple(_KINDS)
-"""The names of the corruptions, which are those of the official files."""
+"""The names of the corruptions, the same as those of the official files."""
 
 
 def corrupt(key: jax.Array, image: jax.Array, kind: str, severity: int | jax.Array) -> jax.Array:
-    """Images with a corruption, each with noise of its own.
+    """Images with a corruption, each with its own noise.
 
-    One program for a kind, whatever the severity. Lengths grow with the image, from 32 pixels on.
-    Mean distortion, the root mean square of the change, grows with the severity. Values are rounded
-    to grey levels (the official files were cut off).
+    A kind compiles to one program for all severities. Lengths are proportional to the image size
+    above 32 pixels. The mean distortion (root mean square of the change) grows with the severity.
+    Values are rounded to grey levels (in the official files they were truncated).
 
     Args:
-        key: decides the noise; the same at every severity, so that these can be compared.
+        key: of the noise, which is the same at every severity, so that severities can be compared.
         image: uint8 [B, H, W, C], C = 1 or 3.
-        kind: of `KINDS`.
+        kind: one of `KINDS`.
         severity: 1 to 5; may be traced.
 
     Returns:
         uint8 [B, H, W, C].
 
     Raises:
-        UserError: an unknown kind, a severity out of range, other arrays; 'saturate' of grey
-            images, which have no colour.
+        UserError: an unknown kind, a severity out of range, an array of another shape or dtype; or
+            'saturate' for grey images, which have no colour.
 
     >>> image = jnp.full((1, 4, 4, 3), 100, jnp.uint8)
     >>> corrupt(jax.random.key(0), image, "brightness", 1)[0, 0, 0].tolist()  # + .05 of 255
@@ -91,23 +91,23 @@ def _corrupt(key: jax.Array, image: jax.Array, severity: jax.Array, kind: str) -
 def corrupted(
     examples: Examples, kind: str, severity: int, *, key: jax.Array, block: int = 500
 ) -> Examples:
-    """A split with corrupted images, in host memory; labels and normalisation stay.
+    """A split with corrupted images, in host memory; labels and normalisation are unchanged.
 
     Args:
-        examples: of uint8 images.
+        examples: with uint8 images.
         kind, severity: as in `corrupt`.
         key: image i has noise from (key, i // block, i % block).
-        block: images that are on the device at a time.
+        block: number of images on the device at a time.
 
     Raises:
-        UserError: as `corrupt`.
+        UserError: as in `corrupt`; or `block` is not a positive whole number.
     """
     block = whole_number("corruption.corrupted", "block", block)
     image = np.asarray(examples.input)
     parts = []
     for start in range(0, len(image), block):
         part = image[start : start + block]
-        # The last block is as long as the others, so that there is one program.
+        # The last block is padded to the length of the others, so that there is one program.
         whole = np.concatenate([part, np.zeros((block - len(part), *part.shape[1:]), part.dtype)])
         of_block = jax.random.fold_in(key, start // block)
         found = np.asarray(corrupt(of_block, jnp.asarray(whole), kind, severity))

@@ -1,4 +1,4 @@
-"""Noise, independent from pixel to pixel and channel to channel."""
+"""Noise that is independent for each pixel and channel."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def gaussian_noise(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """x + sd n."""
+    """x + sd n, with n standard normal."""
     return x + _at((0.04, 0.06, 0.08, 0.09, 0.10), i) * jax.random.normal(key, x.shape)
 
 
@@ -17,7 +17,7 @@ def shot_noise(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def impulse_noise(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """A share of the values is 0 or 1."""
+    """A share of the values is replaced by 0 or 1 at random."""
     share = _at((0.01, 0.02, 0.03, 0.05, 0.07), i)
     where, what = jax.random.split(key)
     salt = jax.random.bernoulli(what, 0.5, x.shape).astype(x.dtype)
@@ -25,7 +25,7 @@ def impulse_noise(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def speckle_noise(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """x + sd x n."""
+    """x + sd x n, with n standard normal."""
     return x + _at((0.06, 0.10, 0.12, 0.16, 0.20), i) * x * jax.random.normal(key, x.shape)
 
 

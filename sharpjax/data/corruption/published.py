@@ -1,4 +1,4 @@
-"""CIFAR-10-C and CIFAR-100-C as their authors published them, where the user has the files."""
+"""CIFAR-10-C and CIFAR-100-C as their authors published them, if the user has the files."""
 
 import pathlib
 
@@ -12,13 +12,14 @@ _NUM = 10_000  # images at each severity
 
 
 def official(folder: str, kind: str, severity: int) -> Examples:
-    """The 10,000 images of one file at one severity, `<folder>/<kind>.npy` and `labels.npy`.
+    """The 10,000 images of one kind at one severity, from `<folder>/<kind>.npy` and `labels.npy`.
 
-    Rows 10,000 (s - 1) to 10,000 s are of severity s (hendrycks/robustness#21). Only they are read.
+    Rows 10,000 (s - 1) to 10,000 s are of severity s (hendrycks/robustness#21). Only these rows are
+    read.
 
     Args:
         folder: of the unpacked archive, CIFAR-10-C or CIFAR-100-C.
-        kind: of `KINDS`; the common fifteen leave out speckle_noise, gaussian_blur, spatter and
+        kind: one of `KINDS`; the usual fifteen leave out speckle_noise, gaussian_blur, spatter and
             saturate.
         severity: 1 to 5.
 
@@ -26,7 +27,7 @@ def official(folder: str, kind: str, severity: int) -> Examples:
         Images uint8 [10000, 32, 32, 3] and labels int32, without mean and deviation.
 
     Raises:
-        UserError: an unknown kind or severity; a file is not there, or not what it should be.
+        UserError: the kind or severity is unknown; a file is missing, or has wrong contents.
     """
     if kind not in KINDS:
         raise unknown("corruption", str(kind), KINDS)

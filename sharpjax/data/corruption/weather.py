@@ -1,4 +1,4 @@
-"""Weather. Nothing here is a photograph: fog, frost, snow and dirt are drawn."""
+"""Weather. Fog, frost, snow and dirt are computed; none is a photograph."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ _MUD = np.array([63, 42, 20], np.float32) / 255
 
 
 def fog(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """(x + c clouds) max / (max + c), max the largest value of the image."""
+    """(x + c clouds) max / (max + c), with max the largest value of the image."""
     table = jnp.asarray(
         np.array([(0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75)], np.float32)
     )
@@ -33,8 +33,8 @@ def frost(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def snow(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """Flakes: noise above a threshold, enlarged and smeared downwards, and again turned by 180
-    degrees; the image is whitened."""
+    """Snowflakes and whitening. The flakes are noise above a threshold, enlarged and smeared
+    downwards; they are added twice, the second time turned by 180 degrees."""
     table = np.array(
         [
             (0.10, 0.25, 0.60, 1.5, 1.0, 0.95),
@@ -60,8 +60,8 @@ def snow(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def spatter(key: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-    """Drops on a lens: where smooth noise is highest, on 6, 10 and 15 % of the image of water, on
-    20 and 30 % of mud."""
+    """Drops on a lens, where smooth noise is highest: water on 6, 10 and 15 % of the image, mud on
+    20 and 30 %."""
     table = np.array([(0.06, 0.5), (0.10, 0.6), (0.15, 0.7), (0.20, 0.9), (0.30, 1.0)], np.float32)
     share, strength = jnp.asarray(table)[i]
     noise = jax.random.normal(key, (*x.shape[:2], 1))
