@@ -31,7 +31,7 @@ class Objective:
 
     **A mask** prunes: the weights are used where the mask is 1, and are replaced by 0 where it is
     0. The gradient of a pruned weight is 0, so it does not enter SAM's norm and perturbation. No
-    optimiser moves it except by weight decay, which leaves a weight of 0 at 0.
+    optimiser moves it except by weight decay, which shrinks it and leaves a weight of 0 at 0.
 
     **Dropout** draws its masks from `dropout_key` alone, so both gradients of a SAM step use the
     same masks. In m-SAM each chunk is a batch of its own, and all chunks have the same masks:

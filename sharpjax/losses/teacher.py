@@ -58,12 +58,12 @@ class Teacher:
         ensemble          log 1/M sum_m softmax f_m(x_i)            all (arXiv 2106.05945)
         stored            a row of `params`, by batch["index"];     all, and costs nothing
                           NaN where there is no such row
-        permuted          f(x_i), without the order of the classes  choice, confidence, entropy
-                          that are not its first (arXiv 1805.04770)
+        permuted          f(x_i), all classes but the first choice  choice, confidence, entropy
+                          in random order (arXiv 1805.04770)
         entropy-matched   f(x_i) in random order of classes         entropy, at every temperature
         shuffled          f(x_j), j another example of the batch    its outputs as a set
-        constant          log prior: of all classes alike, labels   nothing
-                          are smoothed by `weight` (if T = 1)
+        constant          log prior; a uniform one smooths labels   nothing
+                          by `weight` (if T = 1)
         uniform           U[0, 1) for each class                    nothing
         gaussian          N(0, 1) for each class                    nothing
 

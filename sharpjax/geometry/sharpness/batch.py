@@ -194,7 +194,7 @@ def _in_units(sums: _Sums, norm: jax.Array, curvature: jax.Array) -> tuple[_Sums
     square = jnp.square(norm / units.known(unit))
     curvature = curvature / units.known(curvature_unit)
     before = sums.product_unit * flatter * jnp.square(less)
-    # Where it has underflowed beside the other two, so have the products that were in it.
+    # If this factor underflows next to the other two, so do the products that were in it.
     before = jnp.where(before < jnp.finfo(before.dtype).tiny, 0, before)
     product_unit, fewer = units.grow(before, curvature * square)
     factors = jnp.stack([flatter, jnp.where(before > 0, fewer, 0), jnp.square(less)])

@@ -186,7 +186,7 @@ class _Bracket(NamedTuple):
         return self.is_closed & (self.high - self.low <= self.width * self.low)
 
     def root(self) -> jax.Array:
-        """Where the line through the slopes is zero; the middle, where there is no line."""
+        """The step at which the line through the slopes is zero; the middle if there is no line."""
         share = -self.slope_low / (self.slope_high - self.slope_low)
         share = jnp.where(jnp.isfinite(self.slope_high), share, 0.5)
         return self.low + jnp.clip(share, 0, 1) * (self.high - self.low)

@@ -16,7 +16,7 @@ from sharpjax.geometry.status import Status, if_finite, tells_unknown
 
 Params = Any
 
-_ROUNDINGS = 16  # a sum this many roundings from zero, or fewer, is not known
+_ROUNDINGS = 16  # a sum within this many roundings of zero is not known
 
 
 class DirectionalCurvature(NamedTuple):

@@ -105,7 +105,8 @@ def direction_units(params: Params, *, per: Per = "filter") -> Params:
 
 
 def plane_through(points: Sequence[Params], *, center: Params | None = None) -> Plane:
-    """The plane through `center` that is nearest to all points. Three points lie in it exactly.
+    """The plane through `center` that is nearest to all points. If there are two points besides the
+    centre, both lie in it.
 
     For the checkpoints of a training run, with the last one last, it is the plane of the trajectory
     (Li et al., 2018, arXiv 1712.09913). Its axes are the principal axes of the differences from the
