@@ -1,4 +1,4 @@
-"""How good the predictions are: streaming totals, and estimates with their standard errors."""
+"""Quality of predictions: streaming totals, and estimates with their standard errors."""
 
 from sharpjax.metrics.classification import Totals as Totals
 from sharpjax.metrics.classification import compute as compute

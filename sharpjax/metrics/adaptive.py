@@ -1,4 +1,4 @@
-"""Calibration errors whose bins follow the data, and how large one is by chance."""
+"""Calibration errors with bins that adapt to the data, and tests of calibration errors."""
 
 from typing import Literal, NamedTuple
 
@@ -22,20 +22,21 @@ def adaptive_calibration_error(
     """ACE: the mean over classes of sum_b f_b |confidence_b - accuracy_b|, in bins of equal mass
     (arXiv 1904.01685).
 
-    Probabilities of a class are sorted and cut into `num_bins` parts, whose sizes differ by one at
-    the most. Equal ones stay in one part, so that the result does not depend on the order of the
-    examples; parts that are left empty count nothing. In float64 on the host.
+    The probabilities of a class are sorted and cut into `num_bins` parts, whose sizes differ by at
+    most one. Equal probabilities stay in one part, so that the result does not depend on the order
+    of the examples. Empty parts contribute nothing. Computed in float64 on the host. NaN if there
+    are no examples or a probability is NaN.
 
     Args:
         logits: [N, K].
         label: [N].
-        num_bins: may be more than N.
-        of: 'classes', or 'top', the predicted class alone.
-        threshold: probabilities below it are left out, of each class (TACE, ibid., with 0.01);
-            f_b is then a share of those that are left.
+        num_bins: number of bins; may be more than N.
+        of: 'classes', or 'top' for the predicted class alone.
+        threshold: probabilities below it are left out of each class (TACE, ibid., with 0.01). f_b
+            is then a share of those that remain, and a class without any is left out of the mean.
 
     Raises:
-        UserError: as `metrics.update`; an impossible number of bins or threshold, an unknown word.
+        UserError: as `metrics.update`; an impossible number of bins or threshold, an unknown `of`.
 
     >>> logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     >>> label = np.array([0, 1, 0, 0])
@@ -72,20 +73,21 @@ def adaptive_calibration_error(
 
 
 def sweep_calibration_error(logits: jax.Array, label: jax.Array, *, order: int = 1) -> float:
-    """The calibration error of the top class in as many bins of equal mass as leave the accuracy
-    increasing from bin to bin (ECE-sweep; Roelofs et al., 2020, arXiv 2012.08668).
+    """ECE-sweep: the calibration error of the top class in bins of equal mass, with as many bins as
+    keep the accuracy increasing from bin to bin (Roelofs et al., 2020, arXiv 2012.08668).
 
-    (sum_b f_b |confidence_b - accuracy_b|^order)^(1 / order) with the first number of bins of which
-    one more would not be monotone. Equal confidences stay in one bin. In float64 on the host; NaN
-    of no examples and where a prediction is NaN.
+    The error is (sum_b f_b |confidence_b - accuracy_b|^order)^(1 / order). The number of bins grows
+    from 1 and stops before the first number at which an accuracy is lower than that of the bin
+    before. Equal confidences stay in one bin. Computed in float64 on the host. NaN if there are no
+    examples or a prediction is NaN.
 
     Args:
         logits: [N, K].
         label: [N].
-        order: 1, as other errors here, or the 2 of the paper's experiments.
+        order: 1, as in the other errors here; the paper's experiments use 2.
 
     Raises:
-        UserError: as `metrics.update`; `order` is no whole number of 1 or more.
+        UserError: as `metrics.update`; `order` is not a whole number of 1 or more.
 
     >>> logits = np.log([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]])
     >>> label = np.array([1, 0, 1, 0])  # in two bins half are right in each, in three fewer
@@ -117,12 +119,14 @@ def sweep_calibration_error(logits: jax.Array, label: jax.Array, *, order: int =
 class CalibrationTest(NamedTuple):
     """How an expected calibration error compares with chance.
 
+    All are NaN if there are no examples or a prediction is NaN.
+
     Attributes:
-        ece: as it was observed.
-        mean: of a calibrated model with the same confidences.
-        low, high: between these, with it, lie 95 of 100.
-        p_value: chance of one as large; (1 + number of draws at least as large) / (1 + draws). NaN,
-            as the others, of no examples, and where a prediction is NaN.
+        ece: the observed error.
+        mean: the mean error of a calibrated model with the same confidences.
+        low, high: the 2.5 % and 97.5 % quantiles of the error of that calibrated model.
+        p_value: its probability of an error as large as the observed one;
+            (1 + number of draws at least as large) / (1 + draws).
     """
 
     ece: float
@@ -135,16 +139,16 @@ class CalibrationTest(NamedTuple):
 def calibration_test(
     bins: Reliability, logits: jax.Array, label: jax.Array, *, key: jax.Array, num_draws: int = 1000
 ) -> CalibrationTest:
-    """Whether predictions could be calibrated: labels are drawn again from the confidences
-    (Vaicenavicius et al., 2019, arXiv 1902.06977).
+    """Test of the hypothesis that the predictions are calibrated: labels are drawn again from the
+    confidences (Vaicenavicius et al., 2019, arXiv 1902.06977).
 
-    Exact at any number of examples, where `compute`'s `ece_null` is an approximation. Cost: N x
-    `num_draws` uniform numbers (N x K x `num_draws` of classes).
+    The test is exact at any number of examples, while `ece_null` of `reliability.compute` is an
+    approximation. Cost: N x `num_draws` uniform numbers (for classes N x K x `num_draws`).
 
     Args:
-        bins: from `reliability.init`; what it holds is not read.
-        logits, label: of all examples, as `metrics.update` takes them.
-        key: of the draws.
+        bins: from `reliability.init`; only the bins are used, not their contents.
+        logits, label: of all examples, as in `metrics.update`.
+        key: random key of the draws.
 
     Raises:
         UserError: as `metrics.update`.
@@ -161,7 +165,7 @@ def calibration_test(
         right = batch.label[:, None] == jnp.arange(confidence.shape[1])
     keys = jax.random.split(key, num_draws)
     observed, null = map(np.asarray, _null(bins, batch.logits, confidence, right, keys))
-    # Draws that tie with it, but for rounding, are as large.
+    # Draws that are equal to it up to rounding count as large.
     larger = null >= observed * (1 - 1e-6)
     low, high = np.quantile(null, [0.025, 0.975])
     return CalibrationTest(
@@ -174,9 +178,9 @@ class Comparison(NamedTuple):
     """How the calibration errors of two models compare.
 
     Attributes:
-        difference: of the first less that of the second.
-        p_value: two-sided; (1 + draws at least as far from 0) / (1 + draws). Both are NaN of no
-            examples, and where a prediction is NaN.
+        difference: the error of the first model minus that of the second.
+        p_value: two-sided; (1 + draws at least as far from 0) / (1 + draws). Both are NaN if there
+            are no examples or a prediction is NaN.
     """
 
     difference: float
@@ -194,17 +198,18 @@ def compare_calibration(
 ) -> Comparison:
     """Whether two models are calibrated alike on the same examples: a paired permutation test.
 
-    For each example the predictions of the two are exchanged or not, at random: exact where they
-    are exchangeable. It speaks of these two models, and says nothing of other seeds.
+    For each example, the predictions of the two models are swapped at random. The test is exact if
+    the predictions are exchangeable. It is about these two models and says nothing about other
+    seeds.
 
     Args:
-        bins: from `reliability.init`, of the top class; what it holds is not read.
+        bins: from `reliability.init`, of the top class; only the bins are used, not their contents.
         first, second: logits [N, K] of the same examples.
         label: [N].
-        key: of the draws.
+        key: random key of the draws.
 
     Raises:
-        UserError: as `metrics.update`; bins of classes.
+        UserError: as `metrics.update`; `bins` are of classes.
     """
     caller = "compare_calibration"
     num_draws = whole_number(caller, "num_draws", num_draws)
@@ -215,7 +220,7 @@ def compare_calibration(
     confidence = jnp.stack([inputs.confidence_of(batch) for batch in batches])
     right = jnp.stack([inputs.correct(batch) for batch in batches])
     observed, drawn = _exchanged(bins, confidence, right, jax.random.split(key, num_draws))
-    # Draws that tie with it, but for rounding, are as far.
+    # Draws that are equal to it up to rounding count as far.
     far = np.abs(drawn) >= abs(float(observed)) * (1 - 1e-6)
     return Comparison(float(observed), _p_value(float(observed), far))
 

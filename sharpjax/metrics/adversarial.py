@@ -4,7 +4,7 @@
     found = pgd(logits_fn, x, label, epsilon=8 / 255, key=key)
     scores.mean(found.correct)                              # robust accuracy, with its error
 
-It is an upper bound: a stronger attack can only lower it.
+The result is an upper bound of robust accuracy: a stronger attack can only lower it.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ Norm = Literal["linf", "l2"]
 
 
 class Attack(NamedTuple):
-    """What an attack found.
+    """The result of an attack.
 
     Attributes:
-        input: [N, ...], the input of the highest loss that was seen for each example.
-        correct: bool [N]: the prediction was right there and at every other point that was looked
-            at, the clean one among them.
-        clean: bool [N]: it was right at the clean input.
+        input: [N, ...], for each example the input with the highest loss of all that were tried.
+        correct: bool [N], whether the prediction was right at every input that was tried, including
+            the clean one.
+        clean: bool [N], whether the prediction was right at the clean input.
     """
 
     input: jax.Array
@@ -46,10 +46,12 @@ def fgsm(
     norm: Norm = "linf",
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Attack:
-    """One step as far as it goes: x + epsilon sign(grad L) (Goodfellow et al., 2015, arXiv
+    """One step to the edge of the ball: x + epsilon sign(grad L) (Goodfellow et al., 2015, arXiv
     1412.6572).
 
-    Cost: one gradient by the inputs, and another pass.
+    With norm 'l2' the step is epsilon grad L / ||grad L||_2. L is the loss of `pgd`.
+
+    Cost: one gradient with respect to the inputs, and two forward passes.
 
     Args, errors: as `pgd`.
     """
@@ -72,27 +74,31 @@ def pgd(
     """Projected gradient ascent from a random point of the ball (Madry et al., 2018, arXiv
     1706.06083).
 
-    x <- the projection of x + step_size u on the ball and the box, u = sign(g) or g / ||g||_2, g
-    the gradient by x of log sum_k!=y exp z_k - z_y: its direction is that of the cross-entropy's,
-    and it does not vanish where the model is sure.
+    Each step sets x to the projection of x + step_size u onto the ball and the box, with
+    u = sign(g) or g / ||g||_2. Here g is the gradient with respect to x of the loss
+    log sum_k!=y exp z_k - z_y. It has the direction of the gradient of the cross-entropy, but does
+    not vanish if the model is confident.
 
-    Cost: `restarts` x (`steps` gradients by the inputs and a pass).
+    Cost: `restarts` x (`steps` gradients with respect to the inputs and a forward pass), and a
+    forward pass at the clean inputs.
 
     Args:
-        logits_fn: x to logits [N, K], in evaluation mode, where examples do not see each other. A
-            module-level function or a `jax.tree_util.Partial` of one compiles once.
-        x: [N, ...] inputs in the units of `epsilon` and within `bounds`, such as pixels / 255;
-            normalisation belongs into `logits_fn`.
+        logits_fn: maps x to logits [N, K], in evaluation mode, so that examples do not affect each
+            other. A module-level function or a `jax.tree_util.Partial` of one compiles once.
+        x: [N, ...] inputs in the units of `epsilon` and within `bounds`, such as pixels / 255.
+            Normalisation is part of `logits_fn`.
         label: [N].
         epsilon: radius of the ball.
-        key: of the starts.
+        key: random key of the starts.
+        steps: steps of each start.
         step_size: None: 2.5 `epsilon` / `steps`.
-        norm: of the ball.
+        restarts: number of random starts.
+        norm: norm of the ball.
         bounds: the least and the largest value of an input.
 
     Raises:
-        UserError: a size that is impossible, an unknown norm, inputs outside of the bounds,
-            labels or logits that do not fit.
+        UserError: an impossible size, an unknown norm, inputs outside `bounds`, labels or logits
+            that do not match the inputs.
 
     >>> def logits_fn(x):
     ...     return jnp.concatenate([jnp.zeros_like(x), 2 * x - 1], axis=1)
@@ -161,7 +167,7 @@ def _attack(caller, logits_fn, x, label, epsilon, steps, step_size, restarts, ke
         raise UserError(f"{caller}: the logits are {list(shape)}, of one class. {TWO_CLASSES}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"{caller}: x is {x.dtype}; give floating numbers, such as pixels / 255.")
-    # In numpy, since within a caller's jit even constants would be traced by jax.
+    # In numpy: inside a caller's jit, jax would trace even constants.
     if not loops.is_traced(label) and not np.isin(label, np.arange(shape[1])).all():
         raise UserError(f"{caller}: {inputs.REASONS[0].format(shape[1] - 1).split('. ')[0]}.")
     low, high = bounds
@@ -188,7 +194,7 @@ def _partial(fn: Any) -> Any:
 
 
 def _margin(x: jax.Array, problem: _Problem) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The sum over examples of log sum_k!=y exp z_k - z_y, and of each, and which are right."""
+    """log sum_k!=y exp z_k - z_y: its sum over examples, its values, and which are right."""
     logits = problem.logits_fn(x)
     own = jax.nn.one_hot(problem.label, logits.shape[1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
@@ -202,7 +208,7 @@ def _at(problem: _Problem, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _seen(state: _State, loss: jax.Array, right: jax.Array) -> _State:
-    """The state after a point was looked at. One where nothing is predicted is no right one."""
+    """The state after trying a point. A point with a loss that is not finite counts as wrong."""
     higher = loss > state.loss
     best = jnp.where(_per_example(higher, state.x), state.x, state.best)
     right = right & jnp.isfinite(loss)
@@ -212,7 +218,7 @@ def _seen(state: _State, loss: jax.Array, right: jax.Array) -> _State:
 
 
 def _start(key: jax.Array, norm: Norm, problem: _Problem) -> jax.Array:
-    """Uniform in the cube; of the ball a uniform radius along a uniform direction."""
+    """A uniform point of the cube; in the l2 ball, a uniform radius along a uniform direction."""
     clean = problem.clean
     if norm == "linf":
         move = jax.random.uniform(key, clean.shape, clean.dtype, -1, 1)
@@ -225,7 +231,7 @@ def _start(key: jax.Array, norm: Norm, problem: _Problem) -> jax.Array:
 
 
 def _projected(norm: Norm, x: jax.Array, problem: _Problem) -> jax.Array:
-    """On the ball, then on the box, which does not leave the ball: the clean input is in both."""
+    """Projects onto the ball, then the box. This stays in the ball: the clean input is in both."""
     move = x - problem.clean
     if norm == "linf":
         move = jnp.clip(move, -problem.epsilon, problem.epsilon)
@@ -237,7 +243,7 @@ def _projected(norm: Norm, x: jax.Array, problem: _Problem) -> jax.Array:
 
 
 def _lengths(x: jax.Array) -> jax.Array:
-    """Euclidean, of each example, to be divided by."""
+    """The Euclidean norm of each example, [N, 1, ...]."""
     axes = tuple(range(1, x.ndim))
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 

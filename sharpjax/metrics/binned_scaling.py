@@ -1,8 +1,8 @@
-"""Histogram binning and isotonic regression of the probability of each class, one class against the
-rest (Zadrozny and Elkan, 2001 and 2002), fitted on validation data.
+"""Histogram binning and isotonic regression of class probabilities, one class against the rest
+(Zadrozny and Elkan, 2001 and 2002), fitted on validation data.
 
 fit = binned_scaling.fit(validation_logits, validation_label, "isotonic")
-logits = binned_scaling.apply(fit, test_logits)     # refuses what it was fitted on
+logits = binned_scaling.apply(fit, test_logits)     # refuses the examples of the fit
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ Kind = Literal["histogram", "isotonic"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """Steps from the probability of a class to how often it is the label.
+    """For each class, a step function from its probability to how often it is the label.
 
     Attributes:
-        edges: of each class, [M - 1] increasing.
-        values: of each class, [M]: the share of the label between two edges.
+        edges: for each class, [M - 1], increasing.
+        values: for each class, [M]: how often it is the label between two edges.
         rows: a digest of each row of the validation logits, sorted.
     """
 
@@ -37,15 +37,16 @@ class Fit:
 def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, num_bins: int = 15) -> Fit:
     """How often each class is the label, as a step function of its softmax probability.
 
-    'histogram': in bins of equal mass. 'isotonic': in the steps of the increasing function that is
-    nearest in the mean square, found exactly (pool adjacent violators); it needs more data, and no
-    number of bins. Equal probabilities lie on one step; edges are half-way between neighbours.
+    'histogram' uses bins of equal mass. 'isotonic' uses the steps of the increasing function with
+    the least mean square error, found exactly (pool adjacent violators). It needs more data, but no
+    number of bins. Equal probabilities lie on one step. Edges are half-way between neighbouring
+    probabilities.
 
     Args:
-        logits: [N, K] of **validation** data, which neither training nor test saw.
+        logits: [N, K] of **validation** data, which are neither training nor test data.
         label: [N].
-        kind: of step function.
-        num_bins: of a histogram, for each class; may be more than there are probabilities.
+        kind: kind of step function.
+        num_bins: bins of a histogram for each class; may be more than there are probabilities.
 
     Raises:
         UserError: as `metrics.update`; no examples; logits that are not finite; an unknown kind; an
@@ -69,18 +70,20 @@ def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, num_bins: int = 15) 
 
 
 def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
-    """Logarithms of the new probabilities, which are divided by their sum; minus infinity of what
-    never was the label. Where that is every class, all are alike; where the softmax is NaN, so are
-    they. Predictions may change.
+    """Logarithms of the new probabilities, [N, K]. Predictions may change.
+
+    The new probabilities of each example are divided by their sum. A probability of 0 gives minus
+    infinity. If all classes of an example get 0, it gets equal probabilities. If its softmax is
+    NaN, so is the result.
 
     Args:
-        fit: of other examples.
-        logits: [N, K] of what is to be measured.
-        allow_overlap: take examples all the same that it was fitted on.
+        fit: a fit on other examples.
+        logits: [N, K] of the examples to measure.
+        allow_overlap: also accept examples that `fit` was fitted on.
 
     Raises:
-        UserError: `fit` is not from here; probabilities; inside of jit; another number of classes;
-            more than 1 % of the rows are rows that it was fitted on.
+        UserError: `fit` is not from `binned_scaling.fit`; probabilities; inside jit; another number
+            of classes; more than 1 % of the rows are rows of the fit.
     """
     caller = "binned_scaling.apply"
     held_out.check(caller, fit, Fit, logits)
@@ -115,6 +118,6 @@ def _steps(confidence, right, kind, num_bins) -> tuple[np.ndarray, np.ndarray]:
 
 def _softmax(logits: jax.Array) -> np.ndarray:
     z = np.asarray(logits, np.float64)
-    with np.errstate(invalid="ignore"):  # NaN of an infinity, or of nothing but -infinity
+    with np.errstate(invalid="ignore"):  # +infinity, or only -infinity, gives NaN
         p = np.exp(z - z.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Calibration: does a confidence of 80 % mean right in 80 % of the cases?"""
+"""Calibration: are predictions with a confidence of 80 % right in 80 % of the cases?"""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ from sharpjax.metrics.summation import Sum
 class Bins(NamedTuple):
     """Predictions by confidence, in M bins of equal width: bin b holds (b/M, (b+1)/M].
 
-    A bin is closed above, so that a confidence of exactly 1 is in the last one (torchmetrics puts
-    it in a bin of its own), and an edge b/M, such as the 1/K of a uniform prediction, belongs to
+    A bin includes its upper edge. So a confidence of exactly 1 is in the last bin (torchmetrics
+    puts it in a bin of its own). An edge b/M, such as the 1/K of a uniform prediction, belongs to
     the bin below it.
 
     Attributes:
@@ -41,7 +41,7 @@ def add(bins: Bins, confidence: jax.Array, correct: jax.Array, counted: jax.Arra
     Args:
         confidence: [B], in [0, 1].
         correct: whether each prediction is right, bool [B].
-        counted: whether it is to be added, bool [B].
+        counted: whether each prediction is added, bool [B].
     """
     num_bins = bins.count.size
     bin_ = jnp.arange(num_bins, dtype=jnp.int32)[None, :]
@@ -63,18 +63,18 @@ def add(bins: Bins, confidence: jax.Array, correct: jax.Array, counted: jax.Arra
 def expected_calibration_error(bins: Bins) -> Estimate:
     """ECE = sum_b |correct_b - confidence_b| / n (arXiv 1706.04599), the l1 norm over bins.
 
-    Standard error, by the delta method: with the sign s_b of each bin's gap held fixed, ECE is the
-    mean of s_b (right - confidence) over examples, so its variance is
-    (mean (right - confidence)^2 - ECE^2) / (n - 1). Right where the gaps stand out of their noise;
-    up to 1 / sqrt(1 - 2 / pi) = 1.66 times too large where they are nothing else.
+    The standard error uses the delta method. With the sign s_b of each bin's gap held fixed, ECE is
+    the mean of s_b (right - confidence) over examples, so its variance is
+    (mean (right - confidence)^2 - ECE^2) / (n - 1). This is right if the gaps are much larger than
+    their noise. It is up to 1 / sqrt(1 - 2 / pi) = 1.66 times too large if the gaps are only noise.
 
-    No standard error shows the bias: that of a perfectly calibrated model is not 0 but about
-    sum_b p_b sqrt(2 v_b / (pi n p_b)), with p_b the share of bin b and v_b the variance of right in
-    it; with 15 bins and n = 1,000 some 0.03.
+    The standard error does not include the bias. The ECE of a perfectly calibrated model is not 0
+    but about sum_b p_b sqrt(2 v_b / (pi n p_b)), with p_b the share of examples in bin b and v_b
+    the variance of right in it. With 15 bins and n = 1,000 this is some 0.03.
     """
     num_examples = jnp.sum(bins.count)
     n = num_examples.astype(jnp.float32)
-    # Both sums of a bin are subtracted before they are rounded to one float32.
+    # Subtract the two sums of a bin before rounding them to a single float32.
     total = bins.confidence.total - bins.correct.astype(jnp.float32)
     error = jnp.sum(jnp.abs(total + bins.confidence.rest)) / n
     variance = summation.value(bins.squared_gap) / n - jnp.square(error)

@@ -5,7 +5,7 @@
         totals = metrics.update(totals, logits, label, weight)
     metrics.compute(totals)  # {'accuracy': Estimate, 'nll': Estimate, 'ece': Estimate}
 
-For one model; `jax.vmap` lifts all three to a population.
+These functions are for one model; `jax.vmap` maps all three over a population.
 """
 
 from typing import NamedTuple
@@ -22,18 +22,17 @@ from sharpjax.metrics.summation import Sum
 
 
 class Totals(NamedTuple):
-    """What is known of the examples so far.
+    """Running totals over the examples seen so far.
 
-    Counts are integers and sums are compensated, so that accuracy, NLL and ECE do not depend on how
-    the examples were batched, nor on their order.
+    Counts are integers and sums are compensated. So accuracy, NLL and ECE do not depend on the
+    order of the examples or on how they were batched.
 
     Attributes:
-        bins: the predictions by confidence; their counts are also those of accuracy.
+        bins: the predictions by confidence; accuracy uses the same counts.
         nll: the sum of -log p(label).
-        nll_scatter: the sum of its squared deviations from the mean.
-        refused: bool [3], whether a batch held what `update` refuses, as far as that was known
-            inside a trace alone: a label that is no class, probabilities, a weight that is neither
-            0 nor 1.
+        nll_scatter: the sum of squared deviations of -log p(label) from its mean.
+        refused: bool [3], whether a batch inside a trace held something that `update` refuses: a
+            label that is not a class, probabilities, a weight that is neither 0 nor 1.
     """
 
     bins: Bins
@@ -43,7 +42,7 @@ class Totals(NamedTuple):
 
 
 def init(num_bins: int) -> Totals:
-    """Totals of nothing, with `num_bins` bins of confidence. The number is part of their shape.
+    """Empty totals with `num_bins` bins of confidence. The number of bins sets the array shapes.
 
     Raises:
         UserError: `num_bins` is not a positive integer.
@@ -63,15 +62,15 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
 
     Args:
         totals: from `init` or `update`.
-        logits: [B, K], K >= 2; never probabilities. Of equal largest ones the first is the
-            prediction.
+        logits: [B, K], K >= 2; not probabilities. If several logits are largest, the prediction is
+            the first of them.
         label: integers [B], from 0 to K - 1.
-        weight: [B]; 0 for what only pads the batch, and whose other values do not matter; else 1.
+        weight: [B]; 1 for an example, 0 for padding, whose logits and labels are ignored.
 
     Raises:
-        UserError: the shapes do not fit each other; or a label is no class, the logits are
-            probabilities, a weight is neither 0 nor 1. Inside a trace these three cannot be raised:
-            then all that `compute` gives is NaN, and `Totals.refused` says why.
+        UserError: the shapes do not match; or a label is not a class, the logits are
+            probabilities, or a weight is neither 0 nor 1. Inside a trace, the last three cannot be
+            raised: `compute` then gives NaN for everything, and `Totals.refused` says why.
 
     >>> certain = 100 * jnp.eye(4)  # four examples, each sure of its own class
     >>> totals = update(init(10), certain, jnp.array([0, 1, 2, 0]), jnp.array([1, 1, 1, 0]))
@@ -91,7 +90,7 @@ def update(totals: Totals, logits: jax.Array, label: jax.Array, weight: jax.Arra
 
 
 def _add_scatter(totals: Totals, x: jax.Array, counted: jax.Array) -> jax.Array:
-    # Deviations within both parts, and between their means (Chan, Golub and LeVeque, 1983).
+    # Deviations within the two parts and between their means (Chan, Golub and LeVeque, 1983).
     m = jnp.sum(totals.bins.count).astype(jnp.float32)
     n = jnp.sum(counted, dtype=jnp.float32)
     old_mean = summation.value(totals.nll) / jnp.maximum(m, 1.0)
@@ -105,10 +104,11 @@ def _add_scatter(totals: Totals, x: jax.Array, counted: jax.Array) -> jax.Array:
 def compute(totals: Totals) -> dict[str, Estimate]:
     """Accuracy, mean negative log-likelihood (nats) and expected calibration error.
 
-    Standard errors are those of a mean over examples drawn at random, sample standard deviation /
-    sqrt(n): for the accuracy p sqrt(p (1 - p) / (n - 1)), and for the calibration error see
-    `calibration.expected_calibration_error`. They are NaN for one example, and for none the values
-    are too. `num_evaluations` is the number of examples. Where a batch was refused, all are NaN.
+    Standard errors treat the examples as a random sample: sample standard deviation / sqrt(n). For
+    an accuracy p this is sqrt(p (1 - p) / (n - 1)). For the calibration error, see
+    `calibration.expected_calibration_error`. Standard errors are NaN for one example; with no
+    examples the values are NaN too. `num_evaluations` is the number of examples. If a batch was
+    refused, everything is NaN.
     """
     num_examples = jnp.sum(totals.bins.count)
     n = num_examples.astype(jnp.float32)

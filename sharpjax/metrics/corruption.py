@@ -1,4 +1,4 @@
-"""What is said of a model on corrupted images: means over kinds and severities."""
+"""Robustness of a model to corrupted images: means over kinds and severities."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,11 +14,11 @@ class Robustness(NamedTuple):
     """Means over kinds of corruption and their severities.
 
     Attributes:
-        accuracy: the mean of 1 - error over all of them.
-        by_kind, by_severity: means of the accuracy, by name and by severity.
-        mce: the mean over kinds of sum_s E / sum_s E', E' the baseline's errors (arXiv 1903.12261);
-            NaN without a baseline.
-        relative_mce: the same of what errors exceed those on clean images by.
+        accuracy: the mean of 1 - error over all kinds and severities.
+        by_kind, by_severity: mean accuracy of each kind, by name, and of each severity.
+        mce: the mean over kinds of sum_s E / sum_s E', with E' the errors of the baseline (arXiv
+            1903.12261); NaN without a baseline.
+        relative_mce: the same with each error minus the error on clean images.
     """
 
     accuracy: float
@@ -35,20 +35,20 @@ def robustness(
     baseline: Errors | None = None,
     baseline_clean: float | None = None,
 ) -> Robustness:
-    """The usual numbers, from the error rate at each (kind, severity).
+    """The usual robustness metrics, from the error rate at each (kind, severity).
 
-    All kinds must have the same severities, and the baseline the same kinds. On CIFAR-10-C fifteen
-    kinds are common, and nineteen there are: say which. Of `data.corruption`'s own images the
-    numbers are no numbers of CIFAR-10-C.
+    All kinds must have the same severities, and the baseline the same kinds and severities.
+    CIFAR-10-C has nineteen kinds, of which fifteen are commonly used: say which you use. Results on
+    the images of `data.corruption` are not results on CIFAR-10-C.
 
     Args:
         errors: error rates in [0, 1].
         clean: the error rate on clean images.
-        baseline, baseline_clean: of the model that `mce` divides by.
+        baseline, baseline_clean: the same of the model that `mce` divides by.
 
     Raises:
-        UserError: a combination is missing, a rate is none, or one of the two of the baseline is
-            lacking.
+        UserError: a (kind, severity) is missing; a rate is outside [0, 1]; the kinds or severities
+            of the baseline differ; only one of `baseline` and `baseline_clean` is given.
 
     >>> errors = {("fog", 1): 0.1, ("fog", 2): 0.3, ("snow", 1): 0.2, ("snow", 2): 0.4}
     >>> baseline = dict.fromkeys(errors, 0.4)
@@ -81,7 +81,7 @@ def robustness(
 
 
 def _table(what: str, errors: Errors) -> tuple[np.ndarray, list[str], list[int]]:
-    """[kinds, severities], in order of appearance and of size."""
+    """The table [kinds, severities]: kinds in order of appearance, severities increasing."""
     kinds = list(dict.fromkeys(kind for kind, _ in errors))
     severities = sorted({severity for _, severity in errors})
     missing = [(k, s) for k in kinds for s in severities if (k, s) not in errors]

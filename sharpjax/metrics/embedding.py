@@ -1,8 +1,8 @@
-"""Points of a plane for what has a distance, or many coordinates: a picture of many models.
+"""Plots many models as points in a plane, from their distances or their many coordinates.
 
-`classical_mds` and `pca` have closed forms: the same input gives the same points, and they say what
-share of it the picture holds. `tsne` does not: how far its clusters lie apart means nothing, and
-another perplexity is another picture.
+`classical_mds` and `pca` have closed forms: the same input gives the same points, and they report
+what share of the variation the points show. `tsne` has none: distances between its clusters mean
+nothing, and another perplexity gives another picture.
 """
 
 from typing import Any, NamedTuple
@@ -12,22 +12,22 @@ import numpy as np
 from sharpjax.errors import UserError, whole_number
 from sharpjax.metrics import inputs
 
-_ROUNDING = 1e-6  # of distances in float32, of their largest
-_TIE = 1e-8  # coordinates that are as far from 0
+_ROUNDING = 1e-6  # rounding of float32 distances, relative to the largest
+_TIE = 1e-8  # relative difference up to which two coordinates are equally far from 0
 
 
 class Embedding(NamedTuple):
-    """Points, and what they leave out; NaN throughout where the input is not finite.
+    """Points, and what they leave out; all NaN if the input is not finite.
 
     Attributes:
-        points: [P, dim], of mean 0, the axes by decreasing spread; of each, the coordinate that is
-            farthest from 0 is positive (of several that are as far, the first). Axes of equal
-            spread are any two of their plane.
-        share: [dim], eigenvalues over the sum of all their absolute values; NaN where all points
-            are one.
-        eigenvalues: all of them, largest first: sums of squares along the axes. Negative ones of
-            distances are what no Euclidean space has.
-        negative: their share of the sum of absolute values; 0 of `pca`.
+        points: [P, dim], of mean 0, with axes by decreasing spread. The sign of each axis makes the
+            coordinate farthest from 0 positive (the first one if several are equally far). Axes of
+            equal spread are determined only up to a rotation.
+        share: [dim], each eigenvalue over the sum of all absolute values, 0 for a negative one; NaN
+            if all points coincide.
+        eigenvalues: all of them, largest first: sums of squares along the axes. Distances with
+            negative eigenvalues do not fit into any Euclidean space.
+        negative: the share of the negative eigenvalues in the sum of absolute values; 0 for `pca`.
     """
 
     points: np.ndarray
@@ -37,22 +37,23 @@ class Embedding(NamedTuple):
 
 
 def classical_mds(distances: Any, dim: int = 2) -> Embedding:
-    """Points whose Euclidean distances are close to given ones (Torgerson, 1952).
+    """Points whose Euclidean distances are close to the given ones (Torgerson, 1952).
 
-    With B = -1/2 J D^2 J, J = I - 1/P, and its eigenpairs, the coordinates are sqrt(lambda_k) v_k.
-    Distances of points of a plane give these points up to a rotation and a reflection. Others
-    need more dimensions, of which `share` tells, or none will do, of which `negative` tells: the
-    square root of the Jensen-Shannon divergence has no negative eigenvalues, while the activation
-    distance and disagreement may have some.
+    The coordinates are sqrt(lambda_k) v_k, with the eigenpairs of B = -1/2 J D^2 J, J = I - 1/P.
+    From distances of points in a plane this recovers the points up to a rotation and a reflection.
+    Other distances need more dimensions (see `share`), or fit into no Euclidean space (see
+    `negative`). The square root of the Jensen-Shannon divergence has no negative eigenvalues; the
+    activation distance and disagreement may have some.
 
-    Cost: the eigenvalues of P x P.
+    Cost: the eigenvalues and eigenvectors of a P x P matrix.
 
     Args:
         distances: [P, P], symmetric, not negative, 0 or NaN on the diagonal.
-        dim: of the points, at most P.
+        dim: dimension of the points, at most P.
 
     Raises:
-        UserError: no such distances; `dim` is less than 1 or more than P.
+        UserError: `distances` are not such a matrix; `dim` is less than 1 or more than P; inside a
+            trace.
 
     >>> found = classical_mds([[0.0, 3.0, 5.0], [3.0, 0.0, 4.0], [5.0, 4.0, 0.0]])
     >>> round(float(np.linalg.norm(found.points[2] - found.points[0])), 12), found.negative
@@ -76,17 +77,18 @@ def classical_mds(distances: Any, dim: int = 2) -> Embedding:
 def pca(outputs: Any, dim: int = 2) -> Embedding:
     """The principal components of P points: `classical_mds` of their Euclidean distances.
 
-    Give probabilities of stored logits, `scipy.special.softmax(logits, axis=-1)`: logits grow all
-    through training, and the first axis of theirs is often nothing but time.
+    Give probabilities, `scipy.special.softmax(logits, axis=-1)`, rather than logits. Logits grow
+    all through training, and their first axis is often only time.
 
-    Cost: 2 P D min(P, D) multiplications of P points of D numbers, in float64.
+    Cost: 2 P D min(P, D) multiplications for P points of D numbers, in float64.
 
     Args:
-        outputs: [P, ...], as [epochs, N, K]; what follows the first axis is flattened.
-        dim: at most the smaller of P and D.
+        outputs: [P, ...], such as [epochs, N, K]; axes after the first are flattened.
+        dim: dimension of the points, at most min(P, D).
 
     Raises:
-        UserError: no two points; `dim` is less than 1, or more than the smaller of P and D.
+        UserError: fewer than two points; `dim` is less than 1 or more than min(P, D); inside a
+            trace.
 
     >>> found = pca([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [9.0, 12.0]])
     >>> found.points[:, 0].round(6).tolist(), found.share.round(6).tolist()
@@ -99,7 +101,7 @@ def pca(outputs: Any, dim: int = 2) -> Embedding:
     largest = np.abs(x).max() or 1.0
     x = x / largest
     x -= x.mean(axis=0)
-    if x.shape[0] < x.shape[1]:  # the same left factor, of a matrix that is P x P
+    if x.shape[0] < x.shape[1]:  # a P x P matrix with the same left factor
         x = np.asarray(np.linalg.qr(x.T, mode="r")).T
     left, values, _ = np.linalg.svd(x, full_matrices=False)
     values = np.where(values <= 8 * max(x.shape) * np.finfo(np.float64).eps, 0.0, values)
@@ -107,21 +109,21 @@ def pca(outputs: Any, dim: int = 2) -> Embedding:
 
 
 def tsne(outputs: Any, dim: int = 2, *, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """Points of t-SNE, [P, dim], by scikit-learn, which is imported here alone.
+    """Points of t-SNE, [P, dim], by scikit-learn; NaN if the input is not finite.
 
-    It starts at the principal components, so `seed` matters little; the perplexity matters much.
+    It starts at the principal components, so `seed` matters little; the perplexity matters a lot.
 
     Cost: P^2 for each of 1,000 steps.
 
     Args:
         outputs: [P, ...], flattened as in `pca`.
-        dim: at most the smaller of P and D.
-        perplexity: how many neighbours count, in (0, P).
-        seed: of scikit-learn's `random_state`.
+        dim: dimension of the points, at most min(P, D).
+        perplexity: effective number of neighbours, in (0, P).
+        seed: scikit-learn's `random_state`.
 
     Raises:
-        UserError: scikit-learn is not installed; no two points; `dim` or `perplexity` is out of
-            range.
+        UserError: scikit-learn is not installed; fewer than two points; `dim` or `perplexity` is
+            out of range; inside a trace.
     """
     x = _flat("tsne", outputs)
     size = _dim("tsne", dim, min(x.shape), f"points of {x.shape[1]} numbers")
@@ -144,7 +146,7 @@ def tsne(outputs: Any, dim: int = 2, *, perplexity: float = 30.0, seed: int = 0)
 
 
 def _embedding(points: np.ndarray, values: np.ndarray, unit: float) -> Embedding:
-    """Of points and eigenvalues in a unit that keeps squares from under- and overflow."""
+    """The result for points and eigenvalues given in `unit`, which avoids under- and overflow."""
     total = np.abs(values).sum()
     share = values[: points.shape[1]] / total if total > 0 else np.full(points.shape[1], np.nan)
     negative = float(abs(values[values < 0].sum()) / total) if total > 0 else 0.0

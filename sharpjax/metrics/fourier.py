@@ -1,7 +1,7 @@
 """Fourier measures of networks that learn arithmetic modulo p (arXiv 2301.05217, 2301.02679).
 
-Pure functions of the arrays of one model; `jax.vmap` lifts them to a population. Energies and masks
-are indexed by frequency, from 0, the constant, to p // 2.
+These are pure functions of the arrays of one model; `jax.vmap` maps them over a population.
+Energies and masks are indexed by frequency, from 0 (the constant) to p // 2.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class Basis(NamedTuple):
 
     Attributes:
         rows: float64 [p, p], orthonormal: the constant, then cos and sin of each frequency. For
-            even p the last is cos(pi x) alone, (-1)^x: its sine is 0 everywhere.
-        frequency: int [p], of each row.
+            even p the last row is cos(pi x) = (-1)^x alone, since its sine is 0 everywhere.
+        frequency: int [p], the frequency of each row.
     """
 
     rows: np.ndarray
@@ -31,7 +31,7 @@ def basis(modulus: int) -> Basis:
     """The basis for p = `modulus`, on the host.
 
     Raises:
-        UserError: `modulus` is no positive integer.
+        UserError: `modulus` is not a positive integer.
 
     >>> basis(4).frequency.tolist(), basis(5).frequency.tolist()
     ([0, 1, 1, 2], [0, 1, 1, 2, 2])
@@ -39,22 +39,22 @@ def basis(modulus: int) -> Basis:
     p = whole_number("fourier.basis", "modulus", modulus)
     frequency = np.arange(1, p + 1) // 2
     sine = np.arange(p) % 2 == 0
-    # The remainder first, so that angles are small.
+    # Take the remainder first, so that angles are small.
     angle = np.outer(frequency, np.arange(p)) % p * (2 * np.pi / p)
     rows = np.where(sine[:, None] & (frequency > 0)[:, None], np.sin(angle), np.cos(angle))
     return Basis(rows / np.linalg.norm(rows, axis=1, keepdims=True), frequency)
 
 
 def transform(values: jax.Array) -> jax.Array:
-    """Coefficients in the basis along axis 0, [p, ...] to [p, ...]. A rotation: norms are kept."""
+    """Coefficients in the basis along axis 0, [p, ...] to [p, ...]. Orthogonal: keeps norms."""
     rows = jnp.asarray(basis(len(values)).rows, values.dtype)
     return jnp.tensordot(rows, values, 1, precision="highest")
 
 
 def energy(values: jax.Array) -> jax.Array:
-    """Sums of squared coefficients by frequency, [p, ...] to [p // 2 + 1, ...]; cost p^2 a column.
+    """Squared coefficients summed by frequency, [p, ...] to [p // 2 + 1, ...]; cost p^2 per column.
 
-    Rows of embeddings beyond the p numbers are to be left out: `energy(table[:p])`.
+    Leave out the rows of an embedding table beyond the p numbers: `energy(table[:p])`.
 
     >>> wave = jnp.cos(2 * jnp.pi * 2 / 7 * jnp.arange(7))
     >>> [round(float(e), 3) for e in energy(wave)]  # 7 / 2, all at frequency 2
@@ -66,14 +66,14 @@ def energy(values: jax.Array) -> jax.Array:
 
 
 def concentration(energies: jax.Array, num: int) -> jax.Array:
-    """The share of the `num` largest frequencies in the energy that is not constant.
+    """The share of the energy, without the constant, in the `num` frequencies of most energy.
 
     Args:
         energies: [p // 2 + 1], of all columns together.
-        num: how many. Static.
+        num: number of frequencies. Static.
 
     Raises:
-        UserError: there are not so many frequencies above 0.
+        UserError: `num` is more than the number of frequencies above 0, or less than 1.
 
     >>> print(concentration(jnp.array([9.0, 1.0, 2.0, 1.0]), 1))
     0.5
@@ -86,9 +86,9 @@ def concentration(energies: jax.Array, num: int) -> jax.Array:
 
 
 def inverse_participation_ratio(energies: jax.Array) -> jax.Array:
-    """sum_k (E_k / sum E)^2 over axis 0, without the constant: 1 where one frequency has all, and
-    1 / K where K have the same (arXiv 2301.02679, with r = 2 and the sine and cosine of a
-    frequency together).
+    """sum_k (E_k / sum E)^2 over axis 0, without the constant. It is 1 if one frequency has all the
+    energy, and 1 / K if K frequencies share it equally (arXiv 2301.02679, with r = 2 and the sine
+    and cosine of a frequency together).
 
     >>> inverse_participation_ratio(jnp.array([[5.0, 5.0], [1.0, 0.0], [1.0, 2.0]])).tolist()
     [0.5, 1.0]
@@ -98,8 +98,8 @@ def inverse_participation_ratio(energies: jax.Array) -> jax.Array:
 
 
 def gini(energies: jax.Array) -> jax.Array:
-    """The Gini coefficient of K frequencies over axis 0, without the constant: 0 where all have the
-    same energy, 1 - 1 / K where one has all of it.
+    """The Gini coefficient of the energies of K frequencies over axis 0, without the constant. It
+    is 0 if all have the same energy, and 1 - 1 / K if one has all of it.
 
     >>> gini(jnp.array([[5.0, 5.0], [1.0, 0.0], [1.0, 2.0]])).tolist()
     [0.0, 0.5]
@@ -111,7 +111,7 @@ def gini(energies: jax.Array) -> jax.Array:
 
 
 def key_frequencies(energies: jax.Array, share: float = 0.9) -> jax.Array:
-    """The fewest frequencies that hold `share` of the energy that is not constant.
+    """The smallest set of frequencies that holds `share` of the energy without the constant.
 
     Args:
         energies: [p // 2 + 1], of all columns together.
@@ -121,7 +121,7 @@ def key_frequencies(energies: jax.Array, share: float = 0.9) -> jax.Array:
         bool [p // 2 + 1]; the constant is never one of them.
 
     Raises:
-        UserError: a share that is not above 0 and at most 1.
+        UserError: `share` is not in (0, 1].
 
     >>> key_frequencies(jnp.array([9.0, 0.5, 6.0, 3.0, 0.5])).tolist()
     [False, False, True, True, False]
@@ -138,11 +138,12 @@ def key_frequencies(energies: jax.Array, share: float = 0.9) -> jax.Array:
 def explained_by_frequency(activations: jax.Array) -> jax.Array:
     """How much of a neuron's variation over all pairs (a, b) each frequency explains.
 
-    Of the squared coefficients of the products f(a) g(b), the share of those with f and g in
-    {1, cos_k, sin_k}, the constant 1 x 1 left out everywhere; largest at a neuron's own frequency.
+    Activations are expanded in products f(a) g(b) of basis functions, without the constant 1 x 1.
+    The result for frequency k is the share of the squared coefficients with f and g in
+    {1, cos_k, sin_k}. It is largest at the neuron's own frequency. Cost: 2 p^3 per neuron.
 
     Args:
-        activations: [p, p, ...], a and b first. Cost: 2 p^3 a neuron.
+        activations: [p, p, ...], with the axes of a and b first.
 
     Returns:
         [p // 2 + 1, ...]; 0 for frequency 0.
@@ -152,7 +153,7 @@ def explained_by_frequency(activations: jax.Array) -> jax.Array:
     squares = jnp.square(jnp.moveaxis(transform(jnp.moveaxis(first, 1, 0)), 1, 0))
     squares = squares.at[0, 0].set(0)
     frequency = basis(p).frequency
-    # An indicator of the rows of each frequency; the constant belongs to each of them.
+    # Indicator of the rows of each frequency; the constant counts for every frequency.
     of = (np.arange(p // 2 + 1)[:, None] == frequency) | (frequency == 0)
     indicator = jnp.asarray(of, squares.dtype)
     explained = jnp.einsum("ki,ij...,kj->k...", indicator, squares, indicator, precision="highest")
@@ -167,19 +168,21 @@ def restricted_loss(
     modulus: int,
     weight: jax.Array | None = None,
 ) -> jax.Array:
-    """Cross-entropy of what the logits hold of the answer at some frequencies, and of their mean.
+    """Cross-entropy of logits reduced to their mean and to functions of the answer at some
+    frequencies.
 
-    For addition these are the components along cos(w (a + b)) and sin(w (a + b)), and the mean over
-    all pairs as the bias (arXiv 2301.05217). In general it is the projection on functions of the
-    answer, which is orthogonal where all answers are equally frequent: '+', '-', '/'.
+    For addition, the logits keep only their components along cos(w (a + b)) and sin(w (a + b)), and
+    their mean over all pairs as a bias (arXiv 2301.05217). In general the logits are projected on
+    functions of the answer. The projection is orthogonal if all answers are equally frequent, as
+    for '+', '-', '/'.
 
     Args:
         logits: [N, K], of all equations of a table.
         answer: int [N], from 0 to p - 1: also the labels.
-        keep: bool [p // 2 + 1], as `key_frequencies` gives them.
+        keep: bool [p // 2 + 1], as returned by `key_frequencies`.
         modulus: p. Static.
-        weight: [N], of the equations in the mean, such as those trained on; None: all alike. The
-            projection is over all equations in any case.
+        weight: [N], weights of the equations in the mean, such as 1 for the training set; None: all
+            equal. The projection always uses all equations.
 
     Returns:
         a scalar. Cost: N K + 2 p^2 K.
@@ -196,11 +199,12 @@ def excluded_loss(
     modulus: int,
     weight: jax.Array | None = None,
 ) -> jax.Array:
-    """Cross-entropy of the logits without their functions of the answer at some frequencies.
+    """Cross-entropy of the logits minus their functions of the answer at some frequencies.
 
-    It tells how much of a network is memory: on training data it falls while the network memorises,
-    and rises to log p and more as that gives way to the frequencies (arXiv 2301.05217). Arguments
-    and cost as for `restricted_loss`; the mean of the logits stays.
+    It shows how much of a network is memorisation. On training data it falls while the network
+    memorises, and rises to log p and more as memorisation gives way to the frequencies (arXiv
+    2301.05217). The mean of the logits stays. Arguments and cost are those of `restricted_loss`,
+    with `drop` in place of `keep`.
     """
     part = _functions_of_answer(logits, answer, drop, modulus, mean=False)
     return _cross_entropy(logits - part, answer, weight)

@@ -1,4 +1,4 @@
-"""What was fitted on validation data is not measured on them: rows are known by their digests."""
+"""Refuses to measure a fit on the data it was fitted on, by comparing digests of rows."""
 
 import hashlib
 
@@ -11,17 +11,17 @@ from sharpjax.metrics import inputs
 
 
 def digests(logits: jax.Array) -> np.ndarray:
-    """A number for each row, of its bytes in float32."""
+    """A 64-bit hash of each row, from its bytes in float32."""
     rows = np.ascontiguousarray(np.asarray(logits, np.float32))
     found = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return np.frombuffer(b"".join(found), np.uint64)
 
 
 def check(caller: str, fit: object, kind: type, logits: jax.Array) -> None:
-    """Refuses what was fitted by another module, and what are no logits.
+    """Refuses a fit of another module, and arrays that are not logits.
 
     Raises:
-        UserError: names `caller`; inside of jit, too.
+        UserError: names `caller`; also raised inside jit.
     """
     if not isinstance(fit, kind):
         module = caller.split(".")[0]
@@ -36,7 +36,7 @@ def check(caller: str, fit: object, kind: type, logits: jax.Array) -> None:
 
 
 def check_classes(caller: str, logits: jax.Array, num_classes: int) -> None:
-    """Raises a `UserError` unless `logits` are [N, K] of the classes that a map was fitted on."""
+    """Raises a `UserError` unless `logits` are [N, num_classes]."""
     if np.ndim(logits) != 2 or np.shape(logits)[1] != num_classes:
         raise UserError(
             f"{caller}: logits is {list(np.shape(logits))}; give [N, {num_classes}], of as many "
@@ -47,11 +47,11 @@ def check_classes(caller: str, logits: jax.Array, num_classes: int) -> None:
 def refuse_seen(
     caller: str, what: str, rows: np.ndarray, logits: jax.Array, *, allow_overlap: bool
 ) -> None:
-    """Refuses logits of which more than 1 % of the rows are among `rows`, digests of what was
-    fitted on.
+    """Refuses logits if more than 1 % of their rows have a digest in `rows`, the digests of the
+    data of the fit.
 
     Raises:
-        UserError: names `caller` and `what` was fitted.
+        UserError: names `caller`, and `what` was fitted.
     """
     if allow_overlap:
         return

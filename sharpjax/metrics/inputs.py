@@ -1,4 +1,4 @@
-"""What metrics of predictions take: logits, labels and weights, checked once for all of them."""
+"""Checks of the inputs that all metrics of predictions share: logits, labels and weights."""
 
 from typing import NamedTuple
 
@@ -15,17 +15,17 @@ REASONS = (
     "outputs before the softmax, or the logarithms of these",
     "a weight is neither 0 nor 1. A mean of weighted examples is not computed here",
 )
-_ROUNDING = 1e-5  # of the sum of a row of probabilities, in float32
+_ROUNDING = 1e-5  # how far the sum of a row of probabilities may be from 1, in float32
 
 
 class Checked(NamedTuple):
-    """A batch that fits together.
+    """A checked batch.
 
     Attributes:
         logits: float32 [B, K].
         label: integers [B].
-        counted: bool [B]; false for what only pads the batch.
-        refused: bool [3], which of `REASONS` hold; all false outside of a trace.
+        counted: bool [B]; false for padding.
+        refused: bool [3], which of `REASONS` hold; all false outside a trace.
     """
 
     logits: jax.Array
@@ -37,11 +37,12 @@ class Checked(NamedTuple):
 def checked(
     caller: str, logits: jax.Array, label: jax.Array, weight: jax.Array | None = None
 ) -> Checked:
-    """A batch of logits [B, K], labels [B] and weights [B], each 0 or 1 (None: all 1).
+    """A checked batch of logits [B, K], labels [B] and weights [B], each 0 or 1 (None: all 1).
 
     Raises:
-        UserError: names `caller`; the shapes do not fit each other, or one of `REASONS` holds.
-            Inside a trace that is not raised, and `refused` says so.
+        UserError: names `caller`; the shapes do not match, labels are not integers, there are fewer
+            than two classes, or one of `REASONS` holds. Inside a trace `REASONS` cannot be raised;
+            `refused` says which of them hold.
     """
     logits, label = jnp.asarray(logits), jnp.asarray(label)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
@@ -66,10 +67,10 @@ def checked(
 
 
 def on_host(caller: str, logits: jax.Array, label: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, K] in float64 and labels [N], in numpy, checked as a batch.
+    """Logits [N, K] in float64 and labels [N], both numpy arrays, checked as a batch.
 
     Raises:
-        UserError: as `checked`; inside of a trace.
+        UserError: as `checked`; inside a trace.
     """
     refuse_traced(caller, logits, label)
     checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
@@ -77,13 +78,13 @@ def on_host(caller: str, logits: jax.Array, label: jax.Array) -> tuple[np.ndarra
 
 
 def refuse_traced(caller: str, *arrays: jax.Array) -> None:
-    """Raises a `UserError` that names `caller` inside of jit, grad and vmap."""
+    """Raises a `UserError` that names `caller`, if called inside jit, grad or vmap."""
     if any(isinstance(x, Tracer) for x in arrays):
         raise UserError(f"{caller}: call it outside of jit, grad and vmap; it computes in numpy.")
 
 
 def refuse_not_finite(caller: str, name: str, values: np.ndarray) -> None:
-    """Raises a `UserError` that names `caller` where [N, K] are not all finite."""
+    """Raises a `UserError` that names `caller`, if an entry of `values` [N, K] is not finite."""
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -100,7 +101,7 @@ def _refuse(logits, label, weight, counted) -> jax.Array:
     rounding = max(_ROUNDING, float(jnp.finfo(logits.dtype).eps))
     of_sum_one = jnp.abs(jnp.sum(logits.astype(jnp.float32), axis=1) - 1) <= rounding
     probability = in_range & of_sum_one
-    # Logits that are all 0 and 1 are as well a hard choice.
+    # Values that are all 0 or 1 may also be logits of a hard choice.
     soft = jnp.any((logits > 0) & (logits < 1), axis=1)
     return jnp.stack(
         [
@@ -112,15 +113,15 @@ def _refuse(logits, label, weight, counted) -> jax.Array:
 
 
 def confidence_of(batch: Checked) -> jax.Array:
-    """The largest softmax probability of each example, [B]; 0 for what only pads the batch.
+    """The largest softmax probability of each example, [B]; 0 for padding.
 
-    It is 1 / sum exp(z - max z), and exact where all z are equal, as exp(log_softmax) is not: 1 / K
-    may be an edge of the bins.
+    It is 1 / sum exp(z - max z). Unlike exp(log_softmax), this is exact if all z are equal, which
+    matters because 1 / K may be an edge of the bins.
     """
     confidence = jnp.max(jax.nn.softmax(batch.logits), axis=-1)
     return jnp.where(batch.counted, confidence, 0.0)
 
 
 def correct(batch: Checked) -> jax.Array:
-    """Whether the first of the largest logits is that of the label, bool [B]."""
+    """Whether the prediction, the first of the largest logits, is the label, bool [B]."""
     return jnp.argmax(batch.logits, axis=-1).astype(batch.label.dtype) == batch.label

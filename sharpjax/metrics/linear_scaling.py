@@ -1,8 +1,8 @@
-"""Vector and matrix scaling (arXiv 1706.04599): weights and biases on the logits, fitted exactly on
+"""Vector and matrix scaling (arXiv 1706.04599): a linear map of the logits, fitted exactly on
 validation data.
 
 fit = linear_scaling.fit(validation_logits, validation_label, "vector")
-logits = linear_scaling.apply(fit, test_logits)     # refuses what it was fitted on
+logits = linear_scaling.apply(fit, test_logits)     # refuses the examples of the fit
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ class Fit:
     """A linear map of logits and how it was found.
 
     Attributes:
-        weights: A, [K] of a vector, [K, K] of a matrix; of logits over their temperature.
+        weights: A, [K] for "vector", [K, K] for "matrix"; applied to logits / T.
         bias: b, [K].
-        temperature: T, which the penalty draws to.
+        temperature: T; the penalty pulls the map towards this temperature scaling.
         nll_before, nll_temperature, nll_after: mean negative log-likelihood of the validation data
-            as they were, at T alone, and after the map.
-        error: bound on the distance of (A, b) from the minimum, in the Euclidean norm.
+            without a map, with T alone, and after the map.
+        error: bound on the Euclidean distance of (A, b) from the minimum.
         num_steps: Newton steps.
         rows: a digest of each row of the validation logits, sorted.
     """
@@ -55,28 +55,30 @@ def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, ridge: float = 1e-4)
     """The A and b that minimise the mean negative log-likelihood of softmax(A z / T + b), plus
     ridge / 2 (|A - 1|^2 + |b|^2).
 
-    T is the temperature of `temperature.fit`, and each example's logits are centred before, so that
-    a number added to them changes nothing. The penalty draws to temperature scaling, which is what
-    a large `ridge` gives, and makes the minimum one even where classes can be separated or have no
-    example. A matrix of K classes has K^2 + K numbers: of few validation data it fits their noise
-    (ibid.); give more of a ridge.
+    T is the temperature of `temperature.fit`. The logits of each example are centred first, so that
+    adding a constant to them changes nothing. The penalty pulls the map towards temperature
+    scaling, which is the limit of a large `ridge`. It also makes the minimum unique, even if
+    classes can be separated or have no examples. A matrix for K classes has K^2 + K numbers, and
+    with few validation data it fits their noise (ibid.); use a larger ridge then.
 
-    It is convex: Newton steps in float64 on the host, to a gradient of 1e-10 (times the ridge, if
-    that is above 1), which bounds the distance from the minimum by 1e-10 / ridge.
+    The problem is convex. Newton steps run in float64 on the host until the gradient norm is at
+    most 1e-10 (times the ridge, if that is above 1). The distance from the minimum is then at most
+    1e-10 / ridge.
 
-    Predictions may change, as they do not under a temperature.
+    Predictions may change; temperature scaling does not change them.
 
-    Cost: of 5,000 examples of 10 classes about a second, a matrix of 100 classes half a minute.
+    Cost: about a second for 5,000 examples of 10 classes, half a minute for a matrix of 100
+    classes.
 
     Args:
-        logits: [N, K] of **validation** data, which neither training nor test saw.
+        logits: [N, K] of **validation** data, which are neither training nor test data.
         label: [N].
-        kind: "vector", a factor and a bias for each class; "matrix".
-        ridge: above 0.
+        kind: "vector", a factor and a bias for each class; "matrix", a full matrix and a bias.
+        ridge: strength of the penalty, above 0.
 
     Raises:
-        UserError: as `temperature.fit`; an unknown kind; a ridge that is no number above 0; it is
-            not solved in 200 steps.
+        UserError: as `temperature.fit`; an unknown kind; a ridge that is not a finite number above
+            0; no solution within 200 steps.
 
     >>> rng = np.random.default_rng(0)
     >>> label = rng.integers(0, 3, 300)
@@ -111,16 +113,16 @@ def fit(logits: jax.Array, label: jax.Array, kind: Kind, *, ridge: float = 1e-4)
 
 
 def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
-    """A z / T + b, of centred logits; NaN where one of the row is not finite.
+    """A z / T + b of the centred logits; a row with a logit that is not finite becomes NaN.
 
     Args:
-        fit: of other examples.
-        logits: [N, K] of what is to be measured.
-        allow_overlap: take examples all the same that it was fitted on.
+        fit: a fit on other examples.
+        logits: [N, K] of the examples to measure.
+        allow_overlap: also accept examples that `fit` was fitted on.
 
     Raises:
-        UserError: `fit` is not from here; probabilities; inside of jit; another number of classes;
-            more than 1 % of the rows are rows that it was fitted on.
+        UserError: `fit` is not from `linear_scaling.fit`; probabilities; inside jit; another number
+            of classes; more than 1 % of the rows are rows of the fit.
     """
     caller = "linear_scaling.apply"
     held_out.check(caller, fit, Fit, logits)
@@ -130,7 +132,7 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
 
 
 class _Objective(NamedTuple):
-    """The penalised mean negative log-likelihood of weights and biases in one vector."""
+    """The penalised mean negative log-likelihood; x holds the weights, then the biases."""
 
     z: np.ndarray
     y: np.ndarray
@@ -167,7 +169,7 @@ class _Objective(NamedTuple):
 
 
 def _minimise(of: _Objective, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Newton's method with halved steps; a strongly convex function has one minimum."""
+    """Newton's method with step halving; a strongly convex function has one minimum."""
     for step in range(_MOST_STEPS):
         gradient, product = of.derivatives(x)
         if np.linalg.norm(gradient) <= _GRADIENT * max(1, of.ridge):

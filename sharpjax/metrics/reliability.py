@@ -1,4 +1,4 @@
-"""Calibration errors, the Brier score with its parts, and reliability diagrams, batch by batch.
+"""Calibration errors, the Brier score and its parts, and reliability diagrams, batch by batch.
 
     found = reliability.init(15)                        # or init(edges=[0, 0.5, 0.9, 1])
     for logits, label, weight in batches:
@@ -6,7 +6,7 @@
     reliability.compute(found)   # {'ece': Estimate, 'ece_debiased': Estimate, ...}
     reliability.diagram(found)   # what `plots.reliability` draws
 
-Two of them, of different data, are merged by `merge`; `jax.vmap` lifts all to a population.
+`merge` combines the bins of different data; `jax.vmap` maps all functions over a population.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ Of = Literal["top", "classes"]
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """Predictions by confidence: C x M bins, C = 1 of the top class, else one for each class.
+    """Predictions by confidence, in C x M bins: C = 1 for the top class, else one row per class.
 
     Attributes:
-        edges: [M + 1], from 0 to 1; M bins, and one more for a confidence of 1 with
-            `closed='torchmetrics'`.
+        edges: [M + 1], from 0 to 1. With `closed='torchmetrics'` there is one more bin, for a
+            confidence of 1.
         count: predictions in each bin, int32 [C, M].
         right: how many of them are right, int32 [C, M].
         confidence, squared: sums of confidences and of their squares, [C, M].
         gap: sums of (right - confidence)^2, [C, M].
         refused: as `metrics.Totals.refused`.
-        closed, of: as `init` takes them.
+        closed, of: as in `init`.
     """
 
     edges: jax.Array
@@ -58,13 +58,15 @@ class Reliability:
 
 
 class Diagram(NamedTuple):
-    """A reliability diagram: numpy, [M] of the top class, [C, M] of classes.
+    """A reliability diagram, in numpy arrays: [M] for the top class, [C, M] for classes.
+
+    With `closed='torchmetrics'` all arrays but `edges` have M + 1 bins.
 
     Attributes:
         edges: [M + 1].
-        count: predictions in each bin; of `closed='torchmetrics'` these are M + 1, as all below.
-        confidence, accuracy: their means; NaN in an empty bin.
-        low, high: the Wilson interval of the accuracy at level 0.95.
+        count: predictions in each bin.
+        confidence, accuracy: their means in each bin; NaN in an empty bin.
+        low, high: the Wilson interval of the accuracy at level 0.95; NaN in an empty bin.
     """
 
     edges: np.ndarray
@@ -83,21 +85,21 @@ def init(
     of: Of = "top",
     num_classes: int | None = None,
 ) -> Reliability:
-    """Bins of nothing.
+    """Empty bins.
 
     Args:
-        num_bins: of equal width, 15 where there are no `edges`.
-        edges: of the bins, increasing from 0 to 1.
-        closed: on which side a bin is: 'right', (a, b], where the first one holds 0; 'left',
-            [a, b), where the last one holds 1; 'torchmetrics', [a, b) with a bin of its own for a
-            confidence of 1 (Lightning-AI/torchmetrics#3510).
+        num_bins: number of bins of equal width; 15 if neither this nor `edges` is given.
+        edges: edges of the bins, increasing from 0 to 1.
+        closed: which edge a bin includes. 'right': (a, b], and the first bin also holds 0; 'left':
+            [a, b), and the last bin also holds 1; 'torchmetrics': [a, b), with a bin of its own for
+            a confidence of 1 (Lightning-AI/torchmetrics#3510).
         of: 'top': the predicted class of each example (arXiv 1706.04599); 'classes': the
             probability of each class, against whether it is the label (arXiv 1904.01685).
-        num_classes: with 'classes', K.
+        num_classes: K; only with 'classes'.
 
     Raises:
-        UserError: bins that are none, both kinds of bins, an unknown word, `num_classes` missing
-            or of no use.
+        UserError: invalid bins, both `num_bins` and `edges`, an unknown value of `closed` or `of`,
+            or `num_classes` missing with 'classes' or given without it.
     """
     if num_bins is not None and edges is not None:
         raise UserError("reliability.init: give num_bins or edges, not both.")
@@ -137,10 +139,10 @@ def update(
     """The bins with a batch added.
 
     Args:
-        logits, label, weight: as `metrics.update` takes them; no weight: all count.
+        logits, label, weight: as in `metrics.update`; without a weight all examples count.
 
     Raises:
-        UserError: as `metrics.update`; with 'classes', logits of another number of classes.
+        UserError: as `metrics.update`; with 'classes', the logits have another number of classes.
     """
     batch = inputs.checked("reliability.update", logits, label, weight)
     if found.of == "top":
@@ -176,7 +178,7 @@ def update(
 
 
 def bin_of(found: Reliability, confidence: jax.Array) -> jax.Array:
-    """The bin of each confidence, int32."""
+    """The index of the bin of each confidence, int32."""
     confidence = confidence[..., None]
     if found.closed == "right":
         above = confidence > found.edges[1:-1]
@@ -186,10 +188,10 @@ def bin_of(found: Reliability, confidence: jax.Array) -> jax.Array:
 
 
 def merge(a: Reliability, b: Reliability) -> Reliability:
-    """The bins of both; what they hold does not depend on the order.
+    """The bins with the counts and sums of both. The order of the two does not matter.
 
     Raises:
-        UserError: their bins differ (inside a trace only their number is compared).
+        UserError: the bins differ (inside a trace only their number is compared).
     """
     same = a.closed == b.closed and a.of == b.of and a.count.shape == b.count.shape
     traced = isinstance(a.edges, Tracer) or isinstance(b.edges, Tracer)
@@ -208,25 +210,30 @@ def merge(a: Reliability, b: Reliability) -> Reliability:
 
 @jax.jit
 def compute(found: Reliability) -> dict[str, Estimate]:
-    """All that the bins know; c_b, a_b are mean confidence and accuracy of bin b, f_b its share.
+    """All metrics of the bins, by name.
 
-    - `ece`: sum_b f_b |c_b - a_b|; of classes the mean over them, the classwise error. Standard
-      error of the top class as in `calibration.expected_calibration_error`, of classes NaN.
-    - `mce`, `rmsce`: the largest |c_b - a_b| of a bin that is not empty; the root of sum f_b
-      (c_b - a_b)^2.
-    - `ece_debiased`: less the excess that normal noise of variance a_b (1 - a_b) / n_b adds to each
-      |c_b - a_b|, in closed form; may be negative (arXiv 1909.10155, whose code draws it). Of a
-      calibrated model it removes sqrt(2) - 1 = 41 % of the excess, where gaps stand out all.
-    - `rmsce_debiased`: sqrt(max(0, sum f_b ((c_b - a_b)^2 - a_b (1 - a_b) / (n_b - 1)))), ibid.
+    Bin b has mean confidence c_b, accuracy a_b and n_b predictions, a share f_b of all.
+
+    - `ece`: sum_b f_b |c_b - a_b|; for classes the mean over them, the classwise error. The
+      standard error for the top class is that of `calibration.expected_calibration_error`; for
+      classes it is NaN.
+    - `mce`: the largest |c_b - a_b| of the bins that are not empty.
+    - `rmsce`: sqrt(sum_b f_b (c_b - a_b)^2).
+    - `ece_debiased`: `ece` minus the excess that normal noise of variance a_b (1 - a_b) / n_b adds
+      to each |c_b - a_b|, in closed form; may be negative (arXiv 1909.10155, whose code samples the
+      noise). For a calibrated model it removes only sqrt(2) - 1 = 41 % of the excess; if the gaps
+      are much larger than their noise, it removes all of it.
+    - `rmsce_debiased`: sqrt(max(0, sum_b f_b ((c_b - a_b)^2 - a_b (1 - a_b) / (n_b - 1)))), ibid.
     - `overconfidence`: sum_b f_b c_b max(c_b - a_b, 0) (arXiv 1905.11001).
-    - `ece_null`: what `ece` is on average of a calibrated model with these confidences, in a normal
+    - `ece_null`: the mean `ece` of a calibrated model with these confidences, in a normal
       approximation: sum_b f_b sqrt(2 v_b / (pi n_b)), v_b the mean of c (1 - c) in the bin.
-    - `brier`: the mean of (right - c)^2, of classes the sum over them. It is exactly
-      `brier_reliability` - `brier_resolution` + `brier_uncertainty` + `brier_within`: sum f_b
-      (c_b - a_b)^2, sum f_b (a_b - a)^2, a (1 - a), and what bins hide, sum f_b (var c - 2 cov(c,
-      right)) (Stephenson, Coelho and Jolliffe, 2008). Right to some 1e-6.
+    - `brier`: the mean of (right - c)^2, summed over classes. It is exactly `brier_reliability` -
+      `brier_resolution` + `brier_uncertainty` + `brier_within` (Stephenson, Coelho and Jolliffe,
+      2008). These are sum_b f_b (c_b - a_b)^2, sum_b f_b (a_b - a)^2, a (1 - a), and sum_b f_b
+      (var c - 2 cov(c, right)), which is the part inside the bins; a is the overall accuracy.
+      Correct to some 1e-6.
 
-    NaN of no examples, and where a batch was refused or a prediction is NaN.
+    Everything is NaN if there are no examples, a batch was refused or a prediction is NaN.
     """
     n = jnp.sum(found.count[0])
     total = n.astype(jnp.float32)
@@ -236,7 +243,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
     confidence, squared = (summation.value(x) for x in (found.confidence, found.squared))
     gap_squared = summation.value(found.gap)
     c = confidence / size
-    # Both sums of a bin are subtracted before they are rounded to one float32.
+    # Subtract the two sums of a bin before rounding them to a single float32.
     signed = ((found.confidence.total - right) + found.confidence.rest) / size
     gap, noise = jnp.abs(signed), a * (1 - a)
     ece = jnp.mean(jnp.sum(share * gap, axis=1))
@@ -251,7 +258,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
     variance = jnp.sum(gap_squared) / total - ece**2
     error = jnp.where(n > 1, jnp.sqrt(jnp.maximum(variance, 0) / (total - 1)), jnp.nan)
     base = jnp.sum(right, axis=1, keepdims=True) / total
-    # mean (right - c)^2 = gap^2 + var c + noise - 2 cov in each bin.
+    # In each bin: mean (right - c)^2 = gap^2 + var c + noise - 2 cov.
     within = gap_squared / size - gap**2 - noise
     values = {
         "ece": ece,

@@ -1,4 +1,4 @@
-"""Proper scores of single examples, their means, and intervals of any statistic of examples.
+"""Proper scores of single examples, their means, and intervals for any statistic of examples.
 
 losses = scores.nll(logits, label)                # [N]
 scores.mean(losses)                               # Estimate, with its standard error
@@ -18,7 +18,7 @@ from sharpjax.metrics import inputs
 
 
 def nll(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """-log p(label) of each example in nats, [N]; in log space, so that p = 0 to rounding is exact.
+    """-log p(label) of each example in nats, [N]. In log space, so exact even if p rounds to 0.
 
     Raises:
         UserError: as `metrics.update`.
@@ -42,7 +42,11 @@ def brier(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-    """-sum_k p_k log p_k of each example in nats, [N], from 0 to log K."""
+    """-sum_k p_k log p_k of each example in nats, [N], from 0 to log K.
+
+    Raises:
+        UserError: as `metrics.update`.
+    """
     logits = jnp.asarray(logits)
     batch = _checked("scores.entropy", logits, jnp.zeros(logits.shape[:1], jnp.int32))
     log_p = jax.nn.log_softmax(batch.logits)
@@ -50,7 +54,7 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 
 def mean(values: jax.Array) -> Estimate:
-    """The mean of [N] with its standard error, sd / sqrt(n): NaN for one example.
+    """The mean of values [N] with its standard error, sd / sqrt(n), which is NaN for one example.
 
     >>> estimate = mean(np.array([1.0, 3.0]))
     >>> float(estimate.value), float(estimate.standard_error), estimate.num_evaluations
@@ -69,19 +73,22 @@ def bootstrap_interval(
     num_draws: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """The basic bootstrap interval of a statistic of examples: [2 t - q_high, 2 t - q_low], with t
-    the statistic and q quantiles of it on examples drawn with replacement.
+    """The basic bootstrap interval of a statistic of examples, [2 t - q_high, 2 t - q_low].
 
-    It corrects a bias once, which percentiles would double: an expected calibration error is biased
-    upwards. Where that error is nothing but noise its interval is not to be trusted; see
-    `adaptive.calibration_test`.
+    t is the statistic, and q_low and q_high are its quantiles on examples drawn with replacement.
+    The interval corrects a bias of the statistic, which a percentile interval would double. For
+    example, the expected calibration error is biased upwards. If that error is only noise, do not
+    trust the interval; see `adaptive.calibration_test`.
 
     Args:
-        statistic: of the arrays, a scalar; jax, compiled once.
+        statistic: maps the arrays to a scalar; a jax function, compiled once.
         arrays: examples on axis 0.
+        key: random key of the draws.
+        num_draws: number of bootstrap samples.
+        level: coverage of the interval, in (0, 1).
 
     Raises:
-        UserError: `level` is not between 0 and 1, or there are no draws.
+        UserError: `level` is not between 0 and 1, or `num_draws` is less than 1.
 
     >>> low, high = bootstrap_interval(jnp.mean, jnp.arange(100.0), key=jax.random.key(0))
     >>> 40 < low < 46 and 53 < high < 59  # 49.5 - 1.96 * 2.9 is 43.8
@@ -109,5 +116,5 @@ def bootstrap_interval(
 
 def _checked(caller: str, logits: jax.Array, label: jax.Array) -> inputs.Checked:
     batch = inputs.checked(caller, logits, label)
-    bad = jnp.any(batch.refused)  # inside a trace, where nothing can be raised
+    bad = jnp.any(batch.refused)  # only inside a trace, which cannot raise
     return batch._replace(logits=jnp.where(bad, jnp.nan, batch.logits))

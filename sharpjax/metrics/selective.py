@@ -1,4 +1,4 @@
-"""Selective prediction: how the risk grows with the share of examples that a model answers."""
+"""Selective prediction: the error rate as a function of the share of examples answered."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class RiskCoverage(NamedTuple):
         coverage: i / N for i from 1 to N, the share of the most confident examples.
         risk: the share of errors among them.
         aurc: the mean of `risk` (arXiv 1805.08206).
-        excess_aurc: less that of the same errors in the best order, all of them last; 0 is perfect.
+        excess_aurc: `aurc` minus that of the same errors in the best order, all last; 0 is perfect.
     """
 
     coverage: np.ndarray
@@ -25,13 +25,13 @@ class RiskCoverage(NamedTuple):
 
 
 def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
-    """The curve when the least confident examples are left out, and the area under it.
+    """The error rate as the least confident examples are left out, and the area under that curve.
 
-    Confidence is the largest softmax probability, in float64 and told by its distance from 1, so
-    that sure predictions stay in order. Examples of equal confidence count as in the mean over
-    their orders: the result does not depend on the order of the data.
+    Confidence p is the largest softmax probability. Examples are ordered in float64 by (1 - p) / p,
+    so that very confident predictions keep their order. For examples of equal confidence, the
+    result is the mean over their orders, so it does not depend on the order of the data.
 
-    NaN of no examples, and where a logit is NaN or infinite.
+    NaN if there are no examples or a logit is NaN or infinite.
 
     Args:
         logits: [N, K].

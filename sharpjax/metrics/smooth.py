@@ -6,22 +6,23 @@ from scipy.fft import dct
 
 from sharpjax.metrics import inputs
 
-_NARROWEST = 1e-3  # a kernel that takes some 2,700 cosines
+_NARROWEST = 1e-3  # a kernel of this width takes some 2,700 cosines
 
 
 def smooth_calibration_error(logits: jax.Array, label: jax.Array) -> float:
-    """smECE: the error of the top class, smoothed by a Gaussian kernel as wide as the error itself
-    (Blasiok and Nakkiran, 2023, arXiv 2309.12236).
+    """smECE: the calibration error of the top class, smoothed by a Gaussian kernel whose width is
+    the error itself (Blasiok and Nakkiran, 2023, arXiv 2309.12236).
 
-    With r_s(t) the mean of (right - confidence) K_s(t, confidence), and K_s the Gaussian of width s
-    that the ends of [0, 1] reflect, it is the one s at which the integral of |r_s| is s. It is
-    continuous in the confidences, and no number of bins is chosen. In cosines, where the kernel is
-    a factor exp(-(s pi k)^2 / 2), so that all widths share one sum over the examples; right to some
-    1e-6. Where it is below 0.001, it is the integral at that width: no more than the truth.
+    Let r_s(t) be the mean of (right - confidence) K_s(t, confidence), with K_s the Gaussian of
+    width s reflected at the ends of [0, 1]. smECE is the one s at which the integral of |r_s| is s.
+    It is continuous in the confidences and needs no number of bins. It is computed in a cosine
+    basis, in which the kernel is a factor exp(-(s pi k)^2 / 2), so that all widths share one sum
+    over the examples. It is correct to some 1e-6. An error below 0.001 is the integral at width
+    0.001, which is not more than the true error.
 
-    It is biased upwards as all such errors are.
+    Like all such errors, it is biased upwards.
 
-    Cost: N x 2,700 cosines on the host. NaN of no examples, and where a logit is not finite.
+    Cost: N x 2,700 cosines on the host. NaN if there are no examples or a logit is not finite.
 
     Args:
         logits: [N, K].
@@ -47,7 +48,7 @@ def smooth_calibration_error(logits: jax.Array, label: jax.Array) -> float:
     waves /= len(z)
 
     def integral(width: float) -> float:
-        smoothed = np.zeros(4 * len(k))  # on a grid of so many cells, at their middles
+        smoothed = np.zeros(4 * len(k))  # the number of grid cells; values are at their middles
         smoothed[: len(k)] = waves * np.exp(-((width * np.pi * k) ** 2) / 2)
         return float(np.mean(np.abs(np.asarray(dct(smoothed, type=3)))))
 

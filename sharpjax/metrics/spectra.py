@@ -1,8 +1,8 @@
 """Measures of weight matrices: norms, singular values, ranks, orthonormality of factors.
 
-Pure functions of one model; `jax.vmap` lifts them to a population. A weight is a matrix [m, n], or
-the factors {'U': [m, k], 's': [k], 'Vt': [k, n]} of one, W = U diag(s) V', trained freely. Trees of
-them give dictionaries by name, for one table of rows.
+These are pure functions of one model; `jax.vmap` maps them over a population. A weight is a matrix
+[m, n], or the freely trained factors {'U': [m, k], 's': [k], 'Vt': [k, n]} of W = U diag(s) V'. For
+a tree of weights the result is a dictionary by name.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from sharpjax.errors import UserError
 
 
 def singular_values(weight: Any) -> jax.Array:
-    """All min(m, n) singular values of a matrix, or the k of factors; largest first.
+    """All min(m, n) singular values of a matrix, or the k of its factors; largest first.
 
-    Cost: about 4 m n min(m, n) multiplications; of factors 2 (m + n) k^2 and an SVD of k x k, from
-    W = Q_U (R_U diag(s) R_V') Q_V', which forms no m x n matrix. On one CPU core the three matrices
-    of the token MLP took 2 ms, and their factors at a rank of 12.5 % 0.1 ms.
+    Cost: about 4 m n min(m, n) multiplications for a matrix. For factors 2 (m + n) k^2 and an SVD
+    of a k x k matrix: W = Q_U (R_U diag(s) R_V') Q_V', without forming W. On one CPU core, the
+    three matrices of the token MLP took 2 ms, and their factors at a rank of 12.5 % took 0.1 ms.
 
     >>> singular_values(jnp.diag(jnp.array([3.0, -4.0]))).tolist()
     [4.0, 3.0]
@@ -33,7 +33,7 @@ def singular_values(weight: Any) -> jax.Array:
 
 
 def effective_rank(values: jax.Array) -> jax.Array:
-    """exp of the entropy of s / sum s (Roy and Vetterli, 2007): k for k equal singular values.
+    """exp(entropy of s / sum s) (Roy and Vetterli, 2007): k if k equal singular values are not 0.
 
     >>> print(effective_rank(jnp.array([2.0, 2.0, 0.0])))
     2.0
@@ -54,7 +54,7 @@ def stable_rank(values: jax.Array) -> jax.Array:
 def orthogonality_error(factors: Mapping[str, jax.Array]) -> jax.Array:
     """sqrt((||U'U - I||_F^2 + ||V'V - I||_F^2) / 2 k): 0 where both have orthonormal columns.
 
-    The root mean square of the eigenvalues of U'U - I and V'V - I, whatever the rank.
+    This is the root mean square of the eigenvalues of U'U - I and V'V - I, whatever the rank.
 
     >>> print(orthogonality_error({"U": 3 * jnp.eye(2), "s": jnp.ones(2), "Vt": 3 * jnp.eye(2)}))
     8.0
@@ -68,10 +68,10 @@ def orthogonality_error(factors: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def weight_norms(params: Any) -> dict[str, jax.Array]:
-    """The Frobenius norm of each weight and each bias by name, and of all under 'total'.
+    """The Frobenius norm of each weight and each bias by name; 'total' is the norm of all together.
 
-    Of factors it is that of their product, sqrt(tr(diag(s) U'U diag(s) V'V)), so that models can be
-    compared with decomposed ones; the norm that weight decay sees is `tree.norm(params)`.
+    For factors it is the norm of their product, sqrt(tr(diag(s) U'U diag(s) V'V)), so that dense
+    and decomposed models can be compared. The norm that weight decay sees is `tree.norm(params)`.
 
     >>> norms = weight_norms({"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([12.0])})
     >>> {name: float(norm) for name, norm in norms.items()}
@@ -82,10 +82,10 @@ def weight_norms(params: Any) -> dict[str, jax.Array]:
 
 
 def spectra(params: Any) -> dict[str, jax.Array]:
-    """The singular values of each matrix by name; leaves that are no matrices are left out.
+    """The singular values of each matrix by name; other leaves are left out.
 
     Raises:
-        UserError: there is no matrix; a population is one only under `jax.vmap`.
+        UserError: there is no matrix. For a population, use `jax.vmap`.
 
     >>> values = spectra({"hidden": {"kernel": jnp.eye(2), "bias": jnp.ones(2)}})
     >>> {name: s.tolist() for name, s in values.items()}
@@ -119,6 +119,6 @@ def _norm(weight: Any) -> jax.Array:
     return jnp.sqrt(jnp.maximum(jnp.sum(gram), 0))
 
 
-# Not from `nn.svd`: rooms of one floor do not know each other. The names are the contract.
+# Repeats `nn.svd.is_factors`: packages of one floor do not import each other. The keys are fixed.
 def _is_factors(node: Any) -> bool:
     return isinstance(node, Mapping) and set(node) == {"U", "s", "Vt"}

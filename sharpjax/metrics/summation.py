@@ -1,7 +1,8 @@
-"""Sums that keep what rounding drops, so that they do not depend on how examples were batched.
+"""Compensated sums: they keep rounding errors, and so do not depend on how examples were batched.
 
-A sum is a pair of float32, `total + rest`, with the rounding error of each addition collected in
-`rest` (Knuth's TwoSum): about 48 bits, on devices without float64 too. It may be one of float64.
+A sum is a pair of float32 numbers, `total + rest`. `rest` collects the rounding error of each
+addition (Knuth's TwoSum). This gives about 48 bits, also on devices without float64. The pair may
+also be of float64.
 """
 
 from typing import NamedTuple
@@ -23,17 +24,17 @@ def zero(shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32) -> Sum:
 
 
 def add(a: Sum, b: Sum) -> Sum:
-    """a + b, the error of the addition exact."""
+    """a + b, with the exact error of the addition of the totals."""
     total = a.total + b.total
     shadow = total - a.total
     error = (a.total - (total - shadow)) + (b.total - shadow)
-    # An infinite total has no rounding error: it would be inf - inf.
+    # An infinite total has no rounding error; computing it would give inf - inf.
     rest = a.rest + b.rest + jnp.where(jnp.isfinite(total), error, 0.0)
     return Sum(total, rest)
 
 
 def over_examples(x: jax.Array, dtype: DTypeLike = jnp.float32) -> Sum:
-    """The sum of `x` over axis 0, in pairs of `dtype`.
+    """The compensated sum of `x` over axis 0, in pairs of `dtype`.
 
     >>> print(value(over_examples(jnp.array([1e8, 1.0, -1e8]))))  # a plain float32 sum loses the 1
     1.0

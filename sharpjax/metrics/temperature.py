@@ -1,7 +1,7 @@
-"""Temperature scaling (arXiv 1706.04599): one number, fitted exactly on validation data.
+"""Temperature scaling (arXiv 1706.04599): a single number, fitted exactly on validation data.
 
 fit = temperature.fit(validation_logits, validation_label)
-logits = temperature.apply(fit, test_logits)        # refuses what it was fitted on
+logits = temperature.apply(fit, test_logits)        # refuses the examples of the fit
 """
 
 import dataclasses
@@ -22,8 +22,10 @@ class Fit:
     """A temperature and how it was found.
 
     Attributes:
-        temperature: T, with its standard error over examples (robust to a wrong model).
-        nll_before, nll_after: mean negative log-likelihood of the validation data at 1 and at T.
+        temperature: T, with its standard error over examples (the sandwich form, which is robust to
+            a wrong model).
+        nll_before, nll_after: mean negative log-likelihood of the validation data at T = 1 and at
+            the fitted T.
         num_steps: Newton and bisection steps.
         rows: a digest of each row of the validation logits, sorted.
     """
@@ -38,18 +40,19 @@ class Fit:
 def fit(logits: jax.Array, label: jax.Array) -> Fit:
     """The temperature T that minimises the mean negative log-likelihood of softmax(z / T).
 
-    Convex in b = 1 / T: at the optimum mean z_y = mean sum_k p_k(b) z_k. Newton steps within a
-    bracket, in float64 on the host, to a relative width of 1e-12. So T is exact, the likelihood is
-    never worse than at T = 1, and no learning rate is involved.
+    The problem is convex in b = 1 / T; at the optimum mean z_y = mean sum_k p_k(b) z_k. Newton
+    steps within a bracket run in float64 on the host, to a relative width of 1e-12. So T is exact,
+    the likelihood is never worse than at T = 1, and there is no learning rate.
 
     Args:
-        logits: [N, K] of **validation** data, which neither training nor test saw.
+        logits: [N, K] of **validation** data, which are neither training nor test data.
         label: [N].
 
     Raises:
-        UserError: as `metrics.update`; no examples; logits that are not finite; every prediction is
-            right, where the best T is 0; the logits tell nothing of the labels, or the opposite,
-            where it is infinite; the logits of each example are all equal, where any T is as good.
+        UserError: as `metrics.update`; there are no examples; logits are not finite; every
+            prediction is right, so that the best T is 0; the logits say nothing about the labels,
+            or are worse than that, so that the best T is infinite; the logits of each example are
+            all equal, so that any T is as good; the solver does not converge.
 
     >>> logits = 3 * np.log([[0.25, 0.75]] * 4)  # three times too sure, if three of four are right
     >>> round(fit(logits, np.array([0, 1, 1, 1])).temperature.value, 6)
@@ -79,7 +82,7 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
             f"{caller}: all {len(y)} predictions are right, so that the best temperature is 0. Fit "
             "on data that the model was not trained on, or on more of them."
         )
-    size = -z.min()  # b below is of logits divided by it
+    size = -z.min()  # b below is for logits divided by this
     z, of_label = z / size, of_label / size
     low, high, b, num_steps = 0.0, np.inf, 1.0, 0
     while num_steps < _MOST_STEPS:
@@ -109,13 +112,13 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
     """logits / T.
 
     Args:
-        fit: of other examples.
-        logits: [N, K] of what is to be measured.
-        allow_overlap: take examples all the same that T was fitted on.
+        fit: a fit on other examples.
+        logits: [N, K] of the examples to measure.
+        allow_overlap: also accept examples that T was fitted on.
 
     Raises:
-        UserError: `fit` is not from here; probabilities; inside of jit; more than 1 % of the rows
-            are rows that T was fitted on.
+        UserError: `fit` is not from `temperature.fit`; probabilities; inside jit; more than 1 % of
+            the rows are rows that T was fitted on.
     """
     held_out.check("temperature.apply", fit, Fit, logits)
     held_out.refuse_seen(
@@ -125,7 +128,7 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
 
 
 def _derivatives(z: np.ndarray, of_label: np.ndarray, b: float) -> tuple[float, float]:
-    """Of the mean negative log-likelihood by b, first and second."""
+    """First and second derivative of the mean negative log-likelihood in b."""
     p = np.exp(b * z - _log_sum(b * z)[:, None])
     mean = np.sum(p * z, axis=1)
     variance = np.sum(p * (z - mean[:, None]) ** 2, axis=1)
@@ -133,4 +136,4 @@ def _derivatives(z: np.ndarray, of_label: np.ndarray, b: float) -> tuple[float, 
 
 
 def _log_sum(z: np.ndarray) -> np.ndarray:
-    return np.log(np.sum(np.exp(z), axis=1))  # the largest is 0
+    return np.log(np.sum(np.exp(z), axis=1))  # no overflow: the largest z is 0

@@ -1,4 +1,4 @@
-"""Where models are while they train, as functions: distances of what they put out at each epoch.
+"""Paths of models in function space during training: distances between their outputs at each epoch.
 
 logits = {("sgd", 0): [E, N, K], ("sam", 0): [E, N, K]}      # of the same N examples
 found = embedding.classical_mds(distances(stacked(logits)))
@@ -20,27 +20,29 @@ _Key = TypeVar("_Key")
 
 
 def distances(logits: Any, others: Any | None = None, *, kind: Kind = "activation") -> np.ndarray:
-    """Distances of P states, [P, P], 0 on the diagonal; or of P and L `others`, [P, L].
+    """Distances between P states, [P, P], 0 on the diagonal; or to L `others`, [P, L].
 
-    With p and q the softmax of two states, of N examples each, one of three metrics:
+    A state is the output of a model at one epoch. With p and q the softmax outputs of two states on
+    the same N examples, the distance is one of three metrics:
 
         activation             1/N sum_i ||p_i - q_i||_2, in [0, sqrt 2]
         sqrt_jensen_shannon    sqrt(1/N sum_i JSD(p_i, q_i)), in nats, in [0, sqrt(log 2)]; these
-                               are Euclidean distances of some space (Fuglede and Topsoe, 2004)
-        disagreement           1/N sum_i [argmax p_i != argmax q_i]
+                               are Euclidean distances in some space (Fuglede and Topsoe, 2004)
+        disagreement           1/N sum_i [argmax p_i != argmax q_i], in [0, 1]
 
-    The first is `activation_distance` of all pairs, the second the root of `jensen_shannon`. NaN of
-    a state that is not finite, its distance to itself too.
+    The first is `activation_distance` for all pairs, the second the root of `jensen_shannon`. All
+    distances of a state that is not finite are NaN, also the one to itself.
 
-    Cost: P (P - 1) / 2 times N K numbers; 8 P N K bytes. Of 60 states of 1,000 examples and 10
-    classes half a second on one CPU core.
+    Cost: P (P - 1) / 2 times N K numbers; 8 P N K bytes. For 60 states of 1,000 examples and 10
+    classes it took half a second on one CPU core.
 
     Args:
-        logits: [P, N, K], as of the epochs of one model, or of several (`stacked`).
+        logits: [P, N, K], such as the epochs of one model, or of several (`stacked`).
         others: [L, N, K], of the same examples.
+        kind: which of the three metrics.
 
     Raises:
-        UserError: no such shapes; these are probabilities; another kind.
+        UserError: other shapes; `logits` are probabilities; an unknown kind; inside a trace.
 
     >>> one, other = [[9.0, 0.0], [0.0, 9.0]], [[9.0, 0.0], [9.0, 0.0]]
     >>> distances([one, other, one], kind="disagreement").tolist()
@@ -70,10 +72,10 @@ def distances(logits: Any, others: Any | None = None, *, kind: Kind = "activatio
 
 
 def stacked(outputs: Mapping[Any, Any]) -> np.ndarray:
-    """What several models put out at their epochs, [E_m, N, K] each, one after another.
+    """The outputs of several models at their epochs, [E_m, N, K] each, concatenated: [P, N, K].
 
     Raises:
-        UserError: there is none; they are not of the same examples and classes.
+        UserError: there are no outputs; their examples or classes differ in number.
 
     >>> stacked({"a": np.zeros((3, 4, 2)), "b": np.ones((2, 4, 2))}).shape
     (5, 4, 2)
@@ -89,10 +91,10 @@ def stacked(outputs: Mapping[Any, Any]) -> np.ndarray:
 
 
 def by_model(points: Any, outputs: Mapping[_Key, Any]) -> dict[_Key, np.ndarray]:
-    """Points of `stacked(outputs)`, [P, ...], by model again: [E_m, ...] each.
+    """Splits the points of `stacked(outputs)`, [P, ...], by model again: [E_m, ...] each.
 
     Raises:
-        UserError: there are more points, or fewer.
+        UserError: the number of points is not that of the states.
 
     >>> by_model(np.arange(5), {"a": np.zeros((3, 4, 2)), "b": np.ones((2, 4, 2))})
     {'a': array([0, 1, 2]), 'b': array([3, 4])}
@@ -107,7 +109,7 @@ def by_model(points: Any, outputs: Mapping[_Key, Any]) -> dict[_Key, np.ndarray]
 
 
 def _states(logits: Any) -> list[np.ndarray]:
-    """Probabilities of each state, [N, K]; NaN throughout where one is not finite."""
+    """Probabilities of each state, [N, K]; all NaN if a logit of the state is not finite."""
     caller = "metrics.trajectory.distances"
     inputs.refuse_traced(caller, logits)
     x = np.asarray(logits)

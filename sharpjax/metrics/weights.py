@@ -1,7 +1,7 @@
-"""How far apart two models are as points: of their parameters, whatever they compute.
+"""How far apart two models are in parameter space, whatever functions they compute.
 
-Both hang on the parametrisation: neurons that change places, or a layer that is scaled where the
-next one undoes it, move the point and not the function.
+Both measures depend on the parametrisation. Permuting neurons, or scaling a layer and undoing that
+in the next one, changes the parameters but not the function.
 """
 
 import math
@@ -20,10 +20,10 @@ def distance(a: Any, b: Any) -> float:
     """||a - b||, the Euclidean distance over all leaves. In float64 on the host, O(n).
 
     Args:
-        a, b: pytrees of one structure and shapes, of any floating types.
+        a, b: pytrees with the same structure and shapes, of any floating types.
 
     Raises:
-        UserError: they are not of one structure, or a leaf is not finite.
+        UserError: the structures or shapes differ, or a leaf is not floating or not finite.
 
     >>> distance({"w": np.array([3.0, 0.0])}, {"w": np.array([0.0, 4.0])})
     5.0
@@ -33,14 +33,14 @@ def distance(a: Any, b: Any) -> float:
 
 
 def cosine_similarity(a: Any, b: Any) -> float:
-    """a·b / (||a|| ||b||) over all leaves, in [-1, 1]; NaN where one is 0. In float64 on the host,
-    O(n).
+    """a·b / (||a|| ||b||) over all leaves, in [-1, 1]; NaN if `a` or `b` is 0. In float64 on the
+    host, O(n).
 
     Args:
-        a, b: pytrees of one structure and shapes, of any floating types.
+        a, b: pytrees with the same structure and shapes, of any floating types.
 
     Raises:
-        UserError: they are not of one structure, or a leaf is not finite.
+        UserError: the structures or shapes differ, or a leaf is not floating or not finite.
 
     >>> cosine_similarity({"w": np.array([3.0, 0.0])}, {"w": np.array([1.0, 0.0])})
     1.0
@@ -55,12 +55,12 @@ def cosine_similarity(a: Any, b: Any) -> float:
 
 
 def _length(leaves: list[np.ndarray]) -> float:
-    """Where squares would overflow, too."""
+    """The Euclidean norm over all leaves; correct even if squares would overflow."""
     return math.hypot(*(float(linalg.norm(x)) for x in leaves))
 
 
 def _leaves(caller: str, a: Any, b: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Those of both, flat."""
+    """The checked leaves of both, flattened, in float64."""
     caller = f"weights.{caller}"
     inputs.refuse_traced(caller, *jax.tree.leaves((a, b)))
     for name, params in (("a", a), ("b", b)):

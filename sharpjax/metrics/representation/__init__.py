@@ -1,15 +1,15 @@
-"""How alike the features of two networks are, of the same examples: [N, d] and [N, e].
+"""Similarity of the features of two networks on the same examples, [N, d] and [N, e].
 
-    cka                     linear CKA, unbiased by default; `streaming` takes it in batches
-    procrustes, normalized_procrustes, angular_distance     after the best orthogonal map
+    cka                     linear CKA, unbiased by default; `streaming` computes it in batches
+    procrustes, normalized_procrustes, angular_distance     distance after the best orthogonal map
     rsa                     correlation of dissimilarities
     neighbour_overlap       Jaccard index of nearest neighbours
     svcca, linear_regression, correlation_match
-    all_pairs               one of these of M models, or of the layers of two
+    all_pairs               one of these for M models, or for the layers of two models
     MEASURES                all by name, with direction, symmetry and invariances
 
-Plain functions of two matrices, in float64 on the host. Layers of a convolutional network are
-flattened or pooled before.
+All are plain functions of two matrices, computed in float64 on the host. Flatten or pool the layers
+of a convolutional network first.
 """
 
 from sharpjax.metrics.representation.alignment import cka as cka

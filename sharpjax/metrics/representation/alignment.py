@@ -8,32 +8,33 @@ import numpy as np
 from sharpjax.metrics.representation import hsic
 from sharpjax.metrics.representation.measure import Measure, centred, of_unit_norm
 
-# The self-similarity that is left of the biased one: below, rounding has taken five digits.
+# Least ratio of unbiased to biased self-similarity: below it, rounding has cost five digits.
 ROUNDING = 1e-10
 
 
 def cka(a: Any, b: Any, *, biased: bool = False) -> float:
-    """Linear CKA, HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)), in [-1, 1]; 1: equal up to an
-    orthogonal map, scale and translation.
+    """Linear CKA, HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)), in [-1, 1]. It is 1 if the features are
+    equal up to an orthogonal map, scale and translation.
 
-    HSIC is the unbiased estimate of Song et al. (`hsic.unbiased`): of independent features CKA is 0
-    in the mean to O(1/N). With `biased` it is ||b'a||_F^2 / (||a'a||_F ||b'b||_F) of centred
-    columns, in [0, 1], which for independent Gaussian features is about d / (N + d): 0.6 of 64
-    examples with 100 features. Independent networks seem alike by it whenever N is not much
-    larger than d.
+    HSIC is the unbiased estimate of Song et al. (`hsic.unbiased`). For independent features the
+    mean of CKA is 0 to O(1/N). With `biased`, CKA is ||b'a||_F^2 / (||a'a||_F ||b'b||_F) of centred
+    columns, in [0, 1]. For independent Gaussian features this is about d / (N + d), for example 0.6
+    for 64 examples with 100 features. So with `biased`, independent networks seem similar unless N
+    is much larger than d.
 
-    Cost: in features N (d^2 + e^2 + d e) multiplications, or in Gram matrices N^2 (d + e + 1),
-    matrix by matrix by what is smaller. The error is some 1e-15 over the share of HSIC(a, a) that
-    the unbiased estimate leaves of the biased one; where that is below 1e-10 the result is NaN, as
-    it is of constant features, or of features that are constant but for one example.
+    Cost: N (d^2 + e^2 + d e) multiplications in features, or N^2 (d + e + 1) in Gram matrices,
+    whichever is smaller for each matrix. The error is some 1e-15 over r, with r the ratio of the
+    unbiased to the biased HSIC(a, a). If r is below 1e-10 the result is NaN. It is also NaN for
+    constant features, and for features that are constant except in one example.
 
     Args:
         a: [N, d].
         b: [N, e].
-        biased: whether the biased estimate is taken.
+        biased: use the biased estimate.
 
     Raises:
-        UserError: not two matrices of the same examples; fewer than 4 (biased: 2).
+        UserError: not two matrices of the same examples; fewer than 4 examples (biased: 2); a
+            feature is not finite; inside a trace.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     >>> rotated = x @ np.array([[0.6, 0.8], [-0.8, 0.6]])
@@ -44,13 +45,13 @@ def cka(a: Any, b: Any, *, biased: bool = False) -> float:
 
 
 def ratio(products: Any, own: Any, other: Any) -> Any:
-    """Products over the square root of `own` times `other`, NaN where one of these is not > 0."""
+    """products / sqrt(own other); NaN if `own` or `other` is not above 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where((own > 0) & (other > 0), products / np.sqrt(own * other), np.nan)
 
 
 def self_similarity(a: hsic.Kernel) -> float:
-    """HSIC(a, a), unbiased; NaN where rounding is all that is left of it."""
+    """The unbiased HSIC(a, a); NaN if it is lost in rounding."""
     n = len(a.squares)
     found = hsic.unbiased(a, a)
     return found if found > ROUNDING * a.own / (n * (n - 3)) else math.nan

@@ -1,4 +1,4 @@
-"""Whether the same pairs of examples are far apart (Kriegeskorte et al., 2008)."""
+"""Whether the same pairs of examples are far apart in both (Kriegeskorte et al., 2008)."""
 
 import math
 from typing import Any
@@ -10,23 +10,24 @@ from sharpjax.metrics.representation.measure import Measure, centred, of_unit_no
 
 
 def rsa(a: Any, b: Any) -> float:
-    """Representational similarity analysis, in [-1, 1]: Spearman's correlation, over the pairs of
-    examples, of the dissimilarities 1 - r_ij in the two.
+    """Representational similarity analysis, in [-1, 1]: Spearman's correlation between the
+    dissimilarities 1 - r_ij in `a` and in `b`, over all pairs of examples.
 
-    r_ij is Pearson's correlation of the features of examples i and j, over features: the mean of
-    each example over its features is taken out, and an orthogonal map of the features changes the
-    result. NaN where an example has the same value in all features (a layer of ReLUs that are all
-    0), and where all dissimilarities are equal.
+    r_ij is Pearson's correlation over features between examples i and j. So the mean of each
+    example over its features is subtracted, and an orthogonal map of the features changes the
+    result. NaN if an example has the same value in all features (such as ReLUs that are all 0), or
+    if all dissimilarities are equal.
 
-    Cost: N^2 (d + e) multiplications, and the ranks of N (N - 1) / 2 numbers, twice: 8 s on one CPU
-    core and 1.3 GB of 5,000 examples.
+    Cost: N^2 (d + e) multiplications, and twice the ranks of N (N - 1) / 2 numbers. For 5,000
+    examples it took 8 s on one CPU core and 1.3 GB.
 
     Args:
         a: [N, d].
         b: [N, e].
 
     Raises:
-        UserError: not two matrices of the same three or more examples.
+        UserError: not two matrices of the same three or more examples; a feature is not finite;
+            inside a trace.
 
     >>> x = np.array([[1.0, 0.0, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.5]])
     >>> round(rsa(x, 2 * x[:, ::-1]), 12)
@@ -36,7 +37,7 @@ def rsa(a: Any, b: Any) -> float:
 
 
 def _prepare(x: np.ndarray) -> np.ndarray:
-    """The ranks of the dissimilarities, less their mean, of unit norm; empty: there are none."""
+    """The ranks of the dissimilarities, minus their mean, of unit norm; empty if undefined."""
     rows = centred(x.T).T
     sizes = np.abs(rows).max(axis=1, keepdims=True)
     if not sizes.all():

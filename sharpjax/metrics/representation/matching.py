@@ -1,4 +1,4 @@
-"""Whether single features can be paired (Li et al., 2016, arXiv 1511.07543)."""
+"""Whether single features can be matched one to one (Li et al., 2016, arXiv 1511.07543)."""
 
 import math
 from typing import Any
@@ -12,17 +12,18 @@ from sharpjax.metrics.representation.measure import Measure, centred
 def correlation_match(a: Any, b: Any) -> float:
     """The mean correlation of features under the best one-to-one assignment, in [-1, 1].
 
-    max_P 1/m sum_k r(a_k, b_P(k)), m = min(d, e), with Pearson's correlation over examples. A
-    feature that is constant correlates with nothing: 0. NaN where all of one matrix are.
+    max_P 1/m sum_k r(a_k, b_P(k)), m = min(d, e), with r Pearson's correlation over examples. The
+    correlation with a constant feature counts as 0. NaN if all features of one matrix are constant.
 
-    Cost: N d e multiplications, and an assignment of d x e, some m^2 max(d, e).
+    Cost: N d e multiplications, and a d x e assignment problem, some m^2 max(d, e).
 
     Args:
         a: [N, d].
         b: [N, e].
 
     Raises:
-        UserError: not two matrices of the same examples.
+        UserError: not two matrices of the same two or more examples; a feature is not finite;
+            inside a trace.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 0.0]])
     >>> round(correlation_match(x, 5 * x[:, ::-1] + 1), 12)
@@ -32,7 +33,7 @@ def correlation_match(a: Any, b: Any) -> float:
 
 
 def _prepare(x: np.ndarray) -> np.ndarray:
-    """Each column centred and of unit norm; 0 where it is constant."""
+    """Each column centred and scaled to unit norm; 0 if it is constant."""
     x = centred(x)
     size = np.abs(x).max(axis=0)
     x = x / np.where(size > 0, size, 1.0)

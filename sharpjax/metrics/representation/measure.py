@@ -1,4 +1,4 @@
-"""What a measure of two representations is: how it is computed, and what is declared of it."""
+"""The class of a measure of two representations: how it is computed, and its properties."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ Invariance = Literal["permutation", "orthogonal", "scale", "translation", "inver
 class Measure:
     """A number for two matrices of features, [N, d] and [N, e], of the same N examples.
 
-    Called with two of them it gives a float: in float64, on the host, because an unbiased estimate
-    is a small difference of large sums.
+    Calling it with two matrices gives a float. It computes in float64 on the host, because an
+    unbiased estimate is a small difference of large sums.
 
     Attributes:
-        name: by which `MEASURES` and `all_pairs` know it.
-        prepare: what is computed once of each matrix; it takes the options of the measure.
-        compare: of two that are prepared, the number.
-        larger_is_more_similar: else larger is farther.
+        name: its name in `MEASURES` and `all_pairs`.
+        prepare: the part computed once for each matrix; it takes the options of the measure.
+        compare: the number for two prepared matrices.
+        larger_is_more_similar: whether a larger number means more similar; else it means farther.
         symmetric: whether m(a, b) = m(b, a).
-        is_metric: whether it is a metric on what its invariances leave: 0 of equals, symmetric, and
-            m(a, c) <= m(a, b) + m(b, c).
-        invariances: what may be done to either matrix, whatever is done to the other, and leaves
-            the number as it is. 'permutation' of the features; 'orthogonal': x Q with Q'Q = I;
-            'scale': c x with c > 0; 'translation': x + b with one row b; 'invertible': x A.
-        least: the fewest examples.
-        function: the public function, where it has another name.
+        is_metric: whether it is a metric up to its invariances: 0 for equal matrices, symmetric,
+            and m(a, c) <= m(a, b) + m(b, c).
+        invariances: changes of either matrix that leave the number unchanged, whatever is done to
+            the other. 'permutation' of the features; 'orthogonal': x Q with Q'Q = I; 'scale': c x
+            with c > 0; 'translation': x + b with one row b; 'invertible': x A.
+        least: the fewest examples allowed.
+        function: the name of the public function, if it differs from `name`.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Measure:
         """The number for `a`, [N, d], and `b`, [N, e].
 
         Raises:
-            UserError: the two are no matrices of the same N >= `least` examples; a feature is not
-                finite; inside of a trace; an option is not allowed.
+            UserError: not two matrices of the same N >= `least` examples; a feature is not finite;
+                inside a trace; an invalid value of an option.
         """
         caller = self.function or self.name
         one, other = checked(caller, [a, b], self.least)
@@ -59,10 +59,10 @@ class Measure:
 
 
 def checked(caller: str, features: Sequence[Any], least: int) -> list[np.ndarray]:
-    """Matrices [N, d_m] in float64, of the same N >= `least` examples.
+    """The features as matrices [N, d_m] in float64, of the same N >= `least` examples.
 
     Raises:
-        UserError: names `caller`; what is wrong, and what to do.
+        UserError: names `caller`, and says what is wrong and what to do.
     """
     caller = f"metrics.representation.{caller}"
     inputs.refuse_traced(caller, *features)
@@ -89,7 +89,7 @@ def checked(caller: str, features: Sequence[Any], least: int) -> list[np.ndarray
 
 
 def centred(x: np.ndarray) -> np.ndarray:
-    """`x` less the mean of each column; 0 throughout where a column is constant to rounding."""
+    """`x` minus the mean of each column; a column that is constant up to rounding becomes 0."""
     found = x - x.mean(axis=0)
     size, reach = np.abs(x).max(axis=0), np.abs(found).max(axis=0)
     found[:, reach <= 16 * np.finfo(np.float64).eps * size] = 0.0
@@ -97,7 +97,7 @@ def centred(x: np.ndarray) -> np.ndarray:
 
 
 def of_unit_norm(x: np.ndarray) -> np.ndarray:
-    """`x` over its Frobenius norm, without overflow; 0 stays 0."""
+    """`x` divided by its Frobenius norm, without overflow; 0 stays 0."""
     largest = np.abs(x).max()
     if largest == 0:
         return x

@@ -16,22 +16,23 @@ _BLOCK = 2**24  # distances at once
 def neighbour_overlap(a: Any, b: Any, *, k: int = 10, distance: Distance = "euclidean") -> float:
     """The mean Jaccard index of the k nearest neighbours of each example, in [0, 1].
 
-    J = 1/N sum_i |A_i & B_i| / |A_i | B_i|, of the neighbours in `a` and in `b`, the example itself
-    left out; of equal distances the earlier example counts as nearer. Of independent features
-    about r / (2 - r), r = k / (N - 1). Published numbers are mostly by cosines, which an
-    orthogonal map and a scale leave as they are, and a translation does not. NaN, by cosines,
-    where an example is 0 in all features.
+    J = 1/N sum_i |A_i & B_i| / |A_i | B_i|, with A_i and B_i the neighbours of example i in `a` and
+    in `b`, without i itself. At equal distances the earlier example counts as nearer. For
+    independent features J is about r / (2 - r), r = k / (N - 1). Published numbers mostly use
+    cosines, which are invariant to an orthogonal map and a scale but not to a translation. With
+    cosines, the result is NaN if an example is 0 in all features.
 
-    Cost: N^2 (d + e) multiplications, 2 N^2 bytes; 0.1 s of 2,000 examples on one CPU core.
+    Cost: N^2 (d + e) multiplications, 2 N^2 bytes; 0.1 s for 2,000 examples on one CPU core.
 
     Args:
         a: [N, d].
         b: [N, e].
-        k: how many neighbours, less than N.
-        distance: by which they are nearest.
+        k: number of neighbours, less than N.
+        distance: the distance that defines neighbours.
 
     Raises:
-        UserError: not two matrices of the same examples; `k` is not less than N; another distance.
+        UserError: not two matrices of the same examples; `k` is not from 1 to N - 1; an unknown
+            distance; a feature is not finite; inside a trace.
 
     >>> x = np.array([[0.0], [1.0], [3.0], [7.0]])
     >>> neighbour_overlap(x, -x, k=1), neighbour_overlap(x, x**0.01, k=1)
@@ -46,7 +47,7 @@ def neighbour_overlap(a: Any, b: Any, *, k: int = 10, distance: Distance = "eucl
 
 
 def _prepare(x: np.ndarray, k: int = 10, *, cosine: bool) -> np.ndarray:
-    """Which examples are neighbours of which, bool [N, N]; empty: it is not defined."""
+    """Which examples are neighbours of which, bool [N, N]; empty if undefined."""
     n = len(x)
     if whole_number("metrics.representation.neighbour_overlap", "k", k) >= n:
         raise UserError(

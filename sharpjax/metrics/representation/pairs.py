@@ -1,4 +1,4 @@
-"""All measures by name, with what is declared of them, and all pairs of models at once."""
+"""All measures by name, with their properties, and a measure for all pairs of models at once."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         )
     }
 )
-"""Direction, symmetry, invariances and the rest, as `MEASURES["cka"].invariances`."""
+"""All measures by name, with their properties, such as `MEASURES["cka"].invariances`."""
 
 
 def all_pairs(
@@ -45,23 +45,25 @@ def all_pairs(
     others: Sequence[Any] | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """A measure of all pairs of M models, [M, M]; or of M and L `others`, as of the layers of two
-    networks, [M, L].
+    """A measure for all pairs of M models, [M, M]; or of M models with L `others`, [M, L], such as
+    the layers of two networks.
 
-    What can be computed of one matrix alone (Gram matrices, ranks, bases) is computed once. The
-    diagonal is that of a model with itself. A model with a feature that is not finite has NaN.
+    Everything that needs only one matrix (Gram matrices, ranks, bases) is computed once. The
+    diagonal compares each model with itself. A model with a feature that is not finite has NaN in
+    its row and column.
 
-    Cost: M times what `prepare` costs, and M^2 (of a symmetric measure M (M + 1) / 2) times
-    `compare`; what is prepared is held, 8 M N min(N, d) bytes of CKA.
+    Cost: M times the cost of `prepare`, and M^2 times that of `compare` (M (M + 1) / 2 for a
+    symmetric measure). All prepared matrices are in memory, for CKA 8 M N min(N, d) bytes.
 
     Args:
-        features: of each model, [N, d_m] of the same N examples.
-        measure: a name of `MEASURES`, or a measure.
-        others: like `features`; default: those.
-        options: of the measure, as `k=5` for "neighbour_overlap".
+        features: for each model, [N, d_m] of the same N examples.
+        measure: a name in `MEASURES`, or a measure.
+        others: like `features`; None: the same models.
+        options: options of the measure, such as `k=5` for "neighbour_overlap".
 
     Raises:
-        UserError: an unknown measure or option; no features; otherwise as the measure itself.
+        UserError: an unknown measure or option; no features; otherwise as the measure itself, but
+            features that are not finite are allowed.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     >>> all_pairs([x, 2 * x + 1, x[:, ::-1]], "normalized_procrustes").round(12).shape

@@ -11,19 +11,20 @@ from sharpjax.metrics.representation.measure import Measure, centred, of_unit_no
 def procrustes(a: Any, b: Any) -> float:
     """The size-and-shape distance, min_Q ||a - b Q||_F over orthogonal Q, of centred columns.
 
-    Its square is ||a||_F^2 + ||b||_F^2 - 2 ||b'a||_*, with the nuclear norm, and it is computed as
-    the norm of the difference itself: the square root of a small difference of large numbers would
-    be right to 1e-8 alone. It is in the units of the features, and grows as sqrt(N). Of fewer
-    features than the other has the rest are 0. A metric.
+    Its square is ||a||_F^2 + ||b||_F^2 - 2 ||b'a||_*, with the nuclear norm. It is computed as the
+    norm of the difference itself, because the square root of a small difference of large numbers
+    would be right only to 1e-8. It is in the units of the features, and grows as sqrt(N). The
+    narrower matrix is padded with features that are 0. A metric.
 
-    Cost: an SVD of D x D, D = min(N, max(d, e)), and N D^2 multiplications.
+    Cost: an SVD of a D x D matrix, D = min(N, max(d, e)), and N D^2 multiplications.
 
     Args:
         a: [N, d].
         b: [N, e].
 
     Raises:
-        UserError: not two matrices of the same two or more examples.
+        UserError: not two matrices of the same two or more examples; a feature is not finite;
+            inside a trace.
 
     >>> x = np.array([[1.0, 0.0], [-1.0, 0.0]])
     >>> procrustes(x, 2 * x[:, ::-1]), procrustes(x, x + 5)
@@ -33,8 +34,8 @@ def procrustes(a: Any, b: Any) -> float:
 
 
 def normalized_procrustes(a: Any, b: Any) -> float:
-    """`procrustes` of centred features over their Frobenius norm, sqrt(2 - 2 ||b'a||_*), in
-    [0, sqrt 2]; NaN of constant features. A metric. Cost and errors as there.
+    """`procrustes` of centred features divided by their Frobenius norm, sqrt(2 - 2 ||b'a||_*), in
+    [0, sqrt 2]; NaN for constant features. A metric. Cost and errors are those of `procrustes`.
 
     >>> x = np.array([[1.0, 0.0], [-1.0, 0.0]])
     >>> normalized_procrustes(x, 2 * x[:, ::-1])
@@ -46,7 +47,8 @@ def normalized_procrustes(a: Any, b: Any) -> float:
 def angular_distance(a: Any, b: Any) -> float:
     """The angular shape metric arccos ||b'a||_* of centred features of unit norm, in [0, pi / 2].
 
-    2 arcsin(d / 2) of d = `normalized_procrustes`, whose cost and errors it has. A metric.
+    It is computed as 2 arcsin(d / 2) with d = `normalized_procrustes`; NaN for constant features. A
+    metric. Cost and errors are those of `procrustes`.
 
     >>> one, other = np.array([[1.0], [-1.0], [0.0]]), np.array([[0.5], [0.5], [-1.0]])
     >>> round(angular_distance(one, other), 6)
@@ -56,8 +58,7 @@ def angular_distance(a: Any, b: Any) -> float:
 
 
 def _prepare(x: np.ndarray) -> np.ndarray:
-    """Centred; with more features than examples, as many features as examples with the same Gram
-    matrix."""
+    """Centred features; if d > N, replaced by N features with the same Gram matrix."""
     x = centred(x)
     return np.asarray(np.linalg.qr(x.T, mode="r")).T if x.shape[0] < x.shape[1] else x
 

@@ -1,12 +1,12 @@
-"""Unbiased CKA of features that come in batches (Nguyen et al., 2021, arXiv 2010.15327).
+"""Unbiased CKA of features that arrive in batches (Nguyen et al., 2021, arXiv 2010.15327).
 
     totals = init(3)
     for batch in batches:
         totals = update(totals, [model(batch) for model in models])
     compute(totals)  # [3, 3]
 
-HSIC is summed over batches and divided at the end: a mean of the CKA of each batch would be another
-number, and biased.
+HSIC is summed over batches, and the ratio is taken at the end. The mean of the CKA of each batch
+would be a different number, and biased.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ class Totals(NamedTuple):
     """Sums over batches, each weighted by its number of examples.
 
     Attributes:
-        products: [M, M] of unbiased HSIC.
-        own: [M] of <K, K> / (N (N - 3)), against which rounding is judged.
-        num_examples: so many.
+        products: [M, M], sums of unbiased HSIC.
+        own: [M], sums of <K, K> / (N (N - 3)), the scale for judging rounding errors.
+        num_examples: number of examples.
     """
 
     products: np.ndarray
@@ -35,21 +35,23 @@ class Totals(NamedTuple):
 
 
 def init(num_models: int = 2) -> Totals:
-    """Of no batches."""
+    """Empty totals, of no batches."""
     m = whole_number("metrics.representation.streaming.init", "num_models", num_models)
     return Totals(np.zeros((m, m)), np.zeros(m), 0)
 
 
 def update(totals: Totals, features: Sequence[Any]) -> Totals:
-    """With one batch more. Batches may differ in size, and models in what they put out.
+    """The totals with a batch added. Batches may differ in size, and models in their features.
 
-    Cost: as `all_pairs` of "cka", of one batch.
+    Cost: that of `all_pairs` with "cka" on one batch.
 
     Args:
-        features: of each model, [B, d_m] of the same B >= 4 examples.
+        totals: from `init` or `update`.
+        features: for each model, [B, d_m] of the same B >= 4 examples.
 
     Raises:
-        UserError: another number of models; no matrices of the same examples; fewer than four.
+        UserError: another number of models than in `init`; not matrices of the same examples; fewer
+            than four examples.
     """
     if len(features) != len(totals.own):
         raise UserError(
@@ -75,11 +77,12 @@ def merge(a: Totals, b: Totals) -> Totals:
 
 
 def compute(totals: Totals) -> np.ndarray:
-    """CKA of all pairs, [M, M]; of one batch it is `all_pairs` of it.
+    """CKA of all pairs, [M, M]; for a single batch, the same as `all_pairs`.
 
-    HSIC is unbiased in each batch, whatever its size, so no batch size is built into the number;
-    small batches make it noisier. NaN of no batches, of a model with a feature that was not finite,
-    and where the self-similarity is lost in rounding, as in `cka`.
+    HSIC is unbiased in each batch, whatever its size. So the result does not depend on the batch
+    size systematically, but small batches make it noisier. NaN if there were no batches, for a
+    model with a feature that was not finite, and if the self-similarity is lost in rounding, as in
+    `cka`.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     >>> found = compute(update(update(init(), [x, x + 1]), [x[:4], 2 * x[:4]]))

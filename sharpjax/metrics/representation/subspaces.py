@@ -1,4 +1,4 @@
-"""What the features of one span of the other: canonical correlations, linear regression."""
+"""How well the features of one span those of the other: canonical correlations, regression."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,21 +13,22 @@ def svcca(a: Any, b: Any, *, share: float = 0.99) -> float:
     """The mean canonical correlation of the largest principal components, in [0, 1]
     (Raghu et al., 2017, arXiv 1706.05806).
 
-    Of the centred features as few principal components are kept as hold `share` of the variance;
-    the result is the mean of the singular values of U'V, of their orthonormal bases U, [N, m], and
-    V, [N, n]. It says something only where m + n is well below N: of independent features with
-    m = n it is some 0.85 sqrt(m / N), and correlations of 1 are forced where m + n exceeds N - 1.
-    NaN of constant features.
+    Each matrix of centred features is reduced to the fewest principal components that hold `share`
+    of its variance, with orthonormal bases U, [N, m], and V, [N, n]. The result is the mean of the
+    singular values of U'V. It is informative only if m + n is well below N. For independent
+    features with m = n it is some 0.85 sqrt(m / N), and if m + n exceeds N - 1, correlations of 1
+    are forced. NaN for constant features.
 
-    Cost: an SVD of each, N d min(N, d) multiplications times some 10.
+    Cost: an SVD of each matrix, some 10 N d min(N, d) multiplications.
 
     Args:
         a: [N, d].
         b: [N, e].
-        share: of the variance, in (0, 1].
+        share: share of the variance, in (0, 1].
 
     Raises:
-        UserError: not two matrices of the same examples; `share` is not in (0, 1].
+        UserError: not two matrices of the same examples; `share` is not in (0, 1]; a feature is not
+            finite; inside a trace.
 
     >>> x = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
     >>> round(svcca(x, 3 * x[:, ::-1] - 1), 12)
@@ -39,18 +40,18 @@ def svcca(a: Any, b: Any, *, share: float = 0.99) -> float:
 def linear_regression(a: Any, b: Any) -> float:
     """The share of the variance of `b` that a linear map of `a` explains, in [0, 1].
 
-    R^2 = 1 - min_W ||b - a W||_F^2 / ||b||_F^2 of centred columns, on the examples of the fit: with
-    as many features in `a` as examples it is 1. Not symmetric; an invertible map of `a` leaves it
-    as it is, and one of `b` does not. NaN of a constant `b`.
+    R^2 = 1 - min_W ||b - a W||_F^2 / ||b||_F^2 of centred columns, measured on the examples of the
+    fit. So with as many features in `a` as examples it is 1. It is not symmetric: an invertible map
+    of `a` does not change it, one of `b` does. NaN if `b` is constant.
 
-    Cost: an SVD of `a`, and N d e multiplications.
+    Cost: an SVD of each matrix, and N d e multiplications.
 
     Args:
         a: [N, d].
         b: [N, e].
 
     Raises:
-        UserError: not two matrices of the same examples.
+        UserError: not two matrices of the same examples; a feature is not finite; inside a trace.
 
     >>> x = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     >>> [round(r, 12) for r in (linear_regression(x, x[:, :1]), linear_regression(x[:, :1], x))]
@@ -65,7 +66,7 @@ class _Centred(NamedTuple):
 
 
 def _basis(x: np.ndarray, share: float = 1.0) -> np.ndarray:
-    """Orthonormal columns, [N, m], that hold a share of the variance of centred features."""
+    """The fewest orthonormal columns, [N, m], that hold `share` of the variance of `x`, centred."""
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise UserError(f"metrics.representation.svcca: share={share!r}; give a share in (0, 1].")
     left, values, _ = np.linalg.svd(of_unit_norm(x), full_matrices=False)
