@@ -1,10 +1,11 @@
-"""Classifiers in Flax Linen, of images and of sequences of tokens.
+"""Classifiers in Flax Linen, for images and for sequences of tokens.
 
-Every model is a frozen dataclass, equal and hashable by value, and takes float32 images
-[B, H, W, C], or integer tokens [B, L] (`TokenMLP`, `Transformer`, `QuadraticMLP`), to logits
-[B, num_classes]: `model.apply(variables, inputs, train=...)`. `dtype` is the type it computes in;
-parameters, BatchNorm statistics and the last layer of an image model are float32 all the same.
-`dropout` is the rate of dropout in training, 0 by default; where depends on the model.
+Every model is a frozen dataclass, equal and hashable by value. It maps float32 images [B, H, W, C],
+or integer tokens [B, L] (`TokenMLP`, `Transformer`, `QuadraticMLP`), to logits [B, num_classes]:
+`model.apply(variables, inputs, train=...)`. `dtype` is the type of the computation. Whatever it is,
+parameters and BatchNorm statistics are float32, and the last layer computes in float32 at least.
+`dropout` is the dropout rate in training, 0 by default; which layers it applies to depends on the
+model.
 """
 
 from sharpjax.nn.bottleneck import ResNet50 as ResNet50

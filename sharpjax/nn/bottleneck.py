@@ -1,4 +1,4 @@
-"""Residual networks of bottlenecks (arXiv 1512.03385), with the stem for large images."""
+"""Residual networks of bottleneck blocks (arXiv 1512.03385), with the stem for large images."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from sharpjax.nn import keras
 
 
 class Bottleneck(nn.Module):
-    """relu(shortcut(x) + F(x)), F three convolutions with BatchNorm, ReLUs between them: 1 x 1 to
-    `features` filters, at the stride; 3 x 3; 1 x 1 to four times as many.
+    """relu(shortcut(x) + F(x)), with F three convolutions with BatchNorm, and ReLUs between them.
 
-    The shortcut is the identity, and where the shape changes a 1 x 1 convolution with BatchNorm.
-    Convolutions have biases, though BatchNorm follows them, as in Keras.
+    The convolutions are 1 x 1 to `features` filters with the stride, 3 x 3, and 1 x 1 to four times
+    as many filters. The shortcut is the identity, or a 1 x 1 convolution with BatchNorm if the
+    shape changes. As in Keras, convolutions have biases although BatchNorm follows.
     """
 
     features: int
@@ -36,14 +36,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """A 7 x 7 convolution and a 3 x 3 max-pool, each of stride 2, then stages of bottlenecks, each
-    with twice the filters at half the resolution, the mean over the pixels, a hidden layer and a
-    linear one.
+    """ResNet-50 as in `keras.applications`, with the head of "Neural Network Compression: The
+    Functional Perspective" (Mason-Williams, 2024).
 
-    ResNet-50 as `keras.applications` has it, with the head of "Neural Network Compression: The
-    Functional Perspective" (Mason-Williams, 2024). A stage halves the resolution in the first
-    convolution of its first block; the first stage keeps it. So of 32 x 32 pixels 8 x 8, 4 x 4,
-    2 x 2 and 1 are left.
+    A 7 x 7 convolution and a 3 x 3 max-pool, each of stride 2, then stages of bottlenecks, the mean
+    over pixels, a hidden layer and a linear layer. Each stage has twice the filters. The first
+    stage keeps the resolution; each later stage halves it in the first convolution of its first
+    block. So 32 x 32 pixels become 8 x 8, 4 x 4, 2 x 2 and 1 in the four stages.
 
     For images of any size: a map of one pixel stays one pixel.
 
@@ -51,7 +50,7 @@ class ResNet50(nn.Module):
         width: filters of the stem, and of the inner convolutions of the first stage.
         blocks: bottlenecks in each stage.
         hidden: units of the hidden layer.
-        dropout: rate at which, in training, inputs of the last layer are dropped; see
+        dropout: rate at which inputs of the last layer are dropped in training; see
             `layers.dropout`. Not in the paper.
 
     Parameters: 24,588,810 for colour images of 10 classes, 24,634,980 for 100; statistics of
@@ -89,7 +88,7 @@ class ResNet50(nn.Module):
 
 
 class ResNet50Narrow(ResNet50):
-    """A net of our own for two cores: three stages of two bottlenecks.
+    """Our own small model for two CPU cores: three stages of two bottlenecks.
 
     Parameters: 75,130 for colour images of 10 classes.
     """
@@ -100,21 +99,22 @@ class ResNet50Narrow(ResNet50):
 
 
 def batch_norm(train: bool, dtype: DTypeLike) -> nn.BatchNorm:
-    """BatchNorm with the epsilon of Keras's ResNets."""
+    """BatchNorm with the epsilon of Keras's ResNets, 1.001e-5."""
     return keras.batch_norm(train, 1.001e-5, dtype)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """3 x 3 maxima of [B, H, W, C] at stride 2, padded by one pixel; ceil(n / 2) pixels of n.
+    """3 x 3 max-pool of [B, H, W, C] at stride 2, padded by one pixel; n pixels become ceil(n / 2).
 
-    Maxima of columns, then of rows. Against `nn.max_pool` a gradient took 2 ms instead of 6 on two
-    CPU cores (batch 64, 16 x 16 pixels, 16 channels), with the same numbers.
+    It takes maxima along one axis, then along the other. Compared with `nn.max_pool`, a gradient
+    took 2 ms instead of 6 on two CPU cores (batch 64, 16 x 16 pixels, 16 channels), with the same
+    numbers.
     """
     for axis in (1, 2):
         pads = [(0, 0)] * 4
         pads[axis] = (1, 1)
         end = x.shape[axis] + x.shape[axis] % 2 - 1
-        x = jnp.pad(x, pads, mode="edge")  # a copy of the first or last pixel changes no maximum
+        x = jnp.pad(x, pads, mode="edge")  # copies of edge pixels change no maximum
         first, second, third = (lax.slice_in_dim(x, i, i + end, 2, axis) for i in range(3))
         x = jnp.maximum(jnp.maximum(first, second), third)
     return x

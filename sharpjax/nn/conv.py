@@ -1,6 +1,6 @@
-"""Convolutional nets without BatchNorm.
+"""Convolutional networks without BatchNorm.
 
-`dropout` is the rate at which, in training, inputs of the last layer are dropped: see
+`dropout` is the rate at which inputs of the last layer are dropped in training: see
 `layers.dropout`.
 """
 
@@ -17,8 +17,8 @@ from sharpjax.nn import layers
 class SmallConv(nn.Module):
     """Two 3 x 3 convolutions (`width` filters, then 2 `width` at stride 2) and a linear layer.
 
-    For images of any size. Parameters: 9,930 at width 16 on 8 x 8 digits of 10 classes; one with a
-    third convolution was no better there, and slower.
+    For images of any size. Parameters: 9,930 at width 16 on 8 x 8 digits of 10 classes. There, a
+    third convolution was not better, and slower.
 
     >>> model = SmallConv(num_classes=10)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
@@ -47,7 +47,7 @@ class LeNet(nn.Module):
     Parameters: 225,034 at width 32 on 28 x 28 images of 10 classes.
 
     Raises:
-        UserError: an image under 10 x 10, of which nothing would be left.
+        UserError: when called with images smaller than 10 x 10, of which nothing would be left.
     """
 
     num_classes: int

@@ -1,9 +1,9 @@
-"""Linear layers and tables of embeddings whose matrix may be the factors of its SVD; see `svd`.
+"""Linear layers and embedding tables whose matrix may be held as the factors of its SVD; see `svd`.
 
-Parameters are named as those of `nn.Dense` and `nn.Embed`. With a decomposition the matrix is
-{'U', 's', 'Vt'}, and starts as the truncated SVD of the very matrix that the layer without one
-draws from the same key. How a product is computed is decided when it is traced, by counting
-multiplications; the backward pass takes twice as many of each, so one count decides for both.
+Parameters have the names of `nn.Dense` and `nn.Embed`. With a decomposition, the matrix is
+{'U', 's', 'Vt'}. It starts as the truncated SVD of the matrix that the layer without decomposition
+draws from the same key. How a product is computed is chosen at trace time, by counting
+multiplications. The backward pass takes twice as many either way, so one count decides for both.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,19 +21,19 @@ Weight = Any  # an array [m, n], or its factors
 
 
 def should_form(rows: int, m: int, n: int, k: int, *, distinct: int | None = None) -> bool:
-    """Whether x U diag(s) V', for x [rows, m], is cheaper with W = U diag(s) V' formed.
+    """Whether x U diag(s) V', for x [rows, m], is cheaper if W = U diag(s) V' is formed first.
 
-    Multiplications, less the k min(m, n) of s that both need:
+    Multiplications, without the k min(m, n) for s that both need:
 
         formed     m k n + distinct m n
         factored   distinct m k + rows k n
 
-    Equal counts are formed: fewer and larger products.
+    If the counts are equal, W is formed: that takes fewer and larger products.
 
     Args:
         rows, m, n, k: sizes; k is the rank.
-        distinct: how many rows the first product has where that is not `rows`: the size of the
-            vocabulary, where x is looked up from a table that can be multiplied instead.
+        distinct: number of rows of the first product, if it is not `rows`. If x is looked up from a
+            table, the table can be multiplied instead, and this is the vocabulary size.
 
     >>> should_form(512, 512, 128, 16), should_form(512, 512, 128, 128)
     (False, True)
@@ -43,9 +43,9 @@ def should_form(rows: int, m: int, n: int, k: int, *, distinct: int | None = Non
 
 
 def should_form_table(rows: int, m: int) -> bool:
-    """Whether the lookup of `rows` rows of U diag(s) V' [m, n] is cheaper with the table formed.
+    """Whether looking up `rows` rows of U diag(s) V' [m, n] is cheaper if the table is formed first.
 
-    Formed it takes m k n multiplications, and factored, as U[tokens] diag(s) V', rows k n.
+    Forming the table takes m k n multiplications; U[tokens] diag(s) V' takes rows k n.
 
     >>> should_form_table(4 * 512, 99), should_form_table(4, 99)
     (True, False)
@@ -54,7 +54,7 @@ def should_form_table(rows: int, m: int) -> bool:
 
 
 def lookup(tokens: jax.Array, table: Weight) -> jax.Array:
-    """The rows of a table [m, n] that `tokens` name, [*tokens.shape, n]; NaN beyond the table."""
+    """The rows `tokens` of a table [m, n], [*tokens.shape, n]; NaN for tokens beyond the table."""
     if not svd.is_factors(table):
         return jnp.take(table, tokens, axis=0)
     if should_form_table(tokens.size, table["U"].shape[0]):
@@ -70,12 +70,13 @@ def linear(x: jax.Array, kernel: Weight) -> jax.Array:
 
 
 def linear_of_lookup(tokens: jax.Array, table: Weight, kernel: Weight) -> jax.Array:
-    """`linear(lookup(tokens, table) side by side, kernel)`: [B, L] tokens to [B, n].
+    """`linear` of the concatenated rows `lookup(tokens, table)`: tokens [B, L] to [B, n].
 
-    A sum over positions, x W = sum_l E[token_l] W_l, with W_l the d rows of W that read position l.
-    Where the table has fewer rows than the batch, m = L d, E W_l is computed for all tokens and
-    looked up: v m n multiplications in place of B m n. With v = 99 tokens, B = 512 and m = 512,
-    n = 128 a gradient of the token MLP took 0.6 ms instead of 1.6 on one CPU core.
+    It is a sum over positions, x W = sum_l E[token_l] W_l, with W_l the d rows of W that read
+    position l; m = L d. If the table has fewer rows v than the batch, E W_l is computed for all v
+    tokens and looked up. This takes v m n multiplications instead of B m n. With v = 99 tokens,
+    B = 512, m = 512 and n = 128, a gradient of the token MLP took 0.6 ms instead of 1.6 on one CPU
+    core.
     """
     if svd.is_factors(table):
         if not should_form_table(tokens.size, table["U"].shape[0]):
@@ -94,12 +95,12 @@ def linear_of_lookup(tokens: jax.Array, table: Weight, kernel: Weight) -> jax.Ar
 
 
 class Dense(nn.Module):
-    """x W + b: `nn.Dense`, with W as factors where there is a decomposition.
+    """x W + b, like `nn.Dense`; W is held as factors if there is a decomposition.
 
     Attributes:
         in_features, features: W is [in_features, features].
         kernel_init, use_bias, dtype: as in `nn.Dense`; parameters are float32.
-        decomposition: gives the rank; None: W itself is the parameter.
+        decomposition: sets the rank; None: W itself is the parameter.
 
     Raises:
         UserError: the decomposition leaves rank 0.
@@ -128,7 +129,7 @@ class Dense(nn.Module):
         return self._add_bias(linear(x.astype(self.dtype), _cast(self.kernel, self.dtype)))
 
     def of_lookup(self, tokens: jax.Array, table: Weight) -> jax.Array:
-        """The layer of the rows of a table, side by side; see `linear_of_lookup`."""
+        """The layer applied to concatenated rows of a table; see `linear_of_lookup`."""
         table, kernel = _cast(table, self.dtype), _cast(self.kernel, self.dtype)
         return self._add_bias(linear_of_lookup(tokens, table, kernel))
 
@@ -139,13 +140,13 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """The rows of a table that tokens name: `nn.Embed`, with the table as factors where there is a
+    """The rows of a table for tokens, like `nn.Embed`; the table is held as factors if there is a
     decomposition.
 
     Attributes:
         num_embeddings, features: the table is [num_embeddings, features].
         embedding_init, dtype: as in `nn.Embed`; parameters are float32.
-        decomposition: gives the rank; None: the table itself is the parameter.
+        decomposition: sets the rank; None: the table itself is the parameter.
 
     Raises:
         UserError: the decomposition leaves rank 0.
@@ -184,7 +185,7 @@ def _cast(weight: Weight, dtype: DTypeLike) -> Any:
 def _in_turn(
     kernel: Weight, rows: int, *, distinct: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The one or two matrices that x is multiplied by."""
+    """The one or two matrices that x is multiplied by, one after the other."""
     if not svd.is_factors(kernel):
         return kernel, None
     m, n, k = kernel["U"].shape[0], kernel["Vt"].shape[1], kernel["s"].size

@@ -1,4 +1,4 @@
-"""From a model's name in a config to the model."""
+"""Builds a model from its name, or from a config."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ def build(
     """The model that `catalog.MODELS` knows as `name`.
 
     Args:
-        name: the models, and what `width` is in each (its default in brackets):
+        name: one of the models below, listed with the meaning of `width` (its default in brackets):
 
             - `mlp`: units of each of the two hidden layers (512)
             - `small_conv`: filters of the first convolution, half of those of the second (16)
@@ -30,34 +30,34 @@ def build(
               are four times as many hidden units (32)
             - `resnet18`, `resnet20`, `resnet_narrow`: filters of the stem and of the first stage;
               each stage doubles them (64, 16, 16)
-            - `resnet50`, `resnet50_narrow`: filters of the stem; a block of the first stage leaves
+            - `resnet50`, `resnet50_narrow`: filters of the stem; a block of the first stage outputs
               four times as many, and each stage doubles them (64, 8)
             - `mobilenet`, `mobilenet_narrow`: filters of the stem; the first stage has twice as
               many, and each stage doubles them (32, 16)
             - `vgg9`, `vgg16`, `vgg19`, `vgg_narrow`: filters of the first stage; each stage doubles
-              them, up to 8 times as many, and 4 times in `vgg_narrow` (64, 64, 64, 16)
-            - `vit`, `vit_small`, `vit_narrow`: numbers of a token (512, 512, 64)
+              them, up to 8 times as many, or 4 times in `vgg_narrow` (64, 64, 64, 16)
+            - `vit`, `vit_small`, `vit_narrow`: dimension of a token (512, 512, 64)
         num_classes: number of logits.
         width: 0 takes the model's default.
-        dtype: the type of the computation, a name or a numpy type. Parameters are float32 all the
-            same.
-        options: further fields of the model, its own defaults where they are not given:
+        dtype: the type of the computation, a name or a numpy type. Parameters are float32 whatever
+            it is.
+        options: further fields of the model; those not given take the model's defaults:
 
-            - `dropout`: its rate, of every model
+            - `dropout`: the dropout rate, for every model
             - `depth`: hidden layers of `mlp`, blocks of a ViT
-            - `blocks`: of a ResNet, its blocks in each stage; of a VGG, convolutions; of a
-              MobileNet, separable ones
-            - `stem_stride`: of a ResNet of basic blocks and a VGG, stride of the first convolution;
-              of a ViT, the image is averaged over squares of so many pixels
-            - `widest`: of a VGG, see `nn.VGG19`
-            - `hidden`: of a ResNet of bottlenecks and a MobileNet, units of the layer before the
-              last; of a ViT, of a block
-            - `num_heads`, `head_width`, `patch`, `shifted`, `mask_self`, `learn_temperature`: of a
+            - `blocks`: a list with the number in each stage: blocks of a ResNet, convolutions of a
+              VGG, separable convolutions of a MobileNet
+            - `stem_stride`: for a ResNet of basic blocks and a VGG, stride of the first
+              convolution; for a ViT, side in pixels of the squares that the image is averaged over
+            - `widest`: for a VGG, see `nn.VGG19`
+            - `hidden`: for a ResNet of bottlenecks and a MobileNet, units of the layer before the
+              last; for a ViT, hidden units of a block
+            - `num_heads`, `head_width`, `patch`, `shifted`, `mask_self`, `learn_temperature`: for a
               ViT, see `nn.ViT`
 
     Raises:
-        UserError: unknown name, type or option; a value that an option cannot have; sizes that are
-            not positive; float64 while JAX has it switched off.
+        UserError: unknown name, type or option; an invalid value of an option; sizes that are not
+            positive; float64 while it is switched off in JAX.
 
     >>> build("mlp", num_classes=10, width=32).width, build("resnet20", num_classes=10).width
     (32, 16)
@@ -69,7 +69,7 @@ def build(
         raise UserError(f"nn.build: num_classes={num_classes}; give 1 or more.")
     if width < 0:
         raise UserError(f"nn.build: width={width}; give 1 or more, or 0 for the default of {name}.")
-    # The scalar types of jax.numpy, as users write them: equal to numpy's, but of another hash.
+    # Use the scalar types of jax.numpy, as users do: they equal numpy's, but hash differently.
     kwargs = {"num_classes": num_classes, "dtype": getattr(jnp, _dtype_name(dtype))}
     if width:
         kwargs["width"] = width
@@ -85,8 +85,8 @@ def build(
 
 
 def from_config(model: Any, *, num_classes: int) -> nn.Module:
-    """The model that a config's `model` block describes: `name`, `width`, `dtype` and, where they
-    are not 0, `dropout` and `depth`.
+    """The model described by the `model` block of a config: `name`, `width`, `dtype`, and `dropout`
+    and `depth` if they are not 0.
 
     Raises:
         UserError: as `build`.
@@ -114,7 +114,7 @@ def _flag(option: str) -> Callable[[Any], bool]:
     return check
 
 
-# What may be given beside the sizes that all models have, and how a value is read.
+# The options beside the sizes that all models have, with a function that checks each value.
 _OPTIONS: Mapping[str, Callable[[Any], Any]] = {
     "blocks": _blocks,
     "depth": _count("depth", least=0),

@@ -17,26 +17,27 @@ def absorb_norm(
 
         kernel <- a kernel      bias <- a (bias - mean) + shift
 
-    and the BatchNorm stays as one that does nothing: scale 1, shift 0, mean 0, var 1 - epsilon.
-    Where the layer has no bias (as before BatchNorm in the models here), the shift of the norm
-    becomes shift - a mean, and the norm does nothing else. The model stays the same module, and the
-    kernel is the matrix that the network multiplies by. `scale_before_norm` has no effect on what
-    it gives.
+    The BatchNorm stays in the model but becomes the identity: scale 1, shift 0, mean 0,
+    var 1 - epsilon. If the layer has no bias (as in most models here), the norm keeps a shift of
+    shift - a mean, and is the identity otherwise. The model stays the same module, and the kernel
+    is then the matrix that the network multiplies by. The result is the same whether or not
+    `scale_before_norm` was applied first.
 
     Args:
         params: pytree of arrays.
         statistics: `variables["batch_stats"]`.
-        layer: whose `kernel`, and `bias` if it has one, feed the norm, channels on the last axis:
-            `"BasicBlock_0/Conv_0"`.
-        norm: `"BasicBlock_0/BatchNorm_0"`.
-        epsilon: of that norm: 1e-5 in most models here, Keras's in `MobileNet` and `ResNet50`.
+        layer: the layer whose `kernel`, and `bias` if it has one, feed the norm, with channels on
+            the last axis: `"BasicBlock_0/Conv_0"`.
+        norm: the BatchNorm, `"BasicBlock_0/BatchNorm_0"`.
+        epsilon: epsilon of that norm: 1e-5 in most models here, Keras's in `MobileNet` and
+            `ResNet50`.
 
     Returns:
         The new parameters, and the new statistics.
 
     Raises:
-        UserError: there is no such layer or norm, or their channels differ in number; or neither
-            has a bias that could take the shift.
+        UserError: there is no such layer or norm, or their numbers of channels differ; neither has
+            a bias that could take the shift; `epsilon` is not in [0, 1).
 
     >>> params = {"c": {"kernel": jnp.ones((1, 2))}, "n": {"scale": jnp.array([2.0, 4.0])}}
     >>> params["n"]["bias"] = jnp.zeros(2)

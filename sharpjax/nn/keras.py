@@ -1,9 +1,9 @@
-"""Layers as Keras has them, for the nets that a paper took from `keras.applications`.
+"""Layers as in Keras, for the models that a paper took from `keras.applications`.
 
-Kernels, those of the last layer too, start Glorot uniform: on [-a, a], a^2 = 6 / (fan_in +
-fan_out) (Glorot and Bengio, 2010). Biases start at 0. That matters where weights are compared over
-layers, as pruning by magnitude does: of a depthwise convolution of 512 channels `a` is 0.036, where
-a He normal start has a standard deviation of 0.47.
+All kernels, also those of the last layer, start Glorot uniform: on [-a, a], a^2 = 6 / (fan_in +
+fan_out) (Glorot and Bengio, 2010). Biases start at 0. This matters if weights are compared across
+layers, as in magnitude pruning. For a depthwise convolution of 512 channels `a` is 0.036, while a
+He normal start has a standard deviation of 0.47.
 """
 
 import jax
@@ -40,8 +40,8 @@ def conv(
 def batch_norm(train: bool, epsilon: float, dtype: DTypeLike) -> nn.BatchNorm:
     """BatchNorm over batch and pixels, with running <- 0.99 running + 0.01 batch.
 
-    Batch variances divide by n = B H W, running ones too; TensorFlow's fused kernel divides the
-    latter by n - 1.
+    Batch and running variances divide by n = B H W; TensorFlow's fused kernel divides the running
+    variances by n - 1.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=0.99, epsilon=epsilon, dtype=dtype)
 
@@ -49,11 +49,11 @@ def batch_norm(train: bool, epsilon: float, dtype: DTypeLike) -> nn.BatchNorm:
 def classified(
     x: jax.Array, num_classes: int, *, hidden: int, dropout: float, train: bool, dtype: DTypeLike
 ) -> jax.Array:
-    """Logits [B, num_classes] of maps [B, H, W, C]: their means over the pixels, `hidden` ReLU
-    units, a linear layer `head`. Called inside a module, whose layers these become.
+    """Logits [B, num_classes] from feature maps [B, H, W, C]: the mean over pixels, `hidden` ReLU
+    units, a linear layer `head`. Call it inside a module; the layers become part of that module.
 
     Args:
-        dropout: rate at which, in training, inputs of the linear layer are dropped.
+        dropout: rate at which inputs of the linear layer are dropped in training.
     """
     x = jnp.mean(x, axis=(1, 2), dtype=layers.wide_type(dtype))
     x = nn.relu(nn.Dense(hidden, kernel_init=glorot, dtype=dtype)(x))

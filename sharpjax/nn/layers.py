@@ -1,8 +1,8 @@
-"""The layers that the models share: how each one starts, and in which type it computes.
+"""The layers that the models share: their initialisation and the type they compute in.
 
-Weights before a ReLU are He normal (arXiv 1502.01852): variance 2 / fan_in, truncated at two
-standard deviations. Those of the last layer are LeCun normal, variance 1 / fan_in, so that logits
-start of the size of the features. Biases start at 0.
+Weights before a ReLU start He normal (arXiv 1502.01852): variance 2 / fan_in, truncated at two
+standard deviations. Those of the last layer start LeCun normal, with variance 1 / fan_in, so that
+logits start at the scale of the features. Biases start at 0.
 """
 
 import numbers
@@ -25,7 +25,7 @@ def conv(
     use_bias: bool = True,
     dtype: DTypeLike,
 ) -> nn.Conv:
-    """A square convolution, padded alike on all sides as in PyTorch (`SAME` at stride 2 is not)."""
+    """A square convolution with equal padding on all sides, as in PyTorch (not `SAME` at stride 2)."""
     return nn.Conv(
         features,
         (size, size),
@@ -38,7 +38,7 @@ def conv(
 
 
 def dense(features: int, *, dtype: DTypeLike) -> nn.Dense:
-    """A fully connected layer that a ReLU follows."""
+    """A fully connected layer before a ReLU."""
     return nn.Dense(features, kernel_init=nn.initializers.he_normal(), dtype=dtype)
 
 
@@ -50,25 +50,25 @@ def head(
 ) -> nn.Dense:
     """The last layer, `head` in the parameters. It computes in float32 at least.
 
-    bfloat16 keeps eight bits: a logit of 20 would be a multiple of 0.125, and a loss made of such
-    logits is too coarse to differentiate twice. One small matrix product in float32 costs nothing
-    beside the net.
+    bfloat16 keeps eight bits. A logit of 20 would be a multiple of 0.125, and a loss of such logits
+    is too coarse to differentiate twice. The cost of one small matrix product in float32 is
+    negligible.
     """
     wide = wide_type(dtype)
     return nn.Dense(num_classes, kernel_init=kernel_init, dtype=wide, name="head")
 
 
 def wide_type(dtype: DTypeLike) -> DTypeLike:
-    """The type itself, or float32 where it has fewer bits."""
+    """The type itself, or float32 if the type has fewer bits."""
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
 def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
-    """In training each number is 0 with probability `rate`, else divided by 1 - rate (arXiv
+    """In training each number becomes 0 with probability `rate`, else is divided by 1 - rate (arXiv
     1207.0580).
 
-    The draw is from Flax's "dropout" stream: `model.apply(..., train=True, rngs={"dropout": key})`.
-    Evaluation needs no key. At rate 0 there is no such layer at all.
+    It uses Flax's "dropout" stream: `model.apply(..., train=True, rngs={"dropout": key})`.
+    Evaluation needs no key. At rate 0 no layer is added.
 
     Raises:
         UserError: a rate outside [0, 1).
@@ -78,10 +78,10 @@ def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
 
 
 def check_rate(caller: str, rate: Any) -> float:
-    """A rate of dropout as a float.
+    """A dropout rate as a float.
 
     Raises:
-        UserError: it is no number in [0, 1).
+        UserError: it is not a number in [0, 1).
     """
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < 1:
         raise UserError(f"{caller}: dropout={rate!r}; give a rate in [0, 1), 0 for none.")
@@ -89,11 +89,11 @@ def check_rate(caller: str, rate: Any) -> float:
 
 
 def max_pool(x: jax.Array, *, ceil: bool = False) -> jax.Array:
-    """2 x 2 maxima of [B, H, W, C], without the last row or column where their number is odd; with
-    `ceil` these are windows of their own.
+    """2 x 2 max-pool of [B, H, W, C]. If H or W is odd, the last row or column is dropped; with
+    `ceil` it is pooled in windows of its own.
 
-    A reduction of a reshaped array: against `nn.max_pool` a LeNet gradient took 14 ms instead of 54
-    on two CPU cores (batch 128, 28 x 28), a Hessian product 32 instead of 75, with the same
+    It reduces a reshaped array. Compared with `nn.max_pool`, a LeNet gradient took 14 ms instead of
+    54 on two CPU cores (batch 128, 28 x 28), and a Hessian product 32 instead of 75, with the same
     numbers.
     """
     if ceil:

@@ -9,7 +9,7 @@ from sharpjax.nn import layers
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` ReLU units on the flattened image, any size.
+    """`depth` hidden layers of `width` ReLU units on the flattened image of any size.
 
     In training, `dropout` is the rate at which hidden units are dropped (see `layers.dropout`).
 

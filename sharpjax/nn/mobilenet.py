@@ -1,4 +1,4 @@
-"""MobileNetV1 (arXiv 1704.04861): each channel is convolved by itself, then channels are mixed."""
+"""MobileNetV1 (arXiv 1704.04861), with depthwise separable convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,18 @@ from sharpjax.nn import keras, layers
 
 
 class Depthwise(nn.Module):
-    """A 3 x 3 convolution of each channel by itself, without bias; ceil(n / stride) pixels of n.
+    """A 3 x 3 depthwise convolution without bias; n pixels become ceil(n / stride).
 
-    `nn.Conv` with as many groups as channels, its kernel [3, 3, 1, C] and its padding `SAME`, as a
-    sum of nine shifted images, each multiplied by a weight of its channel:
+    It equals `nn.Conv` with as many groups as channels, kernel [3, 3, 1, C] and padding `SAME`. It
+    is computed as a sum of nine shifted images, each multiplied by one weight per channel:
 
         y[b, i, j, c] = sum_uv w[u, v, c] x[b, s i + u - p, s j + v - p, c]
 
-    It is summed in float32 at least. XLA on CPU convolves one group after another: against
-    `nn.Conv` the sum took 0.1 ms instead of 9 (batch 64, 16 x 16 pixels, 16 channels), and a
-    training step of `MobileNetNarrow` 43 ms instead of 144 (batch 64, 32 x 32 pixels, two cores,
-    2026-11-29), with the same numbers but for their rounding. `flops.count`, which counts products
-    and convolutions, does not see it.
+    The sum is in float32 at least. XLA on CPU convolves one group after another, so `nn.Conv` is
+    slower. The sum took 0.1 ms instead of 9 (batch 64, 16 x 16 pixels, 16 channels), and a training
+    step of `MobileNetNarrow` 43 ms instead of 144 (batch 64, 32 x 32 pixels, two cores,
+    2026-11-29), with the same results up to rounding. `flops.count` counts only matrix products and
+    convolutions, so it does not count this layer.
     """
 
     stride: int
@@ -36,7 +36,7 @@ class Depthwise(nn.Module):
         strides = (self.stride, self.stride)
         rows, columns = lax.padtype_to_pads((height, width), (3, 3), strides, "SAME")
         x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
-        # From the first pixel under a weight to the last.
+        # The extent from the first to the last pixel that a weight is applied to.
         down, across = (1 + (n - 1) // self.stride * self.stride for n in (height, width))
         wide = layers.wide_type(self.dtype)
         terms = (
@@ -49,7 +49,7 @@ class Depthwise(nn.Module):
 
 
 class Separable(nn.Module):
-    """relu6(BN(conv(relu6(BN(depthwise(x)))))), the convolution 1 x 1; without biases."""
+    """relu6(BN(conv(relu6(BN(depthwise(x)))))) with a 1 x 1 convolution; no biases."""
 
     features: int
     stride: int
@@ -64,20 +64,21 @@ class Separable(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """A 3 x 3 convolution of stride 2, then stages of separable convolutions, each with twice the
-    filters at half the resolution, the mean over the pixels, a hidden layer and a linear one.
+    """MobileNetV1 as in `keras.applications`, with the head of "Neural Network Compression: The
+    Functional Perspective" (Mason-Williams, 2024).
 
-    MobileNetV1 as `keras.applications` has it, with the head of "Neural Network Compression: The
-    Functional Perspective" (Mason-Williams, 2024). The first stage keeps the resolution.
+    A 3 x 3 convolution of stride 2, then stages of separable convolutions, the mean over pixels, a
+    hidden layer and a linear layer. Each stage has twice the filters at half the resolution; the
+    first stage keeps the resolution.
 
-    For images of any size: n pixels become ceil(n / 2). Keras, which pads at the end alone, drops
-    the last of an odd number; on 32 x 32 images none is.
+    For images of any size: n pixels become ceil(n / 2). Keras pads only at the end and drops the
+    last pixel of an odd number; on 32 x 32 images no number is odd.
 
     Attributes:
         width: filters of the stem; the first stage has twice as many. 32 times Keras's `alpha`.
         blocks: separable convolutions in each stage.
         hidden: units of the hidden layer.
-        dropout: rate at which, in training, inputs of the last layer are dropped; see
+        dropout: rate at which inputs of the last layer are dropped in training; see
             `layers.dropout`. Not in the paper.
 
     Parameters: 3,736,906 for 32 x 32 colour images of 10 classes, 3,783,076 for 100; statistics of
@@ -115,7 +116,7 @@ class MobileNet(nn.Module):
 
 
 class MobileNetNarrow(MobileNet):
-    """A net of our own for two cores: six separable convolutions of 32, 64 and 128 filters.
+    """Our own small model for two CPU cores: six separable convolutions of 32, 64 and 128 filters.
 
     Parameters: 71,722 for colour images of 10 classes.
     """
@@ -126,5 +127,5 @@ class MobileNetNarrow(MobileNet):
 
 
 def batch_norm(train: bool, dtype: DTypeLike) -> nn.BatchNorm:
-    """BatchNorm with the epsilon of all layers of Keras but those of its ResNets."""
+    """BatchNorm with Keras's epsilon, 1e-3; only Keras's ResNets have another."""
     return keras.batch_norm(train, 1e-3, dtype)

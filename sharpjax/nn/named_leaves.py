@@ -1,4 +1,4 @@
-"""Leaves of parameters by glob: looked up, checked, and replaced by functions of them."""
+"""Finds leaves of parameters by glob, checks them, and replaces them by functions of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Where = str | Sequence[str]  # one glob or several
 def change(
     caller: str, params: Params, where: Where, axis: int, values: jax.Array, fn: Callable
 ) -> Params:
-    """`fn(leaf, values)` of the leaves, with the values along one of their axes."""
+    """Replaces the chosen leaves by `fn(leaf, values)`, with the values along axis `axis`."""
     if values.ndim > 1:
         raise UserError(f"{caller}: give one number, or a list of them, not shape {values.shape}.")
     check_axis(caller, params, where, axis, values.shape[0] if values.ndim else None)
@@ -24,7 +24,7 @@ def change(
 
 
 def check_axis(caller: str, params: Params, where: Where, axis: int, length: int | None) -> None:
-    """Refuse leaves that have no such axis, or not of this length (None: any)."""
+    """Refuses leaves without this axis, or with another length of it (None: any length)."""
     for name, leaf in named(params, where):
         if leaf.ndim < -axis or (length is not None and leaf.shape[axis] != length):
             raise UserError(
@@ -40,6 +40,6 @@ def named(params: Params, where: Where) -> Iterator[tuple[str, jax.Array]]:
 
 
 def mapped(params: Params, where: Where, fn: Callable) -> Params:
-    """The tree with `fn(leaf)` for the leaves that a glob selects, in the type of each."""
+    """The tree with `fn(leaf)` for the leaves that a glob selects; each keeps its dtype."""
     chosen, rest = tree.partition(params, tree.select(params, where))
     return tree.combine(jax.tree.map(lambda x: fn(x).astype(x.dtype), chosen), rest)

@@ -1,7 +1,7 @@
-"""Keeping factors what an SVD calls them: U and V with orthonormal columns, s not negative.
+"""Keeps trained factors a valid SVD: U and V with orthonormal columns, s not negative.
 
-Decomposed learning asks for neither. There are two ways to: a penalty in the loss, or a projection
-after each update.
+Decomposed learning requires neither. There are two ways to enforce it: a penalty in the loss, or a
+projection after each update.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ def penalty(params: Any) -> jax.Array:
     """The sum over decomposed matrices of (||U'U - I||_F^2 + ||V'V - I||_F^2) / k^2.
 
     From "Learning Low-rank Deep Neural Networks via Singular Vector Orthogonality Regularization"
-    (arXiv 2004.09031). Cost: k^2 (m + n) multiplications each.
+    (arXiv 2004.09031). Cost: k^2 (m + n) multiplications for each matrix.
 
     Raises:
         UserError: params holds no factors.
@@ -41,10 +41,10 @@ def penalty(params: Any) -> jax.Array:
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Penalised:
-    """`loss(params, batch) + weight * penalty(params)`, a loss like any other.
+    """`loss(params, batch) + weight * penalty(params)`; use it like any other loss.
 
     Attributes:
-        loss: of parameters with factors.
+        loss: a loss of parameters with factors.
         weight: a number, or an array with a value for each member of a population.
     """
 
@@ -58,13 +58,17 @@ class Penalised:
 def constrain(
     *, orthonormal: bool = False, nonnegative: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """The last link of an optax chain: updated factors are put back where they belong.
+    """An optax transform, last in a chain, that projects updated factors onto the constraints.
 
-    - orthonormal: U and V become the Q of their QR decomposition, signs such that R has a positive
-      diagonal. It is a retraction: to first order in the update it is the projection on the tangent
-      space, and U'U = I holds to rounding at any step size. Cost: 2 (m + n) k^2 multiplications.
-    - nonnegative: s is clipped at 0, and leaves 0 again when its gradient says so. Nothing else
-      changes: a softplus would change the coordinates that weight decay and curvature are asked in.
+    - orthonormal: U and V become the Q of their QR decomposition, with signs such that R has a
+      positive diagonal. This is a retraction: to first order in the update it is the projection on
+      the tangent space, and U'U = I holds up to rounding at any step size. Cost: 2 (m + n) k^2
+      multiplications.
+    - nonnegative: s is clipped at 0. A later update may make it positive again. Unlike a softplus,
+      this does not change the coordinates of weight decay and curvature.
+
+    Raises:
+        UserError: `init` of params without factors; `update` without params.
 
     >>> params = {"kernel": {"U": jnp.eye(2), "s": jnp.ones(2), "Vt": jnp.eye(2)}}
     >>> optimizer = optax.chain(optax.sgd(1.0), constrain(nonnegative=True))

@@ -1,4 +1,4 @@
-"""The quadratic network, and the weights that solve modular addition in closed form."""
+"""The quadratic network, and closed-form weights that solve modular addition."""
 
 import functools
 
@@ -18,17 +18,17 @@ from sharpjax.nn.tokens import check_tokens, head_dtype
 class QuadraticMLP(nn.Module):
     """f(a, b) = W (U e_a + V e_b)^2, without biases (Gromov, arXiv 2301.02679).
 
-    Of the tokens [x, o, y, =] it reads the first and the third. Weights start normal with standard
+    It reads the first and the third of the tokens [x, o, y, =]. Weights start normal with standard
     deviation 0.5 / (2 N)^(1/3), N = `width`. Parameters: 145,500 for p = 97, N = 500.
 
     Attributes:
-        num_classes: rows of both tables, and logits; p is enough.
+        num_classes: number of rows of both tables, and of logits; p is enough.
         width: N.
         decompose: which of left/embedding, right/embedding and head/kernel are factors.
         dropout: rate at which squared units are dropped in training; see `layers.dropout`.
 
     Raises:
-        UserError: when called, where tokens are no integers [B, 3] or longer, or `decompose` does
+        UserError: when called, if tokens are not integers [B, L] with L >= 3, or `decompose` does
             not fit.
     """
 
@@ -76,21 +76,24 @@ def addition(modulus: int, width: int = 0, *, key: jax.Array | None = None) -> d
         U_ja = cos(2 pi k a / p + u),   V_jb = cos(2 pi k b / p + v),
         W_qj = cos(2 pi k q / p + u + v)
 
-    Of the products in W_qj (U_ja + V_jb)^2 one has no phase, cos(2 pi k (a + b - q) / p) / 2; the
-    sum of it over all frequencies is largest at q = a + b. The others average out over phases:
+    W_qj (U_ja + V_jb)^2 expands into cosines. Only one of them has no phase,
+    cos(2 pi k (a + b - q) / p) / 2. Its sum over all frequencies is largest at q = a + b. The
+    others average out over the phases:
 
-    - with a key, phases and frequencies are random, as published: all answers are right where
-      there are enough neurons (500 at p = 97), else most.
-    - without one, each frequency has six neurons, with u = j pi / 3 and v = 4 u, for which the
-      others cancel: for odd p the logits are 3 (p [q = a + b] - 1) / 2 for every 3 (p - 1) neurons,
-      exactly.
+    - with a key, phases and frequencies are random, as published. All answers are right if there
+      are enough neurons (500 at p = 97), else most.
+    - without a key, each frequency has six neurons, with u = j pi / 3 and v = 4 u, for which the
+      other terms cancel. For odd p, each set of 3 (p - 1) neurons adds logits of exactly
+      3 (p [q = a + b] - 1) / 2.
 
     Args:
-        modulus: p, 3 or more; odd without a key.
-        width: N; 0 takes 3 (p - 1), of which it must be a multiple without a key.
+        modulus: p, 3 or more; must be odd without a key.
+        width: N; 0 takes 3 (p - 1). Without a key it must be a multiple of 3 (p - 1).
+        key: random key of phases and frequencies; None for the exact weights.
 
     Raises:
-        UserError: sizes that do not allow it.
+        UserError: `modulus` is less than 3; without a key, `modulus` is even or `width` is not such
+            a multiple.
 
     >>> params = addition(5)
     >>> tokens = jnp.array([[3, 5, 4, 6]])
@@ -117,7 +120,7 @@ def addition(modulus: int, width: int = 0, *, key: jax.Array | None = None) -> d
 
 @functools.partial(jax.jit, static_argnums=0)
 def _waves(p: int, frequency: jax.Array, u: jax.Array, v: jax.Array) -> dict[str, dict]:
-    # The remainder first: angles are then below 2 pi, and cosines good to the last digits.
+    # Take the remainder first: angles are then below 2 pi, and cosines accurate to the last digits.
     turns = jnp.outer(jnp.arange(p, dtype=jnp.int32), frequency) % p
     angle = turns.astype(jnp.float32) * (2 * np.pi / p)
     return {

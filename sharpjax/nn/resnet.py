@@ -11,12 +11,12 @@ from sharpjax.nn import layers
 class BasicBlock(nn.Module):
     """relu(BN(conv(relu(BN(conv(x))))) + shortcut(x)).
 
-    The shortcut is the identity, and where the shape changes a 1 x 1 convolution with BatchNorm
-    (option B). All scales start at 1, as in the networks whose results are repeated here. Starting
-    a block's last one at 0 (arXiv 1706.02677) is meant for large batches, and a weight that is 0
-    drops out of element-wise adaptive sharpness.
+    The shortcut is the identity, or a 1 x 1 convolution with BatchNorm if the shape changes
+    (option B). All BatchNorm scales start at 1, as in the networks whose results are reproduced
+    here. Starting the last scale of a block at 0 (arXiv 1706.02677) is meant for large batches.
+    Also, a weight that is 0 drops out of element-wise adaptive sharpness.
 
-    In training, what the second convolution reads is dropped at the rate `dropout` (arXiv
+    `dropout` is the rate at which inputs of the second convolution are dropped in training (arXiv
     1605.07146; see `layers.dropout`).
     """
 
@@ -93,7 +93,7 @@ class ResNet20(ResNet):
 
 
 class ResNetNarrow(ResNet):
-    """A net of our own for two cores: three stages of one block, a stem of stride 2.
+    """Our own small model for two CPU cores: three stages of one block, a stem of stride 2.
 
     Parameters: 78,042 at width 16, for colour images of 10 classes.
     """
@@ -104,7 +104,7 @@ class ResNetNarrow(ResNet):
 
 
 def conv(features: int, size: int, stride: int, dtype: DTypeLike) -> nn.Conv:
-    """A convolution that BatchNorm follows: no bias, and ceil(n / stride) pixels out of n."""
+    """A convolution before BatchNorm: no bias; n pixels become ceil(n / stride)."""
     return layers.conv(
         features, size, stride=stride, padding=size // 2, use_bias=False, dtype=dtype
     )
@@ -114,6 +114,7 @@ def batch_norm(train: bool, dtype: DTypeLike) -> nn.BatchNorm:
     """BatchNorm (arXiv 1502.03167) with PyTorch's constants, over batch and pixels.
 
     epsilon = 1e-5, and running <- 0.9 running + 0.1 batch, which PyTorch calls momentum 0.1. Batch
-    variances divide by n = B H W; PyTorch's running variance alone divides by n - 1.
+    and running variances divide by n = B H W; in PyTorch only the running variance divides by
+    n - 1.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)

@@ -1,18 +1,18 @@
-"""Weights as the factors of their singular value decomposition, trained in place of the weights.
+"""Decomposed learning: the factors of the singular value decomposition are trained in place of W.
 
-Decomposed learning ("Decomposed Learning: An Avenue for Mitigating Grokking", OpenReview
-LVuzwpMovE): each matrix W [m, n] of the initial network becomes {'U': [m, k], 's': [k],
-'Vt': [k, n]}, its reduced SVD truncated to rank k, and all three are trained freely. U and V do not
-stay orthogonal, s may change sign: after the first step it is a low-rank factorisation
-W = U diag(s) V' that started balanced.
+In "Decomposed Learning: An Avenue for Mitigating Grokking" (OpenReview LVuzwpMovE), each matrix
+W [m, n] of the initial network becomes {'U': [m, k], 's': [k], 'Vt': [k, n]}, its reduced SVD
+truncated to rank k. All three are trained freely: U and V do not stay orthogonal, and s may change
+sign. After the first step it is just a low-rank factorisation W = U diag(s) V' that started
+balanced.
 
     model = TokenMLP(num_classes=99, decompose=Decomposition(0.125))
     params = model.init(key, tokens)["params"]  # factors, of the dense model's draw
     dense, weights = model.clone(decompose=None), merge(params)  # the same function
 
-Geometry can be asked in either: of `Classification(model)` at `params` in the coordinates
-(U, s, V), of `Classification(dense)` at `weights` in W. `OnFactors(fn)` is `fn` of the weights as a
-function of the factors, for models that have no layer of their own for them.
+Sharpness can be computed in either coordinates: of `Classification(model)` at `params` in
+(U, s, V), or of `Classification(dense)` at `weights` in W. For models without layers for factors,
+`OnFactors(fn)` turns a function `fn` of the weights into a function of the factors.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Decomposition:
         layers: globs on the names of the model's matrices, such as 'hidden/kernel'; all by default.
 
     Raises:
-        UserError: a fraction that is not above 0 and at most 1.
+        UserError: `rank_fraction` is not in (0, 1].
 
     >>> Decomposition(0.125).rank(512, 128)
     16
@@ -60,9 +60,9 @@ class Decomposition:
         """k = floor(f min(m, n)).
 
         Raises:
-            UserError: nothing is left, k = 0.
+            UserError: k is 0.
         """
-        # f as the decimal number it is written as: 0.29 * 100 is 28.999999999999996.
+        # Use f as the decimal number it is written as: 0.29 * 100 is 28.999999999999996.
         k = math.floor(Fraction(repr(float(self.rank_fraction))) * min(m, n))
         if k < 1:
             raise UserError(
@@ -72,7 +72,7 @@ class Decomposition:
         return k
 
     def selected(self, names: Sequence[str]) -> set[str]:
-        """Those of the names that `layers` match.
+        """The names that `layers` match.
 
         Raises:
             UserError: a glob matches none of them.
@@ -96,19 +96,20 @@ def assigned(
 def decompose(params: Any, rank_fraction: float, *, layers: str | Sequence[str] = "*") -> Any:
     """The same tree with factors in place of the selected matrices.
 
-    W becomes {'U', 's', 'Vt'}, its best approximation of rank k = floor(f min(m, n)): the error
+    W becomes {'U', 's', 'Vt'}, its best approximation of rank k = floor(f min(m, n)). The error
     ||W - U diag(s) V'||_F^2 is the sum of the squares of the singular values left out (Eckart and
-    Young, 1936). Nothing is rescaled. Cost: an SVD of each matrix. Derivatives of an SVD are NaN
-    where singular values are equal, so decompose first, and differentiate in the factors.
+    Young, 1936). Nothing is rescaled. Cost: an SVD of each matrix. Derivatives of an SVD are NaN if
+    singular values are equal, so decompose first, then differentiate with respect to the factors.
 
     Args:
         params: any tree of dicts; for a population, `jax.vmap` this function.
         rank_fraction: f, above 0 and at most 1.
-        layers: globs on the names of `tree.path_names`; leaves that are no matrices, such as
-            biases, stay as they are.
+        layers: globs on `tree.path_names`; leaves that are not matrices, such as biases, stay as
+            they are.
 
     Raises:
-        UserError: a bad fraction or glob; no matrix is selected; one would keep rank 0.
+        UserError: an invalid fraction or glob; `params` holds factors already; no matrix is
+            selected; a matrix would keep rank 0.
 
     >>> factors = decompose({"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}, 0.5)
     >>> {name: leaf.shape for name, leaf in sorted(factors["kernel"].items())}
@@ -144,9 +145,9 @@ def is_factors(node: Any) -> bool:
 
 
 def product(factors: Mapping[str, jax.Array]) -> jax.Array:
-    """U diag(s) V', with any axes of a population in front.
+    """U diag(s) V'; axes of a population may come first.
 
-    s goes to the smaller factor: k min(m, n) + m k n multiplications.
+    The smaller factor is multiplied by s: k min(m, n) + m k n multiplications in all.
     """
     u, s, vt = factors["U"], factors["s"], factors["Vt"]
     if u.shape[-2] <= vt.shape[-1]:
@@ -155,7 +156,7 @@ def product(factors: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def merge(params: Any) -> Any:
-    """The tree with the matrices W = U diag(s) V' in place of their factors; for populations too.
+    """The tree with matrices W = U diag(s) V' in place of their factors; also for populations.
 
     The inverse of `decompose` at full rank. Differentiable: with G = dL/dW the gradients are
     G V diag(s), diag(U'GV) and diag(s) U'G.
@@ -172,7 +173,7 @@ def merge(params: Any) -> Any:
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnFactors:
-    """`fn(merge(params), batch)`: a loss, or a model, of the weights, as one of their factors.
+    """`fn(merge(params), batch)`: a loss or a model of the weights, as a function of the factors.
 
     >>> loss = OnFactors(jax.tree_util.Partial(lambda w, x: jnp.sum(w["kernel"] @ x)))
     >>> factors = decompose({"kernel": jnp.eye(2)}, 1.0)

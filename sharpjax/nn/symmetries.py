@@ -1,10 +1,11 @@
-"""Changes of the weights that leave the function of a network as it is.
+"""Changes of the weights that do not change the function of a network.
 
-Each takes parameters (a dict of dicts, as of Flax) and returns new ones. Leaves are named by globs
-on `sharpjax.tree.path_names`, one or several: of a residual stream, all layers that write it and
-all that read it (`into=["stem/*", "Block_*/Conv_1/*"]`). What makes the change exact (ReLU,
-evaluation mode) is the caller's to know: `apply_verified` tries the function on data before it
-believes it, `geometry.check_invariance` before it asks which measures stay.
+Each function takes parameters (a dict of dicts, as in Flax) and returns new ones. Leaves are chosen
+by one or several globs on `sharpjax.tree.path_names`. For a residual stream, name all layers that
+write it and all that read it (`into=["stem/*", "Block_*/Conv_1/*"]`). The caller must know that the
+conditions for an exact change hold (ReLU, evaluation mode). `apply_verified` checks the function on
+data before it returns the new parameters, and `geometry.check_invariance` does so before it reports
+which measures are unchanged.
 """
 
 import jax.numpy as jnp
@@ -17,16 +18,16 @@ from sharpjax.nn.named_leaves import Params, Where, change, check_axis, mapped, 
 
 
 def rescale_units(params: Params, factors: ArrayLike, *, into: Where, out: Where) -> Params:
-    """Multiplies what goes into the units of a layer, and divides what comes out of them.
+    """Multiplies the incoming weights of the units of a layer, and divides their outgoing weights.
 
-    Exact where the units are positively homogeneous, such as ReLU, and all factors positive.
+    Exact if the units are positively homogeneous, such as ReLU, and all factors are positive.
 
     Args:
         params: pytree of arrays.
         factors: one for each unit, or one for all.
-        into: the kernel and the bias of the layer, units on the last axis: `"Dense_0/*"`.
-        out: the kernel that reads the units, on the axis before the last: `"Dense_1/kernel"`, of a
-            convolution, too.
+        into: the kernel and the bias of the layer, with units on the last axis: `"Dense_0/*"`.
+        out: the kernel that reads the units, with units on the second-to-last axis, also for a
+            convolution: `"Dense_1/kernel"`.
 
     Raises:
         UserError: no leaf has such a name, or its axis has another length; a factor is 0.
@@ -44,15 +45,15 @@ def rescale_units(params: Params, factors: ArrayLike, *, into: Where, out: Where
 
 
 def permute_units(params: Params, order: ArrayLike, *, into: Where, out: Where) -> Params:
-    """The units of a layer in another order. Exact for any activation of single units.
+    """Permutes the units of a layer. Exact for any elementwise activation.
 
     Args:
-        params, into, out: as in `rescale_units`. What belongs to the units between the two
-            (normalisation) is named in `into`: `"[CB]*_0/*"`.
-        order: the old place of each unit.
+        params, into, out: as in `rescale_units`. `into` also names layers of the same units between
+            the two, such as normalisation: `"[CB]*_0/*"`.
+        order: for each new position, the old position of its unit.
 
     Raises:
-        UserError: as in `rescale_units`; or `order` is no permutation.
+        UserError: as in `rescale_units`; or `order` is not a permutation, or is traced.
 
     >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
     >>> permute_units(params, [1, 0], into="a", out="b")
@@ -83,26 +84,26 @@ def scale_before_norm(
     norm: str,
     epsilon: float = 1e-5,
 ) -> tuple[Params, Params]:
-    """Multiplies the weights of a layer before BatchNorm, and its running statistics with them.
+    """Multiplies the weights of a layer before BatchNorm, and adapts the running statistics.
 
-    In evaluation mode exact for factors that are not zero: the variance becomes `a^2 (v + epsilon)
-    - epsilon`, so that the division undoes the factor to the last digit. In training mode it is
-    exact but for `epsilon`.
+    In evaluation mode this is exact for factors above 0: the variance becomes
+    `a^2 (v + epsilon) - epsilon`, so that the division undoes the factor `a` to the last digit. In
+    training mode it is exact up to the effect of `epsilon`.
 
     Args:
         params: pytree of arrays.
         statistics: `variables["batch_stats"]`.
         factors: one for each channel, or one for all.
-        into: kernel and bias of the layer, channels on the last axis.
-        norm: the layer of the statistics, its `mean` and `var`: `"BatchNorm_0"`.
-        epsilon: of that layer.
+        into: kernel and bias of the layer, with channels on the last axis.
+        norm: the layer with the statistics `mean` and `var`: `"BatchNorm_0"`.
+        epsilon: epsilon of that layer.
 
     Returns:
         The new parameters, and the new statistics.
 
     Raises:
-        UserError: as in `rescale_units`; or a variance would be negative, since a factor is so
-            small that `epsilon` is most of the variance.
+        UserError: no leaf has such a name, or its axis has another length; a factor is so small
+            that a variance would be negative.
 
     >>> params, stats = {"c": {"kernel": jnp.ones((1, 2))}}, {"n": {"mean": jnp.ones(2)}}
     >>> stats["n"]["var"] = jnp.ones(2)
@@ -128,7 +129,12 @@ def scale_before_norm(
 
 
 def shift_outputs(params: Params, shift: ArrayLike, *, bias: Where) -> Params:
-    """Adds the same number to all outputs, through the bias of the last layer: softmax drops it.
+    """Adds the same number to all logits, through the bias of the last layer. Softmax ignores it.
+
+    Args:
+        params: pytree of arrays.
+        shift: the number.
+        bias: the bias of the last layer.
 
     Raises:
         UserError: no leaf has such a name.
@@ -140,17 +146,17 @@ def shift_outputs(params: Params, shift: ArrayLike, *, bias: Where) -> Params:
 
 
 def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) -> Params:
-    """Queries times a matrix A, and keys times its inverse transpose: `q'k` stays as it is.
+    """Multiplies queries by a matrix A and keys by its inverse transpose. `q'k` does not change.
 
     Args:
         params: pytree of arrays.
         matrix: A, [k, k] for all heads, or [heads, k, k].
-        query, key: kernels and biases with the axes (heads, k) last, as of Flax's
+        query, key: kernels and biases with the axes (heads, k) last, as in Flax's
             `MultiHeadDotProductAttention`: `"*/query/*"`.
 
     Raises:
-        UserError: no leaf has such a name, or its last axes have other lengths; the matrix is no
-            such matrix, or has no inverse.
+        UserError: no leaf has such a name, or its last axes have other lengths; the matrix has
+            another shape, or has no inverse.
 
     >>> params = {"query": jnp.ones((3, 1, 2)), "key": jnp.ones((3, 1, 2))}
     >>> found = mix_heads(params, 2 * jnp.eye(2), query="query", key="key")
@@ -186,11 +192,12 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) ->
 
 
 def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> Params:
-    """Puts an invertible matrix A behind a layer, and its inverse before the next.
+    """Multiplies the output of a layer by an invertible matrix A, and the input of the next layer
+    by its inverse.
 
-    Exact where nothing but a linear map lies between the two: layers without activation, the stream
-    of a residual network without normalisation, the factors of a product. An orthogonal A leaves
-    all singular values.
+    Exact if there is nothing but linear maps between the two: layers without activation, the
+    residual stream of a network without normalisation, the factors of a product. An orthogonal A
+    keeps all singular values.
 
     Args:
         params, into, out: as in `rescale_units`.
@@ -226,15 +233,15 @@ def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> 
 def pad_units(
     params: Params, number: int, *, into: Where, out: Where, incoming: float = 0.0
 ) -> Params:
-    """Adds units to a layer that nothing reads: a wider network with the same function.
+    """Adds units with outgoing weights 0 to a layer: a wider network with the same function.
 
-    Exact for any activation that is finite there. The model that computes with the new parameters
-    must be as wide.
+    Exact for any activation that is finite at the new units. The model must be as wide as the new
+    parameters.
 
     Args:
-        params, into, out: as in `rescale_units`. There is no BatchNorm between them.
-        number: of units.
-        incoming: every weight and bias of theirs; 0: units that are always off.
+        params, into, out: as in `rescale_units`. There must be no BatchNorm between them.
+        number: number of new units.
+        incoming: value of all their incoming weights and biases; 0: units that are always off.
 
     Raises:
         UserError: no leaf has such a name, or too few axes; `number` is below 1.

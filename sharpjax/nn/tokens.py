@@ -1,10 +1,10 @@
 """Classifiers of token sequences, for modular arithmetic: integers [B, L] to logits [B, K].
 
-Each can hold its matrices as factors: `decompose=Decomposition(0.125)`, see `svd`. Its parameters
-then start as the decomposition of the dense model's, drawn from the same key. Parameters are
-float32; `dtype` is the type of the computation, float32 at least in the last layer. The hidden
-units are sown: `model.apply(variables, tokens, mutable="intermediates")` returns them too, as
-intermediates/units.
+Each can hold its matrices as SVD factors, with `decompose=Decomposition(0.125)`; see `svd`. The
+factors then start as the decomposition of the parameters that the dense model draws from the same
+key. Parameters are float32. `dtype` is the type of the computation; the last layer computes in
+float32 at least. `model.apply(variables, tokens, mutable="intermediates")` also returns the hidden
+units, as intermediates/units.
 """
 
 import jax
@@ -17,28 +17,29 @@ from sharpjax.nn import layers
 from sharpjax.nn.factored import Dense, Embed
 from sharpjax.nn.svd import Decomposition, assigned
 
-# Variance 2 / fan_in, and not truncated, which `nn.initializers.he_normal` is.
+# Variance 2 / fan_in, not truncated; `nn.initializers.he_normal` truncates.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class TokenMLP(nn.Module):
-    """Embeddings side by side, one hidden layer of ReLU units, and a linear layer.
+    """Concatenated embeddings, one hidden layer of ReLU units, and a linear layer.
 
-    The network of "Decomposed Learning" (OpenReview LVuzwpMovE): embeddings standard normal, the
-    weights of both linear layers normal of variance 2 / fan_in, biases 0. Parameters: 91,107 for
-    the 99 tokens of arithmetic modulo 97, and 15,955 decomposed at a rank of 12.5 %.
+    This is the network of "Decomposed Learning" (OpenReview LVuzwpMovE). Embeddings start standard
+    normal, the weights of both linear layers normal with variance 2 / fan_in, and biases 0.
+    Parameters: 91,107 for the 99 tokens of arithmetic modulo 97, and 15,955 if decomposed at a rank
+    of 12.5 %.
 
     Attributes:
-        num_classes: tokens, and logits.
+        num_classes: number of tokens, and of logits.
         width: hidden units.
-        features: numbers of one embedding.
+        features: dimension of an embedding.
         decompose: which of embed/embedding, hidden/kernel and head/kernel are factors.
         dropout: rate at which hidden units are dropped in training; see `layers.dropout`.
-        temperature: a constant that divides the logits, in training as elsewhere: it changes their
-            scale and no weight, and no prediction.
+        temperature: a constant that divides the logits, also in training. It changes their scale,
+            but no weight and no prediction.
 
     Raises:
-        UserError: when called, where tokens are no integers [B, L], or `decompose` does not fit.
+        UserError: when called, if tokens are not integers [B, L], or `decompose` does not fit.
 
     >>> model = TokenMLP(num_classes=99, decompose=Decomposition(0.125, layers="hidden/*"))
     >>> tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
@@ -96,7 +97,7 @@ def head_dtype(dtype: DTypeLike) -> DTypeLike:
 
 
 def check_tokens(caller: str, tokens: jax.Array, *, least: int = 1) -> None:
-    """Refuses tokens that are no integers [B, L], or fewer than `least` in a sequence.
+    """Refuses tokens that are not integers [B, L], or sequences of fewer than `least` tokens.
 
     Raises:
         UserError: says what was given.

@@ -1,4 +1,4 @@
-"""The one-layer transformer of modular arithmetic."""
+"""The one-layer transformer for modular arithmetic."""
 
 import math
 
@@ -19,26 +19,26 @@ ATTENTION = ("query", "key", "value", "out")
 class Transformer(nn.Module):
     """One block of attention and ReLU units, without layer normalisation (arXiv 2301.05217).
 
-    Embeddings plus learned positions, `num_heads` heads, an MLP of 4 `width` units, a linear layer
-    to the logits. All weights start normal: with variance 1 / width, those of the last layer with
-    1 / num_classes; biases 0. Parameters: 226,816 for 114 tokens in sequences of 3.
+    Embeddings plus learned positions, `num_heads` heads, an MLP of 4 `width` units, and a linear
+    layer to the logits. All weights start normal, with variance 1 / width, or 1 / num_classes for
+    the last layer. Biases start at 0. Parameters: 226,816 for 114 tokens in sequences of 3.
 
-    The prediction is made at the last token, which attends to all. There is one layer, so nothing
-    else is read of the other tokens than their keys and values, and nothing else is computed; a
-    causal mask would change nothing.
+    The prediction is made at the last token, which attends to all tokens. Since there is only one
+    layer, only the keys and values of the other tokens are needed and computed. A causal mask would
+    change nothing.
 
     Attributes:
-        num_classes: tokens, and logits.
-        width: numbers of one embedding.
-        num_heads: divides the width.
+        num_classes: number of tokens, and of logits.
+        width: dimension of an embedding.
+        num_heads: number of heads; must divide the width.
         decompose: which of embed/embedding, position/embedding, query/kernel, key/kernel,
             value/kernel, out/kernel, up/kernel, down/kernel and head/kernel are factors. A kernel
             holds all heads.
-        dropout: rate at which, in training, embeddings and what the two halves of the block add to
-            them are dropped (arXiv 1706.03762, section 5.4; see `layers.dropout`).
+        dropout: rate at which embeddings, and the outputs of attention and of the MLP, are dropped
+            in training (arXiv 1706.03762, section 5.4; see `layers.dropout`).
 
     Raises:
-        UserError: when called, where tokens are no integers [B, L], the heads do not divide the
+        UserError: when called, if tokens are not integers [B, L], the heads do not divide the
             width, or `decompose` does not fit.
     """
 

@@ -1,4 +1,4 @@
-"""Changes of the weights, believed only after they were tried on data."""
+"""Changes of the weights that are checked on data before they are accepted."""
 
 import math
 from collections.abc import Callable
@@ -11,16 +11,16 @@ import numpy as np
 from sharpjax.errors import UserError
 
 Params = Any
-_GAIN = 16.0  # two passes, each of which may amplify what one layer is off by 8
+_GAIN = 16.0  # two passes, each of which may amplify the error of one layer by a factor of 8
 
 
 class Verified(NamedTuple):
-    """Parameters after a change that left the function, and how well it did.
+    """Parameters after a change that kept the function, and how exactly it did.
 
     Attributes:
-        params: the new ones.
+        params: the new parameters.
         off: largest difference of outputs over the batch, relative to the largest output.
-        bound: what rounding alone may explain.
+        bound: the largest `off` that rounding alone may explain.
     """
 
     params: Params
@@ -35,30 +35,31 @@ def apply_verified(
     *,
     bound: float | None = None,
 ) -> Verified:
-    """Changes parameters, and refuses where the outputs on a batch moved by more than rounding.
+    """Changes parameters, and raises an error if the outputs on a batch move by more than rounding.
 
         off = max |outputs(change(params)) - outputs(params)| / max |outputs(params)|
 
-    **The bound.** A sum of n rounded products is that of weights which are off by sqrt(n) u with
-    high probability (Higham and Mary, SIAM J. Sci. Comput. 41, 2019), u the unit of rounding. So L
-    layers of at most n inputs each are off by L sqrt(n) u where a layer's relative error reaches
-    the outputs as it is; 16 L sqrt(n) u leaves room for two passes, and for a gain of 8. Layers
-    that cancel, or a matrix with a large condition number, need a bound of one's own.
+    **The bound.** A rounded sum of n products equals the exact sum with weights that are off by a
+    relative sqrt(n) u, with high probability (Higham and Mary, SIAM J. Sci. Comput. 41, 2019). Here
+    u is the unit roundoff. So L layers of at most n inputs each are off by L sqrt(n) u, if the
+    relative error of a layer reaches the outputs unamplified. The bound 16 L sqrt(n) u allows for
+    two passes and a gain of 8. If layers cancel, or a matrix has a large condition number, give
+    your own bound.
 
     Cost: two forward passes.
 
     Args:
-        change: `change(params) -> params`, as `functools.partial(nn.rescale_units, ...)`.
-        params: pytree of arrays; or all that `change` and `outputs` take, such as (params,
+        change: `change(params) -> params`, such as `functools.partial(nn.rescale_units, ...)`.
+        params: pytree of arrays; or everything that `change` and `outputs` take, such as (params,
             statistics).
-        outputs: `outputs(params) -> array`, what the network computes on a batch: logits, or
-            softmax of them where the change is known to shift logits. On accelerators at the
-            matmul precision `"highest"`.
-        bound: None: the one above, L and n of the arrays with two axes or more, u of the coarsest
-            type among parameters and outputs.
+        outputs: `outputs(params) -> array`, what the network computes on a batch: logits, or their
+            softmax if the change shifts logits. On accelerators use the matmul precision
+            `"highest"`.
+        bound: None: the bound above, with L and n from the arrays with two or more axes, and u of
+            the coarsest type among parameters and outputs.
 
     Raises:
-        UserError: the outputs moved by more than the bound, have another shape or are not finite;
+        UserError: the outputs moved by more than the bound, changed their shape or are not finite;
             or they are all 0, which shows nothing.
 
     >>> from sharpjax.nn import rescale_units

@@ -10,21 +10,22 @@ from sharpjax.nn.resnet import batch_norm
 
 
 class VGG(nn.Module):
-    """Stages of relu(BN(conv(x))), each of which a max-pool ends, then a hidden layer
-    relu(BN(dense(x))) as wide as the last stage, and a linear layer.
+    """Stages of relu(BN(conv(x))) that end with a max-pool, then a hidden layer relu(BN(dense(x)))
+    as wide as the last stage, and a linear layer.
 
-    The nets of "A Function-Centric Perspective on Flat and Sharp Minima" (arXiv 2510.12451) and of
-    "Explicit Regularisation, Sharpness and Calibration" (OpenReview ZQTiGcykl6). Convolutions have
-    biases, though BatchNorm follows them, as there.
+    These are the models of "A Function-Centric Perspective on Flat and Sharp Minima" (arXiv
+    2510.12451) and "Explicit Regularisation, Sharpness and Calibration" (OpenReview ZQTiGcykl6). As
+    there, convolutions have biases although BatchNorm follows.
 
-    For images of any size: where rows or columns are odd, a pool's last window holds one of them.
+    For images of any size: if the number of rows or columns is odd, the last window of a pool holds
+    a single one.
 
     Attributes:
         width: filters of the first stage; each stage doubles them, up to `widest` times as many.
         blocks: convolutions in each stage.
         widest: see `width`.
         stem_stride: stride of the first convolution.
-        dropout: rate at which, in training, inputs of the hidden layer are dropped; see
+        dropout: rate at which inputs of the hidden layer are dropped in training; see
             `layers.dropout`.
     """
 
@@ -63,7 +64,7 @@ class VGG9(VGG):
 
 
 class VGG16(VGG):
-    """Thirteen convolutions in five stages; with the paper's hidden layer it has 15 layers.
+    """Thirteen convolutions in five stages; with the paper's hidden layer and head, 15 layers.
 
     Parameters: 14,991,946 at width 64, for 32 x 32 colour images of 10 classes.
 
@@ -84,7 +85,8 @@ class VGG19(VGG):
 
 
 class VGGNarrow(VGG):
-    """A net of our own for two cores: 16, 32, then four times 64 filters, a stem of stride 2.
+    """Our own small model for two CPU cores: convolutions of 16, 32 and four times 64 filters, with
+    stem stride 2.
 
     Parameters: 139,914 for 32 x 32 colour images of 10 classes.
     """

@@ -11,9 +11,9 @@ from sharpjax.nn import layers
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + dense(gelu(dense(LN(x)))), of tokens [B, L, width].
+    """x + attention(LN(x)), then x + dense(gelu(dense(LN(x)))), for tokens [B, L, width].
 
-    Attributes: as those of `ViT`.
+    Attributes: as in `ViT`.
     """
 
     num_heads: int
@@ -50,29 +50,31 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patches as tokens after a class token, learned positions, blocks of attention and GELU units
-    with LayerNorm before each, and a linear layer on the normalised class token.
+    """The plain vision transformer: a class token and patches as tokens, learned positions, blocks
+    of attention and GELU units with LayerNorm before each, and a linear layer on the normalised
+    class token.
 
-    The plain one. `SmallViT` has shifted patches and locality self-attention (arXiv 2112.13492).
+    `SmallViT` adds shifted patches and locality self-attention (arXiv 2112.13492).
 
-    For images of any size: they are filled up with zeros, right and below, to whole patches. Linear
+    For images of any size: they are padded with zeros, right and below, to whole patches. Linear
     layers start LeCun normal, positions and class token standard normal. Queries, keys and values
     have no biases.
 
     Attributes:
-        width: numbers of a token.
-        depth: blocks.
-        num_heads, head_width: heads of the attention, and numbers in each.
+        width: dimension of a token.
+        depth: number of blocks.
+        num_heads, head_width: number of attention heads, and dimension of each.
         hidden: GELU units of a block.
-        patch: pixels of a patch in each direction.
-        shifted: tokens are of the image and four copies of it, moved by one pixel right, left, down
-            and up, and normalised before they are embedded.
+        patch: side of a patch in pixels.
+        shifted: tokens are made of the image and four copies of it, shifted by one pixel right,
+            left, down and up, and are normalised before the embedding.
         mask_self: no token attends to itself.
-        learn_temperature: scores are multiplied by exp(t), `t` learned and one for each block; else
-            by 1 / sqrt(head_width), at which it starts. The scale of queries does the same.
-        stem_stride: the image is first averaged over squares of so many pixels.
-        dropout: rate at which, in training, embeddings, GELU units and what the halves of a block
-            add are dropped; see `layers.dropout`.
+        learn_temperature: scores are multiplied by exp(t), with one learned `t` for each block that
+            starts at exp(t) = 1 / sqrt(head_width); else by the constant 1 / sqrt(head_width). The
+            scale of the queries has the same effect.
+        stem_stride: side in pixels of the squares that the image is first averaged over.
+        dropout: rate at which embeddings, GELU units, and the outputs of attention and of the MLP
+            are dropped in training; see `layers.dropout`.
 
     Parameters: 6,376,458 for 32 x 32 colour images of 10 classes.
     """
@@ -131,8 +133,8 @@ class SmallViT(ViT):
 
 
 class ViTNarrow(ViT):
-    """A net of our own for two cores: as `SmallViT`, with its temperature fixed, 17 tokens of 64
-    numbers for a 32 x 32 image, each of which covers 8 x 8 pixels.
+    """Our own small model for two CPU cores: `SmallViT` with a fixed temperature. A 32 x 32 image
+    gives 17 tokens of dimension 64; each patch covers 8 x 8 pixels.
 
     Parameters: 150,954 for 32 x 32 colour images of 10 classes.
     """
@@ -153,12 +155,12 @@ def dense(features: int, dtype: DTypeLike, *, use_bias: bool = True) -> nn.Dense
 
 
 def layer_norm(dtype: DTypeLike) -> nn.LayerNorm:
-    """LayerNorm over the numbers of a token, with PyTorch's epsilon."""
+    """LayerNorm over the entries of a token, with PyTorch's epsilon, 1e-5."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype)
 
 
 def filled(image: jax.Array, multiple: int) -> jax.Array:
-    """[B, H, W, C] with zeros right and below, so that `multiple` divides height and width."""
+    """[B, H, W, C] padded with zeros, right and below, so that `multiple` divides both sides."""
     height, width = image.shape[1:3]
     return jnp.pad(image, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)))
 
@@ -172,7 +174,8 @@ def averaged(image: jax.Array, size: int) -> jax.Array:
 
 
 def patches(image: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, C] as [B, H W / size^2, size^2 C]: rows of patches, and rows of pixels in each.
+    """Patches of [B, H, W, C] as [B, H W / size^2, size^2 C]; both patches and the pixels inside
+    them are in row order.
 
     >>> patches(jnp.arange(8).reshape(1, 2, 4, 1), 2)[0].tolist()
     [[0, 1, 4, 5], [2, 3, 6, 7]]
@@ -183,13 +186,13 @@ def patches(image: jax.Array, size: int) -> jax.Array:
 
 
 def with_shifts(image: jax.Array) -> jax.Array:
-    """The image and four copies, moved by one pixel right, left, down and up, side by side in the
-    channels; what moves in is zero."""
+    """The image and four copies, shifted by one pixel right, left, down and up and padded with
+    zeros, concatenated along the channels."""
     moved = [image]
     for axis in (2, 1):
         for before, after in ((1, 0), (0, 1)):
             width = [(0, 0)] * 4
             width[axis] = (before, after)
-            padded = jnp.pad(image, width)  # a column before moves the image right, and is kept
+            padded = jnp.pad(image, width)  # a column of zeros in front shifts the image right
             moved.append(jax.lax.slice_in_dim(padded, after, after + image.shape[axis], axis=axis))
     return jnp.concatenate(moved, axis=-1)

@@ -1,18 +1,18 @@
-"""How differently two models answer the same examples: functional similarity.
+"""Functional similarity: how differently two models answer the same examples.
 
-Each metric is a plain function `metric(a, b, label)` of what two models put out for the same N
-examples, [N, K] logits, and of their labels, [N], which most do not read; `train.measures` asks
-them of pairs of models. They are computed in float64 on the host. `METRICS` holds all by name, with
-what each is said to be.
+Each metric is a plain function `metric(a, b, label)`. `a` and `b` are the logits [N, K] of two
+models for the same N examples. `label`, [N], is not read by most metrics. `train.measures` computes
+them for pairs of models. They compute in float64 on the host. `METRICS` holds all metrics by name,
+with their properties.
 
-    functional.jensen_shannon(a, b)                                # of two models
-    functional.all_pairs(outputs, ["jsd", "disagreement"])         # of M models, [M, M] each
-    totals = streaming.init(["jsd"], num_classes=10)               # of batches, see `streaming`
+    functional.jensen_shannon(a, b)                                # two models
+    functional.all_pairs(outputs, ["jsd", "disagreement"])         # M models, [M, M] each
+    totals = streaming.init(["jsd"], num_classes=10)               # in batches, see `streaming`
     functional.transfer_asymmetry(student, teacher, control, label)
 
-Pairs of M models are not independent: `protocol.tests.pairwise.jackknife` takes the mean of an
-M x M matrix with a standard error over models, and the test `pairwise-difference` the difference of
-two arms.
+Pairs of M models are not independent. `protocol.tests.pairwise.jackknife` computes the mean of an
+M x M matrix with a standard error over models, and the test `pairwise-difference` compares two
+arms.
 """
 
 from sharpjax.metrics.functional.confidence import (

@@ -1,4 +1,4 @@
-"""How well two models know how often they are right."""
+"""How differently two models are calibrated."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ def binned(num_bins: int) -> Formula:
     num_bins = whole_number("functional.calibration_difference", "num_bins", num_bins)
 
     def gaps(model: Any) -> tuple[Any, ...]:
-        """Right less confidence in the example's bin, 0 in the others."""
+        """For each bin: right minus confidence if the example is in the bin, else 0."""
         xp, confidence = namespace(model.values), model.probabilities.max(axis=-1)
         inner_edge = xp.arange(1, num_bins, dtype=confidence.dtype) / num_bins
         index = xp.sum(confidence[..., None] > inner_edge, axis=-1)
@@ -33,20 +33,21 @@ def binned(num_bins: int) -> Formula:
 def calibration_difference(
     a: Any, b: Any, label: Any, *, num_bins: int = 15, probs: bool = False
 ) -> float:
-    """|ECE of a - ECE of b|, in [0, 1]: the expected calibration error over `num_bins` bins of
-    equal width, closed above (arXiv 1706.04599; `metrics.calibration`).
+    """|ECE of a - ECE of b|, in [0, 1]. ECE is the expected calibration error over `num_bins` bins
+    of equal width, which include their upper edges (arXiv 1706.04599; `metrics.calibration`).
 
-    ECE is no continuous function: in float32 a confidence within rounding of an edge may fall into
-    the bin beside it, which changes the value by 2 / N at most.
+    ECE is not continuous: in float32, a confidence within rounding of an edge may fall into the
+    neighbouring bin, which changes the value by at most 2 / N.
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N].
         num_bins: 1 or more.
+        probs: whether `a` and `b` are probabilities.
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class; probabilities without
-            `probs`, or logits with it; an impossible `num_bins`.
+        UserError: the shapes do not match; an output is not finite; a label is not a class;
+            probabilities without `probs`, or logits with it; an impossible `num_bins`.
 
     >>> import numpy as np
     >>> p, q = np.array([[0.9, 0.1], [0.7, 0.3]]), np.array([[0.5, 0.5], [0.4, 0.6]])

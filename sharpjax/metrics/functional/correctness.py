@@ -1,7 +1,8 @@
 """Whether two models are right, and wrong, on the same examples.
 
-All read labels. Of equal largest outputs the first class is the prediction. All refuse outputs that
-are not finite (such a model predicts nothing), and are NaN of no examples.
+All these metrics read labels. If several outputs are largest, the prediction is the first of them.
+All raise a `UserError` if an output is not finite (such a model predicts nothing), and are NaN if
+there are no examples.
 """
 
 from typing import Any, NamedTuple
@@ -25,16 +26,17 @@ ERROR_CONSISTENCY = Formula(_right, ("right",), _kappa)
 def error_consistency(a: Any, b: Any, label: Any) -> float:
     """Cohen's kappa of being right, (o - e) / (1 - e) (Geirhos et al., 2020, arXiv 2006.16736).
 
-    o is the share of examples on which both are right or both wrong, e = u v + (1 - u)(1 - v) what
-    it is for independent models of accuracies u and v. 1 of equal models, 0 of independent ones, at
-    least -1; NaN where e is 1: both always right, or always wrong.
+    o is the share of examples on which both are right or both are wrong. e = u v + (1 - u)(1 - v)
+    is this share for independent models of accuracies u and v. The value is in [-1, 1]: 1 for equal
+    models, 0 for independent ones. NaN if e is 1, which means that both are always right or both
+    always wrong.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 0, 1]]
@@ -56,11 +58,11 @@ def error_inconsistency(a: Any, b: Any, label: Any) -> float:
     2022, arXiv 2110.12899).
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 0, 1]]
@@ -83,17 +85,18 @@ ERROR_RATIO = Formula(_both_wrong, ("right", "prediction"), _first_over_second)
 
 
 def error_ratio(a: Any, b: Any, label: Any) -> float:
-    """Of examples that both get wrong, those predicted differently over those predicted alike
-    (Aksela, 2003).
+    """Among examples that both get wrong: the number predicted differently over the number
+    predicted alike (Aksela, 2003).
 
-    0 or more; 0 of equal models, NaN where no error is shared. How many are: `joint_shares`.
+    0 or more; 0 for equal models. NaN if the models never make the same wrong prediction. See
+    `joint_shares` for the shares themselves.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(3)[[0, 1, 1, 1]], np.eye(3)[[0, 2, 2, 1]]
@@ -117,14 +120,14 @@ NEGATIVE_FLIPS = Formula(_only_first, ("right",), symmetric=False)
 
 def positive_flip_rate(a: Any, b: Any, label: Any) -> float:
     """The share of examples that `a` gets wrong and `b` right, in [0, 1] (Yan et al., 2021,
-    arXiv 2011.09161): what is won where `b` takes the place of `a`.
+    arXiv 2011.09161): the gain when `b` replaces `a`.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(2)[[0, 1, 1, 1]], np.eye(2)[[1, 0, 0, 1]]
@@ -136,14 +139,14 @@ def positive_flip_rate(a: Any, b: Any, label: Any) -> float:
 
 def negative_flip_rate(a: Any, b: Any, label: Any) -> float:
     """The share of examples that `a` gets right and `b` wrong, in [0, 1] (Yan et al., 2021,
-    arXiv 2011.09161): what is lost where `b` takes the place of `a`.
+    arXiv 2011.09161): the loss when `b` replaces `a`.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(2)[[0, 1, 1, 1]], np.eye(2)[[1, 0, 0, 1]]
@@ -168,11 +171,11 @@ def accuracy_difference(a: Any, b: Any, label: Any) -> float:
     """|accuracy of a - accuracy of b|, in [0, 1].
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> accuracy_difference(np.eye(2)[[0, 0]], np.eye(2)[[0, 1]], np.array([0, 0]))
@@ -190,11 +193,11 @@ _CELLS = Formula(_cells, ("right", "prediction"))
 
 
 class JointShares(NamedTuple):
-    """The shares of examples that two models answer so; their sum is 1.
+    """Shares of examples by which of two models is right; their sum is 1.
 
     Attributes:
-        both_right, only_a, only_b: right.
-        wrong_alike, wrong_apart: both wrong, with one prediction or two.
+        both_right, only_a, only_b: both models, only `a` or only `b` is right.
+        wrong_alike, wrong_apart: both are wrong, with the same prediction or with different ones.
     """
 
     both_right: float
@@ -205,14 +208,15 @@ class JointShares(NamedTuple):
 
 
 def joint_shares(a: Any, b: Any, label: Any) -> JointShares:
-    """Which of two models is right, of which all measures of this module are made.
+    """How often both, one or neither of two models is right. All metrics of this module are
+    functions of these shares.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(3)[[0, 0, 1, 1]], np.eye(3)[[0, 1, 0, 2]]

@@ -1,6 +1,6 @@
-"""All metrics by name, and what each is said to be; `tests/test_declared_metrics.py` holds it.
+"""All metrics by name, with their properties, which `tests/test_declared_metrics.py` checks.
 
-METRICS["jsd"].fn(a, b)          # of two models
+METRICS["jsd"].fn(a, b)          # the value for two models
 METRICS["jsd"].symmetric         # True
 """
 
@@ -27,16 +27,17 @@ class Metric:
     """A metric of the outputs of two models.
 
     Attributes:
-        fn: `fn(a, b, label)` of [N, K] twice and [N], a float.
-        formula: the same for all pairs, and for streams.
-        low, high: between these all values are.
-        of_equal: the value of two models with the same outputs, one of these two ends.
-        invariant_to: what may be done to the outputs of both models without a change.
-            'shift': a constant is added to each row of logits, another one for each row and model;
-            'scale': the logits of each model are multiplied by a positive number of its own;
-            'classes': the classes, and labels with them, change places, if no outputs are equal;
-            'examples': the examples do.
-        is_metric: symmetric, 0 of equal outputs, and d(a, c) <= d(a, b) + d(b, c).
+        fn: `fn(a, b, label)`, a float; `a` and `b` are [N, K], `label` is [N].
+        formula: the same metric for all pairs and for streams.
+        low, high: bounds of all values.
+        of_equal: the value for two models with the same outputs; it is `low` or `high`.
+        invariant_to: changes of the outputs of both models that leave the value unchanged.
+            'shift': adding a constant to each row of logits, which may differ by row and model;
+            'scale': multiplying the logits of each model by a positive number of its own;
+            'classes': permuting the classes, and the labels with them, if no outputs are equal;
+            'examples': permuting the examples.
+        is_metric: whether it is symmetric, 0 for equal outputs, and
+            d(a, c) <= d(a, b) + d(b, c).
     """
 
     fn: Callable[..., float]
@@ -49,7 +50,7 @@ class Metric:
 
     @property
     def larger_is_more_similar(self) -> bool:
-        """The direction."""
+        """Whether a larger value means more similar models."""
         return self.of_equal == self.high
 
     @property
@@ -118,10 +119,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType({name: Metric(*x) for name, x i
 def formulas_of(
     caller: str, metrics: Iterable[str] | Mapping[str, Formula | Metric]
 ) -> tuple[tuple[str, Formula], ...]:
-    """Names of `METRICS` with their formulas, or those of a mapping.
+    """Pairs of name and formula, from names in `METRICS` or from a mapping.
 
     Raises:
-        UserError: an unknown name, a name alone in place of several, or none.
+        UserError: an unknown name, a single string in place of several names, or no names.
     """
     if isinstance(metrics, str):
         raise UserError(

@@ -1,8 +1,8 @@
-"""How far apart two models' outputs lie, example by example.
+"""How far apart the outputs of two models are, averaged over examples.
 
-All but `logit_rmse` are of the softmax, so that they take logits: probabilities in their place are
-refused, unless `probs=True` says that they are meant. All refuse outputs that are not finite, and
-are NaN of no examples.
+All but `logit_rmse` compare softmax probabilities. They take logits, and raise a `UserError` for
+probabilities unless `probs=True`. All raise a `UserError` if an output is not finite, and are NaN
+if there are no examples.
 """
 
 from typing import Any, Literal
@@ -36,14 +36,15 @@ def activation_distance(
     """The mean Euclidean distance of the predictions, 1/N sum_i ||p_i - q_i||_2, in [0, sqrt 2].
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
-        space: 'probabilities', p = softmax(a); 'logits', the distance of the logits themselves,
-            which changes where a constant is added to a row.
+        probs: whether `a` and `b` are probabilities.
+        space: 'probabilities': p = softmax(a), q = softmax(b); 'logits': the distance of the logits
+            themselves, which changes if a constant is added to a row.
 
     Raises:
-        UserError: the arrays do not fit each other; `a` or `b` are probabilities, or are none with
-            `probs`; an unknown space, or that of logits with `probs`.
+        UserError: the shapes do not match; an output is not finite; probabilities without `probs`,
+            or logits with it; an unknown space, or 'logits' with `probs`.
 
     >>> import numpy as np
     >>> round(activation_distance(np.array([[99.0, 0.0]]), np.array([[0.0, 0.0]])), 6)
@@ -76,7 +77,7 @@ def l1(a: Any, b: Any, label: Any = None, *, probs: bool = False) -> float:
     """The mean absolute difference of the predictions, 1/N sum_i ||p_i - q_i||_1, in [0, 2].
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
 
     Raises:
@@ -93,7 +94,7 @@ def total_variation(a: Any, b: Any, label: Any = None, *, probs: bool = False) -
     """The mean total variation distance, half of `l1`, in [0, 1].
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
 
     Raises:
@@ -107,7 +108,7 @@ def total_variation(a: Any, b: Any, label: Any = None, *, probs: bool = False) -
 
 
 def _apart(f: Any, g: Any) -> tuple[Any, ...]:
-    """1 - cos as |u - v|^2 / 2 of unit vectors, which is exact where they are near."""
+    """1 - cos, as |u - v|^2 / 2 of unit vectors, which stays accurate if they are close."""
     xp = namespace(f.direction)
     return (xp.sum(xp.square(f.direction - g.direction), axis=-1) / 2,)
 
@@ -142,10 +143,10 @@ def cosine_similarity(
     """The mean cosine of the predictions, 1/N sum_i p_i.q_i / (||p_i|| ||q_i||), in [0, 1].
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
-        flatten: the cosine of both matrices as vectors of N K numbers, as code of the papers' on
-            functional similarity has it. Sure predictions weigh more in it.
+        flatten: take the cosine of the two matrices as vectors of N K numbers, as the code of the
+            papers on functional similarity does. Confident predictions then weigh more.
 
     Raises:
         UserError: as `activation_distance`.
@@ -161,11 +162,11 @@ def cosine_similarity(
 def cosine_distance(
     a: Any, b: Any, label: Any = None, *, probs: bool = False, flatten: bool = False
 ) -> float:
-    """1 - `cosine_similarity`, in [0, 1]; no rounding is lost where the predictions are near,
-    unless flattened.
+    """1 - `cosine_similarity`, in [0, 1]. It stays accurate if the predictions are close, unless
+    `flatten`.
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
         flatten: as in `cosine_similarity`.
 
@@ -195,14 +196,15 @@ LOGIT_RMSE = Formula(_squared, ("values",), _root)
 def logit_rmse(a: Any, b: Any, label: Any = None) -> float:
     """The root mean square difference of the logits, sqrt(1/(N K) sum_ic (a_ic - b_ic)^2).
 
-    It alone changes where a constant is added to a row of logits, which no prediction shows.
+    Unlike the other metrics, it changes if a constant is added to a row of logits, although no
+    prediction changes.
 
     Args:
         a, b: [N, K] logits of the same examples.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other.
+        UserError: the shapes do not match; an output is not finite.
 
     >>> import numpy as np
     >>> logit_rmse(np.array([[3.0, 1.0]]), np.array([[1.0, 3.0]]))

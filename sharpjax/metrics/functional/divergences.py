@@ -1,7 +1,7 @@
-"""How much two models' predictions tell apart, in nats.
+"""Divergences between the predictions of two models, in nats.
 
-All take logits: probabilities in their place are refused, unless `probs=True` says that they are
-meant. All refuse outputs that are not finite, and are NaN of no examples.
+All take logits, and raise a `UserError` for probabilities unless `probs=True`. All raise a
+`UserError` if an output is not finite, and are NaN if there are no examples.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ def _to_the_middle(f: Any, g: Any) -> tuple[Any, ...]:
     if xp is np:
         m = (p + q) / 2
         return ((special.rel_entr(p, m) + special.rel_entr(q, m)).sum(axis=-1) / 2,)
-    # With d = (q - p)/(p + q), in float32 too: p and m of size 1 that differ by 1e-3 would leave
-    # 1e-6 of the logarithm of p/m, of which rounding is a tenth.
+    # The form in d = (q - p)/(p + q) is accurate also in float32. If p and m are of size 1 and
+    # differ by 1e-3, terms in log(p/m) cancel down to 1e-6, and a tenth of that would be rounding.
     m = p + q
     d = (q - p) / xp.where(m > 0, m, 1)
     less = xp.where(d < 1, xp.log1p(xp.where(d < 1, -d, 0)), 0)
@@ -34,17 +34,17 @@ JSD = Formula(_to_the_middle, ("probabilities",))
 def jensen_shannon(a: Any, b: Any, label: Any = None, *, probs: bool = False) -> float:
     """The mean Jensen-Shannon divergence of the predictions, in nats, in [0, log 2].
 
-    JSD = 1/N sum_i (KL(p_i || m_i) + KL(q_i || m_i)) / 2, m = (p + q) / 2, of p = softmax(a) and
-    q = softmax(b). Over log 2 it is in bits. Its root is a metric, of each example; SciPy's
-    `jensenshannon` gives that root.
+    JSD = 1/N sum_i (KL(p_i || m_i) + KL(q_i || m_i)) / 2, with m = (p + q) / 2, p = softmax(a) and
+    q = softmax(b). Divide by log 2 to get bits. For each example, the square root is a metric;
+    SciPy's `jensenshannon` returns that root.
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other; `a` or `b` are probabilities, or are none with
-            `probs`.
+        UserError: the shapes do not match; an output is not finite; probabilities without `probs`,
+            or logits with it.
 
     >>> import numpy as np
     >>> sure, unsure = np.array([[99.0, 0.0]]), np.array([[0.0, 99.0]])
@@ -79,13 +79,14 @@ JEFFREYS = Formula(_both, _LOGS)
 
 
 def kl(a: Any, b: Any, label: Any = None, *, probs: bool = False) -> float:
-    """The mean KL(p || q) = 1/N sum_ic p_ic log(p_ic / q_ic) of p = softmax(a), q = softmax(b).
+    """The mean KL(p || q) = 1/N sum_ic p_ic log(p_ic / q_ic), p = softmax(a), q = softmax(b).
 
-    The forward one if `a` is the teacher and `b` the student. From log-softmaxes, so that it is
-    finite of logits; infinite of probabilities where q is 0 and p is not.
+    It is the forward KL if `a` is the teacher and `b` the student. It is computed from
+    log-softmaxes, so it is finite for logits. For probabilities it is infinite if q is 0 where p is
+    not.
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
 
     Raises:
@@ -102,7 +103,7 @@ def kl_reverse(a: Any, b: Any, label: Any = None, *, probs: bool = False) -> flo
     """The mean KL(q || p): `kl` with `a` and `b` exchanged.
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
 
     Raises:
@@ -116,10 +117,10 @@ def kl_reverse(a: Any, b: Any, label: Any = None, *, probs: bool = False) -> flo
 
 
 def jeffreys(a: Any, b: Any, label: Any = None, *, probs: bool = False) -> float:
-    """The mean of KL(p || q) + KL(q || p), the sum of both, which is symmetric.
+    """The mean of KL(p || q) + KL(q || p), which is symmetric.
 
     Args:
-        a, b: [N, K] logits of the same examples; probabilities where `probs`.
+        a, b: [N, K] logits of the same examples; probabilities if `probs`.
         label: [N], not read.
 
     Raises:

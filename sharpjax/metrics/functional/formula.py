@@ -1,9 +1,9 @@
-"""A metric as means of terms of single examples: one formula for a pair on the host, for all pairs
-of many models, and for a stream of batches.
+"""A metric as a function of means of terms of single examples. The same formula serves for a pair
+on the host, for all pairs of many models, and for a stream of batches.
 
     value = V(mean_i t_1(f_i, g_i), mean_i t_2(f_i, g_i), ...)
 
-The means are taken over all examples before V is, so that batches of any sizes give the same.
+The means are taken over all examples before V is applied, so that the batch sizes do not matter.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sharpjax.metrics import inputs
 from sharpjax.metrics.functional import outputs
 from sharpjax.metrics.functional.outputs import Outputs, namespace
 
-# These take softmaxes, and so want logits where `probs` is not said.
+# Metrics that read these take softmaxes, so they need logits unless `probs`.
 _SOFT = {"probabilities", "log_probabilities", "direction"}
 
 
@@ -25,14 +25,14 @@ def _only(means: tuple[Any, ...], num_classes: int) -> Any:
 
 
 class Formula(NamedTuple):
-    """How a metric is computed of the `Outputs` f and g of two models.
+    """How a metric is computed from the `Outputs` f and g of two models.
 
     Attributes:
-        terms: of f and g, a tuple of [N]; numpy or jax as these are.
+        terms: `terms(f, g)`, a tuple of arrays [N], numpy or jax like f and g.
         reads: the attributes of `Outputs` that `terms` reads.
-        value: of the means of the terms, and the number of classes.
-        symmetric: whether f and g may change places.
-        least_classes: what fewer classes have no value.
+        value: `value(means, num_classes)`, the metric from the means of the terms.
+        symmetric: whether swapping f and g leaves the value unchanged.
+        least_classes: the fewest classes for which the metric is defined.
     """
 
     terms: Callable[[Any, Any], tuple[Any, ...]]
@@ -47,18 +47,19 @@ class Formula(NamedTuple):
 
     @property
     def guarded(self) -> bool:
-        """Whether probabilities in the place of logits are refused."""
+        """Whether probabilities given in place of logits are refused."""
         return bool(_SOFT & set(self.reads))
 
 
 def of_pair(
     caller: str, formula: Formula, a: Any, b: Any, label: Any = None, *, probs: bool = False
 ) -> float:
-    """The value of two models, in float64 on the host; NaN of no examples.
+    """The value for two models, in float64 on the host; NaN if there are no examples.
 
     Raises:
-        UserError: names `caller`: the arrays do not fit each other, an output is not finite, labels
-            that are read are no classes, or probabilities were given for logits, or the opposite.
+        UserError: names `caller`: the shapes do not match, an output is not finite, labels are
+            needed and missing or not classes, or probabilities were given for logits or the
+            opposite.
     """
     means = means_of_pair(caller, formula, a, b, label, probs=probs)
     return float("nan") if means is None else float(formula.value(means, np.shape(a)[1]))
@@ -67,7 +68,7 @@ def of_pair(
 def means_of_pair(
     caller: str, formula: Formula, a: Any, b: Any, label: Any = None, *, probs: bool = False
 ) -> tuple[Any, ...] | None:
-    """The means of the terms, as `of_pair`; None where it gives NaN."""
+    """The means of the terms, checked as in `of_pair`; None if there are no examples."""
     inputs.refuse_traced(f"functional.{caller}", a, b, label)
     outputs.check_shapes(caller, a, b, label)
     check_classes(caller, formula, np.shape(a)[1])
@@ -83,7 +84,7 @@ def means_of_pair(
 
 
 def check_classes(caller: str, formula: Formula, num_classes: int) -> None:
-    """Raises a `UserError` where there are fewer classes than a formula needs."""
+    """Raises a `UserError` if there are fewer classes than a formula needs."""
     if num_classes < formula.least_classes:
         raise UserError(
             f"functional.{caller}: it needs {formula.least_classes} classes or more, and the "
@@ -92,6 +93,6 @@ def check_classes(caller: str, formula: Formula, num_classes: int) -> None:
 
 
 def ratio(x: Any, y: Any) -> Any:
-    """x / y, NaN where y is not above 0."""
+    """x / y; NaN where y is not above 0."""
     xp = namespace(y)
     return xp.where(y > 0, x / xp.where(y > 0, y, 1), xp.nan)

@@ -1,7 +1,7 @@
-"""What metrics read of a model's outputs, and what is refused of them.
+"""Quantities that metrics derive from the outputs of a model, and checks of the outputs.
 
-Everything here takes numpy and jax arrays alike: numpy computes in float64 on the host, jax in the
-precision that it is given, inside of jit too.
+Everything here takes numpy and jax arrays. numpy arrays are computed in float64 on the host; jax
+arrays in the precision given, also inside jit.
 """
 
 from functools import cached_property
@@ -24,27 +24,27 @@ NO_PROBABILITIES = (
     "the softmax of the logits, or the logits without probs"
 )
 NO_CLASS = "a label is no class: from 0 to {} is allowed"
-_ROUNDING = 1e-5  # of the sum of a row of probabilities, in float32
-_FEW_CLASSES = 128  # with so many, K^2 comparisons are quicker than XLA's sorts on CPU
+_ROUNDING = 1e-5  # how far the sum of a row of probabilities may be from 1, in float32
+_FEW_CLASSES = 128  # up to this number, K^2 comparisons are faster than XLA's sorts on CPU
 
 
 def namespace(x: Any) -> ModuleType:
-    """`jax.numpy` for arrays of jax, traced ones too, else `numpy`."""
+    """`jax.numpy` for jax arrays, also traced ones, else `numpy`."""
     return jnp if isinstance(x, jax.Array) else np
 
 
 class Outputs:
-    """One model's outputs, and what is made of them, each when it is first asked for.
+    """The outputs of one model and quantities derived from them, each computed on first use.
 
     Attributes:
-        values: [..., N, K] as they were given, logits or probabilities.
+        values: [..., N, K] as given, logits or probabilities.
         prediction: [..., N], the first of the largest values.
-        right: [..., N], whether that is the label; asked for without labels, an error.
+        right: [..., N], whether the prediction is the label; needs labels.
         probabilities, log_probabilities: [..., N, K].
-        direction: [..., N, K], the probabilities over their Euclidean length.
-        rank: [..., N, K], of each class, 0 for the largest value; of equal values the first class
-            comes first.
-        average_rank: [..., N, K], the same from 1, where equal values share the mean of theirs.
+        direction: [..., N, K], the probabilities divided by their Euclidean norm.
+        rank: [..., N, K], the rank of each class, 0 for the largest value; among equal values the
+            first class ranks first.
+        average_rank: [..., N, K], ranks from 1; equal values share the mean of their ranks.
     """
 
     def __init__(self, values: Any, label: Any = None, *, probs: bool = False):
@@ -101,7 +101,8 @@ class Outputs:
 
 
 def by_sorting(x: Any) -> bool:
-    """Whether ranks of the last axis of [..., K] are found by sorting or by comparing all pairs."""
+    """Whether ranks along the last axis of [..., K] are found by sorting, not by comparing all
+    pairs."""
     return namespace(x) is np or x.shape[-1] > _FEW_CLASSES
 
 
@@ -123,10 +124,10 @@ def check_shapes(
 
 
 def check_label(caller: str, label: Any, num_classes: int) -> np.ndarray:
-    """Labels as an array, whose values are checked.
+    """The labels as a numpy array, checked.
 
     Raises:
-        UserError: there are none, they are no integers, or one is no class.
+        UserError: `label` is None, not integers, or contains a value that is not a class.
     """
     if label is None:
         raise UserError(f"functional.{caller}: it reads labels; give label, the classes [N].")
@@ -139,10 +140,11 @@ def check_label(caller: str, label: Any, num_classes: int) -> np.ndarray:
 
 
 def check_values(caller: str, values: Any, *, guarded: bool, probs: bool) -> np.ndarray:
-    """Logits, or probabilities where `probs`, in float64.
+    """Logits, or probabilities if `probs`, in float64.
 
     Raises:
-        UserError: `guarded`, and finite values are the one and should be the other.
+        UserError: only if `guarded`: finite values are probabilities without `probs`, or are not
+            with it.
     """
     z = np.asarray(values, np.float64)
     if guarded and np.isfinite(z).all():
@@ -154,19 +156,20 @@ def check_values(caller: str, values: Any, *, guarded: bool, probs: bool) -> np.
 
 
 def rounding_of(values: Any) -> float:
-    """How far from 1 a row of probabilities may sum, by its precision."""
+    """How far from 1 the sum of a row of probabilities may be, given the precision of the row."""
     dtype = getattr(values, "dtype", np.dtype(np.float64))
     floating = jnp.issubdtype(dtype, jnp.floating)
     return max(_ROUNDING, float(jnp.finfo(dtype).eps)) if floating else _ROUNDING
 
 
 def misfits(z: Any, rounding: float, counted: Any = None, *, probs: bool) -> tuple[Any, Any]:
-    """Whether [..., N, K] are probabilities where logits are meant, and none where they are.
+    """Two booleans [...] for values [..., N, K]: whether they are probabilities although logits are
+    expected, and whether they are not although `probs`.
 
-    Values that are all 0 and 1 are both: logits of a hard choice, and its probabilities.
+    Values that are all 0 or 1 pass as both: logits of a hard choice, and its probabilities.
 
     Args:
-        counted: [N], false where a row only pads; None: all count.
+        counted: [N], false for padding; None: all count.
     """
     xp = namespace(z)
     counted = xp.ones(z.shape[:-1], bool) if counted is None else counted

@@ -1,4 +1,4 @@
-"""Metrics of all pairs of M models at once, from outputs that were stored."""
+"""Metrics for all pairs of M models at once, from stored outputs."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from sharpjax.metrics.functional.outputs import Outputs
 from sharpjax.metrics.functional.predictions import disagreement
 from sharpjax.metrics.inputs import refuse_traced
 
-_BLOCK = 2**22  # numbers of all models that one block holds
+_BLOCK = 2**22  # numbers in one block, over all models
 
 
 def pairwise(
@@ -25,14 +25,14 @@ def pairwise(
     distance: Callable[..., float] = disagreement,
     label: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The distances of M models, [M, M], symmetric, NaN on the diagonal.
+    """The distances between M models, [M, M], symmetric, NaN on the diagonal.
 
-    Cost: M (M - 1) / 2 distances; of metrics that have a name, `all_pairs` is many times quicker.
+    Cost: M (M - 1) / 2 distances; for metrics in `METRICS`, `all_pairs` is many times faster.
 
     Args:
-        outputs: of each model, [N, K] logits of the same examples.
-        distance: a symmetric one, of this package or another.
-        label: [N], for a distance that reads it.
+        outputs: for each model, [N, K] logits of the same examples.
+        distance: a symmetric function `distance(a, b, label)`, of this package or another.
+        label: [N], for a distance that reads labels.
 
     Raises:
         UserError: fewer than two models, or outputs of different shapes.
@@ -62,27 +62,28 @@ def all_pairs(
     probs: bool = False,
     block_size: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Several metrics of all pairs of M models, each [M, M], entry (i, j) that of (a_i, a_j).
+    """Several metrics for all pairs of M models, each [M, M]; entry (i, j) compares a_i with a_j.
 
-    NaN on the diagonal, as `pairwise` has it and `protocol.tests.pairwise.jackknife` takes it, and
-    in the row and column of a model with an output that is not finite. Softmaxes and ranks are
-    made once for each model, in the precision of the outputs; what examples give is summed in
-    float64. In float32 a value is that of the pair function to 1e-6 of the largest there is, and
-    shares of examples, which are counted, exactly.
+    The diagonal is NaN, as in `pairwise` and as `protocol.tests.pairwise.jackknife` expects. So are
+    the row and column of a model with an output that is not finite. Softmaxes and ranks are
+    computed once for each model, in the precision of the outputs, float32 at least. Terms of
+    examples are summed in float64. With float32 outputs, a value agrees with that of the pair
+    function to 1e-6 of the largest possible value; shares of examples are counted and agree
+    exactly.
 
-    Cost: N K for each pair and metric (`kendall_distance` N K^2), twice that if it is not
-    symmetric; in memory some copies of a block of examples of all models.
+    Cost: N K for each pair and metric (`kendall_distance` N K^2), twice that if the metric is not
+    symmetric. Memory: a few copies of a block of examples of all models.
 
     Args:
-        outputs: [M, N, K], or a sequence of M arrays [N, K], logits; float64 stays float64.
-        metrics: names of `METRICS`; or formulas by names of yours, `{"top3": rankings.top_k(3)}`.
-        label: [N], for metrics that read it.
-        probs: outputs are probabilities.
-        block_size: examples that are computed at a time; from the memory by itself.
+        outputs: logits, [M, N, K] or a sequence of M arrays [N, K]; float64 stays float64.
+        metrics: names in `METRICS`; or formulas by your own names, `{"top3": rankings.top_k(3)}`.
+        label: [N], for metrics that read labels.
+        probs: whether the outputs are probabilities.
+        block_size: examples computed at a time; None: chosen to limit memory.
 
     Raises:
-        UserError: fewer than two models, shapes that do not fit each other, an unknown metric,
-            labels that are no classes, probabilities for logits or the opposite, a trace.
+        UserError: fewer than two models, shapes that do not match, an unknown metric, labels that
+            are not classes, probabilities for logits or the opposite, inside a trace.
 
     >>> one, other = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     >>> found = all_pairs([one, other, one], ["disagreement", "l1"])
@@ -137,7 +138,7 @@ def _checked(caller: str, outputs: Any) -> list[np.ndarray]:
 
 
 def _checked_finite(caller: str, values: np.ndarray, *, guarded: bool, probs: bool) -> bool:
-    """Whether all outputs of a model are; where they are checked for what was meant, too."""
+    """Whether all outputs of a model are finite; if so, also checks logits against `probs`."""
     return bool(
         np.isfinite(model_outputs.check_values(caller, values, guarded=guarded, probs=probs)).all()
     )
@@ -152,8 +153,8 @@ def _sums(
     probs: bool,
     block_size: int | None,
 ) -> tuple[list[tuple[np.ndarray, ...]], list[tuple[np.ndarray, ...]]]:
-    """Sums over all examples of the terms, [P] each: of each pair, and of it the other way round
-    where a formula is not symmetric."""
+    """Sums of the terms over all examples, [P] each: for each pair (f, g), and for (g, f) if a
+    formula is not symmetric."""
     num_examples, num_classes = models[0].shape
     if block_size is None:
         num_blocks = -(-num_examples * num_classes * len(sound) // _BLOCK)

@@ -1,7 +1,7 @@
 """Whether two models predict the same classes.
 
-Of equal largest outputs the first class is the prediction. All refuse outputs that are not finite
-(such a model predicts nothing), and are NaN of no examples.
+If several outputs are largest, the prediction is the first of them. All metrics raise a `UserError`
+if an output is not finite (such a model predicts nothing), and are NaN if there are no examples.
 """
 
 from typing import Any, Literal
@@ -22,17 +22,17 @@ DISAGREEMENT = Formula(_differ, ("prediction",))
 
 
 def disagreement(a: Any, b: Any, label: Any = None) -> float:
-    """The share of examples for which two models predict another class; also called churn
+    """The share of examples for which two models predict different classes; also called churn
     (Milani Fard et al., 2016).
 
     d(a, b) = 1/N sum_i [argmax a_i != argmax b_i], in [0, 1].
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other.
+        UserError: the shapes do not match; an output is not finite.
 
     >>> import numpy as np
     >>> disagreement(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 3.0], [0.0, 2.0]]))
@@ -65,19 +65,20 @@ _BY = {
 def normalized_disagreement(
     a: Any, b: Any, label: Any, *, error_of: Literal["mean", "a", "b"] = "mean"
 ) -> float:
-    """`disagreement` over an error rate (Fort et al., 2019, arXiv 1912.02757).
+    """`disagreement` divided by an error rate (Fort et al., 2019, arXiv 1912.02757).
 
-    Nearly 2 where errors are made independently and rarely, 0 where they are the same; NaN where
+    It is nearly 2 if errors are rare and independent, and 0 if the predictions are the same. NaN if
     the error rate is 0.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
-        error_of: 'mean', that of both, which is symmetric; 'a' or 'b'. Fort et al. take the model
-            that is not the base.
+        error_of: 'mean', the mean error rate of both, which is symmetric; or 'a' or 'b'. Fort et
+            al. use the error rate of the model that is not the base.
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class; another word.
+        UserError: the shapes do not match; an output is not finite; a label is not a class; an
+            unknown `error_of`.
 
     >>> import numpy as np
     >>> a, b = np.array([[2.0, 0.0], [2.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 2.0]])
@@ -102,16 +103,17 @@ CHANCE_CORRECTED = Formula(_differ_and_wrong, _READS, _corrected)
 def chance_corrected_agreement(a: Any, b: Any, label: Any) -> float:
     """Agreement beyond that of independent models of the same accuracies, (o - e) / (1 - e).
 
-    o is the share of equal predictions, and e = u v + (1 - u)(1 - v) / (K - 1) that of two models
-    of accuracies u and v that err independently and on all K - 1 wrong classes alike. 1 of equal
-    predictions, 0 of independent ones, at least -1; NaN where e is 1, as of two perfect models.
+    o is the share of equal predictions. e = u v + (1 - u)(1 - v) / (K - 1) is this share for two
+    models of accuracies u and v that err independently, with all K - 1 wrong classes equally
+    likely. The value is in [-1, 1]: 1 for equal predictions, 0 for independent ones. NaN if e is 1,
+    such as for two perfect models.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class.
 
     >>> import numpy as np
     >>> a, b = np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[0, 1, 0, 1]]

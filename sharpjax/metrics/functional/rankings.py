@@ -1,8 +1,8 @@
 """How two models order the classes of each example.
 
-They read the order alone, so that logits and probabilities are the same to them, but where
-probabilities that differ are equal to rounding. All refuse outputs that are not finite, and are NaN
-of no examples.
+These metrics use only the order, so logits and probabilities give the same result, unless distinct
+probabilities are equal after rounding. All raise a `UserError` if an output is not finite, and are
+NaN if there are no examples.
 """
 
 import functools
@@ -15,7 +15,7 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.metrics.functional.formula import Formula, of_pair, ratio
 from sharpjax.metrics.functional.outputs import by_sorting, namespace
 
-# Terms are whole numbers where they can be, so that their sums are exact in any precision.
+# Terms are whole numbers if possible, so that their sums are exact in any precision.
 
 
 def _other_rank(f: Any, g: Any) -> tuple[Any, ...]:
@@ -30,17 +30,17 @@ RANK_DISAGREEMENT = Formula(_other_rank, ("rank",), _of_classes)
 
 
 def rank_disagreement(a: Any, b: Any, label: Any = None) -> float:
-    """The share of classes, of all examples, that have another rank: 1/(N K) sum_ic [r_ic != s_ic].
+    """The share of classes, over all examples, with different ranks: 1/(N K) sum_ic [r_ic != s_ic].
 
-    In [0, 1]; 1 - 1/K of random orders. Of equal outputs the first class ranks first. It is our
-    reading of the papers' word, of which no formula was published.
+    In [0, 1]; 1 - 1/K for random orders. Among equal outputs the first class ranks first. The
+    papers that use this name publish no formula; this is our interpretation.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other.
+        UserError: the shapes do not match; an output is not finite.
 
     >>> import numpy as np
     >>> rank_disagreement(np.array([[3.0, 2.0, 1.0]]), np.array([[1.0, 2.0, 3.0]]))
@@ -61,17 +61,17 @@ FOOTRULE = Formula(_steps, ("rank",), _of_most)
 
 
 def footrule(a: Any, b: Any, label: Any = None) -> float:
-    """Spearman's footrule over its maximum, 1/N sum_i sum_c |r_ic - s_ic| / floor(K^2 / 2), in
-    [0, 1] (Diaconis and Graham, 1977).
+    """Spearman's footrule divided by its maximum, 1/N sum_i sum_c |r_ic - s_ic| / floor(K^2 / 2),
+    in [0, 1] (Diaconis and Graham, 1977).
 
-    1 of reversed orders. Of equal outputs the first class ranks first.
+    It is 1 for reversed orders. Among equal outputs the first class ranks first.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other.
+        UserError: the shapes do not match; an output is not finite.
 
     >>> import numpy as np
     >>> footrule(np.array([[3.0, 2.0, 1.0]]), np.array([[2.0, 3.0, 1.0]]))
@@ -81,8 +81,8 @@ def footrule(a: Any, b: Any, label: Any = None) -> float:
 
 
 def _discordant(f: Any, g: Any) -> tuple[Any, ...]:
-    """(1 - tau_b) / 2. The pairs of classes are those of a row and the row turned by 1 to K - 1,
-    each of them twice: memory N K, not N K^2."""
+    """(1 - tau_b) / 2. Pairs of classes come from a row and the row rolled by 1 to K - 1 places.
+    Each pair appears twice. Memory is N K, not N K^2."""
     xp, (z, w) = namespace(f.values), (f.values, g.values)
     num_classes = z.shape[-1]
 
@@ -105,20 +105,20 @@ KENDALL_DISTANCE = Formula(_discordant, ("values",))
 
 
 def kendall_distance(a: Any, b: Any, label: Any = None) -> float:
-    """The mean of (1 - tau_b) / 2, in [0, 1]: without ties the share of pairs of classes that the
-    two order differently (Kendall, 1938).
+    """The mean of (1 - tau_b) / 2, in [0, 1]. Without ties, this is the share of pairs of classes
+    that the two models order differently (Kendall, 1938).
 
     tau_b = sum s t / sqrt(sum s^2 sum t^2), with s and t the signs of the differences of each pair
-    of classes. NaN where all outputs of an example are equal, in one of the models.
+    of classes. NaN if one of the models gives an example equal outputs for all classes.
 
     Cost: N K^2 comparisons in N K memory.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other.
+        UserError: the shapes do not match; an output is not finite.
 
     >>> import numpy as np
     >>> round(kendall_distance(np.array([[3.0, 2.0, 1.0]]), np.array([[2.0, 3.0, 1.0]])), 6)
@@ -142,15 +142,15 @@ def spearman(a: Any, b: Any, label: Any = None) -> float:
     """The mean over examples of Spearman's rho, the correlation of the ranks of the classes, in
     [-1, 1].
 
-    Equal outputs share the mean of their ranks, as in `scipy.stats.spearmanr`. NaN where all
-    outputs of an example are equal, in one of the models.
+    Equal outputs share the mean of their ranks, as in `scipy.stats.spearmanr`. NaN if one of the
+    models gives an example equal outputs for all classes.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
 
     Raises:
-        UserError: the arrays do not fit each other.
+        UserError: the shapes do not match; an output is not finite.
 
     >>> import numpy as np
     >>> spearman(np.array([[3.0, 2.0, 1.0]]), np.array([[2.0, 3.0, 1.0]]))
@@ -174,18 +174,18 @@ def top_k(k: int) -> Formula:
 
 
 def top_k_agreement(a: Any, b: Any, label: Any = None, *, k: int = 5) -> float:
-    """The mean share of its k largest classes that a model has in common with the other,
-    1/N sum_i |top_k(a_i) and top_k(b_i)| / k, in [0, 1]; expected k / K of random orders.
+    """The mean share of the k largest classes that two models have in common,
+    1/N sum_i |top_k(a_i) and top_k(b_i)| / k, in [0, 1]; k / K on average for random orders.
 
-    Of equal outputs the first class ranks first. With k = 1 it is 1 - `disagreement`.
+    Among equal outputs the first class ranks first. With k = 1 it is 1 - `disagreement`.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
         k: from 1 to K.
 
     Raises:
-        UserError: the arrays do not fit each other; an impossible k.
+        UserError: the shapes do not match; an output is not finite; `k` is not from 1 to K.
 
     >>> import numpy as np
     >>> top_k_agreement(np.array([[3.0, 2.0, 1.0]]), np.array([[3.0, 1.0, 2.0]]), k=2)
@@ -207,7 +207,7 @@ def rank_biased(persistence: float) -> Formula:
         depth = np.arange(1, num_classes + 1)
         weight = (1 - persistence) * persistence ** (depth - 1) / depth
         weight[-1] += persistence**num_classes / num_classes
-        # A class is in the overlaps of all depths from its worse rank on.
+        # A class counts in the overlaps of all depths that include the worse of its two ranks.
         worse = xp.maximum(f.rank, g.rank)
         if by_sorting(worse):
             table = xp.asarray(np.cumsum(weight[::-1])[::-1], dtype=f.values.dtype)
@@ -223,16 +223,17 @@ def rank_biased_overlap(a: Any, b: Any, label: Any = None, *, persistence: float
     """The mean rank-biased overlap of the two orders of classes (Webber, Moffat and Zobel, 2010).
 
     (1 - p) sum_{d=1}^{K} p^(d-1) A_d + p^K, with A_d the share of the first d classes that both
-    have: the agreement at a depth that a reader reaches who goes on with probability p. In [0, 1],
-    1 of equal orders. Of equal outputs the first class ranks first.
+    models have in common. It is the mean agreement at the depth reached by a reader who continues
+    with probability p at each class. In [0, 1]; 1 for equal orders. Among equal outputs the first
+    class ranks first.
 
     Args:
-        a, b: [N, K] logits, or anything of the same order, of the same examples.
+        a, b: [N, K] logits of the same examples, or any values in the same order.
         label: [N], not read.
-        persistence: p, in (0, 1): the smaller, the more the first classes count.
+        persistence: p, in (0, 1); the smaller it is, the more the first classes count.
 
     Raises:
-        UserError: the arrays do not fit each other; an impossible p.
+        UserError: the shapes do not match; an output is not finite; `persistence` is not in (0, 1).
 
     >>> import numpy as np
     >>> rank_biased_overlap(np.array([[2.0, 1.0]]), np.array([[1.0, 2.0]]), persistence=0.5)

@@ -1,13 +1,13 @@
-"""Metrics of two models, summed batch by batch.
+"""Metrics of two models, accumulated batch by batch.
 
     totals = streaming.init(["jsd", "disagreement"], num_classes=10)
     for a, b, label, weight in batches:                       # weight 0: padding
         totals = streaming.update(totals, a, b, label, weight)
     streaming.compute(totals)                                 # {"jsd": ..., "disagreement": ...}
 
-What is kept are sums of terms, and means are taken at the end: a mean of the batches' values would
-be another number where the last batch is shorter, or where a metric is a ratio. In jit, under a
-sharded batch, and under `vmap` for many pairs.
+The totals are sums of terms, and means are taken at the end. The mean of the values of the batches
+would be a different number if the last batch is shorter or a metric is a ratio. The functions work
+inside jit, with sharded batches, and under `vmap` for many pairs.
 """
 
 import dataclasses
@@ -40,17 +40,17 @@ REASONS = (
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What is known of the examples so far.
+    """Running totals over the examples seen so far.
 
-    Sums are compensated, and those of shares of examples exact, so that they do not depend on how
-    the examples were batched, nor on their order, to the last bit or two.
+    Sums are compensated, and those of shares of examples are exact. So up to the last bit or two
+    they do not depend on the order of the examples or on how they were batched.
 
     Attributes:
-        sums: of the terms, for each metric.
+        sums: sums of the terms of each metric.
         count: the number of examples.
-        finite: whether all outputs were; if not, all that `compute` gives is NaN.
-        refused: bool [4], which of `REASONS` held inside of a trace, where nothing can be raised;
-            if any, all is NaN.
+        finite: whether all outputs were finite; if not, `compute` gives NaN for all metrics.
+        refused: bool [4], which of `REASONS` held inside a trace, where nothing can be raised; if
+            any did, `compute` gives NaN for all metrics.
         formulas: names and formulas.
         num_classes: K.
         probs: whether the outputs are probabilities.
@@ -76,13 +76,14 @@ def init(
     probs: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Totals:
-    """Totals of nothing.
+    """Empty totals.
 
     Args:
-        metrics: names of `METRICS`; or formulas by names of yours, `{"top3": rankings.top_k(3)}`.
+        metrics: names in `METRICS`; or formulas by your own names, `{"top3": rankings.top_k(3)}`.
         num_classes: K.
-        probs: the outputs will be probabilities.
-        dtype: of the sums, and the least precision of the outputs; float64 needs jax's x64.
+        probs: whether the outputs will be probabilities.
+        dtype: dtype of the sums, and the least precision in which outputs are computed; float64
+            needs jax's x64.
 
     Raises:
         UserError: an unknown metric, or one that needs more classes.
@@ -110,15 +111,16 @@ def update(totals: Totals, a: Any, b: Any, label: Any = None, weight: Any = None
 
     Args:
         totals: from `init` or `update`.
-        a, b: [B, K] logits of the same examples (probabilities where `init` was told so).
-        label: [B] integers, for metrics that read it.
-        weight: [B]; 0 for what only pads the batch, and whose other values do not matter; else 1.
-            None: all are 1.
+        a, b: [B, K] logits of the same examples (probabilities if `init` was given `probs`).
+        label: [B] integers, for metrics that read labels.
+        weight: [B]; 1 for an example, 0 for padding, whose outputs and label are ignored. None: all
+            are 1.
 
     Raises:
-        UserError: the shapes do not fit each other, or K is another one; labels that are read are
-            missing or no integers. A label that is no class, probabilities for logits or the
-            opposite, a weight that is neither 0 nor 1: outside of a trace; inside, all is NaN.
+        UserError: the shapes do not match, or K differs from that of `init`; labels are needed and
+            missing or not integers. Also a label that is not a class, probabilities for logits or
+            the opposite, or a weight that is neither 0 nor 1; inside a trace these three are not
+            raised, and all results become NaN.
 
     >>> totals = init(["disagreement"], num_classes=2)
     >>> a, b = jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[0.0, 3.0], [0.0, 2.0]])
@@ -157,10 +159,10 @@ def update(totals: Totals, a: Any, b: Any, label: Any = None, weight: Any = None
 
 
 def merge(first: Totals, second: Totals) -> Totals:
-    """The totals of the examples of both, as of two hosts.
+    """The totals of the examples of both, such as from two hosts.
 
     Raises:
-        UserError: they are not of the same metrics.
+        UserError: the two are not of the same metrics.
     """
     if jax.tree.structure(first) != jax.tree.structure(second):
         raise UserError("functional.streaming.merge: these totals are not of the same metrics.")
@@ -176,8 +178,8 @@ def merge(first: Totals, second: Totals) -> Totals:
 
 @jax.jit
 def compute(totals: Totals) -> dict[str, jax.Array]:
-    """The value of each metric over all examples; NaN of none, where an output was not finite, and
-    where a batch was refused inside of a trace."""
+    """The value of each metric over all examples. NaN if there are no examples, an output was not
+    finite, or a batch was refused inside a trace."""
     bad = ~totals.finite | jnp.any(totals.refused) | (totals.count == 0)
     found = {}
     for (name, formula), sums in zip(totals.formulas, totals.sums, strict=True):
@@ -228,7 +230,7 @@ def _added(totals: Totals, a, b, label, counted, refused) -> Totals:
     dtype = totals.sums[0][0].total.dtype
     rows = counted[:, None]
     finite = jnp.all(jnp.isfinite(a) & jnp.isfinite(b) | ~rows)
-    # What only pads may hold anything.
+    # Padding may hold anything, so replace it by valid values.
     blank = 1 / totals.num_classes if totals.probs else 0.0
     f, g = (
         Outputs(

@@ -1,4 +1,4 @@
-"""Whether a student takes over its teacher's errors more than its right answers."""
+"""Whether a student copies its teacher's errors more than its right answers."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,14 @@ from sharpjax.metrics.functional.outputs import Outputs
 
 
 class TransferAsymmetry(NamedTuple):
-    """How often a student predicts as its teacher does, beyond a control model.
+    """How much more often a student predicts as its teacher does than a control model.
 
     Attributes:
-        wrong: excess agreement where the teacher is wrong, student less control, in [-1, 1].
-        right: the same where it is right.
-        asymmetry: wrong - right, in [-2, 2]: positive where errors are taken over more.
-        num_wrong, num_right: of how many examples these are; NaN where there are none.
+        wrong: agreement with the teacher on examples it gets wrong, student minus control, in
+            [-1, 1]; NaN if `num_wrong` is 0.
+        right: the same on examples the teacher gets right; NaN if `num_right` is 0.
+        asymmetry: wrong - right, in [-2, 2]; positive if errors are copied more.
+        num_wrong, num_right: the numbers of these examples.
     """
 
     wrong: float
@@ -31,20 +32,21 @@ def transfer_asymmetry(student: Any, teacher: Any, control: Any, label: Any) -> 
 
         wrong = P(s = t | t != y) - P(c = t | t != y),   right = P(s = t | t = y) - P(c = t | t = y)
 
-    with the predictions s, t, c of student, teacher and control, and y the label. A control is
-    trained as the student was, from the same start, without the teacher. Models that learnt the
-    same data agree where they are right far more than where they are wrong; the control takes that
-    away. It does not take away that `right` has less room: where the control agrees with the
-    teacher's right answers in 95 of 100, `right` is at most .05. One value for each student; test
-    over students, with a control of their own each.
+    with s, t, c the predictions of student, teacher and control, and y the label. The control is
+    trained like the student and from the same start, but without the teacher. Models trained on the
+    same data agree far more where they are right than where they are wrong, and the control removes
+    that effect. But it does not remove the ceiling of `right`: if the control agrees with 95 of 100
+    right answers of the teacher, `right` is at most .05. There is one value for each student. Run
+    statistical tests over students, each with its own control.
 
     Args:
-        student, teacher, control: [N, K] logits, or anything of the same order, of the same
-            examples; of equal largest ones the first is the prediction.
+        student, teacher, control: [N, K] logits of the same examples, or any values in the same
+            order. If several are largest, the prediction is the first of them.
         label: [N].
 
     Raises:
-        UserError: the arrays do not fit each other; an output is not finite; a label is no class.
+        UserError: the shapes do not match; an output is not finite; a label is not a class; inside
+            a trace.
 
     >>> teacher = np.eye(3)[[0, 0, 1, 1]]  # right, right, wrong, wrong
     >>> student, control = np.eye(3)[[0, 0, 1, 2]], np.eye(3)[[0, 2, 2, 2]]
