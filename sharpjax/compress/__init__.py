@@ -1,8 +1,8 @@
-"""Networks made smaller: fewer weights, bits, ranks or values, and what each form takes.
+"""Model compression: fewer weights, bits, ranks or distinct values, and the size of each form.
 
-All are plain functions of pytrees of parameters, and a key where they are random. `prune` sets
-weights to 0 and keeps them there. A form in which a leaf is held (`Quantised`, `LowRank`,
-`Clustered`) is a pytree in its place, and its inverse gives parameters of the old structure, for
+All are plain functions of pytrees of parameters, and of a random key if they draw. `prune` sets
+weights to 0 and keeps them there. A compressed form (`Quantised`, `LowRank`, `Clustered`) is a
+pytree that replaces a leaf. The inverse function gives parameters of the old structure, for
 evaluation and for `sharpjax.geometry`.
 """
 

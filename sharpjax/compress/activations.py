@@ -1,4 +1,4 @@
-"""What layers read, rounded to a few bits: dynamic, or with ranges that were calibrated.
+"""Quantised activations: inputs of layers rounded to a few bits, with dynamic or calibrated ranges.
 
     small = QuantisedInputs(model, bits=8)                    # dynamic: a range for each example
     logits = small.apply({"params": params}, images)
@@ -6,11 +6,11 @@
     found = calibrate(model, {"params": params}, batches, MinMax())
     logits = small.apply({"params": params, "ranges": found}, images)  # static
 
-The parameters are those of the model, so `fake_quantise_params(params, 8)` makes both weights and
-activations integers of 8 bits, and a loss is `Classification(small, {"ranges": found})`. The layers
-are `nn.Dense`, `nn.DenseGeneral` and `nn.Conv`: what attention multiplies within, and the layers of
-`sharpjax.nn.factored`, are not rounded. Models that lift their layers (`nn.scan`, `nn.remat`) can
-be rounded, and not observed.
+The parameters are those of the model. So with `fake_quantise_params(params, 8)` both weights and
+activations have 8 bits, and a loss is `Classification(small, {"ranges": found})`. The layers are
+`nn.Dense`, `nn.DenseGeneral` and `nn.Conv`. Products inside attention, and the layers of
+`sharpjax.nn.factored`, are not rounded. Models with lifted layers (`nn.scan`, `nn.remat`) can be
+rounded but not calibrated.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,20 +29,21 @@ LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)
 
 
 class QuantisedInputs(nn.Module):
-    """The model, of whose layers each reads numbers rounded to a grid; derivatives go straight
-    through (see `fake_quantise`).
+    """The model with the inputs of each layer rounded to a grid. Derivatives are straight-through
+    (see `fake_quantise`).
 
-    Without the collection "ranges" a grid is found for each example, from its least to its greatest
-    number: examples do not see each other. With it, from `calibrate`, the grid of a layer is fixed,
-    and what lies beyond its ends is clipped. Cost: two passes over what each layer reads.
+    Without the collection "ranges", each example has its own grid, from its least to its greatest
+    number, so that examples do not affect each other. With the collection, which `calibrate`
+    returns, the grid of a layer is fixed, and numbers beyond its ends are clipped. Cost: two passes
+    over the inputs of each layer.
 
     Attributes:
         model: a Flax module; called with the same arguments.
         bits: from 2 to 8.
-        symmetric: False by default: after a ReLU half of a symmetric grid is empty.
+        symmetric: False by default, because after a ReLU half of a symmetric grid is unused.
 
     Raises:
-        UserError: when called: `bits` is none, or "ranges" lacks a layer.
+        UserError: when called: invalid `bits`, or "ranges" lacks a layer.
 
     >>> from sharpjax.nn import MLP
     >>> small = QuantisedInputs(MLP(num_classes=3, width=4), bits=4)
@@ -81,7 +82,11 @@ class QuantisedInputs(nn.Module):
 def layer_inputs(
     model: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
 ) -> dict[str, list[jax.Array]]:
-    """What each layer reads, in the order of calls, by its name in the parameters.
+    """The inputs of each layer, in the order of calls, by the layer's name in the parameters.
+
+    Args:
+        model: called as `model.apply(variables, *args, **kwargs)`.
+        variables: its parameters and other collections.
 
     >>> from sharpjax.nn import MLP
     >>> model, image = MLP(num_classes=3, width=4), jnp.ones((2, 3, 3, 1))
@@ -103,8 +108,8 @@ def layer_inputs(
 def calibrate(
     model: nn.Module, variables: Mapping[str, Any], batches: Iterable[Any], observer: Observer
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """The range (low, high) of what each layer reads, in eval mode: the collection "ranges" of
-    `QuantisedInputs`.
+    """The range (low, high) of the inputs of each layer in evaluation mode, by name of the layer.
+    It is the collection "ranges" of `QuantisedInputs`.
 
     Args:
         model: called as `model.apply(variables, batch)`.
@@ -112,10 +117,11 @@ def calibrate(
         batches: inputs; one compilation for each shape.
         observer: one of `observers`.
 
-    Cost: a forward pass for each batch, and the observer's.
+    Cost: a forward pass for each batch, and the cost of the observer.
 
     Raises:
-        UserError: there is no batch, or no layer; a layer read what is not finite.
+        UserError: there is no batch, or no layer; an input of a layer is not finite, or there are
+            more numbers than the observer counts.
 
     >>> from sharpjax.compress.observers import MinMax
     >>> from sharpjax.nn import MLP

@@ -1,8 +1,8 @@
-"""Blocks of an array that share a scale: the whole of it, its channels, or tiles of an axis.
+"""Blocks of an array that share a scale: the whole array, its channels, or tiles of an axis.
 
-An array of shape [n_1, ..] is cut into blocks of [b_1, ..], each b_i a divisor of n_i, and what
-belongs to the blocks is an array of shape [n_1 / b_1, ..]: the shapes of both say what the blocks
-are, and broadcasting of channels is the case b_i = 1.
+An array of shape [n_1, ..] is cut into blocks of shape [b_1, ..], with each b_i a divisor of n_i.
+Values for the blocks are an array of shape [n_1 / b_1, ..], so the two shapes determine the blocks.
+One value for each channel is the case b_i = 1 along the channel axis.
 """
 
 import math
@@ -20,16 +20,17 @@ Axis = int | Sequence[int] | None
 def shape_of_blocks(
     caller: str, shape: Sequence[int], axis: Axis, tiles: Mapping[int, int] | None = None
 ) -> tuple[int, ...]:
-    """The shape of one block: 1 along the channels' axes, the tile along tiled ones, else all.
+    """The shape of one block: 1 along channel axes, the tile along tiled axes, else full length.
 
     Args:
-        caller: who is named in errors.
-        shape: of the array.
-        axis: those whose every index has a block of its own; None for no axis.
+        caller: the name used in error messages.
+        shape: shape of the array.
+        axis: the axis or axes of which each index has its own block; None for no axis.
         tiles: the length of a tile, by axis.
 
     Raises:
-        UserError: an axis that the array lacks, or is named twice; a tile that does not divide it.
+        UserError: an axis that the array lacks or that is named twice; a tile that does not divide
+            the length of its axis.
 
     >>> shape_of_blocks("quantise", (6, 4), -1, {0: 3})
     (3, 1)
@@ -70,7 +71,7 @@ def _place(caller: str, axis: int, shape: Sequence[int]) -> int:
 
 
 def reduce(fn: Callable[..., jax.Array], x: jax.Array, blocks: Sequence[int]) -> jax.Array:
-    """`fn(.., axis=)` over each block, as `jnp.max`: an array of the shape of the blocks' grid.
+    """Reduces each block by `fn(.., axis=)`, such as `jnp.max`: an array with one value per block.
 
     >>> reduce(jnp.sum, jnp.arange(6.0).reshape(2, 3), (2, 1)).tolist()
     [[3.0, 5.0, 7.0]]
@@ -80,7 +81,7 @@ def reduce(fn: Callable[..., jax.Array], x: jax.Array, blocks: Sequence[int]) ->
 
 
 def expand(values: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """One value for each block, repeated to the array's shape.
+    """Values of the blocks, repeated to the shape of the array.
 
     >>> expand(jnp.array([[1.0, 2.0]]), (1, 4)).tolist()
     [[1.0, 1.0, 2.0, 2.0]]
@@ -93,7 +94,7 @@ def expand(values: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def count(shape: Sequence[int], blocks: Sequence[int]) -> int:
-    """How many blocks there are.
+    """The number of blocks.
 
     >>> count((6, 4), (3, 1))
     8

@@ -1,4 +1,4 @@
-"""Shorter floating types: float16, bfloat16, and two of eight bits.
+"""Casts to shorter floating types: float16, bfloat16, and two of eight bits.
 
 | type | stored bits of the fraction | greatest | least normal | relative error of normals |
 |---|---|---|---|---|
@@ -7,8 +7,8 @@
 | float8_e4m3fn | 3 | 448 | 0.016 | 2^-4 |
 | float8_e5m2 | 2 | 57344 | 6.1e-5 | 2^-3 |
 
-Rounding is to nearest, halves to even; numbers below the least normal one lose bits and become 0
-(arXiv 2209.05433 for the types of eight bits).
+Rounding is to nearest, halves to even. Numbers below the least normal one lose bits, and the
+smallest become 0. See arXiv 2209.05433 for the types of eight bits.
 """
 
 from typing import Any, Literal
@@ -27,17 +27,17 @@ Overflow = Literal["refuse", "saturate"]
 
 
 def cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Array:
-    """The array in a shorter type; `.astype` gives it back.
+    """The array in a shorter type; `.astype` converts it back.
 
     Args:
         x: floats.
         dtype: one of `FORMATS`.
-        overflow: for numbers that would be rounded beyond the greatest of the type: 'refuse', or
-            'saturate', which gives that greatest number with their sign.
+        overflow: what to do with numbers beyond the greatest of the type: 'refuse' raises an error;
+            'saturate' replaces them by the greatest number with their sign.
 
     Raises:
-        UserError: an argument that is not allowed; x holds NaN or infinity; under 'refuse', a
-            number overflows. Inside a trace that is not raised: those numbers become NaN.
+        UserError: an argument that is not allowed; x holds NaN or infinity; with 'refuse', a number
+            overflows. Inside a trace an overflow cannot be raised, and such numbers become NaN.
 
     >>> print(cast(jnp.array([0.1, 300.0]), "float8_e4m3fn").astype(jnp.float32))
     [1.015625e-01 2.880000e+02]
@@ -46,7 +46,9 @@ def cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Arra
 
 
 def fake_cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Array:
-    """`cast` and back, to the type that x had. Derivatives are those of a cast: 1, in that type.
+    """`cast`, then back to the type of x. The derivative is 1, computed in the short type.
+
+    It is 0 for a number that is saturated. Args and errors: as in `cast`.
 
     >>> print(fake_cast(jnp.array([1.0001]), "float16"))
     [1.]
@@ -58,15 +60,15 @@ def fake_cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax
 def cast_params(
     params: Any, dtype: str, *, scope: Scope = "trainable", overflow: Overflow = "refuse"
 ) -> Any:
-    """The tree with the leaves in scope in a shorter type, as TFLite's float16 casts all weights.
+    """The tree with the leaves in scope in a shorter type, by default all, as in TFLite's float16.
 
     Args:
         params: pytree of floats.
-        dtype, overflow: as of `cast`.
+        dtype, overflow: as in `cast`.
         scope: 'trainable' (every leaf), 'kernels', or globs; see `scope.in_scope`.
 
     Raises:
-        UserError: as `cast`, by the name of the leaf; nothing is in scope.
+        UserError: as `cast`, with the name of the leaf; nothing is in scope.
 
     >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     >>> {name: str(leaf.dtype) for name, leaf in sorted(cast_params(params, "bfloat16").items())}
@@ -78,9 +80,9 @@ def cast_params(
 def fake_cast_params(
     params: Any, dtype: str, *, scope: Scope = "trainable", overflow: Overflow = "refuse"
 ) -> Any:
-    """`cast_params` and back: parameters in their old types, of what the short type can hold.
+    """`cast_params`, then back: parameters in their old types, rounded to the short type.
 
-    Args and errors: as of `cast_params`.
+    Args and errors: as in `cast_params`.
     """
     short = _each("fake_cast_params", params, dtype, scope, overflow)
     return jax.tree.map(lambda new, old: new.astype(old.dtype), short, params)
@@ -107,7 +109,7 @@ def _cast(caller: str, x: Any, dtype: str, overflow: str, argument: str) -> jax.
     x = jnp.asarray(x)
     top = float(jnp.finfo(dtype).max)
     if overflow == "saturate":
-        # A type whose greatest number is less than that of the format holds nothing beyond it.
+        # If the type of x has a smaller greatest number than the format, nothing can overflow.
         within = jnp.clip(x, -top, top) if float(jnp.finfo(x.dtype).max) >= top else x
         return within.astype(dtype)
     short = x.astype(dtype)

@@ -1,4 +1,4 @@
-"""Weights that share a few values: k-means of the numbers of a leaf.
+"""Weight sharing: k-means of the numbers of a leaf.
 
 held = cluster_params(params, 16)     # labels of 4 bits and 16 centres for each kernel
 params_16 = uncluster_params(held)
@@ -26,7 +26,7 @@ class Clustered:
 
     Attributes:
         labels: uint8, in the shape of the array.
-        centres: ascending, in the type of the array.
+        centres: [k], ascending, in the dtype of the array.
     """
 
     labels: jax.Array
@@ -38,18 +38,18 @@ class Clustered:
 
 
 def cluster(x: jax.Array, k: int) -> Clustered:
-    """The numbers of an array in k clusters, each held by its mean (Lloyd's algorithm).
+    """The numbers of an array in k clusters, each represented by its mean (Lloyd's algorithm).
 
-    Nothing is drawn: centres start evenly from the least to the greatest number (S. Han et al.,
-    2016, arXiv 1510.00149), a cluster that becomes empty keeps its centre, and it ends when no
-    number changes its cluster, or after 10,000 sweeps. A number halfway between two centres goes to
-    the lower. The result is a local minimum of the squared error.
+    Nothing is random. Centres start evenly spaced from the least to the greatest number (S. Han et
+    al., 2016, arXiv 1510.00149). A cluster that becomes empty keeps its centre. The algorithm stops
+    when no number changes its cluster, or after 10,000 sweeps. A number halfway between two centres
+    goes to the lower one. The result is a local minimum of the squared error.
 
     Args:
         x: floats.
         k: from 2 to 256.
 
-    Cost: on the host, in float64: a sort, then k log n for each sweep.
+    Cost: on the host, in float64: a sort of n numbers, then k log n for each sweep.
 
     Raises:
         UserError: k is out of bounds; x is empty, or holds NaN or infinity; inside a trace.
@@ -69,7 +69,7 @@ def uncluster(held: Clustered) -> jax.Array:
 def cluster_params(params: Any, k: int, *, scope: Scope = "kernels") -> Any:
     """The tree with a `Clustered` in place of each leaf in scope, each with its own k centres.
 
-    Args and errors: as of `cluster`, by the name of the leaf; scope as of `quantise_params`.
+    Args and errors: as in `cluster`, with the name of the leaf; scope as in `quantise_params`.
     """
     leaves, structure = jax.tree.flatten(params)
     chosen = in_scope("cluster_params", params, scope)
@@ -81,7 +81,7 @@ def cluster_params(params: Any, k: int, *, scope: Scope = "kernels") -> Any:
 
 
 def uncluster_params(held: Any) -> Any:
-    """The tree with arrays in place of every `Clustered`."""
+    """The tree with an array in place of each `Clustered`."""
     return jax.tree.map(
         lambda node: uncluster(node) if is_clustered(node) else node, held, is_leaf=is_clustered
     )

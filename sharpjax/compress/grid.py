@@ -1,17 +1,17 @@
-"""The values that integers of a few bits stand for: s (q - z), evenly spaced.
+"""The evenly spaced values that integers q of a few bits represent: s (q - z).
 
-A range [low, high] of the numbers to be held gives the step s and the zero point z:
+The range [low, high] of the numbers to represent gives the step s and the zero point z:
 
     symmetric, bound="integer"   s = max(|low|, |high|) / (2^(b-1) - 1)
     symmetric, bound="half"      s = max(|low|, |high|) / (2^(b-1) - 1/2)
     asymmetric                   s = (high - low) / (2^b - 1), z = -2^(b-1) - round(low / s)
 
-A symmetric grid has z = 0 and integers from -(2^(b-1) - 1) to 2^(b-1) - 1: the sign of a number may
-change without a change of its size. With "integer" (TFLite: 127 for 8 bits) the largest number is
-held exactly; with "half" (qwix and torchao: 127.5) it lies at the far edge of the last cell, half a
-step off, and all steps are shorter by a factor of (2^b - 2) / (2^b - 1): at few bits that is much.
-An asymmetric grid uses all 2^b integers, and its range is first widened to hold 0, which is the
-integer z exactly (B. Jacob et al., 2018, arXiv 1712.05877).
+A symmetric grid has z = 0 and integers from -(2^(b-1) - 1) to 2^(b-1) - 1. So x and -x are
+represented with the same magnitude. With "integer" (TFLite: 127 for 8 bits) the largest number is
+represented exactly. With "half" (qwix and torchao: 127.5) it lies at the far edge of the last cell,
+half a step off, and all steps are shorter by a factor of (2^b - 2) / (2^b - 1), which is a lot at
+few bits. An asymmetric grid uses all 2^b integers. Its range is first widened to contain 0, which
+is represented exactly by the integer z (B. Jacob et al., 2018, arXiv 1712.05877).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Grid:
 
     Attributes:
         scale: s, one for each block (see `blocks`), in float32 at least.
-        zero_point: z, int32 in the shape of `scale`; None where it is 0, of a symmetric grid.
+        zero_point: z, int32 in the shape of `scale`; None for a symmetric grid, where it is 0.
         bits: b, from 2 to 8.
     """
 
@@ -52,7 +52,7 @@ class Grid:
 
     @property
     def lowest(self) -> int:
-        """-highest of a symmetric grid, else -2^(b-1)."""
+        """-highest for a symmetric grid, else -2^(b-1)."""
         return -self.highest - (self.zero_point is not None)
 
 
@@ -60,7 +60,7 @@ class Cells(NamedTuple):
     """Where numbers fall on a grid.
 
     Attributes:
-        values: the integers q, as floats; NaN where the number is.
+        values: the integers q, as floats; NaN for a NaN.
         inside: whether the number was rounded and not clipped.
     """
 
@@ -72,7 +72,7 @@ def whole_bits(caller: str, bits: int) -> int:
     """Checks a number of bits.
 
     Raises:
-        UserError: it is no whole number from 2 to 8.
+        UserError: it is not a whole number from 2 to 8.
     """
     if isinstance(bits, bool) or not isinstance(bits, int | np.integer) or not 2 <= bits <= 8:
         why = ""
@@ -85,10 +85,10 @@ def whole_bits(caller: str, bits: int) -> int:
 
 
 def check_options(caller: str, bound: str, rounding: str = "nearest", key: object = None) -> None:
-    """Checks words, and that there is a key where numbers are drawn, and only there.
+    """Checks `bound` and `rounding`, and that a key is given with 'stochastic' and only then.
 
     Raises:
-        UserError: names the one that does not fit.
+        UserError: names the argument that is not allowed.
     """
     if bound not in ("integer", "half"):
         raise UserError(f"{caller}: bound={bound!r}; give 'integer' or 'half'.")
@@ -104,7 +104,7 @@ def check_options(caller: str, bound: str, rounding: str = "nearest", key: objec
 
 
 def computed_in(*dtypes: Any) -> Any:
-    """float64 where one of these is, else float32: also where types are not promoted."""
+    """float64 if one of the dtypes is, else float32; also under strict type promotion."""
     return jnp.float64 if any(d == jnp.float64 for d in dtypes) else jnp.float32
 
 
@@ -116,18 +116,18 @@ def grid_of_range(
     symmetric: bool = True,
     bound: Bound = "integer",
 ) -> Grid:
-    """The grid for numbers from `low` to `high`, such as those that were observed; formulas above.
+    """The grid for numbers from `low` to `high`, such as an observed range.
 
-    A range under the smallest normal number is held as zeros with s = 1. One that is not finite
-    gives s = NaN.
+    The formulas are in the module docstring. If s would be below the smallest normal number, it is
+    1, and all numbers of the range become 0. If the range is not finite, s is NaN.
 
     Args:
-        low, high: arrays of one shape, a range for each block; scalars for all of an array.
+        low, high: arrays of one shape, with a range for each block; scalars for a whole array.
         bits: b, from 2 to 8.
-        symmetric, bound: as above; `bound` is of symmetric grids.
+        symmetric, bound: as above; `bound` is used only by symmetric grids.
 
     Raises:
-        UserError: `bits` or `bound` is none; outside of a trace, a `low` above its `high`.
+        UserError: invalid `bits` or `bound`; outside a trace, a `low` above its `high`.
 
     >>> grid = grid_of_range(-0.5, 1.0, 8, symmetric=False)
     >>> print(f"{255 * grid.scale:.4f}", grid.zero_point, grid.lowest, grid.highest)
@@ -144,7 +144,7 @@ def grid_of_range(
 
 
 def make(low: jax.Array, high: jax.Array, bits: int, *, symmetric: bool, bound: str) -> Grid:
-    """`grid_of_range` of floats of one type, unchecked."""
+    """`grid_of_range` for floats of one type, without checks."""
     highest = 2 ** (bits - 1) - 1
     if symmetric:
         top = highest if bound == "integer" else highest + 0.5
@@ -152,7 +152,7 @@ def make(low: jax.Array, high: jax.Array, bits: int, *, symmetric: bool, bound: 
     zero = jnp.zeros_like(low)
     low, high, steps = jnp.minimum(low, zero), jnp.maximum(high, zero), 2**bits - 1
     scale = _sound(high / steps - low / steps)
-    # As numbers first: a NaN is no integer.
+    # Compute in floats first: NaN has no integer value.
     point = -highest - 1 - jnp.round(low / scale)
     point = jnp.where(jnp.isnan(point), zero, jnp.clip(point, -highest - 1, highest))
     return Grid(scale, point.astype(jnp.int32), bits)
@@ -167,14 +167,14 @@ def _sound(scale: jax.Array) -> jax.Array:
 def locate(grid: Grid, x: jax.Array, key: jax.Array | None = None) -> Cells:
     """The integers for numbers of the grid's type: round(x / s) + z, clipped to the grid.
 
-    Nearest, halves to the even integer; with a key stochastic: up with the probability of the
-    fraction, so that the mean is x / s (inside of the range).
+    Rounding is to nearest, halves to even. With a key it is stochastic: up with probability equal
+    to the fraction, so that the mean is x / s (inside the range).
     """
     ratio = x / blocks.expand(grid.scale, x.shape)
     if key is None:
         values = jnp.round(ratio)
     else:
-        # Not floor(ratio + draw): that sum may be rounded to the next integer.
+        # Not floor(ratio + draw), because that sum may round up to the next integer.
         below = jnp.floor(ratio)
         up = jax.random.uniform(key, x.shape, x.dtype) < ratio - below
         values = below + up.astype(x.dtype)

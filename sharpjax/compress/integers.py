@@ -1,11 +1,11 @@
-"""Arrays as integers of 2 to 8 bits: `quantise`, `dequantise`, and both as `fake_quantise`.
+"""Arrays as integers of 2 to 8 bits: `quantise`, `dequantise`, and both in `fake_quantise`.
 
     held = quantise(kernel, 8, axis=-1)     # int8, one step for each output channel
     held.values, held.grid.scale
     dequantise(held)                        # floats again, within half a step
 
-Integers of fewer than 8 bits are kept in int8, too (narrower types of jax are not there for every
-backend); `size` counts them as the bits that they need.
+Integers of fewer than 8 bits are also stored in int8, since not every backend has the narrower
+types of jax. `size` counts only the bits that they need.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Quantised:
 
     Attributes:
         values: int8, in the shape of the array.
-        grid: its scale, zero point and bits; see `grid.Grid`.
-        dtype: name of the type that the array had.
+        grid: scale, zero point and bits; see `grid.Grid`.
+        dtype: name of the original dtype of the array.
     """
 
     values: jax.Array
@@ -56,29 +56,31 @@ def quantise(
     rounding: Rounding = "nearest",
     key: jax.Array | None = None,
 ) -> Quantised:
-    """The integers q = round(x / s) + z of an array, with the step s that its range asks for.
+    """The integers q = round(x / s) + z of an array, with the step s set by its range.
 
-    The formulas of s and z are in `grid`. Each number that is not clipped is held within s / 2
-    (s if stochastic), and with `bound="half"` the clipped ones are, too. Halves go to the even
-    integer. Computed in float32 at least. A block of zeros has s = 1.
+    The formulas of s and z are in `grid`. The error of a number that is not clipped is at most
+    s / 2 (s if stochastic). With `bound="half"` this is also true of clipped numbers. Halves round
+    to the even integer. Computed in float32 at least. A block of zeros has s = 1.
 
     Args:
         x: floats.
         bits: b, from 2 to 8.
-        symmetric: z = 0; else the range is that from the least to the greatest number and 0.
-        axis: None for one step; the axis, or axes, whose every index has its own: -1, the output
-            channels, for kernels of Flax.
-        tiles: by axis, how many in a row share a step: {0: 32}.
-        bound: of a symmetric grid, which number of steps the largest number is: 'integer',
-            2^(b-1) - 1, held exactly (TFLite); 'half', half a step more (qwix, torchao).
-        rounding: 'nearest', or 'stochastic', unbiased for numbers inside of the range.
+        symmetric: if True, z = 0; else the range is the smallest that contains all numbers and 0.
+        axis: None for one step; or the axis or axes of which each index has its own step, such as
+            -1, the output channels of Flax kernels.
+        tiles: by axis, how many consecutive indices share a step: {0: 32}.
+        bound: for a symmetric grid, how many steps the largest number is. 'integer':
+            2^(b-1) - 1, so that it is held exactly (TFLite); 'half': half a step more (qwix,
+            torchao).
+        rounding: 'nearest', or 'stochastic', which is unbiased for numbers inside the range.
         key: for stochastic rounding.
 
     Cost: two passes over the array.
 
     Raises:
-        UserError: an argument that is not allowed; x holds NaN or infinity. Inside a trace that is
-            not raised: the blocks that hold one get s = NaN, and are NaN when dequantised.
+        UserError: an argument that is not allowed; x holds NaN or infinity. Inside a trace, numbers
+            that are not finite cannot be raised: their blocks get s = NaN, and are NaN when
+            dequantised.
 
     >>> held = quantise(jnp.array([[-1.0, 0.3, 0.7], [2.0, -4.0, 1.0]]), 8, axis=1, bound="half")
     >>> held.values.tolist()
@@ -94,7 +96,7 @@ def quantise(
 
 
 def dequantise(held: Quantised) -> jax.Array:
-    """s (q - z), in the type that the array had.
+    """s (q - z), in the original dtype of the array.
 
     >>> print(dequantise(quantise(jnp.array([-1.0, 0.5, 0.1]), 2)))
     [-1.  0.  0.]
@@ -116,14 +118,15 @@ def fake_quantise(
 ) -> jax.Array:
     """`dequantise(quantise(x, ..))`, with the straight-through derivative.
 
-    The derivative of rounding is 0, or there is none. In its place stands that of clipping (Y.
+    The derivative of rounding is 0 or does not exist. The derivative of clipping replaces it (Y.
     Bengio et al., 2013, arXiv 1308.3432): 1 for a number that is rounded, 0 for one that is
-    clipped, as in PyTorch; the step counts as a constant. Forwards and backwards, and of any order:
-    with M the diagonal matrix of these ones and zeros, and f a loss, the gradient of f(q(x)) is
-    M g and its Hessian M H M, with g and H those of f at q(x). No second derivative of rounding is
-    added: it is 0. With `bound="integer"` all of the array is inside, and M = 1.
+    clipped, as in PyTorch. The step counts as a constant. This holds in forward and reverse mode,
+    and at any order. Let M be the diagonal matrix of these ones and zeros, f a loss, and g and H
+    its gradient and Hessian at q(x). The gradient of f(q(x)) is M g and its Hessian M H M. No
+    second derivative of rounding is added: it is 0. With `bound="integer"` no number is clipped,
+    and M = 1.
 
-    Args and errors: as of `quantise`; inside a trace, blocks with a number that is not finite are
+    Args and errors: as in `quantise`; inside a trace, blocks with a number that is not finite are
     NaN.
 
     >>> x = jnp.array([0.9, 2.0, -0.2])
@@ -139,19 +142,19 @@ def fake_quantise(
 
 
 def fake_quantise_onto(x: jax.Array, grid: Grid, *, key: jax.Array | None = None) -> jax.Array:
-    """`fake_quantise` with a grid that is given, such as one of observed ranges (`observers`).
+    """`fake_quantise` with a given grid, such as one of observed ranges (`observers`).
 
-    Numbers beyond the grid are clipped to its ends, where the derivative is 0. The same numbers
-    again are unchanged, bit for bit. No step is found, so nothing but x need be finite; what is not
-    becomes NaN.
+    Numbers beyond the grid are clipped to its ends; their derivative is 0. Quantising the result
+    again does not change it, bit for bit. A number that is not finite becomes NaN, without an
+    effect on the others.
 
     Args:
         x: floats.
-        grid: its scale is a scalar, or has an axis for each of x, of lengths that divide those.
+        grid: its scale is a scalar, or has as many axes as x, with lengths that divide those of x.
         key: for stochastic rounding.
 
     Raises:
-        UserError: x is not of floats, or the grid is of another shape.
+        UserError: x is not of floats, or the shape of the grid does not match.
 
     >>> fake_quantise_onto(jnp.array([-3.0, 0.3, 0.9]), grids.grid_of_range(-1.0, 1.0, 2)).tolist()
     [-1.0, 0.0, 1.0]
@@ -180,10 +183,10 @@ def check(
     key: jax.Array | None,
     argument: str = "x",
 ) -> tuple[jax.Array, int]:
-    """An array and a number of bits that may be quantised so.
+    """The checked array and number of bits for a quantisation.
 
     Raises:
-        UserError: names `caller`, and what does not fit.
+        UserError: names `caller`, and says what is not allowed.
     """
     bits = grids.whole_bits(caller, bits)
     grids.check_options(caller, bound, rounding, key)
@@ -195,7 +198,7 @@ def check(
 
 
 def refuse_non_finite(caller: str, x: Any, argument: str) -> None:
-    """Raises a `UserError` where an array that is no tracer holds NaN or infinity."""
+    """Raises a `UserError` if an array that is not traced holds NaN or infinity."""
     if loops.is_traced(x):
         return
     finite = np.isfinite(np.asarray(x))
@@ -226,7 +229,7 @@ def as_integers(
     sizes: tuple[int, ...],
     bound: Bound,
 ) -> Quantised:
-    """`quantise` of checked arguments, in blocks of the shape `sizes`."""
+    """`quantise` for checked arguments, in blocks of shape `sizes`."""
     wide, grid = _grid(x, bits, symmetric, sizes, bound)
     values = grids.locate(grid, wide, key).values
     values = jnp.where(jnp.isnan(values), jnp.zeros_like(values), values)
@@ -242,7 +245,7 @@ def as_rounded(
     sizes: tuple[int, ...],
     bound: Bound,
 ) -> jax.Array:
-    """`fake_quantise` of checked arguments, in blocks of the shape `sizes`."""
+    """`fake_quantise` for checked arguments, in blocks of shape `sizes`."""
     _, grid = _grid(x, bits, symmetric, sizes, bound)
     return _straight_through(x, grid, key)
 
@@ -254,6 +257,6 @@ def _straight_through(x, grid, key):
     cells = grids.locate(grid, fixed, key)
     value = grids.read(grid, cells.values)
     value = jnp.where(jnp.isfinite(fixed), value, jnp.full_like(value, jnp.nan)).astype(x.dtype)
-    # A term that is 0, and has the derivative that is wanted, however often it is taken.
+    # This term is 0, and has the straight-through derivative at any order.
     through = jnp.where(cells.inside, x - jax.lax.stop_gradient(x), jnp.zeros_like(x))
     return value + through

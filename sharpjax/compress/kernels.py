@@ -1,9 +1,9 @@
 """Which axes of a model's parameters are output channels.
 
-Kernels of Flax have their output channels last: [in, out] of a dense layer, [height, width, in,
-out] of a convolution. Attention has several output axes: [in, heads, dim] for queries, keys and
-values, and [heads, dim, out] after it. They are told apart by the bias beside the kernel, which has
-the shape of the output, and where there is none by the names query, key and value.
+Flax kernels have their output channels last: [in, out] in a dense layer, [height, width, in, out]
+in a convolution. In attention, queries, keys and values have two output axes, [in, heads, dim], and
+the projection after it has one, [heads, dim, out]. The bias beside the kernel, which has the shape
+of the output, tells the cases apart. Without a bias, the names query, key and value decide.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ _PROJECTIONS = ("query", "key", "value")
 
 
 def output_axes(params: Any) -> list[tuple[int, ...]]:
-    """The axes of each leaf that count output channels, in the order of `jax.tree.leaves`.
+    """The output-channel axes of each leaf, in the order of `jax.tree.leaves`.
 
-    None, (), for a leaf of less than two axes: a step for each number of a bias would hold the
-    numbers themselves.
+    A leaf of fewer than two axes has none, (): with a step for each number of a bias, the steps
+    would store the numbers themselves.
 
     >>> import jax.numpy as jnp
     >>> heads = {"query": {"kernel": jnp.ones((8, 2, 4))}, "out": {"kernel": jnp.ones((2, 4, 8))}}

@@ -1,4 +1,4 @@
-"""The range of activations, from batches that pass by: calibration.
+"""Calibration: the range of activations, estimated batch by batch.
 
     observer = Percentile(0.999)
     state = observer.init()
@@ -7,11 +7,11 @@
     low, high = observer.range(state)
     grid = grid_of_range(low, high, 8, symmetric=False)
 
-An observer is a frozen dataclass, equal by value, with three pure functions: `init()`,
-`update(state, x)` of an array of any shape, which may be jitted, and `range(state)`, scalars
-(low, high) in float32. All numbers of an array count alike. The range of nothing, or of numbers
-among which one is NaN or infinite, is NaN, and so is what is quantised with it. `MinMax` and
-`Percentile` do not depend on how the numbers were cut into batches, nor on their order.
+An observer is a frozen dataclass, equal by value, with three pure functions. `init()` returns a
+state. `update(state, x)` takes an array of any shape and may be jitted. `range(state)` returns
+scalars (low, high) in float32. All numbers of an array count equally. The range is NaN if there
+were no numbers, or if one is NaN or infinite; everything quantised with it is NaN too. `MinMax` and
+`Percentile` do not depend on the order of the numbers or on how they were batched.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from sharpjax.errors import UserError
 
 Range = tuple[jax.Array, jax.Array]
-_MOST = 2.0**31 * (1 - 1e-6)  # counted in an int32
+_MOST = 2.0**31 * (1 - 1e-6)  # limit of numbers, which are counted in int32
 
 
 class Observer(Protocol):
-    """What `activations.calibrate` takes."""
+    """The interface of observers for `activations.calibrate`."""
 
     def init(self) -> Any: ...
     def update(self, state: Any, x: jax.Array) -> Any: ...
@@ -35,8 +35,8 @@ class Observer(Protocol):
 
 
 class Ends(NamedTuple):
-    """The least and the greatest number so far, NaN where one was not finite, and whether there was
-    any."""
+    """The two ends of the range so far, NaN if a number was not finite, and whether any number was
+    seen."""
 
     low: jax.Array
     high: jax.Array
@@ -57,7 +57,7 @@ def _nothing() -> Ends:
 
 
 def _joined(old: Ends, new: Ends, low: jax.Array, high: jax.Array) -> Ends:
-    """`low` and `high`, of the old and the new, or the new alone where nothing was seen before."""
+    """`low` and `high`, which combine old and new; only the new ends if nothing was seen before."""
     seen = old.seen
     return Ends(jnp.where(seen, low, new.low), jnp.where(seen, high, new.high), new.seen)
 
@@ -69,7 +69,7 @@ def _if_seen(ends: Ends) -> Range:
 
 @dataclasses.dataclass(frozen=True)
 class MinMax:
-    """From the least to the greatest number of all.
+    """The range from the least to the greatest of all numbers.
 
     >>> observer = MinMax()
     >>> state = observer.update(observer.init(), jnp.array([1.0, -2.0]))
@@ -93,8 +93,8 @@ class MinMax:
 
 @dataclasses.dataclass(frozen=True)
 class MovingAverage:
-    """Averages of the least and of the greatest numbers of batches: a <- a + rate (new - a), from
-    those of the first batch on. It depends on the order of batches.
+    """Moving averages of the least and of the greatest number of each batch:
+    a <- a + rate (new - a), starting from the first batch. Depends on the order of the batches.
 
     Attributes:
         rate: above 0 and at most 1; PyTorch's default is 0.01.
@@ -127,7 +127,7 @@ class MovingAverage:
 
 
 class Power(NamedTuple):
-    """How many numbers, and the mean of their squares."""
+    """The count of numbers, and the mean of their squares."""
 
     count: jax.Array
     mean_square: jax.Array
@@ -135,11 +135,11 @@ class Power(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RootMeanSquare:
-    """From -factor r to factor r, r the root of the mean square of all numbers.
+    """The range from -factor r to factor r, with r the root mean square of all numbers.
 
     Attributes:
-        factor: above 0. For normal numbers the mean error is least near 2.55 at 4 bits and near
-            3.92 at 8 (arXiv 1810.05723).
+        factor: above 0. For normally distributed numbers the mean error is least near 2.55 at 4
+            bits and near 3.92 at 8 (arXiv 1810.05723).
 
     >>> observer = RootMeanSquare(2.0)
     >>> state = observer.update(observer.init(), jnp.array([3.0, -3.0]))
@@ -171,7 +171,7 @@ class RootMeanSquare:
 
 
 class Histogram(NamedTuple):
-    """Counts of numbers in equal bins from -2^e to 2^e, beside their ends."""
+    """Counts of numbers in equal bins from -2^e to 2^e, their total, and the two ends."""
 
     counts: jax.Array
     exponent: jax.Array
@@ -181,12 +181,13 @@ class Histogram(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Percentile:
-    """The central share of all numbers: at most (1 - share) / 2 of them lie beyond each end.
+    """The range of the central share of all numbers: at most (1 - share) / 2 lie beyond each end.
 
-    By a histogram from -2^e to 2^e, the least power of two that holds all numbers; when a larger
-    one comes, neighbouring bins are added, which is exact. Each end is that of a bin, so it is at
-    most 2 / bins of 2^e, and 4 / bins of the largest number, further out than need be, and never
-    beyond the least or the greatest number. Up to 2^31 numbers; of more the range is NaN.
+    It uses a histogram from -2^e to 2^e, with 2^e the least power of two that holds all numbers.
+    When a larger number comes, neighbouring bins are added, which is exact. Each end of the range
+    is an edge of a bin. So it is too far out by at most 2^e times 2 / bins, or 4 / bins of the
+    largest number, and never beyond the least or the greatest number. The limit is 2^31 numbers;
+    with more the range is NaN.
 
     Attributes:
         share: above 0 and at most 1.
@@ -218,7 +219,7 @@ class Percentile:
         flat = x.astype(jnp.float32).reshape(-1)
         finite = jnp.isfinite(flat)
         flat = jnp.where(finite, flat, jnp.zeros_like(flat))
-        # |x| = m 2^e with m < 1, so 2^e lies beyond x.
+        # |x| = m 2^e with m < 1, so 2^e is above |x|.
         exponent = jnp.maximum(state.exponent, jnp.frexp(jnp.max(jnp.abs(flat)))[1])
         half = self.bins // 2
         shift = jnp.minimum(exponent - state.exponent, 31)
@@ -232,7 +233,7 @@ class Percentile:
         ends = _if_seen(state.ends)
         below = jnp.cumsum(state.counts)
         beyond = jnp.floor((1 - self.share) / 2 * state.total).astype(jnp.int32)
-        # The first bin with which more than `beyond` are counted, from each side.
+        # From each side, the first bin at which the count exceeds `beyond`.
         first = jnp.argmax(below > beyond)
         last = jnp.argmax(below >= below[-1] - beyond)
         half = self.bins // 2

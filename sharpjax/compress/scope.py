@@ -1,4 +1,4 @@
-"""Which leaves of a model's parameters are made smaller."""
+"""Which leaves of the parameters are compressed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,25 +10,27 @@ from sharpjax import tree
 from sharpjax.errors import UserError
 
 Scope = str | Sequence[str] | Any
-"""'kernels': leaves that are named `kernel` (of dense, convolutional and attention layers; of
-factors, U and Vt) and no biases, scales of norms, embeddings or tokens; in a tree without such a
-name, arrays of two axes or more. 'trainable': every leaf. Globs on `sharpjax.tree.path_names`, one
-or several; or a tree of booleans like the parameters. Of a population, whose arrays have an axis
-more, take the members one by one."""
+"""Which leaves are chosen, given as one of:
 
-_FACTORS = ("U", "Vt")  # of a kernel held as in `sharpjax.nn.svd`
+'kernels': the leaves named `kernel` of dense, convolutional and attention layers (of SVD factors, U
+and Vt), but no biases, scales of norms, embeddings or tokens; in a tree without such names, all
+arrays of two axes or more. 'trainable': every leaf. One or several globs on
+`sharpjax.tree.path_names`. A tree of booleans like the parameters. For a population, whose arrays
+have one more axis, take the members one by one."""
+
+_FACTORS = ("U", "Vt")  # factors of a kernel, as in `sharpjax.nn.svd`
 
 
 def in_scope(caller: str, params: Any, scope: Scope) -> list[bool]:
     """Whether each leaf is chosen, in the order of `jax.tree.leaves`.
 
     Args:
-        caller: who is named in errors.
+        caller: the name used in error messages.
         params: pytree of arrays.
         scope: see `Scope`.
 
     Raises:
-        UserError: nothing is chosen, a glob matches no leaf, or the tree is of another structure.
+        UserError: nothing is chosen, a glob matches no leaf, or a tree has another structure.
 
     >>> params = {"Dense_0": {"bias": 0.0, "kernel": 1.0}, "norm": {"scale": 1.0}}
     >>> in_scope("quantise_params", params, "kernels")
@@ -57,7 +59,7 @@ def in_scope(caller: str, params: Any, scope: Scope) -> list[bool]:
 
 
 def is_kernel(name: str) -> bool:
-    """Whether a leaf of this name is a kernel, or one of its two matrices of factors.
+    """Whether a leaf of this name is a kernel, or a factor U or Vt of one.
 
     >>> is_kernel("head/kernel"), is_kernel("head/kernel/U"), is_kernel("head/kernel/s")
     (True, True, False)

@@ -1,19 +1,20 @@
-"""How many bits a model takes, exactly, in the form in which it is held.
+"""The exact number of bits that a model takes in the form in which it is held.
 
     rows = layers(quantise_params(params, 8))
     bits(rows), ratio(rows), rows[0]
 
-| form | bits of a leaf of n numbers, of which p are kept |
+| form | bits of a leaf with n numbers, of which p are kept |
 |---|---|
-| dense | n b, b of its type |
+| dense | n b, with b the bits of its dtype |
 | bitmask | n + p b |
-| csr | p (b + 32) + 32 (rows + 1), rows the product of all axes but the last |
+| csr | p (b + 32) + 32 (rows + 1), with rows the product of all axes but the last |
 | quantised | n b + 32 for each scale, + b for each zero point |
-| low rank | k (m + n) 32 |
+| low rank | 32 k (m + n) |
 | clustered | n ceil(log2 k) + 32 k |
 
-These are the numbers alone: no headers, alignment or entropy coding. A quantised leaf may be
-pruned, too: its b is then the grid's.
+In the last three rows, 32 stands for float32 scales, factors and centres; other dtypes count their
+own bits. Only the numbers are counted, without headers, alignment or entropy coding. A quantised
+leaf may also be pruned; b is then the bits of its grid.
 """
 
 import math
@@ -38,12 +39,12 @@ class Layer(NamedTuple):
     """One leaf of a model.
 
     Attributes:
-        name: of the leaf.
-        form: as in the table above; for pruned integers 'quantised, bitmask'.
-        numbers: n, of the leaf as the model has it.
-        kept: how many are not pruned; n where nothing is.
-        bits: what it takes.
-        dense_bits: what n numbers of float32 take.
+        name: name of the leaf.
+        form: as in the table above; for pruned integers such as 'quantised, bitmask'.
+        numbers: n, the number of entries of the leaf in the model.
+        kept: how many are not pruned; n if nothing is.
+        bits: the bits that the leaf takes.
+        dense_bits: the bits of n float32 numbers.
     """
 
     name: str
@@ -55,17 +56,18 @@ class Layer(NamedTuple):
 
 
 def layers(held: Any, masks: Any = None, *, sparse: Sparse = "bitmask") -> list[Layer]:
-    """A row for each leaf, in the order of `jax.tree.leaves`; no number is computed of them.
+    """A row for each leaf, in the order of `jax.tree.leaves`. Values of the leaves are not read.
 
     Args:
-        held: pytree of arrays and of what `quantise_params`, `cast_params`, `low_rank` and
-            `cluster_params` put in their places. Shapes (`jax.ShapeDtypeStruct`) do as well.
-        masks: the same tree of booleans, True for what is kept; None, or None for a leaf, where
-            nothing is pruned. A leaf all of which is kept is counted as dense.
-        sparse: how pruned leaves are held.
+        held: pytree of arrays, and of the forms that `quantise_params`, `cast_params`, `low_rank`
+            and `cluster_params` return. Shapes (`jax.ShapeDtypeStruct`) also work.
+        masks: a tree of boolean arrays of the same structure, True for kept numbers; None, or None
+            for a leaf, if nothing is pruned. A leaf that is kept whole is counted without a mask.
+        sparse: the form of pruned leaves.
 
     Raises:
-        UserError: masks of another structure or shape, or of factors or clusters; `sparse` is none.
+        UserError: masks of another structure, shape or dtype, or for low-rank or clustered leaves;
+            an unknown `sparse`.
 
     >>> params = {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}
     >>> mask = {"kernel": jnp.arange(32).reshape(4, 8) < 8, "bias": None}
@@ -86,7 +88,7 @@ def layers(held: Any, masks: Any = None, *, sparse: Sparse = "bitmask") -> list[
 
 
 def bits(rows: Sequence[Layer]) -> int:
-    """The bits of all rows.
+    """The total bits of all rows.
 
     >>> bits(layers({"kernel": jnp.ones((4, 8), jnp.float16)}))
     512
@@ -95,7 +97,10 @@ def bits(rows: Sequence[Layer]) -> int:
 
 
 def ratio(rows: Sequence[Layer]) -> float:
-    """The compression ratio: bits of all numbers in float32, through the bits that are taken.
+    """The compression ratio: the bits of all numbers in float32 divided by the bits taken.
+
+    Raises:
+        UserError: there is no row.
 
     >>> ratio(layers({"kernel": jnp.ones((4, 8), jnp.float16)}))
     2.0
@@ -105,7 +110,7 @@ def ratio(rows: Sequence[Layer]) -> float:
 
 
 def num_bytes(rows: Sequence[Layer]) -> int:
-    """Whole bytes, each leaf rounded up.
+    """The total bytes, with each leaf rounded up to whole bytes.
 
     >>> num_bytes([Layer("a", "bitmask", 3, 1, 35, 96)])
     5
@@ -114,7 +119,7 @@ def num_bytes(rows: Sequence[Layer]) -> int:
 
 
 def total(rows: Sequence[Layer]) -> Layer:
-    """The sum of the rows, as a row.
+    """The sum of all rows, as a row named 'total'.
 
     Raises:
         UserError: there is no row.
@@ -127,7 +132,7 @@ def total(rows: Sequence[Layer]) -> Layer:
 
 
 def bitmask_bits(numbers: int, kept: int, bits: int = 32) -> int:
-    """n + p b: a bit for each number, and the kept ones.
+    """n + p b bits: one bit for each number, and b bits for each kept one.
 
     >>> bitmask_bits(100, 10)
     420
@@ -136,8 +141,11 @@ def bitmask_bits(numbers: int, kept: int, bits: int = 32) -> int:
 
 
 def csr_bits(rows: int, kept: int, bits: int = 32, *, index_bits: int = _INDEX) -> int:
-    """p (b + i) + (rows + 1) i: compressed rows, with a column for each kept number and an offset
-    for each row.
+    """p (b + i) + (rows + 1) i bits: compressed sparse rows, with a column index of i bits for each
+    kept number and an offset for each row.
+
+    Raises:
+        UserError: `index_bits` is not a whole number of 1 or more.
 
     >>> csr_bits(4, 8)
     672

@@ -1,12 +1,12 @@
-"""Functions of the weights, as functions of what they are rounded from: training that knows of it.
+"""Quantisation-aware training: a function at the rounded weights, as a function of the weights.
 
     loss_4 = on_quantised(loss, 4)                  # loss_4(params, batch) = loss(q(params), batch)
     grads = jax.grad(loss_4)(params, batch)         # at q(params), straight through the rounding
     geometry.top_eigenpairs(geometry.hessian(loss_4, params, batch), key=key, k=1)
 
-Quantisation-aware training (arXiv 1712.05877) minimises the loss at the rounded weights while the
-weights themselves move by less than a step. The Hessian is that of the loss at the rounded weights,
-with zeros for what is clipped; see `fake_quantise`.
+Quantisation-aware training (arXiv 1712.05877) minimises the loss at the rounded weights, while the
+weights themselves can move by less than a step. The Hessian is that of the loss at the rounded
+weights, with zeros for clipped weights; see `fake_quantise`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from sharpjax.compress.weights import fake_quantise_params
 
 @dataclasses.dataclass(frozen=True)
 class _OnQuantised:
-    """The structure of such a function: equal by value, so that it is compiled once."""
+    """The static part of `on_quantised`: equal by value, so that it is compiled once."""
 
     bits: int
     scope: Scope
@@ -57,16 +57,16 @@ def on_quantised(
 ) -> Partial:
     """`fn(fake_quantise_params(params, bits, ..), batch)`: a loss, or the `model_fn` of one.
 
-    Steps are found anew from the weights at each call, and are constants to derivatives. For
-    Gauss-Newton and Fisher matrices give the model:
+    Each call computes the steps from the weights; derivatives treat the steps as constants. For
+    Gauss-Newton and Fisher matrices, pass the model:
     `geometry.composed(on_quantised(loss.model_fn, 4), loss.outer_loss)`.
 
     Args:
         fn: `fn(params, batch)`, a function or a callable pytree.
-        bits, scope, per_channel, min_numbers, symmetric, bound: as of `quantise_params`.
+        bits, scope, per_channel, min_numbers, symmetric, bound: as in `quantise_params`.
 
     Raises:
-        UserError: bits or bound are not allowed; when called, nothing is in scope.
+        UserError: invalid `bits` or `bound`; when called, nothing is in scope.
 
     >>> import jax.numpy as jnp
     >>> loss = on_quantised(lambda p, batch: jnp.sum((p["kernel"] - batch) ** 2), 2)

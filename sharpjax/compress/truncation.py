@@ -1,10 +1,10 @@
 """Kernels as products of two thin matrices, by their singular value decomposition.
 
-    held = low_rank(params, energy=0.95)        # a `LowRank` where that takes fewer numbers
-    params_k = merge_low_rank(held)             # of the old shapes, to any use of params
+    held = low_rank(params, energy=0.95)        # a `LowRank` if that takes fewer numbers
+    params_k = merge_low_rank(held)             # of the old shapes, for any use of params
 
-A kernel is the matrix [inputs, outputs] that it applies: [in, out] of a dense layer, [height width
-in, out] of a convolution. To train the factors of matrices see `sharpjax.nn.svd`.
+A kernel is treated as the matrix [inputs, outputs] that it applies: [in, out] for a dense layer,
+[height width in, out] for a convolution. To train the factors of matrices, see `sharpjax.nn.svd`.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from sharpjax.nn.svd import Decomposition
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRank:
-    """left @ right, reshaped.
+    """A kernel held as left @ right.
 
     Attributes:
         left: U diag(s), [m, k].
         right: V', [k, n].
-        shape: of the kernel, m n numbers.
+        shape: original shape of the kernel, with m n numbers.
     """
 
     left: jax.Array
@@ -48,27 +48,28 @@ def low_rank(
     energy: float | None = None,
     scope: Scope = "kernels",
 ) -> Any:
-    """The tree with the best approximation of rank k of each kernel, as two factors.
+    """The tree with the best rank-k approximation of each kernel, as two factors.
 
-    W = U diag(s) V' is cut after k singular values: the error in the Frobenius norm is the root of
-    s_{k+1}^2 + s_{k+2}^2 + .., and in the spectral norm s_{k+1}; no matrix of rank k comes nearer
-    (Eckart and Young, 1936). A kernel [m, n] whose factors would hold no fewer numbers, k (m + n)
-    >= m n, is left as it is.
+    W = U diag(s) V' is truncated to k singular values. The error in the Frobenius norm is
+    sqrt(s_{k+1}^2 + s_{k+2}^2 + ..), and in the spectral norm s_{k+1}. No matrix of rank k has a
+    smaller error (Eckart and Young, 1936). A kernel [m, n] stays as it is if the factors would not
+    have fewer numbers, k (m + n) >= m n.
 
     Args:
-        params: pytree of floats; for a population, `jax.vmap` this function (not by energy).
-        rank: k, or min(m, n) where that is less.
-        rank_fraction: k = floor(f min(m, n)), as of `sharpjax.nn.svd.decompose`.
-        energy: k is the least for which s_1^2 + .. + s_k^2 is this share of the whole, above 0 and
-            at most 1.
-        scope: 'kernels', 'trainable', or globs; leaves of less than two axes are left alone.
+        params: pytree of floats; for a population, `jax.vmap` this function (not with `energy`).
+        rank: k, or min(m, n) if that is less.
+        rank_fraction: f, with k = floor(f min(m, n)) as in `sharpjax.nn.svd.decompose`.
+        energy: in (0, 1]; k is the least for which s_1^2 + .. + s_k^2 is at least this share of the
+            sum of all squares.
+        scope: 'kernels', 'trainable', or globs; leaves of fewer than two axes are left as they are.
 
     Give one of `rank`, `rank_fraction` and `energy`. Cost: an SVD of each kernel, some
     20 m n min(m, n) operations.
 
     Raises:
-        UserError: none or several ranks, or one out of bounds; a kernel that holds NaN or
-            infinity; by energy inside a trace, since shapes depend on values.
+        UserError: none or several of the three are given, or one is out of bounds; a kernel holds
+            NaN or infinity; nothing is in scope; `energy` inside a trace, since shapes would depend
+            on values.
 
     >>> held = low_rank({"kernel": jnp.ones((3, 3, 2, 8)), "bias": jnp.ones(8)}, rank=1)
     >>> held["kernel"].left.shape, held["kernel"].right.shape
@@ -113,7 +114,7 @@ def low_rank(
 
 
 def rank_of_energy(singular_values: Any, energy: float) -> int:
-    """The least k for which the first k singular values have this share of the sum of squares.
+    """The least k for which the k largest singular values hold this share of the sum of squares.
 
     >>> rank_of_energy([3.0, 4.0, 0.0], 0.9), rank_of_energy([1.0, 1.0], 0.5)
     (2, 1)
@@ -124,7 +125,7 @@ def rank_of_energy(singular_values: Any, energy: float) -> int:
 
 
 def merge_low_rank(held: Any) -> Any:
-    """The tree with kernels of their old shapes in place of every `LowRank`.
+    """The tree with kernels in their original shapes in place of each `LowRank`.
 
     >>> bool(jnp.allclose(merge_low_rank(low_rank(jnp.ones((4, 4)), rank=1, scope="*")), 1.0))
     True

@@ -1,19 +1,19 @@
-"""The weights of a model as integers of a few bits, all else as it was.
+"""The weights of a model as integers of a few bits; everything else is unchanged.
 
     held = quantise_params(params, 8)             # kernels, a step for each output channel
-    params_8 = dequantise_params(held)            # to any use of params: evaluation, geometry
+    params_8 = dequantise_params(held)            # for any use of params: evaluation, geometry
     small = fake_quantise_params(params, 4)       # both, with the straight-through derivative
 
-Weights only, of dense, convolutional and attention layers; what they are multiplied by stays in
-floating point (for that see `activations`). The defaults at 8 bits are those of TFLite's dynamic
-range quantisation, "8-bit" in "Neural Network Compression: The Functional Perspective": integers in
-[-127, 127] and absmax / 127 for each output channel. With `min_numbers=1024` small kernels stay as
-they are there, such as the first convolution of LeNet. Its "16-bit" is `cast_params(params,
-"float16")`. The curvature of a quantised model is that of its dequantised parameters, which any
-function of `geometry` takes.
+Only weights of dense, convolutional and attention layers are quantised; their inputs stay in
+floating point (for those see `activations`). The defaults at 8 bits are those of TFLite's dynamic
+range quantisation, which "Neural Network Compression: The Functional Perspective" calls "8-bit":
+integers in [-127, 127] and a step of absmax / 127 for each output channel. `min_numbers=1024`
+leaves small kernels as they are, as TFLite does, such as the first convolution of LeNet. The
+"16-bit" of that paper is `cast_params(params, "float16")`. The curvature of a quantised model is
+that of its dequantised parameters, which every function of `geometry` accepts.
 
 Folding BatchNorm into the convolution before it (arXiv 1712.05877) changes nothing here: it
-multiplies output channels by numbers, and so their steps.
+multiplies each output channel by a number, and its step by the same number.
 """
 
 from typing import Any
@@ -41,21 +41,21 @@ def quantise_params(
     rounding: Rounding = "nearest",
     key: jax.Array | None = None,
 ) -> Any:
-    """The tree with a `Quantised` in place of each leaf in scope; the others are left alone.
+    """The tree with a `Quantised` in place of each leaf in scope; other leaves are unchanged.
 
     Args:
         params: pytree of floats; for a population, `jax.vmap` this function.
         bits: b, from 2 to 8.
-        scope: 'kernels' (biases, scales of norms, embeddings and tokens are left), 'trainable'
+        scope: 'kernels' (without biases, scales of norms, embeddings and tokens), 'trainable'
             (every leaf), or globs on names; see `scope.in_scope`.
-        per_channel: a step for each output channel, else one for each leaf. Leaves of less than two
-            axes have one anyway.
-        min_numbers: leaves of fewer numbers are left alone, too; TFLite leaves those under 1024.
-        symmetric, bound, rounding, key: as of `quantise`; each leaf has its part of the key.
+        per_channel: a step for each output channel, else one for each leaf. Leaves of fewer than
+            two axes always have one.
+        min_numbers: leaves with fewer numbers are also unchanged; TFLite uses 1024.
+        symmetric, bound, rounding, key: as in `quantise`; the key is split over leaves.
 
     Raises:
-        UserError: as `quantise`, by the name of the leaf; nothing is in scope, or nothing in scope
-            has so many numbers.
+        UserError: as `quantise`, with the name of the leaf; nothing is in scope, or nothing in
+            scope has `min_numbers` numbers.
 
     >>> import jax.numpy as jnp
     >>> params = {"Dense_0": {"kernel": jnp.array([[0.5, 3.0], [1.0, -3.0]]), "bias": jnp.ones(2)}}
@@ -77,8 +77,8 @@ def quantise_params(
 
 
 def dequantise_params(held: Any) -> Any:
-    """The tree with floats in place of every `Quantised`, in their old types; for populations by
-    `jax.vmap`."""
+    """The tree with floats of the original dtype in place of each `Quantised`; for a population,
+    `jax.vmap` this function."""
     return jax.tree.map(
         lambda node: arrays.dequantise(node) if is_quantised(node) else node,
         held,
@@ -100,7 +100,7 @@ def fake_quantise_params(
 ) -> Any:
     """`dequantise_params(quantise_params(..))`, with the derivative of `fake_quantise`.
 
-    Args and errors: as of `quantise_params`.
+    Args and errors: as in `quantise_params`.
 
     >>> import jax.numpy as jnp
     >>> fake_quantise_params({"kernel": jnp.array([0.2, 0.9, -1.0])}, 2)["kernel"].tolist()

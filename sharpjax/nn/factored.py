@@ -43,7 +43,7 @@ def should_form(rows: int, m: int, n: int, k: int, *, distinct: int | None = Non
 
 
 def should_form_table(rows: int, m: int) -> bool:
-    """Whether looking up `rows` rows of U diag(s) V' [m, n] is cheaper if the table is formed first.
+    """Whether looking up `rows` rows of U diag(s) V' [m, n] is cheaper with the table formed first.
 
     Forming the table takes m k n multiplications; U[tokens] diag(s) V' takes rows k n.
 

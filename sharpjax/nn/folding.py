@@ -18,10 +18,10 @@ def absorb_norm(
         kernel <- a kernel      bias <- a (bias - mean) + shift
 
     The BatchNorm stays in the model but becomes the identity: scale 1, shift 0, mean 0,
-    var 1 - epsilon. If the layer has no bias (as in most models here), the norm keeps a shift of
-    shift - a mean, and is the identity otherwise. The model stays the same module, and the kernel
-    is then the matrix that the network multiplies by. The result is the same whether or not
-    `scale_before_norm` was applied first.
+    var 1 - epsilon. If the layer has no bias (as in ResNets of basic blocks and in `MobileNet`),
+    the norm keeps a shift of shift - a mean, and is the identity otherwise. The model stays the
+    same module, and the kernel is then the matrix that the network multiplies by. The result is the
+    same whether or not `scale_before_norm` was applied first.
 
     Args:
         params: pytree of arrays.

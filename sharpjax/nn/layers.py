@@ -25,7 +25,10 @@ def conv(
     use_bias: bool = True,
     dtype: DTypeLike,
 ) -> nn.Conv:
-    """A square convolution with equal padding on all sides, as in PyTorch (not `SAME` at stride 2)."""
+    """A square convolution with equal padding on all sides, as in PyTorch.
+
+    `SAME` at stride 2 pads unequally.
+    """
     return nn.Conv(
         features,
         (size, size),

@@ -1,4 +1,4 @@
-"""Pruning: which weights are kept, as a tree of booleans, and what becomes of it.
+"""Pruning: masks of the weights that are kept, and functions that use them.
 
     from sharpjax.compress import prune
 
@@ -9,8 +9,8 @@
     tx = optax.chain(optax.adamw(1e-3), prune.keep_masked(mask))
     loss = prune.masked_loss(loss, mask)                 # for geometry
 
-Masks keep the shapes of the weights: arrays are not made smaller, so a pruned model is not
-faster. `losses.Objective` takes a mask by itself.
+Pruned arrays keep their shapes, so a pruned model is not faster. `losses.Objective` takes a mask as
+an argument.
 """
 
 from sharpjax.compress.prune.amounts import by_name as by_name

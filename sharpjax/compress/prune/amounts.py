@@ -1,4 +1,4 @@
-"""How much is pruned: the count rule, what may be pruned, and shares layer by layer."""
+"""How much is pruned: the count rule, and shares for each layer."""
 
 import math
 import numbers
@@ -16,8 +16,11 @@ from sharpjax.errors import UserError
 def num_pruned(amount: float, n: int) -> int:
     """How many of n weights are pruned: `min(round(amount n), n - 1)`.
 
-    The product is rounded to float64 and then to the nearest integer, a half to the even one, as
-    `torch.nn.utils.prune` does. One weight is always kept.
+    The product is computed in float64 and then rounded to the nearest integer, a half to the even
+    one, as in `torch.nn.utils.prune`. One weight is always kept.
+
+    Raises:
+        UserError: `amount` is not in [0, 1).
 
     >>> num_pruned(0.5, 5), num_pruned(0.5, 7), num_pruned(0.1, 25), num_pruned(0.99, 10)
     (2, 4, 2, 9)
@@ -29,7 +32,7 @@ def check_amount(caller: str, amount: Any, argument: str = "amount") -> float:
     """A share in [0, 1) as a float.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a number in [0, 1).
     """
     real = isinstance(amount, numbers.Real) or getattr(amount, "shape", None) == ()
     if isinstance(amount, bool) or not real or not 0 <= float(amount) < 1:
@@ -42,13 +45,16 @@ def check_amount(caller: str, amount: Any, argument: str = "amount") -> float:
 
 
 def check_structure(caller: str, argument: str, given: Any, params: Any) -> None:
-    """Refuses a tree of another structure, naming the leaves that differ."""
+    """Refuses a tree of another structure, and names the leaves that differ."""
     if jax.tree.structure(given) != jax.tree.structure(params):
         tree.check_same_structure(caller, argument, given, params)
 
 
 def uniform(params: Any, amount: float, scope: Scope = "kernels") -> Any:
-    """The same share of every array in scope, and 0 of the others.
+    """A tree of shares: the same for every array in scope, and 0 for the others.
+
+    Raises:
+        UserError: a share outside [0, 1); nothing is in scope.
 
     >>> uniform({"bias": np.zeros(4), "kernel": np.zeros((3, 4))}, 0.5)
     {'bias': 0.0, 'kernel': 0.5}
@@ -59,8 +65,8 @@ def uniform(params: Any, amount: float, scope: Scope = "kernels") -> Any:
 
 
 def by_name(params: Any, amounts: Mapping[str, float]) -> Any:
-    """Shares by globs on the names of arrays; an array that several match has that of the last, one
-    that none matches has 0.
+    """A tree of shares from globs on the names of arrays. If several globs match an array, the last
+    one counts; if none does, its share is 0.
 
     Raises:
         UserError: a glob that matches no array; a share outside [0, 1).
@@ -85,22 +91,29 @@ def erk(
     kernel: bool = True,
     power: float = 1.0,
 ) -> Any:
-    """Shares by the rule of Erdos, Renyi and kernels (arXiv 1911.11134): the larger an array, the
-    more of it is pruned.
+    """Shares by the Erdos-Renyi-kernel rule (arXiv 1911.11134): the larger an array, the larger the
+    pruned share.
 
-    The density of an array is `eps (sum(shape) / prod(shape)) ** power`. `eps` is such that
-    `n - floor(amount n)` numbers are kept, summed over the arrays of n numbers. While that asks for
-    a density above 1, the arrays of the largest one are kept whole and the others share the rest.
+    The density of an array is `eps (sum(shape) / prod(shape)) ** power`. `eps` is chosen such that
+    the total number kept is the sum of `n - floor(amount n)` over the arrays, with n numbers each.
+    While a density would be above 1, the arrays of the largest density are kept whole and the
+    others share the rest.
 
     Args:
-        amount: of all arrays in scope together.
-        kernel: False: the shape is that of the last two axes alone (Erdos-Renyi, 1707.04780).
-        power: of the density.
+        params: pytree of arrays.
+        amount: share of all arrays in scope together.
+        scope: see `scope.Scope`.
+        kernel: if False, only the last two axes of a shape count (Erdos-Renyi, arXiv 1707.04780).
+        power: exponent of the density.
 
     Returns:
-        a tree like the parameters, of floats: 0 outside of the scope. `mask` rounds them layer by
-        layer, so the total may differ from `amount` by half a weight for each array, and by what
-        `floor` keeps.
+        a tree like the parameters, of floats: 0 outside the scope. `mask` rounds the count of each
+        array, so the total may differ from `amount` by half a weight for each array, and by the
+        numbers that `floor` keeps.
+
+    Raises:
+        UserError: `amount` is not in [0, 1); `power` is negative or not finite; nothing is in
+            scope.
 
     >>> shapes = {"a": (2, 4), "b": (3, 6), "c": (2, 4, 6)}
     >>> params = {name: np.zeros(shape) for name, shape in shapes.items()}

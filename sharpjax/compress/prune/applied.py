@@ -1,4 +1,4 @@
-"""What a mask does: weights at 0, counts, and a loss of the kept weights."""
+"""Applying a mask: weights set to 0, counts, and a loss of the kept weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ def apply_mask(params: Any, mask: Any) -> Any:
     """The weights where the mask is not 0, and 0 elsewhere. Differentiable.
 
     Args:
-        mask: a tree like params, of booleans or numbers; a leaf may have fewer axes, so that True
+        params: pytree of arrays.
+        mask: a tree like params, of booleans or numbers. A leaf may have fewer axes, so that True
             keeps a whole array.
 
     Raises:
@@ -32,7 +33,7 @@ def apply_mask(params: Any, mask: Any) -> Any:
 
 
 class Counts(NamedTuple):
-    """How many numbers are kept, and how many are 0."""
+    """How many numbers are kept, and how many are pruned."""
 
     kept: int
     pruned: int
@@ -43,7 +44,7 @@ class Counts(NamedTuple):
 
     @property
     def sparsity(self) -> float:
-        """The share that is pruned; NaN of nothing."""
+        """The share that is pruned; NaN if there are no numbers."""
         return self.pruned / self.size if self.size else float("nan")
 
 
@@ -58,10 +59,12 @@ def sparsity(mask: Any, params: Any = None) -> Sparsity:
     """Exact counts of a mask.
 
     Args:
-        params: the weights that it is for; needed where the mask has True for a whole array.
+        mask: as in `apply_mask`.
+        params: the weights of the mask; needed if the mask has True for a whole array.
 
     Raises:
-        UserError: a Python bool in the mask and no params; a mask of another structure.
+        UserError: a Python bool in the mask and no params; a mask of another structure, or with a
+            leaf that does not broadcast.
 
     >>> found = sparsity({"a": np.array([True, False, False]), "b": np.array([True])})
     >>> found.total, found.total.sparsity, found.by_leaf["a"].pruned
@@ -104,17 +107,17 @@ class MaskedLoss:
 
 
 def masked_loss(loss: Any, mask: Any) -> MaskedLoss:
-    """The loss of the kept weights, as a function of all: `L(m * w)`.
+    """The loss of the kept weights, as a function of all weights: `L(m * w)`.
 
-    Its gradient is m * grad L(m w), and its Hessian diag(m) H(m w) diag(m): rows and columns of
-    pruned weights are 0, the rest is that of the pruned model. So every measure of
-    `sharpjax.geometry` takes it: eigenvalues and traces are those of the kept weights, and n - kept
-    eigenvalues are 0. A `model_fn` of `geometry.composed` is masked in the same way.
+    Its gradient is m * grad L(m w), and its Hessian is diag(m) H(m w) diag(m). Rows and columns of
+    pruned weights are 0, and the rest is the Hessian of the pruned model. So it works with every
+    measure of `sharpjax.geometry`: eigenvalues and traces are those of the kept weights, and
+    n - kept more eigenvalues are 0. A `model_fn` of `geometry.composed` is masked in the same way.
 
     Args:
         loss: a function, or a callable pytree, of (params, batch).
-        mask: as in `apply_mask`; its leaves are leaves of the result, so masks of one structure
-            share a compilation.
+        mask: as in `apply_mask`; its leaves are leaves of the result, so masks of the same
+            structure share a compilation.
 
     >>> import jax.numpy as jnp
     >>> loss = masked_loss(lambda w, batch: jnp.sum(w**3), jnp.array([True, False]))

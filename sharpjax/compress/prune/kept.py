@@ -1,4 +1,4 @@
-"""Training with a mask: pruned weights stay exactly 0, whatever the optimiser."""
+"""Training with a mask: pruned weights stay exactly 0 with any optimiser."""
 
 from typing import Any, NamedTuple
 
@@ -15,37 +15,37 @@ from sharpjax.losses.objective import masked
 
 
 class KeepMaskedState(NamedTuple):
-    """The mask, of booleans in the shapes of the weights: it is stored with the optimiser."""
+    """The mask, of booleans in the shapes of the weights, stored in the optimiser state."""
 
     mask: Any
 
 
 class GradualState(NamedTuple):
-    """How many updates were made, and the mask in force."""
+    """The number of updates made, and the current mask."""
 
     count: jax.Array
     mask: Any
 
 
 def keep_masked(mask: Any) -> optax.GradientTransformation:
-    """The transform after which pruned weights are 0: the last one of a chain.
+    """An optax transform that keeps pruned weights at 0. It must be the last one of a chain.
 
         u -> u where the mask is not 0, -w where it is 0
 
-    so that w + u is exactly 0.0 there, also with momentum, weight decay and adaptive scales before
-    it, and also if w was not 0. Updates of kept weights are not changed by a bit. The moments of
-    pruned weights go on; nothing reads them.
+    So w + u is exactly 0.0 for pruned weights, even with momentum, weight decay and adaptive scales
+    earlier in the chain, and even if w was not 0. Updates of kept weights are unchanged, bit for
+    bit. Earlier transforms still update their moments for pruned weights, but nothing reads them.
 
-    With SAM the gradient itself must know the mask, or pruned weights are perturbed and count in
-    its norm: give `losses.Objective(..., mask=mask)`, as plans do, or `masked_loss`. Such a
-    gradient is 0 there, and no optimiser moves a weight that is 0 and has such gradients; this
-    transform then changes nothing.
+    With SAM the gradient itself must use the mask; otherwise pruned weights are perturbed and count
+    in its norm. Use `losses.Objective(..., mask=mask)`, as plans do, or `masked_loss`. The gradient
+    of pruned weights is then 0, and no optimiser moves a weight that is 0 and has only such
+    gradients; this transform then changes nothing.
 
     Args:
         mask: a tree like the parameters, of booleans or numbers; a leaf may have fewer axes.
 
     Raises:
-        UserError: `init` of parameters that the mask does not fit; `update` without params.
+        UserError: `init` with parameters that do not match the mask; `update` without params.
 
     >>> tx = optax.chain(optax.adamw(0.1, weight_decay=0.5), keep_masked({"w": jnp.array([1, 0])}))
     >>> params = {"w": jnp.array([1.0, 2.0])}
@@ -72,27 +72,29 @@ def keep_masked(mask: Any) -> optax.GradientTransformation:
 def gradual(
     schedule: Schedule, *, scope: Scope = "kernels", layerwise: bool = False, regrow: bool = False
 ) -> optax.GradientTransformation:
-    """Magnitude pruning while a model trains: the last transform of a chain.
+    """Magnitude pruning during training, as an optax transform. It must be the last of a chain.
 
-    At a step of the schedule a new mask is made of |w + u|, the weights as the update would leave
-    them; from then on it is kept as by `keep_masked`. Counts are those of `mask`, exactly, and so
-    are ties.
+    At each step of the schedule a new mask is made from |w + u|, the magnitudes of the weights
+    after the update. From then on it is applied as in `keep_masked`. Counts and ties are exactly
+    those of `mask`.
 
-    The gradient does not know the mask. With SAM, train in stages with `Member.mask` instead, which
-    the objective sees.
+    The gradient does not use the mask. With SAM, train in stages with `Member.mask` instead, which
+    the objective uses.
 
     Args:
-        schedule: `one_shot`, `polynomial`, `periodic`, `iterative`, or steps and amounts.
+        schedule: from `one_shot`, `polynomial`, `periodic` or `iterative`, or a `Schedule` of steps
+            and amounts.
         scope: as in `mask`.
-        layerwise: the amounts are of each array, and not of all together.
-        regrow: whether a pruned weight may be chosen again, by what the optimiser would make of it.
-            False: pruned weights go first, so masks are nested if the amounts do not fall.
+        layerwise: if True, the amounts apply to each array, not to all together.
+        regrow: if True, a pruned weight may be kept again, by the magnitude that the update would
+            give it. If False, pruned weights are pruned first, so masks are nested if the amounts
+            do not decrease.
 
     Raises:
-        UserError: a schedule out of order, an unknown scope; `update` without params.
+        UserError: an invalid schedule, an unknown scope; `update` without params.
 
-    Cost: a sort of the weights at each step of the schedule, behind a `lax.cond`; under `vmap`,
-    which evaluates both branches, at every step.
+    Cost: a sort of the weights at each step of the schedule, behind a `lax.cond`. Under `vmap`,
+    which evaluates both branches, it is at every step.
 
     >>> schedule = Schedule(steps=(1,), amounts=(0.5,))
     >>> tx = optax.chain(optax.sgd(0.0), gradual(schedule, scope="trainable"))
@@ -151,7 +153,7 @@ def gradual(
 
 
 def _keep_highest(scores: jax.Array, count: jax.Array) -> jax.Array:
-    """As `masks.keep_highest`, of a count that may be traced."""
+    """As `masks.keep_highest`, for a count that may be traced."""
     last = jnp.sort(scores)[jnp.maximum(count - 1, 0)]
     equal, below = scores == last, jnp.sum(scores < last)
     kept = (scores > last) | (equal & (jnp.cumsum(equal) > count - below))
@@ -160,7 +162,7 @@ def _keep_highest(scores: jax.Array, count: jax.Array) -> jax.Array:
 
 def _to_zero(updates: Any, mask: Any, params: Any) -> Any:
     def leaf(u: jax.Array, kept: jax.Array, w: jax.Array) -> jax.Array:
-        # Wide enough for -w, so that the sum is 0.
+        # Use a type wide enough for -w, so that w + u is exactly 0.
         wide = jnp.promote_types(u.dtype, w.dtype)
         return jnp.where(kept, u.astype(wide), -w.astype(wide))
 

@@ -1,4 +1,4 @@
-"""Which weights are kept: masks by magnitude, by saliency, at random."""
+"""Masks of the weights that are kept: by magnitude, by saliency, or at random."""
 
 import math
 from typing import Any, Literal, get_args
@@ -16,8 +16,9 @@ from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.geometry.operators.arguments import check_key
 
 Method = Literal["magnitude", "saliency", "random"]
-"""The score of a weight: |w|; |w g|, the first-order change of the loss if it is set to 0 (SNIP,
-arXiv 1810.02340, where weights and gradient are those at the start); a random number."""
+"""The score of a weight w with gradient g. 'magnitude': |w|; 'saliency': |w g|, the first-order
+change of the loss if w is set to 0 (SNIP, arXiv 1810.02340, which uses weights and gradients at
+initialisation); 'random': a random number."""
 
 
 def mask(
@@ -33,30 +34,30 @@ def mask(
     """The mask that prunes the units of lowest score.
 
     Of n units, `num_pruned(amount, n)` are pruned: exactly `round(amount n)`, a half to the even
-    number, and never all of them. Among equal scores the one of lowest index goes first, in the
-    order of `jax.tree.leaves` and of rows. So masks are nested: what a smaller amount prunes, a
-    larger one does too. Scores are compared as they are: no array is normalised.
+    number, and never all of them. Among equal scores, the lowest index in the order of
+    `jax.tree.leaves` and then of rows is pruned first. So masks are nested: units that a smaller
+    amount prunes, a larger amount prunes too. Scores are compared as they are, without normalising
+    arrays.
 
     Args:
-        params: a pytree of floats, finite; not traced, since it is looked at on the host.
-        amount: a number in [0, 1): the units of all arrays in scope are ranked together (global
-            pruning). A tree of numbers, as `uniform`, `erk` and `by_name` give: array by array.
+        params: a pytree of floats, finite; not traced, since it is read on the host.
+        amount: a number in [0, 1) ranks the units of all arrays in scope together (global pruning).
+            A tree of numbers, from `uniform`, `erk` or `by_name`, prunes each array by itself.
         method: see `Method`; 'magnitude' by default.
-        scope: what may be pruned: 'kernels'; 'trainable', every array, biases and normalisation
-            too; globs; or a tree of booleans (`scope.Scope`). The rest is kept whole. Parameters
-            and BatchNorm statistics together: `prune_variables`.
-        structure: `Elements()`, `Channels(...)` or `Blocks(...)`; `n_of_m` is a function of its
-            own.
-        key: read by method 'random'. The same key gives nested masks.
-        grads: a tree like params, read by method 'saliency'.
+        scope: what may be pruned: 'kernels'; 'trainable', which is every array, also biases and
+            normalisation; globs; or a tree of booleans (`scope.Scope`). Everything else is kept. To
+            prune parameters and BatchNorm statistics together, use `prune_variables`.
+        structure: `Elements()`, `Channels(...)` or `Blocks(...)`; for n of m weights, use `n_of_m`.
+        key: random key for method 'random'. The same key gives nested masks.
+        grads: a tree like params, for method 'saliency'.
 
     Returns:
-        a tree like the parameters, of boolean arrays of their shapes: True is kept.
+        a tree like the parameters, of boolean arrays of the same shapes: True is kept.
 
     Raises:
         UserError: an amount of 1 or more, a structure that does not fit an array, weights or
-            gradients that are not finite, an amount for an array out of scope, or what a method
-            reads that is missing.
+            gradients that are not finite, an amount for an array out of scope, an unknown method,
+            traced weights, or `key` or `grads` missing for a method that needs it.
 
     Cost: a partial sort of the scores, O(n), on the host.
 
@@ -106,16 +107,17 @@ def n_of_m(
     key: jax.Array | None = None,
     grads: Any = None,
 ) -> Any:
-    """The mask that keeps the n weights of highest score of every m that follow one another.
+    """The mask that keeps the n weights of highest score among every m consecutive ones.
 
     Args:
-        n, m: 1 <= n <= m; 2 of 4 is what sparse tensor cores read.
-        axis: along which they follow; -2 is that of the inputs of Flax kernels, the one that a
-            product sums over.
-        method, scope, key, grads: as in `mask`, and so are ties.
+        params: as in `mask`.
+        n, m: 1 <= n <= m; sparse tensor cores support 2 of 4.
+        axis: the axis of the groups; -2 is the input axis of Flax kernels, which a matrix product
+            sums over.
+        method, scope, key, grads: as in `mask`. Ties are also broken as there.
 
     Raises:
-        UserError: as `mask`; an array in scope whose axis is not a multiple of m.
+        UserError: as `mask`; the axis of an array in scope is not a multiple of m.
 
     >>> n_of_m({"kernel": jnp.array([[1.0], [-3.0], [2.0], [2.0]])}, 1, 2)["kernel"].tolist()
     [[False], [True], [False], [True]]
@@ -163,14 +165,20 @@ def prune_variables(
     method: Literal["magnitude", "random"] = "magnitude",
     key: jax.Array | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Prunes parameters and all other variables together, BatchNorm statistics included.
+    """Prunes parameters and all other variables together, including BatchNorm statistics.
 
-    As in "Neural Network Compression: The Functional Perspective" (OpenReview Q7GXKjmCSB), which
-    sets the smallest of all numbers that Keras saves to 0. A pruned variance of 0 makes BatchNorm
-    divide by sqrt(epsilon). `mask` of the parameters never touches statistics.
+    This is the method of "Neural Network Compression: The Functional Perspective" (OpenReview
+    Q7GXKjmCSB), which sets the smallest of all numbers that Keras saves to 0. A pruned variance of
+    0 makes BatchNorm divide by sqrt(epsilon). In contrast, `mask` of the parameters never prunes
+    statistics.
+
+    Args:
+        params: pytree of parameters.
+        variables: pytree of the other variables.
+        amount, method, key: as in `mask`, for both trees together.
 
     Returns:
-        the parameters and variables, 0 where they are pruned, and the mask of `{"params": ...,
+        the pruned parameters, the pruned variables, and the mask of `{"params": ...,
         "variables": ...}`.
 
     >>> params, stats = {"kernel": jnp.array([[3.0, 1.0]])}, {"batch_stats": {"var": jnp.ones(2)}}
@@ -185,7 +193,7 @@ def prune_variables(
 
 
 def keep_highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Booleans that are False for the `count` lowest of some scores [n], of equals the first ones.
+    """Booleans [n] that are False for the `count` lowest scores; of equal scores, the first ones.
 
     >>> keep_highest(np.array([1.0, 0.0, 1.0, 1.0]), 2).tolist()
     [False, False, True, True]
@@ -202,7 +210,7 @@ def keep_highest(scores: np.ndarray, count: int) -> np.ndarray:
 def check(
     caller: str, params: Any, method: Any = "magnitude", key: Any = None, grads: Any = None
 ) -> None:
-    """Refuses what has no scores: weights that are traced or not finite, keys not given."""
+    """Refuses weights that are traced or not finite, and a missing key or missing gradients."""
     if method not in get_args(Method):
         raise unknown(f"method ({caller})", str(method), get_args(Method))
     if loops.is_traced((params, grads)):
@@ -244,7 +252,7 @@ def _scores(leaves: list[Any], method: str, grads: Any) -> list[np.ndarray]:
     if method == "magnitude":
         return weights
     slopes = [np.abs(_on_host(leaf)) for leaf in jax.tree.leaves(grads)]
-    # In float64, where no product of float32 numbers is rounded or too small.
+    # In float64, products of float32 numbers are exact and do not underflow.
     return [w.astype(np.float64) * g for w, g in zip(weights, slopes, strict=True)]
 
 
@@ -256,7 +264,7 @@ def _random(key: Any, sizes: list[tuple[int, ...]]) -> list[np.ndarray]:
 
 
 def _shares(caller: str, amount: Any, params: Any, own: list[bool], scope: Any) -> Any:
-    """The amount of each leaf; None: it is one number for all."""
+    """The amount of each leaf, or None if `amount` is one number for all."""
     if jax.tree.structure(amount) == jax.tree.structure(0):
         amounts.check_amount(caller, amount)
         return None
@@ -276,7 +284,7 @@ def _shares(caller: str, amount: Any, params: Any, own: list[bool], scope: Any) 
 
 
 def _follow(params: Any, found: list[np.ndarray], parts: dict[int, np.ndarray]) -> None:
-    """Masks arrays of one axis as the channels of the kernel beside them."""
+    """Masks arrays of one axis, such as biases, like the channels of the kernel beside them."""
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
     kernels = {paths[i][:-1]: part for i, part in parts.items() if found[i].ndim > 1}
     for i, path in enumerate(paths):

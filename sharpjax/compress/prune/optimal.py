@@ -1,4 +1,4 @@
-"""How much to prune, asked of the weights alone: the direction that pruning keeps, kurtosis."""
+"""How much to prune, from the weights alone: the cosine with the pruned weights, and kurtosis."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sharpjax.compress.scope import Scope, in_scope
 
 
 class OptimalAmount(NamedTuple):
-    """The amount nearest to the utopia point, the cosine there, and how far the two are from it."""
+    """The amount whose point (cosine, amount) is nearest to utopia, its cosine and its distance."""
 
     amount: float
     cosine: float
@@ -23,11 +23,16 @@ class OptimalAmount(NamedTuple):
 def cosines(params: Any, amounts: Sequence[float], scope: Scope = "trainable") -> np.ndarray:
     """cos(w, m w) after global magnitude pruning, for each amount: `||m w|| / ||w||`.
 
-    w is all parameters; those out of scope are kept. Counts are those of `mask`.
+    w is the vector of all parameters; those out of scope are kept. Counts are those of `mask`.
+
+    Args:
+        params: as in `mask`.
+        amounts: numbers in [0, 1).
+        scope: as in `mask`.
 
     Returns:
-        float64 of the shape of amounts, within n 2^-53 of the cosine of n weights in relative
-        terms; NaN where all weights are 0.
+        a float64 array with one value for each amount, with a relative error of at most n 2^-53 for
+        n weights; NaN if all weights are 0.
 
     Raises:
         UserError: an amount outside [0, 1), or weights that are not finite.
@@ -62,10 +67,15 @@ def optimal_amount(
     magnitude. The rule is that of the code `what_makes_a_good_prune`.
 
     Args:
-        amounts: among these; None: 0, 0.01, ..., 0.99. Of equal distances the first is taken.
+        params: as in `mask`.
+        amounts: candidates; None: 0, 0.01, ..., 0.99. Of equal distances the first is taken.
+        scope: as in `mask`.
 
     Returns:
-        the amount; NaN throughout if all weights are 0.
+        the amount, its cosine and its distance; all NaN if all weights are 0.
+
+    Raises:
+        UserError: as `cosines`.
 
     >>> optimal_amount({"w": np.ones(100)}).amount  # where the cosine is sqrt(1 - a)
     0.65
@@ -80,13 +90,21 @@ def optimal_amount(
 
 
 def kurtosis_of_kurtoses(params: Any, scope: Scope = "trainable") -> float:
-    """The kurtosis of the kurtoses of the arrays, `E (x - mean)^4 / var^2`, a normal one being 3.
+    """The kurtosis of the kurtoses of the arrays in scope.
 
-    Moments are divided by n, not by n - 1. Each array counts once, whatever its size.
+    The kurtosis is `E (x - mean)^4 / var^2`, which is 3 for a normal distribution. Moments divide
+    by n, not by n - 1. Each array counts once, whatever its size.
+
+    Args:
+        params: as in `mask`.
+        scope: as in `mask`.
 
     Returns:
-        NaN where a kurtosis is undefined: an array, or the list of kurtoses, that holds one value
-        alone. Biases that are still 0 are such arrays: leave them out by scope.
+        the kurtosis; NaN if an array, or the list of kurtoses, has only one distinct value. Biases
+        that are still 0 are such arrays: leave them out by scope.
+
+    Raises:
+        UserError: weights that are not finite; nothing is in scope.
 
     >>> arrays = [np.array([-1.0, 1.0]), np.array([1.0, -1.0]), np.array([-1.0, 0.0, 0.0, 1.0])]
     >>> round(kurtosis_of_kurtoses(arrays), 9)  # of 1, 1 and 2
@@ -103,8 +121,8 @@ def kurtosis_of_kurtoses(params: Any, scope: Scope = "trainable") -> float:
 def safe_amount(amount: float, kurtosis: float) -> float:
     """The amount, lowered by the kurtosis of kurtoses k: a / log2(k) if k < e, else a / ln(k).
 
-    As `what_makes_a_good_prune` has it. For k < 2 it is more than the amount, perhaps more than 1,
-    and at k = e it jumps. NaN where it is undefined, for k <= 1 and NaN.
+    This is the rule of the code `what_makes_a_good_prune`. For k < 2 the result is larger than the
+    amount, possibly above 1, and at k = e it jumps. NaN if k <= 1 or k is NaN.
 
     >>> safe_amount(0.6, 4.0) == 0.6 / math.log(4), safe_amount(0.6, 2.0)
     (True, 0.6)

@@ -1,4 +1,4 @@
-"""When masks are made while a model trains, and with which amount."""
+"""Schedules of pruning during training: when masks are made, and with which amounts."""
 
 import bisect
 from typing import Any, NamedTuple
@@ -8,19 +8,19 @@ from sharpjax.errors import UserError, whole_number
 
 
 class Schedule(NamedTuple):
-    """Masks are made after these numbers of updates, with these amounts.
+    """Steps at which masks are made, with their amounts.
 
     Attributes:
-        steps: increasing; 0 is the first update of training, so that the mask of step t is made of
-            the weights that update t, counted from 0, leaves behind.
-        amounts: of each, in [0, 1).
+        steps: increasing; updates are counted from 0. The mask of step t is made from the weights
+            after update t.
+        amounts: the amount of each mask, in [0, 1).
     """
 
     steps: tuple[int, ...]
     amounts: tuple[float, ...]
 
     def at(self, step: int) -> float:
-        """The amount that is in force after update `step`; 0 before the first mask.
+        """The amount pruned after update `step`; 0 before the first mask.
 
         >>> [one_shot(0.9, step=5).at(step) for step in (4, 5, 100)]
         [0.0, 0.9, 0.9]
@@ -30,7 +30,11 @@ class Schedule(NamedTuple):
 
 
 def one_shot(amount: float, step: int = 0) -> Schedule:
-    """One mask, after an update."""
+    """A single mask with this amount, made after update `step`.
+
+    Raises:
+        UserError: `amount` is not in [0, 1); `step` is not a whole number of 0 or more.
+    """
     at = whole_number("prune.one_shot", "step", step, least=0)
     return Schedule((at,), (check_amount("prune.one_shot", amount),))
 
@@ -53,12 +57,13 @@ def polynomial(
     Args:
         final, initial: amounts at the end and at the beginning.
         begin, end: steps of the first and of the last mask.
-        every: steps between two masks; divides end - begin, so that the last one has `final`.
-        offset: 0, as in the paper and in tfmot; 1, as in jaxpruner, whose first mask already prunes
-            and whose last two have `final`.
+        every: steps between two masks; must divide end - begin, so that the last mask has `final`.
+        power: exponent, above 0.
+        offset: 0, as in the paper and in tfmot; 1, as in jaxpruner, where the first mask already
+            prunes and the last two have `final` if `every` is 1.
 
     Raises:
-        UserError: as said above; an end that does not lie after the beginning.
+        UserError: an argument that is not allowed; `end` is not after `begin`.
 
     >>> polynomial(0.8, 100, 200, every=50).amounts, polynomial(0.8, 0, 2, offset=1).amounts
     ((0.0, 0.7000000000000001, 0.8), (0.7000000000000001, 0.8, 0.8))
@@ -72,13 +77,16 @@ def polynomial(
     steps = _steps(caller, begin, end, every)
     done = [min((step + offset - begin) / (end - begin), 1.0) for step in steps]
     left = [(1 - p) ** power for p in done]
-    # So that both ends are what was asked, to the bit.
+    # In this form both ends are exact, bit for bit.
     return Schedule(steps, tuple(first * x + last * (1 - x) for x in left))
 
 
 def periodic(amount: float, begin: int, end: int, every: int) -> Schedule:
-    """The same amount again and again. Weights that are kept at 0 are not chosen anew unless they
-    may come back: `gradual(..., regrow=True)`.
+    """The same amount at regular intervals. Masks change only if pruned weights may come back:
+    `gradual(..., regrow=True)`.
+
+    Raises:
+        UserError: `amount` is not in [0, 1); `end` is not after `begin` by a multiple of `every`.
 
     >>> periodic(0.5, 10, 30, 10)
     Schedule(steps=(10, 20, 30), amounts=(0.5, 0.5, 0.5))
@@ -89,9 +97,13 @@ def periodic(amount: float, begin: int, end: int, every: int) -> Schedule:
 
 
 def iterative(final: float, begin: int, end: int, every: int) -> Schedule:
-    """Of what is left, the same share each time: with K masks, 1 - (1 - final)^(i / K) after i.
+    """Each mask prunes the same share of the remaining weights: of K masks, mask i (from 1) has the
+    amount 1 - (1 - final)^(i / K).
 
-    Its amounts are those of rounds of iterative magnitude pruning (arXiv 1803.03635).
+    These are the amounts of rounds of iterative magnitude pruning (arXiv 1803.03635).
+
+    Raises:
+        UserError: `final` is not in [0, 1); `end` is not after `begin` by a multiple of `every`.
 
     >>> [round(amount, 3) for amount in iterative(0.488, 0, 2, 1).amounts]
     [0.2, 0.36, 0.488]
@@ -104,7 +116,7 @@ def iterative(final: float, begin: int, end: int, every: int) -> Schedule:
 
 
 def check_schedule(caller: str, schedule: Any) -> None:
-    """Refuses what is no schedule, or has steps out of order."""
+    """Refuses anything but a valid `Schedule` with increasing steps."""
     if not isinstance(schedule, Schedule):
         raise UserError(
             f"{caller}: schedule={schedule!r}; give a prune.Schedule, as one_shot(0.9)."

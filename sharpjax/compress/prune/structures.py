@@ -1,7 +1,7 @@
-"""What is pruned as one: single weights, output channels, blocks of a matrix.
+"""The units of pruning: single weights, output channels, or blocks of a matrix.
 
-A structure says what the scores of the weights come to for each of its units (`pool`), and which
-weights a unit is (`spread`), in numpy. `masks.mask` chooses among units.
+A structure pools the scores of weights into a score for each unit (`pool`), and spreads the choice
+of units to their weights (`spread`), in numpy. `masks.mask` chooses among the units.
 """
 
 import dataclasses
@@ -34,16 +34,20 @@ class Elements:
 class Channels:
     """Whole slices along an axis: output channels of convolutions, output neurons of dense layers.
 
-    The score of a channel is the norm of its scores, `(sum |s|^order)^(1/order)`, as in
-    `torch.nn.utils.prune.ln_structured`. Norms of arrays of other sizes are not comparable, so give
-    amounts layer by layer (`uniform`).
+    The score of a channel is the norm of the scores of its weights, `(sum |s|^order)^(1/order)`, as
+    in `torch.nn.utils.prune.ln_structured`. Norms of arrays of different sizes are not comparable,
+    so give amounts layer by layer (`uniform`).
 
     Attributes:
-        axis: of the channels; -1 is that of the outputs of Flax kernels.
-        order: a number >= 1, or inf.
-        biases: whether arrays of one axis that lie beside a kernel in the tree lose the numbers of
-            its pruned channels, in or out of scope: a pruned neuron then gives act(0). They are not
-            counted among the units. BatchNorm, which is a layer of its own, keeps its shift.
+        axis: the axis of the channels; -1 is the output axis of Flax kernels.
+        order: order of the norm, a number >= 1, or inf.
+        biases: whether to prune the entries of pruned channels also in arrays of one axis beside
+            the kernel in the tree, in or out of scope. A pruned neuron then outputs act(0). These
+            arrays are not counted among the units. BatchNorm is a layer of its own and keeps its
+            shift.
+
+    Raises:
+        UserError: `order` is below 1; `biases` with another axis than -1.
     """
 
     axis: int = -1
@@ -81,7 +85,11 @@ class Blocks:
     """Blocks of `height` x `width` numbers of the last two axes.
 
     Attributes:
-        pool_by: the score of a block: the 'mean' of its scores, or their 'max'.
+        height, width: sizes of a block.
+        pool_by: the score of a block: the 'mean' of the scores of its weights, or their 'max'.
+
+    Raises:
+        UserError: a size below 1, or an unknown `pool_by`.
     """
 
     height: int
