@@ -32,12 +32,13 @@ def cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Arra
     Args:
         x: floats.
         dtype: one of `FORMATS`.
-        overflow: what to do with numbers beyond the greatest of the type: 'refuse' raises an error;
-            'saturate' replaces them by the greatest number with their sign.
+        overflow: what to do with numbers that would round beyond the greatest of the type: 'refuse'
+            raises an error; 'saturate' replaces them by the greatest number with their sign.
 
     Raises:
         UserError: an argument that is not allowed; x holds NaN or infinity; with 'refuse', a number
-            overflows. Inside a trace an overflow cannot be raised, and such numbers become NaN.
+            overflows. Inside a trace, values cannot raise: with 'refuse' these numbers become NaN;
+            with 'saturate' only NaN stays NaN, and infinity is saturated.
 
     >>> print(cast(jnp.array([0.1, 300.0]), "float8_e4m3fn").astype(jnp.float32))
     [1.015625e-01 2.880000e+02]

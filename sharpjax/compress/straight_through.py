@@ -63,7 +63,8 @@ def on_quantised(
 
     Args:
         fn: `fn(params, batch)`, a function or a callable pytree.
-        bits, scope, per_channel, min_numbers, symmetric, bound: as in `quantise_params`.
+        bits, scope, per_channel, min_numbers, symmetric, bound: as in `quantise_params`, but
+            `scope` may not be a tree of booleans.
 
     Raises:
         UserError: invalid `bits` or `bound`; when called, nothing is in scope.

@@ -74,7 +74,7 @@ def adaptive_calibration_error(
 
 def sweep_calibration_error(logits: jax.Array, label: jax.Array, *, order: int = 1) -> float:
     """ECE-sweep: the calibration error of the top class in bins of equal mass, with as many bins as
-    keep the accuracy increasing from bin to bin (Roelofs et al., 2020, arXiv 2012.08668).
+    keep the accuracy non-decreasing from bin to bin (Roelofs et al., 2020, arXiv 2012.08668).
 
     The error is (sum_b f_b |confidence_b - accuracy_b|^order)^(1 / order). The number of bins grows
     from 1 and stops before the first number at which an accuracy is lower than that of the bin
@@ -125,7 +125,7 @@ class CalibrationTest(NamedTuple):
         ece: the observed error.
         mean: the mean error of a calibrated model with the same confidences.
         low, high: the 2.5 % and 97.5 % quantiles of the error of that calibrated model.
-        p_value: its probability of an error as large as the observed one;
+        p_value: the probability that this calibrated model has an error at least as large;
             (1 + number of draws at least as large) / (1 + draws).
     """
 

@@ -109,7 +109,7 @@ def _steps(confidence, right, kind, num_bins) -> tuple[np.ndarray, np.ndarray]:
     else:
         places = [len(part) for part in np.array_split(np.arange(len(right)), num_bins)]
         wanted = np.cumsum(places)[:-1]
-        last = np.unique(np.searchsorted(np.cumsum(count), wanted))  # the level that fills a bin
+        last = np.unique(np.searchsorted(np.cumsum(count), wanted))  # the last level of each bin
         last = last[last < len(levels) - 1]
     starts = np.concatenate([[0], last + 1])
     means = np.add.reduceat(share * count, starts) / np.add.reduceat(count, starts)

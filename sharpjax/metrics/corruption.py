@@ -18,7 +18,8 @@ class Robustness(NamedTuple):
         by_kind, by_severity: mean accuracy of each kind, by name, and of each severity.
         mce: the mean over kinds of sum_s E / sum_s E', with E' the errors of the baseline (arXiv
             1903.12261); NaN without a baseline.
-        relative_mce: the same with each error minus the error on clean images.
+        relative_mce: the same, with the error of the same model on clean images subtracted from
+            each error.
     """
 
     accuracy: float

@@ -177,7 +177,7 @@ def _minimise(of: _Objective, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, in
         hessian = LinearOperator((len(x), len(x)), matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
         enough = min(
             0.1, float(np.sqrt(np.linalg.norm(gradient)))
-        )  # superlinear, and cheap at first
+        )  # for superlinear convergence with cheap first steps
         way, _ = cg(hessian, -gradient, rtol=enough, maxiter=10 * len(x))
         value, slope, size = of.value(x), float(gradient @ way), 1.0
         rounding = 1e-14 * abs(value)

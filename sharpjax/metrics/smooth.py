@@ -17,8 +17,8 @@ def smooth_calibration_error(logits: jax.Array, label: jax.Array) -> float:
     width s reflected at the ends of [0, 1]. smECE is the one s at which the integral of |r_s| is s.
     It is continuous in the confidences and needs no number of bins. It is computed in a cosine
     basis, in which the kernel is a factor exp(-(s pi k)^2 / 2), so that all widths share one sum
-    over the examples. It is correct to some 1e-6. An error below 0.001 is the integral at width
-    0.001, which is not more than the true error.
+    over the examples. It is correct to some 1e-6. If it is below 0.001, the integral at width 0.001
+    is returned, which is not more than the true error.
 
     Like all such errors, it is biased upwards.
 

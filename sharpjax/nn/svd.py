@@ -7,7 +7,7 @@ sign. After the first step it is just a low-rank factorisation W = U diag(s) V' 
 balanced.
 
     model = TokenMLP(num_classes=99, decompose=Decomposition(0.125))
-    params = model.init(key, tokens)["params"]  # factors, of the dense model's draw
+    params = model.init(key, tokens)["params"]  # factors of what the dense model would draw
     dense, weights = model.clone(decompose=None), merge(params)  # the same function
 
 Sharpness can be computed in either coordinates: of `Classification(model)` at `params` in
