@@ -263,6 +263,10 @@ def test_what_a_cast_cannot_hold():
     np.testing.assert_array_equal(
         cast(jnp.array([460.0, 1e9]), "float8_e4m3fn", overflow="saturate"), 448
     )
+    broken = jnp.array([jnp.inf, -jnp.inf, jnp.nan])
+    for overflow in ("refuse", "saturate"):
+        within = jax.jit(functools.partial(cast, dtype="float8_e5m2", overflow=overflow))
+        np.testing.assert_array_equal(within(broken).astype(jnp.float32), np.nan)
     half = jnp.array([3.0], jnp.float16)
     assert cast(half, "bfloat16", overflow="saturate") == 3.0
 

@@ -210,6 +210,14 @@ def test_geometry_through_rounding(bound, x64):
         np.testing.assert_allclose(found, truth, rtol=1e-9)
 
 
+def test_a_loss_is_rounded_in_the_leaves_that_are_chosen():
+    loss = Partial(lambda params, batch: jnp.sum((params["a"] + 2 * params["b"] - batch) ** 2))
+    params = {"a": jnp.array([1.0, 0.3]), "b": jnp.array([1.0, 0.6])}
+    truth = loss({"a": params["a"], "b": jnp.array([1.0, 1.0])}, 1.0)
+    for scope in ("b", ["b"], {"a": False, "b": True}, {"a": np.False_, "b": jnp.array(True)}):
+        assert jax.jit(on_quantised(loss, 2, scope=scope))(params, 1.0) == truth
+
+
 def test_training_through_rounding():
     """The second weight moves until it is rounded to its target: by 0.2 a step, to 0.4."""
     loss = on_quantised(Partial(squares), 2)

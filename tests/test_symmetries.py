@@ -187,6 +187,8 @@ def test_convolutions_and_batch_norm(x64, key):
     assert [found.same["norm", t] for t in transforms] == [False, False, True]
     with pytest.raises(UserError, match="smallest that serves here is 0.01"):
         symmetries.scale_before_norm(*both, 1e-4, into="Conv_0/*", norm="BatchNorm_0")
+    with pytest.raises(UserError, match="a negative factor changes the sign"):
+        symmetries.scale_before_norm(*both, -factors, into="Conv_0/*", norm="BatchNorm_0")
 
 
 def test_attention(x64, key):

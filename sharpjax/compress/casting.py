@@ -37,8 +37,7 @@ def cast(x: jax.Array, dtype: str, *, overflow: Overflow = "refuse") -> jax.Arra
 
     Raises:
         UserError: an argument that is not allowed; x holds NaN or infinity; with 'refuse', a number
-            overflows. Inside a trace, values cannot raise: with 'refuse' these numbers become NaN;
-            with 'saturate' only NaN stays NaN, and infinity is saturated.
+            overflows. Inside a trace, values cannot raise: these numbers become NaN.
 
     >>> print(cast(jnp.array([0.1, 300.0]), "float8_e4m3fn").astype(jnp.float32))
     [1.015625e-01 2.880000e+02]
@@ -112,7 +111,8 @@ def _cast(caller: str, x: Any, dtype: str, overflow: str, argument: str) -> jax.
     if overflow == "saturate":
         # If the type of x has a smaller greatest number than the format, nothing can overflow.
         within = jnp.clip(x, -top, top) if float(jnp.finfo(x.dtype).max) >= top else x
-        return within.astype(dtype)
+        short = within.astype(dtype)
+        return jnp.where(jnp.isfinite(x), short, jnp.full_like(short, jnp.nan))
     short = x.astype(dtype)
     beyond = ~jnp.isfinite(short)
     if not loops.is_traced(beyond) and bool(jnp.any(beyond)):

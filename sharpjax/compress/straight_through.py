@@ -26,7 +26,8 @@ class _OnQuantised:
     """The static part of `on_quantised`: equal by value, so that it is compiled once."""
 
     bits: int
-    scope: Scope
+    chosen: tuple[str | bool, ...]  # the leaves of `scope`
+    structure: Any
     per_channel: bool
     min_numbers: int
     symmetric: bool
@@ -36,7 +37,7 @@ class _OnQuantised:
         rounded = fake_quantise_params(
             params,
             self.bits,
-            scope=self.scope,
+            scope=jax.tree.unflatten(self.structure, self.chosen),
             per_channel=self.per_channel,
             min_numbers=self.min_numbers,
             symmetric=self.symmetric,
@@ -63,8 +64,7 @@ def on_quantised(
 
     Args:
         fn: `fn(params, batch)`, a function or a callable pytree.
-        bits, scope, per_channel, min_numbers, symmetric, bound: as in `quantise_params`, but
-            `scope` may not be a tree of booleans.
+        bits, scope, per_channel, min_numbers, symmetric, bound: as in `quantise_params`.
 
     Raises:
         UserError: invalid `bits` or `bound`; when called, nothing is in scope.
@@ -77,7 +77,8 @@ def on_quantised(
     """
     bits = grid.whole_bits("on_quantised", bits)
     grid.check_options("on_quantised", bound)
-    scope = scope if isinstance(scope, str) else tuple(scope)
+    parts, structure = jax.tree.flatten(scope)
+    chosen = tuple(part if isinstance(part, str) else bool(part) for part in parts)
     is_function = jax.tree_util.treedef_is_leaf(jax.tree.structure(fn))
-    rounded = _OnQuantised(bits, scope, per_channel, min_numbers, symmetric, bound)
+    rounded = _OnQuantised(bits, chosen, structure, per_channel, min_numbers, symmetric, bound)
     return Partial(rounded, Partial(fn) if is_function else fn)

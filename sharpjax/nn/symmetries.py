@@ -102,8 +102,8 @@ def scale_before_norm(
         The new parameters, and the new statistics.
 
     Raises:
-        UserError: no leaf has such a name, or its axis has another length; a factor is so small
-            that a variance would be negative.
+        UserError: no leaf has such a name, or its axis has another length; a factor is negative, or
+            so small that a variance would be negative.
 
     >>> params, stats = {"c": {"kernel": jnp.ones((1, 2))}}, {"n": {"mean": jnp.ones(2)}}
     >>> stats["n"]["var"] = jnp.ones(2)
@@ -112,6 +112,11 @@ def scale_before_norm(
     ([[2.0, 2.0]], [2.0, 2.0], [4.000030040740967, 4.000030040740967])
     """
     caller, factors = "scale_before_norm", jnp.asarray(factors)
+    if not loops.is_traced(factors) and bool(jnp.any(factors < 0)):
+        raise UserError(
+            f"{caller}: factors must be above 0, got {factors.tolist()}; a negative factor changes "
+            "the sign of what the normalisation gives."
+        )
     params = change(caller, params, into, -1, factors, jnp.multiply)
     statistics = change(caller, statistics, f"{norm}/mean", -1, factors, jnp.multiply)
 

@@ -212,9 +212,7 @@ def _refuse(totals: Totals, a, b, label, weight) -> jax.Array:
         no_class = jnp.any(counted & ((label < 0) | (label >= totals.num_classes)))
     misfits = [jnp.zeros((), bool)] * 2
     if any(formula.guarded for _, formula in totals.formulas):
-        found = [
-            outputs.misfits(x, outputs.rounding_of(x), counted, probs=totals.probs) for x in (a, b)
-        ]
+        found = [_misfits(x, counted, totals.probs) for x in (a, b)]
         finite = jnp.all(jnp.isfinite(a) & jnp.isfinite(b) | ~counted[:, None])
         misfits = [(x | y) & finite & jnp.any(counted) for x, y in zip(*found, strict=True)]
     return jnp.stack([no_class, *misfits, jnp.any(counted & (weight != 1))])
