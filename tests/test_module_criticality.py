@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sharpjax import geometry
 from sharpjax.errors import UserError
 from sharpjax.layerwise import criticality
 
 SIZE = 4000
 SIGMAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+WITH_INTEGERS = {"layer": {"w": jnp.ones(4)}, "other": {"w": jnp.ones(3)}, "count": jnp.arange(3)}
 
 
 def loss(params, batch):
@@ -87,6 +89,77 @@ def test_a_layer_that_never_moved():
     assert (found.value, found.distance, found.alpha) == (0.0, 0.0, 0.0)
 
 
+def wrong(params, batch):
+    """A share, as an error rate is: finite whatever the parameters."""
+    return jnp.mean(batch) * jnp.mean(params["layer"]["w"] > 0.5)
+
+
+def test_losses_without_a_number_are_no_infinite_criticality():
+    """Infinity says that no point bears the noise. Where the losses are NaN nothing is said."""
+
+    def nowhere(params, batch):
+        return jnp.nan * loss(params, batch)
+
+    found = criticality.module_criticality(
+        nowhere, *two(), "layer", jnp.ones(2), epsilon=0.3, key=jax.random.key(0),
+        sigmas=SIGMAS, num_draws=2,
+    )  # fmt: skip
+    assert np.isnan([found.value, found.low, found.high, found.alpha, found.sigma]).all()
+    with pytest.raises(geometry.NotOk, match="not finite"):
+        geometry.check(found)
+    assert geometry.check(of_layer(-1.0)).value == np.inf
+
+
+@pytest.mark.parametrize("where", ["layer", "other"])
+@pytest.mark.parametrize("which", ["trained", "initial"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_parameters_that_are_not_finite(where, which, number):
+    """A loss may be finite there: an error rate is, whatever the outputs."""
+    trained, start = two()
+    spoilt = trained if which == "trained" else start
+    spoilt[where]["w"] = spoilt[where]["w"].at[1].set(number)
+    found = criticality.module_criticality(
+        wrong, trained, start, "layer", jnp.ones(2),
+        epsilon=1.0, key=jax.random.key(0), sigmas=SIGMAS, num_draws=2,
+    )  # fmt: skip
+    if (where, which) == ("other", "initial"):  # of which nothing is taken
+        assert found.status == geometry.Status.OK and found.value == 0
+        return
+    assert found.status == geometry.Status.NON_FINITE
+    assert np.isnan([found.value, found.low, found.high, found.alpha, found.sigma]).all()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_at_some_points(number):
+    """These do not bear the noise; the least of the others is found, and the status tells."""
+
+    def breaks(params, batch):
+        value = loss(params, batch)
+        return jnp.where(value < 0.5, value, number)
+
+    found = criticality.module_criticality(
+        breaks, *two(), "layer", jnp.ones(2), epsilon=0.305, key=jax.random.key(0),
+        sigmas=SIGMAS, num_draws=20,
+    )  # fmt: skip
+    assert found.status == geometry.Status.NON_FINITE
+    assert found.value == found.low == found.high == of_layer(0.305).value < np.inf
+    none = criticality.module_criticality(
+        breaks, *two(), "layer", jnp.ones(2), epsilon=-1.0, key=jax.random.key(0),
+        sigmas=SIGMAS, num_draws=2,
+    )  # fmt: skip
+    expected = np.nan if np.isnan(number) else np.inf
+    np.testing.assert_array_equal([none.value, none.low, none.high], expected)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_way_whose_squares_are_no_float32(size):
+    """|theta_F - theta_0| = size sqrt(SIZE), rounded once: u = 2^-24, and as much in each entry."""
+    trained, start = two()
+    trained["layer"]["w"] = jnp.full(SIZE, size, jnp.float32)
+    found = criticality.interpolation(wrong, trained, start, "layer", jnp.ones(2), alphas=[0.5])
+    assert found.distance / size == pytest.approx(SIZE**0.5, rel=2**-22)
+
+
 def test_the_way_of_one_layer(x64, strict):
     found = curve("layer")
     np.testing.assert_allclose(found.loss, (1 - found.alpha) ** 2, atol=1e-12)
@@ -113,12 +186,50 @@ def test_all_layers_are_one_program(compilations):
         ({"epsilon": np.nan}, "epsilon=nan"),
         ({"key": 3}, "key must be one random key"),
         ({"layer": "lay"}, "unknown layer .*did you mean 'layer'"),
-        ({"initial": {"layer": {"w": jnp.ones(2)}}}, "source must have the tree structure"),
+        ({"alphas": [0, np.nan]}, r"alphas=\[0, nan\]; give a list of numbers in \[0, 1\]"),
+        ({"alphas": []}, r"alphas=\[\]"),
+        ({"alphas": "abc"}, "alphas='abc'"),
+        ({"alphas": [0, [1]]}, "alphas="),
+        ({"sigmas": [0.5, None]}, "sigmas="),
+        ({"epsilon": "a"}, "epsilon='a'; give a finite number"),
+        ({"epsilon": [0.5]}, "epsilon="),
+        ({"initial": {"layer": {"w": jnp.ones(2)}}}, "initial must have the tree structure"),
+        ({"layer": ["layer"]}, r"unknown layer"),
+        ({"groups": {"layer": "Foo/*"}}, "no leaf is named 'Foo/"),
+        ({"groups": 3}, "groups is an int"),
+        ({"batch": jnp.ones(0)}, "the batch is empty"),
+        ({"microbatch_size": 3}, "3"),
+        ({"loss": lambda params, batch: batch}, "scalar"),
+        ({"params": WITH_INTEGERS, "initial": WITH_INTEGERS}, r"'count' is int32\[3\]"),
     ],
 )
 def test_what_is_refused(options, words):
     trained, start = two()
     own = {"loss": loss, "params": trained, "initial": start, "layer": "layer"}
     own |= {"batch": jnp.ones(2), "epsilon": 0.3, "key": jax.random.key(0)}
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         criticality.module_criticality(**own | options)
+    assert str(error.value).count("criticality.module_criticality") == 1
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"alphas": [0, np.nan]}, r"alphas=\[0, nan\]; give a list of finite numbers"),
+        ({"alphas": [0, np.inf]}, "alphas="),
+        ({"alphas": []}, r"alphas=\[\]"),
+        ({"alphas": 0.5}, "alphas=0.5"),
+        ({"layer": "lay"}, "unknown layer .*did you mean 'layer'"),
+        ({"initial": {}}, "initial must have the tree structure"),
+        ({"batch": jnp.ones(0)}, "the batch is empty"),
+        ({"params": WITH_INTEGERS, "initial": WITH_INTEGERS}, r"'count' is int32\[3\]"),
+    ],
+)
+def test_what_an_interpolation_refuses(options, words):
+    trained, start = two()
+    own = {"loss": loss, "params": trained, "initial": start, "layer": "layer"}
+    with pytest.raises(UserError, match=words) as error:
+        criticality.interpolation(**own | {"batch": jnp.ones(2)} | options)
+    assert str(error.value).count("criticality.interpolation") == 1
+    assert "\n" not in str(error.value)

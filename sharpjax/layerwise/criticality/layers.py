@@ -1,6 +1,6 @@
 """Which leaves are a layer, and what of BatchNorm goes with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -72,21 +72,17 @@ def layers_of(
     caller = "criticality.layers_of"
     if batch_norm not in BATCH_NORM:
         raise unknown(f"batch_norm ({caller})", str(batch_norm), BATCH_NORM)
-    names = tree.path_names(params)
-    if not names:
-        raise UserError(f"{caller}: params holds no array at all.")
-    if batch_norm != "stay" and not norms:
+    own = named(caller, params, groups)
+    if batch_norm == "stay":
+        return own
+    if not norms:
         raise UserError(
             f"{caller}: batch_norm='{batch_norm}' moves norms with the layers before them, and "
             "norms is empty; give norms=criticality.norms_of(model, example)."
         )
-    _check_groups(caller, groups)
-    own = _names_of(caller, params, groups)
-    if batch_norm == "stay":
-        return {name: Layer(leaves) for name, leaves in own.items()}
-    beside = tree.path_names(variables)
+    names, beside = tree.path_names(params), tree.path_names(variables)
     owned, found = set(norms.values()), {}
-    for name, leaves in own.items():
+    for name, (leaves, _) in own.items():
         if groups is None and name in owned:
             continue
         read = {norms[layer] for layer in map(_layer, leaves) if layer in norms}
@@ -96,6 +92,14 @@ def layers_of(
         found[name] = Layer(moved, stats if batch_norm == "all" else ())
     _check_apart(caller, found)
     return found
+
+
+def named(caller: str, params: Any, groups: Groups | None = None) -> dict[str, Layer]:
+    """`layers_of` with norms that stay, of which errors name `caller`."""
+    if not tree.path_names(params):
+        raise UserError(f"{caller}: params holds no array at all.")
+    _check_groups(caller, params, groups)
+    return {name: Layer(leaves) for name, leaves in _names_of(caller, params, groups).items()}
 
 
 def chosen(
@@ -108,11 +112,14 @@ def chosen(
     """
     names = list(layers) if names is None else names
     if isinstance(names, str):
-        raise UserError(f"{caller}: layers is '{names}'; give several: ['{names}'].")
+        raise UserError(f"{caller}: names is '{names}'; give several: ['{names}'].")
+    if not isinstance(names, Iterable):
+        raise UserError(f"{caller}: names is {names!r}; give names of layers: {', '.join(layers)}.")
+    names = list(names)
     if not names:
         raise UserError(f"{caller}: no layers; name one or more of {', '.join(layers)}.")
     for name in names:
-        if name not in layers:
+        if not isinstance(name, str) or name not in layers:
             raise unknown(f"layer ({caller})", str(name), layers)
     return {name: layers[name] for name in names}
 
@@ -127,17 +134,41 @@ def _names_of(caller: str, params: Any, groups: Groups | None) -> dict[str, tupl
     return found
 
 
-def _check_groups(caller: str, groups: Groups | None) -> None:
-    if groups is None or isinstance(groups, str):
+def _check_groups(caller: str, params: Any, groups: Groups | None) -> None:
+    if groups is None:
         return
+    if isinstance(groups, str):
+        groups = [groups]
+    if not isinstance(groups, Mapping | Sequence):
+        raise UserError(
+            f"{caller}: groups is {_kind(groups)}; give a dict from names to globs, such as "
+            "{'block': 'BasicBlock_0/*'}, or a list of globs."
+        )
     if not groups:
         raise UserError(f"{caller}: groups is empty; name a layer, or leave it out for all.")
-    for name, where in groups.items() if isinstance(groups, Mapping) else ():
+    globs = groups if isinstance(groups, Mapping) else {str(glob): glob for glob in groups}
+    for name, where in globs.items():
+        several = isinstance(where, Sequence) and isinstance(groups, Mapping)
+        if not isinstance(where, str) and not (several and all(isinstance(w, str) for w in where)):
+            raise UserError(
+                f"{caller}: groups has {_kind(where)} for '{name}'; give a glob on names of "
+                "leaves, such as 'BasicBlock_0/*'" + (", or several." if several else ".")
+            )
         if not where:
             raise UserError(
                 f"{caller}: layer '{name}' has no parameters: its list of globs is empty. There is "
                 "nothing to replace; leave it out."
             )
+        try:
+            tree.select(params, where)
+        except UserError as error:
+            words = str(error).removeprefix("where: ")
+            raise UserError(f"{caller}: groups, '{name}': {words}") from error
+
+
+def _kind(given: Any) -> str:
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _check_apart(caller: str, layers: Mapping[str, Layer]) -> None:

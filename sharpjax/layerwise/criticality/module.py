@@ -8,9 +8,11 @@ import numpy as np
 from sharpjax import tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry import landscape
+from sharpjax.geometry.loss import checks
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.operators.blocks import Groups
-from sharpjax.layerwise.criticality.replacement import replaced
+from sharpjax.geometry.status import Status
+from sharpjax.layerwise.criticality.replacement import taken
 
 _ALPHAS = tuple(i / 10 for i in range(11))
 _SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -35,7 +37,8 @@ class ModuleCriticality(NamedTuple):
 
     Attributes:
         value: mu, the least alpha^2 distance^2 / sigma^2 on the grid at which the mean loss is
-            `epsilon` at the most; infinity where it is so nowhere on the grid.
+            `epsilon` at the most; infinity where it is so nowhere on the grid. NaN where this is
+            not known: a parameter is not finite, or no mean loss is so small and one is NaN.
         alpha, sigma: where; NaN where nowhere. Of equal ones the least alpha, then the largest
             sigma.
         low, high: `value` if all mean losses were two standard errors less, and more: what the
@@ -45,6 +48,8 @@ class ModuleCriticality(NamedTuple):
         loss, standard_error: [A, S], the mean over the draws, and its error.
         alphas, sigmas: [A], [S], the grid.
         epsilon: the largest loss that is borne.
+        status: `geometry.Status`; `NON_FINITE` if a parameter, or a loss on the grid, is not
+            finite. A mean loss of NaN is not borne. `geometry.check` raises for it.
     """
 
     value: float
@@ -59,6 +64,7 @@ class ModuleCriticality(NamedTuple):
     alphas: np.ndarray
     sigmas: np.ndarray
     epsilon: float
+    status: np.int32
 
 
 def interpolation(
@@ -88,7 +94,8 @@ def interpolation(
         alphas: places, by default 0, 0.1, ..., 1; outside of [0, 1] it extrapolates.
 
     Raises:
-        UserError: an unknown layer, initial values of another structure; what `landscape` refuses.
+        UserError: an unknown layer, initial values of another structure, places that are no finite
+            numbers; what `landscape` refuses, such as parameters that are no floats.
 
     >>> import jax.numpy as jnp
     >>> def loss(w, batch):
@@ -98,7 +105,10 @@ def interpolation(
     >>> interpolation(loss, trained, initial, "a", jnp.ones(1), alphas=[0, 0.5, 1]).loss.tolist()
     [1.0, 1.5, 3.0]
     """
-    start, way, distance = _way(params, initial, layer, groups)
+    caller = "criticality.interpolation"
+    alphas = _grid(caller, "alphas", alphas, "a list of finite numbers", -np.inf)
+    batch = _checked_batch(caller, loss, params, batch, microbatch_size)
+    start, way, distance = _way(caller, params, initial, layer, groups)
     found = landscape(loss, start, batch, way, x=alphas, microbatch_size=microbatch_size)
     return Curve(np.asarray(found.x), np.asarray(found.values), distance)
 
@@ -153,31 +163,38 @@ def module_criticality(
     """
     caller = "criticality.module_criticality"
     key, count = check_key(caller, key), whole_number(caller, "num_draws", num_draws)
-    if not np.isfinite(epsilon):
-        raise UserError(f"{caller}: epsilon={epsilon}; give a finite number, of the loss.")
-    alphas = _grid(caller, "alphas", alphas, zero=True)
-    sigmas = _grid(caller, "sigmas", sigmas, zero=False)
-    start, way, distance = _way(params, initial, layer, groups)
+    epsilon = float(_numbers(caller, "epsilon", epsilon, "a finite number, of the loss", ndim=0))
+    alphas = _grid(caller, "alphas", alphas, "a list of numbers in [0, 1]", 0, 1)
+    least = np.nextafter(0, 1)
+    sigmas = _grid(caller, "sigmas", sigmas, "a list of numbers in (0, 1]", least, 1)
+    batch = _checked_batch(caller, loss, params, batch, microbatch_size)
+    start, way, distance = _way(caller, params, initial, layer, groups)
     noiseless = tree.zeros_like(start)
-    draws = []
+    draws, statuses = [], []
     for own in jax.random.split(key, count):
-        noise = replaced(noiseless, layer, tree.random_normal(own, start), groups)
+        noise = taken(caller, noiseless, layer, tree.random_normal(own, start), groups)
         found = landscape(
             loss, start, batch, [way, noise], x=alphas, y=sigmas, microbatch_size=microbatch_size
         )
         draws.append(np.asarray(found.values, np.float64))
-    mean = np.mean(draws, axis=0)
-    spread = np.std(draws, axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
-    error = spread / count**0.5
-    costs = (alphas[:, None] * distance / sigmas) ** 2
+        statuses.append(int(found.status))
+    with np.errstate(invalid="ignore"):  # of losses that are not finite, which the status tells
+        mean = np.mean(draws, axis=0)
+        spread = np.std(draws, axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
+        error = spread / count**0.5
+        costs = (alphas[:, None] * distance / sigmas) ** 2
+        twice = np.where(np.isfinite(mean), 2 * error, 0)
     value, alpha, sigma = _least(mean, costs, alphas, sigmas, epsilon)
     low, high = (
-        _least(mean + sign * 2 * error, costs, alphas, sigmas, epsilon)[0] if count > 1 else np.nan
+        _least(mean + sign * twice, costs, alphas, sigmas, epsilon)[0] if count > 1 else np.nan
         for sign in (-1, 1)
     )
+    if not (np.isfinite(distance) and _are_finite(start)):
+        statuses.append(int(Status.NON_FINITE))
+        value = alpha = sigma = low = high = np.nan
     return ModuleCriticality(
         value, alpha, sigma, low, high, bool(sigma == sigmas.max()), distance, mean, error,
-        alphas, sigmas, float(epsilon),
+        alphas, sigmas, epsilon, np.int32(max(statuses)),
     )  # fmt: skip
 
 
@@ -186,23 +203,65 @@ def _least(
 ) -> tuple[float, float, float]:
     borne = loss <= epsilon  # NaN is not
     if not borne.any():
-        return np.inf, np.nan, np.nan
+        return np.nan if np.isnan(loss).any() else np.inf, np.nan, np.nan
     places = np.argwhere(borne)
     i, j = min(places, key=lambda p: (costs[tuple(p)], alphas[p[0]], -sigmas[p[1]]))
     return float(costs[i, j]), float(alphas[i]), float(sigmas[j])
 
 
-def _way(params: Any, initial: Any, layer: str, groups: Groups | None) -> tuple[Any, Any, float]:
+def _way(
+    caller: str, params: Any, initial: Any, layer: str, groups: Groups | None
+) -> tuple[Any, Any, float]:
     """The model with the layer at its start; from there to the trained one; how far that is."""
-    start = replaced(params, layer, initial, groups)
+    start = taken(caller, params, layer, initial, groups, argument="initial")
     way = jax.tree.map(lambda a, b: tree.widen(a) - tree.widen(b), params, start)
-    return start, way, float(tree.norm(way))
+    return start, way, _norm(way)
 
 
-def _grid(caller: str, name: str, given: Any, *, zero: bool) -> np.ndarray:
-    found = np.asarray(given, float)
-    good = found.ndim == 1 and found.size and np.all((found >= 0) & (found <= 1))
-    if not good or not (zero or np.all(found > 0)):
-        bounds = "[0, 1]" if zero else "(0, 1]"
-        raise UserError(f"{caller}: {name}={given}; give a list of numbers in {bounds}.")
+def _norm(way: Any) -> float:
+    """Its Euclidean norm, of which no square over- or underflows."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(way)]
+    largest = float(np.max([np.max(np.abs(leaf), initial=0) for leaf in leaves]))
+    if not 0 < largest < np.inf:
+        return largest
+    parts = (np.sum(np.square(leaf.astype(np.float64) / largest)) for leaf in leaves)
+    return largest * float(np.sqrt(sum(parts)))
+
+
+def _are_finite(params: Any) -> bool:
+    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree.widen(params)))
+
+
+def _checked_batch(
+    caller: str, loss: Any, params: Any, batch: Any, microbatch_size: int | None
+) -> Any:
+    """The batch as `landscape` takes it; what that refuses is refused in the name of `caller`."""
+    batch = checks.as_batch(caller, batch)
+    checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
+    return batch
+
+
+def _grid(
+    caller: str, name: str, given: Any, asked: str, least: float, largest: float = np.inf
+) -> np.ndarray:
+    found = _numbers(caller, name, given, asked, ndim=1)
+    if not found.size or np.any((found < least) | (found > largest)):
+        raise UserError(f"{caller}: {name}={_shown(given)}; give {asked}.")
     return found
+
+
+def _numbers(caller: str, name: str, given: Any, asked: str, *, ndim: int) -> np.ndarray:
+    """Finite numbers in float64, in an array of so many axes."""
+    try:
+        found = np.asarray(given)
+        good = found.ndim == ndim and found.dtype != bool and found.dtype.kind not in "USOc"
+        found = found.astype(np.float64) if good else None
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not np.isfinite(found).all():
+        raise UserError(f"{caller}: {name}={_shown(given)}; give {asked}.")
+    return found
+
+
+def _shown(given: Any) -> str:
+    return " ".join(repr(given).split())

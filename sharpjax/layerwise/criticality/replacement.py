@@ -14,7 +14,7 @@ from sharpjax import tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.operators.blocks import Groups
-from sharpjax.layerwise.criticality.layers import Layer, chosen, layers_of
+from sharpjax.layerwise.criticality.layers import Layer, chosen, layers_of, named
 
 
 class Weights(NamedTuple):
@@ -84,9 +84,21 @@ def replaced(params: Any, layer: str, source: Any, groups: Groups | None = None)
     >>> print(replaced(trained, "b", tree.zeros_like(trained))["b"]["w"])
     [0. 0.]
     """
-    caller = "criticality.replaced"
-    own = chosen(caller, layers_of(params, groups), [layer])[layer]
-    tree.check_same_structure(caller, "source", source, params)
+    return taken("criticality.replaced", params, layer, source, groups)
+
+
+def taken(
+    caller: str,
+    params: Any,
+    layer: str,
+    source: Any,
+    groups: Groups | None,
+    *,
+    argument: str = "source",
+) -> Any:
+    """As `replaced`, of which errors name `caller`, and `argument` for the source."""
+    own = chosen(caller, named(caller, params, groups), [layer])[layer]
+    tree.check_same_structure(caller, argument, source, params)
     return _put(params, own.params, source)
 
 
