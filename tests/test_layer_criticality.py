@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +146,59 @@ def test_the_norm_of_a_layer_is_the_one_that_reads_it(model, expected):
     found = criticality.norms_of(model, jax.ShapeDtypeStruct((1, *IMAGES), jnp.float32))
     assert {layer: found[layer] for layer in expected} == expected
     assert expected or not found
+
+
+class Block(flax.linen.Module):
+    """Its sum is no layer's output, so the norm after it is nobody's."""
+
+    @flax.linen.compact
+    def __call__(self, x):
+        return x + flax.linen.Dense(3)(x)
+
+
+class AfterASum(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, x, train=False):
+        x = flax.linen.BatchNorm(use_running_average=not train)(flax.linen.Dense(3)(x))
+        return flax.linen.BatchNorm(use_running_average=not train)(Block()(x))
+
+
+def test_a_norm_after_a_sum_is_nobodys():
+    assert criticality.norms_of(AfterASum(), jnp.zeros((1, 3))) == {"Dense_0": "BatchNorm_0"}
+
+
+def test_every_norm_that_is_found_can_move():
+    """What `norms_of` names, `layers_of` takes: nothing that is asked for stays."""
+    for make, shape in ((AfterASum(), (3,)), (VGG, IMAGES)):
+        trained = initial_of(make, shape)
+        norms = criticality.norms_of(make, jnp.zeros((1, *shape)))
+        layers = criticality.layers_of(
+            trained.params, variables=trained.variables, norms=norms, batch_norm="all"
+        )
+        for layer, norm in norms.items():
+            assert {f"{norm}/{name}" for name in ("scale", "bias")} <= {*layers[layer].params}
+            stats = {f"batch_stats/{norm}/{name}" for name in ("mean", "var")}
+            assert {*layers[layer].variables} == stats
+
+
+def test_the_norm_of_a_layer_of_factors():
+    """Factors are leaves within the kernel of the layer that the norm reads."""
+    params = {
+        "Conv_0": {"kernel": {name: jnp.ones(2) for name in ("U", "s", "Vt")}},
+        "BatchNorm_0": {"scale": jnp.ones(2)},
+    }
+    found = criticality.layers_of(params, norms={"Conv_0": "BatchNorm_0"}, batch_norm="parameters")
+    assert "BatchNorm_0/scale" in found["Conv_0/kernel"].params and len(found) == 1
+
+
+def test_a_norm_of_statistics_alone():
+    """Without scale and bias it has no parameters: with 'parameters' there is nothing to move."""
+    params = {"Dense_0": {"kernel": jnp.ones((2, 2))}}
+    options = {"norms": {"Dense_0": "BatchNorm_0"}, "variables": NORM.variables}
+    found = criticality.layers_of(params, **options, batch_norm="parameters")
+    assert found == {"Dense_0": criticality.Layer(("Dense_0/kernel",))}
+    found = criticality.layers_of(params, **options, batch_norm="all")
+    assert found["Dense_0"].variables == ("batch_stats/BatchNorm_0/var",)
 
 
 def changed(weights, other):
@@ -409,6 +463,23 @@ def norm_layers(**options):
         (lambda: criticality.layers_of(ONE.params, ["a/*", "*"]), "is in the groups"),
         (lambda: norm_layers(batch_norm="both"), "unknown batch_norm"),
         (lambda: norm_layers(norms={}), "norms is empty; give norms=criticality.norms_of"),
+        (
+            lambda: norm_layers(variables=None),
+            "replaces the statistics of 'BatchNorm_0', and variables has none; give variables=",
+        ),
+        (lambda: norm_layers(variables={"batch_stats": {}}), "and variables has none"),
+        (
+            lambda: norm_layers(norms={"Conv_0": "BatchNorm_9"}),
+            "unknown norm of 'Conv_0' in norms .*layers_of.*'BatchNorm_9'; did you mean 'BatchN",
+        ),
+        (
+            lambda: norm_layers(norms={"Conv_0": "BN_9"}, batch_norm="parameters", variables=None),
+            "unknown norm of 'Conv_0' in norms",
+        ),
+        (
+            lambda: norm_layers(norms={"Conv_9": "BatchNorm_0"}),
+            "unknown layer in norms .*'Conv_9'; did you mean 'Conv_0'",
+        ),
         (
             lambda: norm_layers(groups={"a": "Conv_0/*", "b": "B*"}),
             "'BatchNorm_0/scale' goes with 'a', whose norm it is, and is in 'b'",

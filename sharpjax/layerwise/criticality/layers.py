@@ -52,13 +52,14 @@ def layers_of(
         groups: as in `geometry.layers`: globs for each name, or a list of them; leaves that none
             matches are replaced with no layer. By default leaves that differ in the last part of
             their name are a layer. Blocks are groups: `{"block": "BasicBlock_0/*"}`.
-        variables: collections beside the parameters, as Flax has them; read for 'all'.
+        variables: collections beside the parameters, as Flax has them; 'all' needs them.
         norms: the norm of each layer by the names of both, as `norms_of` finds them.
         batch_norm: see above.
 
     Raises:
         UserError: no parameters, a layer without any, a glob that matches no leaf, two groups that
-            share one; an unknown option, or one that has no norms to be about.
+            share one; an unknown option, or one that has no norms to be about; a layer or a norm
+            in `norms` that the model has not, or whose statistics are asked for and not given.
 
     >>> params = {"Conv_0": {"kernel": 0.0}, "BatchNorm_0": {"bias": 0.0, "scale": 1.0}}
     >>> list(layers_of(params))
@@ -81,14 +82,15 @@ def layers_of(
             "norms is empty; give norms=criticality.norms_of(model, example)."
         )
     names, beside = tree.path_names(params), tree.path_names(variables)
+    _check_norms(caller, names, beside, norms, statistics=batch_norm == "all")
     owned, found = set(norms.values()), {}
     for name, (leaves, _) in own.items():
         if groups is None and name in owned:
             continue
-        read = {norms[layer] for layer in map(_layer, leaves) if layer in norms}
+        read = {norms[above] for leaf in leaves for above in _above(leaf) if above in norms}
         moved = _unique((*leaves, *(n for n in names if _layer(n) in read)))
         held = read | {_layer(n) for n in leaves}
-        stats = tuple(n for n in beside if _layer(n).partition("/")[2] in held)
+        stats = tuple(n for n in beside if _within(n) in held)
         found[name] = Layer(moved, stats if batch_norm == "all" else ())
     _check_apart(caller, found)
     return found
@@ -171,6 +173,30 @@ def _kind(given: Any) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def _check_norms(
+    caller: str,
+    names: Sequence[str],
+    beside: Sequence[str],
+    norms: Mapping[str, str],
+    *,
+    statistics: bool,
+) -> None:
+    """Refuses norms of which nothing, or not all that is asked for, would be replaced."""
+    layers = _unique([above for leaf in names for above in _above(leaf)])
+    held = {_within(n) for n in beside}
+    for layer, norm in norms.items():
+        if layer not in layers:
+            raise unknown(f"layer in norms ({caller})", str(layer), layers)
+        if norm not in layers and norm not in held:
+            raise unknown(f"norm of '{layer}' in norms ({caller})", str(norm), {*layers, *held})
+        if statistics and norm not in held:
+            raise UserError(
+                f"{caller}: batch_norm='all' replaces the statistics of '{norm}', and variables "
+                "has none; give variables={'batch_stats': ...} of the same model, or "
+                "batch_norm='parameters'."
+            )
+
+
 def _check_apart(caller: str, layers: Mapping[str, Layer]) -> None:
     owners: dict[str, str] = {}
     for name, layer in layers.items():
@@ -184,6 +210,17 @@ def _check_apart(caller: str, layers: Mapping[str, Layer]) -> None:
 
 def _layer(leaf: str) -> str:
     return leaf.rpartition("/")[0]
+
+
+def _within(leaf: str) -> str:
+    """The layer of a leaf of `variables`, in its collection."""
+    return _layer(leaf).partition("/")[2]
+
+
+def _above(leaf: str) -> list[str]:
+    """All that a leaf is in, its own layer first: that of a factor is in a layer, too."""
+    parts = leaf.split("/")
+    return ["/".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
     """The BatchNorm that reads the output of each layer, by the names of both.
 
     Found by following the values through the model: the norm's input is the very array that the
-    layer returned. A norm that reads anything else (a sum, an activation) is nobody's.
+    layer returned. A norm that reads anything else (a sum, an activation) is nobody's, also where
+    a module of several layers, such as a block, returns it.
 
     Cost: the model is traced once; nothing is computed.
 
@@ -36,6 +37,7 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     made: list[tuple[Any, str]] = []  # outputs are kept, so that no two have one id
+    within: set[str] = set()  # modules that hold other ones with parameters
 
     def watch(call, args, kwargs, context):
         path = "/".join(context.module.path)
@@ -44,7 +46,10 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
         output = call(*args, **kwargs)
         holds = "params" in context.module.variables
         if context.method_name == "__call__" and holds and path:
-            if not any(output is other for other, _ in made):  # the innermost module made it
+            parts = context.module.path
+            within.update("/".join(parts[:i]) for i in range(1, len(parts)))
+            known = any(output is other for other, _ in made)  # the innermost module made it
+            if not known and path not in within:
                 made.append((output, path))
         return output
 
