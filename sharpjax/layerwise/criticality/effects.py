@@ -3,19 +3,29 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from scipy import special
 
 from sharpjax import loops, tree
-from sharpjax.errors import UserError, whole_number
-from sharpjax.layerwise.criticality.replacement import Variant, Weights
+from sharpjax.errors import UserError, nearest, whole_number
+from sharpjax.layerwise.criticality.inputs import fits, image_of
+from sharpjax.layerwise.criticality.layers import kind_of
+from sharpjax.layerwise.criticality.replacement import (
+    Variant,
+    Weights,
+    check_variant,
+    check_weights,
+)
 from sharpjax.losses import Classification
 from sharpjax.metrics import functional
+from sharpjax.metrics.functional.outputs import misfits, rounding_of
 
 _AT_ONCE = 16  # models of a vmap; on CPU, one after another
 
@@ -58,9 +68,36 @@ class Effects(NamedTuple):
     of: Mapping[tuple[str, int], Effect]
 
     def mean(self, layer: str) -> Effect:
-        """The means over the trials of a layer; of `lost` and `gained`, too."""
-        found = [effect for (name, _), effect in self.of.items() if name == layer]
+        """The means over the trials of a layer; of `lost` and `gained`, too.
+
+        NaN, and -1 of these, where an output of a trial is not finite.
+
+        Raises:
+            UserError: an unknown layer.
+        """
+        found = trials_of("criticality.Effects.mean", self, layer)
+        if any(math.isnan(effect.accuracy) for effect in found):
+            return _UNDEFINED
         return Effect(*np.mean(np.asarray(found, float), axis=0).tolist())
+
+
+_UNDEFINED = Effect(*[math.nan] * 6, lost=-1, gained=-1)
+
+
+def trials_of(caller: str, effects: Effects, layer: str) -> list[Effect]:
+    """The effects of a layer, trial after trial.
+
+    Raises:
+        UserError: names `caller`; an unknown layer.
+    """
+    found = [effect for (name, _), effect in effects.of.items() if name == layer]
+    if not found:
+        known = list(dict.fromkeys(name for name, _ in effects.of))
+        hint = nearest(str(layer), known) or "."
+        raise UserError(
+            f"{caller}: effects has no layer '{layer}'{hint} It has {', '.join(known)}."
+        )
+    return found
 
 
 def evaluate(
@@ -92,9 +129,9 @@ def evaluate(
         at_once: variants of a `vmap`; None: 1 on CPU, 16 elsewhere.
 
     Raises:
-        UserError: no variants, labels that are no classes, outputs that are probabilities.
+        UserError: no variants, or those of another model; labels that are no classes; outputs that
+            are probabilities, or not [N, K]; no 'image', or images that a Flax model does not take.
 
-    >>> import jax.numpy as jnp
     >>> from sharpjax.layerwise.criticality.replacement import variants
     >>> def linear(params, variables, batch):
     ...     return batch["x"] @ params["w"]
@@ -111,15 +148,17 @@ def evaluate(
     if at_once is None:
         at_once = 1 if jax.default_backend() == "cpu" else _AT_ONCE
     at_once = whole_number(caller, "at_once", at_once)
-    apply = _Logits(model) if isinstance(model, nn.Module) else model
-    label = np.asarray(batch["label"])
+    check_weights(caller, "trained", trained)
+    apply, label = _applied(caller, model, trained, batch), np.asarray(batch["label"])
     logits = _outputs(apply, [trained], batch, size)[0]
     _check_label(caller, label, logits)
+    _refuse_probabilities(caller, logits)
     right, loss = _answers(logits, label)
     found = {}
-    for group in _batched(variants, at_once):
+    for group in _batched(_checked(caller, variants, trained), at_once):
         padded = [v.weights for v in group] + [group[-1].weights] * (at_once - len(group))
         for variant, own in zip(group, _outputs(apply, padded, batch, size), strict=False):
+            _refuse_probabilities(caller, own)
             found[variant.layer, variant.trial] = _effect(logits, own, label, right)
     if not found:
         raise UserError(f"{caller}: there are no variants; a generator gives them once.")
@@ -134,6 +173,57 @@ class _Logits:
 
     def __call__(self, params: Any, variables: Any, batch: Any) -> jax.Array:
         return Classification(self.model, variables).logits(params, batch)
+
+
+def _applied(caller: str, model: Any, trained: Weights, batch: Mapping[str, Any]) -> Any:
+    """The model as `apply(params, variables, batch)`, which gives outputs of classes."""
+    if isinstance(model, nn.Module):
+        images, apply = image_of(caller, model, batch), _Logits(model)
+        with fits(caller, model, "image", images):
+            found = jax.eval_shape(apply, trained.params, trained.variables, dict(batch))
+    elif callable(model) and _is_hashable(model):
+        apply = model
+        found = jax.eval_shape(apply, trained.params, trained.variables, dict(batch))
+    else:
+        raise UserError(
+            f"{caller}: model is {kind_of(model)}; give a Flax module, or a hashable function "
+            "model(params, variables, batch)."
+        )
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if shape is None or len(shape) != 2 or shape[1] < 2 or shape[0] != len(batch["label"]):
+        given = kind_of(found) if shape is None else list(shape)
+        raise UserError(f"{caller}: the model gives {given}; give one of classes, [N, K].")
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise UserError(f"{caller}: the model gives {dtype}; give real logits.")
+    return apply
+
+
+def _is_hashable(model: Any) -> bool:
+    try:
+        hash(model)
+    except TypeError:
+        return False
+    return True
+
+
+def _checked(caller: str, variants: Any, trained: Weights) -> Iterator[Variant]:
+    if not isinstance(variants, Iterable):
+        raise UserError(
+            f"{caller}: variants is {kind_of(variants)}; give what criticality.variants gives."
+        )
+    for variant in variants:
+        check_variant(caller, variant)
+        of = f"the parameters of variant '{variant.layer}'"
+        tree.check_same_structure(caller, of, variant.weights.params, trained.params, "trained")
+        yield variant
+
+
+def _refuse_probabilities(caller: str, logits: np.ndarray) -> None:
+    if misfits(logits, rounding_of(logits), probs=False)[0]:
+        raise UserError(
+            f"{caller}: the model gives probabilities, each row in [0, 1] and of sum 1; give one "
+            "of logits, the outputs before the softmax."
+        )
 
 
 def _outputs(apply: Any, models: list[Weights], batch: Any, size: int) -> np.ndarray:
@@ -162,7 +252,7 @@ def _forward_many(apply, stacked, batch, index):
 
 def _effect(logits: np.ndarray, own: np.ndarray, label: np.ndarray, right: np.ndarray) -> Effect:
     if not (np.isfinite(logits).all() and np.isfinite(own).all()):
-        return Effect(*[np.nan] * 6, lost=-1, gained=-1)
+        return _UNDEFINED
     answers, loss = _answers(own, label)
     return Effect(
         accuracy=_mean(answers),
@@ -189,10 +279,6 @@ def _mean(right: np.ndarray) -> float:
 
 
 def _check_label(caller: str, label: np.ndarray, logits: np.ndarray) -> None:
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise UserError(
-            f"{caller}: the model gives {list(logits.shape)}; give one of classes, [N, K]."
-        )
     integers = np.issubdtype(label.dtype, np.integer)
     if label.ndim != 1 or not integers or label.min() < 0 or label.max() >= logits.shape[1]:
         raise UserError(

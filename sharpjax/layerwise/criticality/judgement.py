@@ -1,13 +1,16 @@
 """Whether a layer is critical, as far as a finite test set and few trials can tell."""
 
 import math
+import numbers
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from scipy import optimize, stats
 
 from sharpjax.errors import UserError
-from sharpjax.layerwise.criticality.effects import Effects
+from sharpjax.layerwise.criticality.effects import Effects, trials_of
+from sharpjax.layerwise.criticality.layers import kind_of
 
 
 class Judgement(NamedTuple):
@@ -62,7 +65,7 @@ def judge(effects: Effects, layer: str, *, threshold: float, confidence: float =
         confidence: in (0.5, 1).
 
     Raises:
-        UserError: an unknown layer, a number out of range.
+        UserError: what `evaluate` does not give, an unknown layer, a number out of range.
 
     >>> from sharpjax.layerwise.criticality import Effect
     >>> one = Effect(0.75, 1.0, 0.2, 0.3, 0.25, 0.1, lost=210, gained=10)
@@ -72,12 +75,15 @@ def judge(effects: Effects, layer: str, *, threshold: float, confidence: float =
     """
     caller = "criticality.judge"
     for name, value, least in (("threshold", threshold, 0), ("confidence", confidence, 0.5)):
-        if not least < value < 1:
-            raise UserError(f"{caller}: {name}={value}; give a number between {least} and 1.")
-    trials = [effect for (name, _), effect in effects.of.items() if name == layer]
-    if not trials:
-        known = ", ".join(dict.fromkeys(name for name, _ in effects.of))
-        raise UserError(f"{caller}: effects has no layer '{layer}'; it has {known}.")
+        real = isinstance(value, numbers.Real | np.ndarray | jax.Array) and np.ndim(value) == 0
+        if not real or not least < value < 1:
+            given = repr(value) if np.ndim(value) == 0 else kind_of(value)
+            raise UserError(f"{caller}: {name}={given}; give a number between {least} and 1.")
+    if not isinstance(effects, Effects):
+        raise UserError(
+            f"{caller}: effects is {kind_of(effects)}; give what criticality.evaluate gives."
+        )
+    trials = trials_of(caller, effects, layer)
     n = effects.num_examples
     if any(math.isnan(effect.accuracy) for effect in trials):
         nan = math.nan

@@ -143,7 +143,7 @@ def _check_groups(caller: str, params: Any, groups: Groups | None) -> None:
         groups = [groups]
     if not isinstance(groups, Mapping | Sequence):
         raise UserError(
-            f"{caller}: groups is {_kind(groups)}; give a dict from names to globs, such as "
+            f"{caller}: groups is {kind_of(groups)}; give a dict from names to globs, such as "
             "{'block': 'BasicBlock_0/*'}, or a list of globs."
         )
     if not groups:
@@ -153,7 +153,7 @@ def _check_groups(caller: str, params: Any, groups: Groups | None) -> None:
         several = isinstance(where, Sequence) and isinstance(groups, Mapping)
         if not isinstance(where, str) and not (several and all(isinstance(w, str) for w in where)):
             raise UserError(
-                f"{caller}: groups has {_kind(where)} for '{name}'; give a glob on names of "
+                f"{caller}: groups has {kind_of(where)} for '{name}'; give a glob on names of "
                 "leaves, such as 'BasicBlock_0/*'" + (", or several." if several else ".")
             )
         if not where:
@@ -168,7 +168,8 @@ def _check_groups(caller: str, params: Any, groups: Groups | None) -> None:
             raise UserError(f"{caller}: groups, '{name}': {words}") from error
 
 
-def _kind(given: Any) -> str:
+def kind_of(given: Any) -> str:
+    """The type of an object, with an article: 'a dict'."""
     name = type(given).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 

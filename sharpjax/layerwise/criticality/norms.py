@@ -10,8 +10,14 @@ from flax import linen as nn
 from flax.errors import InvalidRngError
 
 from sharpjax import loops
-from sharpjax.errors import UserError
-from sharpjax.layerwise.criticality.replacement import Variant, Weights
+from sharpjax.errors import UserError, whole_number
+from sharpjax.layerwise.criticality.inputs import check_model, fits, image_of
+from sharpjax.layerwise.criticality.replacement import (
+    Variant,
+    Weights,
+    check_variant,
+    check_weights,
+)
 
 _STATISTICS = "batch_stats"
 _LARGE = 2.0**20
@@ -30,11 +36,16 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
         model: a Flax module, `model.apply(variables, example, train=False)`.
         example: inputs, [1, ...], or their `jax.ShapeDtypeStruct`.
 
+    Raises:
+        UserError: it is no Flax module, or does not take such an example.
+
     >>> from sharpjax.nn import VGGNarrow
     >>> model = VGGNarrow(num_classes=3, width=2, blocks=(1, 1))
     >>> norms_of(model, jnp.zeros((1, 8, 8, 3)))
     {'Conv_0': 'BatchNorm_0', 'Conv_1': 'BatchNorm_1', 'Dense_0': 'BatchNorm_2'}
     """
+    caller = "criticality.norms_of"
+    check_model(caller, model)
     found: dict[str, str] = {}
     made: list[tuple[Any, str]] = []  # outputs are kept, so that no two have one id
     within: set[str] = set()  # modules that hold other ones with parameters
@@ -57,7 +68,8 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
         with nn.intercept_methods(watch):
             return model.init(jax.random.key(0), example, train=False)
 
-    jax.eval_shape(run, example)
+    with fits(caller, model, "example", example):
+        jax.eval_shape(run, example)
     return found
 
 
@@ -77,7 +89,8 @@ def recomputed(model: nn.Module, weights: Weights, batch: Any, *, batch_size: in
         batch_size: divides N; 0: all at once.
 
     Raises:
-        UserError: the model has no statistics, or draws random numbers; the size does not divide N.
+        UserError: the model has no statistics, or draws random numbers; the size does not divide N;
+            the batch has no 'image', or the model does not take it.
 
     >>> from sharpjax.nn import VGGNarrow
     >>> model, x = VGGNarrow(num_classes=3, width=2, blocks=(1,)), jnp.ones((4, 8, 8, 1))
@@ -89,14 +102,21 @@ def recomputed(model: nn.Module, weights: Weights, batch: Any, *, batch_size: in
     >>> bool(jnp.allclose(in_training, at_test, atol=1e-5))
     True
     """
-    caller = "criticality.recomputed"
+    return _recomputed("criticality.recomputed", model, weights, batch, batch_size)
+
+
+def _recomputed(caller: str, model: nn.Module, weights: Weights, batch: Any, size: int) -> Weights:
+    check_model(caller, model)
+    check_weights(caller, "weights", weights)
     if not jax.tree.leaves(weights.variables.get(_STATISTICS, {})):
         raise UserError(f"{caller}: {type(model).__name__} has no statistics of BatchNorm.")
-    images = batch["image"]
-    chunks = loops.split_chunks(caller, images, batch_size or len(images))
+    images = image_of(caller, model, batch)
+    size = whole_number(caller, "batch_size", size, least=0)
+    chunks = loops.split_chunks(caller, images, size or loops.count_examples(caller, images))
     try:
-        found = [_statistics(model, weights, chunk) for chunk in chunks]
-        momentum = _momentum(model, weights, chunks[0])
+        with fits(caller, model, "image", images):
+            found = [_statistics(model, weights, chunk) for chunk in chunks]
+            momentum = _momentum(model, weights, chunks[0])
     except InvalidRngError as error:
         raise UserError(
             f"{caller}: {type(model).__name__} draws random numbers in training, as dropout does; "
@@ -110,8 +130,10 @@ def with_recomputed(
     variants: Iterable[Variant], model: nn.Module, batch: Any, *, batch_size: int = 0
 ) -> Iterator[Variant]:
     """The variants, each with statistics of its own: `recomputed` of its weights."""
+    caller = "criticality.with_recomputed"
     for variant in variants:
-        found = recomputed(model, variant.weights, batch, batch_size=batch_size)
+        check_variant(caller, variant)
+        found = _recomputed(caller, model, variant.weights, batch, batch_size)
         yield variant._replace(weights=found)
 
 

@@ -14,7 +14,8 @@ from sharpjax import tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.operators.blocks import Groups
-from sharpjax.layerwise.criticality.layers import Layer, chosen, layers_of, named
+from sharpjax.layerwise.criticality.inputs import check_model, fits
+from sharpjax.layerwise.criticality.layers import Layer, chosen, kind_of, named
 
 
 class Weights(NamedTuple):
@@ -46,6 +47,10 @@ class Initialiser:
         input_shape: of one example.
         input_dtype: 'float32' of images; 'int32' of tokens.
 
+    Raises:
+        UserError: no Flax module, shape or type. When it is called: no key, or a model that does
+            not take such an example.
+
     >>> from sharpjax.nn import MLP
     >>> drawn = Initialiser(MLP(num_classes=3, width=4), (2, 2, 1))(jax.random.key(0))
     >>> drawn.params["head"]["kernel"].shape
@@ -56,14 +61,35 @@ class Initialiser:
     input_shape: tuple[int, ...]
     input_dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        check_model(_INITIALISER, self.model)
+        shape = self.input_shape
+        if not isinstance(shape, tuple):
+            raise UserError(
+                f"{_INITIALISER}: input_shape is {shape!r}; give a tuple, the shape of one example."
+            )
+        for number in shape:
+            whole_number(_INITIALISER, "each number of input_shape", number)
+        try:
+            jnp.dtype(self.input_dtype)
+        except TypeError:
+            raise UserError(
+                f"{_INITIALISER}: input_dtype is {self.input_dtype!r}; give 'float32' or 'int32'."
+            ) from None
+
     def __call__(self, key: jax.Array) -> Weights:
-        return _drawn(self, key)
+        return _drawn(self, check_key(_INITIALISER, key))
+
+
+_INITIALISER = "criticality.Initialiser"
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _drawn(own: Initialiser, key: jax.Array) -> Weights:
     example = jnp.zeros((1, *own.input_shape), own.input_dtype)
-    variables = dict(own.model.init(key, example, train=False))
+    given = jax.ShapeDtypeStruct(own.input_shape, own.input_dtype)
+    with fits(_INITIALISER, own.model, "input_shape", given):
+        variables = dict(own.model.init(key, example, train=False))
     return Weights(variables.pop("params"), variables)
 
 
@@ -130,7 +156,8 @@ def variants(
     Raises:
         UserError: at once, not when the first is asked for: an unknown layer or source, no trials,
             several trials of what is not drawn, no key for what is; weights of another structure,
-            shape or type; zeros as variances of BatchNorm. What is drawn is checked when it is.
+            shape or type, or parameters alone; zeros as variances of BatchNorm. What is drawn is
+            checked when it is.
 
     >>> one = Weights({"a": jnp.ones(2), "b": jnp.ones(2)})
     >>> for layer, trial, (params, _) in variants(one, "zeros"):
@@ -139,9 +166,10 @@ def variants(
     b 0 [1.0, 1.0] [0.0, 0.0]
     """
     caller = "criticality.variants"
+    check_weights(caller, "weights", weights)
     trials = whole_number(caller, "trials", trials)
-    layers = layers_of(weights.params) if layers is None else layers
-    layers = chosen(caller, layers, names)
+    layers = named(caller, weights.params) if layers is None else layers
+    layers = chosen(caller, _checked(caller, layers), names)
     _check_leaves(caller, layers, weights)
     draw = _as_draw(caller, source, weights, layers, trials, key)
     if not callable(source):
@@ -186,6 +214,39 @@ def _as_draw(caller, source: Source, weights, layers, trials, key) -> Callable[[
         raise UserError(f"{caller}: this source is drawn; give key=jax.random.key(0).")
     key = check_key(caller, key)
     return lambda trial: source(jax.random.fold_in(key, trial))
+
+
+def _checked(caller: str, layers: Any) -> Mapping[str, Layer]:
+    if isinstance(layers, Mapping) and all(isinstance(x, Layer) for x in layers.values()):
+        return layers
+    raise UserError(
+        f"{caller}: layers is {kind_of(layers)}; give the dict that layers_of(params) gives, and "
+        "names=[...] for some of them."
+    )
+
+
+def check_weights(caller: str, name: str, given: Any) -> None:
+    """Refuses what is no `Weights`, such as parameters alone.
+
+    Raises:
+        UserError: names `caller` and the argument.
+    """
+    if not isinstance(given, Weights):
+        raise UserError(
+            f"{caller}: {name} is {kind_of(given)}; give criticality.Weights(params, variables)."
+        )
+
+
+def check_variant(caller: str, given: Any) -> None:
+    """Refuses what is no `Variant`.
+
+    Raises:
+        UserError: names `caller`.
+    """
+    if not isinstance(given, Variant):
+        raise UserError(
+            f"{caller}: variants has {kind_of(given)}; give what criticality.variants gives."
+        )
 
 
 def _check_source(
