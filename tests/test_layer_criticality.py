@@ -450,6 +450,7 @@ NORM = Weights(
 )
 
 
+untyped: Any = criticality  # for arguments of wrong types
 FOUR = Weights({"w": jnp.eye(CLASSES)})
 OF_VGG = {"image": jnp.ones((2, *IMAGES)), "label": jnp.zeros(2, int)}
 
@@ -556,50 +557,50 @@ def norm_layers(**options):
             "judge: effects has no layer 'b'. It has a",
         ),
         (lambda: criticality.judge(seen(9, (1, 1)), "a", threshold=2.0), "between 0 and 1"),
-        (lambda: criticality.judge(seen(9, (1, 1)), "a", threshold="a"), "judge: threshold='a'; g"),
-        (lambda: criticality.judge(seen(9, (1, 1)), "a", threshold=np.full(2, 0.1)), "threshold="),
-        (lambda: criticality.judge({}, "a", threshold=0.1), "judge: effects is a dict"),
+        (lambda: untyped.judge(seen(9, (1, 1)), "a", threshold="a"), "judge: threshold='a'; g"),
+        (lambda: untyped.judge(seen(9, (1, 1)), "a", threshold=np.full(2, 0.1)), "threshold="),
+        (lambda: untyped.judge({}, "a", threshold=0.1), "judge: effects is a dict"),
         (lambda: seen(9, (1, 1)).mean("aa"), "Effects.mean: effects has no layer 'aa'; did you me"),
         (
             lambda: criticality.layers_of(ONE.params, {"a": "Foo/*"}),
             "layers_of: groups, 'a': no le",
         ),
-        (lambda: criticality.layers_of(ONE.params, {"a": 3}), "groups has an int for 'a'"),
-        (lambda: criticality.layers_of(ONE.params, {"a": ["a/*", 3]}), "groups has a list for 'a'"),
-        (lambda: criticality.layers_of(ONE.params, [3]), "groups has an int for '3'"),
-        (lambda: criticality.layers_of(ONE.params, 3), "layers_of: groups is an int"),
+        (lambda: untyped.layers_of(ONE.params, {"a": 3}), "groups has an int for 'a'"),
+        (lambda: untyped.layers_of(ONE.params, {"a": ["a/*", 3]}), "groups has a list for 'a'"),
+        (lambda: untyped.layers_of(ONE.params, [3]), "groups has an int for '3'"),
+        (lambda: untyped.layers_of(ONE.params, 3), "layers_of: groups is an int"),
         (
-            lambda: criticality.replaced(ONE.params, "a", ONE.params, 3),
+            lambda: untyped.replaced(ONE.params, "a", ONE.params, 3),
             "replaced: groups is an int",
         ),
-        (lambda: criticality.replaced(ONE.params, ["a"], ONE.params), "unknown layer .*replaced"),
+        (lambda: untyped.replaced(ONE.params, ["a"], ONE.params), "unknown layer .*replaced"),
         (lambda: criticality.variants(ONE.params, ONE), "variants: weights is a dict; give critic"),
-        (lambda: criticality.variants(ONE, ONE, ["a"]), "layers is a list; give the dict that"),
+        (lambda: untyped.variants(ONE, ONE, ["a"]), "layers is a list; give the dict that"),
         (
-            lambda: criticality.variants(ONE, ONE, {"a": "a/*"}),
+            lambda: untyped.variants(ONE, ONE, {"a": "a/*"}),
             "layers is a dict; give the dict that",
         ),
         (lambda: criticality.variants(ONE, ONE, names="head"), "variants: names is 'head'"),
-        (lambda: criticality.variants(ONE, ONE, names=3), "variants: names is 3"),
-        (lambda: criticality.variants(ONE, ONE, names=[["a"]]), "unknown layer .*variants"),
+        (lambda: untyped.variants(ONE, ONE, names=3), "variants: names is 3"),
+        (lambda: untyped.variants(ONE, ONE, names=[["a"]]), "unknown layer .*variants"),
         (lambda: criticality.variants(Weights({}), ONE), "variants: params holds no array"),
-        (lambda: criticality.Initialiser("mlp", (2,)), "Initialiser: model is str; give a Flax"),
-        (lambda: criticality.Initialiser(nn.MLP, (2,)), "Initialiser: model is MLP; give a Flax"),
-        (lambda: criticality.Initialiser(VGG, 4), "Initialiser: input_shape is 4; give a tuple"),
-        (lambda: criticality.Initialiser(VGG, (8, 8.5, 3)), "Initialiser: each number of input_sh"),
+        (lambda: untyped.Initialiser("mlp", (2,)), "Initialiser: model is str; give a Flax"),
+        (lambda: untyped.Initialiser(nn.MLP, (2,)), "Initialiser: model is MLP; give a Flax"),
+        (lambda: untyped.Initialiser(VGG, 4), "Initialiser: input_shape is 4; give a tuple"),
+        (lambda: untyped.Initialiser(VGG, (8, 8.5, 3)), "Initialiser: each number of input_sh"),
         (lambda: criticality.Initialiser(VGG, IMAGES, "image"), "input_dtype is 'image'"),
-        (lambda: criticality.Initialiser(VGG, IMAGES)(0), "Initialiser: key must be one random"),
+        (lambda: untyped.Initialiser(VGG, IMAGES)(0), "Initialiser: key must be one random"),
         (
             lambda: criticality.Initialiser(VGG, (8,))(KEY),
             r"Initialiser: VGGNarrow does not take input_shape \[8\]",
         ),
-        (lambda: criticality.norms_of(linear, jnp.ones(2)), "norms_of: model is function"),
+        (lambda: untyped.norms_of(linear, jnp.ones(2)), "norms_of: model is function"),
         (
             lambda: criticality.norms_of(VGG, jnp.ones((1, 8))),
             r"norms_of: VGGNarrow does not take example \[1, 8\]",
         ),
-        (lambda: criticality.recomputed(VGG, {}, OF_VGG), "recomputed: weights is a dict"),
-        (lambda: criticality.recomputed("vgg", NORM, OF_VGG), "recomputed: model is str"),
+        (lambda: untyped.recomputed(VGG, {}, OF_VGG), "recomputed: weights is a dict"),
+        (lambda: untyped.recomputed("vgg", NORM, OF_VGG), "recomputed: model is str"),
         (
             lambda: criticality.recomputed(VGG, initial_of(VGG, IMAGES), {"x": jnp.ones(2)}),
             r"recomputed: VGGNarrow reads 'image', and batch has \['x'\]",
@@ -611,15 +612,15 @@ def norm_layers(**options):
             r"recomputed: VGGNarrow does not take image \[2, 8, 8, 1\]",
         ),
         (
-            lambda: criticality.recomputed(VGG, initial_of(VGG, IMAGES), OF_VGG, batch_size=0.5),
+            lambda: untyped.recomputed(VGG, initial_of(VGG, IMAGES), OF_VGG, batch_size=0.5),
             "recomputed: batch_size must be a whole number",
         ),
         (
-            lambda: list(criticality.with_recomputed([NORM], VGG, OF_VGG)),
+            lambda: list(untyped.with_recomputed([NORM], VGG, OF_VGG)),
             "with_recomputed: variants has a Weights",
         ),
-        (lambda: criticality.evaluate(linear, {}, [], EYE), "evaluate: trained is a dict"),
-        (lambda: criticality.evaluate("vgg", ONE, [], EYE), "evaluate: model is a str"),
+        (lambda: untyped.evaluate(linear, {}, [], EYE), "evaluate: trained is a dict"),
+        (lambda: untyped.evaluate("vgg", ONE, [], EYE), "evaluate: model is a str"),
         (
             lambda: criticality.evaluate(VGG, initial_of(VGG, IMAGES), [], EYE),
             r"evaluate: VGGNarrow reads 'image', and batch has \['label', 'x'\]",
@@ -634,14 +635,14 @@ def norm_layers(**options):
             lambda: criticality.evaluate(VGG, Weights(initial_of(VGG, IMAGES).params), [], OF_VGG),
             "evaluate: VGGNarrow reads a collection that is not in variables",
         ),
-        (lambda: criticality.evaluate(linear, FOUR, 3, EYE), "evaluate: variants is an int"),
-        (lambda: criticality.evaluate(linear, FOUR, [FOUR], EYE), "variants has a Weights; give"),
+        (lambda: untyped.evaluate(linear, FOUR, 3, EYE), "evaluate: variants is an int"),
+        (lambda: untyped.evaluate(linear, FOUR, [FOUR], EYE), "variants has a Weights; give"),
         (
             lambda: criticality.evaluate(linear, FOUR, [criticality.Variant("a", 0, ONE)], EYE),
             "evaluate: the parameters of variant 'a' must have the tree structure of trained",
         ),
         (
-            lambda: criticality.evaluate(lambda *_: EYE, FOUR, [], EYE),
+            lambda: untyped.evaluate(lambda *_: EYE, FOUR, [], EYE),
             "evaluate: the model gives a dict; give one of classes",
         ),
         (

@@ -189,7 +189,7 @@ def _applied(caller: str, model: Any, trained: Weights, batch: Mapping[str, Any]
             f"{caller}: model is {kind_of(model)}; give a Flax module, or a hashable function "
             "model(params, variables, batch)."
         )
-    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", np.float32)
     if shape is None or len(shape) != 2 or shape[1] < 2 or shape[0] != len(batch["label"]):
         given = kind_of(found) if shape is None else list(shape)
         raise UserError(f"{caller}: the model gives {given}; give one of classes, [N, K].")

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import tree
@@ -64,7 +65,7 @@ class ModuleCriticality(NamedTuple):
     alphas: np.ndarray
     sigmas: np.ndarray
     epsilon: float
-    status: np.int32
+    status: jax.Array
 
 
 def interpolation(
@@ -97,7 +98,6 @@ def interpolation(
         UserError: an unknown layer, initial values of another structure, places that are no finite
             numbers; what `landscape` refuses, such as parameters that are no floats.
 
-    >>> import jax.numpy as jnp
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w["a"] ** 2) + w["b"]
     >>> initial = {"a": jnp.zeros(2), "b": jnp.float32(0)}
@@ -153,7 +153,6 @@ def module_criticality(
     Raises:
         UserError: as `interpolation`; a grid outside its bounds, an epsilon that is not finite.
 
-    >>> import jax.numpy as jnp
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w["a"] ** 2)
     >>> initial, trained, key = {"a": jnp.zeros(2)}, {"a": jnp.ones(2)}, jax.random.key(0)
@@ -194,7 +193,7 @@ def module_criticality(
         value = alpha = sigma = low = high = np.nan
     return ModuleCriticality(
         value, alpha, sigma, low, high, bool(sigma == sigmas.max()), distance, mean, error,
-        alphas, sigmas, epsilon, np.int32(max(statuses)),
+        alphas, sigmas, epsilon, jnp.int32(max(statuses)),
     )  # fmt: skip
 
 
