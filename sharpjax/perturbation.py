@@ -147,11 +147,7 @@ def filters(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
     rescalings of whole layers, but not of single units. In float32 norms below about 1e-19
     underflow to 0.
 
-    Args:
-        eta, bias: as in `element`.
-
-    Raises:
-        UserError: as in `element`.
+    Args and errors: as in `element`.
 
     >>> import jax.numpy as jnp
     >>> filters()({"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]])})["kernel"].tolist()
@@ -165,11 +161,7 @@ def layers(eta: float = 0.0, *, bias: Bias = "scaled") -> AdaptiveScaling:
 
     Like `filters`, it is meant for rescalings of whole layers.
 
-    Args:
-        eta, bias: as in `element`.
-
-    Raises:
-        UserError: as in `element`.
+    Args and errors: as in `element`.
 
     >>> import jax.numpy as jnp
     >>> layers()({"kernel": jnp.array([[3.0], [4.0]])})["kernel"].item()
