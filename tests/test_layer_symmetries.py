@@ -304,17 +304,106 @@ def test_units_that_nothing_reads(x64):
 
 
 def test_the_bound_follows_from_the_precision():
-    """In float32 rounding stays below it, in bfloat16 it is 65,536 times as large."""
+    """In float32 rounding stays below it, in float16 it is 8,192 times as large."""
     small = jax.tree.map(jnp.float32, two_layers())
     change = functools.partial(sharp.rescale_units, factors=UNITS, **PAIR)
     found = sharp.apply_verified(change, small, relu_net)
     assert found.bound == pytest.approx(16 * 2 * math.sqrt(7) * 2.0**-24)
     assert 0 < found.off < found.bound
-    half = jax.tree.map(jnp.bfloat16, two_layers())
+    half = jax.tree.map(jnp.float16, two_layers())
     coarse = sharp.apply_verified(change, half, relu_net)
-    assert coarse.bound == pytest.approx(2.0**16 * found.bound) and found.off < coarse.off
+    assert coarse.bound == pytest.approx(2.0**13 * found.bound) and found.off < coarse.off
     with pytest.raises(UserError, match="rounding explains 1e-12"):
         sharp.apply_verified(change, small, relu_net, bound=1e-12)
+
+
+MLP = sharp.MLP(num_classes=10, width=32, depth=2)
+IMAGES = np.random.default_rng(6).normal(size=(4, 8, 8, 1)).astype(np.float32)
+
+
+def trained(dtype):
+    return jax.tree.map(lambda x: x.astype(dtype), MLP.init(jax.random.key(0), IMAGES)["params"])
+
+
+def logits(params):
+    own = {"params": {k: params[k] for k in ("Dense_0", "Dense_1", "head")}}
+    return MLP.apply(own, jnp.asarray(IMAGES, params["head"]["kernel"].dtype))
+
+
+def head_times(factor, params):
+    return {**params, "head": jax.tree.map(lambda x: (factor * x).astype(x.dtype), params["head"])}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("factor", [0.0, 1.1, 1.5])
+def test_nothing_is_verified_where_rounding_explains_a_tenth(dtype, factor):
+    """16 * 3 * 8 u: 1.5 in bfloat16, 0.19 in float16."""
+    change = functools.partial(head_times, factor)
+    with pytest.raises(UserError, match=rf"{jnp.dtype(dtype)} may move .* 3 layers .* 64 inputs"):
+        sharp.apply_verified(change, trained(dtype), logits)
+    close = functools.partial(head_times, 1.0)
+    assert sharp.apply_verified(close, trained(dtype), logits, bound=0.01).bound == 0.01
+    with pytest.raises(UserError, match="the outputs moved by"):
+        sharp.apply_verified(change, trained(dtype), logits, bound=0.01)
+
+
+def test_only_what_is_read_is_rounded():
+    """A coarse leaf, and a large one, that nothing reads; read by numpy, all leaves count."""
+    params, change = trained(jnp.float32), functools.partial(head_times, 1.5)
+    more = {**params, "unread": jnp.ones((10_000, 2), jnp.bfloat16)}
+    with pytest.raises(UserError, match=r"moved by 0.5 of the largest; rounding explains 2.3e-05"):
+        sharp.apply_verified(change, more, logits)
+    bounds = [sharp.apply_verified(lambda p: p, p, logits).bound for p in (params, more)]
+    assert bounds[0] == bounds[1] == 16 * 3 * 8 * 2.0**-24
+    with pytest.raises(UserError, match="bfloat16 may move"):
+        sharp.apply_verified(change, more, lambda p: np.asarray(logits(p)))
+    with pytest.raises(UserError, match="outputs reads none of the parameters"):
+        sharp.apply_verified(change, params, lambda p: logits(params))
+
+
+def test_complex_outputs():
+    """A change of their imaginary part alone."""
+    params = {"w": jnp.array([[1.0 + 2j, 3.0]], jnp.complex64)}
+
+    def outputs(p):
+        return jnp.ones((2, 1)) @ p["w"]
+
+    found = sharp.apply_verified(lambda p: p, params, outputs)
+    assert found.off == 0 and found.bound == 16 * 2.0**-24
+    with pytest.raises(UserError, match="moved by 1.3 of the largest"):
+        sharp.apply_verified(lambda p: {"w": p["w"].conj()}, params, outputs)
+    with pytest.raises(UserError, match="1 of 1 outputs became not finite"):
+        sharp.apply_verified(lambda p: p * jnp.nan, 1.0, lambda p: jax.lax.complex(1.0, p)[None])
+
+
+@pytest.mark.parametrize(
+    ("params", "outputs", "bound", "says"),
+    [
+        ({}, lambda p: jnp.ones(2), None, "params holds no array"),
+        (jnp.ones(2), lambda p: {"logits": p}, None, "one array of numbers, got a dict"),
+        (jnp.ones(2), lambda p: None, None, "one array of numbers, got a NoneType"),
+        (jnp.ones(2), lambda p: p, math.nan, "bound must be a number from 0 to below 1"),
+        (jnp.ones(2), lambda p: p, 1.0, "bound must be a number from 0 to below 1"),
+        (jnp.ones(2), lambda p: p, "a", "bound must be a number from 0 to below 1"),
+    ],
+)
+def test_what_cannot_be_verified(params, outputs, bound, says):
+    with pytest.raises(UserError, match=says) as error:
+        sharp.apply_verified(lambda p: p, params, outputs, bound=bound)
+    assert str(error.value).startswith("apply_verified: ") and "\n" not in str(error.value)
+
+
+def test_whole_numbers_are_not_rounded():
+    params = {"w": jnp.array([[1, 2]])}
+    found = sharp.apply_verified(lambda p: {"w": p["w"] * 1}, params, lambda p: p["w"] * 3)
+    assert found.off == found.bound == 0
+    with pytest.raises(UserError, match="the outputs moved by 1 of"):
+        sharp.apply_verified(lambda p: {"w": p["w"] * 2}, params, lambda p: p["w"] * 3)
+
+
+def test_numbers_are_compared_outside_of_a_trace():
+    with pytest.raises(UserError, match="outside of `jit`"):
+        jax.jit(lambda p: sharp.apply_verified(lambda q: q, p, jnp.sum).params)(jnp.ones(2))
 
 
 def test_what_is_refused(x64):
