@@ -345,11 +345,20 @@ def test_a_spike_is_one_more_than_there_were(key):
 # Norms.
 
 
-def dense_matrix(kernel, size, mode):
-    eye = np.eye(size * size * kernel.shape[2]).reshape(-1, size, size, kernel.shape[2])
+PIXELS = jnp.ones((3, 3, 1, 4))
+
+
+def dense_matrix(kernel, size, mode, groups=1):
+    channels = kernel.shape[2] * groups
+    eye = np.eye(size * size * channels).reshape(-1, size, size, channels)
     lhs = np.pad(eye, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
     out = jax.lax.conv_general_dilated(
-        lhs, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        lhs,
+        kernel,
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
     return np.asarray(out).reshape(len(eye), -1)
 
@@ -366,6 +375,46 @@ def test_spectral_norm_of_a_convolution(x64, key):
     assert not norms.convolution_norm(kernel, 4, stride=2).exact
 
 
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((3, 3, 1, 4), 4), ((3, 3, 1, 6), 3), ((3, 3, 2, 6), 2), ((3, 3, 3, 4), 1)],
+)
+def test_spectral_norm_of_a_grouped_convolution(x64, key, shape, groups):
+    """Depthwise, with a multiplier, in groups: against the matrix of the map."""
+    kernel = jax.random.normal(key, shape, jnp.float64)
+    for size in (4, np.int64(4), (4, 4), np.array([4, 4])):
+        found = norms.convolution_norm(kernel, size, groups=groups)
+        expected = np.linalg.norm(dense_matrix(kernel, 4, "wrap", groups), 2)
+        np.testing.assert_allclose(found.value, expected, rtol=1e-9)
+        assert found.exact
+    zeros = norms.convolution_norm(kernel, 4, padding="zeros", groups=groups)
+    exact = np.linalg.norm(dense_matrix(kernel, 4, "constant", groups), 2)
+    assert not zeros.exact and zeros.value >= exact * (1 - 1e-9)
+    strided = norms.convolution_norm(kernel, 4, stride=2, groups=groups)
+    assert not strided.exact and strided.value == norms.convolution_norm(
+        kernel, 4, groups=groups
+    ).value  # fmt: skip
+
+
+def test_spectral_norm_of_a_kernel_of_any_size_and_type(key):
+    """c K has c times the norm, in the type of K. It is at most 3 ||K||_F, and float16 rounds
+    each entry by a relative 2^-11."""
+    kernel = np.asarray(jax.random.normal(key, (3, 3, 2, 2)), np.float64)
+    norm = float(norms.convolution_norm(kernel, 5).value)
+    for factor in (1e-300, 1e300):
+        found = norms.convolution_norm(factor * kernel, 5).value
+        assert found.dtype == np.float64 and float(found) == pytest.approx(factor * norm, rel=1e-9)
+    half = norms.convolution_norm(kernel.astype(np.float16), 5).value
+    assert half.dtype == np.float32
+    assert abs(float(half) - norm) <= 3 * (2.0**-11 + 1e-5) * np.linalg.norm(kernel)
+    near = kernel / np.abs(kernel).max() * 3e38
+    with pytest.raises(UserError, match="too large for float32"):
+        norms.convolution_norm(near.astype(np.float32), 5)
+    inside = jax.jit(jax.vmap(lambda k: norms.convolution_norm(k, 5).value))
+    both = inside(jnp.stack([jnp.asarray(kernel), jnp.full(kernel.shape, jnp.inf)]))
+    assert float(both[0]) == pytest.approx(norm, rel=1e-5) and np.isnan(both[1])
+
+
 def test_norms_of_layers():
     start = jax.tree.map(np.zeros_like, NETWORK)
     found = norms.norms(NETWORK, start)
@@ -374,6 +423,90 @@ def test_norms_of_layers():
     np.testing.assert_allclose(found.from_start, found.frobenius, rtol=1e-6)
     np.testing.assert_allclose(found.totals()["sum_frobenius"], tree.norm(NETWORK) ** 2, rtol=1e-5)
     assert np.isnan(norms.norms(NETWORK).from_start).all()
+
+
+def test_norms_of_odd_layers(capfd):
+    odd = {
+        "empty": {"kernel": np.ones((5, 0))},
+        "huge": {"kernel": 1e200 * DENSE},
+        "infinite": {"kernel": np.full((3, 3), np.inf)},
+        "nan": {"kernel": np.full((3, 3), np.nan)},
+        "tiny": {"kernel": 1e-200 * DENSE},
+        "zero": {"kernel": np.zeros((3, 2))},
+        "bias": np.ones(3),
+    }
+    found = norms.norms(odd, odd, where="*")
+    assert found.names == tuple(f"{name}/kernel" for name in sorted(odd) if name != "bias")
+    fro, top = np.linalg.norm(DENSE), np.linalg.norm(DENSE, 2)
+    nan = np.nan
+    np.testing.assert_allclose(
+        found.frobenius, [0, 1e200 * fro, nan, nan, 1e-200 * fro, 0], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        found.spectral, [0, 1e200 * top, nan, nan, 1e-200 * top, 0], rtol=1e-12
+    )
+    np.testing.assert_allclose(found.ratio, [nan, fro / top, nan, nan, fro / top, nan], rtol=1e-12)
+    np.testing.assert_array_equal(found.from_start, [0, 0, nan, nan, 0, 0])
+    assert capfd.readouterr() == ("", "")
+
+
+def relu(params, x):
+    return jax.nn.relu(x @ params["up"] + params["bias"]) @ params["down"]
+
+
+def small_net(key, bias=1.0):
+    """Squares of what goes into a unit sum to 1/2, and that of its bias is added."""
+    one, two = jax.random.split(key)
+    up, down = jax.random.normal(one, (6, 8)), jax.random.normal(two, (8, 3))
+    up = up / jnp.linalg.norm(up, axis=0) / math.sqrt(2)
+    return {"up": up, "bias": jnp.full(8, bias), "down": down}
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.1, 9.0])
+@pytest.mark.parametrize(
+    "activation", [jnp.tanh, jax.nn.gelu, jax.nn.sigmoid, jax.nn.softplus, jnp.square]
+)
+def test_path_norm_of_other_networks(key, bias, activation):
+    """Also where biases saturate all units. At 81, GELU and softplus are a ReLU to 1e-9."""
+
+    def apply(params, x):
+        return activation(x @ params["up"] + params["bias"]) @ params["down"]
+
+    params, x = small_net(key, bias), jnp.ones((1, 6))
+    if bias == 9.0 and activation in (jax.nn.gelu, jax.nn.softplus):
+        value = norms.path_norm(apply, params, x)
+        np.testing.assert_allclose(value, norms.path_norm(relu, params, x), rtol=1e-3)
+        return
+    with pytest.raises(UserError, match="path_norm: the outputs .* no sum over paths"):
+        norms.path_norm(apply, params, x)
+
+
+@pytest.mark.parametrize("last", [jax.nn.softmax, jax.nn.log_softmax])
+def test_path_norm_of_other_outputs(key, last):
+    with pytest.raises(UserError, match="path_norm: the outputs .* no sum over paths"):
+        norms.path_norm(lambda p, x: last(relu(p, x)), small_net(key), jnp.ones((1, 6)))
+
+
+def test_path_norm_of_all_types(key, recwarn):
+    """Against the sum in numpy: of 6 * 8 * 3 paths and 8 * 3 from biases, terms above 0, so each of
+    some 20 roundings counts once."""
+    params = small_net(key)
+    for dtype, factor in ((np.float16, 30.0), (np.float32, 1.0), (np.float64, 1.0)):
+        own = jax.tree.map(lambda x: np.asarray(factor * x, dtype), params)  # noqa: B023
+        u, b, d = (np.square(own[name].astype(np.float64)) for name in ("up", "bias", "down"))
+        expected = math.sqrt(np.sum((u.sum(0) + b) @ d))
+        for example in (np.ones((1, 6)), jax.ShapeDtypeStruct((1, 6), jnp.float16)):
+            value = norms.path_norm(relu, own, example)
+            assert float(value) == pytest.approx(expected, rel=20 * 2.0**-24)
+    assert not recwarn.list
+    inside = jax.jit(lambda p: norms.path_norm(relu, p, jnp.ones((1, 6))))(params)
+    np.testing.assert_allclose(inside, norms.path_norm(relu, params, jnp.ones((1, 6))), rtol=1e-6)
+    dead = {**params, "down": jnp.zeros((8, 3))}
+    assert norms.path_norm(relu, dead, jnp.ones((1, 6))) == 0
+    for factor, says in ((1e-30, "too small for float32"), (1e-12, "too small"), (1e19, "finite")):
+        scaled = jax.tree.map(lambda x: factor * x, {**params, "bias": jnp.zeros(8)})  # noqa: B023
+        with pytest.raises(UserError, match=says):
+            norms.path_norm(relu, scaled, jnp.ones((1, 6)))
 
 
 # Trees.
@@ -543,6 +676,24 @@ def test_layers_without_numbers():
         (lambda: marchenko_pastur.edges(2.0), "ratio"),
         (lambda: norms.convolution_norm(jnp.ones((3, 3)), 4), "[window.., in, out]"),
         (lambda: norms.convolution_norm(jnp.ones((3, 3, 1, 1)), 2), "image_size=2"),
+        (lambda: norms.convolution_norm(PIXELS, 6.0), "image_size must be a whole number"),  # pyright: ignore[reportArgumentType]
+        (lambda: norms.convolution_norm(PIXELS, (6.5, 7)), "got 6.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: norms.convolution_norm(PIXELS, 6, groups=3), "groups=3 do not divide the 4"),
+        (lambda: norms.convolution_norm(PIXELS, 6, groups=0), "groups must be a whole number"),
+        (lambda: norms.convolution_norm(PIXELS[..., :0], 6), "none of length 0"),
+        (lambda: norms.convolution_norm(PIXELS.astype(int), 6), "real floats, got int32"),
+        (lambda: norms.convolution_norm(1j * PIXELS, 6), "real floats, got complex64"),
+        (lambda: norms.convolution_norm([[1.0]], 6), "real floats, got a list"),  # pyright: ignore[reportArgumentType]
+        (lambda: norms.convolution_norm(jnp.nan * PIXELS, 6), "not finite"),
+        (lambda: norms.convolution_norm(jnp.inf * PIXELS, 6), "not finite"),
+        (lambda: jax.jit(lambda w: norms.norms({"kernel": w}).frobenius)(DENSE), "norms: called"),
+        (lambda: norms.norms({"kernel": DENSE, "bias": DENSE[0]}, where="bias"), "'bias' selects"),
+        (lambda: norms.norms(NETWORK, where="e/kernel"), "where: no leaf is named 'e/kernel'"),
+        (lambda: norms.path_norm(jnp.dot, jnp.ones(2), jnp.ones((3, 2))), "batch of size 1"),
+        (lambda: norms.path_norm(jnp.dot, jnp.ones(2), jnp.ones(())), "batch of size 1"),
+        (lambda: norms.path_norm(jnp.dot, jnp.ones(2), jnp.ones((1, 2), int)), "example must be"),
+        (lambda: norms.path_norm(jnp.dot, jnp.ones(2), [1.0, 2.0]), "example must be"),
+        (lambda: norms.path_norm(lambda p, x: (x,), jnp.ones(2), jnp.ones((1, 2))), "one array"),
         (lambda: as_text(data_free({"kernel": np.eye(3)}), ["alfa"]), "did you mean 'alpha'"),
     ],
 )

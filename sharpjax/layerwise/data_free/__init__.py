@@ -4,7 +4,8 @@
     print(as_text(table))
     data_free(params, convention=WEIGHTWATCHER)    # to the digits of that program
 
-`power_law`, `marchenko_pastur` and `norms` can be used by themselves, under `jit` and `vmap`.
+`power_law`, `marchenko_pastur` and `norms` can be used by themselves. All but `norms.norms` work
+under `jit` and `vmap`.
 Whether such numbers say anything of the function is what arXiv papers disagree on: they are not
 invariant under changes of weights that leave the function as it is.
 """
