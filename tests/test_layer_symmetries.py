@@ -296,7 +296,7 @@ def test_units_that_nothing_reads(x64):
         - spectra.weight_norms(two_layers())["a/kernel"] ** 2
     )
     assert float(grown) == pytest.approx(2 * 7 * 25.0)
-    with pytest.raises(UserError, match="number must be 1 or more"):
+    with pytest.raises(UserError, match="pad_units: number must be a whole number >= 1"):
         sharp.pad_units(two_layers(), 0, **PAIR)
 
 
@@ -430,5 +430,15 @@ def test_what_is_refused(x64):
     bare = {"a": both[0]["a"], "b": both[0]["b"]}
     with pytest.raises(UserError, match="neither 'a' nor 'norm' has a bias"):
         absorb((bare, both[1]))
-    with pytest.raises(UserError, match="epsilon must be in"):
-        sharp.absorb_norm(*both, layer="a", norm="norm", epsilon=-1.0)
+    for wrong in (-1.0, math.nan, "a"):
+        with pytest.raises(UserError, match="absorb_norm: epsilon must be a number in"):
+            sharp.absorb_norm(*both, layer="a", norm="norm", epsilon=wrong)  # pyright: ignore[reportArgumentType]
+    for layer, says in (("c", "absorb_norm: layer: no leaf is named"), ("?", "layer and no glob")):
+        with pytest.raises(UserError, match=says):
+            absorb(both, layer)
+    short = {"norm": {**both[1]["norm"], "var": jnp.ones(1)}}
+    with pytest.raises(UserError, match="'norm/var' has shape .1,., and axis -1 must have"):
+        absorb((both[0], short))
+    flat = {"norm": {**both[1]["norm"], "var": jnp.zeros(5)}}
+    with pytest.raises(UserError, match="a variance of 'norm' plus epsilon=0.0 is not above 0"):
+        sharp.absorb_norm(both[0], flat, layer="a", norm="norm", epsilon=0.0)

@@ -15,7 +15,7 @@ import pytest
 from sharpjax import geometry, perturbation, tree
 from sharpjax.errors import UserError
 from sharpjax.losses import CrossEntropy
-from sharpjax.nn import symmetries
+from sharpjax.nn import folding, symmetries
 
 TOLERANCE = 1e-6  # of searches and solves in float64
 RHO = 0.05
@@ -232,6 +232,123 @@ def test_leaves_keep_their_types(x64):
     mixed = symmetries.mix_heads(query, 2 * np.eye(2), query="q", key="k")
     for new, old in [*((new, params) for new in changed), (mixed, query)]:
         assert jax.tree.map(jnp.result_type, new) == jax.tree.map(jnp.result_type, old)
+
+
+WHOLE = {"a": jnp.ones((3, 2), int), "b": jnp.ones((2, 3), int), "n": {"mean": jnp.ones(2, int)}}
+WHOLE["n"]["var"] = jnp.ones(2, int)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: symmetries.rescale_units(p, 2.5, into="a", out="b"),
+        lambda p: symmetries.rescale_units(p, 2, into="a", out="b"),
+        lambda p: symmetries.scale_before_norm(p, p, 2.5, into="a", norm="n"),
+        lambda p: symmetries.shift_outputs(p, 0.5, bias="a"),
+        lambda p: symmetries.mix_units(p, 0.5 * np.eye(2), into="a", out="b"),
+        lambda p: symmetries.mix_heads(p, 0.5 * np.eye(2), query="a", key="a"),
+        lambda p: symmetries.pad_units(p, 1, into="a", out="b", incoming=0.5),
+        lambda p: folding.absorb_norm({"a": {"kernel": p["a"]}}, p, layer="a", norm="n", epsilon=0),
+        lambda p: folding.absorb_norm(
+            {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}},
+            p,
+            layer="a",
+            norm="n",
+            epsilon=0,
+        ),
+    ],
+)
+def test_whole_numbers_are_not_changed(change):
+    """They would be rounded; and statistics of whole numbers likewise."""
+    with pytest.raises(UserError, match=r"'.*' is int\d+, which would round the change"):
+        change(WHOLE)
+    with pytest.raises(UserError, match=r"'.*' is int\d+, which would round the change"):
+        change({**WHOLE, "b": jnp.ones((2, 3))})
+
+
+def test_whole_numbers_in_another_order():
+    found = symmetries.permute_units(WHOLE, [1, 0], into="a", out="b")
+    found = symmetries.pad_units(found, 1, into="a", out="b")
+    assert found["a"].dtype == found["b"].dtype == WHOLE["a"].dtype
+    np.testing.assert_array_equal(found["a"], [[1, 1, 0]] * 3)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, [1.0, -np.inf], 1j, "a", None])
+def test_what_is_no_number(wrong):
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3)), "n": {"mean": jnp.ones(2)}}
+    params["n"]["var"] = jnp.ones(2)
+    calls = [
+        ("rescale_units", lambda: symmetries.rescale_units(params, wrong, into="a", out="b")),
+        ("scale_before_norm", lambda: symmetries.scale_before_norm(
+            params, params, wrong, into="a", norm="n"
+        )),
+        ("shift_outputs", lambda: symmetries.shift_outputs(params, wrong, bias="a")),
+        ("pad_units", lambda: symmetries.pad_units(params, 1, into="a", out="b", incoming=wrong)),
+    ]  # fmt: skip
+    for name, call in calls:
+        with pytest.raises(UserError, match=rf"^{name}: \w+ must be (finite|real|numbers)"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: symmetries.rescale_units(p, 1e6, into="a", out="b"),
+        lambda p: symmetries.rescale_units(p, 1e-6, into="a", out="b"),
+        lambda p: symmetries.pad_units(p, 1, into="a", out="b", incoming=1e6),
+        lambda p: symmetries.mix_units(p, 1e6 * np.eye(2), into="a", out="b"),
+        lambda p: symmetries.scale_before_norm(p, p, 1e3, into="a", norm="n"),
+    ],
+)
+def test_what_overflows(change):
+    """Weights of float16, up to 65,504."""
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3)), "n": {"mean": jnp.ones(2)}}
+    params["n"]["var"] = jnp.ones(2)
+    with pytest.raises(UserError, match="would be beyond the range of float16"):
+        change(jax.tree.map(jnp.float16, params))
+
+
+def test_a_complex_matrix():
+    params = {"a": jnp.ones((3, 1, 2)), "b": jnp.ones((3, 2, 2))}
+    matrix = np.diag([1j, 1.0])
+    with pytest.raises(UserError, match="mix_units: the change is complex, and the leaves of into"):
+        symmetries.mix_units(params, matrix, into="a", out="b")
+    with pytest.raises(UserError, match="mix_heads: the change is complex, and the leaves of que"):
+        symmetries.mix_heads(params, matrix, query="a", key="a")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda p: symmetries.rescale_units(p, 2.0, into="c/*", out="b"),
+            "rescale_units: into: no",
+        ),
+        (lambda p: symmetries.rescale_units(p, 2.0, into="a", out="c"), "rescale_units: out: no"),
+        (lambda p: symmetries.rescale_units(p, 2.0, into=[], out="b"), "rescale_units: into: an"),
+        (lambda p: symmetries.rescale_units(p, 2.0, into=3, out="b"), "into must be a glob"),
+        (lambda p: symmetries.permute_units(p, [0, 1], into="c", out="b"), "permute_units: into:"),
+        (lambda p: symmetries.pad_units(p, 1, into="a", out="c"), "pad_units: out: no leaf"),
+        (lambda p: symmetries.pad_units(p, 1, into="a", out="v"), "axis -2 must exist"),
+        (lambda p: symmetries.pad_units(p, 2.5, into="a", out="b"), "pad_units: number must be a"),
+        (lambda p: symmetries.mix_units(p, np.eye(2), into="c", out="b"), "mix_units: into: no"),
+        (lambda p: symmetries.mix_heads(p, np.eye(2), query="a", key="c"), "mix_heads: key: no"),
+        (lambda p: symmetries.shift_outputs(p, 1.0, bias="c"), "shift_outputs: bias: no leaf"),
+        (
+            lambda p: symmetries.scale_before_norm(p, p, 2.0, into="a", norm="n"),
+            "scale_before_norm: norm: no leaf is named 'n/mean'",
+        ),
+        (
+            lambda p: symmetries.scale_before_norm(p, p, 2.0, into="a", norm="n", epsilon="a"),
+            "scale_before_norm: epsilon must be numbers",
+        ),
+    ],
+)
+def test_errors_name_the_function_and_its_argument(call, says):
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3)), "v": jnp.ones(2)}
+    with pytest.raises(UserError) as error:
+        call(params)
+    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

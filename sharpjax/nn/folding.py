@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from sharpjax import tree
+from sharpjax import loops, tree
 from sharpjax.errors import UserError
-from sharpjax.nn.named_leaves import Params, check_axis, mapped, named
+from sharpjax.nn.named_leaves import Chosen, Params, check_axis, check_floats, mapped, named
 
 
 def absorb_norm(
@@ -36,8 +36,9 @@ def absorb_norm(
         The new parameters, and the new statistics.
 
     Raises:
-        UserError: there is no such layer or norm, or their numbers of channels differ; neither has
-            a bias that could take the shift; `epsilon` is not in [0, 1).
+        UserError: there is no such layer or norm, or their numbers of channels differ; a leaf of
+            them is not of floats; neither has a bias that could take the shift; `epsilon` is not in
+            [0, 1); a variance plus `epsilon` is not above 0.
 
     >>> params = {"c": {"kernel": jnp.ones((1, 2))}, "n": {"scale": jnp.array([2.0, 4.0])}}
     >>> params["n"]["bias"] = jnp.zeros(2)
@@ -47,38 +48,67 @@ def absorb_norm(
     ([[1.0, 2.0]], [-1.0, -2.0], [1.0, 1.0])
     """
     caller = "absorb_norm"
-    if not 0 <= epsilon < 1:
-        raise UserError(f"{caller}: epsilon must be in [0, 1), got {epsilon}.")
-    mean, var = (_leaf(statistics, f"{norm}/{name}") for name in ("mean", "var"))
-    names = tree.path_names(params)
-    kernel, bias = f"{layer}/kernel", f"{layer}/bias"
-    scale, shift = f"{norm}/scale", f"{norm}/bias"
-    check_axis(caller, params, kernel, -1, mean.shape[-1])
+    try:
+        is_known = 0 <= float(epsilon) < 1
+    except (TypeError, ValueError):
+        is_known = False
+    if not is_known:
+        raise UserError(f"{caller}: epsilon must be a number in [0, 1), got {epsilon!r}.")
+    kernel, bias, scale, shift = (
+        Chosen(caller, argument, f"{name}/{leaf}")
+        for argument, name, leaf in (
+            ("layer", layer, "kernel"),
+            ("layer", layer, "bias"),
+            ("norm", norm, "scale"),
+            ("norm", norm, "bias"),
+        )
+    )
+    mean_of, var_of = (Chosen(caller, "norm", f"{norm}/{name}") for name in ("mean", "var"))
+    mean, var = _leaf(statistics, mean_of), _leaf(statistics, var_of)
+    check_axis(statistics, mean_of, -1, None)
+    names, channels = tree.path_names(params), mean.shape[-1]
+    present = [kernel, *(leaf for leaf in (bias, scale, shift) if leaf.where in names)]
+    for chosen in present:
+        _leaf(params, chosen)
+        check_axis(params, chosen, -1, channels)
+        check_floats(params, chosen)
+    check_axis(statistics, var_of, -1, channels)
+    for chosen in (mean_of, var_of):
+        check_floats(statistics, chosen)
+    if not loops.is_traced(var) and not jnp.all(var + epsilon > 0):
+        raise UserError(
+            f"{caller}: a variance of '{norm}' plus epsilon={epsilon} is not above 0, so that the "
+            "norm divides by 0."
+        )
     a = 1 / jnp.sqrt(var + epsilon)
-    if scale in names:
+    if scale in present:
         a = a * _leaf(params, scale)
     offset = -a * mean
-    if shift in names:
+    if shift in present:
         offset = offset + _leaf(params, shift)
-    if bias in names:
+    if bias in present:
         offset = offset + a * _leaf(params, bias)
-    elif shift not in names:
+    elif shift not in present:
         raise UserError(
             f"{caller}: neither '{layer}' nor '{norm}' has a bias, so that nothing can hold the "
             f"shift of the running mean; give one of them a bias."
         )
-    takes, cleared = (bias, shift) if bias in names else (shift, "")
     new = mapped(params, kernel, lambda x: x * a)
-    new = mapped(new, takes, lambda x: offset)
-    if scale in names:
+    new = mapped(new, bias if bias in present else shift, lambda x: offset)
+    if scale in present:
         new = mapped(new, scale, jnp.ones_like)
-    if cleared in names:
-        new = mapped(new, cleared, jnp.zeros_like)
-    moved = mapped(statistics, f"{norm}/mean", jnp.zeros_like)
-    moved = mapped(moved, f"{norm}/var", lambda x: jnp.full_like(x, 1 - epsilon))
+    if bias in present and shift in present:
+        new = mapped(new, shift, jnp.zeros_like)
+    moved = mapped(statistics, mean_of, jnp.zeros_like)
+    moved = mapped(moved, var_of, lambda x: jnp.full_like(x, 1 - epsilon))
     return new, moved
 
 
-def _leaf(params: Params, name: str) -> jax.Array:
-    ((_, leaf),) = named(params, name)
-    return leaf
+def _leaf(params: Params, chosen: Chosen) -> jax.Array:
+    found = dict(named(params, chosen))
+    if list(found) != [chosen.where]:  # of a layer chosen by a glob, `bias` would not be found
+        raise UserError(
+            f"{chosen.caller}: {chosen.argument} must be the name of one layer and no glob; "
+            f"'{chosen.where}' selects {', '.join(map(repr, found))}."
+        )
+    return found[chosen.where]

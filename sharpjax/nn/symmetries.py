@@ -13,8 +13,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from sharpjax import loops
-from sharpjax.errors import UserError
-from sharpjax.nn.named_leaves import Params, Where, change, check_axis, mapped, named
+from sharpjax.errors import UserError, whole_number
+from sharpjax.nn.named_leaves import (
+    Chosen,
+    Params,
+    Where,
+    change,
+    check_axis,
+    check_floats,
+    mapped,
+    named,
+    numbers,
+)
 
 
 def rescale_units(params: Params, factors: ArrayLike, *, into: Where, out: Where) -> Params:
@@ -30,18 +40,20 @@ def rescale_units(params: Params, factors: ArrayLike, *, into: Where, out: Where
             convolution: `"Dense_1/kernel"`.
 
     Raises:
-        UserError: no leaf has such a name, or its axis has another length; a factor is 0.
+        UserError: no leaf has such a name, its axis has another length, or it is not of floats; a
+            factor is 0, complex, or not finite.
 
     >>> params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.ones((2, 4))}}
     >>> found = rescale_units(params, jnp.array([2.0, 4.0]), into="a/*", out="b/kernel")
     >>> found["a"]["kernel"][0].tolist(), found["b"]["kernel"][:, 0].tolist()
     ([2.0, 4.0], [0.5, 0.25])
     """
-    caller, factors = "rescale_units", jnp.asarray(factors)
+    caller = "rescale_units"
+    factors = numbers(caller, "factors", factors)
     if not loops.is_traced(factors) and not jnp.all(factors):
         raise UserError(f"{caller}: factors must not be 0, got {factors.tolist()}.")
-    params = change(caller, params, into, -1, factors, jnp.multiply)
-    return change(caller, params, out, -2, factors, jnp.divide)
+    params = change(params, Chosen(caller, "into", into), -1, factors, jnp.multiply)
+    return change(params, Chosen(caller, "out", out), -2, factors, jnp.divide)
 
 
 def permute_units(params: Params, order: ArrayLike, *, into: Where, out: Where) -> Params:
@@ -69,9 +81,10 @@ def permute_units(params: Params, order: ArrayLike, *, into: Where, out: Where) 
             f"permute_units: order must be a permutation of whole numbers, got {order.tolist()}."
         )
 
-    for where, axis in ((into, -1), (out, -2)):
-        check_axis("permute_units", params, where, axis, len(order))
-        params = mapped(params, where, lambda x, axis=axis: jnp.take(x, order, axis=axis))
+    for argument, where, axis in (("into", into, -1), ("out", out, -2)):
+        chosen = Chosen("permute_units", argument, where)
+        check_axis(params, chosen, axis, len(order))
+        params = mapped(params, chosen, lambda x, axis=axis: jnp.take(x, order, axis=axis))
     return params
 
 
@@ -102,8 +115,9 @@ def scale_before_norm(
         The new parameters, and the new statistics.
 
     Raises:
-        UserError: no leaf has such a name, or its axis has another length; a factor is negative, or
-            so small that a variance would be negative.
+        UserError: no leaf has such a name, its axis has another length, or it is not of floats; a
+            factor is negative, complex or not finite, or so small that a variance would be
+            negative; `epsilon` is no finite number.
 
     >>> params, stats = {"c": {"kernel": jnp.ones((1, 2))}}, {"n": {"mean": jnp.ones(2)}}
     >>> stats["n"]["var"] = jnp.ones(2)
@@ -111,14 +125,17 @@ def scale_before_norm(
     >>> new["c"]["kernel"].tolist(), moved["n"]["mean"].tolist(), moved["n"]["var"].tolist()
     ([[2.0, 2.0]], [2.0, 2.0], [4.000030040740967, 4.000030040740967])
     """
-    caller, factors = "scale_before_norm", jnp.asarray(factors)
+    caller = "scale_before_norm"
+    factors = numbers(caller, "factors", factors)
+    numbers(caller, "epsilon", epsilon)
     if not loops.is_traced(factors) and bool(jnp.any(factors < 0)):
         raise UserError(
             f"{caller}: factors must be above 0, got {factors.tolist()}; a negative factor changes "
             "the sign of what the normalisation gives."
         )
-    params = change(caller, params, into, -1, factors, jnp.multiply)
-    statistics = change(caller, statistics, f"{norm}/mean", -1, factors, jnp.multiply)
+    params = change(params, Chosen(caller, "into", into), -1, factors, jnp.multiply)
+    mean, var = (Chosen(caller, "norm", f"{norm}/{name}") for name in ("mean", "var"))
+    statistics = change(statistics, mean, -1, factors, jnp.multiply)
 
     def variance(v, a):
         found = jnp.square(a) * (v + epsilon) - epsilon
@@ -130,7 +147,7 @@ def scale_before_norm(
             )
         return found
 
-    return params, change(caller, statistics, f"{norm}/var", -1, factors, variance)
+    return params, change(statistics, var, -1, factors, variance)
 
 
 def shift_outputs(params: Params, shift: ArrayLike, *, bias: Where) -> Params:
@@ -142,12 +159,15 @@ def shift_outputs(params: Params, shift: ArrayLike, *, bias: Where) -> Params:
         bias: the bias of the last layer.
 
     Raises:
-        UserError: no leaf has such a name.
+        UserError: no leaf has such a name, or it is not of floats; the shift is complex, or not
+            finite.
 
     >>> shift_outputs({"bias": jnp.zeros(2)}, 3.0, bias="bias")
     {'bias': Array([3., 3.], dtype=float32)}
     """
-    return change("shift_outputs", params, bias, -1, jnp.asarray(shift), jnp.add)
+    caller = "shift_outputs"
+    by = numbers(caller, "shift", shift)
+    return change(params, Chosen(caller, "bias", bias), -1, by, jnp.add)
 
 
 def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) -> Params:
@@ -160,8 +180,9 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) ->
             `MultiHeadDotProductAttention`: `"*/query/*"`.
 
     Raises:
-        UserError: no leaf has such a name, or its last axes have other lengths; the matrix has
-            another shape, or has no inverse.
+        UserError: no leaf has such a name, its last axes have other lengths, or it is not of
+            floats; the matrix has another shape, has no inverse, or is complex where a leaf is
+            real.
 
     >>> params = {"query": jnp.ones((3, 1, 2)), "key": jnp.ones((3, 1, 2))}
     >>> found = mix_heads(params, 2 * jnp.eye(2), query="query", key="key")
@@ -176,8 +197,10 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) ->
     inverse = jnp.swapaxes(jnp.linalg.inv(matrix), -1, -2)
     if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
         raise UserError("mix_heads: the matrix has no inverse.")
-    for where, by in ((query, matrix), (key, inverse)):
-        for name, leaf in named(params, where):
+    for argument, where, by in (("query", query, matrix), ("key", key, inverse)):
+        chosen = Chosen("mix_heads", argument, where)
+        check_floats(params, chosen)
+        for name, leaf in named(params, chosen):
             if leaf.ndim < 2 or leaf.shape[-1] != by.shape[-1]:
                 raise UserError(
                     f"mix_heads: '{name}' has shape {leaf.shape}; its last axes must be (heads, "
@@ -188,7 +211,7 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) ->
         each = "hkl" if by.ndim == 3 else "kl"
         params = mapped(
             params,
-            where,
+            chosen,
             lambda x, by=by, each=each: jnp.einsum(
                 f"...hk,{each}->...hl", x, by, precision="highest"
             ),
@@ -209,7 +232,8 @@ def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> 
         matrix: A, [units, units]: the kernel [fan_in, units] becomes kernel A.
 
     Raises:
-        UserError: as in `rescale_units`; or the matrix is not square, or has no inverse.
+        UserError: no leaf has such a name, its axis has another length, or it is not of floats; the
+            matrix is not square, has no inverse, or is complex where a leaf is real.
 
     >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
     >>> found = mix_units(params, [[0.0, 1.0], [-1.0, 0.0]], into="a", out="b")
@@ -222,14 +246,16 @@ def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> 
     inverse = jnp.linalg.inv(matrix)
     if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
         raise UserError("mix_units: the matrix has no inverse.")
-    for where, axis, form, by in (
-        (into, -1, "...i,ij->...j", matrix),
-        (out, -2, "...io,ji->...jo", inverse),
+    for argument, where, axis, form, by in (
+        ("into", into, -1, "...i,ij->...j", matrix),
+        ("out", out, -2, "...io,ji->...jo", inverse),
     ):
-        check_axis("mix_units", params, where, axis, len(matrix))
+        chosen = Chosen("mix_units", argument, where)
+        check_axis(params, chosen, axis, len(matrix))
+        check_floats(params, chosen)
         params = mapped(
             params,
-            where,
+            chosen,
             lambda x, form=form, by=by: jnp.einsum(form, x, by, precision="highest"),
         )
     return params
@@ -249,22 +275,29 @@ def pad_units(
         incoming: value of all their incoming weights and biases; 0: units that are always off.
 
     Raises:
-        UserError: no leaf has such a name, or too few axes; `number` is below 1.
+        UserError: no leaf has such a name, or too few axes; `number` is no whole number from 1 on;
+            `incoming` is not one real and finite number, or is not 0 where a leaf is not of floats.
 
     >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 4))}
     >>> found = pad_units(params, 5, into="a", out="b")
     >>> found["a"].shape, found["b"].shape
     ((3, 7), (7, 4))
     """
-    if number < 1:
-        raise UserError(f"pad_units: number must be 1 or more, got {number}.")
-    for where, axis, value in ((into, -1, incoming), (out, -2, 0.0)):
-        check_axis("pad_units", params, where, axis, None)
+    caller = "pad_units"
+    number = whole_number(caller, "number", number)
+    value = numbers(caller, "incoming", incoming)
+    if value.ndim:
+        raise UserError(f"{caller}: incoming must be one number, got shape {value.shape}.")
+    for argument, where, axis, new in (("into", into, -1, incoming), ("out", out, -2, 0.0)):
+        chosen = Chosen(caller, argument, where)
+        check_axis(params, chosen, axis, None)
+        if loops.is_traced(new) or new != 0:
+            check_floats(params, chosen)
 
-        def padded(x, axis=axis, value=value):
+        def padded(x, axis=axis, new=new):
             widths = [(0, 0)] * x.ndim
             widths[axis] = (0, number)
-            return jnp.pad(x, widths, constant_values=value)
+            return jnp.pad(x, widths, constant_values=new)
 
-        params = mapped(params, where, padded)
+        params = mapped(params, chosen, padded)
     return params
