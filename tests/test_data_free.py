@@ -693,7 +693,11 @@ def test_layers_without_numbers():
         (lambda: norms.path_norm(jnp.dot, jnp.ones(2), jnp.ones(())), "batch of size 1"),
         (lambda: norms.path_norm(jnp.dot, jnp.ones(2), jnp.ones((1, 2), int)), "example must be"),
         (lambda: norms.path_norm(jnp.dot, jnp.ones(2), [1.0, 2.0]), "example must be"),
-        (lambda: norms.path_norm(lambda p, x: (x,), jnp.ones(2), jnp.ones((1, 2))), "one array"),
+        (lambda: norms.path_norm(lambda p, x: (x,), jnp.ones(2), jnp.ones((1, 2))), "got a tuple"),
+        (
+            lambda: norms.path_norm(lambda p, x: 1j * x, jnp.ones(2), jnp.ones((1, 2))),
+            "real floats",
+        ),
         (lambda: as_text(data_free({"kernel": np.eye(3)}), ["alfa"]), "did you mean 'alpha'"),
     ],
 )

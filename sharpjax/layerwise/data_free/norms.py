@@ -179,10 +179,9 @@ def path_norm(apply: Callable[[Any, Any], Any], params: Any, example: Any) -> ja
             return jnp.full(x.shape, size, dtype)
 
         outputs = apply(weights, jax.tree.map(inputs, example))
-        if not hasattr(outputs, "dtype"):
-            raise UserError(
-                f"{caller}: apply must return one array, got a {type(outputs).__name__}."
-            )
+        kind = getattr(outputs, "dtype", f"a {type(outputs).__name__}")
+        if not (hasattr(outputs, "dtype") and jnp.issubdtype(kind, jnp.floating)):
+            raise UserError(f"{caller}: apply must return one array of real floats, got {kind}.")
         return jnp.sum(outputs)
 
     squares = jax.tree.map(jnp.square, wide)
@@ -196,7 +195,7 @@ def path_norm(apply: Callable[[Any, Any], Any], params: Any, example: Any) -> ja
             f"{caller}: the outputs for squared weights are not finite in {value.dtype}; give "
             "weights of moderate size, and a network of ReLU units and linear layers."
         )
-    if 0 <= at_one < float(limits.tiny) / float(limits.eps):
+    if 0 <= at_one < float(limits.tiny) / float(limits.eps):  # by underflow, or by weights of 0
         present = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) != 0, jnp.float32), wide)
         if not at_zero == at_one == far == float(total(present, 1.0)):
             raise UserError(
