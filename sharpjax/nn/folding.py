@@ -111,4 +111,4 @@ def _leaf(params: Params, chosen: Chosen) -> jax.Array:
             f"{chosen.caller}: {chosen.argument} must be the name of one layer and no glob; "
             f"'{chosen.where}' selects {', '.join(map(repr, found))}."
         )
-    return found[chosen.where]
+    return next(iter(found.values()))

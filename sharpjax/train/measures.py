@@ -68,11 +68,12 @@ class Between:
                 if (own := logits(arm, member)) is None:
                     continue
                 for further, models in self.partners(view, arm, member):
-                    beside = [model for model in models if logits(*model) is not None]
+                    beside = {model: logits(*model) for model in models}
+                    beside = {model: its for model, its in beside.items() if its is not None}
                     label = labels_of(
                         self.metric, view, [(arm, member), *beside], self.split, len(own)
                     )
-                    found = [self.distance(own, logits(*model), label) for model in beside]
+                    found = [self.distance(own, its, label) for its in beside.values()]
                     if found:
                         yield arm, member, self.metric, further, exact(np.mean(found))
 

@@ -307,7 +307,7 @@ def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> Non
                 raise unknown(f"evaluator that {measure.name} reads in arm '{arm}',", name, own)
         reference, split = (getattr(measure, name, "") for name in ("reference", "split"))
         if reference and split and hasattr(measure, "outputs"):
-            for arm in measure.arms:
+            for arm in getattr(measure, "arms", ()):
                 own, its = (_kind(plan, name, split) for name in (arm, reference))
                 if own != its:
                     raise UserError(

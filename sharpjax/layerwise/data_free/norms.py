@@ -1,5 +1,6 @@
 """Norms of layers as maps: spectral norms of convolutions, path norms, distances from a start."""
 
+import contextlib
 import fnmatch
 import functools
 import math
@@ -82,7 +83,8 @@ def convolution_norm(
             f"{caller}: groups={groups} do not divide the {outputs} outputs of a kernel of shape "
             f"{jnp.shape(kernel)}."
         )
-    sizes = image_size if np.ndim(image_size) else [image_size] * len(window)
+    sizes = np.atleast_1d(np.asarray(image_size, object))
+    sizes = [*sizes] if np.ndim(image_size) else [*sizes] * len(window)
     size = tuple(whole_number(caller, "image_size", n) for n in sizes)
     if len(size) != len(window) or any(n < k for n, k in zip(size, window, strict=False)):
         raise UserError(
@@ -92,7 +94,7 @@ def convolution_norm(
     if padding == "zeros":
         size = tuple(n + k - 1 for n, k in zip(size, window, strict=True))
     is_wide = kernel.dtype == np.float64 and not loops.inside_jit()
-    with jax.enable_x64(is_wide or jax.config.jax_enable_x64):
+    with jax.enable_x64(True) if is_wide else contextlib.nullcontext():
         value = _circular_norm(tree.widen(jnp.asarray(kernel)), size=size, groups=groups)
     if not loops.is_traced(value) and not jnp.isfinite(value):
         raise UserError(

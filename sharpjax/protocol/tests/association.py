@@ -69,7 +69,7 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
 
     def untied(counts: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         sums = counts if groups is None else counts @ groups
-        return np.float64(counts.sum(-1) ** 2 - _dot(sums, sums))
+        return np.asarray(counts.sum(-1) ** 2 - _dot(sums, sums), np.float64)
 
     def coefficient(counts: np.ndarray) -> np.ndarray:
         counts = _whole(counts)
