@@ -24,11 +24,13 @@ from sharpjax.layerwise.data_free import (
     as_rich,
     as_text,
     data_free,
+    eigenvalues,
     goodness_of_fit,
     layer_eigenvalues,
     marchenko_pastur,
     norms,
     power_law,
+    randomised,
 )
 from sharpjax.layerwise.data_free.eigenvalues import moments
 from sharpjax.nn import svd
@@ -41,6 +43,7 @@ def matrices():
 
 
 DENSE, CONVOLUTION = matrices()
+FACTORS = {"U": np.ones((30, 20)), "s": np.ones(20), "Vt": np.ones((19, 5))}
 NETWORK = {"c": {"kernel": CONVOLUTION.transpose(2, 3, 1, 0)}, "d": {"kernel": DENSE}}
 
 
@@ -187,6 +190,24 @@ def test_what_is_left_out(x64):
     assert jnp.isnan(equal.alpha) and equal.num_tail == 0 and equal.num_kept == 150
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_computed_in_float32(key, dtype):
+    x = jnp.array((1 - (np.arange(200) + 0.5) / 200) ** -0.5).astype(dtype)
+    wide = x.astype(jnp.float32)
+    assert power_law.fit(x) == power_law.fit(wide) and power_law.fit(x).num_tail > 100
+    assert power_law.hill(x, 20) == power_law.hill(wide, 20)
+    p = [goodness_of_fit(key, v, num_samples=20).p_value for v in (x, wide)]
+    assert p[0] == p[1]
+    w = jax.random.normal(key, (2, 20, 12)).astype(dtype)
+    values = [eigenvalues(v) for v in (w, w.astype(jnp.float32))]
+    assert values[0].dtype == jnp.float32 and jnp.array_equal(*values)
+    assert all(map(jnp.array_equal, randomised(key, w), randomised(key, w.astype(jnp.float32))))
+    half = values[0].astype(dtype)
+    for bulk in (marchenko_pastur.fit_median, marchenko_pastur.fit_density):
+        laws = [bulk(v, longest=20, shortest=12) for v in (half, half.astype(jnp.float32))]
+        assert laws[0] == laws[1] and jnp.isfinite(laws[0].sigma_mp)
+
+
 def test_hill(x64):
     x = jnp.exp(jnp.arange(6.0))
     np.testing.assert_allclose(power_law.hill(x, 2), 1 + 2 / 3)
@@ -211,6 +232,64 @@ def test_goodness_of_fit(x64, key):
 
 
 # What moves the metrics.
+
+
+SCALED = (
+    *("alpha", "D", "stable_rank", "entropy", "matrix_rank", "mp_softrank", "num_spikes"),
+    *("effective_rank", "hill", "kurtosis", "detX_num", "sigma_mp"),
+)
+
+
+def test_weights_whose_squares_leave_float64(key):
+    """Of 1e90 W all is as of W; of 1e160 W nothing is, and no layer is said to be 0."""
+    rows = {f"{c:g}": c * DENSE for c in (1, 1e90, 1e-90, 1e160, 1e-170)}
+    table = data_free(rows, key=key, num_samples=20)
+    found = {n: Status(s).name for n, s in zip(table.names, table.status, strict=True)}
+    assert {n for n, s in found.items() if s == "OK"} == {"1", "1e+90", "1e-90"}
+    assert {n for n, s in found.items() if s == "OUT_OF_RANGE"} == {"1e+160", "1e-170"}
+    once = table.names.index("1")
+    for i, name in enumerate(table.names):
+        for column, values in table.metrics._asdict().items():
+            if found[name] != "OK":
+                assert np.isnan(values[i]), column
+            elif column in SCALED:
+                np.testing.assert_allclose(values[i], values[once], rtol=1e-9, err_msg=column)
+    values = layer_eigenvalues(rows)
+    assert {n for n, v in values.items() if np.isfinite(v).all()} == {"1", "1e+90", "1e-90"}
+    assert np.isnan(values["1e+160"]).all() and np.isnan(values["1e-170"]).all()
+    assert "out of range" in as_text(table)
+
+
+OF_THE_BULK = ("sigma_mp", "bulk_min", "bulk_max", "num_spikes", "mp_softrank", "hill")
+
+
+@pytest.mark.parametrize("convention", [SCALE_FREE, Convention(floor=1e-5)])
+def test_what_is_dead_is_no_part_of_the_law(convention):
+    """Units and inputs of zeros, of the shorter and the longer side, directions that are not
+    there, and places of a window: the law, its spikes and Hill's estimate are of what is left."""
+    rng = np.random.default_rng(8)
+    w, wide = rng.normal(size=(100, 60)), rng.normal(size=(40, 90))
+    conv = rng.normal(size=(3, 2, 12, 16))
+    dead = np.pad(conv, ((0, 0), (0, 1), (0, 0), (0, 9)))
+    dead[:, :, 3:8] = 0
+    pairs = {
+        "units": (w[:, :33], np.where(np.arange(60) < 33, w, 0)),
+        "padding": (w, np.pad(w, ((0, 0), (0, 40)))),
+        "longer": (wide, np.pad(wide, ((0, 0), (0, 90)))),
+        "inputs": (w[:70], np.where(np.arange(100)[:, None] < 70, w, 0)),
+        "both": (wide[:, :30], np.where(np.arange(90) < 30, wide, 0)),
+        "directions": (w[:, :33], w[:, :33] @ np.linalg.qr(rng.normal(size=(60, 33)))[0].T),
+        "window": (np.delete(conv, range(3, 8), axis=2), dead),
+    }
+    for name, (live, padded) in pairs.items():
+        ours, own = (
+            data_free({"kernel": kernel}, convention=convention).metrics
+            for kernel in (padded, live)
+        )
+        for column in OF_THE_BULK if convention.floor is None else OF_THE_BULK[:-1]:
+            np.testing.assert_allclose(
+                getattr(ours, column), getattr(own, column), rtol=1e-8, err_msg=f"{name} {column}"
+            )
 
 
 def test_scale():
@@ -260,6 +339,36 @@ def test_rescaled_units_keep_the_function_and_move_alpha():
     np.testing.assert_allclose([before.alpha[0], after.alpha[0]], [3.82834, 1.54679], rtol=1e-5)
 
 
+LEFT_OUT = {
+    "layer": {"xmin", "bulk_min", "bulk_max", "detX_val", "alpha_weighted", "log_alpha_norm"},
+    "rotation": {"kurtosis"},
+    "padding": {"kurtosis", "rank_loss", "weak_rank_loss", "sv_min", "condition_number",
+                "detX_num", "detX_val"},
+}  # fmt: skip
+NORMS = {"norm", "log_norm", "spectral_norm", "log_spectral_norm", "xmax", "sv_max", "sv_min",
+         "nuclear_norm"}  # fmt: skip
+
+
+def test_columns_that_the_table_leaves_out():
+    """Of docs/layers.md: of the columns of eigenvalues and entries these move, and no other."""
+    rng = np.random.default_rng(10)
+    w = rng.standard_t(3, (100, 60))
+    changed = {
+        "layer": 3 * w,
+        "rotation": w @ np.linalg.qr(rng.normal(size=(60, 60)))[0],
+        "padding": np.pad(w, ((0, 0), (0, 30))),
+    }
+    before = data_free({"kernel": w}).metrics._asdict()
+    for name, kernel in changed.items():
+        after = data_free({"kernel": kernel}).metrics._asdict()
+        moved = {
+            column
+            for column, value in before.items()
+            if not np.isclose(after[column][0], value[0], rtol=1e-7, equal_nan=True)
+        }
+        assert moved == LEFT_OUT[name] | (NORMS if name == "layer" else set()), name
+
+
 # Random matrices.
 
 
@@ -286,9 +395,9 @@ def test_a_spike_in_a_random_matrix(key):
             ((1, n), (2, m)))  # fmt: skip
     spike = theta * np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
     rows = data_free({"noise": noise, "spiked": noise + spike}).metrics
-    # Beside a spike the others are as those of noise with a direction less. One is above in 1 of
-    # 100 matrices, two in less than 1 of 10,000: by the law of Tracy and Widom the second lies at
-    # -3.3 +- 1.0, and the threshold at 2.02.
+    # Beside a spike the others are as those of noise with a direction less. One is above in some
+    # per cent of matrices (`fit_median`). Two are in few of 10,000: by the law of Tracy and Widom
+    # the second lies at -3.3 +- 1.0, and the threshold at 2.02.
     assert rows.num_spikes[0] <= 1 <= rows.num_spikes[1] <= 2
     expected = (1 + theta**2) * (0.5 + theta**2) / theta**2
     # Its standard deviation is of the order theta / sqrt(n) = 0.2.
@@ -610,6 +719,43 @@ def test_curvature_of_layers_stands_beside_what_their_weights_say(x64):
 # Layers without numbers.
 
 
+@pytest.mark.parametrize("convention", [SCALE_FREE, WEIGHTWATCHER])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16, np.float64])
+def test_equal_eigenvalues_differ_by_the_rounding_of_the_weights(convention, dtype):
+    """By Weyl's inequality ln lambda of an orthogonal matrix differ by 2 eps sqrt(M) at the most,
+    and by 1.2 eps for independent roundings: no tail. A Gaussian matrix has one in each type."""
+    rng = np.random.default_rng(9)
+    kernels = {f"{n}": np.linalg.qr(rng.normal(size=(n, m)))[0] for n, m in ((64, 64), (200, 50))}
+    kernels |= {"gaussian": rng.normal(size=(200, 50))}
+    # Two values, 32 of each: the tails are those of exact eigenvalues, not of their last digits.
+    kernels["steps"] = kernels["64"] * np.repeat([1.0, 2.0], 32)
+    table = data_free(
+        {name: jnp.asarray(w).astype(dtype) if dtype != np.float64 else w
+         for name, w in kernels.items()},
+        convention=convention,
+    )  # fmt: skip
+    found = dict(zip(table.names, table.status, strict=True))
+    names = {name: Status(status).name for name, status in found.items()}
+    assert names == {"64": "NO_TAIL", "200": "NO_TAIL", "gaussian": "OK", "steps": "OK"}
+    columns = {name: {c: v[i] for c, v in table.metrics._asdict().items()}
+               for i, name in enumerate(table.names)}  # fmt: skip
+    assert columns["64"]["hill"] == columns["200"]["hill"] == np.inf
+    expected = plain_fit(np.repeat([1.0, 4.0], 32))[1]
+    # 1 / (alpha - 1) is a mean of ln(x / xmin), each right within 4 eps sqrt(M) (s is 1 beside 2).
+    wrong = 4 * float(jnp.finfo(dtype).eps) * 8 if dtype != jnp.bfloat16 else 0.1
+    np.testing.assert_allclose(1 / (columns["steps"]["alpha"] - 1), 1 / (expected - 1), atol=wrong)
+
+
+def test_a_layer_of_two_eigenvalues():
+    """Whatever the convention lets through has a row, with what can be said of two numbers."""
+    params = {"kernel": np.diag([1.0, 3.0])}
+    for convention in (Convention(min_evals=2, min_kept=2), Convention(2.0, 0.0, 2, 2, "density")):
+        table = data_free(params, convention=convention, key=jax.random.key(0), num_samples=20)
+        assert Status(table.status[0]) == Status.OK
+        np.testing.assert_allclose(table.metrics.alpha[0], 1 + 2 / math.log(9))
+        assert np.isnan(table.metrics.hill[0])
+
+
 def test_layers_without_numbers():
     rng = np.random.default_rng(0)
     odd = {
@@ -661,7 +807,7 @@ def test_layers_without_numbers():
         (lambda: data_free({"b": np.ones(3)}), "holds no matrix, only 'b'"),
         (lambda: data_free({}), "no leaf at all"),
         (lambda: data_free(NETWORK, layers="e/kernel"), "layers: no leaf is named 'e/kernel'"),
-        (lambda: data_free({"kernel": np.ones((3, 3), int)}), "floating point"),
+        (lambda: data_free({"kernel": np.ones((3, 3), int)}), "data_free: a layer must be"),
         (lambda: data_free(NETWORK, num_samples=50), "give a key"),
         (lambda: data_free(NETWORK, num_samples=5), "20 or more"),
         (lambda: data_free({"a": np.ones((2, 3)), "b": np.ones(4)}, population=True), "stack"),
@@ -673,6 +819,23 @@ def test_layers_without_numbers():
         (lambda: power_law.fit(jnp.arange(4)), "floats"),
         (lambda: power_law.hill(jnp.ones(4), 4), "from 1 to 3"),
         (lambda: goodness_of_fit(jax.random.key(0), jnp.ones(4), level=2), "level"),
+        (lambda: goodness_of_fit(0, jnp.ones(4)), "goodness_of_fit: key"),
+        (lambda: data_free(NETWORK, key=0), "data_free: key"),
+        (lambda: data_free(NETWORK, key=jax.random.split(jax.random.key(0), 2)), "(2,)"),
+        (lambda: data_free(NETWORK, convention="weightwatcher"), "data_free: convention='weight"),
+        (lambda: layer_eigenvalues(NETWORK, convention=3), "layer_eigenvalues: convention=3"),
+        (lambda: data_free(NETWORK, layers=3), "data_free: layers must be a glob"),
+        (lambda: data_free(NETWORK, population="yes"), "data_free: population"),
+        (lambda: data_free({"kernel": np.ones((3, 3), complex)}), "complex128; give real floats"),
+        (lambda: data_free(jax.eval_shape(lambda: NETWORK)), "ShapeDtypeStruct"),
+        (lambda: data_free({"kernel": FACTORS}), "'kernel' has factors U (30, 20), s (20,)"),
+        (lambda: Convention(floor="x"), "floor='x'"),
+        (lambda: Convention(convolution_factor="x"), "convolution_factor='x'"),
+        (lambda: randomised(jax.random.key(0), DENSE), "randomised: matrices must be k matrices"),
+        (lambda: randomised(0, DENSE[None]), "randomised: key"),
+        (lambda: marchenko_pastur.fit_median(jnp.ones(4), longest=3, shortest=4), "ratio"),
+        (lambda: as_text(data_free({"kernel": np.eye(3)}), "alpha"), "as_text: columns='alpha'"),
+        (lambda: as_rich(data_free({"kernel": np.eye(3)}), ["alfa"]), "as_rich: unknown column"),
         (lambda: marchenko_pastur.edges(2.0), "ratio"),
         (lambda: norms.convolution_norm(jnp.ones((3, 3)), 4), "[window.., in, out]"),
         (lambda: norms.convolution_norm(jnp.ones((3, 3, 1, 1)), 2), "image_size=2"),

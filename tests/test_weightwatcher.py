@@ -3,6 +3,7 @@
 It is given a folder of plain arrays, and needs no torch: `pip install weightwatcher powerlaw`.
 """
 
+import dataclasses
 import json
 import logging
 
@@ -11,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharpjax.layerwise.data_free import WEIGHTWATCHER, Metrics, data_free, power_law
+from sharpjax.layerwise.data_free import (
+    WEIGHTWATCHER,
+    Metrics,
+    Status,
+    as_text,
+    data_free,
+    power_law,
+    reason,
+)
 from sharpjax.layerwise.data_free.randomised import jensen_shannon_distance
 from sharpjax.layerwise.data_free.text import note
 
@@ -201,6 +210,38 @@ def test_where_it_is_not_followed(ours):
     least = np.linalg.svd(slices, compute_uv=False).min(axis=1)
     np.testing.assert_allclose(ours["stem"]["sv_min"], least.min(), rtol=1e-9)
     np.testing.assert_allclose(theirs["stem"]["sv_min"], least.max(), rtol=1e-9)
+
+
+# alpha and D of 0.7.7 for `default_rng(12).standard_t(3, (40, n)) * 0.3`, n of 12, 19, 20.
+FEW = {
+    12: (1.7418244358302108, 0.19591765654110377),
+    19: (1.7676592764934604, 0.19005303848926602),
+    20: (1.8549672236608372, 0.14107787192344823),
+}
+
+
+def test_layers_under_the_rule_that_is_not_built_are_marked():
+    """Below 20 eigenvalues above 1e-5, however many the layer has; what is of the eigenvalues
+    alone is that of the program all the same."""
+    kernels = {f"{n}": np.random.default_rng(12).standard_t(3, (40, n)) * 0.3 for n in FEW}
+    rng = np.random.default_rng(13)
+    kernels["rank"] = rng.normal(size=(60, 15)) @ rng.normal(size=(15, 40))
+    theirs = data_free(kernels, layers="*", convention=WEIGHTWATCHER)
+    status = {n: Status(s).name for n, s in zip(theirs.names, theirs.status, strict=True)}
+    assert status == {"12": "OTHER_RULE", "19": "OTHER_RULE", "20": "OK", "rank": "OTHER_RULE"}
+    for i, (n, (alpha, distance)) in enumerate(FEW.items()):
+        same = np.isclose((theirs.metrics.alpha[i], theirs.metrics.D[i]), (alpha, distance))
+        assert same.all() if n == 20 else not same.any()
+    eight = dataclasses.replace(WEIGHTWATCHER, min_evals=8)
+    assert data_free({"kernel": np.diag(np.arange(1.0, 9))}, convention=eight).status == [
+        Status.OTHER_RULE
+    ]
+    own = data_free(kernels, layers="*")
+    assert set(own.status) == {Status.OK}
+    np.testing.assert_allclose(own.metrics.alpha, theirs.metrics.alpha, rtol=1e-9)
+    assert "other rule" in as_text(theirs) and "other rule" not in as_text(own)
+    said = reason(Status.OTHER_RULE, WEIGHTWATCHER)
+    assert "less than 20" in said and "not its numbers" in said
 
 
 def test_every_column_is_that_of_the_program(ours, tmp_path):

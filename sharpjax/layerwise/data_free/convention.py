@@ -1,7 +1,10 @@
 """How layers are read as eigenvalues, and which of these count as 0."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
+
+import numpy as np
 
 from sharpjax.errors import UserError, whole_number
 
@@ -36,26 +39,55 @@ class Convention:
     def __post_init__(self) -> None:
         for name in ("min_evals", "min_kept"):
             whole_number("data_free.Convention", name, getattr(self, name), least=2)
-        if not 0 < self.convolution_factor < float("inf"):
+        if not (_is_finite(self.convolution_factor) and self.convolution_factor > 0):
             raise UserError(
-                f"data_free.Convention: convolution_factor={self.convolution_factor}; give a "
+                f"data_free.Convention: convolution_factor={self.convolution_factor!r}; give a "
                 "number above 0."
             )
-        if self.floor is not None and not 0 <= self.floor < float("inf"):
+        if self.floor is not None and not (_is_finite(self.floor) and self.floor >= 0):
             raise UserError(
-                f"data_free.Convention: floor={self.floor}; give a number of 0 or more, or None "
+                f"data_free.Convention: floor={self.floor!r}; give a number of 0 or more, or None "
                 "for a floor that follows the scale of each layer."
             )
         if self.bulk not in ("median", "density"):
             raise UserError(
-                f"data_free.Convention: bulk='{self.bulk}'; give 'median' or 'density'."
+                f"data_free.Convention: bulk={self.bulk!r}; give 'median' or 'density'."
             )
+
+
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, float | int | np.floating | np.integer)
+    return number and not isinstance(value, bool) and math.isfinite(value)
 
 
 SCALE_FREE = Convention()
 """alpha, D, ranks, entropy, spikes and mp_softrank of c W are those of W."""
 
 WEIGHTWATCHER = Convention(convolution_factor=0.5, floor=1e-5, min_kept=2, bulk="density")
-"""As WeightWatcher 0.7.5 does: eigenvalues of convolutions are halved, and 1e-5 is the floor
-whatever the scale of a layer. Version 0.7.7 has `min_evals=8`, and another rule for alpha where a
-layer has fewer than 20 eigenvalues, which is not built."""
+"""As WeightWatcher 0.7.7 does: eigenvalues of convolutions are halved, and 1e-5 is the floor
+whatever the scale of a layer. Its `min_evals` is 8. Below 20 eigenvalues above the floor it fits
+alpha by another rule, which is not built: such layers have the status OTHER_RULE."""
+
+
+def check_convention(caller: str, convention: Any) -> None:
+    """Refuse what is no convention.
+
+    Raises:
+        UserError: names `caller`.
+    """
+    if not isinstance(convention, Convention):
+        raise UserError(
+            f"{caller}: convention={convention!r}; give `data_free.SCALE_FREE`, "
+            "`data_free.WEIGHTWATCHER` or a `data_free.Convention`."
+        )
+
+
+def other_rule_below(convention: Convention) -> int:
+    """Below how many eigenvalues above the floor the program that a convention follows fits a power
+    law by a rule that is not built; 0 where it follows none.
+
+    >>> other_rule_below(WEIGHTWATCHER), other_rule_below(SCALE_FREE)
+    (20, 0)
+    """
+    limits = {name: getattr(WEIGHTWATCHER, name) for name in ("min_evals", "min_kept")}
+    return 20 if dataclasses.replace(convention, **limits) == WEIGHTWATCHER else 0

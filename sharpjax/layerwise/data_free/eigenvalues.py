@@ -5,16 +5,31 @@ import jax.numpy as jnp
 
 from sharpjax.metrics import spectra
 
+# The largest weight, in absolute value, of a layer whose eigenvalues float64 can hold with room
+# for their products and for what counts as 0 beside them.
+LEAST, MOST = 1e-100, 1e100
+
+
+def widened(values: jax.Array) -> jax.Array:
+    """Floats in float32 where their type is narrower: sums and logarithms need its digits.
+
+    >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
 
 def eigenvalues(matrices: jax.Array, factor: jax.typing.ArrayLike = 1.0) -> jax.Array:
     """The eigenvalues of W'W of each of k matrices [m, n], times `factor`, in ascending order.
 
-    Not divided by n. Cost: k singular value decompositions.
+    Not divided by n. Types narrower than float32 are computed in float32. Cost: k singular value
+    decompositions.
 
     >>> eigenvalues(jnp.array([[[3.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 0.0]]])).tolist()
     [0.0, 1.0, 4.0, 9.0]
     """
-    s = jnp.linalg.svd(matrices, compute_uv=False)
+    s = jnp.linalg.svd(widened(matrices), compute_uv=False)
     return jnp.multiply(factor, jnp.sort(jnp.square(jnp.ravel(s))))
 
 

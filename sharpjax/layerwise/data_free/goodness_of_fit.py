@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.layerwise.data_free import power_law
+from sharpjax.layerwise.data_free.eigenvalues import widened
 
 
 class GoodnessOfFit(NamedTuple):
@@ -35,6 +37,7 @@ def goodness_of_fit(
     *,
     num_samples: int = 200,
     level: float = 0.95,
+    resolution: jax.typing.ArrayLike | None = None,
 ) -> GoodnessOfFit:
     """The semiparametric bootstrap of Clauset, Shalizi and Newman (arXiv 0706.1062, section 4.1).
 
@@ -47,22 +50,25 @@ def goodness_of_fit(
     Cost: `num_samples` fits. The standard error of p is at most 0.5 / sqrt(num_samples).
 
     Args:
-        values: [n], as in `power_law.fit`.
+        key: one random key.
+        values, floor, resolution: as in `power_law.fit`.
         num_samples: how many samples are drawn.
         level: of the interval.
 
     Raises:
-        UserError: fewer than 20 samples, or a level outside (0, 1); values as `power_law.fit`.
+        UserError: no key or several, fewer than 20 samples, or a level outside (0, 1); values as
+            `power_law.fit`.
 
     >>> x = (1 - (jnp.arange(60) + 0.5) / 60) ** -0.5
     >>> bool(goodness_of_fit(jax.random.key(0), x, num_samples=50).p_value > 0.1)
     True
     """
     whole_number("goodness_of_fit", "num_samples", num_samples, least=20)
-    if not 0 < level < 1:
-        raise UserError(f"goodness_of_fit: level={level}; give a number between 0 and 1.")
-    found = power_law.fit(values, floor)
-    values = jnp.asarray(values)
+    key = check_key("goodness_of_fit", key)
+    if isinstance(level, bool) or not isinstance(level, float | int) or not 0 < level < 1:
+        raise UserError(f"goodness_of_fit: level={level!r}; give a number between 0 and 1.")
+    found = power_law.fit(values, floor, resolution=resolution)
+    values = widened(values)
     return _resampled(
         key, values, jnp.asarray(floor, values.dtype), found, num_samples=num_samples, level=level
     )

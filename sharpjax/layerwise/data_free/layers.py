@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,8 @@ def find(
         argument: by which name the caller knows `where`.
 
     Raises:
-        UserError: there is no layer, a glob matches nothing, or a weight is not of floats.
+        UserError: there is no layer, `where` is not of globs or one matches nothing, a weight is
+            not an array of floats, or factors do not fit each other.
     """
     names = tree.path_names(jax.tree.map(lambda _: 0, params, is_leaf=svd.is_factors))
     nodes = jax.tree.leaves(params, is_leaf=svd.is_factors)
@@ -69,7 +70,13 @@ def find(
         chosen = {name for name in names if _own(name)[-1] in _WEIGHTS and len(shapes[name]) > 1}
         chosen = chosen or {name for name in names if len(shapes[name]) > 1}
     else:
-        globs = [where] if isinstance(where, str) else list(where)
+        globs = [where] if isinstance(where, str) else where
+        globs = list(globs) if isinstance(globs, Iterable) else [globs]
+        if not all(isinstance(glob, str) for glob in globs):
+            raise UserError(
+                f"{caller}: {argument} must be a glob on the names of layers, or several, got "
+                f"{where!r}; give such as 'Dense_*'."
+            )
         try:
             tree.select(dict.fromkeys(names, 0), globs)
         except UserError as error:
@@ -83,7 +90,8 @@ def find(
             "with layers of two axes or more."
         )
     found = {name: node for name, node in zip(names, nodes, strict=True) if name in chosen}
-    tree.check_floating(caller, jax.tree.map(_typed, found))
+    for name, node in found.items():
+        _check(caller, name, node, argument)
     return [_layer(name, node, shapes) for name, node in found.items()]
 
 
@@ -112,7 +120,7 @@ def _layer(name: str, node: Any, shapes: dict[str, tuple[int, ...]]) -> Layer:
         *places, m, n = (1, 1, 0) if kind == "none" else shape
     else:
         places, m, n = (), math.prod(shape[:inputs]), math.prod(shape[inputs:])
-    dtype = np.result_type(*(x.dtype for x in jax.tree.leaves(node)))
+    dtype = np.result_type(*map(_dtype, jax.tree.leaves(node)))
     return Layer(name, kind, shape, (math.prod(places), m, n), dtype, node)
 
 
@@ -152,9 +160,29 @@ def _beside(name: str, other: str) -> str:
 
 def _shape(node: Any) -> tuple[int, ...]:
     if svd.is_factors(node):
-        return (*jnp.shape(node["U"])[:-1], jnp.shape(node["Vt"])[-1])
-    return tuple(jnp.shape(node))
+        left, right = (tuple(np.shape(node[name])) for name in ("U", "Vt"))
+        return (*left[:-1], *right[-1:])
+    return tuple(node.shape if hasattr(node, "shape") else np.shape(node))
 
 
-def _typed(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+def _dtype(leaf: Any) -> np.dtype:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _check(caller: str, name: str, node: Any, argument: str) -> None:
+    for leaf in jax.tree.leaves(node):
+        dtype = _dtype(leaf)
+        if isinstance(leaf, jax.ShapeDtypeStruct) or not jnp.issubdtype(dtype, jnp.floating):
+            got = f"a {type(leaf).__name__} of {dtype}"
+            raise UserError(
+                f"{caller}: a layer must be an array of floating point numbers, but '{name}' is "
+                f"{got}; give real floats (`jnp.float32(w)`), or choose others by {argument}=."
+            )
+    if svd.is_factors(node):
+        u, s, vt = (np.shape(node[part]) for part in ("U", "s", "Vt"))
+        axes = (len(u), len(s) + 1, len(vt))
+        if min(axes) < 2 or len(set(axes)) > 1 or not u[-1] == s[-1] == vt[-2]:
+            raise UserError(
+                f"{caller}: '{name}' has factors U {u}, s {s} and Vt {vt}; give U [.., m, k], "
+                "s [.., k] and Vt [.., k, n]."
+            )

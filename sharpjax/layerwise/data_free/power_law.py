@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax.errors import UserError
+from sharpjax.layerwise.data_free.eigenvalues import widened
 
 _POINTS = 64  # of each tail, at which its distance is bounded before it is computed
 
@@ -40,7 +41,12 @@ class PowerLaw(NamedTuple):
     num_kept: jax.Array
 
 
-def fit(values: jax.Array, floor: jax.typing.ArrayLike = 0.0) -> PowerLaw:
+def fit(
+    values: jax.Array,
+    floor: jax.typing.ArrayLike = 0.0,
+    *,
+    resolution: jax.typing.ArrayLike | None = None,
+) -> PowerLaw:
     """The power law whose tail is nearest to the sample.
 
     For each candidate xmin, every kept value but the largest, alpha = 1 + 1 / mean ln(x / xmin),
@@ -53,8 +59,12 @@ def fit(values: jax.Array, floor: jax.typing.ArrayLike = 0.0) -> PowerLaw:
     many samples, since a vmapped loop goes on until its last lane is done.
 
     Args:
-        values: [n], in any order; what is not above `floor`, or NaN, is left out.
+        values: [n], in any order; what is not above `floor`, or NaN, is left out. Types narrower
+            than float32 are computed in float32.
         floor: what is taken for 0.
+        resolution: the values of a tail count as equal, which is no tail, where mean ln(x / xmin)
+            is not above it. Default: 1e3 eps of the type that is computed in. Values that were
+            computed from narrower numbers need the rounding of these.
 
     Raises:
         UserError: `values` is not a vector of two floats or more.
@@ -71,11 +81,14 @@ def fit(values: jax.Array, floor: jax.typing.ArrayLike = 0.0) -> PowerLaw:
     values = jnp.asarray(values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise UserError(f"power_law.fit: values must be floats, got {values.dtype}.")
-    return _fit(values, jnp.asarray(floor, values.dtype))
+    values = widened(values)
+    if resolution is None:
+        resolution = 1e3 * jnp.finfo(values.dtype).eps
+    return _fit(values, jnp.asarray(floor, values.dtype), jnp.asarray(resolution, values.dtype))
 
 
 @jax.jit
-def _fit(values, floor):
+def _fit(values, floor, resolution):
     n, dtype = values.size, values.dtype
     kept = values > floor
     num_kept = jnp.sum(kept, dtype=jnp.int32)
@@ -86,7 +99,7 @@ def _fit(values, floor):
     size = (n - place).astype(dtype)
     excess = jnp.cumsum(log_x[::-1])[::-1] / size - log_x
     # Eigenvalues that are equal differ in their last bits: that is no tail.
-    spread = excess > 1e3 * jnp.finfo(dtype).eps
+    spread = excess > resolution
     rate = jnp.where(kept & spread & (place < n - 1), 1 / jnp.where(spread, excess, 1), jnp.nan)
     lower = jnp.where(jnp.isnan(rate), jnp.inf, _lower_bounds(log_x, rate))
 
@@ -148,7 +161,8 @@ def hill(values: jax.Array, k: int) -> jax.Array:
     """Hill's estimate of alpha from the k largest values, 1 + k / sum_(i<=k) ln(x_(i) / x_(k+1)).
 
     The tail is chosen by its length, not by a fit (Hill, 1975). Infinite where the k + 1 largest
-    values are equal, NaN where one of them is not positive.
+    values are equal, NaN where one of them is not positive. Types narrower than float32 are
+    computed in float32.
 
     Raises:
         UserError: not 1 <= k < n.
@@ -159,7 +173,28 @@ def hill(values: jax.Array, k: int) -> jax.Array:
     n = jnp.shape(values)[-1] if jnp.ndim(values) else 0
     if not isinstance(k, int | np.integer) or not 1 <= k < n:
         raise UserError(f"power_law.hill: k={k!r}; give a whole number from 1 to {max(n - 1, 1)}.")
-    return _hill(values, k=int(k))
+    return _hill(widened(values), k=int(k))
+
+
+def hill_of_tenth(values: jax.Array, resolution: jax.typing.ArrayLike = 0.0) -> jax.Array:
+    """Hill's estimate from the upper tenth of the values above 0, at least two; NaN below three.
+
+    Infinite where these are equal to within the resolution, as in `fit`.
+
+    >>> print(f"{hill_of_tenth(jnp.exp(jnp.array([0.0, 1.0, 3.0]))):.3f}")
+    1.500
+    >>> print(hill_of_tenth(jnp.ones(2)))
+    nan
+    """
+    n = values.size
+    if n < 3:
+        return jnp.full((), jnp.nan, values.dtype)
+    x = jnp.sort(values)
+    k = jnp.maximum(jnp.sum(x > 0) // 10, 2)
+    logs = jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), jnp.nan)
+    above = jnp.where(jnp.arange(n) >= n - k, logs - logs[n - 1 - k], 0)
+    excess = jnp.sum(above) / k
+    return 1 + 1 / jnp.where(excess <= resolution, 0, excess)
 
 
 @functools.partial(jax.jit, static_argnames="k")

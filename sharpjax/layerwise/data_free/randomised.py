@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sharpjax.errors import UserError
+from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.layerwise.data_free.eigenvalues import eigenvalues
 
 
@@ -33,10 +35,24 @@ def randomised(
     WeightWatcher shuffles by numpy's global state, five times below 100 eigenvalues for
     `max_rand_eval`. Cost: singular values twice.
 
+    Args:
+        key: one random key.
+        matrices: [k, m, n].
+        factor: of the eigenvalues, as in `eigenvalues`.
+
+    Raises:
+        UserError: no key or several, `matrices` without three axes or without an entry.
+
     >>> found = randomised(jax.random.key(0), jnp.eye(20)[None])
     >>> bool(found.rand_distance > 0.3), bool(found.ww_softrank > 1.9)
     (True, True)
     """
+    key = check_key("randomised", key)
+    if jnp.ndim(matrices) != 3 or not jnp.size(matrices):
+        raise UserError(
+            f"randomised: matrices must be k matrices [k, m, n], got shape {jnp.shape(matrices)}; "
+            "give one matrix as W[None]."
+        )
     values = eigenvalues(matrices, factor)
     keys = jax.random.split(key, matrices.shape[0])
     mixed = jax.vmap(lambda k, w: jax.random.permutation(k, w.ravel()).reshape(w.shape))(

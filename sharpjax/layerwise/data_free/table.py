@@ -2,6 +2,7 @@
 
 import enum
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,26 @@ import numpy as np
 from jax.core import Tracer
 
 from sharpjax.errors import UserError
+from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.layerwise.data_free import layers as found_in
 from sharpjax.layerwise.data_free import marchenko_pastur, power_law
-from sharpjax.layerwise.data_free.convention import SCALE_FREE, Convention
-from sharpjax.layerwise.data_free.eigenvalues import eigenvalues, log_power_sum, moments
+from sharpjax.layerwise.data_free.convention import (
+    SCALE_FREE,
+    Convention,
+    check_convention,
+    other_rule_below,
+)
+from sharpjax.layerwise.data_free.eigenvalues import (
+    LEAST,
+    MOST,
+    eigenvalues,
+    log_power_sum,
+    moments,
+)
 from sharpjax.layerwise.data_free.goodness_of_fit import goodness_of_fit
 from sharpjax.layerwise.data_free.randomised import Randomised, randomised
 
+_EPS = float(np.finfo(np.float64).eps)
 OVER_TRAINED, UNDER_TRAINED = 2.0, 6.0  # alpha, as WeightWatcher warns
 
 
@@ -34,7 +48,12 @@ class Status(enum.IntEnum):
     LOW_RANK = 4
     """Fewer eigenvalues above the floor than `min_kept`: no power law."""
     NO_TAIL = 5
-    """All eigenvalues above the floor are equal: no power law."""
+    """All eigenvalues above the floor are equal but for rounding: no power law."""
+    OUT_OF_RANGE = 6
+    """The largest weight is above 1e100 or below 1e-100, where squares leave float64: no number."""
+    OTHER_RULE = 7
+    """Less than 20 eigenvalues above the floor, by `WEIGHTWATCHER`: it fits alpha, D, xmin, sigma
+    and what is computed of them by another rule, so these numbers are not those of the program."""
 
 
 class Metrics(NamedTuple):
@@ -48,7 +67,7 @@ class Metrics(NamedTuple):
         sigma_mp .. mp_softrank: `marchenko_pastur.Bulk`.
         max_rand_eval .. ww_maxdist: `randomised.Randomised`; NaN without a key.
         p_value, p_error, alpha_low, alpha_high: `goodness_of_fit`; NaN if it was not asked for.
-        hill: `power_law.hill` of the upper tenth of the eigenvalues, at least two.
+        hill: `power_law.hill` of the upper tenth of the eigenvalues above 0, at least two.
         kurtosis: of the entries, 3 for a normal law.
     """
 
@@ -163,8 +182,8 @@ def data_free(
 
     Raises:
         UserError: no layer, a glob that matches none, weights that are no floats, leaves of a
-            population that differ in length, samples without a key. Layers that have no numbers
-            say so in `status`.
+            population that differ in length, samples without a key, no key or several, what is no
+            `Convention`. Layers that have no numbers say so in `status`.
 
     >>> params = {"kernel": jax.random.normal(jax.random.key(0), (40, 20)), "bias": jnp.ones(20)}
     >>> table = data_free(params)
@@ -173,7 +192,7 @@ def data_free(
     >>> print(table.metrics.norm.round() == round(float(jnp.sum(params["kernel"] ** 2))))
     [ True]
     """
-    _check(params, key, num_samples)
+    key = _check(params, key, num_samples, convention, population)
     axes = int(population)
     members = _members(params) if population else 1
     rows = found_in.find("data_free", params, layers, axes=axes)
@@ -207,19 +226,33 @@ def data_free(
 
 
 class _Static(NamedTuple):
-    """What a program is compiled for, beside the shape."""
+    """What a program is compiled for, beside the shape.
+
+    Attributes:
+        resolution: eigenvalues nearer to each other than this, relatively, are equal. By Weyl's
+            inequality, to round weights by eps / 2 each moves s by eps / 2 ||W||_F at the most:
+            where all M eigenvalues are equal, they differ by 2 eps sqrt(M) then. That was taken
+            twice, for what was rounded when the weights were computed. Of types narrower than
+            float32 it would hide tails, and what independent roundings do is taken: with
+            ||dW|| = 2 eps / sqrt(12) s the eigenvalues differ by 1.2 eps.
+    """
 
     factor: float
     eps: float
+    resolution: float
     convention: Convention
 
 
 def _static(layer: found_in.Layer, convention: Convention) -> _Static:
     factor = convention.convolution_factor if layer.kind == "convolution" else 1.0
-    if convention.floor is None:
-        wide = layer.dtype if layer.dtype.itemsize > 4 else np.float32
-        return _Static(factor, float(jnp.finfo(wide).eps), convention)
-    return _Static(factor, float(np.finfo(np.float64).eps), convention)
+    wide = jnp.promote_types(layer.dtype, jnp.float32)
+    eps = float(jnp.finfo(wide).eps)
+    resolution = max(4 * math.sqrt(max(layer.matrices[1:])) * eps, 1e3 * _EPS)
+    if wide != layer.dtype:
+        resolution += 2 * float(jnp.finfo(layer.dtype).eps)
+    if convention.floor is not None:
+        eps = _EPS
+    return _Static(factor, eps, resolution, convention)
 
 
 def _groups(rows: list[found_in.Layer], convention: Convention) -> list[list[int]]:
@@ -262,24 +295,33 @@ def _row(matrices, key, static, num_samples):
     """Status and columns of one layer, [k, m, n]."""
     convention = static.convention
     finite = jnp.all(jnp.isfinite(matrices))
-    matrices = jnp.where(finite, matrices, 0)
+    peak = jnp.max(jnp.abs(matrices))
+    in_range = (peak == 0) | ((peak >= LEAST) & (peak <= MOST))
+    matrices = jnp.where(finite & in_range, matrices, 0)
     longest, shortest = max(matrices.shape[1:]), min(matrices.shape[1:])
     values = eigenvalues(matrices, static.factor)
+    rounding = (longest * static.eps) ** 2 * values[-1]
+    above = jnp.where(values > rounding, values, 0)  # what is left of zeros is rounding
     floor = convention.floor
     if floor is None:
-        floor = (longest * static.eps) ** 2 * values[-1]
-        values = jnp.where(values > floor, values, 0)  # what is left of zeros is rounding
-    law = power_law.fit(values, floor)
+        floor, values = rounding, above
+    law = power_law.fit(values, floor, resolution=static.resolution)
     enough = law.num_kept >= convention.min_kept
     law = jax.tree.map(lambda x: jnp.where(enough, x, jnp.nan), law)
     found = law._asdict() | moments(values, longest=longest, eps=static.eps)
     found["num_pl_spikes"] = jnp.where(law.num_tail > 0, law.num_tail, jnp.nan)
     found["alpha_weighted"] = law.alpha * found["log_spectral_norm"]
     found["log_alpha_norm"] = log_power_sum(values, law.alpha)
-    fit = {"median": marchenko_pastur.fit_median, "density": marchenko_pastur.fit_density}
-    bulk = fit[convention.bulk](values, longest=longest, shortest=shortest)
+    if convention.bulk == "median":
+        longest, slices = _live(static.factor * jnp.square(matrices), rounding)
+        shortest = shortest * matrices.shape[0] / slices
+        bulk = marchenko_pastur.fit_median(above, longest=longest, shortest=shortest)
+        many = jnp.sum(above > 0) >= convention.min_kept
+        bulk = jax.tree.map(lambda x: jnp.where(many, x, jnp.nan), bulk)
+    else:
+        bulk = marchenko_pastur.fit_density(values, longest=longest, shortest=shortest)
     found |= bulk._asdict()
-    found["hill"] = power_law.hill(values, max(values.size // 10, 2))
+    found["hill"] = power_law.hill_of_tenth(values, static.resolution)
     found["kurtosis"] = _kurtosis(matrices)
     if key is None:
         found |= dict.fromkeys(Randomised._fields, jnp.nan)
@@ -288,7 +330,13 @@ def _row(matrices, key, static, num_samples):
     names = ("p_value", "p_error", "alpha_low", "alpha_high")
     found |= dict.fromkeys(names, jnp.nan)
     if num_samples and key is not None:
-        fitted = goodness_of_fit(jax.random.fold_in(key, 1), values, floor, num_samples=num_samples)
+        fitted = goodness_of_fit(
+            jax.random.fold_in(key, 1),
+            values,
+            floor,
+            num_samples=num_samples,
+            resolution=static.resolution,
+        )
         found |= {name: jnp.where(enough, getattr(fitted, name), jnp.nan) for name in names}
     zero = values[-1] <= 0
     without = ("norm", "spectral_norm", "xmax", "sv_max", "sv_min", "nuclear_norm")
@@ -296,27 +344,43 @@ def _row(matrices, key, static, num_samples):
     columns = []
     for name in Metrics._fields:
         # A layer of zeros has norms and ranks; what is divided by its norm is not defined.
-        defined = finite & (~zero | (name in without + counts))
+        defined = finite & in_range & (~zero | (name in without + counts))
         columns.append(jnp.where(defined, found[name], jnp.nan).astype(matrices.dtype))
-    status = jnp.where(
-        finite,
-        jnp.where(
-            enough & ~zero,
-            jnp.where(jnp.isnan(law.alpha), Status.NO_TAIL, Status.OK),
+    status = jnp.select(
+        [
+            ~finite,
+            ~in_range,
+            ~enough | zero,
+            jnp.isnan(law.alpha),
+            law.num_kept < other_rule_below(convention),
+        ],
+        [
+            Status.NOT_FINITE,
+            Status.OUT_OF_RANGE,
             Status.LOW_RANK,
-        ),
-        Status.NOT_FINITE,
+            Status.NO_TAIL,
+            Status.OTHER_RULE,
+        ],
+        Status.OK,
     )
     return status, columns
 
 
+def _live(squares, rounding):
+    """The longer side of k matrices [k, m, n] without rows and columns of zeros, and how many of
+    them are not 0; of their squared entries."""
+    sides = [jnp.sum(jnp.any(jnp.sum(squares, axis) > rounding, axis=0)) for axis in (1, 2)]
+    return jnp.maximum(*sides), jnp.sum(jnp.sum(squares, axis=(1, 2)) > rounding)
+
+
 def _kurtosis(matrices):
     centred = matrices - jnp.mean(matrices)
+    centred /= jnp.max(jnp.abs(centred))
     return jnp.mean(centred**4) / jnp.square(jnp.mean(centred**2))
 
 
 def _members(params: Any) -> int:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or not all(lengths):
         raise UserError(
@@ -326,7 +390,7 @@ def _members(params: Any) -> int:
     return lengths.pop() or 0
 
 
-def _check(params: Any, key: Any, num_samples: Any) -> None:
+def _check(params: Any, key: Any, num_samples: Any, convention: Any, population: Any) -> Any:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
         raise UserError(
             "data_free: called while it was traced (`jit`, `vmap`, `grad`); it batches layers "
@@ -339,3 +403,7 @@ def _check(params: Any, key: Any, num_samples: Any) -> None:
         raise UserError(f"data_free: num_samples={num_samples}; give 0 for none, or 20 or more.")
     if num_samples and key is None:
         raise UserError("data_free: num_samples asks for random samples; give a key.")
+    check_convention("data_free", convention)
+    if not isinstance(population, bool):
+        raise UserError(f"data_free: population must be True or False, got {population!r}.")
+    return None if key is None else check_key("data_free", key)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sharpjax.errors import UserError, unknown
-from sharpjax.layerwise.data_free.convention import SCALE_FREE, Convention
+from sharpjax.layerwise.data_free.convention import SCALE_FREE, Convention, other_rule_below
+from sharpjax.layerwise.data_free.eigenvalues import LEAST, MOST
 from sharpjax.layerwise.data_free.table import (
     OVER_TRAINED,
     UNDER_TRAINED,
@@ -42,7 +43,7 @@ def as_rich(table: Table, columns: Sequence[str] = USUAL) -> "RichTable":
     from rich.table import Table as RichTable
 
     drawn = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for number, head in enumerate(_heads(table, columns)):
+    for number, head in enumerate(_heads("as_rich", table, columns)):
         drawn.add_column(escape(head), justify="left" if number < 1 else "right")
     for line in _lines(table, columns):
         drawn.add_row(*map(escape, line))
@@ -59,7 +60,7 @@ def as_text(table: Table, columns: Sequence[str] = USUAL) -> str:
     kernel  12  12         12        4.514
     mean                             4.514
     """
-    lines = [_heads(table, columns), *_lines(table, columns)]
+    lines = [_heads("as_text", table, columns), *_lines(table, columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -84,7 +85,7 @@ def note(status: int, alpha: float) -> str:
 
 
 def reason(status: int, convention: Convention = SCALE_FREE) -> str:
-    """Why a layer has no power law, in words; '' where it has one.
+    """Why a layer has no power law, or one by another rule, in words; '' where all is well.
 
     >>> reason(Status.TOO_FEW)
     'too few: it has less than the 10 eigenvalues of which numbers are given'
@@ -99,26 +100,37 @@ def reason(status: int, convention: Convention = SCALE_FREE) -> str:
         "given",
         Status.LOW_RANK: f"low rank: less than {kept} of its eigenvalues are above {floor}, so "
         "there is no power law",
-        Status.NO_TAIL: "no tail: its eigenvalues are all equal, so there is no power law",
+        Status.NO_TAIL: "no tail: its eigenvalues are all equal but for rounding, so there is no "
+        "power law",
+        Status.OUT_OF_RANGE: f"out of range: its largest weight is above {MOST:g} or below "
+        f"{LEAST:g}, where squares leave float64; scale the layer",
+        Status.OTHER_RULE: f"other rule: less than {other_rule_below(convention)} of its "
+        f"eigenvalues are above {floor}; WeightWatcher fits alpha, D, xmin and sigma of these by a "
+        "rule that is not built, so they are not its numbers",
     }[Status(status)]
 
 
-def check_columns(columns: Sequence[str]) -> None:
+def check_columns(columns: Sequence[str], caller: str = "") -> None:
     """Refuse what is no column.
 
     Raises:
-        UserError: a name that `Metrics` has not.
+        UserError: names `caller`; a name that `Metrics` has not, or no sequence of names.
     """
+    said = f"{caller}: " * bool(caller)
+    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+        raise UserError(
+            f"{said}columns={columns!r}; give a sequence of names, such as ['alpha', 'D']."
+        )
     for name in columns:
         if name not in Metrics._fields:
-            raise unknown("column", name, Metrics._fields)
+            raise UserError(said + str(unknown("column", name, Metrics._fields)))
 
 
-def _heads(table: Table, columns: Sequence[str]) -> list[str]:
-    check_columns(columns)
+def _heads(caller: str, table: Table, columns: Sequence[str]) -> list[str]:
+    check_columns(columns, caller)
     if np.ndim(table.status) != 1:
         raise UserError(
-            "data_free: a table is printed of one network; take a member of the population: "
+            f"{caller}: a table is printed of one network; take a member of the population: "
             "`table.member(0)`."
         )
     return ["layer", "N", "M", "num_evals", *columns, "note"]
