@@ -113,6 +113,16 @@ def test_layers_without_numbers_are_said(tmp_path, capsys):
     assert "the rounding of its largest" in reason(4) and "1e-05" in reason(4, WEIGHTWATCHER)
 
 
+def test_layers_that_the_program_fits_otherwise_are_said(tmp_path, capsys):
+    path = tmp_path / "short.npz"
+    kernel = np.random.default_rng(1).standard_t(3, (40, 12))
+    np.savez(path, **{"head/kernel": kernel})
+    lines = printed(capsys, path, "--convention=weightwatcher")
+    assert lines[2].endswith("other rule")
+    assert lines[-1] == f"head/kernel: {reason(7, WEIGHTWATCHER)}" and "not its" in lines[-1]
+    assert "other rule" not in " ".join(printed(capsys, path))
+
+
 def test_a_figure(file, tmp_path, capsys, monkeypatch):
     drawn = []
     draw = plots.layer_spectra

@@ -189,7 +189,7 @@ def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
 
 
 def _bulk(values, mean, sigma, law, threshold):
-    """From sigma, the edges at sigma of 1, and the threshold of a spike, of eigenvalues of mean 1."""
+    """From sigma, edges of sigma 1, and the threshold of a spike, of eigenvalues of mean 1."""
     low, high = (edge * sigma**2 * mean for edge in law)
     spikes = jnp.sum(values / mean > threshold).astype(values.dtype)
     spikes = jnp.where(jnp.isnan(threshold), jnp.nan, spikes)
