@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpjax.layerwise.data_free import layers as found_in
@@ -40,7 +41,7 @@ def layer_eigenvalues(
             factor = convention.convolution_factor if layer.kind == "convolution" else 1.0
             matrices = found_in.matrices(layer)
             with jax.enable_x64(True):
-                found = np.asarray(eigenvalues(matrices, factor))
+                found = np.asarray(eigenvalues(jnp.asarray(matrices), factor))
             peak = np.max(np.abs(matrices), initial=0)
             known = peak == 0 or LEAST <= peak <= MOST
             values[layer.name] = found if known else np.full_like(found, np.nan)

@@ -124,7 +124,7 @@ def fit_median(
     (0, True)
     """
     if not isinstance(longest, Tracer) and not isinstance(shortest, Tracer):
-        edges(shortest / longest)
+        edges(float(np.asarray(shortest / longest)))
     values = widened(values)
     n = values.size
     num = jnp.sum(values > 0)
