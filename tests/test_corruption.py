@@ -267,4 +267,4 @@ def test_means_over_kinds_and_severities():
 
 def test_no_name_of_ours_is_that_of_the_official_set():
     assert not [name for name in catalog.DATA_SETS if name.lower().endswith(("_c", "-c"))]
-    assert "never CIFAR-10-C" in corruption.__doc__.replace("\n", " ")
+    assert "never report results on it as CIFAR-10-C" in corruption.__doc__.replace("\n", " ")
