@@ -418,7 +418,7 @@ def test_mistakes_that_would_show_after_training():
     within = Within("test/disagreement", disagreement, ("a",))
     stored = an_arm("a", evaluators=with_outputs())
     planning.check(a_plan(stored, Compare("pairs", ("a",), (within,))))
-    assert "looks at arm 'a', which is none that it reads" in refused(
+    assert "looks at arm 'a', which it does not read" in refused(
         stored, an_arm("b", (2, 3)), Compare("pairs", ("b",), (within,))
     )
     to = ToReference("test/to_a", disagreement, ("b",), reference="a")

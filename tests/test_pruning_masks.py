@@ -356,7 +356,7 @@ ANY: Any = prune  # for calls that are wrong
             lambda p: prune.apply_mask(p, {"dense": jnp.ones(3), "bias": True}),
             "mask of 'dense' is",
         ),
-        (lambda p: prune.sparsity({"a": True}), "mask of 'a' is True and says not of how many"),
+        (lambda p: prune.sparsity({"a": True}), "mask of 'a' is True and does not say of how many"),
         (lambda p: prune.sparsity({"a": True}, p), "'bias' is missing"),
         (lambda p: prune.sparsity({"dense": np.ones(3), "bias": True}, p), "mask of 'dense' is"),
     ],

@@ -577,7 +577,7 @@ def test_a_comparison_keeps_to_the_arms_that_it_reads(tmp_path):
     arms = an_arm("a", epochs=0, evaluators=()), an_arm("b", (2,), epochs=0, evaluators=())
     for i, (measure, words) in enumerate(
         [(Stranger(), "gives rows of 'b', an arm it does not read"),
-         (Mean(("b",)), "looks at arm 'b', which is none that it reads")]
+         (Mean(("b",)), "looks at arm 'b', which it does not read")]
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             run(a_plan(*arms, Compare("pairs", ("a",), (measure,))), tmp_path / str(i))

@@ -362,7 +362,7 @@ def test_layers_of_a_checkpoint(whole, capsys):
 
 def test_layers_of_what_is_not_there(whole, path):
     trust = "--trust-checkpoints"
-    assert "say --trust-checkpoints" in refused("layers", whole)
+    assert "give --trust-checkpoints" in refused("layers", whole)
     assert "no arm 'sgdd'; did you mean 'sgd'?" in refused("layers", whole, "--arm=sgdd")
     assert "of seed '7'. There are: 0, 1." in refused("layers", whole, "--seed=7", trust)
     assert "its checkpoints are of the steps 2, 4" in refused("layers", whole, "--step=3", trust)

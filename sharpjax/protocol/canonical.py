@@ -119,7 +119,7 @@ def _types(hint: Any) -> tuple[type, ...]:
 
 def _expect(what: str, name: str, value: Any, *types: type) -> Any:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise UserError(f"field '{name}' of a {what} is {_short(value)}, which it cannot be.")
+        raise UserError(f"field '{name}' of a {what} is {_short(value)}, which is not allowed.")
     return value
 
 

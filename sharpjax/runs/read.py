@@ -80,7 +80,7 @@ def folder_at(path: os.PathLike | str) -> epath.Path:
             what = "is a file" if folder.exists() else "does not exist"
             raise UserError(f"'{path}' {what}; name the folder of a run.")
         if not (folder / workdir.CONFIG).exists():
-            raise UserError(f"'{path}' holds no {workdir.CONFIG}, so it is the folder of no run.")
+            raise UserError(f"'{path}' holds no {workdir.CONFIG}: it is not the folder of a run.")
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
     return folder

@@ -39,8 +39,8 @@ def config_of(folder: Folder) -> Config:
         schema.check(config, {})
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise UserError(
-            f"the config of '{folder.path}' is none that this version runs ({error}); go back to "
-            f"the code of its time: {folder.commit or 'it says not which'}."
+            f"the config of '{folder.path}' is not one that this version runs ({error}); go back "
+            f"to the code of its time: {folder.commit or 'not recorded'}."
         ) from error
     return config
 
@@ -66,7 +66,7 @@ def plan_here(config: Config, data_dir: str, manual_dir: str) -> Plan:
             each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
             if (size := each * len(stage.members)) > MAX_STATE_BYTES:
                 raise UserError(
-                    f"arm '{stage.arm}' would take {size:,} bytes, and {MAX_STATE_BYTES:,} are let."
+                    f"arm '{stage.arm}' takes {size:,} bytes; the most is {MAX_STATE_BYTES:,}."
                 )
     return plan._replace(data=specs)
 

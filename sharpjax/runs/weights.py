@@ -160,8 +160,8 @@ def _found(
     there = folder.path / workdir.CHECKPOINTS / arm / str(wanted[0])
     if not trusted:
         raise UserError(
-            f"'{there}' is a checkpoint, and those of somebody else may be made to harm; if this "
-            "run is yours, or you know who made it, say --trust-checkpoints."
+            f"'{there}' is a checkpoint, and one that somebody else made may do harm; if this run "
+            "is yours, or you know who made it, give --trust-checkpoints."
         )
     return _loaded(there, keys.index(member.key), len(keys)), f"step {wanted[0]} of {last}"
 

@@ -123,8 +123,8 @@ def _measure(
     sound = verify.sound(folder)
     if not trust_checkpoints:
         raise UserError(
-            "measure loads checkpoints, and those of somebody else may be made to harm; if this "
-            "run is yours, or you know who made it, say --trust-checkpoints."
+            "measure loads checkpoints, and one that somebody else made may do harm; if this run "
+            "is yours, or you know who made it, give --trust-checkpoints."
         )
     from sharpjax import runtime
     from sharpjax.runs import measure

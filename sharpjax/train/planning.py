@@ -300,7 +300,7 @@ def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> Non
         for arm in filter(None, (*getattr(measure, "arms", ()), getattr(measure, "reference", ""))):
             if arm not in stage.reads:
                 raise UserError(
-                    f"plan: '{stage.name}' looks at arm '{arm}', which is none that it reads."
+                    f"plan: '{stage.name}' looks at arm '{arm}', which it does not read."
                 )
             own = {e.name: e for e in getattr(there[arm], "evaluators", ())}
             if (name := getattr(measure, "outputs", None)) and name not in own:

@@ -133,7 +133,7 @@ class _View:
     def _plan(self, arm: str) -> Plan:
         if arm not in self._stage.reads:
             raise UserError(
-                f"plan: '{self._stage.name}' looks at arm '{arm}', which is none that it reads."
+                f"plan: '{self._stage.name}' looks at arm '{arm}', which it does not read."
             )
         return self._setting.plan
 

@@ -52,7 +52,7 @@ def check_same_config(folder: epath.Path, file: epath.Path, config: Mapping[str,
         there = flat(json.loads(file.read_bytes()))
     except (ValueError, AttributeError):
         raise UserError(
-            f"{file} is damaged, so nobody knows what was run there; bring it back from a copy, or "
+            f"{file} is damaged, so what was run there is not known; bring it back from a copy, or "
             f"give another --workdir."
         ) from None
     except OSError as error:

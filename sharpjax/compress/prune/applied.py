@@ -78,7 +78,7 @@ def sparsity(mask: Any, params: Any = None) -> Sparsity:
     for name, leaf, like in zip(names, leaves, shaped, strict=True):
         if not hasattr(like, "shape"):
             raise UserError(
-                f"prune.sparsity: the mask of '{name}' is {leaf!r} and says not of how many "
+                f"prune.sparsity: the mask of '{name}' is {leaf!r} and does not say of how many "
                 "numbers; give params."
             )
         try:

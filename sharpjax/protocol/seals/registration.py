@@ -282,7 +282,7 @@ def _from_document(document: Any) -> Registration:
     if (old := form == 1) and not isinstance(form, bool):
         names -= set(_OF_FORMAT_2)
     if not isinstance(document, dict) or document.keys() != names:
-        raise UserError("it has not the fields of a registration")
+        raise UserError("it does not have the fields of a registration")
     if form not in (1, FORMAT) or isinstance(form, bool):
         raise UserError(f"its format is {form!r}, and this program reads {FORMAT}")
     kinds = {
@@ -297,11 +297,11 @@ def _from_document(document: Any) -> Registration:
     digests = dict(document["digests"])
     expected = {"registration", "analysis", "code"} if old else set(Digests._fields)
     if digests.keys() != expected or not all(map(_is_sha256, digests.values())):
-        raise UserError("its digests are no SHA-256 sums")
+        raise UserError("its digests are not SHA-256 sums")
     if old:
         digests = {"design": digests.pop("registration"), "measures": ""} | digests
     if not all(isinstance(row, dict) for row in document["power"]):
-        raise UserError("its power table is none")
+        raise UserError("its power table is malformed")
     hypotheses = tuple(from_dict(h) for h in document["hypotheses"])
     read = {
         "hypotheses": hypotheses, "digests": Digests(**digests), "seeds": tuple(document["seeds"]),

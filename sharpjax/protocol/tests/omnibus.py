@@ -105,4 +105,4 @@ def _check(question: Question) -> None:
             "'two-sided', or take jonckheere or page for an order of groups."
         )
     if question.null:
-        raise UserError(f"null={question.null}; that all groups are alike is its only null, 0.")
+        raise UserError(f"null={question.null}; its only null is 0: all groups are equal.")
