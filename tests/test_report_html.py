@@ -803,7 +803,7 @@ def registry():
 
 def test_the_overview_has_every_hypothesis_and_says_what_was_not_run():
     page = Document(as_page(registry(), runs()))
-    assert page.texts("h2") == ["Runs", "Paper 1", "Paper 7", "Of the studies"]
+    assert page.texts("h2") == ["Runs", "Paper 1", "Paper 7", "Study sharpness"]
     text = page.all("main")[0][2]
     assert "7 hypotheses: 1 supported, 1 refuted, 1 equivalent, 1 inconclusive, 1 not run" in text
     assert "2 not yet run" in text and "still missing: pruning" in text
@@ -822,6 +822,52 @@ def test_registered_answers_count_before_exploratory_ones():
     entries = overview.entries((), (one, two, overview.Run("three", third)))
     assert overview.word(entries[0]) == "the runs differ"
     assert overview.word(overview.entries((), (two,))[0]) == "inconclusive"
+
+
+def test_hypotheses_of_two_studies_are_two_whatever_their_ids():
+    asked = reports.five()[0]
+    said = {"circles": asked, "surfaces": asked._replace(verdict="refuted")}
+    runs = [
+        overview.Run(
+            study, dataclasses.replace(reports.full((judgement,)), config={"study": study})
+        )
+        for study, judgement in said.items()
+    ]
+    entries = overview.entries((), runs)
+    assert [(e.study, overview.word(e), len(e.answers)) for e in entries] == [
+        ("circles", "supported", 1),
+        ("surfaces", "refuted", 1),
+    ]
+    page = Document(as_page((), runs))
+    assert page.texts("h2") == ["Runs", "Study circles", "Study surfaces"]
+    assert "the runs differ" not in page.all("main")[0][2]
+    (paper,) = overview.entries([asked.hypothesis], runs)  # of the papers: one, whoever runs it
+    assert overview.word(paper) == "the runs differ" and len(paper.answers) == 2
+
+
+def test_what_was_not_run_is_counted_and_not_listed():
+    idle = reports.five()[0]._replace(verdict="not run")
+    runs = [
+        overview.Run(name, reports.full((judgement,)))
+        for name, judgement in (("one", idle), ("two", idle), ("three", reports.five()[0]))
+    ]
+    rows = [row[2] for row in Document(as_page((), runs)).all("tr")]
+    assert "not run: 1. " in rows[1] and "S.1" not in rows[1]
+    (answers,) = [row for row in rows if row.startswith("S.1")]
+    assert answers.endswith("; not run in 2 runs") and "one: " not in answers
+
+
+def test_warnings_that_differ_in_a_digest_alone_are_one():
+    runs = [
+        overview.Run(
+            name,
+            dataclasses.replace(
+                reports.full(), warnings=(f"The analysis ({digest * 12}) has changed.",)
+            ),
+        )
+        for name, digest in (("one", "a"), ("two", "b"))
+    ]
+    assert "| The analysis has changed. | one, two |" in as_text((), runs)
 
 
 def test_the_overview_labels_a_word_that_nothing_registered_stands_for():

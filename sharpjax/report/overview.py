@@ -13,6 +13,8 @@ from sharpjax.report.content import EXPLORATORY, Content
 
 TITLE = "Runs, and what became of every hypothesis"
 NOT_YET = "not yet run"
+_NOT_RUN = "not run"
+_DIGEST = re.compile(r" \([0-9a-f]{12,64}\)")  # which differs from run to run; the reports have it
 
 
 class Run(NamedTuple):
@@ -36,10 +38,13 @@ class Answer(NamedTuple):
 class Entry(NamedTuple):
     hypothesis: Hypothesis
     answers: tuple[Answer, ...]
+    study: str = ""  # whose own it is; '': it is one of the papers'
 
 
 def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entry, ...]:
     """Every hypothesis in its order, then those that only the runs have.
+
+    The latter are told apart by study and id: two studies may both ask a C.1.
 
     Raises:
         UserError: two hypotheses, or two runs, have one name.
@@ -50,7 +55,8 @@ def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entr
     ):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"report: two {what} are named '{twice}'.")
-    found: dict[str, tuple[Hypothesis, list[Answer]]] = {h.id: (h, []) for h in hypotheses}
+    papers = {h.id for h in hypotheses}
+    found: dict[tuple[str, str], Entry] = {("", h.id): Entry(h, ()) for h in hypotheses}
     for run in runs:
         if (content := run.content) is None:
             continue
@@ -58,9 +64,11 @@ def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entr
         tagged += [(judgement, EXPLORATORY) for judgement in content.exploratory]
         for judgement, tag in tagged:
             asked = judgement.hypothesis
-            _, answers = found.setdefault(asked.id, (asked, []))
-            answers.append(Answer(run, judgement, tag))
-    return tuple(Entry(hypothesis, tuple(answers)) for hypothesis, answers in found.values())
+            study = "" if asked.id in papers else str(content.config.get("study", ""))
+            entry = found.get((study, asked.id), Entry(asked, (), study))
+            answers = (*entry.answers, Answer(run, judgement, tag))
+            found[study, asked.id] = entry._replace(answers=answers)
+    return tuple(found.values())
 
 
 def word(entry: Entry) -> str:
@@ -79,7 +87,7 @@ def tag_of(entry: Entry) -> str:
 
 def _counted(entry: Entry) -> tuple[Answer, ...]:
     """Registered answers count before exploratory ones, and answers before 'not run'."""
-    given = tuple(a for a in entry.answers if a.judgement.verdict != "not run")
+    given = tuple(a for a in entry.answers if a.judgement.verdict != _NOT_RUN)
     return tuple(a for a in given if a.tag != EXPLORATORY) or given or entry.answers
 
 
@@ -122,14 +130,14 @@ def _runs(runs: Sequence[Run]) -> Iterator[blocks.Block]:
         yield Paragraph("None.")
     if rows:
         yield blocks.Table(words.many(len(rows), "run"), columns, rows, sortable=True)
-    warned: dict[str, list[str]] = {}
+    warned: dict[str, dict[str, None]] = {}
     for run, content in newest:
         for warning in content.warnings:
-            warned.setdefault(warning, []).append(run.name)
+            warned.setdefault(_DIGEST.sub("", warning), {})[run.name] = None
     if warned:
         columns = (Column("Warning", "words"), Column("Runs", "words"))
         lines = [(warning, ", ".join(names)) for warning, names in warned.items()]
-        yield blocks.Table("What to know of them", columns, lines)
+        yield blocks.Table("Warnings", columns, lines)
     if lost := [run for run in runs if run.content is None]:
         columns = (Column("Folder", "name"), Column("Why", "words"))
         caption = f"Folders that cannot be read: {len(lost)}"
@@ -146,7 +154,8 @@ def _run(run: Run, content: Content) -> Iterator[Text | Cell]:
         of_kind = [j for j in content.judgements if j.verdict == kind]
         for tag in dict.fromkeys(map(content.tag, of_kind)):
             ids = [j.hypothesis.id for j in of_kind if content.tag(j) == tag]
-            lines += [verdicts.verdict(kind, tag), f": {', '.join(ids)}. "]
+            what = len(ids) if kind == _NOT_RUN else ", ".join(ids)
+            lines += [verdicts.verdict(kind, tag), f": {what}. "]
     yield tuple(lines)
     yield content.title, " ", Span(content.source, "minor")
     yield record.cost(content.processes).partition(";")[0]
@@ -160,16 +169,17 @@ def _run(run: Run, content: Content) -> Iterator[Text | Cell]:
 
 def is_negative(content: Content) -> bool:
     """Whether hypotheses were tested, and none of them is supported."""
-    given = {j.verdict for j in content.judgements} - {"not run"}
+    given = {j.verdict for j in content.judgements} - {_NOT_RUN}
     return bool(given) and "supported" not in given
 
 
 def _groups(found: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    """Those of each paper, `H1.2` being of the first, and so `H1.2 some-cells`; then all others."""
+    """By paper (`H1.2` and `H1.2 some-cells` are of the first), then the others by study."""
     groups: dict[str, list[Entry]] = {}
     for entry in found:
         match = re.fullmatch(r"H(\d+)\.\d+( .+)?", entry.hypothesis.id)
-        groups.setdefault(f"Paper {match[1]}" if match else "Of the studies", []).append(entry)
+        study = f"Study {entry.study}" if entry.study else "Of the studies"
+        groups.setdefault(f"Paper {match[1]}" if match else study, []).append(entry)
     yield from groups.items()
 
 
@@ -188,10 +198,13 @@ def _table(group: Sequence[Entry]) -> blocks.Table:
 
 def _answers(entry: Entry) -> Text:
     lines: list[Text] = []
-    for run, judgement, tag in entry.answers:
+    given = [answer for answer in entry.answers if answer.judgement.verdict != _NOT_RUN]
+    for run, judgement, tag in given:
         badge = verdicts.verdict(judgement.verdict, tag)
         lines += ["; " if lines else "", (_link(run), ": ", badge)]
         lines += [f" {estimate}"] if (estimate := verdicts.estimate(judgement)) else []
+    if idle := len(entry.answers) - len(given):
+        lines += ["; " if lines else "", f"{_NOT_RUN} in {words.many(idle, 'run')}"]
     missing = entry.hypothesis.missing
     return tuple(lines) or (Span(f"still missing: {missing}", "minor") if missing else "")
 
