@@ -1,1 +1,1 @@
-"""The studies, one module each; `catalog.STUDIES` names them."""
+"""The studies of `catalog.STUDIES`, one package each, and the hypotheses of the papers."""

@@ -1,6 +1,7 @@
-"""What can be done with runs: `python -m sharpjax.studies --help`.
+"""The commands for existing runs and models: `python -m sharpjax.studies --help`.
 
-All of it works on folders that somebody else sent, and believes nothing in them.
+They also work on folders that somebody else sent. Nothing in a folder is trusted, unless
+`--trust-checkpoints` says so.
 """
 
 import argparse
@@ -9,25 +10,26 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-# Before jax is imported: with a warm compilation cache XLA prints 250 kB of warnings on CPU.
+# Set before jax is imported: with a warm compilation cache XLA prints 250 kB of warnings on CPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from sharpjax import commandline, workdir  # noqa: E402
 from sharpjax.errors import UserError, nearest, printable  # noqa: E402
 from sharpjax.runs import read  # noqa: E402
 
-# The work's own modules are imported where they are used: numpy and jax take their time.
+# Each command imports its own modules when it runs: numpy and jax are slow to import.
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with mistakes as a `UserError`: one line, and what is allowed."""
+    """A parser that reports a mistake as a `UserError`: one line, with what is allowed."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the arguments say; the exit code. 0: all well. 1: something differs."""
+    """Run the command that the arguments name. Returns the exit code: 0 if all is well, 1 if
+    something differs."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = _make_parser()
     if not given:
@@ -56,7 +58,7 @@ def _make_parser() -> _Parser:
 
 
 def _say(line: str) -> None:
-    # Names in a folder may hold what a terminal obeys.
+    # Names in a folder may contain control sequences that a terminal would carry out.
     print("\n".join(map(printable, line.split("\n"))), flush=True)
 
 
@@ -227,7 +229,8 @@ _DATA = (
 
 
 class Command(NamedTuple):
-    """One command: what runs it, what it does, its arguments. No code is 0."""
+    """One command: the function that runs it, a line that describes it, and its arguments. A
+    function that returns None ends with code 0."""
 
     run: Callable[..., int | None]
     text: str

@@ -1,18 +1,18 @@
-"""What a run of the circles study is asked: T1.11 to T1.23, by its arms.
+"""The hypotheses of the circles study: T1.11 to T1.23. A run is asked those that its arms allow.
 
-The paper says that sharpness depends on how tight a boundary must be; no number is known. So these
-were written here, before any sharpness had been seen: a trial with seeds 1000 to 1099 had looked at
-accuracy and loss alone, at a factor of 0.9 and of random labels. (The latter chose the learning
-rate of `:cpu_labels`, at which these are learnt.)
+The paper says that sharpness depends on how tight a boundary must be; no number is known. The
+hypotheses were therefore written here, before any sharpness had been seen. An earlier trial with
+seeds 1000 to 1099 had looked only at accuracy and loss, at a factor of 0.9 and with random labels.
+(Its random labels decided the learning rate of `:cpu_labels`, at which they are learnt.)
 
     T1.11 to T1.14  over the factors .1 to .9, among models whose test accuracy is 1, a measure
                     rises: Page's trend test, seeds paired
     T1.15           the test accuracy at .9 is no lower than at .1 by more than .01
     T1.16           the authors' numbers rise, too
-    T1.17, T1.18    do the authors' numbers order models as the right ones do?
+    T1.17, T1.18    do the authors' numbers order models as the measures by definition do?
     T1.19           the largest eigenvalue follows the training loss more closely than the factor
-    T1.20 to T1.23  after random labels a measure is higher than after true ones, among models that
-                    have learnt every label of either
+    T1.20 to T1.23  a measure is larger after random labels than after true ones, among models that
+                    have learnt all of their labels
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -32,16 +32,16 @@ AUTHORS: Mapping[str, str] = {
     "noise_sharpness": "the authors' noise sharpness",
 }
 TRUE_LABELS = "labels_true"
-# Of rank correlations within a seed, and of the matched-pairs rank-biserial correlation.
+# For rank correlations within a seed, and for the matched-pairs rank-biserial correlation.
 MARGIN = 0.3
-# Of accuracy.
+# For differences of accuracy.
 SAME = 0.01
-# A rank correlation from which on two measures are said to order models alike.
+# Two measures order models in the same way if their rank correlation is above this.
 ALIKE = 0.9
 
 
 def hypotheses(names: Collection[str]) -> tuple[Hypothesis, ...]:
-    """Those whose arms are there: at least two factors; true labels and random ones."""
+    """The hypotheses whose arms are present: at least two factors; true and random labels."""
     factors = tuple(name for name in names if name.startswith("factor_"))
     random = tuple(n for n in names if n.startswith("labels_") and n != TRUE_LABELS)
     found = tuple(_of_factors(factors)) if len(factors) > 1 else ()
@@ -49,7 +49,11 @@ def hypotheses(names: Collection[str]) -> tuple[Hypothesis, ...]:
 
 
 def _of_factors(arms: tuple[str, ...]) -> Iterator[Hypothesis]:
-    """Of arms in the order of their factors. A trend is 'less' where the first is the least."""
+    """The hypotheses about the factors.
+
+    The arms come in the order of their factors. A rising trend has the direction 'less': the first
+    arm has the least.
+    """
 
     def rises(metric: str, optional: bool = False) -> Contrast:
         return Contrast(Quantity(metric, optional=optional), arms, "less", "page", MARGIN)
@@ -116,12 +120,12 @@ def _of_factors(arms: tuple[str, ...]) -> Iterator[Hypothesis]:
 
 
 def _correlation(pooled: str, first: str, second: str, direction) -> Contrast:
-    """Over all models of the factors; seeds are clusters."""
+    """A rank correlation over all models of all factors; seeds are clusters."""
     return same_arm(pooled, (first, second), direction, "spearman", null=ALIKE)
 
 
 def _of_labels(random: tuple[str, ...]) -> Iterator[Hypothesis]:
-    """Each draw of random labels against the true ones, seeds paired."""
+    """Models of each draw of random labels against those of the true labels, seeds paired."""
     for number, (measure, words) in enumerate(MEASURES.items(), 20):
         quantity = Quantity(f"fitted/{measure}", optional=True)
         yield Hypothesis(

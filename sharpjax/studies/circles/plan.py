@@ -1,24 +1,25 @@
 """The concentric circles of paper 1 as a study (arXiv 2510.12451, journal version; T1.11 to T1.23).
 
 Arms `factor_<per cent>` differ in the radius of the inner circle, and so in how tight the boundary
-must be; arms `labels_true` and `labels_<n>` in whether the labels are the true ones or draw n of
+must be. Arms `labels_true` and `labels_<n>` differ in the labels: the true ones, or draw n of
 random ones. Arms of one seed share initial weights and the order of examples. A model is trained
 for all epochs, whatever it has learnt.
 
-The `step` of a row is an epoch. Beside what `train.epochs` gives, at the end and at a few epochs
-before it, on the whole training set with the labels that it is trained on:
+The `step` of a row is an epoch. Besides the metrics of `train.epochs`, the following are measured
+at the end and at a few epochs before it, on the whole training set with the labels that the model
+is trained on:
 
     data/factor
-    train/nll, train/fitted            loss, and accuracy, of the state after the epoch
-    train/fisher_rao                   as defined: one product with the Fisher matrix
+    train/nll, train/fitted            loss and accuracy of the state after the epoch
+    train/fisher_rao                   by its definition: one product with the Fisher matrix
     train/relative_flatness, train/relative_flatness_normalised
     train/lambda_1                     of the Hessian
     train/average_sharpness            mean rise of the loss on a sphere: the part of curvature
-    authors/fisher_rao                 by the formula with number of layers + 1
-    authors/relative_flatness          features normalised, a sum over the batches of training
+    authors/fisher_rao                 by the formula with the factor number of layers + 1
+    authors/relative_flatness          features normalised, a sum over the training batches
     authors/noise_sharpness            mean of |L(w + e) - L(w)| / rho, |e| about rho
-    perfect/<measure>                  those of `MEASURES` of models whose test accuracy is 1
-    fitted/<measure>                   of models whose training accuracy is 1
+    perfect/<measure>                  the measures of `MEASURES`, of models with test accuracy 1
+    fitted/<measure>                   the same, of models with training accuracy 1
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ from sharpjax.train.results import Results, exact, results
 
 
 def plan(config: Config) -> Plan:
-    """The circles of each arm, and the arm."""
+    """The data and the training stage of each arm."""
     members = tuple(map(Member, config.seeds))
     specs, stages = {}, []
     for name, arm in schema.complete_arms(config).items():
@@ -77,14 +78,14 @@ def _arm(name: str, arm: Config, spec: Circles, members: tuple[Member, ...]) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Sharpness:
-    """Sharpness as it is defined and as the authors' code has it, on the whole training set.
+    """Sharpness by the definitions and by the authors' code, on the whole training set.
 
-    Cost: some 20 products with the Hessian, two forward passes for each pair, one for each draw: 80
-    ms a model of 10,602 parameters on one core, 100 examples.
+    Cost: some 20 products with the Hessian, two forward passes per pair and one per draw. A model
+    of 10,602 parameters takes 80 ms on one core with 100 examples.
 
     Attributes:
-        factor: of the circles, which becomes a row.
-        batch_size: of training, over whose batches the authors sum relative flatness.
+        factor: that of the circles; it becomes a row.
+        batch_size: that of training; the authors sum relative flatness over these batches.
         num_layers: as the authors count them, without the 1 that they add.
         tol, max_products: of the search for the largest eigenvalue.
         average_rho, num_pairs: of average sharpness, on the sphere.
@@ -181,7 +182,8 @@ class Sharpness:
 
 @dataclasses.dataclass(frozen=True)
 class Boundary:
-    """Stores the probability of the inner circle on a square grid, of the models of one seed."""
+    """Stores the predicted probability of the inner circle on a square grid, for the models of one
+    seed."""
 
     seed: int
     resolution: int
@@ -210,14 +212,15 @@ class Boundary:
 
 @jax.jit
 def _outputs(loss: Classification, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Logits, and the loss."""
+    """The logits and the loss."""
     with jax.default_matmul_precision("highest"):
         logits = loss.logits(params, batch)
         return logits, loss.outer_loss(logits, batch)
 
 
 def _batch(examples: Examples) -> dict[str, jax.Array]:
-    """What a model is trained on, so without the true labels: one structure, one compilation."""
+    """The batch as it is trained on. Leaving out the true labels gives all sets one structure, so
+    there is one compilation."""
     return as_batch(examples._replace(true_label=None))
 
 

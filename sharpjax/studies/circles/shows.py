@@ -1,4 +1,4 @@
-"""What the study shows: sharpness by factor and by epoch, conventions side by side, boundaries."""
+"""Tables and figures: sharpness by factor and by epoch, the authors' numbers, the boundaries."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ from sharpjax.runs.study import Arrays
 from sharpjax.studies.circles import asks
 from sharpjax.train.results import Row
 
-SIDE = 1.4  # of the picture of a boundary, from its centre
+SIDE = 1.4  # half the width of the picture of a boundary
 CAPTION = (
     "Means over seeds at the end: accuracies, training loss, and measures as they are defined, "
     "three of them beside the authors' conventions."
 )
-# Metric, heading.
+# Metric and heading.
 COLUMNS = {
     "test/accuracy": "test accuracy",
     "train/fitted": "training accuracy",
@@ -40,7 +40,7 @@ def grid(resolution: int) -> np.ndarray:
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """A row for each arm, its means at the end."""
+    """A row per arm: its means at the end."""
     found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
     arms = dict.fromkeys(row["arm"] for row in rows)
 
@@ -52,7 +52,7 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """Those whose rows and arrays are there."""
+    """The figures whose rows and arrays are present."""
     factors = [row for row in rows if row["arm"].startswith("factor_")]
     labels = [row for row in rows if row["arm"].startswith("labels_")]
     if factors:
@@ -107,7 +107,7 @@ def _by_epoch(rows: Sequence[Row]) -> Figure:
 
 
 def _surfaces(arms: Mapping[str, Any], arrays: Arrays) -> dict[str, Surface]:
-    """The first, the middle and the last of the arms."""
+    """The surfaces of the first, the middle and the last arm."""
     names = list(arms)
     chosen = dict.fromkeys(names[i] for i in (0, len(names) // 2, -1)) if names else {}
     found = {name: list(arrays(name, "boundary").values()) for name in chosen}

@@ -1,25 +1,26 @@
-"""What a run of the data-free study is asked, by its nets.
+"""The hypotheses of the data-free study, net by net.
 
-H2.1 to H2.6 are the paper's, of six-layer MLPs on MNIST, all images; of other nets and data the
-same is asked, net by net, under ids of their own, as `H2.3 cifar10-vgg_narrow`. Beside them, of
-each net:
+H2.1 to H2.6 are the paper's, for six-layer MLPs on MNIST with all images. Other nets and data are
+asked the same, net by net, under separate ids such as `H2.3 cifar10-vgg_narrow`. Each net is also
+asked:
 
-    D.1  layers with more curvature before are the ones whose replacement costs more
-    D.2  curvature orders layers by that better than the data-free metrics of the same trained net
+    D.1  layers with more curvature before are those whose replacement costs more
+    D.2  curvature orders layers by that cost better than the data-free metrics of the same trained
+         net
     D.3  D.1 at equal depth and size of the layers
-    D.4  a change of the weights that leaves the function moves alpha beyond 5 per cent, where
-         factors are of single units; one factor for a layer, or another order, does not (of nets
-         with ReLU or BatchNorm: of GELU units no factor leaves the function)
+    D.4  a change of the weights that leaves the function as it is moves alpha by more than 5 per
+         cent if each unit has its own factor; one factor for a layer, or another order, does not
+         (only nets with ReLU or BatchNorm: no factor of GELU units leaves the function as it is)
     D.5  before training alpha is in [2, 6] in most draws, for every shape of a layer
 
-What is sealed, and why. A layer is critical where `paper2.CRITICAL_DROP` is lost; that threshold
-and the margins of H2.* are of `papers/paper2`. The metrics are the eight columns of WeightWatcher
-that need neither data nor chance (those that shuffle a layer are random themselves). The 5 per
-cent of D.4 are those within which H2.1 calls alpha unchanged. D.1 to D.3 take curvature as it is,
+What is sealed, and why. A layer is critical if `paper2.CRITICAL_DROP` is lost; this threshold and
+the margins of H2.* are from `papers/paper2`. The metrics are the eight columns of WeightWatcher
+that need neither data nor chance (those that shuffle a layer are themselves random). The 5 per cent
+of D.4 are the margin within which H2.1 calls alpha unchanged. D.1 to D.3 take curvature as it is,
 in the units of the weights, and the worst case at a tenth of a layer's own norm: a replacement
-moves a layer by a multiple of its norm, not by a number that is the same for all layers. D.2 asks
-each measure against each metric, so that one good metric is enough to see it fail. Each net is a
-family of its own: of 10 seeds the smallest p is 2^-10, and the 48 comparisons of one net are the
+moves a layer by a multiple of its norm, not by a number that is the same for all layers. D.2
+compares each measure with each metric, so one good metric is enough to make it fail. Each net is a
+family of its own: with 10 seeds the smallest p is 2^-10, and the 48 comparisons of one net are the
 most that Holm's correction leaves decidable.
 """
 
@@ -38,8 +39,8 @@ from sharpjax.studies.papers.shorthand import all_of, equal, most, vote
 from sharpjax.train.layer_curvature import MEASURES
 
 PAPERS = ("mnist-mlp", 6)  # the place, and how many layers its net has
-UNCHANGED = 0.05  # of a relative change: as in H2.1
-SAME = 1e-3  # of what stays in closed form, in float32
+UNCHANGED = 0.05  # margin of a relative change, as in H2.1
+SAME = 1e-3  # margin in float32 for what does not change in closed form
 MOST = 0.5
 
 ask = partial(shorthand.ask, source="a question of this repository", status="design")
@@ -50,11 +51,12 @@ def hypotheses(
     layers: Mapping[str, Sequence[str]],
     sites: Mapping[str, Sequence[Site]],
 ) -> tuple[Hypothesis, ...]:
-    """All that can be asked of these arms, and the paper's that cannot.
+    """All hypotheses that these arms can answer, and those of the paper that they cannot.
 
     Args:
-        layers: of each place, a layer of each shape.
-        sites: of each place, layers whose units can be changed.
+        arms: of the config, by name.
+        layers: for each place, a layer of each shape.
+        sites: for each place, the layers whose units can be changed.
     """
     there = [
         f"{place}-{condition}" for place in layers for condition in (BASE, *ARMS, "init", "same")
@@ -80,7 +82,7 @@ def hypotheses(
 
 
 def _other_than_the_papers(place: str, arm: Config) -> str:
-    """Why an arm of the paper's name is none of its nets; '' where it is one."""
+    """Why an arm with the paper's name is not the paper's net; '' if it is."""
     if place != PAPERS[0]:
         return ""
     if 0 < arm.data.num_train < catalog.DATA_SETS[arm.data.name].num_train:
@@ -91,7 +93,7 @@ def _other_than_the_papers(place: str, arm: Config) -> str:
 
 
 def _own(place: str, layers: Sequence[str], sites: Sequence[Site]) -> Iterator[Hypothesis]:
-    """D.1 to D.5 of a place."""
+    """D.1 to D.5 for a place."""
     base, replaced = f"{place}-{BASE}", [f"{place}-{arm}" for arm in ARMS]
     drop, accuracy = of_layers("layer/accuracy_drop"), of_layers("layer/accuracy")
     held = (of_layers("layer/depth"), of_layers("layer/num_params"))

@@ -3,19 +3,19 @@
 Arms: `<data set>-<net>-<condition>`, ten seeds each:
 
     base        nets that are trained
-    reinit      the same, in which each layer in turn has its initial values again
-    rerandom    the same, with fresh draws, `evaluate.replaced.trials` of each layer
-    same        the same, with changes of the weights that leave the function
+    reinit      the same nets, with each layer in turn set back to its initial values
+    rerandom    the same with fresh draws, `evaluate.replaced.trials` of each layer
+    same        the same nets, with changes of the weights that leave the function as it is
     init        nets before training, `evaluate.untrained.draws` for each seed
 
-All at the end, rows of `{"layer": name}`, of all layers with ten eigenvalues or more; m is one of
-`paper2.DATA_FREE`:
+All rows are taken at the end. They have `{"layer": name}`, for all layers with ten eigenvalues or
+more; m is one of `paper2.DATA_FREE`:
 
     layer/m, num_params, depth      base: `train.layerwise.DataFree`
     layer/trace, lambda_1, sharpness    base: `train.layer_curvature`
     layer/..., trial/accuracy       reinit, rerandom: `train.layerwise.Replaced`
-    robust/m/..., critical/m/...    reinit, rerandom: of the layers that are so there, see `paper2`
-    difference/m, accuracy          reinit: less that of rerandom
+    robust/m/..., critical/m/...    reinit, rerandom: the layers that are so there, see `paper2`
+    difference/m, accuracy          reinit: its value less that of rerandom
     same/...                        `preserved`
     init/...                        `untrained`
 """
@@ -59,7 +59,7 @@ KINDS: Mapping[str, Literal["initial", "fresh"]] = {"reinit": "initial", "rerand
 
 
 def plan(config: Config) -> Plan:
-    """For each of the config's arms the nets, what is made of them, and what compares that.
+    """For each arm of the config: the trained nets, what is made of them, and what compares it.
 
     Raises:
         UserError: a model cannot be built.
@@ -98,7 +98,7 @@ def _of_trained(arm: Config, step: Steps, spec: Any) -> tuple[Any, ...]:
 def _made(
     name: str, arm: Config, step: Steps, spec: Any, seeds: tuple[int, ...]
 ) -> list[Derive | Draw | Compare]:
-    """What is made of the models of an arm, and what compares it."""
+    """The stages made from the models of an arm, and the stage that compares them."""
     place = "-".join(cells.place(name))
     shapes, asked = layers_with_spectra(step.model, spec.input_shape), arm.evaluate
     found: list[Derive | Draw | Compare] = []
@@ -145,11 +145,11 @@ def of_each_shape(shapes: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Sorted:
-    """The values of layers, and how the replacement changes them, as rows of `robust/...` or of
-    `critical/...`, by what each layer is in the arm.
+    """The values of layers and their changes, sorted into rows of `robust/...` and `critical/...`
+    by what each layer is in the arm.
 
     Attributes:
-        arms: in which layers are replaced.
+        arms: those in which layers are replaced.
         base: the arm of the trained nets.
     """
 
@@ -192,7 +192,7 @@ class Sorted:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What a layer has after re-initialisation less what it has after re-randomisation."""
+    """The value of a layer after re-initialisation less that after re-randomisation."""
 
     reinit: str
     rerandom: str
@@ -216,8 +216,10 @@ class Difference:
 
 
 def _ends(view: View, arm: str) -> dict[str, dict[tuple[int, Of], float]]:
-    """The values at the last step of an arm by metric, seed and further coordinates; read once, as
-    `at_end` reads them for one metric."""
+    """The values at the last step of an arm, by metric, seed and further coordinates.
+
+    They are read once for all metrics; `at_end` reads them for one metric.
+    """
     rows = view.rows(arm)
     last = max((row["step"] for row in rows), default=0)
     found: dict[str, dict[tuple[int, Of], float]] = {}
@@ -229,7 +231,7 @@ def _ends(view: View, arm: str) -> dict[str, dict[tuple[int, Of], float]]:
 
 
 def hypotheses(config: Config) -> tuple:
-    """Those of paper 2, and our own; see `asks`."""
+    """The hypotheses of paper 2, and our own; see `asks`."""
     arms = schema.complete_arms(config)
     layers, sites = {}, {}
     for name, arm in arms.items():

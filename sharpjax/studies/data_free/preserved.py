@@ -1,4 +1,4 @@
-"""Changes of the weights that leave the function: how far each moves what weights say."""
+"""Changes of the weights that leave the function as it is: how far each moves the metrics."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from sharpjax.train.layerwise import columns_of, leaves_of
 from sharpjax.train.plan import Cost, Subject, When
 from sharpjax.train.results import Of, Results, exact, of
 
-# Of all changes: which kernel is W afterwards. In the order of the report.
+# All changes, with what the kernel W becomes. In the order of the report.
 CHANGES = {
     "units": "W D, units of a ReLU layer or channels before BatchNorm by a factor each",
     "factor": "c W, all of them by one",
     "absorption": "W D, BatchNorm absorbed into the layer before it",
     "permutation": "W P, units in another order",
 }
-LARGEST = 16.0  # factor; none is below 1, at which a variance near 0 could become negative
+LARGEST = 16.0  # factor; none is below 1, since a variance near 0 could then become negative
 _EPSILON = 1e-5  # of the norms of `nn.resnet` and `nn.vgg`
 
 
@@ -35,8 +35,8 @@ class Site(NamedTuple):
 
     Attributes:
         layer: its name.
-        out: the kernel that reads the units; '' where a norm does.
-        norm: the BatchNorm that reads it; ''.
+        out: the kernel that reads the units; '' if a norm reads them.
+        norm: the BatchNorm that reads the layer; '' if there is none.
         relu: whether the units are positively homogeneous.
     """
 
@@ -47,7 +47,7 @@ class Site(NamedTuple):
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """Those that leave the function here."""
+        """The changes that leave the function as it is here."""
         if self.norm:
             return "units", "factor", "absorption"
         return ("units", "factor", "permutation") if self.relu else ("permutation",)
@@ -73,21 +73,21 @@ def sites_of(model: linen.Module, input_shape: tuple[int, ...]) -> tuple[Site, .
 
 @dataclasses.dataclass(frozen=True)
 class Preserved:
-    """By how much each data-free metric of a layer moves where the function does not: rows of
+    """By how much each data-free metric of a layer moves while the function stays: rows of
     `{"layer": name, "change": one of CHANGES}`
 
         same/<column>/absolute_change   |after - before| / |before|
         same/off                        largest change of a logit on the first `num_examples`
                                         training images, relative to the largest logit
 
-    A change is tried on these images first (`nn.apply_verified`); one that is off by more than
-    rounding explains has no rows. Factors are drawn from 1 to `LARGEST`, evenly in logarithm; that
-    of `factor` is `LARGEST`.
+    A change is first tried on these images (`nn.apply_verified`). If it is off by more than
+    rounding explains, it has no rows. Factors are drawn from 1 to `LARGEST`, evenly in logarithm;
+    that of `factor` is `LARGEST`.
 
     Cost: two passes of the examples for each layer and change, and a decomposition.
 
     Attributes:
-        sites: from `sites_of`; of layers that have metrics.
+        sites: from `sites_of`, only of layers that have metrics.
         columns: of `data_free.Metrics`, by the convention of WeightWatcher.
     """
 
@@ -122,7 +122,7 @@ class Preserved:
                 change = functools.partial(changed, site=site, change=name, key=own)
                 try:
                     done = nn.apply_verified(change, (state.params, statistics), outputs)
-                except UserError:  # more than rounding: it says nothing of the function
+                except UserError:  # more than rounding: the function is not the same
                     continue
                 where = of(layer=site.layer, change=name)
                 found["same/off", where] = exact(done.off)
@@ -142,7 +142,7 @@ def _kernel(params: Any, layer: str) -> np.ndarray:
 
 
 def changed(both: tuple[Any, Any], site: Site, change: str, key: jax.Array) -> tuple[Any, Any]:
-    """Parameters and running statistics after a change of `CHANGES`."""
+    """Parameters and running statistics after one of `CHANGES`."""
     params, statistics = both
     into = f"{site.layer}/*"
     count = _kernel(params, site.layer).shape[-1]

@@ -1,4 +1,4 @@
-"""What the study shows: what the cost of a replacement goes with, beside the paper's words."""
+"""Tables and figures: what goes with the cost of a replacement, beside what the paper says."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -40,7 +40,7 @@ Values = dict[tuple[int, str], float]  # by seed and layer
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Metrics, layers, and layers before training, of all nets."""
+    """Three tables of all nets: metrics, layers, and layers before training."""
     found = _Found(rows)
     head = ("net", "metric", *(f"tau, {WORDS[arm]}" for arm in ARMS), "the paper",
             *(f"change, robust, {WORDS[arm]}" for arm in ARMS), *CHANGES)  # fmt: skip
@@ -63,7 +63,7 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 class _Found:
-    """Rows by arm and metric."""
+    """Values of the rows, by arm and metric."""
 
     def __init__(self, rows: Sequence[Row]):
         self._values: dict[tuple[str, str], dict[tuple[int, Any], float]] = {}
@@ -75,7 +75,7 @@ class _Found:
         self.places = tuple(dict.fromkeys("-".join(cells.place(row["arm"])) for row in rows))
 
     def of(self, arm: str, metric: str, **further: Any) -> Values:
-        """By seed and layer, where all other coordinates are these."""
+        """By seed and layer, from rows whose other coordinates are `further`."""
         found = {}
         for (seed, where), value in self._values.get((arm, metric), {}).items():
             own = dict(where)
@@ -95,12 +95,12 @@ class _Found:
                 yield place, layer
 
     def inside(self, arm: str, layer: str) -> list[float]:
-        """Of each draw, whether alpha of a layer is in [2, 6]."""
+        """For each draw, whether alpha of a layer is in [2, 6]."""
         values = self._values.get((arm, "init/alpha_in_range"), {})
         return [value for (_, where), value in values.items() if dict(where)["layer"] == layer]
 
     def against(self, place: str, arm: str, metric: str) -> tuple[Values, Values]:
-        """A measure of layers, and the accuracy after their replacement."""
+        """A measure of the layers, and the accuracy after their replacement."""
         where = BASE if metric in MEASURES else arm
         own = self.of(f"{place}-{where}", f"layer/{metric}")
         return own, self.of(f"{place}-{arm}", "layer/accuracy")
@@ -177,8 +177,8 @@ def _percent(values: Iterable[float]) -> str:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """Of each net the accuracy after a replacement against each measure, and correlations; alpha
-    before training."""
+    """For each net: accuracy after a replacement against each measure, and correlations. For all
+    nets: alpha before training."""
     found = _Found(rows)
     for place in found.places:
         for arm in ARMS:

@@ -1,4 +1,4 @@
-"""Layers before any training: which exponent of a power law chance gives them."""
+"""Layers before any training: which power-law exponents they have by chance."""
 
 import dataclasses
 import functools
@@ -20,17 +20,18 @@ QUANTILES = (5, 25, 50, 75, 95)  # per cent
 
 @dataclasses.dataclass(frozen=True)
 class Untrained:
-    """For a `Draw` stage: alpha of layers as a net draws them, `draws` times for each seed.
+    """For a `Draw` stage: alpha of the layers of freshly drawn nets, `draws` nets per seed.
 
-        init/alpha_in_range     1 where alpha is in [2, 6], else 0; `of` = {"layer", "draw"}
+        init/alpha_in_range     1 if alpha is in [2, 6], else 0; `of` = {"layer", "draw"}
         init/alpha              quantiles of alpha over these draws; `of` = {"layer", "percent"}
 
-    A layer that has no power law (`num_tail` of 0) is not in the range. By the convention of
-    WeightWatcher. Cost: a draw of the net, and of each layer the eigenvalues of W'W.
+    Alpha follows the convention of WeightWatcher. A layer without a power law (`num_tail` of 0) is
+    not in the range. Cost: a draw of the net, and the eigenvalues of W'W of each layer.
 
     Attributes:
         initialiser: draws the net.
-        layers: names, and the matrices (k, m, n) that each is read as; a layer of each shape.
+        layers: names, and the matrices (k, m, n) that each is read as; one layer of each shape.
+        draws: nets per seed.
         arm: names the stream.
     """
 
@@ -69,15 +70,18 @@ def _quantiles(alphas: np.ndarray) -> Any:
 
 
 def _alphas(matrices: np.ndarray, factor: float) -> np.ndarray:
-    """alpha of each of [D, k, m, n]; NaN where there is no tail."""
+    """alpha of each of [D, k, m, n]; NaN if there is no tail."""
     with jax.enable_x64(True):
         return np.asarray(_fit(jnp.asarray(matrices, jnp.float64), factor))
 
 
 @jax.jit
 def _fit(matrices: jax.Array, factor: float) -> jax.Array:
-    """Eigenvalues are those of W'W in float64, right within n eps of the largest: of what is drawn
-    independently the smallest is far above that, and this takes a fraction of an SVD's time."""
+    """Alpha from the eigenvalues of W'W in float64, whose error is at most n eps times the largest.
+
+    The smallest eigenvalue of independently drawn weights is far above that error, and this takes a
+    fraction of the time of an SVD.
+    """
 
     def alpha(one: jax.Array) -> jax.Array:
         wide = one if one.shape[1] <= one.shape[2] else jnp.swapaxes(one, 1, 2)

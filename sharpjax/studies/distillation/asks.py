@@ -1,28 +1,30 @@
-"""What a run of the distillation study is asked, by its arms.
+"""The hypotheses of the distillation study; a run is asked those that its arms allow.
 
-H5.1 to H5.6 are the paper's, of the paper's nets. Of other nets the same is asked under ids of
-their own, as `H5.1 narrow`, and of one narrow net as `H5.1 resnet_narrow`, `D.1 resnet_narrow`.
-Beside them, where a config has the arms:
+H5.1 to H5.6 are the paper's, for the paper's nets. Other nets are asked the same under separate
+ids, such as `H5.1 narrow`; a single narrow net under ids such as `H5.1 resnet_narrow` and
+`D.1 resnet_narrow`. If a config has the arms, these are asked too:
 
-    D.1  at most weights a student on logits ends nearer to its teacher than siddo, and nearer than
-         one whose loss passes through a second softmax, as in the authors' code of paper 7
-    D.2  through a second softmax a student ends as far from its teacher as siddo, at each weight
+    D.1  at most weights, a student on logits ends nearer to its teacher than siddo, and nearer than
+         a student whose loss passes through a second softmax, as in the authors' code of paper 7
+    D.2  with a second softmax a student ends as far from its teacher as siddo, at each weight
     D.3  a teacher that keeps choice and confidence, but not the order of the other classes, still
-         draws students nearer than none
+         draws students nearer than no teacher does
     D.4  teachers without knowledge of the example (shuffled, entropy-matched) cost no accuracy
-    D.5  and leave students as far from the teacher as none
-    D.6  through a second softmax a teacher draws students no nearer than one that says the same of
+    D.5  these teachers leave students as far from the teacher as no teacher does
+    D.6  with a second softmax a teacher draws students no nearer than one that says the same of
          every example
     D.7  at temperatures of 1, 2 and 8, too, students end nearer to their teacher than siddo
-    D.8  and so do those of half and twice its width, than the same nets without it
+    D.8  students of half and twice its width end nearer to it than the same nets without a teacher
 
-D.1 and D.2 together say whether "distillation transfers nothing" is an artefact of a loss. SGD, and
-not the authors' Adamax, takes steps a tenth as long where the labels weigh a tenth and the rest of
-the loss is next to nothing: D.6 compares with the same loss without a teacher.
+D.1 and D.2 together say whether "distillation transfers nothing" is an artefact of a loss. The runs
+use SGD, not the authors' Adamax. If the labels have a weight of a tenth and the rest of the loss is
+close to zero, SGD takes steps a tenth as long. D.6 therefore compares with the same loss and a
+teacher that says the same of every example.
 
-"As far" is a ratio of distances within 0.1 of 1: a fifth of what H5.2 calls small (0.5 to 1). Where
-a claim needs all its comparisons, each is tested at alpha (an intersection-union test) and is a
-family of its own; what refutes it where any one holds is corrected together.
+"As far" means that the ratio of distances is within 0.1 of 1. This is a fifth of the range that
+H5.2 calls small (0.5 to 1). If a claim needs all its comparisons, each is tested at alpha (an
+intersection-union test) and is a family of its own. If any one of several comparisons refutes a
+claim, they are corrected together.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -48,7 +50,7 @@ ask = partial(
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
-    """All that can be asked of the config's arms, and the paper's that cannot."""
+    """All hypotheses that the config's arms can answer, and those of the paper that they cannot."""
     arms = list(schema.complete_arms(config))
     by_place = dict.fromkeys(map(cells.place, arms))
     sets, nets = (tuple(dict.fromkeys(part)) for part in zip(*by_place, strict=True))
@@ -64,7 +66,8 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
 
 
 def _of_nets(arms: Collection[str], nets: Sequence[str], sets: Sequence[str]) -> list[Hypothesis]:
-    """The paper's, of nets that are not the paper's; H5.4 of those that there are on two sets."""
+    """The paper's hypotheses for other nets; H5.4 only for nets that are present on two data sets.
+    """
     reordered = nets[-1]  # the ViT is the last of each form
     first = tuple(net for net in nets if f"{sets[0]}-{net}-siddo" in arms)
     own = {h.id: h for h in paper5.hypotheses(first, sets[:1], reordered=reordered)}
@@ -76,7 +79,7 @@ def _of_nets(arms: Collection[str], nets: Sequence[str], sets: Sequence[str]) ->
 
 
 def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
-    """D.1 to D.8, of the places that have their arms."""
+    """D.1 to D.8, for the places that have the arms."""
 
     def having(*conditions: str) -> list[str]:
         every = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
@@ -167,11 +170,11 @@ def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
 
 
 def _as_far(arm: str, other: str) -> Contrast:
-    """Distances to the teacher are equal within a tenth, tested by itself."""
+    """Distances to the teacher are equal within a tenth; each test is a family of its own."""
     family = f"{arm} as far as {other}"
     return Contrast(DISTANCE, (arm, other), "two-sided", RATIO, 0.1, family=family, within=True)
 
 
 def _nearer(arm: str, other: str) -> Contrast:
-    """Over a tenth nearer to the teacher."""
+    """Nearer to the teacher by more than a tenth."""
     return Contrast(DISTANCE, (arm, other), "less", RATIO, null=0.9)

@@ -1,19 +1,21 @@
 """Paper 5 as a study: what students take over from a teacher (OpenReview Cgo73ZnAQc).
 
-Arms: `<data set>-<net>-<condition>`. The models of `...-teacher` are trained first; those of the
-other conditions are compared with the one of their seed, and learn from it where `distill.teacher`
-says so. `distill.start` and `distill.order` say whether initial weights and order of data are the
-teacher's ('same') or others, which all arms of a seed share.
+Arms: `<data set>-<net>-<condition>`. The models of `...-teacher` are trained first. Those of the
+other conditions are compared with the teacher of their seed, and learn from it if `distill.teacher`
+says so. `distill.start` and `distill.order` say whether the initial weights and the order of data
+are the teacher's ('same') or different ones, which all arms of a seed share.
 
-All at the end, on the first `evaluate.test.num_outputs` test images:
+All metrics are measured at the end. Distances and excess agreement use the first
+`evaluate.test.num_outputs` test images.
 
-    test/accuracy, test/ece, test/nll               of the whole test set
+    test/accuracy, test/ece, test/nll               on the whole test set
     teacher/activation_distance, cosine_distance, jsd, disagreement, l1
                                                     to the teacher of the seed
-    wrong/excess_agreement, right/excess_agreement  of students of a model, the control being the
-                                                    siddo model of the seed, and of their size
+    wrong/excess_agreement, right/excess_agreement  of students that a model teaches; the control is
+                                                    the siddo model of the same seed and size
 
-and the outputs of the first `evaluate.trajectory.num_examples` test images after each epoch.
+The outputs for the first `evaluate.trajectory.num_examples` test images are stored before training
+and after each epoch.
 """
 
 import dataclasses
@@ -54,7 +56,7 @@ DISTANCES: Mapping[str, Any] = {
 
 
 def plan(config: Config) -> Plan:
-    """An arm for each of the config's, the teachers first, and what compares those of a net.
+    """An arm for each arm of the config, and for each net a stage that compares the arms.
 
     Raises:
         UserError: a model cannot be built.
@@ -114,8 +116,9 @@ def _evaluators(arm: Config) -> list[Evaluator]:
 
 @dataclasses.dataclass(frozen=True)
 class ExcessAgreement:
-    """How much oftener a student predicts as its teacher does than a control of its seed, where the
-    teacher is wrong and where it is right: `functional.transfer_asymmetry`."""
+    """How much more often a student predicts as its teacher does than a control of its seed does.
+    Counted separately for examples on which the teacher is wrong and on which it is right:
+    `functional.transfer_asymmetry`."""
 
     arms: tuple[str, ...]
     teacher: str

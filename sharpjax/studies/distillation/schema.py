@@ -1,4 +1,4 @@
-"""What a config of the distillation study must hold; nothing heavy is imported here."""
+"""What a config of the distillation study must hold. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 
@@ -6,13 +6,13 @@ from sharpjax import schema
 from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, Config, Rule, blocks
 
-TEACHER = "teacher"  # the condition of the arm that teaches, of each place
-CONTROL = "siddo"  # what a student is compared with
-SIZES = ("half", "double")  # of students that are not of the teacher's size
+TEACHER = "teacher"  # the condition of the arm that teaches, in each place
+CONTROL = "siddo"  # the condition that students are compared with
+SIZES = ("half", "double")  # of students whose size differs from the teacher's
 
 
 def control_of(arm: str) -> str:
-    """The arm that a student is compared with: of its data set, net and size, without a teacher.
+    """The arm that a student is compared with: same data set, net and size, no teacher.
 
     >>> control_of("digits-mlp-kd_90"), control_of("digits-mlp-kd_90_half")
     ('digits-mlp-siddo', 'digits-mlp-siddo_half')

@@ -1,4 +1,4 @@
-"""What the study shows: distances to the teacher beside accuracies, and paths of functions."""
+"""Tables and figures: accuracies, distances to the teacher, and paths of functions in training."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,12 +23,12 @@ CAPTION = (
     "much oftener a student predicts as its teacher does than siddo, where the teacher is wrong "
     "and where it is right."
 )
-# Of conditions, without the weight of the teacher.
+# The order of conditions, named without the weight of the teacher.
 ORDER = (
     TEACHER, "siddo", "disdo", "kd", "kd_paper", "constant_paper", "permuted", "shuffled",
     "entropy", "uniform", "gaussian",
 )  # fmt: skip
-# Metric, heading, whether it is shown over that of siddo.
+# Metric: heading, and whether its ratio to that of siddo is shown.
 COLUMNS = {
     "test/accuracy": ("accuracy", False),
     "test/ece": ("ECE", False),
@@ -41,7 +41,7 @@ COLUMNS = {
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """A row for each arm."""
+    """A row per arm."""
     found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
 
     def cell(arm: str, metric: str, over: bool) -> str:
@@ -61,8 +61,10 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """For each data set and net: distances to the teacher, and against accuracy; of the arms whose
-    outputs were stored along training the way there."""
+    """For each data set and net: distances to the teacher, alone and against accuracy.
+
+    If outputs were stored during training, the path to the teacher too.
+    """
     for place, own in cells.by_place(rows).items():
         panels = {
             label: cells.by_condition(values, ORDER)
@@ -113,7 +115,7 @@ def _along_training(
 
 
 def _ways(place: str, logits: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Figure]:
-    """How far models are from their teacher's end at each epoch, and the plane of one seed."""
+    """How far models are from the teacher's last state at each epoch, and the plane of one seed."""
     teachers = logits[TEACHER]
     number = len(next(iter(teachers.values()))[0])
     ways = {

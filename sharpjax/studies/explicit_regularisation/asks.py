@@ -1,15 +1,15 @@
-"""What a run is asked, by its arms: H6.1 to H6.9 of the paper, and questions of our own.
+"""The hypotheses of the study: H6.1 to H6.9 of the paper, and our own.
 
-The bare ids are of the paper's nets. Other nets are asked the same one by one, as
-`H6.2 resnet_narrow`, and H6.9 over all of them, as `H6.9 narrow`. All is measured by the
-definitions; H6.1 to H6.3 are asked again of the numbers that the authors' code computes, as
-`H6.2 resnet_narrow (authors)`, so that a report shows whether a conclusion hangs on that.
+Ids without an ending are for the paper's nets. Other nets are asked the same one by one, as
+`H6.2 resnet_narrow`, and H6.9 over all of them, as `H6.9 narrow`. Everything is measured by the
+definitions. H6.1 to H6.3 are also asked of the numbers that the authors' code computes, as
+`H6.2 resnet_narrow (authors)`. A report thus shows whether a conclusion depends on the convention.
 
-    N.1  augmentation that is drawn anew inside of the measurement makes the authors' number larger
+    N.1  the authors' number is larger if augmentation is drawn anew during the measurement
     N.2  their number follows the length of the gradient: Spearman's rho is above 0.8
-    N.3  what the gradient adds to the loss at random points exceeds what curvature adds, at their
-         distance: to second order the ratio of both falls as the distance grows
-    N.4  augmentation and weight decay are sharper than the baseline with logits of one length
+    N.3  at their distance, the gradient adds more to the loss at random points than curvature does:
+         to second order the ratio of both falls as the distance grows
+    N.4  with logits of one length, augmentation and weight decay are sharper than the baseline
 """
 
 import itertools
@@ -43,7 +43,7 @@ def right(where: str) -> dict[str, str]:
 
 
 def theirs(where: str) -> dict[str, str]:
-    """Likewise, as the authors' code computes three of them."""
+    """The same, with three of them as the authors' code computes them."""
     return right(where) | {
         "train/fisher_rao_norm": f"{where}/authors/fisher_rao",
         "train/relative_flatness": f"{where}/authors/relative_flatness",
@@ -52,7 +52,7 @@ def theirs(where: str) -> dict[str, str]:
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
-    """All of them; what the config's arms leave out is said."""
+    """All hypotheses; each says what the config lacks."""
     trained = tuple(config.arms)
     there = (*trained, *(f"{name}-es" for name in trained))
     where = f"train[:{config.evaluate.sharpness.num_examples}]"
@@ -72,7 +72,7 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
 def of_net(
     net: str, data_sets: Sequence[str], there: Sequence[str], where: str
 ) -> Iterator[Hypothesis]:
-    """H6.1 to H6.8 of one net that is not the paper's, and three of them by the authors' code."""
+    """H6.1 to H6.8 for a net that is not the paper's, and three of them by the authors' code."""
     *every, _ = paper6.hypotheses((net,), data_sets, (net,))
     again = [h for h in every if h.id in SAID_BY_BOTH]
     for kind, asked, metrics in ((net, every, right(where)),
@@ -85,7 +85,7 @@ def of_net(
 def of_all_nets(
     nets: Sequence[str], data_sets: Sequence[str], there: Sequence[str], where: str
 ) -> tuple[Hypothesis, ...]:
-    """H6.9 of nets that are not the paper's, where there are several."""
+    """H6.9 over the nets that are not the paper's, if there are at least two."""
     if len(nets) < 2:
         return ()
     across = paper6.hypotheses(nets, data_sets, nets)[-1:]
@@ -94,7 +94,7 @@ def of_all_nets(
 
 
 def own_questions(trained: Sequence[str], where: str, evaluate: Config) -> Iterator[Hypothesis]:
-    """N.1 to N.4, each where the config has the arms that it needs."""
+    """N.1 to N.4, each if the config has the arms that it needs."""
     places = tuple(dict.fromkeys("-".join(cells.place(name)) for name in trained))
     noise, length = f"{where}/authors/noise_sharpness", f"{where}/gradient_norm"
     anew, fixed = (f"{where}/{kind}/authors/noise_sharpness" for kind in ("resampled", "augmented"))

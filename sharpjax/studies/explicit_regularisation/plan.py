@@ -1,21 +1,21 @@
 """Paper 6 as a study: explicit regularisation, sharpness and calibration (OpenReview ZQTiGcykl6).
 
-Each arm of the config, `<data set>-<net>-<regulariser>`, is trained, and `<arm>-es` is made of it:
-the state after the epoch with the best validation accuracy, the first of equals. Validation images
-are taken from the training set; nothing is decided on test images. Arms of one seed share start,
-order and augmentation.
+Each arm of the config, `<data set>-<net>-<regulariser>`, is trained. From it `<arm>-es` is made:
+the state after the epoch with the best validation accuracy, the first if several are equal.
+Validation images are taken from the training set; nothing is decided on test images. Arms of one
+seed share start, order and augmentation.
 
-Of the last state of both kinds of arms:
+Measured of the last state of both kinds of arms:
 
     test/*                          `train.calibration`: error, ECE, before and after scaling
-    train[:512]/*                   `train.sharpness`, on images without augmentation, frozen
-    train[:512]/normalised/*        the same of logits of one length, of -es arms
-    train[:512]/authors/*           `papers.authors`: as the authors' code has it
+    train[:512]/*                   `train.sharpness`, on fixed images without augmentation
+    train[:512]/normalised/*        the same with logits of one length; only -es arms
+    train[:512]/authors/*           `papers.authors`: as the authors' code computes it
     train[:512]/augmented/authors/*, train[:512]/resampled/authors/*
-                                    of trained arms with augmentation
+                                    only of trained arms with augmentation
 
-and `validation/*` after each epoch of a trained arm. `information_sharpness` of -es arms alone, as
-in the paper.
+`validation/*` is measured after each epoch of a trained arm. `information_sharpness` is measured
+only of -es arms, as in the paper.
 """
 
 import jax
@@ -41,10 +41,10 @@ BEST = Best("validation/accuracy", "most")
 
 
 def plan(config: Config) -> Plan:
-    """The data of each set, an arm for each of the config's, and what early stopping makes of it.
+    """The data sets, an arm for each arm of the config, and the -es arm made from it.
 
     Raises:
-        UserError: a model cannot be built, or has no linear head of its own.
+        UserError: a model cannot be built, or it has no linear head of its own.
     """
     members = tuple(map(Member, config.seeds))
     specs: dict[str, data.DataSpec] = {}
@@ -60,7 +60,7 @@ def plan(config: Config) -> Plan:
 
 
 def _place(name: str) -> tuple[str, str, int]:
-    """The paper's order of regularisers, place by place."""
+    """A sort key: place by place, regularisers in the paper's order."""
     data_set, net, regulariser = name.split("-")
     known = REGULARISERS
     return data_set, net, known.index(regulariser) if regulariser in known else len(known)
@@ -91,9 +91,11 @@ def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Mem
 
 
 def _measured(arm: Config, step: Steps, *, is_stopped: bool) -> tuple[Evaluator, ...]:
-    """What is measured of a state: by the definitions, and as the authors' code has it. Of -es arms
-    also with logits of one length; of arms that are trained with augmentation also the authors'
-    number on an augmented set, fixed and drawn anew."""
+    """The evaluators of a state: by the definitions, and as the authors' code does it.
+
+    An -es arm is also measured with logits of one length. An arm that is trained with augmentation
+    is also measured by the authors' code on an augmented set, both fixed and drawn anew.
+    """
     at_end, sharp = When(), arm.evaluate.sharpness.to_dict()
     few, pairs = sharp.pop("information_examples"), sharp.pop("normalised_pairs")
     sharp["microbatch_size"] = sharp["microbatch_size"] or None

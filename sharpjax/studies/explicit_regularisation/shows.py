@@ -1,4 +1,4 @@
-"""What the study shows: the paper's numbers and ours, sharpness against error and ECE, diagrams."""
+"""Tables and figures: the paper's numbers and ours, sharpness against error and ECE, diagrams."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +24,7 @@ SHARPNESS = {
     "relative_flatness_normalised": "relative flatness",
 }
 PERFORMANCE = {"test/error": "test error", "test/ece": "ECE"}
-# By definition, and as the authors' code has it; and the paper's name.
+# The metric by definition, the one of the authors' code, and the paper's name.
 BOTH = {
     "noise sharpness": ("noise_sharpness", "authors/noise_sharpness", None),
     "Fisher-Rao norm": ("fisher_rao", "authors/fisher_rao", "train/fisher_rao_norm"),
@@ -37,8 +37,8 @@ PLAIN = {"test/error": "error", "test/ece": "ECE", "test/scaled/ece": "ECE, scal
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """One row for each arm: errors and ECE, and each measure of sharpness twice, with the paper's
-    numbers where its arm has any."""
+    """A row per arm: errors, ECE, and each measure of sharpness by both conventions. If the paper
+    has numbers for the arm, they stand beside ours."""
     found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
     where = _where(rows)
     if where is None:
@@ -69,8 +69,9 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """For each data set and net: sharpness against error and ECE, a point a model, and reliability
-    diagrams of the -es arms, before and after temperature scaling."""
+    """For each data set and net: sharpness against error and ECE with a point per model,
+    reliability diagrams of the -es arms before and after temperature scaling, and profiles of the
+    loss."""
     where = _where(rows)
     for place, own in cells.by_place(rows).items():
 
@@ -116,7 +117,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
 
 
 def _diagrams(arms: Sequence[str], arrays: Arrays, *, is_scaled: bool) -> dict[str, Diagram]:
-    """By regulariser, over seeds."""
+    """One diagram per regulariser, over all seeds."""
     found = {}
     for arm in arms:
         each = [diagram_of(x, scaled=is_scaled) for x in arrays(arm, OUTPUTS).values()]
@@ -126,8 +127,8 @@ def _diagrams(arms: Sequence[str], arrays: Arrays, *, is_scaled: bool) -> dict[s
 
 
 def over_seeds(diagrams: Sequence[Diagram]) -> Diagram:
-    """One diagram of several models with the same edges: all their predictions together, `low` and
-    `high` the least and the most accurate of them in a bin."""
+    """One diagram from those of several models with the same edges, with all their predictions
+    together. In each bin, `low` and `high` are the least and the most accurate model."""
     count, confidence, accuracy = (
         np.stack([getattr(d, name) for d in diagrams])
         for name in ("count", "confidence", "accuracy")

@@ -1,16 +1,16 @@
-"""What a run of the grokking study is asked, by its arms.
+"""The hypotheses of the grokking study; a run is asked those that its arms allow.
 
-H3.1 to H3.7 are the paper's, each over all of its cells. A form with fewer arms cannot answer them;
-it says which arms are lacking, and is asked the same of the cells that it has, under an id of their
-own, as `H3.1 add97-80`. Beside them, of every form with dense and decomposed arms:
+H3.1 to H3.7 are the paper's, each over all of its cells. A form with fewer arms cannot answer them.
+It then says which arms are lacking, and is asked the same of the cells that it has, under a
+separate id such as `H3.1 add97-80`. Every form with dense and decomposed arms is also asked:
 
     Q.1 to Q.4  (ranks of 12.5, 25, 50 and 100 per cent) the time to generalise is shorter than the
-                dense model's, by the log-rank test: seeds that have not generalised by the end of
-                the budget, the same in both arms, are censored there
+                dense model's, by the log-rank test. Seeds that have not generalised by the end of
+                the budget, which is the same in both arms, are censored there
     C.1 to C.4  the curvature differs before the accuracy does: see `curvature_first`
-    D.1         of subtraction alone, H3.4 in either direction
-    L.1 to L.3  of forms with dense models at the logit scale of decomposed ones (`dense_as_25`):
-                is it the scale of the logits? See `logit_scale`
+    D.1         H3.4 for subtraction, in either direction
+    L.1 to L.3  for forms with dense models at the logit scale of decomposed ones (`dense_as_25`):
+                does the scale of the logits explain the effect? See `logit_scale`
 """
 
 import re
@@ -24,7 +24,7 @@ from sharpjax.studies.papers.paper3 import DENSE, SOURCE
 
 TIME = Quantity("grok/epochs", seen="grok/reached_full_test_accuracy")
 RANKS = {"svd_12": "12.5", "svd_25": "25", "svd_50": "50", "svd_100": "100"}
-# When the curvature is looked at: before any model of the paper, or of the trial, generalises.
+# When curvature is compared: before any model of the paper or of the trial generalises.
 EARLY_EPOCH = 10
 EARLY_ACCURACY = Quantity("test/accuracy", at=EARLY_EPOCH)
 CURVATURE: Sequence[tuple[str, str, str, str, Alternative]] = (
@@ -34,7 +34,7 @@ CURVATURE: Sequence[tuple[str, str, str, str, Alternative]] = (
     ("C.4", "svd_100", "adaptive_sharpness", "adaptive sharpness differs from", "two-sided"),
 )
 AS = f"-{DENSE}_as_"  # in the names of dense arms at the logit scale of an svd arm
-# C.3 and C.4 are of a review after these arms had been registered, and are not asked of them.
+# C.3 and C.4 come from a review after these arms had been registered, so they are not asked here.
 SEALED_WITHOUT = ("add97", "80")
 
 
@@ -60,7 +60,7 @@ def asked_of(budgets: Mapping[str, int], measured: str) -> tuple[Hypothesis, ...
 
 
 def more_data(names: Collection[str]) -> Iterator[Hypothesis]:
-    """D.1: H3.4 of subtraction, for which the paper says that there is no such effect."""
+    """D.1: H3.4 for subtraction, where the paper says that there is no such effect."""
     contrast = paper3.more_data("sub97", "two-sided")
     if set(contrast.groups) <= set(names):
         yield Hypothesis(
@@ -76,7 +76,8 @@ def more_data(names: Collection[str]) -> Iterator[Hypothesis]:
 def survival(budgets: Mapping[str, int]) -> Iterator[Hypothesis]:
     """Q.1 to Q.4: time to generalise, with censoring.
 
-    The log-rank test wants both arms to be watched equally long; others are not compared.
+    The log-rank test needs both arms to be watched equally long. Arms with different budgets are
+    not compared.
     """
     for number, (model, rank) in enumerate(RANKS.items(), 1):
         pairs = [(a, b) for a, b in _pairs(budgets, model) if budgets[a] == budgets[b]]
@@ -95,13 +96,13 @@ def survival(budgets: Mapping[str, int]) -> Iterator[Hypothesis]:
 
 def curvature_first(names: Collection[str], measured: str) -> Iterator[Hypothesis]:
     """C.1 to C.4: after `EARLY_EPOCH` epochs a decomposed and the dense model have the same test
-    accuracy within a tenth, and not the same curvature in W.
+    accuracy within a tenth, but not the same curvature in W.
 
-    C.1 and C.3 are of the top Hessian eigenvalue, and claim no direction; C.2 and C.4 of adaptive
-    sharpness. C.1 and C.2 compare the lowest rank, whose truncation alone makes a difference at
-    epoch 0, before any training (seen in a trial with seeds 100 to 102, after which C.2 was given
-    its direction). C.3 and C.4 compare the full rank, which starts as the very function of the
-    dense model with the very same W: what differs there, training has made.
+    C.1 and C.3 are about the top Hessian eigenvalue, and claim no direction. C.2 and C.4 are about
+    adaptive sharpness. C.1 and C.2 compare the lowest rank, whose truncation alone makes a
+    difference at epoch 0, before any training. (This was seen in a trial with seeds 100 to 102; C.2
+    was given its direction after it.) C.3 and C.4 compare the full rank, which starts as exactly
+    the same function with the same W as the dense model. Any difference there comes from training.
     """
     for id, model, measure, words, direction in CURVATURE:
         sharp = Quantity(f"{measured}/{measure}", at=EARLY_EPOCH)
@@ -132,19 +133,19 @@ def curvature_first(names: Collection[str], measured: str) -> Iterator[Hypothesi
 
 
 def logit_scale(budgets: Mapping[str, int]) -> Iterator[Hypothesis]:
-    """L.1 to L.3: is what decomposition saves the scale of the logits?
+    """L.1 to L.3: does decomposition save epochs because of the scale of the logits?
 
     Under cross-entropy, matching the effective logit scale recovers 83 to 89 per cent of the delay
-    that a larger norm of the weights brings (arXiv 2606.18465), and truncated matrices give smaller
-    logits. `<task>-dense_as_<rank>-<fraction>` is the dense model with a temperature, fixed before
-    any training, at which its logits start as large as those of `svd_<rank>`.
+    that larger weights cause (arXiv 2606.18465), and truncated matrices give smaller logits.
+    `<task>-dense_as_<rank>-<fraction>` is the dense model with a temperature, fixed before any
+    training, at which its logits start as large as those of `svd_<rank>`.
 
-    Were it the scale, the dense model so matched would save what the decomposed one does: 83 per
-    cent of 87 and 98 (rank 12.5 and 25 per cent, at 80 per cent of the pairs) leave it .28 and .19
-    of its epochs. One half, the null of L.1, is nearer to none of it than to that, and far from
-    both. L.2 asks for what is left of the effect where the scale is equal. At full rank it is equal
-    without a temperature, as the same function starts (Q.4); L.3 asks whether it falls behind soon,
-    which that reading of Q.4 would need.
+    If the scale were the cause, the matched dense model would save what the decomposed one saves.
+    That is 87 and 98 per cent (rank 12.5 and 25 per cent, at 80 per cent of the pairs). 83 per cent
+    of this would leave .28 and .19 of the epochs. The null of L.1, one half, is far from these and
+    from 1. L.2 asks what is left of the effect at equal scale. At full rank the scale is equal
+    without a temperature, because the same function starts (Q.4). To explain Q.4 by the scale, the
+    logits would have to become smaller soon; L.3 asks whether they do.
     """
     matched = [name for name in budgets if AS in name]
     fields: dict[str, Any] = {
@@ -192,7 +193,7 @@ def logit_scale(budgets: Mapping[str, int]) -> Iterator[Hypothesis]:
 
 
 def _pairs(names: Collection[str], model: str) -> list[tuple[str, str]]:
-    """Each arm of a model with the dense one of its task and fraction."""
+    """Each arm of a model, with the dense arm of the same task and fraction."""
     own = f"-{model}-"
     pairs = ((name, name.replace(own, f"-{DENSE}-")) for name in names if own in name)
     return [(name, dense) for name, dense in pairs if dense in names]

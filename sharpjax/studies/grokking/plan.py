@@ -1,23 +1,24 @@
 """Paper 3 as a study: decomposed learning against grokking (OpenReview LVuzwpMovE, H3.1 to H3.7).
 
 Each arm is a task, a model and a share of the pairs to train on. Every seed draws its own split,
-initial weights and order of examples; arms of one task and fraction share the split of a seed, and
+initial weights and order of examples. Arms of one task and fraction share the split of a seed, and
 decomposed models start as the decomposition of the dense model of the same seed. A seed is trained
 until its first test accuracy of 100 per cent, or to the end of the budget.
 
-The `step` of a row is an epoch. At the budget's last, for every seed, whenever it stopped:
+The `step` of a row is an epoch. At the last epoch of the budget, for every seed, whenever it
+stopped:
 
     grok/*                            as `papers.paper3` says
     grok/epochs                       epochs that the seed was trained for: the time of the event
-                                      that `grok/reached_full_test_accuracy` says was seen or not
+                                      that `grok/reached_full_test_accuracy` marks as seen or not
     model/num_params, train/alive
     train/accuracy, train/loss        of the seed's last epoch, over the batches as they came
     test/accuracy, test/loss          after it
     the measures of `train.curvature` and `train.weights`, of the last state
-    logits/scale                      where a config asks for it: see `LogitScale`
+    logits/scale                      if a config asks for it: see `LogitScale`
 
-At a few epochs before it the same without `grok/`, `model/` and `train/alive`, of the seeds that
-are still learning.
+At a few earlier epochs the same metrics, without `grok/`, `model/` and `train/alive`, for the seeds
+that are still learning.
 """
 
 import dataclasses
@@ -44,8 +45,9 @@ from sharpjax.train.weights import WeightMeasures
 
 
 def plan(config: Config) -> Plan:
-    """The data of each task and fraction, and an arm for each of the config's: of each cell the
-    dense model first, then rank after rank.
+    """The data of each task and fraction, and an arm for each arm of the config.
+
+    In each cell the dense model comes first, then the ranks in turn.
 
     Raises:
         UserError: a rank fraction leaves nothing of a matrix; a glob matches none.
@@ -113,7 +115,7 @@ def _arm(
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a seed came to, by the names that the hypotheses know (`studies.papers.paper3`)."""
+    """The outcome of a seed, under the names that the hypotheses use (`studies.papers.paper3`)."""
 
     when: When = When()
     name: str = "outcome"
@@ -148,7 +150,7 @@ class LogitScale:
     """s = sqrt(mean of (z - mean_k z)^2), over all pairs, of training and test, and all classes k.
 
     z are the logits as the loss sees them, divided by the model's temperature (the effective logit
-    scale of arXiv 2606.18465); what all classes share, a softmax does not see.
+    scale of arXiv 2606.18465). The mean over classes is subtracted because a softmax ignores it.
     """
 
     when: When
@@ -167,12 +169,13 @@ class LogitScale:
 
 @functools.partial(jax.jit, static_argnums=0)
 def logit_scale(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
-    """As `LogitScale` says, of tokens [N, L]."""
+    """The scale of `LogitScale` for tokens [N, L]."""
     return jnp.sqrt(jnp.mean(jnp.var(model.apply({"params": params}, tokens), axis=1)))
 
 
 def hypotheses(config: Config) -> tuple:
-    """Those of paper 3, what the arms leave out said; survival and curvature beside them."""
+    """The hypotheses of paper 3, each with what the arms lack, and those on survival, curvature and
+    logit scale."""
     budgets = {name: arm.train.epochs for name, arm in schema.complete_arms(config).items()}
     return asks.asked_of(budgets, f"train[:{config.evaluate.trajectory.num_examples}]")
 

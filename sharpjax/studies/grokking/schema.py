@@ -1,4 +1,4 @@
-"""What a config of the grokking study must hold; nothing heavy is imported here."""
+"""What a config of the grokking study must hold. Nothing heavy is imported here."""
 
 import math
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ def _check_arm(arm: Config) -> None:
             f"{p // factor} not every number has an inverse; give a prime."
         )
     pairs = p * (p - 1) if operation == "/" else p * p
-    # The fraction as the decimal number it is written as, as `data.modular.split` takes it.
+    # The fraction as the decimal number that is written, in the same way as `data.modular.split`.
     num_train = math.ceil(Fraction(repr(arm.data.train_fraction)) * pairs)
     if num_train >= pairs:
         raise UserError(
@@ -102,8 +102,11 @@ def _check_arm(arm: Config) -> None:
 
 
 def _check_rank(arm: Config) -> None:
-    """Every matrix of a model reads or writes tokens or units; a glob may leave the small ones out,
-    which the model itself checks."""
+    """Refuse a rank fraction that leaves rank 0 of the smallest matrix.
+
+    Every matrix of a model reads or writes tokens or units. A glob may leave out the small ones;
+    the model itself checks that.
+    """
     fraction, tokens = arm.model.rank_fraction, arm.data.modulus + 2
     smallest = min(tokens, arm.model.width or tokens)
     if fraction and arm.model.layers == "*" and Fraction(repr(fraction)) * smallest < 1:

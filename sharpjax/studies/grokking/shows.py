@@ -1,4 +1,4 @@
-"""What the study shows: table 1 of the paper and ours side by side, and figures along training."""
+"""Table 1 of the paper beside our numbers, and figures of the course of training."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,10 +27,10 @@ MEASURES = {
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """One row for each arm: best test accuracy and its epoch, the paper's and ours.
+    """A row per arm: best test accuracy and its epoch, the paper's and ours.
 
     Mean and standard error over models; n, and how many of ours reached 100 per cent. The paper's
-    are of ten models each, and of addition modulo 97 alone.
+    numbers are of ten models each, and only of addition modulo 97.
     """
     published = {paper3.arm("add97", *key): cell for key, cell in paper3.TABLE_1.items()}
     found = {(s.arm, s.metric): s for s in summarize_last(rows) if s.n}
@@ -63,10 +63,10 @@ def _format(mean: float, standard_error: float, digits: int) -> str:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """For each task and fraction accuracy by epoch, and what was measured along the way.
+    """For each task and fraction: accuracy by epoch, and the measures taken during training.
 
-    Accuracy is drawn as the paper does (OpenReview LVuzwpMovE): of both sets, on a logarithmic
-    axis. A seed that is done counts as it ended.
+    Accuracy is drawn as in the paper (OpenReview LVuzwpMovE): of both sets, on a logarithmic axis.
+    A seed that has stopped counts with its last value.
 
     Args:
         arrays: `curves` of an arm hold `train_accuracy` and `test_accuracy`, [epochs of the seed].
@@ -108,9 +108,9 @@ def _accuracy(arms: Sequence[str], arrays: Arrays) -> Any:
 
 
 def _measures(rows: Sequence[Row]) -> list[Panel]:
-    """A panel for each measure that there is.
+    """A panel for each measure that is present.
 
-    The last point of a seed lies at its own end, `grok/epochs`. Epoch 0, before the first, is
+    The last point of a seed is at its own last epoch, `grok/epochs`. Epoch 0, before the first, is
     drawn at 1/2.
     """
     ends = {

@@ -1,38 +1,38 @@
 """Paper 4 as a study: does registration keep what it promises? (arXiv 2510.11595, H4.3 to H4.5.)
 
-Studies are simulated, and each is analysed by this package's own `protocol`, as a real one is. An
-arm is a design and a way to analyse and publish it:
+Studies are simulated. Each is analysed by this package's own `protocol`, as a real study is. An arm
+is a design and a way to analyse and publish it:
 
     registered        no effect; one contrast on the primary metric, decided by `judging.verdicts`
     flexible          no effect; several metrics, and a look after every further seed: the first
                       significant test is the result
     metrics_only, looks_only        each of the two liberties alone (explanation, not a hypothesis)
-    planned           a true effect, n seeds a group as `protocol.planning` has it
+    planned           a true effect; n seeds a group, from `protocol.planning`
     small             the same effect, 3 seeds a group
     complete          an effect that n = 10 often misses; a registry pools every study
     significant_only  the same studies; the registry holds only those that were significant
 
-A seed of the config is one independent stream of `simulate.studies` simulated studies; arms of one
+A seed of the config is one independent stream of `simulate.studies` simulated studies. Arms of one
 design see the same studies. Rows, all at step 0:
 
     metric                  of                value
-    study/rejected          {"study": i}      1 where study i rejected its null, else 0
+    study/rejected          {"study": i}      1 if study i rejected its null, else 0
                                               (Quantity(..., over=("seed", "study"),
                                               independent=True))
-    seed/rejection_rate     {}                their mean over the studies of one seed
+    seed/rejection_rate     {}                its mean over the studies of one seed
     seed/exaggeration       {}                mean estimate of the seed's significant studies over
-                                              the true effect; missing where none was significant,
-                                              no row where there is no effect
+                                              the true effect; missing if none was significant;
+                                              no row if there is no effect
     registry/estimate       {"registry": r}   mean estimate of the published studies among
-                                              `analysis.registry` consecutive ones
+                                              `simulate.registry` consecutive ones
     registry/truth          {"registry": r}   the true effect
-    registry/bias           {"registry": r}   estimate - truth; with the estimate missing where
+    registry/bias           {"registry": r}   estimate - truth; missing, as the estimate is, if
                                               nothing was published
                                               (Quantity(..., over=("seed", "registry"),
                                               independent=True))
 
 Only arms with `evaluate.each_study` write `study/rejected`: registered, flexible, planned, small.
-The other arms' rates are in `seed/rejection_rate`.
+The rates of the other arms are in `seed/rejection_rate`.
 """
 
 import functools
@@ -46,12 +46,12 @@ from sharpjax.studies.reproducibility import shows
 from sharpjax.studies.reproducibility.simulate import METRICS, Setting, setting, study_values
 from sharpjax.train.plan import Draw, Plan
 
-# Fewer simulated studies than this are not worth the start of further processes.
+# With fewer simulated studies, starting further processes is not worth its time.
 FEW = 5_000
 
 
 def plan(config: Config) -> Plan:
-    """An arm of simulated studies for each of the config's."""
+    """A stage of simulated studies for each arm of the config."""
     seeds = tuple(config.seeds)
     arms = {name: setting(arm) for name, arm in schema.complete_arms(config).items()}
     many = len(seeds) * sum(now.studies for now in arms.values()) >= FEW
@@ -70,7 +70,7 @@ def plan(config: Config) -> Plan:
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
-    """All of paper 4; those that need bibliographic data say so."""
+    """All hypotheses of paper 4; those that need bibliographic data say so."""
     return paper4.HYPOTHESES
 
 

@@ -1,4 +1,4 @@
-"""What a config of the reproducibility study must hold; nothing heavy is imported here."""
+"""What a config of the reproducibility study must hold. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,8 @@ from sharpjax import schema
 from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, Config, Rule, Rules
 
-# Of `protocol.tests.catalog`, which imports scipy: the tests that compare two groups of seeds.
+# The tests of `protocol.tests.catalog` that compare two groups of seeds. Importing it would import
+# scipy.
 TESTS = ("welch", "mann-whitney", "mean-difference")
 PAIRED_TESTS = ("paired-t", "wilcoxon")
 

@@ -1,4 +1,4 @@
-"""What simulated studies came to, an arm a line."""
+"""The results of the simulated studies, one line per arm."""
 
 from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
@@ -13,7 +13,7 @@ _SHOWN = (
 
 def tables(rows: list[Row]) -> tuple[Table, ...]:
     """Mean and standard error over seeds, or over registries."""
-    # Registries are independent, within a seed as between seeds: their mean is over all of them.
+    # Registries are independent within a seed and between seeds, so the mean is over all of them.
     pooled = ({**row, "of": {}} for row in rows)
     cells = {(s.arm, s.metric): s for s in summarize_last(pooled) if s.n}
     lines = []

@@ -1,7 +1,7 @@
-"""Studies that nobody ran: simulated, then analysed by `protocol` as a real one is.
+"""Simulated studies, analysed by `protocol` as a real study is.
 
-`study_values` is one seed of one arm: a stream of simulated studies and what became of them. It is
-a function of its arguments alone, imports nothing heavy, and so runs in any number of processes.
+`study_values` gives one seed of one arm: a stream of simulated studies and their results. It
+depends only on its arguments and imports nothing heavy, so it can run in any number of processes.
 """
 
 import json
@@ -20,14 +20,14 @@ METRIC, GROUPS = "test/score", ("treated", "control")
 
 
 class Setting(NamedTuple):
-    """What an arm simulates; the fields are those of the config.
+    """What an arm simulates. The fields are those of the config.
 
     Attributes:
         effect: true difference of the two groups, in standard deviations.
         n: seeds of each group.
         metrics, correlation: how many metrics a study measures, and how they correlate.
-        first_look: seeds at the first look, with a further one after every further seed; `n`: one
-            look.
+        first_look: seeds at the first look; another look follows after every further seed. `n`: one
+            look only.
         publish: which studies a registry pools.
     """
 
@@ -50,14 +50,14 @@ class Setting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of each simulated study: whether it rejected its null, and its estimate."""
+    """For each simulated study: whether it rejected its null, and its estimate."""
 
     rejected: np.ndarray
     estimate: np.ndarray
 
 
 def setting(arm: Any) -> Setting:
-    """The setting of a resolved arm; where it says n = 0, n is planned for power."""
+    """The setting of a resolved arm. If the arm has n = 0, n is planned for power."""
     design, analysis = arm.design, arm.analysis
     n = design.n or sensitivity.num_seeds(
         design.effect, design.power, test=analysis.test, alpha=analysis.alpha
@@ -75,7 +75,7 @@ METRICS = (
 
 
 def study_values(now: Setting, seed: int) -> dict[tuple[str, tuple], float]:
-    """The values of one seed of an arm, by metric and further coordinates; `plan` names them."""
+    """The values of one seed of an arm, by metric and further coordinates; `plan` explains them."""
     outcome = simulate(now, seed)
     found: dict[tuple[str, tuple], float] = {}
     if now.each_study:
@@ -97,7 +97,7 @@ def study_values(now: Setting, seed: int) -> dict[tuple[str, tuple], float]:
 
 
 def simulate(now: Setting, seed: int) -> Outcome:
-    """Simulate the studies of one seed and analyse each, by registration or at will."""
+    """Simulate the studies of one seed and analyse each, as registered or flexibly."""
     analyse = registered if now.is_registered else flexible
     results = [analyse(values, now) for values in draw(now, seed)]
     rejected, estimates = zip(*results, strict=True)
@@ -108,7 +108,7 @@ def draw(now: Setting, seed: int) -> np.ndarray:
     """Values of all studies of one seed: [study, metric, group, unit], normal with deviation 1.
 
     Units of paired tests correlate between the groups as in `planning.simulation`. The stream
-    depends on the seed and on the design, so that arms of one design see the same studies.
+    depends only on the seed and the design, so arms of one design see the same studies.
     """
     paired = TESTS[now.test].kind == "paired"
     design = [now.studies, now.effect, now.n, now.metrics, now.correlation, paired]
@@ -128,7 +128,7 @@ def draw(now: Setting, seed: int) -> np.ndarray:
 
 
 def registered(values: np.ndarray, now: Setting) -> tuple[bool, float]:
-    """Decide the one hypothesis of a study from its rows, as `judging.verdicts` does for all."""
+    """Decide the one hypothesis of a study from its rows, by `judging.verdicts` as always."""
     common = {"study": "simulated", "step": 0, "of": {}, "metric": METRIC, "standard_error": 0.0}
     rows = [
         common | {"arm": group, "seed": seed, "value": value}
@@ -144,9 +144,9 @@ def registered(values: np.ndarray, now: Setting) -> tuple[bool, float]:
 
 
 def flexible(values: np.ndarray, now: Setting) -> tuple[bool, float]:
-    """Test every metric at every look and keep the first that is significant.
+    """Test every metric at every look and keep the first significant result.
 
-    Where none is, the result is the first metric's at the last look.
+    If there is none, the result is that of the first metric at the last look.
     """
     for n in range(now.first_look, now.n + 1):
         for treated, control in values[:, :, :n]:
