@@ -1,11 +1,12 @@
-"""What a run of the compression study is asked, by its arms.
+"""The hypotheses of the compression study; a run is asked those that its arms allow.
 
-H7.1 to H7.6 are the paper's, of its nets trained on all images; of fewer images and of other nets
-the same is asked under ids of their own, as `H7.1 mnist-lenet`. Beside them, where a config has the
-arms (one with one place alone under ids as `C.1 mnist-lenet`):
+H7.1 to H7.6 are the paper's, for its nets trained on all images. Fewer images and other nets are
+asked the same under separate ids, such as `H7.1 mnist-lenet`. If a config has the arms, these are
+asked too (with an id such as `C.1 mnist-lenet` if the config has only one place):
 
     C.1  over models, sharpness before predicts the rise of the loss after pruning, and in few bits
-    C.2  over layers, the sharpness of a layer predicts the rise where it alone is held in few bits
+    C.2  over layers, the sharpness of a layer predicts the rise if only this layer is held in few
+         bits
     C.3  models that were trained with SAM lose less in few bits, and by pruning
     C.4  pruning BatchNorm statistics with the weights explains the collapse of MobileNet at 10
          per cent
@@ -27,14 +28,15 @@ LOW_BITS = ("int4", "int3")
 PRUNED = ("pruned_50", "pruned_70")
 COLLAPSE = -10.0  # per cent of the accuracy
 RHO = 0.3  # the smallest correlation of interest
-COLLAPSING = (*paper7.COLLAPSING, "mobilenet_narrow")  # at 10 per cent, in the paper
+COLLAPSING = (*paper7.COLLAPSING, "mobilenet_narrow")  # collapse at 10 per cent, in the paper
 FEWER = "The paper trains on all images, and this form on {:,}."
 
 ask = partial(shorthand.ask, source="a question of this repository", status="design")
 
 
 def hypotheses(config: Config, there: Collection[str]) -> tuple[Hypothesis, ...]:
-    """All that can be asked of the arms that there are, and the paper's that cannot."""
+    """All hypotheses that the arms in `there` can answer, and those of the paper that they cannot.
+    """
     arms = schema.complete_arms(config)
     by_place = dict.fromkeys(map(cells.place, arms))
     fewer = {
@@ -68,7 +70,7 @@ def _named(asked: tuple[Hypothesis, ...], data: str, net: str) -> tuple[Hypothes
 
 
 def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
-    """C.1 to C.4, of the places that have their arms."""
+    """C.1 to C.4, for the places that have the arms."""
 
     def having(*conditions: str) -> list[str]:
         every = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)

@@ -1,31 +1,31 @@
 """Paper 7 as a study: what compression does to a model's function (OpenReview Q7GXKjmCSB).
 
-Arms: `<data set>-<net>-<condition>`. Of each place the models of `base` are trained first; students
-(`kd_*`) start as they did, and `independent` are others. What is made of an arm that a config
-compresses, without training, is named after it, but for `base`:
+Arms: `<data set>-<net>-<condition>`. In each place the models of `base` are trained first. Students
+(`kd_*`) start from the same weights; `independent` are other models. The arms that are made from an
+arm without training are named after it, except that `base` is left out of the name:
 
     init, or sam_init                   the models before training
     pruned_<per cent>, sam_pruned_...   the smallest weights of all kernels set to 0
     everything_<per cent>               the smallest of all numbers, BatchNorm statistics included
     int<bits>, float16                  kernels in so many bits; all parameters in a shorter type
-    tflite_int<bits>                    kernels of 1,024 numbers or more alone, as TFLite does
-    layers_int<bits>                    a model for each layer, which alone is held in so many bits
+    tflite_int<bits>                    only kernels of 1,024 numbers or more, as TFLite does
+    layers_int<bits>                    one model per layer, with only this layer in so many bits
 
-All at the end:
+All metrics are measured at the end:
 
-    test/accuracy, ece, nll                 of the whole test set
-    base/<d>, init/activation_distance      distances to the base model of the seed, and to its
+    test/accuracy, ece, nll                 on the whole test set
+    base/<d>, init/activation_distance      distances to the base model of the seed and to its
                                             start, on the first `evaluate.test.num_outputs` test
-                                            images; of several models of a seed the mean
+                                            images; the mean if a seed has several models
     size/parameters, bytes, flops           what a model takes: `compressing.Size`
-    test/accuracy_change                    per cent of the base model's, as the paper has it
-    test/nll_rise                           of what is made of an arm, over that arm's
-    train[:n]/...                           `train.sharpness`, of arms that are compressed, and of
-                                            what is made of them
-    source/noise_sharpness                  of what is made of an arm, that arm's
-    layer/noise_sharpness                   of arms that are compressed: where the kernel of a layer
-                                            alone is moved
-    layer/sharpness, layer/nll_rise         of `layers_*`: that number, and the rise
+    test/accuracy_change                    in per cent of the base model's, as in the paper
+    test/nll_rise                           for derived arms: over the arm that they are made from
+    train[:n]/...                           `train.sharpness`, for arms that are compressed and for
+                                            the arms made from them
+    source/noise_sharpness                  for derived arms: that of the arm they are made from
+    layer/noise_sharpness                   for arms that are compressed: only the kernel of one
+                                            layer is moved
+    layer/sharpness, layer/nll_rise         for `layers_*`: that number, and the rise
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ from sharpjax.train.sharpness import Sharpness, as_measured
 from sharpjax.train.steps import Steps
 
 END = When()
-TFLITE = 1024  # numbers; it leaves smaller arrays in floating point
+TFLITE = 1024  # numbers; TFLite leaves smaller arrays in floating point
 DISTANCES: Mapping[str, Any] = {
     "disagreement": functional.disagreement,
     "activation_distance": functional.activation_distance,
@@ -80,15 +80,14 @@ DISTANCES: Mapping[str, Any] = {
 
 
 def plan(config: Config) -> Plan:
-    """An arm for each of the config's, those that are made of them, and what compares those of a
-    net.
+    """The arms of the config, those made from them, and for each net what compares them.
 
     Raises:
         UserError: a model cannot be built.
     """
     specs: dict[str, data.DataSpec] = {}
     stages: list[Stage] = []
-    made: dict[str, dict[str, str]] = {}  # of each place, arms and what they are made of
+    made: dict[str, dict[str, str]] = {}  # for each place, arms and what they are made from
     for name, arm in schema.complete_arms(config).items():
         place = "-".join(cells.place(name))
         key, spec = configured.images(arm, specs, name)
@@ -119,7 +118,7 @@ def plan(config: Config) -> Plan:
 
 
 def _members(config: Config, arm: Config, base: str) -> tuple[Member, ...]:
-    """One of each seed, or several: copies, each with a start and an order of its own."""
+    """One model per seed, or several copies, each with its own start and order of data."""
     one = (configured.member(seed, arm, base) for seed in config.seeds)
     copies = arm.train.copies
     if copies == 1:
@@ -153,7 +152,7 @@ def _sharpness(arm: Config) -> Sharpness:
 
 
 def _of_compressed(arm: Config, layers: tuple[str, ...]) -> tuple[Evaluator, ...]:
-    """What is measured of an arm before it is compressed."""
+    """The evaluators of an arm before it is compressed."""
     own, rho = _sharpness(arm), arm.evaluate.sharpness.layer_rho
     if not arm.compress.by_layer:
         return (own,)
@@ -163,7 +162,7 @@ def _of_compressed(arm: Config, layers: tuple[str, ...]) -> tuple[Evaluator, ...
 def _derived(
     name: str, arm: Config, step: Steps, spec: data.Images, measured: tuple[Evaluator, ...]
 ) -> list[Derive]:
-    """The arms that are made of one."""
+    """The arms that are made from one arm."""
     asked, place = arm.compress, "-".join(cells.place(name))
     condition = name.removeprefix(f"{place}-")
     prefix = f"{place}-" if condition == BASE else f"{name}_"
@@ -196,7 +195,7 @@ def _layers(step: Steps, spec: data.Images) -> tuple[str, ...]:
 
 
 def _compared(place: str, sources: Mapping[str, str], config: Config) -> Compare:
-    """Distances to the base and to its start, changes, and what they are compared with."""
+    """Distances to the base and to its start, changes of accuracy, and rises of the loss."""
     base, sharp = f"{place}-{BASE}", config.evaluate.sharpness
     outputs = tuple(arm for arm in sources if "layers_int" not in arm)
     others = tuple(arm for arm in outputs if arm != base)
@@ -220,10 +219,10 @@ def _compared(place: str, sources: Mapping[str, str], config: Config) -> Compare
 
 @dataclasses.dataclass(frozen=True)
 class LayerNoise:
-    """The mean rise of the loss where the kernel of one layer is moved to random points of a sphere
-    of radius `rho`, for each layer, on the first training images, in eval mode.
+    """For each layer, the mean rise of the loss if only its kernel is moved to random points of a
+    sphere of radius `rho`. On the first training images, in eval mode.
 
-    Cost: two forward passes of the set for each of `pairs`, and layer.
+    Cost: two forward passes of the set per pair and layer.
     """
 
     when: When
@@ -266,7 +265,8 @@ class LayerNoise:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """By how many per cent of the base model's accuracy a model of its seed is more accurate."""
+    """How much more accurate a model is than the base model of its seed, in per cent of the base's
+    accuracy."""
 
     arms: tuple[str, ...]
     base: str
@@ -290,11 +290,11 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Rise:
-    """Of models that are made of others: by how much the test loss rose, and the sharpness of what
-    they were made of, of whole models and of layers.
+    """For models made from others: the rise of the test loss, and the sharpness of the source, both
+    for whole models and for layers.
 
     Attributes:
-        sources: arms, and what each is made of.
+        sources: arms, and the arm that each is made from.
         sharpness: the metric of whole models.
     """
 
@@ -328,7 +328,7 @@ class Rise:
 
 
 def hypotheses(config: Config) -> tuple:
-    """Those of paper 7, and our own; see `asks`."""
+    """The hypotheses of paper 7, and our own; see `asks`."""
     made = [stage for stage in plan(config).stages if isinstance(stage, Train | Derive)]
     return asks.hypotheses(config, [stage.arm for stage in made])
 

@@ -1,4 +1,4 @@
-"""What a config of the compression study must hold; nothing heavy is imported here."""
+"""What a config of the compression study must hold. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from sharpjax import schema
 from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, POSITIVE, Config, Rule, blocks
 
-BASE = "base"  # the condition of the arm that the others of its place are compared with
+BASE = "base"  # the condition that the other arms of its place are compared with
 
 
 def _is_percent(value: object) -> bool:

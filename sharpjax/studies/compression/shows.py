@@ -1,4 +1,4 @@
-"""What the study shows: the paper's changes of accuracy beside ours, and distances to the base."""
+"""Tables and figures: the paper's changes of accuracy beside ours, and distances to the base."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ TAKES = (
     "base model, and noise sharpness: the mean rise of the loss of training images at random "
     "points of a sphere (what was pruned moves, too). Means ± standard errors over seeds."
 )
-# Of conditions, by how their names begin.
+# The order of conditions, by the beginnings of their names.
 ORDER = (
     "base", "init", "float16", "int8", "int4", "int3", "tflite", "pruned", "everything", "kd_paper",
     "kd", "independent", "sam_",
@@ -49,7 +49,8 @@ DISTANCES = {
 }
 
 
-# Methods of the paper's table: as the authors' code does it, and as it is defined here.
+# Methods of the paper's table: the condition that does it as the authors' code, and the one by our
+# definition.
 METHODS = {
     **{f"kd_paper_{w}": (f"kd_paper_{w}", f"kd_{w}") for w in paper7.WEIGHTS[::-1]},
     "float16": ("float16", "float16"),
@@ -59,7 +60,7 @@ METHODS = {
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Each arm beside its base; the paper's table beside ours; what each model takes."""
+    """Each arm beside its base, the paper's table beside ours, and what each model takes."""
     found = {(s.arm, s.metric): s for s in summarize_last(_by_seed(rows)) if s.n}
     arms = [a for a in dict.fromkeys(row["arm"] for row in rows) if "layers_int" not in a]
     return tuple(
@@ -116,13 +117,13 @@ def _takes(found: Mapping[tuple[str, str], Summary], arms: Sequence[str]) -> Tab
 
 
 def _sharpness(metrics: Iterable[str]) -> str:
-    """The metric of whole models, which names the training images that it is of."""
+    """The metric of whole models. Its name says which training images it uses."""
     named = (m for m in metrics if m.startswith("train[") and m.endswith("/noise_sharpness"))
     return next(named, "")
 
 
 def _by_seed(rows: Sequence[Row]) -> list[Row]:
-    """One value of each seed: of several models of a seed their mean; layers are left out."""
+    """One value per seed: the mean if a seed has several models. Rows of layers are left out."""
     values: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         if {*row["of"]} <= {"copy"}:
@@ -140,7 +141,8 @@ def _place(arm: str) -> str:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """For each data set and net: distances to the base, and what sharpness says of the loss."""
+    """For each data set and net: distances to the base, sizes, and sharpness against the rise of
+    the loss."""
     for place, own in cells.by_place(_by_seed(rows)).items():
         trained = [row for row in own if not row["arm"].endswith("init")]  # far from all others
         panels = {
@@ -174,7 +176,8 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
 
 
 def _sizes(place: str, rows: Sequence[Row]) -> Figure | None:
-    """Size against accuracy, distance to the base, and sharpness; SAM's models left out."""
+    """Size against accuracy, distance to the base, and sharpness; models trained with SAM are left
+    out."""
     sharp = _sharpness(row["metric"] for row in rows)
     size, accuracy, distance, sharpness = (
         cells.by_condition(own, ORDER)

@@ -1,19 +1,19 @@
-"""What a run of the geometric reappraisal is asked, by its arms.
+"""The hypotheses of the geometric reappraisal; a run is asked those that its arms allow.
 
-H1.1 to H1.11 are the paper's, of the paper's nets. Of other nets the same is asked under ids of
-their own, as `H1.1 narrow`, and of one narrow net as `H1.1 vgg_narrow`, `G1.1 vgg_narrow`. What the
-paper calls SAM-sharpness is measured as the mean rise of the loss at random points of a sphere;
-their own number is in the G-hypotheses, beside them:
+H1.1 to H1.11 are the paper's, for the paper's nets. Other nets are asked the same under separate
+ids, such as `H1.1 narrow`; a single narrow net under ids such as `H1.1 vgg_narrow` and
+`G1.1 vgg_narrow`. What the paper calls SAM-sharpness is measured here as the mean rise of the loss
+at random points of a sphere. The authors' own number is in the further hypotheses:
 
-    G1.1  (a) of augmented models, the authors' noise sharpness on images that are augmented anew at
+    G1.1  (a) the authors' noise sharpness of augmented models on images that are augmented anew at
           each draw is at least twice that on augmented images that are held fixed
-    G1.2  (a) on fixed images without augmentation augmented models are sharper by it all the same
+    G1.2  (a) on fixed images without augmentation, augmented models are still sharper by it
     G1.3  (b) it orders models as the length of the gradient does
-    G1.4  (b) the first order in the gradient is nine tenths of it
+    G1.4  (b) at least nine tenths of it come from the first order in the gradient
     G1.5  (c) H1.1 at equal training loss: each model after the first epoch with a training loss of
           at most `evaluate.matched.nll`
     G1.6  (c) H1.1 with logits of one length
-    G1.7  of H1.11, with the loss on the labels that the models are trained on
+    G1.7  H1.11 with the loss on the labels that the models are trained on
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +24,7 @@ from sharpjax.studies.papers import cells, paper1, shorthand
 from sharpjax.studies.papers.paper1 import against_base, correlation, sharper
 from sharpjax.studies.papers.shorthand import same_arm, vote
 
-MATCHED = "matched"  # the end of the names of arms at equal training loss
+MATCHED = "matched"  # ending of the names of arms at equal training loss
 AUGMENTED = ("aug", "aug_sam")
 LEAST_SHARE = 0.9
 ALIKE = 0.9
@@ -33,7 +33,7 @@ ask = partial(shorthand.ask, source="a question of this repository", status="des
 
 
 def names_of(examples: int, corrupted: int, labels: str = "") -> dict[str, str]:
-    """What the paper's metrics are called here."""
+    """The names that the paper's metrics have here."""
     where, test = f"train[:{examples}]{labels}", f"test[:{corrupted}]"
     return {
         "train/noise_sharpness": f"{where}/noise_sharpness",
@@ -47,10 +47,11 @@ def names_of(examples: int, corrupted: int, labels: str = "") -> dict[str, str]:
 def hypotheses(
     arms: Collection[str], *, examples: int, corrupted: int, matched: bool
 ) -> tuple[Hypothesis, ...]:
-    """All that can be asked of these arms, and the paper's that cannot.
+    """All hypotheses that these arms can answer, and those of the paper that they cannot.
 
     Args:
-        examples, corrupted: of the sets that are measured.
+        arms: names of the config's arms.
+        examples, corrupted: sizes of the sets that are measured.
         matched: whether there are arms at equal training loss.
     """
     places = _where(arms, ("base", *paper1.CONDITIONS))
@@ -77,7 +78,7 @@ def hypotheses(
 
 
 def _where(arms: Collection[str], ends: Sequence[str]) -> tuple[str, ...]:
-    """The places that have an arm of each of these ends."""
+    """The places that have an arm with each of these endings."""
     places = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
     return tuple(p for p in places if all(f"{p}-{end}" in arms for end in ends))
 
@@ -142,7 +143,8 @@ def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypoth
 
 
 def _normalised(cell: paper1.Cell, where: str) -> Composite:
-    """Two of the three measures: relative flatness is of logits that a linear layer gives."""
+    """Two of the three measures. Relative flatness is left out: it needs logits from a linear
+    layer."""
     members = (
         against_base(f"{where}/{m}", cell, "greater", "normalised")
         for m in ("noise_sharpness", "fisher_rao")
@@ -151,7 +153,7 @@ def _normalised(cell: paper1.Cell, where: str) -> Composite:
 
 
 def _of_labels(places: Sequence[str], examples: int) -> Iterator[Hypothesis]:
-    """One test for each place and measure."""
+    """G1.7: one test for each place and measure."""
     if places:
         members = (
             correlation(m, "|".join(f"{p}-random_{level}" for level in paper1.LEVELS),

@@ -1,23 +1,25 @@
 """Paper 1 as a study: six conditions, and random labels (OpenReview AiRU8ZxQii, H1.1 to H1.11).
 
-Arms: `<data set>-<net>-<condition>`, the conditions base, aug, wd, each alone and with SAM, or
-`random_<per cent>`: so many of the labels are drawn anew. Arms of one seed share initial weights,
-order and, where they augment, augmentation. Arms `...-matched` are the same models after the first
-epoch with a training loss of at most `evaluate.matched.nll`, or the least that there was.
+Arms: `<data set>-<net>-<condition>`. The conditions are base, aug and wd, each alone and with SAM,
+or `random_<per cent>`: so many of the labels are drawn anew. Arms of one seed share initial weights
+and order, and augmentation if they augment. Arms `...-matched` are the same models after the first
+epoch with a training loss of at most `evaluate.matched.nll`. If there is no such epoch, they are
+those with the least loss.
 
-All at the end, `<set>` being the first `evaluate.sharpness.num_examples` training images:
+All metrics are measured at the end. `<set>` is the first `evaluate.sharpness.num_examples` training
+images:
 
     test/accuracy, ece, gap, ...        `train.calibration`
     test[:n]/corrupted_accuracy         `train.corruption`
-    <set>/..., <set>/normalised/...     `train.sharpness`, without augmentation; of random labels
+    <set>/..., <set>/normalised/...     `train.sharpness`, without augmentation; for random labels
                                         `<set>/true/...`, with the true ones
     <set>/authors/...                   `studies.papers.authors`
     <set>/augmented/authors/..., <set>/resampled/authors/noise_sharpness
-                                        of augmented arms: augmented once, and anew at each draw
+                                        for augmented arms: augmented once, and anew at each draw
     <set>/authors/gradient_share        sqrt(2 / (pi P)) |g|, over their noise sharpness
     fit/nll                             loss on the first `evaluate.matched.num_examples` training
-                                        images, as they are labelled in training; each epoch
-    test/disagreement, test/mean_rank   between models of an arm, and of arms
+                                        images with the labels used in training; after each epoch
+    test/disagreement, test/mean_rank   between models of an arm, and between arms
 """
 
 import dataclasses
@@ -68,11 +70,11 @@ END = When()
 
 
 def plan(config: Config) -> Plan:
-    """An arm for each of the config's, one at equal training loss for each condition, and what
-    compares those of a net.
+    """The trained nets, for each condition the arm at equal training loss, and for each net what
+    compares its arms.
 
     Raises:
-        UserError: a model cannot be built; a corruption that there is not.
+        UserError: a model cannot be built; an unknown corruption.
     """
     members = tuple(map(Member, config.seeds))
     specs: dict[str, DataSpec] = {}
@@ -113,7 +115,7 @@ def plan(config: Config) -> Plan:
 
 @functools.cache
 def _size(model: Any, shape: tuple[int, ...]) -> int:
-    """How many parameters a net has."""
+    """The number of parameters of a net."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return tree.size(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
 
@@ -130,7 +132,7 @@ def _fit(arm: Config) -> "Fit":
 def _evaluators(arm: Config, step: Steps, spec: data.Images) -> Iterator[Evaluator]:
     test = arm.evaluate.test
     binned: Any = {"batch_size": test.batch_size, "num_bins": test.num_bins}
-    in_colour = spec.input_shape[2] == 3  # saturation is of colours
+    in_colour = spec.input_shape[2] == 3  # only images in colour have a saturation
     every = (kind for kind in corruption.KINDS if kind != "saturate" or in_colour)
     kinds = test.kinds or tuple(every)
     yield _fit(arm)
@@ -161,7 +163,7 @@ def _of_labels(arm: Config) -> Iterator[Evaluator]:
 
 
 def _compared(place: str, sizes: dict[str, int], config: Config) -> Compare:
-    """Disagreement of the models of each arm, mean ranks of the conditions, and shares."""
+    """Disagreement of the models of each arm, mean ranks of the conditions, and gradient shares."""
     arms = tuple(sizes)
     own = schema.complete_arms(config)[arms[0]].evaluate
     named = asks.names_of(own.sharpness.num_examples, own.test.num_corrupted)
@@ -180,7 +182,7 @@ def _compared(place: str, sizes: dict[str, int], config: Config) -> Compare:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The loss on the first training images, as they are labelled in training: `fit/nll`."""
+    """The loss on the first training images, with the labels used in training: `fit/nll`."""
 
     when: When
     num_examples: int
@@ -204,11 +206,13 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class GradientShare:
-    """What the gradient g explains of the authors' noise sharpness: to first order that is
-    `sqrt(2 / pi) |g| / sqrt(P)`, of P parameters, and this over it is `<where>/gradient_share`.
+    """The share of the authors' noise sharpness that the gradient g explains. To first order their
+    number is `sqrt(2 / pi) |g| / sqrt(P)` with P parameters; `<where>/gradient_share` is this over
+    their number.
 
     Attributes:
-        sizes: arms, and the numbers of their parameters.
+        where: the measurement set.
+        sizes: arms, and their numbers of parameters.
     """
 
     where: str
@@ -233,7 +237,7 @@ class GradientShare:
 
 
 def hypotheses(config: Config) -> tuple:
-    """Those of paper 1, and our own; see `asks`."""
+    """The hypotheses of paper 1, and our own; see `asks`."""
     arms = schema.complete_arms(config)
     evaluate = next(iter(arms.values())).evaluate
     return asks.hypotheses(

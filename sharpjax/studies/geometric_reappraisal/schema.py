@@ -1,4 +1,4 @@
-"""What a config of the geometric reappraisal must hold; nothing heavy is imported here."""
+"""What a config of the geometric reappraisal must hold. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What the study shows: each condition against Base beside the paper's signs, and figures."""
+"""Tables and figures: each condition against Base, beside the sign that the paper claims."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ CAPTION = (
     "Means over seeds at the end. Below each metric the sign that the paper claims for every "
     "condition against base; an arrow says on which side of base the mean is here."
 )
-# The end of a metric's name, heading, sign that the paper claims for conditions against base.
+# Ending of the metric's name, heading, and the sign that the paper claims against base.
 COLUMNS = (
     ("/nll", "training loss", 0),
     ("/noise_sharpness", "noise sharpness", 1),
@@ -43,7 +43,7 @@ OUTCOMES = {"test/error": "test error", "test/ece": "test ECE"}
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """A row for each arm; those at equal training loss have sharpness alone."""
+    """A row per arm. Those at equal training loss have only sharpness."""
     metrics = dict.fromkeys(row["metric"] for row in rows)
     chosen = {end: _named(metrics, end) for end, *_ in COLUMNS}
     found = {(s.arm, s.metric): s.mean for s in summarize_last(rows) if s.n}
@@ -64,13 +64,14 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def _base(arm: str) -> str:
-    """The arm that one is compared with, at equal training loss too."""
+    """The base that an arm is compared with; for arms at equal training loss, the base at that
+    loss."""
     data, net, condition, *end = arm.split("-")
     return "-".join((data, net, "base", *end)) if condition else arm
 
 
 def _named(metrics: Mapping[str, Any], end: str) -> str:
-    """The metric with this end: on the plain set."""
+    """The metric with this ending, on the plain set."""
     if not end.startswith("/"):
         return end
     where = ("train[:", "test[:")
@@ -79,7 +80,8 @@ def _named(metrics: Mapping[str, Any], end: str) -> str:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """For each net sharpness against error and ECE, and reliability; random labels."""
+    """For each net: sharpness against error and ECE, reliability diagrams, profiles of the loss,
+    and random labels."""
     metrics = dict.fromkeys(row["metric"] for row in rows)
     for place, own in cells.by_place(rows).items():
         conditions = [row for row in own if "-random_" not in row["arm"]]

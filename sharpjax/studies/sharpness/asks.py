@@ -1,8 +1,8 @@
-"""What SAM does to sharpness and error: S.1 to S.4, asked of every run with arms `sam` and `sgd`.
+"""What SAM does to sharpness and error: S.1 to S.4, for every run with arms `sam` and `sgd`.
 
-Not hypotheses of one paper but the question that all of them start from (arXiv 2010.01412 claims
-flatter minima and lower error). Paired by seed: the same initialisation, order and augmentation in
-all arms. One family, corrected by Holm.
+These are not hypotheses of one paper but the question that all of them start from (arXiv 2010.01412
+claims flatter minima and lower error). Arms are paired by seed: they share initialisation, order
+and augmentation. The hypotheses are one family, corrected by Holm.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.tests.result import Alternative
 from sharpjax.schema import Config
 
-# Of the matched-pairs rank-biserial correlation; nothing smaller is of interest.
+# For the matched-pairs rank-biserial correlation; nothing smaller is of interest.
 MARGIN = 0.3
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
-    """Those of S.1 to S.4 whose arms the config has; sharpness on its first measurement set."""
+    """Those of S.1 to S.4 whose arms the config has. Sharpness is on the first measurement set."""
     where = f"train[:{config.evaluate.geometry.num_examples}]"
     asked: Sequence[tuple[str, str, str, Alternative, str, str]] = (
         ("S.1", "The largest Hessian eigenvalue is lower after SAM than after SGD.",

@@ -1,6 +1,6 @@
-"""What SAM finds, and how sharp it is: train each arm, and measure on the way.
+"""What SAM finds, and how sharp it is: train each arm, and measure it during training.
 
-Accuracy, calibration, curvature and sharpness; arms of one seed share start, order and
+Measured are accuracy, calibration, curvature and sharpness. Arms of one seed share start, order and
 augmentation.
 """
 
@@ -19,7 +19,7 @@ from sharpjax.train.steps import Steps
 
 
 def plan(config: Config) -> Plan:
-    """An arm for each of the config's, and the data that they name.
+    """An arm for each arm of the config, and the data that they name.
 
     Raises:
         UserError: a glob of parameters matches none; a model cannot be built.
@@ -49,8 +49,8 @@ def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Mem
 
 
 def _evaluators(arm: Config, step: Steps, spec: data.Images) -> tuple[Evaluator, ...]:
-    """The test set; the first measurement set at its period; the further disjoint ones at the
-    end."""
+    """The test set and the first measurement set, each at its own period; further disjoint sets
+    only at the end."""
     image = jnp.zeros((1, *spec.input_shape))
     shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
     tree.select(shapes, arm.evaluate.geometry.where)  # refused now, not after training

@@ -1,4 +1,5 @@
-"""Figures of study 1: how training went, how stable it was, and how sharp its ends are."""
+"""Figures of the sharpness study: the course of training, its stability, and the final sharpness.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +10,8 @@ from sharpjax.train.results import Row
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """Loss and accuracy, stability, and sharpness against accuracy; what no row has is left out."""
+    """Loss and accuracy, stability, and sharpness against accuracy. Figures without rows are left
+    out."""
     loss, accuracy = series_of(rows, "train/loss"), series_of(rows, "test/accuracy")
     if loss and accuracy:
         panels = [Panel("training loss", loss, log=True), Panel("test accuracy", accuracy)]
@@ -53,8 +55,9 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
 def _stability(rows: Sequence[Row]) -> Curves:
     """Learning rate times the top Hessian eigenvalue (Cohen et al., arXiv 2103.00065).
 
-    2 is the edge of stability of gradient descent without momentum. With momentum beta it lies at
-    2 (1 + beta), and under small batches the product stays below: the line is a landmark, no law.
+    2 is the edge of stability of gradient descent without momentum. With momentum beta it is at 2
+    (1 + beta), and with small batches the product stays below it. The line is a landmark, not a
+    law.
     """
     metric = first_set(rows, "hessian/lambda_1")
     rates = {

@@ -1,8 +1,8 @@
-"""What a run of the surfaces study is asked, by its arms and starts: T1.1 to T1.10.
+"""The hypotheses of the surfaces study, T1.1 to T1.10, by the arms and starts of a run.
 
-None is a hypothesis of the paper, which gives no numbers of this study; they were written before
-any run was looked at. With one start, as the paper has it, T1.1, T1.2 and T1.5 alone can be asked,
-of seven surfaces as seven units; their ids then end in `-one-start`.
+None is a hypothesis of the paper, which gives no numbers for this study. They were written before
+any run was looked at. With one start, as in the paper, only T1.1, T1.2 and T1.5 can be asked, with
+the seven surfaces as seven units; their ids then end in `-one-start`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ EARLY = 10  # steps: Adam has moved no weight by more than about .01
 MARGIN = 0.3  # of a correlation; nothing smaller is of interest
 
 ERROR, RELATIVE = Quantity("fit/test_mse"), Quantity("fit/test_relative")
-AUTHORS = Quantity("authors/mean", of={"rho": "0.005"})  # their rho of the other studies
+AUTHORS = Quantity("authors/mean", of={"rho": "0.005"})  # their rho in the other studies
 LAMBDA, TRACE = Quantity("defined/lambda_1"), Quantity("defined/trace")
 SHARPNESS = (
     AUTHORS,
@@ -37,7 +37,7 @@ ask = partial(shorthand.ask, source=SOURCE, status="design", correction="holm")
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
-    """Those that the arms and starts of a config can answer."""
+    """The hypotheses that the arms and starts of a config can answer."""
     arms = tuple(schema.complete_arms(config))
     if len(config.seeds) == 1:
         return _over_surfaces(arms, "spearman-over-arms", "-one-start")
@@ -54,7 +54,7 @@ def _over_surfaces(arms: Sequence[str], test: str, suffix: str) -> tuple[Hypothe
             for sharpness in SHARPNESS
         )
 
-    # A correlation over so few arms is tested against 0 alone.
+    # With so few arms, a correlation is only tested against 0.
     least = None if suffix else 0.5
     agrees = same_arm(every, (AUTHORS, LAMBDA), "greater", test, margin=MARGIN, null=least)
     words = "" if suffix else " (rho above .5)"
@@ -179,6 +179,6 @@ def _by_surface(arms: Sequence[str]) -> tuple[Hypothesis, ...]:
 
 
 def _later(arm: str, quantity: Quantity, direction: Alternative) -> Contrast:
-    """At the end against step `EARLY`, paired by start."""
+    """The end against step `EARLY`, paired by start."""
     early = Quantity(quantity.metric, EARLY, quantity.of)
     return Contrast((quantity, early), (arm, arm), direction, "wilcoxon", MARGIN)

@@ -1,8 +1,8 @@
-"""What is measured of a net that regresses a surface: its errors, and its sharpness by the authors'
+"""The evaluators of a net that regresses a surface: its errors, and its sharpness by the authors'
 statistic and by the definitions, side by side.
 
-All on the whole training set. The authors' statistic is of the mean squared error; the definitions
-are of half of it, which is what training minimises.
+Everything is measured on the whole training set, test errors apart. The authors' statistic uses the
+mean squared error; the definitions use half of it, which is what training minimises.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from sharpjax.studies.papers import conventions
 from sharpjax.train.plan import Cost, Subject, When
 from sharpjax.train.results import Results, exact, of, results
 
-# Lengths of the authors' noise, as rows name them; the third is the radius of the worst case.
+# Lengths of the authors' noise, as in the rows; the third is also the radius of the worst case.
 RADII = ("0.0005", "0.005", "0.05", "0.5")
 STATISTICS = ("mean", "std", "median", "max", "min")
 WORST_CASE = "0.05"
@@ -31,7 +31,8 @@ HEAD = "head/kernel"
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeanSquaredError:
-    """The loss of the authors, of all that noise falls on: here of the parameters alone."""
+    """The authors' loss, a function of everything that noise is added to: here only the parameters.
+    """
 
     model: nn.Module = dataclasses.field(metadata={"static": True})
 
@@ -45,8 +46,8 @@ _gradient_norm = jax.jit(lambda loss, params, batch: tree.norm(jax.grad(loss)(pa
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """The mean squared error on both sets, and on the test set over the variance of its heights
-    (surfaces differ ten thousandfold in that): 1 is what a constant comes to."""
+    """The mean squared error on both sets, and that of the test set over the variance of its
+    heights, which differs ten thousandfold between surfaces. A constant reaches 1."""
 
     when: When
     name: str = "errors"
@@ -70,9 +71,9 @@ class Errors:
 @dataclasses.dataclass(frozen=True)
 class Noise:
     """The authors' SAM-sharpness: statistics of `|L(w + e) - L(w)| / rho` over draws of noise, by
-    `rho`; and what its mean is to first order, `sqrt(2 / pi) |g| / sqrt(P)`.
+    `rho`. Also what its mean is to first order, `sqrt(2 / pi) |g| / sqrt(P)`.
 
-    The standard error of the mean is that of the draws.
+    The standard error of the mean is that over the draws.
     """
 
     when: When
@@ -118,15 +119,15 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Definitions:
-    """Sharpness as it is defined, of half the mean squared error.
+    """Sharpness by its definitions, of half the mean squared error.
 
-    defined/lambda_1, lambda_1_residual, num_products, trace    of the Hessian
-    defined/average_sharpness       by rho, at random points of the sphere: the mean rise, which
-                                    is curvature
-    defined/average_slope           there, the part of the gradient
-    defined/worst_case_sharpness    within 0.05
-    defined/fisher_rao              `sqrt(w'Fw)`
-    defined/relative_flatness, relative_flatness_normalised    of the last layer
+        defined/lambda_1, lambda_1_residual, num_products, trace    of the Hessian
+        defined/average_sharpness       by rho, at random points of the sphere: the mean rise, which
+                                        comes from curvature
+        defined/average_slope           at the same points, the part of the gradient
+        defined/worst_case_sharpness    within 0.05
+        defined/fisher_rao              `sqrt(w'Fw)`
+        defined/relative_flatness, relative_flatness_normalised    of the last layer
     """
 
     when: When

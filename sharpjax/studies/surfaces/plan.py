@@ -1,8 +1,8 @@
-"""The single-objective regression study of paper 1's journal version (arXiv 2510.12451): a net for
-each surface, measured at powers of ten of its steps.
+"""The single-objective regression study of paper 1's journal version (arXiv 2510.12451).
 
-Arms are named `<surface>-mlp`. All starts of all surfaces see the same points; a seed has the same
-initial weights on every surface. A step is one on all points. `measures` says what the rows are.
+One net per surface, measured at steps that are powers of ten. Arms are named `<surface>-mlp`. All
+starts of all surfaces see the same points, and a seed has the same initial weights on every
+surface. Each step uses all points. `measures` explains the rows.
 """
 
 from sharpjax import data, schema
@@ -19,10 +19,10 @@ MEASURED = When(per_decade=1)
 
 
 def plan(config: Config) -> Plan:
-    """The data of each surface, and an arm for each of the config's.
+    """The data of each surface, and an arm for each arm of the config.
 
     Raises:
-        UserError: an unknown surface; a number that its data do not take.
+        UserError: an unknown surface; a number that its data refuse.
     """
     members = tuple(map(Member, config.seeds))
     specs, stages = {}, []

@@ -1,4 +1,4 @@
-"""What a config of the surfaces study must hold; nothing heavy is imported here."""
+"""What a config of the surfaces study must hold. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 
@@ -32,7 +32,7 @@ FIELDS: Mapping[str, Rule] = {
 
 
 def _check_arm(arm: Config) -> None:
-    """Each field by itself; the data say what they take when the plan is made."""
+    """Nothing is checked across fields here. The data check their numbers when the plan is made."""
 
 
 RULES = schema.Rules(FIELDS, _check_arm)

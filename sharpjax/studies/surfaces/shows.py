@@ -1,4 +1,4 @@
-"""What the study shows: both conventions side by side, along training and at its end."""
+"""Tables and figures: both conventions side by side, during training and at its end."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from sharpjax.train.results import Row
 
 _RHO = {"rho": "0.005"}
 _AUTHORS = ("authors/mean", _RHO, "authors' statistic, ρ = 0.005")
-# Metric, its further coordinates, label.
+# Metric, its further coordinates, and label.
 SHOWN: Sequence[tuple[str, Mapping[str, str], str]] = (
     _AUTHORS,
     ("authors/first_order", {}, "√(2/π) |g| / √P"),
@@ -28,7 +28,7 @@ ERRORS = (("fit/test_mse", "test MSE"), ("fit/test_relative", "test MSE / varian
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """A row for each arm: test error, and sharpness in every convention, at the end."""
+    """A row per arm: test error, and sharpness in every convention, at the end."""
     found = {(one.arm, one.metric, one.of): one for one in summarize_last(rows) if one.n}
     columns = [(metric, {}, label) for metric, label in ERRORS] + list(SHOWN)
 
@@ -47,7 +47,8 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
-    """Test error and sharpness along training; the authors' statistic against the definitions."""
+    """Test error and sharpness during training; the authors' statistic against the definitions; and
+    sharpness against test error."""
     error = series_of(rows, "fit/test_mse")
     panels = [
         Panel(label, _from_half(series), log=True)
@@ -91,7 +92,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
 
 
 def _from_half(series: Any) -> Any:
-    """Step 0, which a logarithmic axis has not, at 1/2."""
+    """Moves step 0 to 1/2, because a logarithmic axis has no 0."""
     return {
         arm: {seed: (x.clip(0.5), y) for seed, (x, y) in own.items()} for arm, own in series.items()
     }
