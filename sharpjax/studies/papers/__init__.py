@@ -1,7 +1,8 @@
 """The seven papers: all 50 of their hypotheses, in order, each with its test and its certainty.
 
-None leaves out seeds that diverged: to diverge is an outcome of an arm, and the seeds that are left
-of it are the lucky ones. What compares such an arm is inconclusive, and its estimate is shown.
+No hypothesis leaves out seeds that diverged. Divergence is an outcome of an arm, and the seeds that
+are left are the lucky ones. A comparison with such an arm is inconclusive, and its estimate is
+shown.
 """
 
 from sharpjax.protocol.claims import Hypothesis

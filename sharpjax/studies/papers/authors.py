@@ -1,4 +1,4 @@
-"""An evaluator of what the authors' code of papers 1 and 6 computed; see `conventions`."""
+"""An evaluator that computes what the authors' code of papers 1 and 6 did; see `conventions`."""
 
 import dataclasses
 import functools
@@ -26,22 +26,24 @@ STATISTICS = ("largest", "mean_absolute")  # of paper 6, of paper 1
 
 @dataclasses.dataclass(frozen=True)
 class AuthorsSharpness:
-    """Their numbers on the set that `train.sharpness` measures, `<set>`:
+    """The authors' numbers on the set that `train.sharpness` measures, `<set>`:
 
         <set>/authors/noise_sharpness       `max_k (L_k - L) / rho`, or `mean_k |L_k - L| / rho`;
-                                            the noise falls on the statistics of BatchNorm too
+                                            noise is added to the statistics of BatchNorm too
         <set>/authors/fisher_rao            with their factor
         <set>/authors/relative_flatness     summed over batches, the layer before the head divided
 
-    With `resampled`, `train[a:b]/resampled/authors/noise_sharpness` alone: each loss is of images
-    that are augmented anew, as their loader does, so that the differences are of images too.
+    With `resampled` there is only `train[a:b]/resampled/authors/noise_sharpness`. Each loss then
+    uses images that are augmented anew, as their loader does, so the images differ too, not only
+    the weights.
 
-    Cost: a forward pass a draw and one; with `resampled` three a draw.
+    Cost: one forward pass per draw and seven more; with `resampled`, three per draw and one more.
 
     Attributes:
         first, num_examples, augmentation: as in `Sharpness`.
-        num_layers: L of the factor L + 1; 0: as many as the net has kernels.
-        num_batches: that relative flatness is summed over.
+        statistic: 'largest' (paper 6) or 'mean_absolute' (paper 1).
+        num_layers: L of the factor L + 1; 0: the number of kernels of the net.
+        num_batches: how many batches relative flatness is summed over.
     """
 
     when: When
@@ -102,7 +104,7 @@ class AuthorsSharpness:
             one, draws = batch(stream(0, "frozen augmentation")), self.num_draws
             found = conventions.noise_changes(loss, state, one, key=key, num_draws=draws, **how)
             return np.asarray(found, np.float64)
-        # L(s + e_k) of images k less L(s) of others: the sum of both differences.
+        # L(s + e_k) on images k less L(s) on the first images, as the sum of two differences.
         keys, changes = jax.random.split(key, self.num_draws + 1), []
         at_first = float(_value(loss, state, batch(keys[0])))
         for one in keys[1:]:
@@ -132,8 +134,10 @@ class AuthorsSharpness:
 
 
 def before_head(names: Iterable[str]) -> tuple[str, ...]:
-    """The two parameters before the head, as their code counts them: of a ResNet the last scale and
-    bias inside of the last block, else those of the last normalisation, else of the last layer.
+    """The two parameters before the head, as the authors' code counts them.
+
+    In a ResNet these are the last scale and bias inside the last block; otherwise those of the last
+    normalisation; otherwise those of the last layer.
 
     >>> before_head(["BatchNorm_9/bias", "BatchNorm_10/bias", "BatchNorm_10/scale", "head/kernel"])
     ('BatchNorm_10/bias', 'BatchNorm_10/scale')
@@ -147,11 +151,11 @@ def before_head(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check(params: Any, head: str) -> None:
-    """Refuse a net, by its parameters or their shapes, whose layer before the head has not a number
-    for each feature: their code cannot divide it.
+    """Refuse a net, given its parameters or their shapes, that the authors' code cannot divide: the
+    layer before the head must have one number per feature.
 
     Raises:
-        UserError: so it is, or there is no such head.
+        UserError: that layer has other sizes, or is not there; there is no such head.
     """
     shapes = dict(zip(tree.path_names(params), jax.tree.leaves(params), strict=True))
     tree.select(params, head)
@@ -172,7 +176,7 @@ def _value(loss: Any, state: Any, batch: Any) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _outputs(loss: Classification, params: Any, batch: Any, head: str) -> tuple[Any, Any]:
-    """Logits, and what the layer `head` reads."""
+    """The logits, and the input of the layer `head`."""
     seen = []
 
     def spy(call, args, kwargs, context):

@@ -1,8 +1,9 @@
 """A paper's hypotheses, asked of what a config has.
 
-A hypothesis spans cells, as data sets and nets. A config with fewer of its arms cannot answer it:
-the hypothesis says what is lacking, and the same is asked of the cells that there are, under an id
-of its own, as `H3.1 add97-80`. Asked of other nets than the paper's it has another id, too.
+A hypothesis spans cells, such as data sets and nets. A config with fewer arms cannot answer it. The
+hypothesis then says what is lacking, and the same is asked of the cells that are present, under a
+separate id such as `H3.1 add97-80`. Hypotheses about nets other than the paper's also get a
+separate id.
 """
 
 import dataclasses
@@ -38,10 +39,11 @@ def by_place(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
 
 
 def by_condition(values: Mapping[str, _Value], order: Sequence[str]) -> dict[str, _Value]:
-    """What arms of one place have, by what their names say beside data set and net.
+    """The values of the arms of one place, by condition: their names without data set and net.
 
     Args:
-        order: of conditions, by how they begin, the longest that fits; others stand behind.
+        values: by the names of arms.
+        order: beginnings of conditions. The longest that fits gives the place; others come last.
 
     >>> found = {"mnist-vit-kd_90": 3, "mnist-vit-new": 4, "mnist-vit-kd_10": 2, "mnist-vit-kd": 1}
     >>> by_condition(found, ("kd", "kd_"))
@@ -63,16 +65,18 @@ def asked_of(
     cell: Callable[[str], tuple[str, ...]] = place,
     differs: Mapping[str, str] | None = None,
 ) -> tuple[Hypothesis, ...]:
-    """All hypotheses, what keeps each from being asked said; then the parts of those.
+    """All hypotheses, each with what keeps it from being asked; then parts of those that cannot be
+    asked.
 
-    Families are corrected within a part. What has been missing before, or lacks every comparison,
-    has no part.
+    Families are corrected within a part. A hypothesis that was already missing something, or of
+    which no comparison is left, has no part.
 
     Args:
-        there: the arms that there are.
-        cell: where an arm belongs, coarse to fine: a part is named by the cells of its arms.
-        differs: of arms that are there and not as the paper has them, a sentence that says it; they
-            count as lacking.
+        there: the arms of the config.
+        hypotheses: the paper's.
+        cell: where an arm belongs, from coarse to fine; a part is named by the cells of its arms.
+        differs: for arms that are present but differ from the paper's, a sentence that says how;
+            they count as lacking.
 
     >>> from sharpjax.studies.papers import paper3
     >>> arms = [f"add97-{model}-80" for model in ("dense", *paper3.MODELS)]
@@ -90,7 +94,7 @@ def asked_of(
 def of_others(hypotheses: Iterable[Hypothesis], suffix: str, words: str) -> tuple[Hypothesis, ...]:
     """Hypotheses over cells that are not the paper's: `H5.1 narrow`, and the claim `(words)`.
 
-    The paper's own stay beside them, not run until its own cells are.
+    The paper's own hypotheses stay beside them, and are not run until their own cells are.
     """
     return tuple(
         dataclasses.replace(
@@ -106,7 +110,8 @@ def of_others(hypotheses: Iterable[Hypothesis], suffix: str, words: str) -> tupl
 def measured_as(
     hypotheses: Iterable[Hypothesis], metrics: Mapping[str, str]
 ) -> tuple[Hypothesis, ...]:
-    """Hypotheses whose metrics have other names in a study, as those of a measurement set."""
+    """Hypotheses with metrics renamed to the names of a study, such as those of a measurement set.
+    """
     return tuple(
         dataclasses.replace(
             hypothesis,
@@ -154,7 +159,8 @@ def _said(hypothesis: Hypothesis, there: Collection[str], differs: Mapping[str, 
 def _part(
     hypothesis: Hypothesis, there: Collection[str], cell: Callable[[str], tuple[str, ...]]
 ) -> Hypothesis | None:
-    """The same of those of its comparisons whose arms are there; None where there are none."""
+    """The same hypothesis with only the comparisons whose arms are present; None if there are none.
+    """
     whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
     kept = _those_of([whole], there)
     if not kept:

@@ -1,9 +1,9 @@
-"""What the authors' code of papers 1, 6 and 7 computed, where it is not what the definition says.
+"""The numbers of the authors' code of papers 1, 6 and 7 that differ from the definitions.
 
 Each function gives their number, so that a report can print it beside the right one, which
-`sharpjax.geometry` and `sharpjax.metrics` compute. Their code: the repositories that are named in
-OpenReview ZQTiGcykl6 (paper 6) and arXiv 2510.12451 (paper 1, journal version), and the notebooks of
-paper 7 (OpenReview Q7GXKjmCSB).
+`sharpjax.geometry` and `sharpjax.metrics` compute. Their code: the repositories named in OpenReview
+ZQTiGcykl6 (paper 6) and arXiv 2510.12451 (paper 1, journal version), and the notebooks of paper 7
+(OpenReview Q7GXKjmCSB).
 
 | their number | here | the right one |
 |---|---|---|
@@ -39,8 +39,10 @@ State = Any
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class LossOfState:
-    """The mean cross-entropy of a whole state, `{"params": ..., "variables": ...}`, in eval mode:
-    their noise falls on the statistics of BatchNorm too."""
+    """The mean cross-entropy of a whole state, `{"params": ..., "variables": ...}`, in eval mode.
+
+    The authors also add noise to the statistics of BatchNorm.
+    """
 
     model: nn.Module = dataclasses.field(metadata={"static": True})
 
@@ -61,13 +63,15 @@ def noise_changes(
     """`L(s + e_k) - L(s)` [num_draws] for random `e_k` in N(0, rho^2 / P) on all of a state.
 
     Paper 1 takes `mean |changes| / rho`, paper 6 `max(changes) / rho`. Neither is the sharpness of
-    SAM: to first order the first is `sqrt(2 / pi) |g| / sqrt(P)`, a length of the gradient.
+    SAM: to first order, that of paper 1 is `sqrt(2 / pi) |g| / sqrt(P)`, a length of the gradient.
 
     Args:
         loss: `loss(state, batch)`, a mean over the batch, such as `LossOfState(model)`. It is not
-            checked. The batch is the same in all draws: theirs is drawn anew, with augmentation.
-        state: all that the noise falls on, arrays of floats, in float32 at least.
-        num_params: P, the number of parameters, which the statistics of BatchNorm do not count in.
+            checked.
+        batch: the same in all draws. The authors draw it anew each time, with augmentation.
+        state: everything that noise is added to, arrays of floats, in float32 at least.
+        rho: the length of the noise, about that of `e_k` on the parameters.
+        num_params: P, the number of parameters; statistics of BatchNorm do not count.
 
     Cost: `1 + num_draws` forward passes.
 
@@ -90,7 +94,8 @@ def noise_changes(
 
 
 def _draw(carry, operands):
-    """The first is without noise: compiled apart, it would differ in rounding."""
+    """One more loss. The first has no noise: in a program of its own it would be rounded
+    differently."""
     done, losses = carry
     loss, state, batch, key, deviation = operands
     size = jnp.where(done == 0, 0, deviation)
@@ -103,8 +108,9 @@ def _draw(carry, operands):
 def fisher_rao(logits: jax.Array, label: jax.Array, *, num_layers: int) -> jax.Array:
     """`(L + 1) sqrt(1/N sum_i (<softmax(z_i), z_i> - z_i[y_i])^2)` of logits z [N, K].
 
-    Paper 1 counts L, the linear, convolutional and embedding layers of a net; paper 6 takes L = 5
-    for every net. Right for ReLU nets without biases, shortcuts and normalisation would be L.
+    In paper 1, L is the number of linear, convolutional and embedding layers of a net; paper 6
+    takes L = 5 for every net. For ReLU nets without biases, shortcuts and normalisation the right
+    factor is L.
 
     >>> print(fisher_rao(jnp.zeros((1, 2)), jnp.array([0]), num_layers=3))
     0.0
@@ -115,10 +121,10 @@ def fisher_rao(logits: jax.Array, label: jax.Array, *, num_layers: int) -> jax.A
 
 
 def summed_over_batches(value: ArrayLike, *, num_examples: int, batch_size: int) -> ArrayLike:
-    """What the sum over batches of a mean comes to: the mean times the number of batches.
+    """The sum of a mean over batches: the mean times the number of batches.
 
-    Exact where the batches are of one size. A smaller last one counts as much as the others; the
-    mean of what it gives, over shuffled orders, is the same.
+    Exact if the batches have one size. Otherwise the smaller last batch counts as much as the
+    others, and the average over shuffled orders is the same.
 
     >>> summed_over_batches(2.0, num_examples=50_000, batch_size=256)  # 196 batches
     392.0
@@ -130,14 +136,15 @@ def divided_by_deviation(
     params: Any, deviation: jax.Array, *, head: str, before: tuple[str, ...]
 ) -> Any:
     """Parameters after `W[t, :] *= deviation_t` in the head, and a division by it in the leaves
-    `before`, on their last axis. Where a deviation is 0 nothing changes.
+    `before`, on their last axis. If a deviation is 0, nothing changes there.
 
-    It leaves the function as it is if the leaves `before` are all that scales the features. In a
-    ResNet, where a shortcut is added after them, it does not.
+    The function stays as it is if only the leaves `before` scale the features. In a ResNet, which
+    adds a shortcut after them, it changes.
 
     Args:
+        params: pytree of arrays.
         deviation: [D], of each feature.
-        head: name of the kernel [D, K] of the last layer, as `tree.path_names` has it.
+        head: name of the kernel [D, K] of the last layer, as in `tree.path_names`.
         before: names of scale and bias, or kernel and bias, of the layer before.
 
     >>> params = {"bias": jnp.ones(2), "head": jnp.ones((2, 1))}
@@ -167,12 +174,13 @@ def softmax_twice(logits: np.ndarray) -> np.ndarray:
 
 
 def softened_twice(logits: ArrayLike, temperature: ArrayLike) -> jax.Array:
-    """The probabilities `softmax(softmax(z) / T)` [N, K]: their models end in a softmax, and their
-    distiller takes another one of what comes out.
+    """The probabilities `softmax(softmax(z) / T)` [N, K]: the authors' models end in a softmax, and
+    their distiller applies another one to the result.
 
-    The inner one lies in [0, 1], so the largest of K classes has `1 / (1 + (K - 1) exp(-1 / T))` at
-    the most: .1344 of ten classes at T = 3, where equal ones have .1. A teacher for training is
-    `losses.Teacher(..., inputs="probabilities")`, or `train.plan.Teacher` with the same.
+    The inner softmax lies in [0, 1], so the largest of K classes has at most
+    `1 / (1 + (K - 1) exp(-1 / T))`: .1343 for ten classes at T = 3, compared with .1 if all are
+    equal. A teacher for training is `losses.Teacher(..., inputs="probabilities")`, or
+    `train.plan.Teacher` with the same.
 
     >>> sure = jnp.log(jnp.array([[0.991, *[0.001] * 9]]))  # of a teacher that is 99.1 % sure
     >>> print(f"{softened_twice(sure, 3.0).max():.5f}")
@@ -185,10 +193,10 @@ def softened_twice(logits: ArrayLike, temperature: ArrayLike) -> jax.Array:
 def distillation_of_probabilities(
     logits: jax.Array, targets: jax.Array, temperature: ArrayLike
 ) -> jax.Array:
-    """`losses.distillation` of what both softmaxes give: the teacher's part of their loss.
+    """`losses.distillation` of the outputs of both softmaxes: the teacher's part of their loss.
 
-    Its slope in the student's logits is that of `distillation` in the probabilities, times the
-    derivative of a softmax: next to nothing where the student is sure.
+    Its gradient in the student's logits is that of `distillation` in the probabilities, times the
+    derivative of a softmax: close to zero if the student is sure.
 
     >>> sure = 20 * jnp.eye(10)
     >>> wrong = jnp.roll(sure, 1, axis=1)  # and as far away as can be
@@ -201,9 +209,10 @@ def distillation_of_probabilities(
 
 
 def teacher_weight(*, alpha: float) -> float:
-    """The weight of the teacher where their code says alpha, which weighs the labels: `1 - alpha`.
+    """The weight of the teacher, `1 - alpha`: in the authors' code alpha is the weight of the
+    labels.
 
-    Their text says that a large alpha means more of the teacher; so do not take it from there.
+    Their text says that a large alpha means more of the teacher, so do not rely on the text.
 
     Raises:
         UserError: an alpha outside [0, 1].

@@ -1,9 +1,10 @@
 """Sharp minima: a geometric reappraisal (OpenReview AiRU8ZxQii): H1.1 to H1.11.
 
-Arms: `<data set>-<architecture>-<condition>`, as `cifar10-resnet18-aug_sam`. Conditions: base,
-base_sam, aug, aug_sam, wd, wd_sam; ten seeds each, the same initialisation and order of data in all
-conditions of a seed. For H1.11 `<data set>-<architecture>-random_<p>`, where p = 0, 10, ..., 100
-per cent of the training labels are drawn anew and training measures use the true ones.
+Arms: `<data set>-<architecture>-<condition>`, as `cifar10-resnet18-aug_sam`. The conditions are
+base, base_sam, aug, aug_sam, wd, wd_sam, with ten seeds each; all conditions of a seed share
+initialisation and order of data. For H1.11 the arms are `<data set>-<architecture>-random_<p>`: p =
+0, 10, ..., 100 per cent of the training labels are drawn anew, and training measures use the true
+ones.
 
 Metrics, all at the last step:
 
@@ -13,8 +14,8 @@ Metrics, all at the last step:
     test/accuracy, test/ece
     test/corrupted_accuracy         mean over 19 corruptions x 5 severities
     test/disagreement               of two seeds of one arm: `of` = {"pair": [i, j]}
-    test/mean_rank                  of the condition among the six, by seed, the mean over `RANKED`;
-                                    1 is best
+    test/mean_rank                  rank of the condition among the six, by seed, averaged over
+                                    `RANKED`; 1 is best
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ DATA_SETS = ("cifar10",)
 MEMORISED = ("cifar10-resnet18",)
 SHARPNESS = ("noise_sharpness", "fisher_rao_norm", "relative_flatness")
 LEVELS = tuple(range(0, 101, 10))
-# Metric, and the direction in which a condition is better than Base.
+# Metric, and the direction that is better than Base.
 BETTER: Mapping[str, Alternative] = {
     "test/gap": "less",
     "test/accuracy": "greater",
@@ -41,11 +42,11 @@ BETTER: Mapping[str, Alternative] = {
 }
 SAFETY = ("test/ece", "test/corrupted_accuracy", "test/disagreement")
 DISAGREEMENT = Quantity("test/disagreement", over=("pair",))
-# What each seed has a value of: the means of its pairs, which it shares, are no such value.
+# Metrics with one value per seed. The mean over the pairs of a seed is not one: seeds share pairs.
 RANKED = tuple(metric for metric in BETTER if metric != DISAGREEMENT.metric)
 DIRECTIONS = "No numeric table is known; every regularised condition is said to be {} than Base."
 
-Cell = tuple[str, str]  # of arms: the condition, and its Base
+Cell = tuple[str, str]  # two arms: the condition, and its Base
 
 ask = partial(shorthand.ask, source="OpenReview AiRU8ZxQii", correction="by")
 
@@ -53,7 +54,7 @@ ask = partial(shorthand.ask, source="OpenReview AiRU8ZxQii", correction="by")
 def against_base(metric: str, cell: Cell, direction: Alternative, family: str) -> Contrast:
     """The authors' test: one-sided Wilcoxon signed-rank over the paired seeds.
 
-    Of disagreement it is the jackknife over seeds, each left out with all its pairs.
+    For disagreement it is the jackknife over seeds: each seed is left out with all its pairs.
     """
     of_pairs = metric == DISAGREEMENT.metric
     quantity = DISAGREEMENT if of_pairs else Quantity(metric)
@@ -84,7 +85,7 @@ def better(cell: Cell) -> Composite:
 
 
 def both(cells: Iterable[Cell], direction: Alternative, name: str = "") -> Composite:
-    """In most cells at least 2 of 3 measures of sharpness in a direction, and better."""
+    """In most cells: at least 2 of 3 measures of sharpness in one direction, and better."""
     return most((all_of((sharper(c, direction, 2), better(c)), c[0]) for c in cells), name)
 
 
@@ -100,7 +101,7 @@ def correlation(
 
 
 def cells(places: Iterable[str], conditions: Iterable[str]) -> list[Cell]:
-    """A condition and Base, at every place, `<data set>-<net>`."""
+    """Each condition with Base, at every place `<data set>-<net>`."""
     return [(f"{p}-{c}", f"{p}-base") for p in places for c in conditions]
 
 
@@ -112,7 +113,7 @@ def hypotheses(
 ) -> tuple[Hypothesis, ...]:
     """H1.1 to H1.10 over these cells, and H1.11 over the places `memorised`, `<data set>-<net>`.
 
-    A claim over many cells holds where most of them say so.
+    A claim over many cells holds if most of them support it.
     """
     places = names(data_sets, architectures)
     every = cells(places, conditions)

@@ -1,22 +1,22 @@
 """Data-free metrics and reparameterisation (OpenReview J0iFy6BxlC): H2.1 to H2.6.
 
-Arms: `<data set>-<net>-reinit` and `-rerandom`, in which the layers of a trained net are replaced
-one by one by their initial values, or by a fresh draw; ten seeds each. For H2.5 `-init`, nets
-before any training, with a layer of each shape. A layer is critical where its replacement costs
-`CRITICAL_DROP` of test accuracy or more, robust elsewhere.
+Arms, ten seeds each: in `<data set>-<net>-reinit` and `-rerandom`, the layers of a trained net are
+replaced one by one by their initial values, or by a fresh draw. For H2.5, `-init` are nets before
+any training, with a layer of each shape. A layer is critical if its replacement costs
+`CRITICAL_DROP` of test accuracy or more, otherwise robust.
 
-Metrics, all at the last step, for every layer (`of` = {"layer": name}), m being one of `DATA_FREE`:
+Metrics, all at the last step, for every layer (`of` = {"layer": name}); m is one of `DATA_FREE`:
 
     robust/m/value, critical/m/value     of the trained layer, in the arm in which it is so
     robust/m/change, critical/m/change   (after - before) / |before|
-    robust/m/absolute_change             its absolute value; of several draws both are means
+    robust/m/absolute_change             its absolute value; with several draws both are means
     layer/m                              after the replacement
     layer/accuracy                       test accuracy after the replacement
     layer/disagreement, layer/activation_distance, layer/jsd
                                          between the trained net and that with the layer replaced
     difference/m, difference/accuracy    re-initialised less re-randomised; rows of arm -reinit
-    init/alpha_in_range                  1 where alpha of an untrained layer is in [2, 6]; `of` =
-                                         {"layer": name, "draw": i}
+    init/alpha_in_range                  1 if alpha of an untrained layer is in [2, 6], else 0; `of`
+                                         = {"layer": name, "draw": i}
 """
 
 import itertools
@@ -31,7 +31,7 @@ from sharpjax.studies.papers.shorthand import all_of, equal, most, names, same_a
 
 NETS = ("mnist-mlp",)
 ARMS = ("reinit", "rerandom")
-# Of each net a layer of each shape: six layers have three shapes.
+# For each net, a layer of each shape: the six layers have three shapes.
 LAYERS: Mapping[str, Sequence[str]] = {"mnist-mlp": ("Dense_0", "Dense_1", "head")}
 # Names and formulas of WeightWatcher.
 DATA_FREE = (
@@ -39,9 +39,9 @@ DATA_FREE = (
     "entropy", "mp_softrank",
 )  # fmt: skip
 DATA_DRIVEN = ("activation_distance", "disagreement", "jsd")
-# Of test accuracy, 0 to 1. A robust layer is one whose replacement does no harm, and H2.1 says that
-# metrics move where the function does not: a tenth of the accuracy, the other common threshold,
-# would be 9.8 points of a net at 98 per cent, and 1 point is within reach of a small test set.
+# In test accuracy, 0 to 1. A robust layer is one whose replacement does no harm, and H2.1 says that
+# metrics move while the function does not. The other common threshold, a tenth of the accuracy,
+# would be 9.8 points for a net at 98 per cent. 1 point can be noise on a small test set.
 CRITICAL_DROP = 0.02
 THRESHOLD = (
     f"when a layer is critical: here where {100 * CRITICAL_DROP:g} points of accuracy or more are "
@@ -56,7 +56,7 @@ ask = partial(
 
 
 def of_layers(metric: str) -> Quantity:
-    """Layers are the units; those of one seed are a cluster.
+    """A metric whose units are layers; the layers of one seed are a cluster.
 
     A net may have no robust layer, or no critical one.
     """
@@ -72,14 +72,15 @@ def beside(
 
 
 def unrelated(arm: str, metrics: Iterable[str], test: str, margin: float) -> Contrast:
-    """Two quantities of the layers of an arm have nothing to do with each other."""
+    """Two quantities of the layers of an arm are not related."""
     return beside(arm, metrics, "two-sided", test, margin=margin, within=True)
 
 
 def related(
     name: str, sides: Mapping[str, Iterable[str]], arms: Sequence[str], test: str, *bounds: float
 ) -> Iterator[Composite]:
-    """In all arms two quantities lie significantly above the first bound, or below the second."""
+    """In all arms the test of two quantities lies significantly above the first bound, or in all
+    arms below the second."""
     ways: tuple[Alternative, ...] = ("greater", "less")
     for label, two in sides.items():
         for way, null in zip(ways, bounds, strict=True):
@@ -104,7 +105,7 @@ def chance(net: str, layer: str) -> Contrast:
 
 
 def tracks(driven: str, free: str, arm: str, direction: Alternative) -> Contrast:
-    """Of two measures, the larger |tau| with the accuracy."""
+    """Which of two measures has the larger |tau| with the accuracy."""
     sides = (f"layer/{driven}", f"layer/{free}", "layer/accuracy")
     return beside(arm, sides, direction, "kendall-difference")
 
@@ -114,7 +115,7 @@ def hypotheses(
     metrics: Sequence[str] = DATA_FREE,
     layers: Mapping[str, Sequence[str]] = LAYERS,
 ) -> tuple[Hypothesis, ...]:
-    """H2.1 to H2.6 for these nets (each with its data set), data-free metrics and, in H2.5, layers
+    """H2.1 to H2.6 for these nets (each with its data set), data-free metrics and, for H2.5, layers
     of each net."""
     arms, reinit = names(nets, ARMS), names(nets, ["reinit"])
     kinds = ("value", "change")
@@ -123,11 +124,11 @@ def hypotheses(
     difference = {m: (f"difference/{m}", "difference/accuracy") for m in metrics}
 
     def unpredictable(arm: str, metric: str) -> tuple[Contrast, ...]:
-        """Kendall's tau and Pearson's r near 0, and the RMSE of the line hardly reduced."""
+        """Kendall's tau and Pearson's r are near 0, and a line hardly reduces the RMSE."""
         return (
             unrelated(arm, accuracy[metric], "kendall", 0.5),
             unrelated(arm, accuracy[metric], "pearson", 0.5),
-            # r = 0.5 leaves 0.87 of the RMSE.
+            # r = 0.5 leaves sqrt(1 - 0.25) = 0.87 of the RMSE.
             beside(arm, accuracy[metric], "greater", "fit-error", null=0.87),
         )
 

@@ -1,25 +1,25 @@
 """Decomposed learning and grokking (OpenReview LVuzwpMovE): H3.1 to H3.7.
 
 Arms: `<task>-<model>-<fraction>`, as `add97-svd_25-50`. Tasks: add97 (addition modulo 97), add67,
-sub97; fractions: 50, 65, 80, the per cent of all pairs that are trained on. Models: `dense`, and
-`svd_100`, `svd_50`, `svd_25`, `svd_12`, in which the embedding and both linear layers are trained
-as U diag(s) V^T of 100, 50, 25 and 12.5 per cent of the full rank. Ten seeds each; the split and
-the initial weights follow from the seed. Epochs: `BUDGETS`.
+sub97. Fractions: 50, 65, 80, the per cent of all pairs that are trained on. Models: `dense`, and
+`svd_100`, `svd_50`, `svd_25`, `svd_12`, whose embedding and two linear layers are trained as U
+diag(s) V^T of 100, 50, 25 and 12.5 per cent of the full rank. Ten seeds each; the seed determines
+the split and the initial weights. Epochs: `BUDGETS`.
 
 Metrics, all at the last step of an arm:
 
     grok/epoch_of_best_test_accuracy    the first epoch, from 1, with the best test accuracy of the
                                         run
-    grok/reached_full_test_accuracy     1 where that best is 100 per cent; 0: the run ended before,
-                                        and the epoch is bounded by the budget (its `seen`)
+    grok/reached_full_test_accuracy     1 if that best is 100 per cent; 0: the run ended before, and
+                                        the epoch is bounded by the budget (its `seen`)
     grok/best_test_accuracy             0 to 1
     grok/epoch_of_full_train_accuracy   the first epoch with a training accuracy of 100 per cent
     grok/delay                          epoch_of_best_test_accuracy - epoch_of_full_train_accuracy,
                                         of seeds that reached 100 per cent in both
     model/num_params
 
-Training accuracy is that of an epoch's batches as they came, so that a seed may reach 100 per cent
-of the test examples first; it has no delay then.
+Training accuracy is that of the batches of an epoch as they came. So a seed may reach 100 per cent
+of the test examples first; it then has no delay.
 """
 
 import itertools
@@ -109,14 +109,14 @@ def budgets() -> dict[str, int]:
 
 
 def pair(task: str, model: str, fraction: int) -> tuple[str, str]:
-    """A decomposed model, and the dense one of the same data."""
+    """A decomposed model, and the dense one trained on the same data."""
     return arm(task, model, fraction), arm(task, DENSE, fraction)
 
 
 def against_dense(
     task: str, models: Iterable[str], family: str, quantity: Quantity, *test: Any, **more: Any
 ) -> tuple[Contrast, ...]:
-    """Each decomposed model against the dense one, at each fraction: one family."""
+    """Each decomposed model against the dense one, at each fraction; together one family."""
     return tuple(
         Contrast(quantity, pair(task, model, f), *test, family=f"{family} {task}", **more)
         for model, f in itertools.product(models, FRACTIONS)
@@ -124,30 +124,30 @@ def against_dense(
 
 
 def faster(task: str, models: Iterable[str] = MODELS, direction: Alternative = "less"):
-    """The epoch is less than the dense model's."""
+    """The epoch is earlier than the dense model's."""
     return against_dense(task, models, "speed", EPOCH, direction, "mann-whitney")
 
 
 def accurate(task: str) -> tuple[Contrast, ...]:
-    """Best accuracy not lower than the dense model's by 0.1 point."""
+    """Best accuracy is not lower than the dense model's by more than 0.1 point."""
     test = ("greater", "non-inferiority")
     return against_dense(task, MODELS, "accuracy", ACCURACY, *test, margin=0.001)
 
 
 def ratios(task: str, direction: Alternative = "less", null: float = 0.05) -> tuple[Contrast, ...]:
-    """Mean epoch at rank 12.5 per cent over that of the dense model."""
+    """Ratio of the mean epoch at rank 12.5 per cent to that of the dense model."""
     test = (direction, "ratio-of-means")
     return against_dense(task, ["svd_12"], "ratio", EPOCH, *test, null=null)
 
 
 def trend(task: str) -> Contrast:
-    """The epoch falls with the rank, at half of the data."""
+    """The epoch is earlier at lower rank, with half of the data."""
     groups = tuple(arm(task, model, 50) for model in MODELS)
     return Contrast(EPOCH, groups, "greater", "jonckheere", family=f"trend {task}")
 
 
 def more_data(task: str, direction: Alternative) -> Contrast:
-    """How much the lowest rank saves against the full one, with more data and with less."""
+    """How much the lowest rank saves compared with the full one, with more data and with less."""
     groups = tuple(arm(task, model, f) for f in (80, 50) for model in ("svd_12", "svd_100"))
     return Contrast(EPOCH, groups, direction, "difference-of-ratios")
 

@@ -1,8 +1,8 @@
 """Reproducibility: the new frontier in AI governance (arXiv 2510.11595): H4.1 to H4.5.
 
-H4.1 and H4.2 describe the literature, and no bibliographic data is here. H4.3 to H4.5 are the
-paper's advice made testable by simulation; `sharpjax.studies.reproducibility` runs them, and
-`plan` there says what its arms and metrics are.
+H4.1 and H4.2 describe the literature; there is no bibliographic data here. H4.3 to H4.5 make the
+paper's advice testable by simulation. `sharpjax.studies.reproducibility` runs them, and its `plan`
+explains the arms and metrics.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ def rate(arm: str, direction: Alternative, null: float) -> Contrast:
 
 
 def exaggeration(direction: Alternative) -> Contrast:
-    """Of effects that are significant, with few seeds and with as many as planned."""
+    """The exaggeration of significant effects, with few seeds against as many as planned."""
     return Contrast(
         Quantity("seed/exaggeration"), ("small", "planned"), direction, "mean-difference"
     )
@@ -58,7 +58,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     ),
     ask(
         "H4.3 A registered analysis keeps its false-positive rate; a flexible one does not.",
-        # A rate of exactly alpha can only be shown to be less than something above it.
+        # A rate that is exactly alpha can only be shown to be below a number above alpha.
         all_of((rate("registered", "less", ALPHA + 0.01), rate("flexible", "greater", ALPHA))),
         "made testable here",
         correction="holm",

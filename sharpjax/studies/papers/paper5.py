@@ -1,19 +1,23 @@
 """Knowledge distillation: the functional perspective (OpenReview Cgo73ZnAQc): H5.1 to H5.6.
 
-Arms: `<data set>-<architecture>-<condition>`. Conditions: kd_<w>, students that learn from a
-teacher with weight w per cent (10, 50, 90), from its initialisation and in another order of data;
-siddo, the same without a teacher; disdo, another initialisation and the teacher's order;
-uniform_<w> and gaussian_<w>, students of a teacher that is noise. Ten seeds, each with a teacher of
-its own, in all arms the same: several students of one teacher would be a cluster, and arms are
-compared seed by seed.
+Arms: `<data set>-<architecture>-<condition>`. Conditions:
+
+    kd_<w>      students that learn from a teacher with weight w per cent (10, 50, 90), from its
+                initialisation and in another order of data
+    siddo       the same without a teacher
+    disdo       another initialisation and the teacher's order
+    uniform_<w>, gaussian_<w>   students of a teacher that is noise
+
+Ten seeds each. Each seed has its own teacher, the same in all arms: several students of one teacher
+would be a cluster, and arms are compared seed by seed.
 
 Metrics, all at the last step, on the test set:
 
     teacher/activation_distance, teacher/cosine_distance, teacher/jsd, teacher/disagreement,
     teacher/l1                      between a student and its teacher
     wrong/excess_agreement, right/excess_agreement
-                                    agreement with the teacher where that is wrong (right), less
-                                    the same of the siddo student of the seed
+                                    agreement with the teacher where it is wrong (right), less that
+                                    of the siddo student of the seed
     test/accuracy                   0 to 1
 """
 
@@ -45,7 +49,7 @@ ask = partial(
 
 
 def closer(place: str, weight: int, control: str) -> Composite:
-    """A student of the teacher against one control: most of the five distances."""
+    """A student of the teacher against one control: most of the five distances are smaller."""
     groups = names([place], [f"kd_{weight}", control])
     family = f"{groups[0]} and {control}"
     members = (
@@ -56,15 +60,18 @@ def closer(place: str, weight: int, control: str) -> Composite:
 
 
 def than_controls(place: str, weight: int) -> Composite:
-    """A student of the teacher against the four conditions that it is compared with."""
+    """A student of the teacher against the four control conditions."""
     controls = ("siddo", "disdo", *(f"{noise}_{weight}" for noise in NOISE))
     members = tuple(closer(place, weight, control) for control in controls)
     return Composite(members, "all", "all", f"{place}, weight {weight}%")
 
 
 def no_less_accurate(arm: str, other: str) -> Contrast:
-    """An arm loses no half point against another. A claim that needs several of these tests each at
-    alpha (an intersection-union test), so each is a family of its own."""
+    """An arm loses less than half a point of accuracy against another.
+
+    A claim that needs several of these tests each at alpha (an intersection-union test), so each is
+    a family of its own.
+    """
     family, test = f"{arm} as accurate as {other}", "paired-non-inferiority"
     return Contrast(ACCURACY, (arm, other), "greater", test, 0.005, family=family)
 
@@ -75,10 +82,9 @@ def hypotheses(
     weights: Sequence[int] = WEIGHTS,
     reordered: str = "vit",
 ) -> tuple[Hypothesis, ...]:
-    """H5.1 to H5.6; the first data set is that of all but H5.4, which compares it with the second.
+    """H5.1 to H5.6. All use the first data set; H5.4 compares it with the second.
 
-    Where a claim is about one weight of the teacher, it is the largest; H5.6 is about the net
-    `reordered`.
+    Claims about one weight of the teacher use the largest. H5.6 is about the net `reordered`.
     """
     data, strongest = data_sets[0], weights[-1]
     places = names([data], architectures)
@@ -94,23 +100,25 @@ def hypotheses(
         return Composite(tuple(members), two, refuted_by, name)
 
     def ratio(place: str, direction: Alternative, null: float) -> Contrast:
-        """Distance to the teacher, of students over that of the same start without a teacher."""
+        """Distance of students to the teacher, over that of models with the same start and no
+        teacher."""
         groups = names([place], [student, "siddo"])
         return Contrast(DISTANCE, groups, direction, "paired-ratio-of-means", null=null)
 
     def over_data(net: str, margin: float | None = None) -> Contrast:
-        """That ratio on the first data set, against the second."""
+        """That ratio on the first data set against the second."""
         groups, within = names(data_sets[:2], [net], [student, "siddo"]), margin is not None
         test = "paired-difference-of-ratios"
         return Contrast(DISTANCE, groups, "two-sided", test, margin, within=within)
 
     def as_accurate(place: str) -> Composite:
-        """Students of noise lose no half point against plain ones, nor against a teacher's."""
+        """Students of noise lose less than half a point against plain ones and a teacher's
+        students."""
         pairs = [names([place], pair) for pair in itertools.product(noisy, ["siddo", student])]
         return Composite(tuple(no_less_accurate(*pair) for pair in pairs), name=place)
 
     def more_accurate(noise: str) -> Composite:
-        """Students of a teacher gain over half a point against those of noise."""
+        """Students of a teacher are over half a point more accurate than those of noise."""
         pairs = [names([place], [student, noise]) for place in places]
         return all_of(
             (Contrast(ACCURACY, pair, "greater", "paired-t", null=0.005) for pair in pairs),
@@ -118,7 +126,7 @@ def hypotheses(
         )
 
     def less_accurate(place: str, noise: str) -> Contrast:
-        """Students of noise against plain ones."""
+        """Students of noise are less accurate than plain ones."""
         return Contrast(ACCURACY, names([place], [noise, "siddo"]), "less", "paired-t")
 
     return (

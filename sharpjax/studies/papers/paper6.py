@@ -1,15 +1,15 @@
 """Explicit regularisation, sharpness and calibration (OpenReview ZQTiGcykl6): H6.1 to H6.9.
 
-Arms: `<data set>-<net>-<regulariser>[-es]`; regularisers baseline, augmentation, dropout,
-weight_decay; `-es`: the checkpoint with the best validation accuracy. Ten seeds each (the paper has
-three), shared by all arms: a correlation has one point for each model, and seeds are clusters. So
-its p is about other seeds of these arms, not about other regularisers; the report's, over eight
-means, is about neither and has little power.
+Arms: `<data set>-<net>-<regulariser>[-es]`. The regularisers are baseline, augmentation, dropout
+and weight_decay; `-es` is the checkpoint with the best validation accuracy. Ten seeds each (the
+paper has three), shared by all arms. A correlation has one point for each model, and seeds are
+clusters. Its p is therefore about other seeds of these arms, not about other regularisers. The
+report's p, over eight means, is about neither and has little power.
 
 Metrics, all at the last step of an arm:
 
     train/weight_norm, train/fisher_rao_norm, train/relative_flatness, train/noise_sharpness,
-    train/igs                               larger: sharper (igs: arms -es only)
+    train/igs                               larger: sharper (igs: only arms -es)
     train/nll                               the loss without regularisers, in eval mode
     test/error, test/ece
     test/scaled/ece, train/scaled/relative_flatness    after temperature scaling
@@ -39,7 +39,7 @@ FLATNESS = "train/relative_flatness"
 ECES = ("test/ece", "test/scaled/ece")
 
 # Tables 1 and 2 of the report, with early stopping, means of three seeds: by arm, then by metric.
-# Its ECE has 10 bins.
+# ECE has 10 bins there.
 TABLES: Mapping[str, Mapping[str, float]] = {
     f"{arm}-es": dict(zip(
         ("test/error", "test/ece", "test/scaled/ece", "train/fisher_rao_norm",
@@ -55,7 +55,7 @@ TABLES: Mapping[str, Mapping[str, float]] = {
         "cifar100-vgg19-weight_decay": (0.498, 0.250, 0.059, 6.7, 28.2, 32.3),
     }.items()
 }  # fmt: skip
-# Spearman's rho over the eight means of CIFAR-10 (of igs four), where the report gives it.
+# Spearman's rho over the eight means of CIFAR-10 (four for igs), if the report gives it.
 CORRELATIONS: Mapping[tuple[str, str], float] = {
     ("train/weight_norm", "test/error"): -0.74,
     ("train/relative_flatness", "test/error"): -0.2,
@@ -72,9 +72,10 @@ ask = partial(shorthand.ask, source="OpenReview ZQTiGcykl6", correction="holm")
 
 
 def reported(*sides: tuple[str, str], log: bool = False) -> float | None:
-    """The report's number for metrics of arms: the first less the second; None where it has none.
+    """The report's number for metrics of arms: the first less the second; None if it has none.
 
     Args:
+        sides: pairs of arm and metric, one, two or four.
         log: of four, log(a/b) - log(c/d).
 
     >>> regularised, plain = (f"cifar10-vgg19-{r}-es" for r in ("augmentation", "baseline"))
@@ -92,7 +93,7 @@ def correlation(
     place: str, measure: str, other: str, direction: Alternative, null: float | None = None
 ) -> Contrast:
     """Spearman's rho of a measure of sharpness with another quantity, over every model of a net and
-    data set in which the measure was taken."""
+    data set for which the measure exists."""
     scaled = other == "test/scaled/ece" and measure == "relative_flatness"
     name = f"train/scaled/{measure}" if scaled else f"train/{measure}"
     endings = ["-es"] if measure == "igs" else ["", "-es"]
@@ -104,7 +105,7 @@ def correlation(
 def over_measures(
     rule: Callable[..., Composite], place: str, other: str, *than: Any, measures=MEASURES
 ) -> Composite:
-    """That correlation, by the votes of the measures."""
+    """The correlations of several measures with one quantity, as votes."""
     return rule((correlation(place, m, other, *than) for m in measures), f"{place}, {other}")
 
 
@@ -140,7 +141,7 @@ def regularised_are_sharper(places: Iterable[str]) -> Iterator[Composite]:
 
 def against(metric: str, groups: tuple[str, ...], direction: Alternative) -> Contrast:
     """One arm against another, seed by seed."""
-    # The report's Fisher-Rao norm has a factor of 6 whatever the depth: only ratios are comparable.
+    # The report's Fisher-Rao norm has a factor of 6 at any depth: only ratios are comparable.
     known = "fisher_rao_norm" not in metric
     said = reported(*((arm, metric) for arm in groups)) if known else None
     return Contrast(Quantity(metric), groups, direction, "wilcoxon", reported=said)
@@ -155,7 +156,7 @@ def scaled(arm: str, metric: str, direction: Alternative) -> Contrast:
 
 
 def in_class(net: str, places: Sequence[str]) -> Composite:
-    """H6.1 to H6.3 of one class of models, each corrected as it is there."""
+    """H6.1 to H6.3 for one class of models, each with its own correction."""
     first, second, third = (f"{name} in {net}" for name in ("H6.1", "H6.2", "H6.3"))
     members = (
         all_of(in_family(not_predicted(places), first), first),
@@ -172,7 +173,7 @@ def hypotheses(
 ) -> tuple[Hypothesis, ...]:
     """H6.1 to H6.8 for `nets`, and H6.9 over `classes` of models.
 
-    H6.5 compares the first data set, the easy one, with the second.
+    H6.5 compares the first data set, which is the easy one, with the second.
     """
     places = names(data_sets, nets)
     arms = names(places, REGULARISERS)
@@ -194,9 +195,10 @@ def hypotheses(
         return Contrast(Quantity(metric), groups, "greater", test, reported=said)
 
     def reduction(place: str) -> Contrast:
-        """How much smaller scaling makes ECE, of the regularisers that sharpen and of others.
+        """How much scaling reduces ECE: regularisers that sharpen against the others.
 
-        Seeds are clusters of all four arms."""
+        Seeds are clusters of all four arms.
+        """
         sides = (SHARPER, ("baseline", "dropout"))
         groups = tuple("|".join(names([place], side, ["es"])) for side in sides)
         return Contrast(Quantity("test/ece_reduction"), groups, "greater", "auc")

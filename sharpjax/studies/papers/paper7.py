@@ -1,10 +1,14 @@
 """Neural network compression: the functional perspective (OpenReview Q7GXKjmCSB): H7.1 to H7.6.
 
-Arms: `<data set>-<net>-<method>`. Methods: float16, int8 (quantised after training, all kernels;
-the paper's TFLite leaves those of less than 1,024 numbers as they are); pruned_<p> (the p per cent
-of smallest weights, no fine-tuning; the authors' code prunes biases and statistics too); kd_<w>
-(students with weight w per cent of the teacher, on logits) and kd_paper_<w> (softmax twice, as in
-the authors' code); independent (two more nets). A seed is one base model; ten of them.
+Arms: `<data set>-<net>-<method>`. A seed is one base model; ten of them. Methods:
+
+    float16, int8   quantised after training, all kernels; the paper's TFLite leaves kernels with
+                    fewer than 1,024 numbers as they are
+    pruned_<p>      the p per cent of smallest weights, no fine-tuning; the authors' code also
+                    prunes biases and statistics
+    kd_<w>          students with weight w per cent of the teacher, on logits
+    kd_paper_<w>    the same with two softmaxes, as in the authors' code
+    independent     two more nets
 
 Metrics, all at the last step, on the test set; d is one of `DISTANCES`:
 
@@ -24,7 +28,7 @@ from sharpjax.studies.papers.shorthand import all_of, equal, most, names, same_a
 
 NETS = ("lenet", "resnet50", "mobilenet")
 DATA_SETS = ("cifar10",)
-# Collapses in the paper because the authors prune its normalisation too.
+# It collapses in the paper because the authors prune its normalisation too.
 COLLAPSING = ("mobilenet",)
 DISTANCES = ("disagreement", "activation_distance", "cosine_distance", "jsd", "l1")
 PRIMARY = Quantity("base/activation_distance")
@@ -35,21 +39,21 @@ PRUNED = tuple(f"pruned_{p}" for p in (10, 30, 50, 70, 90))
 WEIGHTS = (10, 50, 90)
 STUDENTS = tuple(f"kd_{w}" for w in WEIGHTS)
 ORDER = ("int8", "pruned_50", "kd_50", "independent")
-# The forms of the loss of distillation.
+# The forms of the distillation loss.
 MODES = (("kd", "on logits"), ("kd_paper", "as in the authors' code"))
 
 ask = partial(shorthand.ask, source="OpenReview Q7GXKjmCSB", correction="holm")
 
 
 def _changes(students: str, others: str) -> dict[str, float]:
-    """From a line of the paper's table: change of accuracy in per cent of the base model's."""
+    """A line of the paper's table: change of accuracy in per cent of the base model's."""
     arms = (*(f"kd_paper_{w}" for w in WEIGHTS[::-1]), "float16", "int8", *PRUNED)
     return dict(zip(arms, map(float, f"{students} {others}".split()), strict=True))
 
 
-# The authors' alpha weighs the labels: their .1 is a teacher's weight of .9. Students are means of
-# three, all else is one model. Of LeNet on CIFAR-10 the table has -0.25 at 10 per cent where the
-# authors' notebook has accuracies of .6339 before and .6355 after.
+# The authors' alpha weighs the labels: their .1 is a teacher's weight of .9. Numbers of students
+# are means of three models, all others are of one model. For LeNet on CIFAR-10 at 10 per cent the
+# table has -0.25, but the authors' notebook has accuracies of .6339 before and .6355 after.
 CHANGES = {
     "mnist-lenet": _changes("-0.178 -0.124 -0.215", "-0.07 -0.05 -0.07 -0.08 -0.01 -1.04 -22.55"),
     "cifar10-lenet": _changes("8.74 8.93 8.57", "-0.62 -0.33 -0.25 -0.60 -2.95 -14.56 -78.466"),
@@ -66,7 +70,7 @@ CHANGES = {
 
 
 def distances(place: str, method: str, direction: Alternative, null: float) -> Composite:
-    """For most distances the one to the base, over that of independent nets."""
+    """For most distances, the ratio of the distance to the base to that of independent nets."""
     groups = names([place], [method, "independent"])
     return most(
         (Contrast(Quantity(f"base/{d}"), groups, direction, RATIO, null=null) for d in DISTANCES),
@@ -75,7 +79,8 @@ def distances(place: str, method: str, direction: Alternative, null: float) -> C
 
 
 def pruned(place: str) -> Composite:
-    """Up to half of the weights nearer than independent nets, and farther with each level."""
+    """With up to half of the weights pruned nearer than independent nets, and farther at each
+    level."""
     arms = names([place], PRUNED)
     members = (
         *(Contrast(PRIMARY, (arm, f"{place}-independent"), "less", "wilcoxon") for arm in arms[:3]),
@@ -85,8 +90,10 @@ def pruned(place: str) -> Composite:
 
 
 def depends(place: str) -> Composite:
-    """The distance of students differs between weights, and depends on them monotonically; all
-    students of a seed have one base."""
+    """The distance of students differs between weights and depends on them monotonically.
+
+    All students of a seed have one base.
+    """
     arms = names([place], STUDENTS)
     tests = ("friedman", "page")
     return all_of(
@@ -100,7 +107,7 @@ def hypotheses(
     data_sets: Sequence[str] = DATA_SETS,
     collapsing: Sequence[str] = COLLAPSING,
 ) -> tuple[Hypothesis, ...]:
-    """H7.1 to H7.6 for these nets; H7.2 and H7.6 leave out those that are `collapsing`."""
+    """H7.1 to H7.6 for these nets; H7.2 and H7.6 leave out the nets in `collapsing`."""
     places = names(data_sets, nets)
     steady = names(data_sets, [net for net in nets if net not in collapsing]) or places
     students = {

@@ -20,11 +20,13 @@ def ask(
     refuting: Composite | Iterable[Part] = (),
     **more: Any,
 ) -> Hypothesis:
-    """The hypothesis of a title, which is its id and its claim.
+    """The hypothesis of a title, which holds its id and its claim.
 
     Args:
+        title: id, a space, and claim.
         members: all must be supported and any can refute, unless a composite says otherwise.
         where: the place of the claim in its source.
+        source: the paper.
         refuting: one statement that refutes the claim, or several.
         more: further fields of `Hypothesis`.
 
@@ -43,27 +45,28 @@ def ask(
 
 
 def vote(members: Iterable[Part], name: str = "") -> Composite:
-    """Most members support or refute it."""
+    """A majority of the members supports or refutes it."""
     return Composite(tuple(members), "majority", "majority", name)
 
 
 def most(members: Iterable[Part], name: str = "") -> Composite:
-    """Most members support it; none refutes it: that is said in `refuting`."""
+    """A majority of the members supports it. Members cannot refute it; `refuting` says what does.
+    """
     return Composite(tuple(members), "majority", "never", name)
 
 
 def all_of(members: Iterable[Part], name: str = "") -> Composite:
-    """All members support it; none refutes it: that is said in `refuting`."""
+    """All members must support it. Members cannot refute it; `refuting` says what does."""
     return Composite(tuple(members), "all", "never", name)
 
 
 def any_of(members: Iterable[Part], name: str = "") -> Composite:
-    """One member is enough to support it; none refutes it."""
+    """One member is enough to support it. Members cannot refute it."""
     return Composite(tuple(members), "any", "never", name)
 
 
 def in_family(members: Iterable[Part], family: str) -> tuple[Part, ...]:
-    """The same, all their contrasts corrected together.
+    """The same members, with all their contrasts corrected together.
 
     >>> loss = Contrast(Quantity("test/loss"), ("sam", "sgd"), "less", "welch")
     >>> in_family([vote([loss])], "net")[0].members[0].family
@@ -80,7 +83,7 @@ def in_family(members: Iterable[Part], family: str) -> tuple[Part, ...]:
 def same_arm(
     group: str, metrics: Iterable[str | Quantity], direction: Alternative, test: str, **more: Any
 ) -> Contrast:
-    """Several quantities of one group: two that correlate, a model before and after."""
+    """Several quantities of one group: two that correlate, or a model before and after."""
     sides = tuple(m if isinstance(m, Quantity) else Quantity(m) for m in metrics)
     return Contrast(sides, (group,) * len(sides), direction, test, **more)
 
@@ -93,7 +96,7 @@ def equal(
 
 
 def names(*parts: Iterable[str]) -> tuple[str, ...]:
-    """Names of arms, or of places that begin them.
+    """Names of arms, or of places, which are the beginnings of names of arms.
 
     >>> names(["mnist", "digits"], ["vit"], ["sam", "sgd"])
     ('mnist-vit-sam', 'mnist-vit-sgd', 'digits-vit-sam', 'digits-vit-sgd')
