@@ -1,1 +1,1 @@
-"""What is done to a run, whatever its study."""
+"""Commands on a run of any study."""

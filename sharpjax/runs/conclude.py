@@ -1,4 +1,4 @@
-"""What a run's rows say of its hypotheses: the module that decides, and is sealed as such."""
+"""Judge the hypotheses of a run by its rows. A registration seals this module as its analysis."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +17,13 @@ from sharpjax.runs import read, standing
 
 
 class Conclusion(NamedTuple):
-    """What a run came to.
+    """The conclusions of a run.
 
     Attributes:
-        registered: under which registration; None: everything is exploratory.
-        judgements: of the registered hypotheses, all of them; of an unregistered run, of the
-            study's.
-        exploratory: of what the study asks beside, in a registered run.
-        funnel: what became of each arm's seeds.
+        registered: the registration of the run; None: everything is exploratory.
+        judgements: of all registered hypotheses; of an unregistered run, of those of the study.
+        exploratory: in a registered run, of the study's hypotheses that were not registered.
+        funnel: for each arm, how many seeds were planned, done and failed.
     """
 
     registered: Registration | None
@@ -59,7 +58,7 @@ def conclude(
 
 
 def judge(there: Registration, rows: Iterable[workdir.Row] | Table) -> tuple[Judgement, ...]:
-    """Judge what was registered, alone; no study is imported."""
+    """Judge the registered hypotheses only; no study is imported."""
     return _decide(there.hypotheses, table(rows), there.seeds)
 
 
@@ -70,7 +69,7 @@ def _decide(
 
 
 def _hypotheses_of(config: Mapping[str, Any]) -> tuple[Hypothesis, ...]:
-    """Those that the study has now; none of a study or a config that this version does not know."""
+    """The hypotheses that the study has now; none if this version lacks the study or its config."""
     if config["study"] not in catalog.STUDIES:
         return ()
     from sharpjax.runs import study  # and with it jax

@@ -1,4 +1,4 @@
-"""Tables for a terminal: at the start of a run, at its end, and those of a study."""
+"""Tables for a terminal: at the start and end of a run, and those of a study."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from sharpjax.protocol.summary import Summary, grid, summarize_last
 from sharpjax.report import blocks, words
 
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
-# Of a metric with more coordinates than this none is listed.
+# If a metric has more coordinates than this, none of them is listed.
 _MOST_COORDINATES = 12
 _MOST_LINED = 8  # columns with lines between them
 _HEAD = 10  # letters in a line of a head over numbers
@@ -34,12 +34,12 @@ def print_table(
 ) -> None:
     """Print mean, standard error and n of every metric and arm, each at its last step.
 
-    A column for each arm where they fit, else a line. Metrics of further measurement sets are not
-    listed one by one: a second table gives, for each quantity, the spread of the mean over seeds
-    among the disjoint sets.
+    Each arm has a column if all fit, else a line. Metrics of further measurement sets are not
+    listed one by one. A second table gives, for each quantity, how far the mean over seeds varies
+    between the disjoint sets.
 
     Args:
-        arms: their order; those that it does not name follow as they appear in the rows.
+        arms: their order; further arms follow as they appear in the rows.
     """
     console = console or Console(width=width(), highlight=False)
     found = [s for s in summarize_last(rows, arms) if s.n or s.missing]
@@ -65,7 +65,7 @@ def print_table(
 
 
 def table(shown: blocks.Table) -> Table:
-    """A table of a page for a terminal; of many columns without lines between them."""
+    """A page's table for a terminal. If it has many columns, there are no lines between them."""
     heads = shown.heads()
     drawn = Table(title=escape(shown.caption), title_justify="left")
     if len(heads) > _MOST_LINED:
@@ -83,7 +83,7 @@ def table(shown: blocks.Table) -> Table:
 
 
 def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
-    """One line for each hypothesis: what was claimed, and what it came to."""
+    """A line for each hypothesis: its claim, its verdict and the reason."""
     columns = [blocks.Column(*pair) for pair in (
         ("hypothesis", "id"), ("claim", "claim"), ("verdict", "id"), ("reason", "words")
     )]  # fmt: skip
@@ -92,8 +92,8 @@ def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
 
 
 def parameter_table(shapes: Mapping[str, tuple[int, ...]], most: int = 30) -> Table:
-    """Name, shape, size and share of each parameter; of more than `most`, those of each module at
-    the top together.
+    """Name, shape, size and share of each parameter. If there are more than `most`, each top module
+    has one line; if there are still more, the last ones share a line.
 
     >>> parameter_table({"head/kernel": (3, 4), "head/bias": (4,)}).row_count
     2
@@ -113,7 +113,7 @@ def parameter_table(shapes: Mapping[str, tuple[int, ...]], most: int = 30) -> Ta
 
 
 def plain_table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, left: int) -> Table:
-    """A table without frames, its first `left` columns to the left."""
+    """A table without frames, with its first `left` columns aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for number, head in enumerate(heads):
         justify: Any = "left" if number < left else "right"
@@ -124,7 +124,7 @@ def plain_table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, left: i
 
 
 def as_text(table: Table) -> str:
-    """What would be printed, for a log."""
+    """A table as the text that would be printed, for a log."""
     console = Console(highlight=False, width=width())
     with console.capture() as capture:
         console.print(table)
@@ -132,7 +132,7 @@ def as_text(table: Table) -> str:
 
 
 def width(usual: int = 120) -> int | None:
-    """That of the terminal, as rich takes it; of a file or a pipe the usual one."""
+    """None for a terminal, whose width rich finds; for a file or a pipe the usual width."""
     return None if Console().is_terminal else usual
 
 
@@ -157,7 +157,7 @@ def _print_spread(summaries: Iterable[Summary], arms: Sequence[str], console: Co
 
 
 def _print(title: str, corner: str, cells: Cells, arms: Sequence[str], console: Console) -> None:
-    """Names by arms where that fits; else a line for each name and arm."""
+    """Print names by arms if that fits, else a line for each name and arm."""
     arms = [arm for arm in arms if any(arm in line for line in cells.values())]
     drawn = _grid(corner, arms)
     for name, line in cells.items():

@@ -1,4 +1,4 @@
-"""The figures of a run, drawn beside its rows."""
+"""Draw the figures of a run."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -9,9 +9,10 @@ from sharpjax.runs import read
 
 
 def draw(folder: workdir.Run, figures: Iterable[Figure], say: Callable[[str], None]) -> None:
-    """Publish every figure as a PNG, and in `captions.json` what is on them, in their order.
+    """Publish every figure as a PNG, and their captions in order in `captions.json`.
 
-    One that cannot be drawn is said and left out: hours of training are worth more than a picture.
+    A figure that cannot be drawn is left out, and a line says so: it must not stop a run after
+    hours of training.
     """
     captions = {}
     target = folder.path / workdir.FIGURES

@@ -1,7 +1,7 @@
-"""What a run would do, take and register, without doing any of it: `launch.py --dry_run`.
+"""Print what a run would do, take and register, without doing it: `launch.py --dry_run`.
 
-No step is trained, no data are loaded, no folder is made. Each distinct model is traced; all else
-follows from shapes and from the plan.
+No step is trained, no data are loaded, no folder is made. Each distinct model is traced; the rest
+is computed from shapes and from the plan.
 """
 
 import math
@@ -41,9 +41,11 @@ Passes = Mapping[str, flops.Count]
 
 
 class Work(NamedTuple):
-    """What a stage comes to: `steps` and `gradients` of one model, all else of all its models;
-    `training` and `evaluation` in FLOPs, `states` and what follows in bytes, those on the disk
-    last."""
+    """The work of a stage: `steps` and `gradients` of one model, the rest of all its models.
+
+    `epochs` are those of each model. `training` and `evaluation` are in FLOPs. The last four are in
+    bytes: `states` on the device, `checkpoints`, `kept` and `outputs` on the disk.
+    """
 
     models: int = 0
     epochs: int = 0
@@ -58,11 +60,11 @@ class Work(NamedTuple):
 
 
 def show(config: Config, *, name: str, folder: str, console: Console | None = None) -> None:
-    """Print it.
+    """Print what the run of a config would do.
 
     Args:
-        name: of the config and its form, as `register.register` takes it.
-        folder: where the run would lie.
+        name: of the config and its form, as for `register.register`.
+        folder: of the run.
 
     Raises:
         UserError: the plan cannot be run, or its hypotheses cannot be registered.
@@ -98,7 +100,7 @@ def show(config: Config, *, name: str, folder: str, console: Console | None = No
 
 
 def _passes(plan: Plan, found: Iterable[Model]) -> Passes:
-    """By arm, a forward pass of its model on one of its batches."""
+    """For each arm, the cost of a forward pass of its model on one batch."""
     by_arm = {}
     for model in found:
         sizes = {arm: planning.source_of(plan, arm).step.batch_size for arm in model.arms}
@@ -163,11 +165,12 @@ def _models(found: Iterable[Model], passes: Passes) -> Iterable[tuple[str, ...]]
 
 
 def _sizes(plan: Plan, work: Mapping[str, Work], passes: Passes) -> Iterable[tuple[str, ...]]:
-    """On the device that of the arm with most: arms are trained one after another.
+    """Sizes in memory and on disk. Device memory is that of the arm whose states are largest, since
+    arms are trained one after another.
 
-    Activations are what products give, twice: before and after what follows them. In float32 on CPU
-    XLA's own plans for a gradient of ResNet-20, LeNet, MLP and small conv net are 1.0, .93, .75 and
-    1.35 times that.
+    Activations are counted as twice the outputs of products: before and after the operation that
+    follows. XLA's own plans (float32, CPU) for a gradient of ResNet-20, LeNet, MLP and a small conv
+    net take 1.0, .93, .75 and 1.35 times that.
     """
     arm = max(passes, key=lambda arm: work[arm].states)
     count, data = work[arm].models, 0

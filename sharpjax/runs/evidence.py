@@ -1,7 +1,7 @@
-"""Whether a run's verdicts can be believed: what a reader would ask of its folder.
+"""Check whether the verdicts of a run can be trusted.
 
-Was it registered before it began? Is the seal the one that the repository holds? Did the registered
-code make the numbers, and decide? Is each file of rows what a process of the run wrote?
+Was it registered before it began? Is the seal the one in the repository? Did the registered code
+make the numbers, and decide? Was each file of rows written by a process of the run?
 """
 
 import pathlib
@@ -23,11 +23,11 @@ Official = Mapping[pathlib.Path, Registration]
 
 
 class Evidence(NamedTuple):
-    """What was found, in sentences.
+    """The result, in sentences. All of them stand at the top of the page.
 
     Attributes:
-        failures: what does not hold. Each stands at the top of the page, and fails `verify`.
-        caveats: what a reader should know; it stands there too.
+        failures: what does not hold. Each makes `verify` fail.
+        caveats: what a reader should know.
     """
 
     failures: tuple[str, ...]
@@ -35,7 +35,7 @@ class Evidence(NamedTuple):
 
 
 def evidence(run: Folder) -> Evidence:
-    """Ask all that can be asked of a folder without computing anything again.
+    """Make all checks of a folder that need no computation.
 
     Raises:
         UserError: its registration or its amendments are damaged.
@@ -63,7 +63,7 @@ def _times(run: Folder) -> list[str]:
 
 
 def begun(run: Folder) -> str:
-    """When the first thing of a run is known to have happened; '' where nothing is."""
+    """The earliest time that a run's files record, of a process or of a write; '' if none."""
     try:
         written = [entry.time for entry in journal.read(run.path)]
     except UserError:
@@ -72,15 +72,15 @@ def begun(run: Folder) -> str:
 
 
 def _before_the_data(run: Folder, lines: tuple[Amendment, ...]) -> tuple[Amendment, ...]:
-    """The amendments that the first process found, and that are of no later time."""
+    """The amendments that the first process found and whose time is not later than its start."""
     first, processes = begun(run) or "~", run.tables(workdir.PROCESSES)
     found = processes[0].get("amended") if processes else None
-    if isinstance(found, str):  # the first runs did not write it down
+    if isinstance(found, str):  # the oldest runs did not record it
         lines = amendments.until(lines, found)
     return tuple(line for line in lines if line.time <= first)
 
 
-# What the manifest must say, since the folder is held to it.
+# Entries that the manifest must have, because the folder is checked against them.
 _RECORDED = ("config_digest", "code", "processes", "environments", "data", "verdicts")
 
 
@@ -94,7 +94,7 @@ def _silent(run: Folder, there: Registration) -> Iterator[str]:
 
 
 def _order(run: Folder, there: Registration) -> Iterator[str]:
-    """Registered first, run afterwards."""
+    """It was registered before it was run."""
     first, sealed = begun(run), run.recorded("times", "sealed")
     if not _times(run) and run.manifest is not None:
         yield f"{workdir.PROCESSES} names no process, so nothing says when the run was begun."
@@ -113,7 +113,7 @@ def _order(run: Folder, there: Registration) -> Iterator[str]:
 
 
 def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]:
-    """One registration from the start, and that of the repository where it holds one."""
+    """All processes ran under one seal, and the repository has no other for this config."""
     for number, process in enumerate(run.tables(workdir.PROCESSES), 1):
         if "registration" not in process:
             yield f"Process {number} does not say under which registration it ran."
@@ -132,7 +132,7 @@ def _seal(run: Folder, there: Registration, official: Official) -> Iterator[str]
 
 
 def different_data(run: Folder, there: Registration) -> Iterator[str]:
-    """What was trained and measured on is what was registered."""
+    """The data of the run are those that were registered."""
     recorded = run.recorded("data")
     tables = recorded if isinstance(recorded, dict) else {}
     digests = {key: own.get("digests") for key, own in tables.items() if isinstance(own, dict)}
@@ -141,7 +141,7 @@ def different_data(run: Folder, there: Registration) -> Iterator[str]:
 
 
 def _code(run: Folder, there: Registration, early: tuple[Amendment, ...]) -> Iterator[str]:
-    """The registered code made the numbers and decided, or that of an amendment before the data."""
+    """Numbers and verdicts come from registered code, or that of an amendment before the data."""
     known = amendments.named(early, "measures") | {there.digests.measures}
     if known != {""}:
         for number, process in enumerate(run.tables(workdir.PROCESSES), 1):
@@ -167,7 +167,7 @@ def _brief(digest: object) -> str:
 
 
 def _journal(run: Folder) -> Iterator[str]:
-    """Each file of rows and arrays is what a process of the run wrote."""
+    """Each file of rows and arrays, and each checkpoint, is as a process of the run wrote it."""
     try:
         entries = journal.read(run.path)
     except UserError as error:
@@ -184,11 +184,11 @@ def _journal(run: Folder) -> Iterator[str]:
             yield f"It has no {journal.NAME}: which process wrote which rows is not recorded."
         return
     weights = {name for name in journal.latest(entries) if name.startswith(workdir.CHECKPOINTS)}
-    if weights:  # the first journals name none
+    if weights:  # the oldest journals name no checkpoints
         there = workdir.walk(run.path / workdir.CHECKPOINTS)
         kept = [path.relative_to(run.path) for path in there if path.name == workdir.SUMS]
         sums |= workdir.sums_of(run.path, *(path.as_posix() for path in kept))
-        # The older ones of each arm are gone, and publishing leaves all out.
+        # Older checkpoints of each arm are deleted, and publishing leaves all of them out.
         entries = tuple(e for e in entries if e.file in sums or e.file not in weights)
     yield from (f"{line}." for line in journal.differences(entries, sums))
     processes = run.tables(workdir.PROCESSES)
@@ -204,8 +204,8 @@ def _journal(run: Folder) -> Iterator[str]:
 
 
 def _strangers(run: Folder, there: Registration | None) -> Iterator[str]:
-    """A segment holds rows of its own arm and study; all arms are those of the plan, and no row is
-    of a seed that was registered and left out."""
+    """All rows are of the run's study and arms, and none is of a seed that was registered and not
+    run. A segment of an arm holds rows of that arm only."""
     arms, own = set(run.arms), run.config.get("seeds")
     seeds = [s for s in there.seeds if s not in own] if there and isinstance(own, list) else []
     for path in read.segments(run.path):
@@ -257,10 +257,10 @@ def _caveats(
 
 
 def verdicts(run: Folder, here: Iterable[Judgement]) -> Iterator[str]:
-    """A sentence for each verdict that the run recorded, and that is not what its rows give here.
+    """A sentence for each recorded verdict that differs from what the rows give here.
 
     Args:
-        here: as the registered hypotheses are judged here.
+        here: the judgements of the registered hypotheses here.
     """
     recorded, words = run.recorded("verdicts"), conclude.words(here)
     for name in dict.fromkeys([*recorded, *words]) if isinstance(recorded, dict) else ():
@@ -270,7 +270,7 @@ def verdicts(run: Folder, here: Iterable[Judgement]) -> Iterator[str]:
 
 
 def place(there: Registration) -> str:
-    """Where the repository holds a registration, and since which commit; '': it does not."""
+    """The file of a registration in the repository, and since which commit; '' if there is none."""
     for path, held in standing.official(there.study).items():
         if held.seal == there.seal:
             since = sources.added(path)

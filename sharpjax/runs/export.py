@@ -1,4 +1,4 @@
-"""The results of a run for other tools: the long table, or means over seeds for a paper."""
+"""Export the results of a run: the long table for other tools, or means over seeds for a paper."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from sharpjax.protocol.summary import grid, summarize_last
 from sharpjax.report import words
 
 Rows = Iterable[workdir.Row]
-# A spreadsheet takes a text that starts so for a formula.
+# A spreadsheet reads a text that starts with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _TEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -27,7 +27,7 @@ _TEX = {
 
 
 def as_csv(rows: Rows) -> bytes:
-    """The long table; `of` as JSON, what is missing as an empty field."""
+    """The long table; `of` is JSON, and a missing value is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(workdir.COLUMNS)
@@ -44,7 +44,7 @@ def _cell(value: Any) -> Any:
 
 
 def as_parquet(rows: Rows) -> bytes:
-    """The long table with typed columns; `of` as JSON.
+    """The long table with typed columns; `of` is JSON.
 
     Raises:
         UserError: pyarrow is not installed.
@@ -68,14 +68,14 @@ def as_parquet(rows: Rows) -> bytes:
 
 
 def as_markdown(rows: Rows) -> bytes:
-    """Mean ± standard error (n) over seeds at the last step of each arm: metrics by arms."""
+    """Mean ± standard error (n) over seeds at the last step: metrics by arms."""
     head, *body = _table(rows, _escape_markdown)
     rule = ["---", *("---:" for _ in head[1:])]
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, rule, *body]).encode()
 
 
 def as_tex(rows: Rows) -> bytes:
-    """The same as a `tabular` with the rules of booktabs."""
+    """The table of `as_markdown` as a LaTeX `tabular` with the rules of booktabs."""
     head, *body = (" & ".join(line) + r" \\" for line in _table(rows, _escape_tex))
     columns = "l" + "r" * head.count(" & ")
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]

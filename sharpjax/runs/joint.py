@@ -1,9 +1,9 @@
-"""Verdicts over several runs: what is registered whole, and run form by form.
+"""Verdicts over several runs: a question is registered as a whole, and run in parts.
 
-A form of a config with all the arms of a question is registered by `launch.py --register`, and
-nobody runs it. Its data are runs of forms that have some of these arms, each registered by itself.
-`joint.json` in its folder names them, by where they lie from there, each with the sum of its
-manifest; and the verdicts. The rows stay where they are (`read.rows`).
+A form of a config with all the arms of a question is registered by `launch.py --register`, and is
+never run itself. It is judged over runs of forms with some of these arms, each registered by
+itself. `joint.json` in its folder holds the verdicts, and the relative path of each run with the
+sum of its manifest. The rows stay in the folders of the runs (`read.rows`).
 """
 
 import os
@@ -25,13 +25,13 @@ SEEN, IN_PART = "seen before", "seen in part"
 
 
 class Joint(NamedTuple):
-    """What is to be said of verdicts over several runs.
+    """What a reader must know of verdicts over several runs.
 
     Attributes:
         problems: why these runs cannot be judged together.
         warnings: what a reader must know before the verdicts.
-        seen: `SEEN` or `IN_PART`, by the id of a hypothesis of which arms had been run when it was
-            registered.
+        seen: by the id of a hypothesis, `SEEN` if all of its arms had been run when it was
+            registered, `IN_PART` if some had.
     """
 
     problems: tuple[str, ...]
@@ -40,14 +40,15 @@ class Joint(NamedTuple):
 
 
 def join(target: str, folders: Sequence[str]) -> epath.Path:
-    """Judge what is registered in a folder over runs, and keep there which, and what came of it.
+    """Judge a registered form over runs, and write the runs and the verdicts into its folder.
 
     Returns:
-        The folder of what is registered; its pages are not made.
+        The folder of the form; its pages are not made.
 
     Raises:
         UserError: nothing is registered there, or it has rows of its own; a run does not pass
-            `verify`, has other arms, or shares one with another: names the first.
+            `verify` or is not registered, differs from the form in study, seeds, data or an arm, or
+            shares an arm with another run. The error names the first problem.
     """
     whole = read.read(target)
     if standing.read(whole.path) is None:
@@ -69,7 +70,7 @@ def join(target: str, folders: Sequence[str]) -> epath.Path:
 
 
 def of(whole: Folder, runs: Sequence[Folder]) -> Joint:
-    """What is to be said of verdicts over these runs, whose bytes are not looked into."""
+    """What to say of verdicts over these runs. Their sums are not checked here."""
     there = standing.read(whole.path)
     if there is None:
         return Joint((f"nothing is registered in {whole.path.name}",))
@@ -90,10 +91,10 @@ def of(whole: Folder, runs: Sequence[Folder]) -> Joint:
 
 
 def check(target: os.PathLike | str) -> Verification:
-    """Whether the runs are those that were judged, are sound, and give the verdicts that were kept.
+    """Check that the runs are those that were judged, are sound, and give the recorded verdicts.
 
     Raises:
-        UserError: `target` is the folder of no run.
+        UserError: `target` is not the folder of a run.
     """
     whole = read.read(target)
     try:
@@ -113,7 +114,7 @@ def check(target: os.PathLike | str) -> Verification:
 
 
 def _unsound(folders: Iterable[epath.Path]) -> Iterator[str]:
-    """What keeps a run from passing `verify` under a registration of its own."""
+    """For each run that does not pass `verify` or is not registered, the reason."""
     for path in folders:
         if problems := verify.verify(path).problems:
             yield f"{path.name} does not pass verify: {problems[0].removesuffix('.')}"
@@ -122,7 +123,7 @@ def _unsound(folders: Iterable[epath.Path]) -> Iterator[str]:
 
 
 def _differences(there: Registration, runs: Sequence[Folder]) -> Iterator[str]:
-    """Where runs are not part of what was registered, or two of them the same part."""
+    """How runs differ from what was registered, and which arms two runs share."""
     owners: dict[str, str] = {}
     for run in runs:
         name, own = run.path.name, standing.read(run.path)
@@ -152,7 +153,7 @@ def _of_the_seal(
     asked: Mapping[str, set[str]],
     seen: set[str],
 ) -> Iterator[str]:
-    """What had been seen when it was registered."""
+    """Which arms had been run when the form was registered."""
     if not seen:
         return
     runs = ", ".join(dict.fromkeys([*_published(there), *(run.path.name for run in before)]))
@@ -175,7 +176,7 @@ def _of_the_seal(
 
 
 def _of_gaps(runs: Sequence[Folder], asked: Mapping[str, set[str]]) -> Iterator[str]:
-    """Which arms no run has, and what cannot be judged without them."""
+    """Which arms no run has, and which hypotheses need them."""
     has = {arm for run in runs for arm in run.arms}
     lacking = list(dict.fromkeys(arm for arms in asked.values() for arm in sorted(arms - has)))
     if lacking:
@@ -188,9 +189,11 @@ def _of_gaps(runs: Sequence[Folder], asked: Mapping[str, set[str]]) -> Iterator[
 
 
 def _of_code(whole: Folder, there: Registration, runs: Sequence[Folder]) -> Iterator[str]:
-    """By which code each run was measured, where that was neither the registered one nor one that
-    an amendment names. Which part of it measures depends on the nets of a form, so that forms are
-    compared by all of it, too."""
+    """Which runs were measured by code that is neither registered nor named by an amendment.
+
+    The digest of measures depends on the nets of a form. So a run also passes if the digest of all
+    code is known.
+    """
     lines = standing.amended(whole.path)
     measures = {there.digests.measures} | amendments.named(lines, "measures")
     sources = {there.digests.code} | amendments.named(lines, "code")
@@ -211,7 +214,7 @@ def _of_code(whole: Folder, there: Registration, runs: Sequence[Folder]) -> Iter
 
 
 def _published(there: Registration) -> Mapping[str, list[str]]:
-    """The arms that published runs had when it was registered, as it says itself."""
+    """The arms of published runs when it was registered, as the registration records them."""
     seen = there.environment.get("seen")
     return seen if isinstance(seen, dict) else {}
 
@@ -226,5 +229,5 @@ def _names(runs: Iterable[Folder]) -> str:
 
 
 def _sum(path: epath.Path) -> str:
-    """The sum of a run's manifest, which sums all else."""
+    """The SHA-256 of a run's manifest, which holds the sums of all other sealed files."""
     return workdir.read_bytes(path / workdir.DONE, most=1000).decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""The data-free metrics of each layer of one model, as a table and a picture."""
+"""The data-free metrics of each layer of one model, as a table and a figure."""
 
 import io
 import os
@@ -41,24 +41,24 @@ def layers(
     trust_checkpoints: bool = False,
     say: Callable[[str], None] = print,
 ) -> Table:
-    """Print the table that people know from WeightWatcher, a row for each layer.
+    """Print a table with a row for each layer, as WeightWatcher does.
 
-    Layers that have no numbers say why, below the table. Cost: as `data_free.data_free`, some
-    seconds for each shape of layer at the first call, which compiles.
+    If a layer has no numbers, a line below the table says why. Cost: that of `data_free.data_free`,
+    some seconds for each shape of layer at the first call, which compiles.
 
     Args:
         path, arm, model, step, trust_checkpoints: which model, as in `weights.weights`.
-        only: globs on the names of layers, as 'Dense_*'; default: kernels and embeddings.
-        columns: of `Metrics`; default: `COLUMNS`, and what samples and shuffle add. 'all': all.
+        only: globs on the names of layers, such as 'Dense_*'; default: kernels and embeddings.
+        columns: of `Metrics`, or 'all'; default: `COLUMNS`, and those of `samples` and `shuffle`.
         convention: 'scale-free' or 'weightwatcher'.
         samples: of the bootstrap of alpha, 20 or more: `p_value`, `alpha_low`, `alpha_high`.
         shuffle: whether each layer is compared with its own entries shuffled.
-        random_seed: of both.
+        random_seed: of the bootstrap and of the shuffling.
         figure: a new file (.png, .svg, .pdf): alpha of each layer and a histogram of each.
 
     Raises:
         UserError: as `weights.weights` and `data_free.data_free`; an unknown column or convention;
-            the file of the figure is there or cannot be written.
+            the file of the figure exists or cannot be written.
     """
     if convention not in CONVENTIONS:
         raise UserError(f"layers: convention='{convention}'; give {' or '.join(CONVENTIONS)}.")
@@ -84,7 +84,7 @@ def layers(
 
 
 def _new_file(name: str) -> pathlib.Path:
-    """Where a figure may be written, found out before anything is computed."""
+    """The file for a figure, checked before anything is computed."""
     file = pathlib.Path(name).expanduser()
     if file.suffix not in _SUFFIXES:
         raise UserError(f"--figure={name}: give a file that ends in {', '.join(_SUFFIXES)}.")

@@ -1,4 +1,4 @@
-"""What there is: studies, configs, and the runs in a folder."""
+"""List the studies, the configs, and the runs in a folder."""
 
 import ast
 import os
@@ -16,18 +16,18 @@ MAX_RUNS = 1_000
 
 
 def studies() -> Iterator[str]:
-    """A line for each study: its name, and what its package says of itself."""
+    """A line for each study: its name and the first line of its package's docstring."""
     for name in catalog.STUDIES:
         yield f"{name:<18} {says_of(name)}"
 
 
 def says_of(study: str) -> str:
-    """What the package of a study says of itself, without its full stop."""
+    """The first line of the docstring of a study's package, without its full stop."""
     return _says(sources.package_of(study) / "__init__.py").rstrip(".")
 
 
 def configs(folder: pathlib.Path = sources.ROOT / "configs") -> Iterator[str]:
-    """A line for each config file: its path, and what its docstring starts with."""
+    """A line for each config file: its path and the first line of its docstring."""
     for path in sorted(folder.glob("*.py")):
         yield f"{path.relative_to(folder.parent).as_posix():<30} {_says(path)}"
 
@@ -39,7 +39,7 @@ def _says(path: pathlib.Path) -> str:
 
 
 def runs(folder: os.PathLike | str) -> Iterator[str]:
-    """A line for each run below `folder`: how far it is, and under which registration."""
+    """A line for each run in `folder`: its state and its registration."""
     base = epath.Path(folder)
     if not base.is_dir():
         return
@@ -49,7 +49,7 @@ def runs(folder: os.PathLike | str) -> Iterator[str]:
 
 
 def state(path: epath.Path) -> str:
-    """How a run stands, in words; of a damaged one, why."""
+    """The state of a run in words; if it is damaged, the reason."""
     try:
         run = read.read(path)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The data of a plan: in host memory, on the device, and by their digests."""
+"""Load the data of a plan into host memory and onto the device, and compute their digests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from sharpjax.train.streams import stream
 
 
 def load(plan: Plan) -> dict[str, Any]:
-    """The data of a plan in host memory; of data that each seed draws, by seed."""
+    """The data of a plan in host memory, by key. Data that each seed draws are also by seed."""
     found: dict[str, Any] = {}
     for name, spec in plan.data.items():
         if spec.is_per_seed:
@@ -22,7 +22,7 @@ def load(plan: Plan) -> dict[str, Any]:
 
 
 def on_device(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Its splits as arrays of jax."""
+    """The loaded data as jax arrays."""
     return {
         name: {seed: data.on_device(one) for seed, one in found.items()}
         if isinstance(found, Mapping)
@@ -32,12 +32,12 @@ def on_device(loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digests(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """SHA-256 of each split of all data, by key; of data that each seed draws, by seed."""
+    """SHA-256 of each split of all data, by key. Data that each seed draws are also by seed."""
     return {name: digests_of(found) for name, found in loaded.items()}
 
 
 def digests_of(found: Any) -> dict[str, Any]:
-    """SHA-256 of each split; of data that each seed draws, by seed."""
+    """SHA-256 of each split. Data that each seed draws are also by seed."""
     if isinstance(found, Mapping):
         return {str(seed): one.digests for seed, one in found.items()}
     return dict(found.digests)

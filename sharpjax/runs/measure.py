@@ -1,8 +1,8 @@
-"""New measures of a run that is done, labelled exploratory, from its own checkpoints.
+"""Take new measures of a finished run from its own checkpoints. They are labelled exploratory.
 
-A checkpoint is read by a large C++ library, to which files of somebody else are not given. So who
-calls this has verified the whole folder, and been told by the user that they trust its maker. It is
-loaded from a copy, since Orbax may tidy up where it reads.
+Checkpoints are read by a large C++ library, which must not get files from strangers. So the caller
+must have verified the whole folder, and the user must have said that they trust its maker. A
+checkpoint is loaded from a copy, since Orbax may delete files where it reads.
 """
 
 import ast
@@ -38,10 +38,10 @@ def measure(
     manual_dir: str = "",
     say: Say = print,
 ) -> epath.Path:
-    """Evaluate the last checkpoint of each trained arm by other settings of its evaluators.
+    """Evaluate the last checkpoint of each trained arm with other settings of its evaluators.
 
     Args:
-        overrides: fields of `config.evaluate` by dotted path, as `geometry.num_examples`, with
+        overrides: fields of `config.evaluate` by dotted path, such as `geometry.num_examples`, with
             their values as text.
         name: of the folder in `exploratory/`; default: a digest of the overrides.
 
@@ -49,8 +49,8 @@ def measure(
         The folder that holds `rows.jsonl` and `measure.json`.
 
     Raises:
-        UserError: a field is none of the evaluators; the name is taken; there is no checkpoint, or
-            one of other parameters than were sealed.
+        UserError: the evaluators have no such field; the name is taken; the study trains no models;
+            there is no checkpoint, or its parameters are not those that were sealed.
     """
     config = rebuild.config_of(folder)
     changed = changed_config(config, overrides)
@@ -92,10 +92,10 @@ def measure(
 
 
 def changed_config(config: Config, overrides: Mapping[str, str]) -> Config:
-    """The config with other evaluators, in every arm.
+    """The config with other settings of the evaluators, in every arm.
 
     Raises:
-        UserError: a field is none of the evaluators, or its value cannot be.
+        UserError: the evaluators have no such field, or the value is not valid.
     """
     changed: Config = ConfigDict(config.to_dict())
     for path, text in overrides.items():
@@ -122,7 +122,7 @@ def _set(block: Any, path: str, fields: list[str], text: str, *, must: bool) -> 
 
 
 def _restored(folder: Folder, setting: Setting, stage: Train) -> tuple[int, Saved, Any]:
-    """The last checkpoint of an arm, its parameters compared with those that were sealed."""
+    """The last checkpoint of an arm; its parameters must be those that were sealed."""
     example = planning.example_of(setting.plan, stage)
     layout = stage.step.layout(stage.population, example, len(stage.members))
     like = Arm(setting, stage, layout).begin(task.initial(setting, stage, layout))

@@ -15,11 +15,11 @@ from sharpjax.train.plan import Plan, Train
 
 
 class Model(NamedTuple):
-    """A model that arms of a plan share.
+    """A model of one or more arms of a plan.
 
     Attributes:
-        example: what it reads: one example.
-        params, variables: shapes and types.
+        example: one example of its input.
+        params, variables: their shapes and types.
     """
 
     module: nn.Module
@@ -30,7 +30,7 @@ class Model(NamedTuple):
 
 
 def distinct(plan: Plan) -> list[Model]:
-    """Each model of the trained arms once, in the order of the stages; each is traced once."""
+    """Each distinct model of the trained arms, in the order of the stages. Each is traced once."""
     stages: dict[Any, list[Train]] = {}
     for stage in planning.ordered(plan):
         if isinstance(stage, Train):
@@ -47,21 +47,22 @@ def distinct(plan: Plan) -> list[Model]:
 
 
 def forward(model: Model, batch_size: int) -> flops.Count:
-    """What one pass of a batch takes, found by tracing it."""
+    """The cost of a forward pass of one batch, found by tracing it."""
     batch = jax.ShapeDtypeStruct((batch_size, *model.example.shape[1:]), model.example.dtype)
     apply = functools.partial(model.module.apply, train=False)
     return flops.count(apply, {"params": model.params, **model.variables}, batch)
 
 
 def parameters(model: Model) -> str:
-    """A line of the model, and a table of its parameters."""
+    """A line about the model, and a table of its parameters."""
     leaves = zip(tree.path_names(model.params), jax.tree.leaves(model.params), strict=True)
     table = as_text(parameter_table({name: leaf.shape for name, leaf in leaves}))
     return f"{named(model.module)}: {tree.size(model.params):,} parameters\n{table}"
 
 
 def named(value: Any) -> str:
-    """A module or another dataclass: its class, and the fields that are not as usual."""
+    """A module or another dataclass in words: its class, and the fields that differ from the
+    defaults."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: f.default for f in dataclasses.fields(value)}
         now = {name: getattr(value, name) for name in fields if name not in ("parent", "name")}

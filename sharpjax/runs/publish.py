@@ -1,7 +1,7 @@
-"""A run as a folder that fits a repository: everything that a reader can check, and no weights.
+"""Copy a run into a folder small enough for a repository: all that a reader can check, no weights.
 
-The seal stays: `DONE`, the manifest and its sums are those of the run. `left_out.json` names each
-file that is not there, with its size, its sum and why, and `verify` holds it to the manifest.
+The seal stays: `DONE`, the manifest and its sums are those of the run. `left_out.json` lists each
+missing file with its size, its sum and the reason; `verify` compares the list with the manifest.
 """
 
 import os
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 class LeftOut(NamedTuple):
-    """A file that a published folder has not."""
+    """A file that is missing from a published folder."""
 
     bytes: int
     sha256: str
@@ -35,11 +35,11 @@ class LeftOut(NamedTuple):
 def publish(path: os.PathLike | str, target: str, say: Say) -> None:
     """Write the published form of a finished run into a new folder, with its report.
 
-    Checkpoints and other states of models are left out, and arrays that are large; rows, journal,
-    registration, amendments, figures and what verdicts can be checked by are kept.
+    Checkpoints, other states of models and large arrays are left out. Rows, journal, registration,
+    amendments, figures and all that is needed to check the verdicts are kept.
 
     Raises:
-        UserError: the run is not finished or not as it was sealed; the target is there already, or
+        UserError: the run is not finished or not as it was sealed; the target exists already, or
             cannot be written.
     """
     run = verify.sound(path)
@@ -56,7 +56,7 @@ def publish(path: os.PathLike | str, target: str, say: Say) -> None:
         workdir.publish(there / workdir.LEFT_OUT, workdir.json_file(listed).encode())
         workdir.write_derived(there)
         report.write(there, where=target)
-    except BaseException as error:  # a folder that is there is whole
+    except BaseException as error:  # an incomplete folder must not stay
         shutil.rmtree(there, ignore_errors=True)
         if isinstance(error, OSError):
             reason = error.strerror or error
@@ -69,9 +69,9 @@ def publish(path: os.PathLike | str, target: str, say: Say) -> None:
 
 
 def _parted(run: Folder) -> tuple[list[str], dict[str, LeftOut]]:
-    """What is published, and what is not: names in the folder."""
+    """The names of the files that are published, and those left out."""
     kept, left_out, taken = [], {}, 0
-    gone = workdir.left_out(run.path)  # where it is a published folder itself
+    gone = workdir.left_out(run.path)  # not empty if this is a published folder itself
     for name, entry in workdir.listed(run.path).items():
         size = entry.size or 0
         why = _why_not(name, size, taken) or (_BEFORE if name in gone else "")
@@ -98,7 +98,7 @@ def _why_not(name: str, size: int, taken: int) -> str:
 
 
 def _beside(folder: epath.Path) -> Iterator[str]:
-    """What was sealed beside the manifest: it, DONE, figures, amendments, later measures."""
+    """Files that the manifest does not list: itself, DONE, figures, amendments, later measures."""
     yield from (workdir.MANIFEST, workdir.DONE)
     for entry in (workdir.FIGURES, workdir.EXPLORATORY):
         yield from (str(path.relative_to(folder)) for path in workdir.walk(folder / entry))

@@ -1,4 +1,4 @@
-"""A run's folder as somebody may have sent it: read, bounded, and never written to."""
+"""Read a run's folder that may come from anybody. Sizes are bounded, and nothing is written."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +10,15 @@ from sharpjax import workdir
 from sharpjax.errors import UserError
 
 CAPTIONS = f"{workdir.FIGURES}/captions.json"  # what is on each figure
-JOINT = "joint.json"  # over which runs a form is judged that nobody runs: see `joint`
+JOINT = "joint.json"  # of a form that is not run itself, the runs it is judged over: see `joint`
 
 
 class Folder(NamedTuple):
-    """What the files of a run say of it; nothing here has been verified.
+    """What the files of a run say of it. Nothing here has been verified.
 
     Attributes:
-        manifest: None where the run is not finished.
-        registration: None where there is none.
+        manifest: None if the run is not finished.
+        registration: None if there is none.
     """
 
     path: epath.Path
@@ -32,7 +32,7 @@ class Folder(NamedTuple):
 
     @property
     def arms(self) -> list[str]:
-        """The arms in the order of the plan, where the manifest names it."""
+        """The arms, in the order of the plan if the manifest names it."""
         named, own = self.recorded("arm_order"), self.config.get("arms")
         if isinstance(named, list) and all(isinstance(name, str) for name in named):
             return named
@@ -40,24 +40,24 @@ class Folder(NamedTuple):
 
     @property
     def commit(self) -> str:
-        """That of the code that ran; '' where the manifest names none."""
+        """The commit of the code that ran; '' if the manifest names none."""
         commit = self.recorded("code", "commit")
         return commit if isinstance(commit, str) else ""
 
     def recorded(self, *names: str) -> Any:
-        """The manifest's entry by the names of the tables that lead to it; None: it has none."""
+        """The entry of the manifest at this path of names; None if there is none."""
         value: Any = self.manifest
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
         return value
 
     def tables(self, name: str) -> list[dict[str, Any]]:
-        """The tables that a file lists, as `processes.json`; none where it does not."""
+        """The tables listed in a file such as `processes.json`; empty if it holds no list."""
         value = _json(self.path / name)
         return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
     def table(self, name: str) -> dict[str, Any]:
-        """The table that a file holds, as `overrides.json`; an empty one where it does not."""
+        """The table in a file such as `overrides.json`; empty if it holds no table."""
         value = _json(self.path / name)
         return value if isinstance(value, dict) else {}
 
@@ -67,10 +67,10 @@ def _json(path: epath.Path) -> Any:
 
 
 def folder_at(path: os.PathLike | str) -> epath.Path:
-    """The folder that a person names.
+    """The folder of a run at a path that a user gives.
 
     Raises:
-        UserError: there is none, or it is that of no run.
+        UserError: there is no such folder, or it is not the folder of a run.
     """
     folder = epath.Path(path)
     if "://" not in os.fspath(path):
@@ -90,7 +90,7 @@ def read(path: os.PathLike | str) -> Folder:
     """Read config, manifest and registration of a run.
 
     Raises:
-        UserError: it is no folder of a run, or one of the files is damaged.
+        UserError: it is not the folder of a run, or one of the files is damaged.
     """
     folder = folder_at(path)
     config = workdir.read_json(folder / workdir.CONFIG)
@@ -104,18 +104,18 @@ def read(path: os.PathLike | str) -> Folder:
 
 
 def rows(folder: epath.Path) -> Iterator[workdir.Row]:
-    """All rows of a finished run; of another, those of its published segments; of a form that is
-    judged over other runs, theirs."""
+    """All rows of a run: of an unfinished one, those of its published segments; of a form that is
+    judged over other runs, the rows of those runs."""
     done = [folder] if (folder / workdir.DONE).exists() else joined(folder)
     for path in [path / workdir.RESULTS for path in done] or segments(folder):
         yield from workdir.rows_in(path)
 
 
 def joined(folder: epath.Path) -> tuple[epath.Path, ...]:
-    """The folders of the runs that a form is judged over; of a run, none.
+    """The folders of the runs that a form is judged over; empty for a run.
 
     Raises:
-        UserError: the list is none, or one of them is the folder of no run.
+        UserError: the list is not valid, or one of the folders is not that of a run.
     """
     if (folder / workdir.DONE).exists() or not (folder / JOINT).exists():
         return ()
@@ -127,13 +127,13 @@ def joined(folder: epath.Path) -> tuple[epath.Path, ...]:
 
 
 def in_order(rows: Iterable[workdir.Row], arms: Iterable[str]) -> Iterator[workdir.Row]:
-    """Rows with their arms in the order of the plan; others after them, as they come."""
+    """Rows sorted by arm in the order of the plan; rows of other arms follow as they come."""
     place = {name: i for i, name in enumerate(arms)}
     yield from sorted(rows, key=lambda row: place.get(row["arm"], len(place)))
 
 
 def segments(folder: epath.Path) -> Iterable[epath.Path]:
-    """The published segments of all stages."""
+    """The published segments of rows of all stages."""
     files = workdir.walk(folder / workdir.METRICS)
     return (path for path in files if path.name.removesuffix(".jsonl").isdecimal())
 
@@ -145,7 +145,7 @@ def exploratory(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def tuples(value: Any) -> Any:
-    """A config as it was before JSON made lists of its tuples."""
+    """A config from JSON with its lists turned back into tuples."""
     if isinstance(value, Mapping):
         return {name: tuples(entry) for name, entry in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

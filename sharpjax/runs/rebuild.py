@@ -1,4 +1,4 @@
-"""From the files of a run back to what it did: config, plan, data. No checkpoint is read."""
+"""Rebuild what a run did from its files: config, plan, data. No checkpoint is read."""
 
 import contextlib
 import dataclasses
@@ -24,15 +24,15 @@ from sharpjax.train.library import Library
 from sharpjax.train.plan import Plan, Train
 from sharpjax.train.task import Setting
 
-# Of the states of all models of an arm together: a config may ask for a model of any width.
+# Limit for the states of all models of an arm together, since a config may ask for any width.
 MAX_STATE_BYTES = 2**36
 
 
 def config_of(folder: Folder) -> Config:
-    """The config of a run, checked as that of a new one would be.
+    """The config of a run, checked like the config of a new run.
 
     Raises:
-        UserError: it is none that this version can run.
+        UserError: this version cannot run it.
     """
     try:
         config = ConfigDict(read.tuples(folder.config)).lock()
@@ -46,9 +46,9 @@ def config_of(folder: Folder) -> Config:
 
 
 def plan_here(config: Config, data_dir: str, manual_dir: str) -> Plan:
-    """The plan of a config, with the data where they lie here.
+    """The plan of a config, with the data folders of this machine.
 
-    The folders that the config names are those of another machine, and not looked into.
+    The folders that the config names may be those of another machine, and are not used.
 
     Raises:
         UserError: the models of an arm would take more than `MAX_STATE_BYTES`.
@@ -75,11 +75,11 @@ def plan_here(config: Config, data_dir: str, manual_dir: str) -> Plan:
 def setting(
     folder: Folder, config: Config, plan: Plan, say: Callable[[str], None]
 ) -> Iterator[Setting]:
-    """Where stages of a run are carried out again: they read what the run stored, and write to a
-    folder that is gone afterwards.
+    """The setting for repeating stages of a run. They read what the run stored, and write to a
+    folder that is removed afterwards.
 
     Raises:
-        UserError: its data are not to be had, or are other data here.
+        UserError: the data are missing here, or are not those of the run.
     """
     splits, recorded = loading.on_device(_load(folder, plan)), list(read.rows(folder.path))
     library = Library(plan, folder.path, lambda arm: [r for r in recorded if r["arm"] == arm])
@@ -111,7 +111,7 @@ def _brief(digests: Any) -> str:
 
 
 def difference_of_machines(folder: Folder) -> str:
-    """How this machine differs from those that the run was on, in words; '' where it does not."""
+    """How this machine differs from those of the run, in words; '' if it does not."""
     recorded = folder.recorded("environments")
     is_list = isinstance(recorded, list) and all(isinstance(there, dict) for there in recorded)
     if not is_list or not recorded:

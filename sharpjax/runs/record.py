@@ -1,4 +1,4 @@
-"""What a run writes down of itself beside its results: each process, its machine and its code."""
+"""What a run records beside its results: each process, its machine and its code."""
 
 import contextlib
 import json
@@ -15,9 +15,10 @@ from sharpjax.provenance import machine
 
 
 def record_environment(run: workdir.Run, say: Callable[[str], None]) -> None:
-    """Add this process's machine to `environment.json`, unless it is as the last one was.
+    """Add this process's machine to `environment.json`, unless it equals the last one.
 
-    A run that goes on elsewhere goes on, and says that its bits need not be those of one process.
+    A run may go on on another machine. It then says that its bits may differ from those of a single
+    process.
     """
     earlier, here = _listed(run, workdir.ENVIRONMENT), machine.environment()
     if earlier and (differs := machine.difference(earlier[-1], here)):
@@ -29,7 +30,7 @@ def record_environment(run: workdir.Run, say: Callable[[str], None]) -> None:
 
 
 def _without_places(argument: str) -> str:
-    """Of an absolute path its last part: where a machine keeps things is nobody's business.
+    """Shorten an absolute path to its last part, so that folders of a machine are not recorded.
 
     >>> _without_places("--workdir=/home/ada/runs/first")
     '--workdir=first'
@@ -48,16 +49,17 @@ def recorded(
     seconds: Mapping[str, float],
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """Record the process that does the block, in `environment.json` and `processes.json`.
+    """Record the process that runs the block, in `environment.json` and `processes.json`.
+
+    The entry is written at the start and completed however the block ends. If the process is
+    killed, its entry has no end, time or memory. If the code is not that of the last process, a
+    line says so.
 
     Args:
         run: open, and not sealed within the block.
-        code: which it runs, as `study.code_of`.
+        code: that the process runs, from `study.code_of`.
         seconds: by kind of work; read when the block ends.
         say: prints a line.
-
-    The entry is there from the start, and completed however the block ends. That of a process that
-    was killed has no end, time or memory. Other code than the last process ran is said and listed.
     """
     record_environment(run, say)
     earlier, started = _listed(run, workdir.PROCESSES), time.monotonic()
@@ -90,7 +92,7 @@ def recorded(
 
 
 def manifest(config: Mapping[str, Any], run: workdir.Run) -> dict[str, Any]:
-    """The part of the manifest that is the same in every study; `Run.seal` adds sums and times."""
+    """The entries of the manifest that every study has; `Run.seal` adds sums and times."""
     processes = _listed(run, workdir.PROCESSES)
     return {
         "study": config["study"],
@@ -110,7 +112,7 @@ def _seal(run: workdir.Run) -> str | None:
 
 
 def _amended(run: workdir.Run) -> str:
-    """The end of the chain of amendments, so that none can be put before the data later."""
+    """The end of the chain of amendments. It shows later which of them came before the data."""
     path = run.path / workdir.AMENDMENTS
     return amendments.end(path.read_bytes()) if path.exists() else ""
 

@@ -1,7 +1,8 @@
-"""Sealing what a run will ask, and holding the run to it.
+"""Seal what a run will ask, and check that the run does what was sealed.
 
 `launch.py --register` writes `registration.json`; the same command without the flag then runs under
-it. A fresh run that asks what an official registration (`docs/registrations/`) asks takes it over.
+it. A fresh run that asks the same as an official registration (`docs/registrations/`) takes that
+one over.
 """
 
 import json
@@ -34,11 +35,12 @@ def describe(
     power: Iterable[Mapping[str, Any]] = (),
     environment: Mapping[str, Any] | None = None,
 ) -> Registration:
-    """What a registration of this config would say now.
+    """The registration that this config would get now.
 
     Args:
-        like: the plan of an earlier registration, so that fields which came later do not differ.
-        data: digests of the data; None: they are not looked at.
+        like: the plan of an earlier registration. With it, fields that were added to plans later
+            count as no difference.
+        data: digests of the data; None leaves them out.
 
     Raises:
         UserError: the study has no hypotheses, or they contradict each other or the arms.
@@ -77,7 +79,7 @@ def describe(
 
 
 def held(there: Registration, config: Config) -> registration.Standing:
-    """How what would be run stands to what was registered, of which it may run fewer seeds."""
+    """Compare what would be run with what was registered. It may run fewer seeds."""
     missing: tuple[int, ...] = ()
     if set(config.seeds) < set(there.seeds):
         missing = tuple(seed for seed in there.seeds if seed not in config.seeds)
@@ -89,15 +91,15 @@ def held(there: Registration, config: Config) -> registration.Standing:
 
 
 def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> None:
-    """Seal `registration.json` into a fresh run, and say seal, power and warnings.
+    """Seal `registration.json` into a fresh run, and print the seal, the power and warnings.
 
     Args:
-        name: of the config and its form, as `sam_cifar-quick`: the name of its official
-            registration.
+        name: of the config and its form, such as `sam_cifar-quick`. The official registration has
+            this name.
 
     Raises:
-        UserError: the run has begun, or is registered as something else; the data are not to be
-            had, whose digests are sealed; see `describe`.
+        UserError: the run has begun, or is registered as something else; the data cannot be loaded
+            (their digests are sealed); see also `describe`.
     """
     there = standing.read(run.path)
     if there is not None:
@@ -127,10 +129,11 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
 
 
 def begin(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> None:
-    """Hold a run to its registration before it goes on, or take over the official one.
+    """Check a run against its registration before it goes on, or take over the official one.
 
     Raises:
-        UserError: what was registered is not what would be run.
+        UserError: what was registered is not what would be run, or the study of a registered run
+            now has no hypotheses.
     """
     if run.is_done:
         return
@@ -164,7 +167,7 @@ def begin(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> N
 
 
 def _refuse(run: workdir.Run, there: Registration, config: Config) -> tuple[int, ...]:
-    """The registered seeds that are not run."""
+    """Refuse a run that differs from its registration. Returns the registered seeds not run."""
     found = held(there, config)
     if found.refused:
         raise UserError(f"workdir '{run.path}': {found.refused}")
@@ -177,14 +180,14 @@ def _has_begun(run: workdir.Run) -> bool:
 
 
 def foreseen(config: Config, name: str) -> str:
-    """How a fresh run would stand."""
+    """The registration that a fresh run would get, in words."""
     if path := _official(config):
         return f"takes over {_named(path)}"
     return UNREGISTERED + _difference_from_official(config, name)
 
 
 def _official(config: Config) -> pathlib.Path | None:
-    """The official registration that asks what this run asks, of as many seeds or more."""
+    """The official registration that asks what this run asks, with at least its seeds."""
     for path, there in standing.official(config.study).items():
         if not held(there, config).refused:
             return path
@@ -197,7 +200,7 @@ def _take_over(run: workdir.Run, config: Config, say: Say) -> Registration | Non
     if path is None:
         return None
     amended = path.with_suffix(f".{workdir.AMENDMENTS}")
-    if amended.exists():  # first: a kill leaves amendments of nothing, which the next run replaces
+    if amended.exists():  # first: if killed after this, the next run writes both files again
         workdir.publish(run.path / workdir.AMENDMENTS, amended.read_bytes())
     workdir.publish(run.path / workdir.REGISTRATION, path.read_bytes())
     say(f"takes over {_named(path)}")
@@ -218,7 +221,7 @@ def _named(path: pathlib.Path) -> str:
 
 
 def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
-    """What the seeds can see, and what can never come out."""
+    """Print which effects the seeds can detect, and which verdicts cannot occur."""
     shown = record.power_table(_alike(rows), f"what {len(asked.seeds)} seeds can see")
     say(console.as_text(console.table(shown.compact("Warning"))))
     alike: dict[tuple[str, str], list[str]] = {}
@@ -233,7 +236,7 @@ def _warn(asked: Registration, rows: Sequence[Mapping[str, Any]], say: Say) -> N
 
 
 def _alike(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for the comparisons of a hypothesis that differ in name alone; it tells how many."""
+    """Merge comparisons of a hypothesis that differ only in name; the row says how many."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         told = {name: value for name, value in row.items() if name != "contrast"}

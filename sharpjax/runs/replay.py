@@ -1,10 +1,10 @@
-"""Train the first steps of a run anew, and compare them with what it recorded.
+"""Train the first steps of a run again, and compare them with what it recorded.
 
-On the machine, versions and settings of the run every bit must be the same: the parameters at the
-start, those at the end of the first epoch and of each checkpoint, and every row up to there. Else
-only losses, accuracies and what was drawn without a model are compared, within `TOLERANCE`, which
-shows that the recipe is the one and proves no more. Nothing is read from the run's checkpoints,
-nor written into its folder.
+On the same machine, versions and settings every bit must be equal: the parameters at the start, at
+the end of the first epoch and at each checkpoint, and every row up to the last replayed step. On
+another machine only training loss and accuracy, the metrics under `test/` and the rows of arms
+without models are compared, within `TOLERANCE`. This shows that the recipe is the same, and proves
+no more. No checkpoint of the run is read, and nothing is written into its folder.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from sharpjax.train.library import is_state
 from sharpjax.train.plan import Compare, Draw, Plan, Stage, Train
 from sharpjax.train.task import PARAMS_DIGESTS
 
-# Between two machines, after one epoch: of the larger value, of 1 at the least.
+# Allowed difference between machines, as a fraction of the larger value or of 1. After one epoch.
 TOLERANCE = 0.05
 _COMPARED_ELSEWHERE = ("train/loss", "train/accuracy", "test/")
 
@@ -35,13 +35,13 @@ Row = workdir.Row
 
 
 class Replay(NamedTuple):
-    """What came of it.
+    """The result of a replay.
 
     Attributes:
-        compared: how many rows and digests.
+        compared: number of rows and digests compared.
         differences: a line for each that differs.
-        decisive: how many of the rows that verdicts rest on were compared, and of how many; None:
-            the run asks nothing.
+        decisive: of the rows behind the verdicts, the number compared and the number in all; None
+            if the run asks nothing.
     """
 
     compared: int
@@ -59,11 +59,12 @@ def replay(
 ) -> Replay:
     """Train at least `steps` steps of each arm, to the end of an epoch, and compare; None: all.
 
-    What an arm takes from another is read from what the run stored of it, so every stage is tried
-    alone; those that train nothing are done whole.
+    What a stage reads from another comes from what the run stored, so each stage is checked on its
+    own. Stages that train nothing are repeated in full.
 
     Raises:
-        UserError: the run is not finished, or its config or data are none that are had here.
+        UserError: the run is not finished, this version cannot run its config, or its data are
+            missing or different here.
     """
     if folder.manifest is None:
         raise UserError(f"'{folder.path}' is not finished; the same command goes on with it.")
@@ -99,14 +100,14 @@ def replay(
 
 
 def compare_again(folder: Folder) -> tuple[list[str], list[str]]:
-    """Take every measure that compares arms again, of what the run stored.
+    """Compute every measure that compares arms again, from what the run stored.
 
     Returns:
-        What differs; and a line for each stage that cannot be carried out again, since a published
-        folder has not all that the run stored.
+        A line for each difference, and a line for each stage that cannot be repeated because the
+        published folder lacks some of what the run stored.
 
     Raises:
-        UserError: its config or its data are none that are had here.
+        UserError: this version cannot run its config, or its data are missing or different here.
     """
     config = rebuild.config_of(folder)
     plan = rebuild.plan_here(config, "", "")
@@ -149,7 +150,7 @@ def _decisive(
 
 
 def _shortened(plan: Plan, stage: Stage, steps: int | None) -> Stage:
-    """The stage as it is replayed."""
+    """The stage, cut to the epochs that are replayed."""
     if not isinstance(stage, Train) or steps is None:
         return stage
     epochs = -(-steps // planning.steps_per_epoch(plan, stage))
@@ -157,7 +158,7 @@ def _shortened(plan: Plan, stage: Stage, steps: int | None) -> Stage:
 
 
 def _last(plan: Plan, stage: Stage) -> int:
-    """The last step of a stage as it is replayed."""
+    """The last replayed step of a stage."""
     if isinstance(stage, Train):
         epochs = stage.epochs if stage.stop is None else stage.stop
         return epochs * planning.steps_per_epoch(plan, stage)
@@ -175,7 +176,8 @@ def _words(plan: Plan, stage: Stage) -> str:
 def _expected(
     plan: Plan, stages: Iterable[Stage], recorded: Iterable[Row], of_all: bool = True
 ) -> list[Row]:
-    """The recorded rows that a replay must find again: to its last step, and all that compare.
+    """The recorded rows that a replay must give again: those up to its last step, and all rows of
+    measures that compare arms.
 
     Args:
         of_all: whether arms are replayed, too.
@@ -201,7 +203,7 @@ def _why_not_bitwise(folder: Folder) -> str:
 
 
 def _elsewhere(plan: Plan, rows: Iterable[Row]) -> list[Row]:
-    """Those that another machine must find too, without their errors."""
+    """The rows that another machine must give too, without their standard errors."""
     drawn = {stage.arm for stage in plan.stages if isinstance(stage, Draw)}
     kept = (r for r in rows if r["arm"] in drawn or r["metric"].startswith(_COMPARED_ELSEWHERE))
     return [{name: v for name, v in row.items() if name != "standard_error"} for row in kept]
@@ -216,7 +218,8 @@ def _nearly(a: float | None, b: float | None) -> bool:
 def _compare(
     rows: Iterable[Row], recorded: list[Row], agree: Callable[[Any, Any], bool]
 ) -> tuple[int, list[str]]:
-    """Every recorded row with the one of its coordinates. The replay may measure more."""
+    """Compare every recorded row with the replayed row of the same coordinates. The replay may hold
+    further rows."""
     here, lines = {_coordinates(row): row for row in rows}, []
     for row in recorded:
         where = (
@@ -241,7 +244,7 @@ def _coordinates(row: Row) -> tuple:
 def _digests(
     folder: Folder, plan: Plan, stage: Train, outcome: Mapping[str, Any], here: epath.Path
 ) -> Iterator[tuple[str, Any, Any]]:
-    """What was compared, there and here: parameters of all models at each step with digests."""
+    """Name, recorded and replayed digests of the parameters, at each step that has digests."""
     ends = ("start", "end") if _last(plan, stage) == planning.num_steps(plan, stage) else ("start",)
     for end in ends:
         name = f"params_at_{end}"

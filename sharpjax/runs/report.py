@@ -1,4 +1,4 @@
-"""The report of a finished run, from what is sealed in it; one page over several runs."""
+"""The report of a finished run, made from its sealed files, and pages over several runs."""
 
 import os
 import pathlib
@@ -16,7 +16,8 @@ from sharpjax.runs import conclude, evidence, export, joint, listing, read, stan
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import study_of
 
-# What one page may embed; figures that are larger stay beside it, and so do rows.
+# What one page may embed. Further figures are left out, a longer file of a figure is refused, and
+# longer rows stay beside the page.
 MAX_FIGURES, MAX_FIGURE_BYTES, MAX_CSV_BYTES = 50, 2**24, 2**19
 PAGE = "report.html"
 
@@ -27,7 +28,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
     """All that the report of a run shows.
 
     Args:
-        where: how a person calls the folder; default: its path from here.
+        where: the folder as the user wrote it; default: its path from the working directory.
     """
     arms = folder.arms
     runs = [read.read(path) for path in read.joined(folder.path)]
@@ -79,7 +80,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
 
 
 def data_of(runs: Iterable[Folder]) -> dict[str, Any]:
-    """The data of runs, as their manifests have them: what differs under one name, by run."""
+    """The data of runs, from their manifests. If two share a name and differ, the run is named."""
     found: dict[str, Any] = {}
     for run in runs:
         for name, own in (run.recorded("data") or {}).items():
@@ -96,10 +97,10 @@ def commands_for(
     commit: str = "",
     runs: Sequence[str] = (),
 ) -> tuple[Command, ...]:
-    """The lines that make the run again and check it.
+    """The shell commands that repeat the run and check it.
 
     Args:
-        runs: over which it is judged, where nobody runs it.
+        runs: for a form that is not run itself, the runs over which it is judged.
 
     >>> commands_for("configs/sam_cifar.py:quick", {"optim.rho": 0.1}, folder="runs/a")[0].line
     'python launch.py --config=configs/sam_cifar.py:quick --config.optim.rho=0.1'
@@ -130,16 +131,16 @@ def commands_for(
 
 
 def from_here(path: epath.Path) -> str:
-    """A path as one would type it: relative where it lies below the working directory."""
+    """A path as a user would type it: relative if it is below the working directory."""
     return os.fspath(path).removeprefix(f"{os.getcwd()}{os.sep}")
 
 
 def write(folder: epath.Path, *, where: str = "", leased: bool = False) -> None:
-    """Make `report.html` and `report.md` of a finished run, from what is sealed in it.
+    """Make `report.html` and `report.md` of a finished run, from its sealed files.
 
     Args:
-        where: how a person calls the folder; default: its path from here.
-        leased: whether the caller holds the folder's lease, as the run does that has just ended.
+        where: the folder as the user wrote it; default: its path from the working directory.
+        leased: whether the caller holds the folder's lease, as a run that has just ended does.
 
     Raises:
         UserError: the run is not finished or is damaged, or nothing can be written there.
@@ -156,13 +157,14 @@ def report(folders: Sequence[str], output: str | None, say: Say, whole: str | No
     """Make the report of one run again; of several, `overview.html` and `.md` in `output`.
 
     Args:
-        whole: a folder in which a form is registered that has the arms of all these runs: it is
-            judged over them, and gets the report. See `joint`.
-        output: a folder; None: the one that holds the runs, where they lie in one. Given with a
-            single run, it gets the overview of that.
+        whole: a folder in which a form with the arms of all these runs is registered. The form is
+            judged over these runs, and the report goes there. See `joint`.
+        output: a folder; None: the one that holds all the runs. With a single run, the overview of
+            that run is written there.
 
     Raises:
-        UserError: a run is not as it was sealed, or is named twice; nothing can be written.
+        UserError: a run is not as it was sealed, or is named twice; the runs lie in several folders
+            and `output` is None; both `whole` and `output` are given; nothing can be written.
     """
     if whole is not None:
         if output is not None:
@@ -196,7 +198,7 @@ def report(folders: Sequence[str], output: str | None, say: Say, whole: str | No
 
 
 def index(folder: str, say: Say) -> None:
-    """List the runs in a folder: `README.md` and `index.html`, with all that can be read of each.
+    """List the runs in a folder as `README.md` and `index.html`, with what can be read of each.
 
     Raises:
         UserError: there is no such folder, or nothing can be written there.
@@ -226,7 +228,7 @@ def index(folder: str, say: Say) -> None:
 
 
 def _first_of(path: epath.Path, target: epath.Path, names: Sequence[str]) -> str:
-    """Where a page in `target` finds the first of some files of a run; '': nowhere."""
+    """Link from `target` to the first of these files that the run has; '' if there is none."""
     there = next((path / name for name in names if (path / name).exists()), None)
     if there is None or "://" in f"{os.fspath(path)}{os.fspath(target)}":
         return ""
@@ -247,7 +249,7 @@ def _title(study: str) -> str:
 
 
 def _config_file(processes: list[dict[str, Any]]) -> str:
-    """The config that the first process was given, as `configs/sam_cifar.py:quick`."""
+    """The config that the first process was given, such as `configs/sam_cifar.py:quick`."""
     command = processes[0].get("command") if processes else None
     for part in command if isinstance(command, list) else ():
         if isinstance(part, str) and part.startswith("--config="):

@@ -1,4 +1,4 @@
-"""A study's plan carried out in a folder: every stage, then figures, seal, report."""
+"""Carry out a study's plan in a folder: every stage, then figures, seal, report."""
 
 import time
 from collections import Counter
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 
 def run(config: Config, plan: Plan, folder: workdir.Run) -> None:
-    """Run a study in `folder`, or go on with it, and print its tables."""
+    """Run a study in `folder`, or resume it, and print its tables."""
     console = Console(highlight=False, soft_wrap=True)
     if folder.is_done:
         console.print(f"{folder.path} is complete; nothing to run")
@@ -45,7 +45,7 @@ def run(config: Config, plan: Plan, folder: workdir.Run) -> None:
 
 
 def _print_verdicts(config: Config, folder: workdir.Run) -> None:
-    """The verdict table of a finished run, and what a reader should know of its evidence."""
+    """Print the verdicts of a finished run, and the warnings about its evidence."""
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     found = conclude.conclude(folder.path, config.to_dict(), folder.rows())
     there = found.registered
@@ -112,7 +112,7 @@ def _run(config: Config, plan: Plan, folder: workdir.Run, console: Console) -> N
 
 
 def execute(setting: Setting, stage: Stage) -> dict[str, Any]:
-    """Carry out one stage; what the manifest records of it."""
+    """Carry out one stage. Returns what the manifest records of it."""
     runtime.make_room()
     match stage:
         case Train():
@@ -127,7 +127,7 @@ def execute(setting: Setting, stage: Stage) -> dict[str, Any]:
 
 
 def work(plan: Plan) -> Counter[str]:
-    """All there is to do, by kind, as `Progress` counts it."""
+    """The total work of a plan, by kind, in the counts of `Progress`."""
     total: Counter[str] = Counter()
     for stage in plan.stages:
         match stage:
@@ -144,7 +144,7 @@ def work(plan: Plan) -> Counter[str]:
 
 
 def described(plan: Plan, found: Iterable[Model]) -> Iterable[str]:
-    """A line for each stage: its models, their parameters, how long they are trained."""
+    """A line for each stage: models, parameters and epochs, or what it is made of."""
     sizes = {arm: tree.size(model.params) for model in found for arm in model.arms}
     for stage in planning.ordered(plan):
         if isinstance(stage, Train):
@@ -161,7 +161,7 @@ def described(plan: Plan, found: Iterable[Model]) -> Iterable[str]:
 
 
 def stored(plan: Plan, library: Library) -> Arrays:
-    """What arms stored, by member."""
+    """Access to the arrays that arms stored, by member."""
 
     def arrays(arm: str, name: str, *, every_step: bool = False) -> dict[str, Mapping[str, Any]]:
         read = library.trajectory if every_step else library.arrays

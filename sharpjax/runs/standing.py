@@ -1,4 +1,4 @@
-"""Under which registration a run stands: read, held to what is run, amended."""
+"""The registration of a run: read it, amend it, and compare the data with it."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ UNREGISTERED = "unregistered: everything is exploratory"
 
 
 def read(folder: os.PathLike | str) -> Registration | None:
-    """The registration of a run, its seal checked; None: it has none.
+    """The registration of a run, with its seal checked; None if it has none.
 
     Raises:
         UserError: it is damaged, or was changed after it was sealed.
@@ -33,17 +33,17 @@ def read(folder: os.PathLike | str) -> Registration | None:
 
 
 def read_file(path: os.PathLike | str) -> Registration:
-    """As `read`, of a file."""
+    """The registration in a file, with its seal checked."""
     return _sealed(workdir.read_bytes(epath.Path(path), most=MOST_BYTES), str(path))
 
 
-@functools.lru_cache(maxsize=8)  # a command asks for the one of its run many times
+@functools.lru_cache(maxsize=8)  # a command reads the same registration many times
 def _sealed(content: bytes, name: str) -> Registration:
     return registration.from_json(content, name)
 
 
 def amended(folder: os.PathLike | str) -> tuple[Amendment, ...]:
-    """The amendments of a registered run, their chain checked.
+    """The amendments of a registered run, with their chain checked.
 
     Raises:
         UserError: the chain is broken.
@@ -55,7 +55,7 @@ def amended(folder: os.PathLike | str) -> tuple[Amendment, ...]:
 
 
 def amend(folder: epath.Path, reason: str) -> Amendment:
-    """Append a line to the amendments of a registered run: the reason, and the code as it is now.
+    """Append an amendment to a registered run: the reason, and the digests of the code now.
 
     Raises:
         UserError: the run is not registered, the reason is empty, or the chain is broken.
@@ -71,15 +71,15 @@ def amend(folder: epath.Path, reason: str) -> Amendment:
 
 
 def analysis_here(there: Registration) -> str:
-    """The digest of the analysis as it is here."""
+    """The digest of the analysis in this version of the code."""
     return sources.analysis_digest(tests_of(there.hypotheses))
 
 
 def hold_data(folder: epath.Path, digests: Mapping[str, Any]) -> None:
-    """Refuse data that are not those that were registered.
+    """Refuse data that differ from those that were registered.
 
     Raises:
-        UserError: names the data and the split.
+        UserError: they differ; the error names the data and the split.
     """
     there = read(folder)
     if there is not None and (lines := registration.different_data(there.data, digests)):
@@ -90,7 +90,7 @@ def hold_data(folder: epath.Path, digests: Mapping[str, Any]) -> None:
 
 
 def published(study: str, arms: Collection[str], seeds: Collection[int]) -> dict[str, list[str]]:
-    """By run, which of some arms the repository holds of some of these seeds: what can be seen."""
+    """For each run published in the repository with some of these seeds, which arms it has."""
     found = {}
     for path in sorted(PUBLISHED.glob(f"*/{workdir.CONFIG}")):
         config = workdir.read_json(epath.Path(path))
@@ -100,10 +100,10 @@ def published(study: str, arms: Collection[str], seeds: Collection[int]) -> dict
 
 
 def official(study: str) -> dict[pathlib.Path, Registration]:
-    """The registrations of a study that the repository holds, by their files.
+    """The registrations of a study in the repository, by file.
 
     Raises:
-        UserError: one of them is damaged, or a file does not say of which study it is.
+        UserError: one of them is damaged, or a file does not name its study.
     """
     files = (path for path in sorted(OFFICIAL.glob("*.json")) if _may_be_of(study, path))
     found = {path: read_file(path) for path in files}
@@ -111,6 +111,6 @@ def official(study: str) -> dict[pathlib.Path, Registration]:
 
 
 def _may_be_of(study: str, path: pathlib.Path) -> bool:
-    """Whether a file names this study, or none in the way in which all are written."""
+    """Whether a file names this study, or names none in the usual format."""
     named = re.findall(rb'"study":"([^"]*)"', path.read_bytes())
     return not named or study.encode() in named

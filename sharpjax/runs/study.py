@@ -1,4 +1,4 @@
-"""What a study is to everything that is done to its runs."""
+"""What the commands on runs know of a study."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -16,12 +16,12 @@ from sharpjax.train.results import Row
 
 
 class Arrays(Protocol):
-    """Arm and name of what was stored at its end, as 'curves' -> arrays by member."""
+    """Gives the arrays that an arm stored under a name, such as 'curves', by member."""
 
     def __call__(
         self, arm: str, name: str, *, every_step: bool = False
     ) -> Mapping[Any, Mapping[str, Any]]:
-        """With `every_step` as `Library.trajectory`: at all steps, on a leading axis."""
+        """Arrays from the end of the arm; with `every_step` from all steps, on a leading axis."""
         ...
 
 
@@ -30,14 +30,14 @@ def nothing(*args: Any) -> tuple:
 
 
 class Study(NamedTuple):
-    """A study. The catalog names its package, whose module `plan` holds it as `STUDY`.
+    """A study. The catalog names its package; the module `plan` of it holds the study as `STUDY`.
 
     Attributes:
-        plan: what is done, from a config.
-        hypotheses: what it sets out to decide.
-        tables, figures: what its report shows beside the metrics, from its rows, in plan order, and
-            what was stored at the ends of its arms.
-        units: how many values of a further coordinate a seed has, for planning.
+        plan: makes the plan from a config.
+        hypotheses: makes the hypotheses from a config.
+        tables, figures: what the report shows beside the metrics. Both read rows in the order of
+            the plan; `figures` also reads what the arms stored (`Arrays`).
+        units: how many values of a further coordinate each seed has, for planning the power.
     """
 
     plan: Callable[[Config], Plan]
@@ -49,7 +49,7 @@ class Study(NamedTuple):
 
 @functools.cache
 def study_of(name: str) -> Study:
-    """The study that the catalog knows by a name."""
+    """The study that has this name in the catalog."""
     return catalog.resolve(f"{catalog.lookup('study', catalog.STUDIES, name)}.plan:STUDY")
 
 
@@ -65,16 +65,16 @@ def plan_of(config: Config) -> Plan:
 
 
 def hypotheses_of(config: Config) -> tuple[Hypothesis, ...]:
-    """What the study of a config sets out to decide."""
+    """The hypotheses of a config."""
     return tuple(study_of(config.study).hypotheses(config))
 
 
 def digests_of(config: Config) -> dict[str, str]:
-    """Digests of the sources that a run of a config rests on: analysis, measures, code."""
+    """Digests of the sources that a run of a config uses: analysis, measures, code."""
     return sources.digests(hypotheses_of(config), config.study, config.to_dict())
 
 
 def code_of(config: Config) -> dict[str, Any]:
-    """The code as manifests record it: what git knows of it, and its digests."""
+    """The entry for the code in manifests: what git knows of it, and its digests."""
     digests = digests_of(config)
     return sources.commit()._asdict() | {"sources": digests.pop("code")} | digests

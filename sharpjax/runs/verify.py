@@ -1,4 +1,4 @@
-"""Whether a run's folder is what was sealed, follows its registration, and holds what it may."""
+"""Check that a run's folder is what was sealed, follows its registration, and holds valid files."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from sharpjax.runs.read import Folder
 
 
 class Verification(NamedTuple):
-    """What was found.
+    """The result of `verify`.
 
     Attributes:
         problems: a line for each thing that is not as it was sealed, or should not be there.
-        notes: what a reader should know beside; nothing is wrong with the folder.
+        notes: what a reader should also know. These are no faults of the folder.
     """
 
     problems: tuple[str, ...]
@@ -27,13 +27,15 @@ class Verification(NamedTuple):
 
 
 def verify(path: os.PathLike | str) -> Verification:
-    """Follow the chain from `DONE` to every byte, then the registration, then look into the files;
-    ask what `evidence` asks; reach the verdicts again.
+    """Check all of a run's folder: sums from `DONE` down to every byte, config, registration, rows
+    and arrays. If these hold, ask what `evidence` asks, judge the hypotheses again, and compute
+    rows that compare arms again.
 
-    Cost: all of the folder is read once, and its hypotheses are decided.
+    Cost: the whole folder is read once, its hypotheses are decided, and measures that compare arms
+    are computed again if the data are on this machine.
 
     Raises:
-        UserError: `path` is the folder of no run.
+        UserError: `path` is not the folder of a run.
     """
     folder = read.folder_at(path)
     problems = _refusals(lambda: workdir.verify(folder))
@@ -52,16 +54,16 @@ def verify(path: os.PathLike | str) -> Verification:
 
 
 def _damage(run: Folder) -> list[str]:
-    """What is not as it was sealed, beyond the sums."""
+    """Faults of config, registration, rows and arrays that the sums do not show."""
     checks = (_check_config, _check_registration, _check_rows, _check_arrays)
     return [line for check in checks for line in _refusals(lambda check=check: check(run))]
 
 
 def sound(path: os.PathLike | str) -> Folder:
-    """A run of which every byte is as it was sealed.
+    """Read a run, and refuse one with a byte that is not as it was sealed.
 
     Raises:
-        UserError: it is not, or `path` is the folder of no run.
+        UserError: it is not as it was sealed, or `path` is not the folder of a run.
     """
     run = read.read(path)
     problems = _refusals(lambda: workdir.verify(run.path)) or _damage(run)
@@ -78,7 +80,7 @@ def _refusals(check: Callable[[], list[str]]) -> list[str]:
 
 
 def _ordered(problems: list[str], folder: epath.Path) -> tuple[str, ...]:
-    """Each once, with names as they are in the folder."""
+    """Each line once, with paths relative to the folder."""
     short = (line.replace(f"{folder}/", "").removesuffix(".") for line in problems)
     return tuple(dict.fromkeys(short))
 
@@ -107,7 +109,7 @@ def _check_registration(run: Folder) -> list[str]:
 
 
 def _is_config_of(run: Folder, digest: str, seeds: tuple[int, ...]) -> bool:
-    """Whether the config is the registered one, up to seeds that were left out."""
+    """Whether the config is the registered one, apart from seeds that were left out."""
     own = run.config.get("seeds")
     subset = isinstance(own, list) and all(seed in seeds for seed in own)
     whole = workdir.anywhere(run.config | {"seeds": list(seeds)})
@@ -115,7 +117,7 @@ def _is_config_of(run: Folder, digest: str, seeds: tuple[int, ...]) -> bool:
 
 
 def _check_rows(run: Folder) -> list[str]:
-    """Every row is one and there once, and the results are what the segments hold."""
+    """Every row is valid and occurs once, and the results are the rows of the segments."""
     if run.manifest is None:
         return []
     seen, problems = set(), []
@@ -135,7 +137,7 @@ def _check_rows(run: Folder) -> list[str]:
 
 
 def _fingerprint(rows: Iterable[workdir.Row]) -> tuple[int, int]:
-    """Of rows in any order: how many, and the sum of their hashes."""
+    """The number of rows and the sum of their hashes, which do not depend on their order."""
     count = total = 0
     for row in rows:
         text = workdir.canonical_json(row).encode()
@@ -145,14 +147,14 @@ def _fingerprint(rows: Iterable[workdir.Row]) -> tuple[int, int]:
 
 
 def _check_verdicts(run: Folder) -> list[str]:
-    """The verdicts are those that the rows give here."""
+    """The recorded verdicts are those that the rows give here."""
     if (there := standing.read(run.path)) is None:
         return []
     return list(evidence.verdicts(run, conclude.judge(there, read.rows(run.path))))
 
 
 def _check_compared(run: Folder) -> tuple[list[str], list[str]]:
-    """Rows that compare arms follow from what is stored of these; or why that was not looked at."""
+    """Compute rows that compare arms again from what is stored; a note if that is not possible."""
     stages = {path.parent.name for path in read.segments(run.path)} - set(run.arms)
     if not stages:
         return [], []
@@ -168,7 +170,7 @@ def _check_compared(run: Folder) -> tuple[list[str], list[str]]:
 
 
 def _check_arrays(run: Folder) -> list[str]:
-    """Arrays are arrays, and rows that were measured later are rows."""
+    """Files of arrays hold arrays, and files of later measures hold rows."""
     problems = []
     for name in (workdir.ARRAYS, workdir.EXPLORATORY):
         for path in workdir.walk(run.path / name):

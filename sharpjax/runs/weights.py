@@ -1,8 +1,8 @@
-"""The weights of one model that a run left, or of a plain file of arrays. No data are needed.
+"""Load the weights of one model from a run or from a plain file of arrays. No data are needed.
 
-A state that the run stored is a file of arrays, which nobody need trust. A checkpoint is read by a
-large C++ library, and only where the user says that they trust its maker. It is loaded from a copy,
-since Orbax may tidy up where it reads.
+A state that the run stored is a file of arrays, which is safe to read from anybody. A checkpoint is
+read by a large C++ library, so it is loaded only if the user says that they trust its maker. It is
+loaded from a copy, since Orbax may delete files where it reads.
 """
 
 import os
@@ -23,7 +23,7 @@ from sharpjax.train import planning
 from sharpjax.train.library import Library
 from sharpjax.train.plan import Derive, Member, Plan, Ref, Train
 
-_PARAMS = "params."  # of a state that a run stored
+_PARAMS = "params."  # prefix of names in a state that a run stored
 _NAMED_STEPS = ("start", "end", "best")
 
 
@@ -32,8 +32,8 @@ class Weights(NamedTuple):
 
     Attributes:
         params: a tree of arrays.
-        source: where they are from, in words.
-        others: what else is there, in words; '' for a file.
+        source: where they come from, in words.
+        others: the run's other arms and models, in words; '' for a file.
     """
 
     params: Any
@@ -52,17 +52,18 @@ def weights(
     """Read the parameters of one model.
 
     Args:
-        path: the folder of a run, finished or not; below it `checkpoints/ARM` or one step of that;
-            or an `.npz` file of arrays, whose names may lead through a tree as `Dense_0/kernel`.
-        arm: of the run; '': the first that trains.
-        model: the seed, with what else tells a model from others, as `3-noise=0_5`; '': the first.
-        step: 'start' (drawn anew), 'best', a step, or 'end'; '': as 'end', and where that is not
-            there the newest checkpoint.
-        trust_checkpoints: whether checkpoints may be loaded; else only stored states are.
+        path: the folder of a run, finished or not; `checkpoints/ARM` in it, or one step of that; or
+            an `.npz` file of arrays, whose names may be paths in a tree, such as `Dense_0/kernel`.
+        arm: of the run; '': the first that has models.
+        model: the seed, with further coordinates if it has any, such as `3-noise=0_5`; '': the
+            first.
+        step: 'start' (drawn again), 'best', a step, or 'end'; '': 'end', or the newest checkpoint
+            if that is not stored.
+        trust_checkpoints: whether checkpoints may be loaded; otherwise only stored states are.
 
     Raises:
         UserError: there is no such file, folder, arm, model or step; it is damaged; it is a
-            checkpoint, and those are not trusted.
+            checkpoint and `trust_checkpoints` is False.
     """
     place = _place(path)
     if isinstance(place, epath.Path):
@@ -88,7 +89,7 @@ def weights(
 
 
 def _place(path: os.PathLike | str) -> epath.Path | tuple[read.Folder, tuple[str, str]]:
-    """A file, or the folder of a run with the arm and step that the path names."""
+    """A file of arrays, or the folder of a run with the arm and step that the path names."""
     there = epath.Path(path)
     if "://" not in os.fspath(path):
         there = epath.Path(os.path.realpath(there.expanduser()))
@@ -117,7 +118,7 @@ def _place(path: os.PathLike | str) -> epath.Path | tuple[read.Folder, tuple[str
 
 
 def _agreed(path: Any, what: str, asked: str, named: str) -> str:
-    """What the user asks for, or the path names."""
+    """The name that the user gives or that is in the path; an error if the two differ."""
     if asked and named and asked != named:
         raise UserError(f"'{path}' is {what} '{named}', and --{what}={asked} names another.")
     return asked or named
@@ -143,7 +144,7 @@ def _found(
     step: str,
     trusted: bool,
 ) -> tuple[Any, str]:
-    """Parameters, and of which step they are."""
+    """The parameters, and their step in words."""
     if step and step not in _NAMED_STEPS and not step.isdecimal():
         raise UserError(f"--step={step}: give a step, or one of {', '.join(_NAMED_STEPS)}.")
     at: Any = int(step) if step.isdecimal() else step or "end"
@@ -186,12 +187,12 @@ def _loaded(there: epath.Path, place: int, count: int) -> Any:
                 target = copy / path.relative_to(there)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.copy(target)
-        except OSError as error:  # a run under way removes what is old
+        except OSError as error:  # a running process deletes old checkpoints
             raise UserError(f"{there} cannot be read: {error.strerror}.") from error
         if (reason := workdir.damage(copy)) is not None:
             raise UserError(f"{there} is damaged: {reason}.")
         verbosity = logging.get_verbosity()
-        logging.set_verbosity(min(verbosity, logging.WARNING))  # Orbax tells its every move
+        logging.set_verbosity(min(verbosity, logging.WARNING))  # Orbax logs every step
         try:
             population = _population(copy)
             if isinstance(population, Mapping):
@@ -206,7 +207,7 @@ def _loaded(there: epath.Path, place: int, count: int) -> Any:
 
 
 def _population(copy: epath.Path) -> Any:
-    """What a checkpoint holds of its models, on one device; nothing else is read."""
+    """The parameters of the models in a checkpoint, on one device; nothing else is read."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def wanted(path: Any, leaf: Any) -> Any:
@@ -223,7 +224,7 @@ def _population(copy: epath.Path) -> Any:
 
 
 def _tree(path: epath.Path) -> Any:
-    """The arrays of a file as the tree that their names describe."""
+    """The arrays of a file as a tree, by the paths in their names."""
     arrays = workdir.load_arrays(path, slashes=True)
     if own := {n.removeprefix(_PARAMS): x for n, x in arrays.items() if n.startswith(_PARAMS)}:
         arrays = own
