@@ -1,21 +1,20 @@
-"""Pictures as matplotlib figures, drawn to files alone; matplotlib is imported when one is drawn.
+"""Plots as matplotlib figures for files, not for windows. matplotlib is imported by the first plot.
 
-    Figure, png         what a study yields: name, caption, how to draw it; the bytes of a file
+    Figure, png         a figure of a study: name, caption, how to draw it; the bytes of a PNG file
     lines               curves along training: a thin line for each seed, and their mean
     points              values of each arm: its seeds, their mean and its interval
     scatter             one quantity against another: a point for each seed
     matrix              a table of numbers as a heat map
     landscape, profiles loss along two directions, and along one
-    slices              loss along many: their mean, and how far they differ
+    slices              loss along many directions: the mean, and a band of most of them
     trajectories, distances     of models as functions: their paths in a plane, and all distances
-    series_of, last_of  what these draw, from the rows of a run; `n_of` states n
+    series_of, last_of  the data of these plots, from the rows of a run; `n_of` states n
     reliability         accuracy against confidence
     layer_spectrum      eigenvalues of the weights of a layer, and the power law of their tail
     layer_spectra       the exponents of all layers, and a histogram of each (`LayerLaw`)
-    spectrum, density, curvature_along_training     of the results of `sharpjax.geometry`
+    spectrum, density, curvature_along_training     of results of `sharpjax.geometry`
 
-Arms are drawn in the order in which they are given, in styles (`style.styles`) that can be told
-apart without colours too.
+Arms are drawn in the given order, in styles (`style.styles`) that differ in more than colour.
 """
 
 from sharpjax.plots.calibration import reliability

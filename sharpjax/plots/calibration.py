@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def reliability(diagrams: Mapping[str, Diagram]) -> "Figure":
-    """Accuracy against confidence, bin by bin, and below it how many predictions each bin holds.
+    """Accuracy against confidence, bin by bin, and below it the share of predictions in each bin.
 
-    A marker for each bin that is not empty, at its mean confidence, with the Wilson interval of its
-    accuracy; the diagonal is what a calibrated model does.
+    Each bin that is not empty has a marker at its mean confidence, with the Wilson interval of its
+    accuracy. A calibrated model lies on the diagonal.
 
     Args:
         diagrams: of the top class, by arm.
 
     Raises:
-        UserError: there is nothing to draw, or a diagram is of classes.
+        UserError: there is nothing to draw, or a diagram is of all classes instead of the top one.
     """
     if not any(np.any(d.count) for d in diagrams.values()):
         raise UserError("plots.reliability: there is no prediction to draw.")
@@ -42,7 +42,7 @@ def reliability(diagrams: Mapping[str, Diagram]) -> "Figure":
         handles[f"{arm} (n = {int(d.count.sum()):,})"] = upper.plot(
             x, y, ls=style.dash, lw=1.2, **style.marked
         )[0]
-        last = len(d.edges) - 2  # takes the bin for a confidence of 1 in, where there is one
+        last = len(d.edges) - 2  # merged with the bin for a confidence of 1, if there is one
         count = np.append(d.count[:last], d.count[last:].sum())
         lower.stairs(count / max(count.sum(), 1), d.edges, color=style.color, lw=1.2, ls=style.dash)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))

@@ -1,4 +1,4 @@
-"""Loss round a point: along two directions, along one, and along many."""
+"""Loss around a point: along two directions, along one, and along many."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,20 +35,21 @@ def landscape(
     log: bool = False,
     paths: Mapping[str, Any] | None = None,
 ) -> "Figure":
-    """Contours of one surface, or of several by name on the same levels; a cross marks (0, 0).
+    """Contours of one or several surfaces, all on the same levels; a cross marks (0, 0).
 
-    The axes of a `geometry.Landscape` say how long its directions are, and how far from orthogonal.
+    For a `geometry.Landscape` the labels of the axes state the lengths of the two directions and
+    their cosine.
 
     Args:
-        surfaces: by title, which says of which arm and seed it is, or of how many it is the mean.
+        surfaces: by title. The title should name the arm and seed, or how many were averaged.
         label: of the colours.
-        log: whether levels are spaced by their logarithm, for values that are all positive.
-        paths: by the same titles, places [points, 2] that are joined, the last one marked: those of
-            `geometry.plane_through`.
+        log: whether the levels are spaced logarithmically; all values must be positive.
+        paths: by the same titles, points [points, 2] to join by a line, such as those of
+            `geometry.plane_through`. The last point is marked.
 
     Raises:
         UserError: shapes do not fit; nothing is finite; `log` with values that are not positive; a
-            path of no surface.
+            path whose title is that of no surface.
     """
     from matplotlib import cm, colors, patheffects, ticker
 
@@ -66,7 +67,7 @@ def landscape(
     low, high = float(values.min()), float(values.max())
     if log and low <= 0:
         raise UserError(f"plots.landscape: log=True needs values > 0; got {low:g}.")
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a plane has no levels of its own
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant surface spans no levels
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     levels = np.geomspace(low, high, _LEVELS) if log else np.linspace(low, high, _LEVELS)
     levels[[0, -1]] = low, high
@@ -104,7 +105,7 @@ def profiles(
     Args:
         curves: distance and value, [length] each, by arm and seed.
         label: of the values.
-        log: whether their axis is logarithmic.
+        log: whether the axis of the values is logarithmic.
 
     Raises:
         UserError: as `plots.lines`.
@@ -123,19 +124,19 @@ def slices(
     expected: Mapping[str, Any] | None = None,
     log: bool = False,
 ) -> "Figure":
-    """What `geometry.slices` found: the mean over directions, and a band that holds most of them.
+    """Results of `geometry.slices`: the mean over directions, and a band that holds most of them.
 
     Args:
-        found: by arm, each of several directions.
+        found: by arm.
         label: of the values.
-        share: of the directions that lie within the band, at each distance.
-        expected: by the same arms, values [length] that are drawn dashed: what the curvature says,
-            `L + x^2 / 2 trace(congruence(hessian, direction_units(params)))`.
+        share: the fraction of directions within the band, at each distance.
+        expected: by the same arms, values [length] that are drawn dotted. What curvature predicts
+            is `L + x^2 / 2 trace(congruence(hessian, direction_units(params)))`.
         log: whether the axis of the values is logarithmic.
 
     Raises:
-        UserError: there is nothing to draw, a share outside of (0, 1), an `expected` of no arm or
-            of another length.
+        UserError: there is nothing to draw; `share` is outside (0, 1); an entry of `expected` has
+            an unknown arm or another length.
     """
     if not found or not 0 < share < 1:
         raise UserError(f"plots.slices: share={share} of {len(found)} arms; give arms, and 0 to 1.")
@@ -161,7 +162,7 @@ def slices(
 
 
 def _scale_of(surface: Surface | Landscape) -> tuple[str, str]:
-    """What the axes of a landscape mean, in words."""
+    """What the labels of the axes add for a landscape: lengths and cosine of its directions."""
     if not isinstance(surface, Landscape) or surface.cosine is None:
         return "", ""
     one, other = np.asarray(surface.lengths, float)

@@ -1,4 +1,4 @@
-"""Curvature as `sharpjax.geometry` found it."""
+"""Plots of curvature from `sharpjax.geometry`."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 
 def spectrum(pairs: Eigenpairs | Mapping[str, Eigenpairs]) -> "Figure":
-    """Eigenvalues in their order, with their error bounds; hollow where one has not converged.
+    """Eigenvalues by rank, with error bounds. Markers of values that have not converged are hollow.
 
-    The axis is logarithmic where all values are positive and more than tenfold apart.
+    The axis is logarithmic if all values are positive and the largest is more than 10 times the
+    smallest.
 
     Args:
         pairs: from `top_eigenpairs`, of one model; or several by name, such as checkpoints.
 
     Raises:
-        UserError: there is nothing to draw, or it is a population.
+        UserError: there is nothing to draw, or an entry is not the eigenpairs of one model.
     """
     named = dict(pairs) if isinstance(pairs, Mapping) else {"": pairs}
     for found in named.values():
@@ -40,7 +41,7 @@ def spectrum(pairs: Eigenpairs | Mapping[str, Eigenpairs]) -> "Figure":
     figure, (axis,) = figures.axes()
     for i, (name, found) in enumerate(named.items()):
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        # A little apart, so that none hides another.
+        # Shifted a little, so that no marker hides another.
         ranks = np.arange(1, len(found.values) + 1) + 0.15 * (i - (len(named) - 1) / 2)
         converged = np.asarray(found.converged)
         errors = np.where(converged, found.value_errors, found.residuals)
@@ -66,16 +67,16 @@ def spectrum(pairs: Eigenpairs | Mapping[str, Eigenpairs]) -> "Figure":
 
 
 def density(found: Density, *, sigma: float | None = None, num_points: int = 1024) -> "Figure":
-    """The density of the eigenvalues on a logarithmic axis, with its band and its atoms.
+    """The density of the eigenvalues on a logarithmic axis, with its error band and its atoms.
 
-    The line is the density without the atoms, the band two standard errors of the probes to each
-    side. An atom is a stem as high as the peak of one eigenvalue is on this axis, and the axis ends
-    a little below that height: there is nothing between one eigenvalue and none. (Ghorbani,
-    Krishnan and Xiao, arXiv 1901.10159, draw it so, without band.)
+    The line is the density without the atoms. The band is two standard errors over probes to each
+    side. An atom is a stem as high as the peak of a single eigenvalue. The axis starts at a third
+    of that height: less than one eigenvalue is none. Ghorbani, Krishnan and Xiao (arXiv 1901.10159)
+    draw densities this way, without the band.
 
     Args:
         found: from `spectral_density`, of one model.
-        sigma: width of the kernel, as in `Density.evaluate`.
+        sigma: width of the kernel, as in `Density.evaluate`; default: `Density.width`.
         num_points: of the grid.
 
     Raises:
@@ -119,14 +120,15 @@ def curvature_along_training(
 ) -> "Figure":
     """The top eigenvalue along training beside 2 / learning rate (Cohen et al., arXiv 2103.00065).
 
-    Gradient descent that is stable has it below that line; with heavy-ball momentum beta, below
-    2 (1 + beta) / learning rate. Under small batches it stays below: a landmark, no law.
+    Gradient descent is stable if the eigenvalue is below that line, or, with heavy-ball momentum
+    beta, below 2 (1 + beta) / learning rate. With small batches the eigenvalue stays below: then
+    the line is a reference, not a law.
 
     Args:
         steps: (T,).
         eigenvalues: (T,), or (T, k) for several, from the largest on.
         learning_rate: one number, or (T,) for a schedule.
-        errors: as `eigenvalues`: half widths of a band. Default: none.
+        errors: half widths of a band, in the shape of `eigenvalues`. Default: no band.
         momentum: beta.
 
     Raises:

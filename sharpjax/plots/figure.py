@@ -1,4 +1,4 @@
-"""What a figure is, its axes, and its legend."""
+"""The type of a figure, and helpers for axes and legends."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -13,13 +13,13 @@ _ROWS_OF_LEGEND = 20
 
 
 class Figure(NamedTuple):
-    """A picture that can be drawn.
+    """A figure that is drawn later.
 
     Attributes:
-        name: of its file, without suffix, as `accuracy-add97-80`.
-        caption: what is on it, for those who do not see it; states n.
-        draw: makes it.
-        metrics: those that it shows; it stands in the report beside a hypothesis about one of them.
+        name: of its file, without suffix, such as `accuracy-add97-80`.
+        caption: what it shows, also for readers who cannot see it; states n.
+        draw: draws it.
+        metrics: that it shows. In the report it stands beside a hypothesis about one of them.
     """
 
     name: str
@@ -42,11 +42,11 @@ def axes(
     most: int = 3,
     names: Sequence[str] = (),
 ) -> "tuple[figure.Figure, list[Any]]":
-    """An empty figure and so many axes, at most `most` beside one another.
+    """An empty figure and `count` axes, at most `most` in a row.
 
     Args:
         size: of each, in inches.
-        names: what will stand in the legend, right of the axes.
+        names: the entries of the legend, for which room is left on the right.
     """
     from matplotlib.figure import Figure
 
@@ -61,13 +61,13 @@ def axes(
         axis.remove()
     for axis in every[:count]:
         axis.spines[["top", "right"]].set_visible(False)
-        # The power of ten of small and large numbers stands at the end of the axis, once.
+        # For small and large numbers the power of ten is written once, at the end of the axis.
         axis.ticklabel_format(scilimits=(-3, 5))
     return figure, every[:count]
 
 
 def legend(figure: "figure.Figure", handles: Mapping[str, Any], title: str) -> None:
-    """Names right of all axes, so that they hide nothing."""
+    """Put the legend right of all axes, so that it hides nothing."""
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -87,8 +87,8 @@ def _columns_of_legend(entries: Sized) -> int:
 
 
 def logarithmic(axis: Any, which: Literal["x", "y"]) -> None:
-    """Make one axis logarithmic, once everything is drawn: what is not positive is left out, and
-    labels do not run into each other."""
+    """Make one axis logarithmic, after everything is drawn. Values that are not positive are left
+    out, and labels do not overlap."""
     from matplotlib import ticker
 
     getattr(axis, f"set_{which}scale")("log", nonpositive="mask")

@@ -1,4 +1,4 @@
-"""A table of numbers in colours."""
+"""A table of numbers as a heat map."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,14 @@ def matrix(
     Args:
         values: [rows, columns].
         label: of the colours; state n here or in the caption.
-        center: of colours that diverge from it, as 0 for differences; default: from dark to light.
-        log: whether the colours are logarithmic, which is for values that are all positive.
-        digits: significant ones, of each number.
+        center: the middle of diverging colours, such as 0 for differences; default: colours from
+            dark to light.
+        log: whether the colours are logarithmic; all values must be positive.
+        digits: significant digits of each number.
 
     Raises:
-        UserError: names and values differ in number; there is nothing finite; `log` with values
-            that are not positive, or with `center`.
+        UserError: names and values differ in number; no value is finite; `log` with values that
+            are not positive, or with `center`.
     """
     from matplotlib import colors
 

@@ -12,18 +12,18 @@ from sharpjax.plots.style import COLORS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# How many panels one picture has.
+# The most panels of one figure.
 MOST_PANELS = 48
 
 
 class LayerLaw(NamedTuple):
-    """What was fitted to the eigenvalues of a layer; NaN where there is no fit.
+    """The laws fitted to the eigenvalues of a layer; NaN where there is no fit.
 
     Attributes:
         values: all eigenvalues of the layer, in any order.
         alpha, xmin: of the power law of their tail.
-        low, high: interval of alpha.
-        edge: upper edge of the bulk of a random matrix.
+        low, high: the interval of alpha.
+        edge: the upper edge of the bulk of a random matrix.
     """
 
     values: Any
@@ -35,12 +35,12 @@ class LayerLaw(NamedTuple):
 
 
 def layer_spectra(layers: Mapping[str, LayerLaw], *, num_bins: int = 40) -> "Figure":
-    """The exponents of all layers, and after them a histogram of the eigenvalues of each.
+    """The exponents of all layers, then a histogram of the eigenvalues of each.
 
-    The first panel has alpha of each layer in their order, with its interval, and lines at 2 and 6,
-    between which WeightWatcher calls a layer well trained. Each further one is as in
-    `layer_spectrum`, the dashed line being the edge of a random matrix. Layers with fewer than two
-    eigenvalues above 0 have no histogram, nor have those beyond the first 47.
+    The first panel has alpha of each layer in order, with its interval, and lines at 2 and 6.
+    WeightWatcher calls a layer well trained if alpha is between them. The other panels are as in
+    `layer_spectrum`; the dashed line is the edge of a random matrix. At most 47 layers have a
+    histogram, and none that has fewer than two eigenvalues above 0 or values that are not finite.
 
     Raises:
         UserError: there is no layer.
@@ -88,20 +88,20 @@ def layer_spectrum(
 ) -> "Figure":
     """The density of eigenvalues on two logarithmic axes, with the power law of their tail.
 
-    Bins are equally wide in the logarithm; the line is (m / n) (alpha - 1) / xmin
-    (x / xmin)^-alpha from xmin on, m of the n eigenvalues being there, and the dotted line where
-    it begins. Eigenvalues of 0 are left out, and counted in the legend.
+    Bins are equally wide in the logarithm. The line is (m / n) (alpha - 1) / xmin
+    (x / xmin)^-alpha from xmin on, with m of the n eigenvalues at or above xmin. A dotted line
+    marks xmin. Eigenvalues of 0 are not drawn, but count in n and in the legend.
 
     Args:
         values: eigenvalues of a layer, in any order.
         alpha, xmin: of the power law; default: none is drawn.
-        edge: upper edge of the bulk of a random matrix, in the units of the eigenvalues.
+        edge: the upper edge of the bulk of a random matrix, in the units of the eigenvalues.
         name: of the layer, the title of the legend.
         num_bins: of the histogram.
 
     Raises:
-        UserError: there are fewer than two eigenvalues above 0; NaN among them; only one of alpha
-            and xmin, or they fit no eigenvalue.
+        UserError: fewer than two eigenvalues are above 0; a value is NaN or infinite; only one of
+            alpha and xmin is given; no eigenvalue is at or above xmin.
     """
     values = np.asarray(values, float).ravel()
     if not np.isfinite(values).all():
@@ -141,7 +141,7 @@ def _histogram(
     edge: float | None,
     num_bins: int,
 ) -> dict[int, Any]:
-    """Draw a density and its law; the histogram is 0, the law 1, xmin 2, the edge 3."""
+    """Draw a density and its law. Returns handles: 0 histogram, 1 law, 2 xmin, 3 edge."""
     positive = values[values > 0]
     low, high = positive.min(), positive.max()
     if low == high:
@@ -149,7 +149,7 @@ def _histogram(
     bins = np.geomspace(low * (1 - 1e-9), high * (1 + 1e-9), num_bins + 1)
     count, _ = np.histogram(positive, bins)
     density = count / np.diff(bins) / values.size
-    # From below the axis on, so that a bin without eigenvalues is a gap.
+    # Bars start at the lower end of the axis, so that a bin without eigenvalues is a gap.
     bottom = density[count > 0].min() / 3
     handles: dict[int, Any] = {
         0: axis.stairs(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Mean = Literal["present", "all", "held"]
-_MOST_POINTS = 400  # some hundreds are as many as a line can show
+_MOST_POINTS = 400  # a line cannot show more than some hundreds
 
 
 class Panel(NamedTuple):
@@ -22,10 +22,10 @@ class Panel(NamedTuple):
 
     Attributes:
         label: of the y axis.
-        curves: x and y, [length] each and of any lengths, by arm and seed.
-        dashed: more of the same arms, told apart from `curves` by their dashes.
+        curves: x and y, [length] each, by arm and seed; lengths may differ.
+        dashed: further curves of the same arms, drawn dashed.
         log: whether the y axis is logarithmic.
-        limits: of the y axis; None: as the values are.
+        limits: of the y axis; None: from the values.
         references: horizontal lines, by name.
     """
 
@@ -45,15 +45,15 @@ def lines(
     mean: Mean = "present",
     band: bool = False,
 ) -> "Figure":
-    """A thin line for each seed, to its own end, and a thick one with markers for their mean.
+    """A thin line for each seed, to its own end, and a thick line with markers for their mean.
 
-    The legend, right of all panels, states n. What is not finite is left out.
+    The legend, right of all panels, states n. Points that are not finite are left out.
 
     Args:
         log: whether the x axis is logarithmic.
-        mean: over the seeds that have the point ("present"), only where all have it ("all"), or
-            with a seed that has ended counting as it ended ("held").
-        band: shade one standard error to each side of the mean.
+        mean: "present": over the seeds that have the point; "all": only at points that all seeds
+            have; "held": a seed that has ended keeps its last value.
+        band: whether to shade one standard error to each side of the mean.
 
     Raises:
         UserError: there is nothing to draw; x and y of a curve differ in length; there are more
@@ -93,7 +93,7 @@ def lines(
 
 
 def average(curves: Sequence[tuple[Any, Any]], rule: Mean) -> tuple[np.ndarray, ...]:
-    """x, mean, and standard error (0 where one seed is left), by one of the rules of `lines`."""
+    """x, mean and standard error (0 at points of one seed), by one of the rules of `lines`."""
     x = np.unique(np.concatenate([x for x, _ in curves]))
     table = np.full((len(curves), len(x)), np.nan)
     for line, (own, y) in zip(table, curves, strict=True):
@@ -109,7 +109,7 @@ def average(curves: Sequence[tuple[Any, Any]], rule: Mean) -> tuple[np.ndarray, 
 
 
 def _finite(curves: Curves) -> dict[str, dict[Any, tuple[np.ndarray, np.ndarray]]]:
-    """The finite points of each seed, in the order of x; none without any."""
+    """The finite points of each seed, sorted by x; a seed without any is left out."""
     found: dict[str, dict[Any, tuple[np.ndarray, np.ndarray]]] = {}
     for arm, by_seed in curves.items():
         for seed, pair in by_seed.items():
@@ -135,7 +135,7 @@ def _draw(
     rule: Mean,
     band: bool,
 ) -> Any:
-    """The lines of one arm; `shift`, in [0, 1), keeps the markers of arms apart."""
+    """Draw the lines of one arm. `shift`, in [0, 1), keeps the markers of arms apart."""
     for x, y in by_seed.values():
         shown = _shown(x, log)
         alone = 0.9 if len(shown) == 1 else 0.35
@@ -154,7 +154,7 @@ def _draw(
 
 
 def _shown(x: np.ndarray, log: bool) -> np.ndarray:
-    """Which points of a long curve are drawn: evenly spaced on the axis, with both ends."""
+    """Indices of the points to draw: of a long curve evenly spaced ones, with both ends."""
     if len(x) <= _MOST_POINTS:
         return np.arange(len(x))
     spaced = np.geomspace if log and x[0] > 0 else np.linspace

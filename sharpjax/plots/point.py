@@ -1,4 +1,4 @@
-"""Values of arms: in a row for each arm, or of two quantities against one another."""
+"""Values of arms: a row for each arm, or one quantity against another."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ def points(
 ) -> "Figure":
     """A row for each arm, from the top: a dot for each seed, their mean, and its interval.
 
-    The title states n. What is not finite is left out.
+    The title of the legend states n. Values that are not finite are left out.
 
     Args:
-        panels: values by arm and seed, by the label of their axis.
-        intervals: low and high by panel and arm, instead of mean ± t(.975; n - 1) sd / sqrt(n),
-            for independent seeds (one seed: no interval).
-        interval: what they are, for the legend.
-        log: whether the axes are logarithmic.
+        panels: values by arm and seed, for each label of an axis.
+        intervals: low and high by panel and arm. Default: mean ± t(.975; n - 1) sd / sqrt(n), for
+            independent seeds (one seed: no interval).
+        interval: what the intervals are, for the legend.
+        log: whether the axes of the values are logarithmic.
         references: vertical lines, by name.
 
     Raises:
@@ -87,10 +87,10 @@ def scatter(
     The legend, right of all panels, states n.
 
     Args:
-        panels: label and values of the x axis, label and values of the y axis, of each.
+        panels: for each, label and values of the x axis, then label and values of the y axis.
         log: whether the x and the y axes are logarithmic.
-        better: of each panel, where less on the x axis is better, what is on the y axis: a line
-            joins the arms whose means no other arm's mean beats in both (the Pareto front).
+        better: for each panel, which y is better; less x is always better. A line joins the means
+            of the arms on the Pareto front: no other mean is at least as good in both.
         references: horizontal lines in every panel, by name.
 
     Raises:
@@ -126,7 +126,7 @@ def scatter(
 def _front(
     values: Mapping[str, Mapping[Any, tuple[float, float]]], better: Literal["greater", "less"]
 ) -> tuple[list[float], list[float]]:
-    """The means of arms that no other arm's mean equals or beats in both, by x."""
+    """The means of the arms on the Pareto front, sorted by x. Of equal means one is kept."""
     sign = 1 if better == "less" else -1
     means = [np.mean(list(pairs.values()), axis=0) for pairs in values.values()]
     found: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""What is drawn of the rows of a run: by arm, in their order, and by seed."""
+"""The data of plots, from the rows of a run: by arm in the order of the rows, then by seed."""
 
 import re
 from collections.abc import Iterable, Mapping, Sized
@@ -13,10 +13,10 @@ Values = Mapping[str, Mapping[Any, float]]  # arm -> seed -> value
 
 
 def series_of(rows: Iterable[Row], metric: str, of: Mapping[str, Any] | None = None) -> Curves:
-    """Steps and values of a metric, in the order of steps; what was not finite is left out.
+    """Steps and values of a metric, sorted by step. Values that were not finite are left out.
 
     Args:
-        of: exactly the coordinates; default: none.
+        of: the coordinates, all of them; default: none.
     """
     points: dict[str, dict[int, dict[int, float]]] = {}
     for row in rows:
@@ -33,7 +33,7 @@ def series_of(rows: Iterable[Row], metric: str, of: Mapping[str, Any] | None = N
 
 
 def last_of(rows: Iterable[Row], metric: str, of: Mapping[str, Any] | None = None) -> Values:
-    """The value of each seed at its last step."""
+    """The last finite value of each seed."""
     return {
         arm: {seed: float(y[-1]) for seed, (_, y) in seeds.items()}
         for arm, seeds in series_of(rows, metric, of).items()
@@ -41,7 +41,7 @@ def last_of(rows: Iterable[Row], metric: str, of: Mapping[str, Any] | None = Non
 
 
 def first_set(rows: Iterable[Row], quantity: str) -> str | None:
-    """The metric of a quantity on the first measurement set, as `train[:512]/hessian/trace`."""
+    """A quantity's metric on the first measurement set, such as `train[:512]/hessian/trace`."""
     pattern = re.compile(rf"train\[:\d+\]/{re.escape(quantity)}")
     return next((row["metric"] for row in rows if pattern.fullmatch(row["metric"])), None)
 
@@ -59,7 +59,7 @@ def n_of(groups: Mapping[str, Sized], unit: str = "seed") -> str:
 
 
 def labels(groups: Mapping[str, Sized]) -> dict[str, str]:
-    """The name of each arm, with its n where the arms differ in that.
+    """The name of each arm, with its n if the arms differ in n.
 
     >>> labels({"sgd": {0: 0.1, 1: 0.2}, "sam": {0: 0.3}})
     {'sgd': 'sgd (n = 2)', 'sam': 'sam (n = 1)'}

@@ -1,11 +1,11 @@
-"""How arms are told apart: by colour, and without colours by marker and filling."""
+"""Styles of arms. They differ in colour, and without colours in marker and filling."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sharpjax.errors import UserError
 
-# Okabe and Ito's palette, told apart by the colour-blind; its yellow is too pale for a line.
+# Okabe and Ito's palette for colour-blind readers, without its yellow, too pale for a line.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", ">")
 FILLS = ("full", "none", "left", "bottom")
@@ -14,7 +14,7 @@ MOST = len(MARKERS) * len(FILLS)
 
 
 class Style(NamedTuple):
-    """Of an arm; `dash` says the same as `fill`, for lines without markers."""
+    """The style of an arm. `dash` changes with `fill`, for lines without markers."""
 
     color: str
     marker: str
@@ -35,7 +35,7 @@ class Style(NamedTuple):
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:
-    """A style for each arm: no two share colour and marker, nor marker and filling.
+    """A style for each arm. No two have the same colour and marker, or the same marker and filling.
 
     Raises:
         UserError: there are more arms than styles.

@@ -1,4 +1,4 @@
-"""The paths of models through their training, in a plane, and how far their states lie apart."""
+"""Paths of models through training in a plane, and distances between their states."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,15 @@ def trajectories(
     ylabel: str = "second axis",
     share: Sequence[float] | None = None,
 ) -> "Figure":
-    """A line for each model through its states; a hollow circle at its start, a marker at its end.
+    """A line through the states of each model, with a hollow circle at its start and a marker at
+    its end.
 
-    Both axes have one scale, so that distances can be read off. States that are not finite are
-    left out. The legend, right of it, states n.
+    Both axes have the same scale, so that distances can be read off. States that are not finite
+    are left out. The legend, right of the plot, states n.
 
     Args:
-        paths: by arm and seed, [E, 2], as of `metrics.trajectory.by_model`.
-        share: of the variation, of each axis: `Embedding.share`.
+        paths: by arm and seed, [E, 2], such as those of `metrics.trajectory.by_model`.
+        share: of the variation, for each axis: `Embedding.share`.
 
     Raises:
         UserError: there is nothing to draw; a path is not [E, 2]; there are more than 36 arms.
@@ -69,15 +70,15 @@ def trajectories(
 
 
 def distances(values: Any, states: Mapping[str, Sequence[Any]], *, label: str) -> "Figure":
-    """Distances of the states of several models as colours, from 0; white lines between models.
+    """Distances between the states of several models as colours from 0; white lines between models.
 
-    `plots.matrix` writes the numbers into the cells, of some twenty models; this is for more. A
-    cell that is not finite stays grey. Beside the rows stand states of up to four models, else
-    models.
+    `plots.matrix` writes numbers into its cells and suits about twenty rows; this plot is for more.
+    A cell that is not finite stays grey. Rows are labelled by states if there are at most four
+    models, else by models.
 
     Args:
-        values: [P, P], as of `metrics.trajectory.distances`.
-        states: by model, in order, what its states are called, as their epochs: P in all.
+        values: [P, P], such as those of `metrics.trajectory.distances`.
+        states: for each model, in order, the names of its states, such as epochs; P in all.
         label: of the colours.
 
     Raises:

@@ -33,7 +33,7 @@ class Conclusion(NamedTuple):
 
 
 def words(judgements: Iterable[Judgement]) -> dict[str, str]:
-    """The word for each hypothesis, by its id."""
+    """The verdict of each hypothesis, by its id."""
     return {found.hypothesis.id: found.verdict for found in judgements}
 
 
@@ -43,7 +43,7 @@ def conclude(
     """Judge every hypothesis by the rows of a run.
 
     Raises:
-        UserError: the registration was tampered with, or rows are duplicated.
+        UserError: the registration was changed after it was sealed, or rows occur twice.
     """
     there, rows, own = standing.read(folder), list(rows), _hypotheses_of(config)
     index, others = table(rows), ()
@@ -72,7 +72,7 @@ def _hypotheses_of(config: Mapping[str, Any]) -> tuple[Hypothesis, ...]:
     """The hypotheses that the study has now; none if this version lacks the study or its config."""
     if config["study"] not in catalog.STUDIES:
         return ()
-    from sharpjax.runs import study  # and with it jax
+    from sharpjax.runs import study  # imports jax
 
     try:
         return study.hypotheses_of(ConfigDict(read.tuples(config)))

@@ -20,8 +20,8 @@ from sharpjax.report import blocks, words
 _SET = re.compile(r"train\[(\d*):(\d+)\]/(.+)")
 # If a metric has more coordinates than this, none of them is listed.
 _MOST_COORDINATES = 12
-_MOST_LINED = 8  # columns with lines between them
-_HEAD = 10  # letters in a line of a head over numbers
+_MOST_LINED = 8  # columns of a table with lines between them
+_HEAD = 10  # letters per line in the head of a column of numbers
 
 Cells = Mapping[str, Mapping[str, str]]  # by line, by column
 

@@ -26,7 +26,7 @@ def draw(folder: workdir.Run, figures: Iterable[Figure], say: Callable[[str], No
                 _say(say, figure.name, error)
     except Exception as error:
         _say(say, "a figure", error)
-    text = json.dumps(captions, indent=1) + "\n"  # in the study's order
+    text = json.dumps(captions, indent=1) + "\n"  # keeps the study's order
     workdir.publish(folder.path / read.CAPTIONS, text.encode())
 
 

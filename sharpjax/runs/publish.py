@@ -84,7 +84,7 @@ def _parted(run: Folder) -> tuple[list[str], dict[str, LeftOut]]:
 
 
 def _why_not(name: str, size: int, taken: int) -> str:
-    from sharpjax.train.library import is_state  # and with it jax
+    from sharpjax.train.library import is_state  # imports jax
 
     if name.startswith(f"{workdir.CHECKPOINTS}/"):
         return "a checkpoint: weights are trained again by the same command"

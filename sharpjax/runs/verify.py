@@ -159,7 +159,7 @@ def _check_compared(run: Folder) -> tuple[list[str], list[str]]:
     if not stages:
         return [], []
     from sharpjax.data import upstream
-    from sharpjax.runs import replay  # and with it jax
+    from sharpjax.runs import replay  # imports jax
 
     try:
         with upstream.no_downloads("verify"):
