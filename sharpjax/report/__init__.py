@@ -1,9 +1,9 @@
-"""What people read of a run: a page, and the same as Markdown.
+"""The report of a run, as a page of HTML and as Markdown.
 
     content     all that a report shows of one run, checked: nothing registered is left out
-    describe    the report of a run as a page, described once; of several runs: overview
-    blocks      what such a description is made of; `html` and `markdown` write it
+    describe    the report of one run as a page; `overview` does it for several runs
+    blocks      the parts of a page; `html` and `markdown` write them
 
-Below these: `words` and `evidence` (texts and numbers), `verdicts` and `record` (parts of the
-page), `marks` and `axis` (drawings as SVG), `elements` (HTML without holes).
+These use `words` and `evidence` (texts and numbers), `verdicts` and `record` (parts of the page),
+`marks` and `axis` (drawings as SVG), `elements` (HTML in which every text is escaped).
 """

@@ -1,15 +1,15 @@
-"""A scale from values to places in a drawing, with round ticks."""
+"""The axis of a drawing: maps values to places, with round ticks."""
 
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Beyond these the span of two numbers, or a tick within it, is no float.
+# Beyond these the difference of two numbers, or a tick between them, may overflow or underflow.
 _LARGEST, _SMALLEST = 1e300, 1e-300
 
 
 class Axis(NamedTuple):
-    """From `low` at `start` to `high` at `end`, linear or logarithmic."""
+    """An axis from `low` at `start` to `high` at `end`, linear or logarithmic."""
 
     low: float
     high: float
@@ -18,19 +18,19 @@ class Axis(NamedTuple):
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where a value lies; one outside the axis lies at its end."""
+        """The place of a value; a value outside the axis is put at its end."""
         low, high = self._scaled(self.low), self._scaled(self.high)
         share = (self._scaled(min(max(value, self.low), self.high)) - low) / (high - low)
         return round(self.start + share * (self.end - self.start), 2)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """At most so many round values within the axis."""
+        """At most `most` round values within the axis."""
         if self.log:
             exponents = _round_values(math.log10(self.low), math.log10(self.high), most, least=1)
             ticks = [10.0**exponent for exponent in exponents]
         else:
             ticks = _round_values(self.low, self.high, most)
-        # A multiple at an end may lie beyond it by its last digit.
+        # Rounding may put a multiple at an end of the axis slightly beyond it.
         return [min(max(tick, self.low), self.high) for tick in ticks]
 
     def _scaled(self, value: float) -> float:
@@ -38,9 +38,10 @@ class Axis(NamedTuple):
 
 
 def fit(values: Iterable[float], start: float, end: float, *, log: bool = False) -> Axis:
-    """The axis on which all finite `values` lie, with a little air.
+    """An axis for all finite `values`, with a small margin at each end.
 
-    `log` is only for values that are all positive and over a hundredfold apart.
+    With `log` it is logarithmic if all values are positive and the largest is more than 100 times
+    the smallest.
 
     >>> fit([0.0, 1.0], 0, 100)
     Axis(low=-0.06, high=1.06, start=0, end=100, log=False)
@@ -51,7 +52,7 @@ def fit(values: Iterable[float], start: float, end: float, *, log: bool = False)
         low, high = math.log10(low), math.log10(high)
         air = 0.06 * (high - low)
         return Axis(10 ** max(low - air, -305), 10 ** min(high + air, 305), start, end, True)
-    # A span that is lost in the last digits of its ends cannot be drawn.
+    # A range as small as rounding errors cannot be drawn.
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         air = 0.1 * max(abs(low), abs(high)) or 1.0
     else:

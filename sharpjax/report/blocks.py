@@ -1,7 +1,7 @@
-"""What a page says, apart from how it is written: `html` and `markdown` write the same `Page`.
+"""The content of a page, without its format: `html` and `markdown` write the same `Page`.
 
-Texts are plain here. A renderer escapes and shortens each on its way in, so that nothing in a row,
-a config or a name can add markup.
+Texts are plain here. A renderer escapes and shortens each of them, so that nothing in a row, a
+config or a name can add markup.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from sharpjax.report.elements import Markup
 
 
 class Span(NamedTuple):
-    """A text that is set apart.
+    """A text with a style.
 
     `kind` is 'strong', 'code', 'minor', 'verdict' (one of the five words), 'tag' (in a frame) or
-    'link', to `href`: one within the page begins with `#`, all others are relative paths.
+    'link'. `href` is the target of a link: within the page it begins with `#`, else it is a
+    relative path.
     """
 
     text: str
@@ -26,35 +27,35 @@ Text = str | Span | tuple["Text", ...]
 
 
 class Paragraph(NamedTuple):
-    """`kind`: '', 'note' (small) or 'notice' (what must not be missed)."""
+    """A paragraph. `kind`: '', 'note' (small), 'notice' (important) or 'answer' (large)."""
 
     text: Text
     kind: str = ""
 
 
 class Facts(NamedTuple):
-    """Names and values; those without a value are left out. `kind`: 'facts' or 'numbers'."""
+    """Names and values; names without a value are left out. `kind`: 'facts' or 'numbers'."""
 
     pairs: Sequence[tuple[str, Text]]
     kind: str = "facts"
 
 
 class Column(NamedTuple):
-    """`kind` says how it is set; columns of numbers are sorted by value."""
+    """A column. `kind` gives its style; columns of numbers and estimates are sorted by value."""
 
     name: str
     kind: str = ""
 
 
 class Cell(NamedTuple):
-    """`key` is what its row is sorted by, where that is not its text."""
+    """A cell. Rows are sorted by `key`, or by the text if `key` is None."""
 
     text: Text
     key: float | str | None = None
 
 
 def plain(text: Text | Cell) -> str:
-    """Without what sets parts of it apart.
+    """The text without styles.
 
     >>> plain(Cell((Span("supported", "verdict"), ": p = 0.01"), 0.01))
     'supported: p = 0.01'
@@ -67,7 +68,8 @@ def plain(text: Text | Cell) -> str:
 
 
 class Table(NamedTuple):
-    """The first column names the rows. Columns that are plain names are a name, then numbers."""
+    """A table. The first column names the rows. Of columns given as plain strings the first is a
+    'name', the others are 'number'."""
 
     caption: str
     columns: Sequence[str | Column]
@@ -82,7 +84,7 @@ class Table(NamedTuple):
         ]
 
     def compact(self, *without: str) -> "Table":
-        """Without some columns, and without those that say nothing of any row."""
+        """The table without some columns, and without columns that are empty in all rows."""
         kept = [
             i
             for i, head in enumerate(self.heads())
@@ -93,7 +95,7 @@ class Table(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """An SVG, and the same in characters for where none can be shown ('': nothing)."""
+    """An SVG, and the same in characters for Markdown ('' leaves the drawing out there)."""
 
     caption: str
     svg: Markup
@@ -101,7 +103,7 @@ class Drawing(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure of the run; `png` is None where it is too large, or no PNG, to be embedded.
+    """A figure of the run. `png` is None if the file is too large to embed, or is not a PNG.
 
     `metrics` are those that it shows.
     """
@@ -113,14 +115,14 @@ class Picture(NamedTuple):
 
 
 class Code(NamedTuple):
-    """Lines as they are; `language` of their block in Markdown."""
+    """Lines that are shown unchanged; `language` is that of the block in Markdown."""
 
     lines: str
     language: str = "text"
 
 
 class Download(NamedTuple):
-    """A file that the page carries within itself."""
+    """A file that is embedded in the page."""
 
     name: str
     media_type: str
@@ -135,14 +137,14 @@ class Group(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """Blocks that are shown when they are asked for."""
+    """Blocks that are hidden until the reader opens them."""
 
     summary: str
     blocks: "Sequence[Block | None]"
 
 
 class Section(NamedTuple):
-    """`id` is what links within the page lead to; `kind` as 'hypothesis'."""
+    """A section. `id` is the target of links within the page; `kind` is '' or 'hypothesis'."""
 
     title: str
     blocks: "Sequence[Block | None]"
@@ -156,7 +158,7 @@ Block = (
 
 
 class Page(NamedTuple):
-    """`lead` stands above the table of contents; sections without blocks are left out."""
+    """A page. `lead` stands above the table of contents; sections without blocks are left out."""
 
     title: str
     kind: str

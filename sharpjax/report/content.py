@@ -1,4 +1,4 @@
-"""All that a report shows of one run, put together and checked; nothing is read or written."""
+"""All that a report shows of one run, collected and checked. Nothing is read or written."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from sharpjax.protocol.summary import Summary, summarize_last
 from sharpjax.report.blocks import Picture, Table
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# A page that embeds more than this opens slowly; what is larger stays beside it.
+# Larger pictures are not embedded, since the page would open slowly. They stay beside the page.
 _LARGEST_PICTURE = 4 << 20
 EXPLORATORY = "exploratory"
 
@@ -22,7 +22,7 @@ __all__ = ["Command", "Content", "Picture", "Table", "make", "metrics_of"]
 
 
 class Command(NamedTuple):
-    """A line for a shell, and what it does."""
+    """A shell command, and what it does."""
 
     purpose: str
     line: str
@@ -30,7 +30,7 @@ class Command(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """What the pages show. Without a registration all of it is exploratory."""
+    """What a report shows. Without a registration all of it is exploratory."""
 
     title: str  # what the study asks, in words
     config: Mapping[str, Any]
@@ -39,27 +39,28 @@ class Content:
     arms: tuple[str, ...] = ()  # in the plan's order
     registration: Registration | None = None
     warnings: tuple[str, ...] = ()  # sentences that a reader must know before the verdicts
-    exploratory: tuple[Judgement, ...] = ()  # of what was not registered, in a registered run
+    exploratory: tuple[Judgement, ...] = ()  # in a registered run, of what was not registered
     funnel: tuple[Funnel, ...] = ()
     metrics: tuple[Summary, ...] = ()
-    later: tuple[Summary, ...] = ()  # of measures that were taken of the finished run
+    later: tuple[Summary, ...] = ()  # of measures that were taken after the run was finished
     rows: bytes | None = None  # all results as CSV; None: too large for a page
     tables: tuple[Table, ...] = ()  # the study's own
     pictures: tuple[Picture, ...] = ()
     amendments: tuple[Amendment, ...] = ()
-    place: str = ""  # where the repository holds the registration, and since when
+    place: str = ""  # the file of the registration in the repository, and since when it is there
     environment: tuple[Mapping[str, Any], ...] = ()  # of each process that worked on the run
     processes: tuple[Mapping[str, Any], ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict)
     commands: tuple[Command, ...] = ()
-    seen: Mapping[str, str] = field(default_factory=dict)  # registered after a look: `tag`, by id
+    seen: Mapping[str, str] = field(default_factory=dict)  # by id, if data had been seen: the tag
 
     @property
     def is_registered(self) -> bool:
         return self.registration is not None
 
     def tag(self, judgement: Judgement) -> str:
-        """What of the data of a hypothesis had been seen when it was registered; '': nothing."""
+        """What data of a hypothesis had been seen when it was registered; '' for none. Without a
+        registration it is `EXPLORATORY`."""
         return self.seen.get(judgement.hypothesis.id, "") if self.is_registered else EXPLORATORY
 
 
@@ -78,17 +79,17 @@ def make(
     """The content of a report.
 
     Args:
-        judgements: of every registered hypothesis, and of others, which are shown as exploratory.
-        results, later_results: rows of the run, and of measures that were taken when it was done.
-        arms: their order; those that it does not name follow as they appear in `results`.
+        judgements: of every registered hypothesis; those of others are shown as exploratory.
+        results, later_results: rows of the run, and of measures taken after it was finished.
+        arms: their order; further arms follow as they appear in `results`.
         figures: bytes of PNG files by name.
-        captions: what is on them, by name: a text, or a table of a `caption` and `metrics`; its
-            order is that of the pictures.
+        captions: by name, a text, or a table of `caption` and `metrics`. Their order is that of the
+            pictures.
         others: further attributes of `Content`.
 
     Raises:
-        UserError: a registered hypothesis has no judgement, a hypothesis has two, or one that was
-            judged differs from the registered one of its id.
+        UserError: a registered hypothesis has no judgement or several, or its judgement is of a
+            different hypothesis with the same id; without a registration, an id has several.
     """
     first, rest = tuple(judgements), ()
     asked = [j.hypothesis for j in first]
@@ -108,7 +109,7 @@ def make(
         judgements=first,
         exploratory=rest,
         registration=registration,
-        # The page says so itself of a run that is not registered.
+        # The page itself says that a run is not registered.
         warnings=tuple(w for w in warnings if not w.lower().startswith("unregistered")),
         arms=order,
         metrics=metrics,
@@ -119,7 +120,7 @@ def make(
 
 
 def metrics_of(hypotheses: Iterable[Hypothesis]) -> dict[str, tuple[str, ...]]:
-    """Which hypotheses rest on a metric."""
+    """The ids of the hypotheses that use each metric."""
     found: dict[str, dict[str, None]] = {}
     for hypothesis in hypotheses:
         for contrast in contrasts(hypothesis):

@@ -1,4 +1,4 @@
-"""The report of one run, as a `Page`: what stands on it, in which order."""
+"""The report of one run as a `Page`: its parts and their order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def pages(content: Content) -> dict[str, bytes]:
 
 
 def page(content: Content) -> blocks.Page:
-    """The page."""
+    """The page of one run."""
     pictures = list(content.pictures)
     power = content.registration.power if content.registration else ()
     parts: dict[str, Iterable[Block | None]] = {
@@ -55,7 +55,7 @@ def page(content: Content) -> blocks.Page:
 
 
 def _lead(content: Content) -> Iterator[Block]:
-    """What a reader must know first: warnings, the answer, of what, when, and at which cost."""
+    """The top of the page: warnings, the answer, and facts about the run and its registration."""
     for line in (*([] if content.is_registered else [UNREGISTERED]), *content.warnings):
         yield Paragraph(line, "notice")
     yield from _answer(content)
@@ -79,7 +79,8 @@ def _lead(content: Content) -> Iterator[Block]:
 
 
 def _answer(content: Content) -> Iterator[Block]:
-    """How many hypotheses came to what, and some in words: the first of each verdict first."""
+    """How many hypotheses have each verdict, and up to `_MOST_SAID` claims that were tested. The
+    first claim of each verdict is taken first."""
     if not (judgements := content.judgements):
         return
     given = [j.verdict for j in judgements]
@@ -102,10 +103,10 @@ def _hypotheses(
     pictures: list[blocks.Picture],
     power: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[Block]:
-    """Their sections; of those that were not run, folded at the end.
+    """The sections of hypotheses; those that were not run are folded at the end.
 
     Args:
-        pictures: each is taken out of the list by the first hypothesis whose metric it shows.
+        pictures: the first hypothesis whose metric a picture shows takes it out of this list.
     """
     waiting = []
     for i, judgement in enumerate(judgements, 1):
@@ -134,7 +135,7 @@ def _hypotheses(
 def _table(
     judgements: Sequence[Judgement], caption: str, prefix: str, tag: Callable[[Judgement], str]
 ) -> Iterator[Block]:
-    """The verdicts, with those that were not run folded below them."""
+    """The table of verdicts, with hypotheses that were not run folded below it."""
     named = [(f"{prefix}{i}", judgement) for i, judgement in enumerate(judgements, 1)]
     run = [pair for pair in named if pair[1].verdict != "not run"]
     waiting = [pair for pair in named if pair[1].verdict == "not run"]
@@ -176,7 +177,7 @@ def _exploratory(content: Content) -> Iterator[Block]:
 
 
 def _arms(arms: Any, order: Sequence[str]) -> str:
-    """Each arm with what it changes, and what all of them change once.
+    """Each arm with what it changes; what all arms change is named once.
 
     >>> _arms({"sam": {"n": 1}, "sgd": {"optim": {"rho": 0.0}, "n": 1}}, order=("sgd",))
     'sgd (optim.rho = 0.0); sam; all with n = 1'

@@ -1,4 +1,4 @@
-"""HTML from Python: every text is escaped on its way in, so no row or config can add markup."""
+"""HTML from Python. Every text is escaped when it is added, so no row or config can add markup."""
 
 import html
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ _EMPTY = frozenset({"line", "rect", "circle", "path"})
 
 
 class Markup(str):
-    """Text that is HTML already. `tag` and `join` make it; nothing else should."""
+    """Text that is HTML already. Only trusted text may become `Markup` without being escaped."""
 
     __slots__ = ()
 
 
-Child = object  # Markup as it is; None: nothing; anything else: its text, escaped
+Child = object  # Markup stays as it is; None gives nothing; all else is escaped as text
 
 
 def escape(value: object) -> Markup:
@@ -32,7 +32,7 @@ def join(children: Iterable[Child], separator: str = "") -> Markup:
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
-    """An element. Attributes: `class_` is `class`, `_` in names is `-`; None and False: left out.
+    """An element. `class_` gives `class`, `_` in names `-`; attributes None and False are left out.
 
     >>> tag("td", "a < b", class_="n", data_v=3, hidden=False)
     '<td class="n" data-v="3">a &lt; b</td>'

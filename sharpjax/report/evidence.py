@@ -1,4 +1,4 @@
-"""What hypotheses and their findings rest on, in the words of a page: names, numbers, points."""
+"""The evidence for hypotheses and their findings, as a page shows it: names, numbers, points."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,14 +24,14 @@ class Evidence(NamedTuple):
     """A finding in words."""
 
     name: str  # the composites that its contrast belongs to
-    comparison: str  # `sam less than sgd`
+    comparison: str  # such as `sam less than sgd`
     quantity: str  # the metrics, with coordinates and step
-    test: str  # its name, and what its claim is about where a reader could take it for more
+    test: str  # its name, and what its claim is about if a reader could expect more
     effect: str  # its name and unit
-    kind: str  # how the samples belong together: `protocol.tests.catalog.Kind`
-    groups: tuple[tuple[str, np.ndarray], ...]  # name and values; pairs of models once each
+    kind: str  # how the samples are related: `protocol.tests.catalog.Kind`
+    groups: tuple[tuple[str, np.ndarray], ...]  # name and values; each pair of models once
     units: str  # how many each group has, in words
-    drawn: marks.Interval | None  # None where no test was made
+    drawn: marks.Interval | None  # None if no test was made
     finding: Finding
 
     @property
@@ -44,14 +44,14 @@ class Evidence(NamedTuple):
 
     @property
     def difference(self) -> marks.Interval | None:
-        """In the units of the metric; None where there is none."""
+        """The difference in the units of the metric; None if there is none."""
         if (found := self.finding.difference) is not None:
             return marks.Interval(found.estimate, *found.interval[1:], 0.0)
         return None if self.is_standardised else self.drawn
 
     @property
     def reported(self) -> str:
-        """The source's number and whether ours agrees; '' where it gives none."""
+        """The source's number and whether ours is consistent with it; '' if it gives none."""
         number, agrees = self.finding.contrast.reported, self.finding.consistent
         if number is None:
             return ""
@@ -60,7 +60,8 @@ class Evidence(NamedTuple):
 
     @property
     def p(self) -> tuple[str, float]:
-        """That which decided, corrected, as text and number; or what decided in its place."""
+        """The corrected p, as text and number: the one that decided, if one did. If an interval
+        decided, "interval" and NaN."""
         decided, word = self.finding.decided_by, self.finding.verdict
         if decided is None and word in ("supported", "refuted", "equivalent"):
             return "interval", math.nan
@@ -69,12 +70,12 @@ class Evidence(NamedTuple):
 
     @property
     def is_standardised(self) -> bool:
-        """Whether the effect has no unit, so that those of several metrics share an axis."""
+        """Whether the effect has no unit, so that effects of several metrics can share an axis."""
         return not self.effect.startswith(_IN_UNITS)
 
     @property
     def unit(self) -> str:
-        """What one value is of."""
+        """What one value belongs to: a pair of models, or the coordinates in `over`."""
         if self.kind == "pairwise":
             return "pair of models"
         return " and ".join(quantities(self.finding.contrast)[0].over) or "value"
@@ -87,7 +88,7 @@ def of(judgement: Judgement) -> list[Evidence]:
 
 
 def evidence(finding: Finding, name: str = "") -> Evidence:
-    """What `finding` rests on."""
+    """The evidence of a finding; `name` is that of its composites."""
     contrast, result, samples = finding.contrast, finding.result, finding.samples
     test = catalog.TESTS.get(contrast.test)
     kind = test.kind if test else "independent"
@@ -114,7 +115,7 @@ def evidence(finding: Finding, name: str = "") -> Evidence:
 
 
 def asked(hypothesis: Hypothesis, found: Sequence[Evidence]) -> Iterator[tuple[str, str]]:
-    """What the hypothesis says of itself, and the source's number beside ours."""
+    """Names and texts of what the hypothesis states, and the source's numbers beside ours."""
     if len(hypothesis.contrasts) > 1:
         whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
         yield "Of its parts", words.rule(whole)
@@ -141,7 +142,7 @@ def asked(hypothesis: Hypothesis, found: Sequence[Evidence]) -> Iterator[tuple[s
 
 
 def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
-    """Estimate, sizes, p values and what could have been seen; nothing where no test was made."""
+    """Names and texts of estimates, sizes, p values and detectable effect; empty without a test."""
     result, finding = e.finding.result, e.finding
     if result is None or e.drawn is None:
         return
@@ -154,7 +155,7 @@ def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
     if 1 < len(e.groups) <= 4 and e.kind not in ("correlation", "pairwise"):
         yield "Means ± standard errors", "; ".join(_mean(name, x) for name, x in e.groups)
     yield "n", e.units
-    if not finding.contrast.within:  # which is decided by an interval
+    if not finding.contrast.within:  # a contrast with `within` is decided by an interval
         opposite = finding.verdict == "refuted" and finding.decided_by is not None
         raw = result.opposite_p if opposite else result.p
         yield "p in the opposite direction" if opposite else "p", words.p_value(raw)
@@ -179,7 +180,7 @@ def _mean(name: str, values: np.ndarray) -> str:
 
 
 def _names(hypothesis: Hypothesis, count: int) -> list[str]:
-    """For each contrast, depth first, the composites that it belongs to; `refuting` last."""
+    """For each contrast, depth first, the names of its composites; `refuting` comes last."""
 
     def below(members: Sequence[Contrast | Composite], name: str) -> Iterator[str]:
         for member in members:
@@ -193,7 +194,7 @@ def _names(hypothesis: Hypothesis, count: int) -> list[str]:
 
 
 def _groups(contrast: Contrast, kind: str, count: int) -> list[str]:
-    """A name for each array of samples: arms, with metrics where those differ."""
+    """A name for each array of samples: the arms, the metrics if those differ, or both."""
     groups = [words.group(name) for name in contrast.groups]
     metrics = [words.clean(quantity.metric, 80) for quantity in quantities(contrast)]
     if len(groups) != count:
@@ -227,7 +228,7 @@ def _units(n: tuple[int, ...], kind: str) -> str:
 
 
 def _once_each(square: np.ndarray) -> np.ndarray:
-    """Of a statistic of pairs of models, the mean of both orders."""
+    """The values of a statistic of pairs of models, once for each pair: the mean of both orders."""
     if square.ndim != 2 or square.shape[0] != square.shape[1]:
         return square.ravel()
     both = (square + square.T) / 2

@@ -1,4 +1,5 @@
-"""A `Page` as one file that opens from disk: no network, no script but sorting and searching.
+"""A `Page` as one HTML file that opens from disk. It uses no network, and scripts only to sort and
+search tables.
 
 The Content-Security-Policy names the style and the script by their SHA-256, so that the browser
 runs nothing else, whatever a row or a config holds.
@@ -51,12 +52,12 @@ def render(page: blocks.Page) -> str:
 
 
 def resource(name: str) -> str:
-    """A file that lies beside this module."""
+    """The text of a file beside this module."""
     return resources.files("sharpjax.report").joinpath(name).read_text("utf-8")
 
 
 def address(path: str) -> str:
-    """A path: whatever the name of a folder, no scheme and no other host.
+    """A quoted path or fragment. Whatever the name of a folder, it has no scheme and no host.
 
     >>> address("javascript:alert(1)"), address("//host/x"), address("#h1")
     ('javascript%3Aalert%281%29', 'host/x', '#h1')
@@ -77,7 +78,7 @@ def _all(found: Sequence[Block | None], level: int) -> Markup:
 
 
 def _block(block: Block, level: int) -> Markup | None:
-    """`level` is that of the next heading."""
+    """Write a block; `level` is that of the next heading."""
     match block:
         case blocks.Paragraph(text, kind):
             return tag("p", _text(text), class_=kind or None)
@@ -110,7 +111,7 @@ def _text(text: Text) -> Markup:
         return _span(text)
     if isinstance(text, tuple):
         return join(map(_text, text))
-    return Markup(escape(text).replace("/", "/<wbr>"))  # names as train/hessian/trace break there
+    return Markup(escape(text).replace("/", "/<wbr>"))  # long names break there
 
 
 def _span(span: Span) -> Markup:
@@ -125,7 +126,7 @@ def _span(span: Span) -> Markup:
 
 
 def _table(table: blocks.Table) -> Markup:
-    """In a box that scrolls by itself; sortable and searchable where scripts run."""
+    """A table in a box that scrolls by itself. Sorting and searching need scripts."""
     heads = table.heads()
     head = [
         tag("th", name, scope="col", class_=kind or None,
@@ -163,5 +164,5 @@ def _picture(picture: blocks.Picture) -> Markup:
 
 
 def _scrolling(inside: Markup, name: str) -> Markup:
-    """A box that scrolls by itself, where a page is too narrow."""
+    """A box that scrolls by itself if the page is too narrow."""
     return tag("div", inside, class_="scroll", role="region", tabindex=0, aria_label=name)

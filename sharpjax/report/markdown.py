@@ -13,13 +13,13 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~!$&@]|:(?=//))")
 
 
 def text(value: object) -> str:
-    r"""Anybody's text on one line, in which nothing is markup.
+    r"""Text from anybody on one line, escaped so that nothing in it is markup.
 
     >>> print(text("<b>|*x*\n[a](http://b)"))
     \<b\>\|\*x\* \[a\](http\://b)
     """
     line = _SPECIAL.sub(r"\\\1", " ".join(clean(value).split()))
-    # What would begin a list or underline a heading if it began a line.
+    # At the start of a line these would begin a list or underline a heading.
     return _LIST.sub(r"\1\\", line)
 
 
@@ -33,7 +33,7 @@ def code(value: object) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: str = "") -> str:
-    """A table; `numeric` has an `r` for each column to be set flush right.
+    """A table; `numeric` has an `r` for each column to be aligned right.
 
     >>> print(table(["a", "b"], [["x", "1"]], " r"))
     | a | b |
@@ -57,7 +57,7 @@ def _all(found: Sequence[Block | None], level: int) -> Iterator[str]:
 
 
 def _block(block: Block, level: int) -> Iterator[str]:
-    """`level` is that of the next heading."""
+    """Write a block; `level` is that of the next heading."""
     match block:
         case blocks.Paragraph(line, kind):
             yield f"> **{_text(line)}**" if kind == "notice" else _text(line)

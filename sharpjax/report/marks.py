@@ -1,7 +1,7 @@
-"""Drawings as inline SVG: estimates with their intervals, and the points that they are made from.
+"""Drawings as inline SVG: estimates with their intervals, and the points behind them.
 
-They are 360 units wide, so that their text can be read on a phone. Colours come from the page's
-style by class, and every drawing says the same in words for those who do not see it.
+They are 360 units wide, so that their text can be read on a phone. The page's style gives colours
+by class. Every drawing has a description in words for readers who cannot see it.
 """
 
 import math
@@ -15,7 +15,7 @@ from sharpjax.report.axis import Axis, fit
 from sharpjax.report.elements import Markup, tag
 
 WIDTH = 360
-_LABELS = 92  # where the points begin, right of their group's name
+_LABELS = 92  # x where the points begin, right of the name of their group
 _ROW = 30
 MOST_POINTS = 200
 _MOST_SCATTERED = 1_000
@@ -23,7 +23,7 @@ _MOST_LETTERS = 14
 
 
 class Interval(NamedTuple):
-    """What is drawn of a test's result; NaN where it is not known."""
+    """The result of a test, as it is drawn; NaN where a number is not known."""
 
     effect: float
     low: float
@@ -36,7 +36,7 @@ class Interval(NamedTuple):
         return (self.effect, self.low, self.high, self.null, *band)
 
     def in_words(self) -> str:
-        """The same as a sentence."""
+        """The interval as a sentence."""
         text = f"Estimate {words.estimate(self.effect, self.low, self.high)}"
         text += f"; null {words.number(self.null)}"
         if self.margin:
@@ -45,7 +45,7 @@ class Interval(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Of a forest plot: `label` stands above the interval, `verdict` right of that."""
+    """A line of a forest plot: `label` stands above the interval, `verdict` right of the label."""
 
     interval: Interval
     label: str = ""
@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 
 def forest(lines: Sequence[Line], *, title: str) -> Markup:
-    """Estimates as dots, intervals as lines, on one axis with the null and the margin of each."""
+    """A forest plot on one axis: estimates as dots, intervals as lines, each null and margin."""
     axis = fit((x for line in lines for x in line.interval.ends()), 14, WIDTH - 14)
     parts, y = [], 14.0
     at = axis.at(lines[0].interval.null)
@@ -74,7 +74,7 @@ def forest(lines: Sequence[Line], *, title: str) -> Markup:
 
 
 def characters(lines: Sequence[Line], width: int = 60) -> str:
-    """The same as characters; the margin is shaded, and what has no interval is left out.
+    """The forest plot in characters. The margin is shaded; a line without an interval is left out.
 
     >>> print(characters([Line(Interval(2.0, 1.0, 3.0, 0.0))], 30))
       ┊       ├────────●───────┤
@@ -106,12 +106,15 @@ def points(
     paired: bool = False,
     seen: Sequence[np.ndarray] | None = None,
 ) -> Markup:
-    """Every unit of every group as a point, a row for each group, with a bar at the mean.
+    """A row for each group: every unit as a point, and a bar at the mean.
+
+    If all values are 0 or 1 a row shows their share of ones. A group of more than `MOST_POINTS`
+    values is drawn as a box.
 
     Args:
-        groups: name and values; what is not finite is left out, and said.
-        paired: join the points of one unit by lines.
-        seen: of times: False where the unit was censored, which makes the point hollow.
+        groups: name and values; values that are not finite are left out, and counted in words.
+        paired: whether to join the points of one unit by lines.
+        seen: for times, False for a censored unit, whose point is hollow.
     """
     arrays = [np.asarray(values, np.float64) for _, values in groups]
     finite = [x[np.isfinite(x)] for x in arrays]
@@ -140,9 +143,9 @@ def points(
 
 
 def scatter(first: tuple[str, np.ndarray], second: tuple[str, np.ndarray], *, title: str) -> Markup:
-    """Two quantities of the same units, the first along the bottom, the second upwards.
+    """Two quantities of the same units, the first to the right, the second upwards.
 
-    Of very many points one in `one_in` is drawn; the axes are those of all.
+    If there are very many points, one in `one_in` is drawn; the axes fit all of them.
     """
     x, y = (np.asarray(values, np.float64) for _, values in (first, second))
     both = np.isfinite(x) & np.isfinite(y)
@@ -229,7 +232,7 @@ def _dots(x: np.ndarray, hollow: np.ndarray, axis: Axis, y: float, *, spread: bo
 
 
 def _beside(places: list[float]) -> list[float]:
-    """Heights at which points that would hide one another lie side by side."""
+    """Vertical shifts, so that points do not hide each other."""
     heights = [0.0] * len(places)
     done: list[int] = []
     for i in sorted(range(len(places)), key=places.__getitem__):
@@ -241,7 +244,7 @@ def _beside(places: list[float]) -> list[float]:
 
 
 def _box(x: np.ndarray, axis: Axis, y: float) -> list[Markup]:
-    """Range, quartiles and median of more values than can be told apart."""
+    """Range, quartiles, median and mean of values too many to draw as points."""
     low, first, median, third, high = (axis.at(q) for q in np.quantile(x, (0, 0.25, 0.5, 0.75, 1)))
     return [
         tag("line", x1=low, x2=high, y1=y, y2=y, class_="range"),
@@ -289,7 +292,8 @@ def _figure(parts: Sequence[Markup], height: float, title: str, description: str
 
 
 def _short(name: str, most: int = _MOST_LETTERS, tail: int = 0) -> str:
-    """The first letters and `tail` last ones, by which names as `add97-svd_12-80` differ.
+    """A name cut to `most` letters. The last `tail` are kept: there `add97-svd_12-80` and others
+    differ.
 
     >>> _short("add97-svd_12-80"), _short("add97-svd_12-80", tail=7)
     ('add97-svd_12-…', 'add97-…d_12-80')

@@ -1,4 +1,4 @@
-"""Several runs at a glance: every hypothesis there is, and what became of it here."""
+"""An overview of several runs: every hypothesis, and what the runs say of it."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +20,10 @@ _DIGEST = re.compile(r" \([0-9a-f]{12,64}\)")  # which differs from run to run; 
 class Run(NamedTuple):
     """One run, or a folder that cannot be read."""
 
-    name: str  # for a reader; the last part of its folder, say
+    name: str  # such as the last part of its folder
     content: Content | None  # None: its folder cannot be read
-    link: str = ""  # where its report lies, relative to the page; '': nowhere to link to
-    rows: str = ""  # where its results lie
+    link: str = ""  # path of its report, relative to the page; '': no link
+    rows: str = ""  # path of its results, likewise
     problem: str = ""  # why its folder cannot be read
 
 
@@ -42,12 +42,12 @@ class Entry(NamedTuple):
 
 
 def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entry, ...]:
-    """Every hypothesis in its order, then those that only the runs have.
+    """An entry for each of `hypotheses` in their order, then for those that only runs have.
 
     The latter are told apart by study and id: two studies may both ask a C.1.
 
     Raises:
-        UserError: two hypotheses, or two runs, have one name.
+        UserError: two hypotheses, or two runs, have the same name.
     """
     for what, names in (
         ("hypotheses", [h.id for h in hypotheses]),
@@ -72,7 +72,7 @@ def entries(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> tuple[Entr
 
 
 def word(entry: Entry) -> str:
-    """The verdict where the runs agree on one."""
+    """The verdict, if the runs agree on one."""
     verdicts = {answer.judgement.verdict for answer in _counted(entry)}
     if not verdicts:
         return NOT_YET
@@ -80,7 +80,7 @@ def word(entry: Entry) -> str:
 
 
 def tag_of(entry: Entry) -> str:
-    """What had been seen of the data that the word rests on; '': of some of them nothing."""
+    """The tags of the answers behind the word; '' if for one of them no data had been seen."""
     tags = [answer.tag for answer in _counted(entry)]
     return "" if "" in tags else ", ".join(dict.fromkeys(tags))
 
@@ -92,7 +92,7 @@ def _counted(entry: Entry) -> tuple[Answer, ...]:
 
 
 def totals(found: Iterable[Entry]) -> str:
-    """How many of the hypotheses ended in which way."""
+    """How many hypotheses have each verdict."""
     kinds = [word(entry) for entry in found]
     order = (*words.VERDICTS, "the runs differ", NOT_YET)
     counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in order if kind in kinds)
@@ -109,7 +109,7 @@ def describe(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> blocks.Pa
     """The page: the runs, newest first, then what they say of each hypothesis.
 
     Raises:
-        UserError: two hypotheses, or two runs, have one name.
+        UserError: two hypotheses, or two runs, have the same name.
     """
     found = entries(hypotheses, runs)
     sections = [Section("Runs", list(_runs(runs)), "runs")]
@@ -145,7 +145,7 @@ def _runs(runs: Sequence[Run]) -> Iterator[blocks.Block]:
 
 
 def _run(run: Run, content: Content) -> Iterator[Text | Cell]:
-    """A line: what it asked, what came of it, and at which cost."""
+    """The cells of a run: name, verdicts, question, cost, registration, commit."""
     sealed, when = content.registration, record.started(content)
     rows = (", ", Span("rows", "link", run.rows)) if run.rows else ()
     yield Cell((_link(run), *rows, " ", Span(words.moment(when), "minor")), when)
@@ -174,7 +174,7 @@ def is_negative(content: Content) -> bool:
 
 
 def _groups(found: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
-    """By paper (`H1.2` and `H1.2 some-cells` are of the first), then the others by study."""
+    """Entries by paper (`H1.2` and `H1.2 some-cells` are of paper 1), then the others by study."""
     groups: dict[str, list[Entry]] = {}
     for entry in found:
         match = re.fullmatch(r"H(\d+)\.\d+( .+)?", entry.hypothesis.id)

@@ -1,4 +1,4 @@
-"""What a run leaves on record: its seeds, metrics, power, machine, config and digests."""
+"""Parts of the report about the run: seeds, metrics, power, machine, config and digests."""
 
 import json
 import re
@@ -16,9 +16,9 @@ _MOST_PROCESSES = 20
 _DIGEST = re.compile("[0-9a-f]{40,}")
 _ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
 _OPENREVIEW = re.compile(r"\bOpenReview ([\w-]{6,16})")
-# What the measures themselves took, and how well they converged.
+# Metrics of the cost and the convergence of measures.
 _COST = re.compile(r"(^|/)(num_\w+|\w*converged|\w*seconds|flops|\w+_residual|\w+_error)$")
-# Of the manifest: what has a place of its own in the report.
+# Entries of the manifest that the report shows elsewhere.
 _SHOWN = ("files", "config", "environment", "environments", "processes")
 
 
@@ -38,7 +38,7 @@ def funnel(content: Content) -> Iterator[Block]:
 
 
 def metrics(content: Content) -> Iterator[Block]:
-    """Results, those that were asked for first; then training; then what measuring took."""
+    """Tables of results, training, and cost. In each, metrics of hypotheses come first."""
     rest_on = metrics_of(j.hypothesis for j in content.judgements if content.is_registered)
     groups: dict[str, list[Summary]] = {"Results": [], "Training": [], "Cost and convergence": []}
     for found in sorted(content.metrics, key=lambda found: found.metric not in rest_on):
@@ -63,7 +63,7 @@ def metric_table(
     """A line for each metric and its coordinates, a column for each arm.
 
     Args:
-        rest_on: the hypotheses that rest on a metric; None: not said.
+        rest_on: for each metric, the hypotheses that use it; None leaves out the column.
     """
     present, lines = grid(found)
     arms = [arm for arm in arms if arm in present]
@@ -94,7 +94,7 @@ def power(rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
 
 
 def power_table(rows: Sequence[Mapping[str, Any]], caption: str) -> blocks.Table:
-    """What was known of each contrast before it was run, as `protocol.planning.power` gives it."""
+    """The planned power of each contrast, from `protocol.planning.power`."""
     numbers = {
         "Level": "alpha", "Smallest p": "smallest_p", "Power at 1 sd": "1.0",
         "Seen with power 0.8, sd": "detectable", "Power at the margin": "power_at_margin",
@@ -122,7 +122,7 @@ def power_table(rows: Sequence[Mapping[str, Any]], caption: str) -> blocks.Table
 
 
 def planned(row: Mapping[str, Any]) -> str:
-    """What was planned of a contrast, in a line.
+    """The planned power of a contrast in one line.
 
     >>> planned({"power_at_margin": 0.055, "equivalent": 0.0, "equivalent_likely": 80})
     "power 0.055 at the margin; chance of 'equivalent' 0, and 0.8 from 80 units on"
@@ -140,7 +140,7 @@ def planned(row: Mapping[str, Any]) -> str:
 
 
 def circumstances(content: Content) -> Iterator[tuple[str, Text]]:
-    """Of what, by what, on what, when, and at which cost."""
+    """Study, data, hardware, time and cost of the run."""
     study = str(content.config.get("study") or "")
     yield "Study", f"{study} ({content.source})" if content.source else study
     data = content.manifest.get("data")
@@ -158,19 +158,19 @@ def circumstances(content: Content) -> Iterator[tuple[str, Text]]:
 
 
 def started(content: Content) -> str:
-    """When its first process started; '' where that is not known."""
+    """When the first process started; '' if that is not known."""
     times = [str(p["started"]) for p in content.processes if p.get("started")]
     return min(times, default="")
 
 
 def commit(content: Content) -> str:
-    """That of the code that ran; '' where it is not known."""
+    """The commit of the code that ran; '' if it is not known."""
     code = content.manifest.get("code")
     return str((code.get("commit") if isinstance(code, Mapping) else None) or "")
 
 
 def cost(processes: Sequence[Mapping[str, Any]]) -> str:
-    """Wall time, number of processes, and what the largest one needed.
+    """Wall time, number of processes, and the largest memory that one of them used.
 
     >>> cost([{"seconds": {"total": 3.2}, "peak_bytes": {"host": 2e9}}, {"seconds": None}])
     '3.2s in 2 processes, 1 of them without record; 2 GB of memory'
@@ -190,7 +190,7 @@ def cost(processes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_amount(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that can be shown, whoever wrote it down."""
+    """Whether a value from a file of anybody is a number that can be shown."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
 
 
@@ -214,7 +214,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
 
 
 def cite(content: Content) -> Iterator[Block]:
-    """This code, and the papers whose claims were asked."""
+    """BibTeX entries of this code and of the papers that the hypotheses name."""
     version = next((v for e in content.environment for n, v in flatten(e).items()
                     if n == "packages.sharpjax"), "")  # fmt: skip
     fields = {
@@ -253,7 +253,7 @@ def environment(content: Content) -> Iterator[Block]:
 
 
 def _side_by_side(caption: str, found: Sequence[Mapping[str, Any]]) -> blocks.Table:
-    """A column for each of some tables of fields."""
+    """A table with a column for each of several tables of fields."""
     flat = [flatten(table) for table in found[:_MOST_PROCESSES]]
     names = list(dict.fromkeys(name for table in flat for name in table))[:_MOST_ROWS]
     columns = [Column("Field", "name"), *(Column(f"{i + 1}", "words") for i in range(len(flat)))]
@@ -274,7 +274,7 @@ def _one_line(text: str) -> str:
 
 
 def digests(content: Content) -> Iterator[Block]:
-    """Those of the registration, and what the manifest says beside its list of files."""
+    """Digests of the registration, further entries of the manifest, and the list of its files."""
     pairs: list[tuple[str, Text]] = []
     if (sealed := content.registration) is not None:
         pairs += [("Seal", value(sealed.seal)), ("Config", value(sealed.config_digest))]
@@ -295,7 +295,7 @@ def digests(content: Content) -> Iterator[Block]:
 
 
 def value(value: Any) -> Text:
-    """As it is shown: what reads as a SHA is set as code.
+    """A value as text; a hexadecimal digest is set as code.
 
     >>> value("5f" * 20).kind, value("deed"), value(3)
     ('code', 'deed', '3')
@@ -314,7 +314,7 @@ def title(name: str) -> str:
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as lines of name and value.
+    """Nested tables as one table, with dotted names.
 
     >>> flatten({"a": {"b": 1, "c": {}}, "d": (1, 2)})
     {'a.b': 1, 'd': (1, 2)}

@@ -1,4 +1,4 @@
-"""What was asked and what came of it: the table of verdicts, and the evidence for each."""
+"""Parts of the report about hypotheses: the table of verdicts, and the evidence for each."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +10,16 @@ from sharpjax.report import blocks, evidence, marks, words
 from sharpjax.report.blocks import Block, Cell, Column, Span, Text
 from sharpjax.report.evidence import Evidence
 
-# More than this many contrasts are folded away below their table.
+# More contrasts than this are folded below their table.
 _MOST_OPEN = 3
-# Of more than this many a hypothesis has the table alone: pictures of each make pages of 40 MB.
+# With more contrasts than this only their table is shown: drawings of all made pages of 40 MB.
 _MOST_SHOWN = 24
 _MOST_DRAWN = 40
 _MOST_VALUES = 200
 
 
 def verdict(word: str, tag: str = "") -> Text:
-    """The word, and what of its data had been seen when it was asked for: `Content.tag`."""
+    """The verdict as a badge, with its tag if it has one: `Content.tag`."""
     badge = Span(word, "verdict" if word in words.VERDICTS else "strong")
     return (badge, " ", Span(tag, "tag")) if tag else badge
 
@@ -40,7 +40,7 @@ _POINTS = "The values of each seed are in results.jsonl."
 def table(
     judgements: Sequence[tuple[str, Judgement]], caption: str, tag: Callable[[Judgement], str]
 ) -> blocks.Table:
-    """One line for every hypothesis, linked to the section of its id."""
+    """A line for every hypothesis, with a link to its section."""
     columns = (Column("Id", "id"), Column("Verdict"), Column("Claim", "claim"), *_NUMBERS,
                Column("Why", "words"))  # fmt: skip
     rows = []
@@ -59,7 +59,7 @@ def table(
 
 
 def _numbers(e: Evidence) -> tuple[Cell, str, Cell, str]:
-    """Of one contrast, in the columns `_NUMBERS`."""
+    """The cells of one contrast in the columns `_NUMBERS`."""
     p, number = e.p
     if e.drawn is None:
         return Cell("", math.nan), e.reported, Cell(p, number), e.units
@@ -71,7 +71,7 @@ def _numbers(e: Evidence) -> tuple[Cell, str, Cell, str]:
 
 
 def _further(e: Evidence) -> tuple[Cell, Cell, str]:
-    """Of one contrast, in the columns `_FURTHER`."""
+    """The cells of one contrast in the columns `_FURTHER`."""
     least = e.finding.result.min_attainable_p if e.finding.result else math.nan
     seen = math.nan
     if e.drawn and not math.isnan(e.finding.detectable):
@@ -87,13 +87,13 @@ def _parts(judgement: Judgement) -> Cell:
 
 
 def estimate(judgement: Judgement) -> str:
-    """Of its one contrast; '' where there are several, or none was measured."""
+    """The estimate of its only contrast; '' if it has several, or it was not measured."""
     e = _only(judgement)
     return e.estimate if e and e.drawn else ""
 
 
 def _only(judgement: Judgement) -> Evidence | None:
-    """The evidence of its one contrast; None where it has several, or none."""
+    """The evidence of its only contrast; None if it has several or none."""
     findings = [finding for finding in judgement.findings if not finding.refuting]
     return evidence.evidence(findings[0]) if len(findings) == 1 else None
 
@@ -106,7 +106,7 @@ def section(
     planned: str = "",
     pictures: Sequence[blocks.Picture] = (),
 ) -> blocks.Section:
-    """Of one hypothesis: its claim, the verdict, all that it rests on, and what shows it."""
+    """The section of one hypothesis: claim, verdict, all its evidence, and pictures."""
     asked, found = judgement.hypothesis, evidence.of(judgement)
     several, many = len(found) > 1, len(found) > _MOST_SHOWN
     contrasts: list[Block] = [
@@ -129,8 +129,8 @@ def section(
 
 
 def forests(judgements: Sequence[Judgement]) -> Block | None:
-    """Every contrast that was measured, of hypotheses with `_MOST_SHOWN` or fewer: a plot for each
-    effect, and for each metric that gives it its unit."""
+    """Forest plots of all measured contrasts, of hypotheses with at most `_MOST_SHOWN`. Each effect
+    has a plot; effects in the units of a metric have one for each metric."""
     panels: dict[str, list[marks.Line]] = {}
     left = 0
     for judgement in judgements:
@@ -166,7 +166,7 @@ def _forest(name: str, lines: Sequence[marks.Line]) -> blocks.Drawing:
 
 
 def _contrasts(found: Sequence[Evidence], *, whole: bool) -> blocks.Table:
-    """A line for each; `whole`: with what else a section of its own would say."""
+    """A table with a line for each contrast; `whole` adds the columns `_FURTHER`."""
     columns = (
         Column("Contrast", "name"),
         Column("Verdict"),
@@ -226,7 +226,7 @@ def _drawings(e: Evidence) -> Iterator[blocks.Drawing]:
 
 
 def _values(e: Evidence) -> Block | None:
-    """The raw numbers, for those who want them exactly."""
+    """The values of each group as numbers, folded."""
     pairs = [
         (f"Points of {name}", ", ".join(words.number(float(v), 6) for v in values))
         if len(values) <= _MOST_VALUES

@@ -1,4 +1,4 @@
-"""Numbers and contrasts in words, the same on every page."""
+"""How numbers and contrasts are written on every page."""
 
 import datetime
 import math
@@ -25,7 +25,7 @@ INTERVALS = (
     "that decides: wider where a family is corrected, narrower where a claim of no effect is "
     "decided. So one may reach the null where p is small."
 )
-# How firm the details of a claim are in its source.
+# How certain the details of a claim are in its source.
 CERTAINTY = {
     "firm": "set-up and test are known",
     "partial": "part of the set-up, the test or the numbers is not known",
@@ -33,19 +33,20 @@ CERTAINTY = {
     "design": "put forward here, not by the source",
 }
 _DIRECTIONS = {"greater": "greater than", "less": "less than", "two-sided": "different from"}
-# Of a trend, "greater" says that the first group is the largest.
+# In a trend, "greater" means that the first group is the largest.
 _TRENDS = {"greater": "falls", "less": "rises", "two-sided": "changes"}
 _ASSOCIATIONS = {"greater": "rises with", "less": "falls with", "two-sided": "goes with"}
-# A claim of non-inferiority is that the first group is not so much worse: "greater", not less.
+# Non-inferiority claims that the first group is not much worse. With "greater" worse is less.
 _WORSE = {"greater": "less", "less": "more", "two-sided": "apart"}
-# Controls, formats as marks of writing direction, surrogates, what is no character, line ends.
+# Control characters, format characters (marks of writing direction and others), surrogates, code
+# points without a character, separators of lines and paragraphs.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
 
 
 def clean(value: object, longest: int = LONGEST) -> str:
-    r"""Text of anybody's as it can be shown: nothing invisible, nothing endless.
+    r"""Text from anybody, made safe to show: cut to `longest` characters, nothing invisible.
 
-    Control characters, lone surrogates and marks of writing direction are written as `\uXXXX`.
+    The characters of `_INVISIBLE` but line feed and tab are written as `\uXXXX`.
 
     >>> print(clean("loss\u202e\x00"))
     loss\u202e\u0000
@@ -60,7 +61,7 @@ def clean(value: object, longest: int = LONGEST) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """To so many significant digits, with a minus sign; a dash for what is not known.
+    """A number to `digits` significant digits, with a true minus sign; a dash if it is not known.
 
     >>> number(-0.00123456), number(1234567.0), number(float("nan")), number(24412.0, 3)
     ('−0.001235', '1.235e6', '—', '24400')
@@ -78,7 +79,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def number_within(value: float, width: float) -> str:
-    """To two significant digits of its uncertainty `width`.
+    """A number with two significant digits of its uncertainty `width`.
 
     >>> number_within(0.0123456, 0.004), number_within(1234.5, 210.0), number_within(2.0, 0.0)
     ('0.0123', '1230', '2')
@@ -123,7 +124,7 @@ def estimate(effect: float, low: float, high: float) -> str:
         return MISSING
     if math.isnan(low) or math.isnan(high):
         return number(effect)
-    # Two digits of its own are shown however wide the interval is.
+    # The estimate keeps two digits of its own, however wide the interval is.
     width = min((high - low) / 2, abs(effect) or math.inf)
     return f"{number_within(effect, width)} {interval(low, high)}"
 
@@ -149,12 +150,12 @@ def mean_and_error(mean: float, error: float) -> str:
 
 
 def mean_of(found: Summary | None) -> str:
-    """Mean and standard error alone; nothing where there is no summary."""
+    """Mean and standard error only; '' without a summary."""
     return "" if found is None else mean_and_error(found.mean, found.standard_error)
 
 
 def over_seeds(found: Summary | None) -> str:
-    """Mean, standard error and n, and what a reader of the mean must know.
+    """Mean, standard error and n, with the step if it is not the last and values not finite.
 
     >>> over_seeds(Summary("sam", "test/nll", "{}", 5, 0.5, 0.02, 3, 1, at_end=False))
     '0.500 ± 0.020 (3) at step 5; 1 not finite'
@@ -177,7 +178,7 @@ def many(count: int, noun: str) -> str:
 
 
 def amount(value: float, unit: str = "") -> str:
-    """To three digits, with a prefix; nothing where there is nothing.
+    """An amount to three digits, with an SI prefix; '' for 0.
 
     >>> amount(0), amount(999), amount(91_107, "B"), amount(2.5e16)
     ('', '999', '91.1 kB', '25 P')
@@ -207,7 +208,7 @@ def quantity(found: Quantity) -> str:
 
 
 def group(name: str) -> str:
-    """An arm, or arms that are pooled.
+    """The name of an arm, or of pooled arms.
 
     >>> group("sgd|sam")
     'sgd + sam'
@@ -216,7 +217,7 @@ def group(name: str) -> str:
 
 
 def comparison(contrast: Contrast) -> str:
-    """What is put beside what, and in which direction.
+    """What a contrast compares, and in which direction.
 
     >>> loss, gap = Quantity("test/loss"), Quantity("test/gap")
     >>> comparison(Contrast(loss, ("sam", "sgd"), "less", "wilcoxon"))
@@ -276,7 +277,7 @@ def _listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def rule(composite: Composite) -> str:
-    """How many members must hold.
+    """How many members of a composite must be supported, and how many refuted.
 
     >>> rule(Composite((), "all", "majority"))
     'supported if all are, refuted if more than half are'
