@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 
 def forest(lines: Sequence[Line], *, title: str) -> Markup:
-    """A forest plot on one axis: estimates as dots, intervals as lines, each null and margin."""
+    """Estimates as dots and intervals as lines on one axis, each with its null and its margin."""
     axis = fit((x for line in lines for x in line.interval.ends()), 14, WIDTH - 14)
     parts, y = [], 14.0
     at = axis.at(lines[0].interval.null)
@@ -292,8 +292,8 @@ def _figure(parts: Sequence[Markup], height: float, title: str, description: str
 
 
 def _short(name: str, most: int = _MOST_LETTERS, tail: int = 0) -> str:
-    """A name cut to `most` letters. The last `tail` are kept: there `add97-svd_12-80` and others
-    differ.
+    """A name cut to `most` letters. The last `tail` letters stay, in which names such as
+    `add97-svd_12-80` differ.
 
     >>> _short("add97-svd_12-80"), _short("add97-svd_12-80", tail=7)
     ('add97-svd_12-…', 'add97-…d_12-80')

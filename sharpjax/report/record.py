@@ -190,7 +190,7 @@ def cost(processes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _is_amount(value: Any) -> TypeGuard[float]:
-    """Whether a value from a file of anybody is a number that can be shown."""
+    """Whether a value is a number that can be shown. Files may hold any value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
 
 

@@ -46,7 +46,7 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Zl", "Zp"}
 def clean(value: object, longest: int = LONGEST) -> str:
     r"""Text from anybody, made safe to show: cut to `longest` characters, nothing invisible.
 
-    The characters of `_INVISIBLE` but line feed and tab are written as `\uXXXX`.
+    Characters of the categories `_INVISIBLE`, except line feed and tab, are written as `\uXXXX`.
 
     >>> print(clean("loss\u202e\x00"))
     loss\u202e\u0000

@@ -92,8 +92,8 @@ def verdict_table(judgements: Iterable[Judgement], title: str) -> Table:
 
 
 def parameter_table(shapes: Mapping[str, tuple[int, ...]], most: int = 30) -> Table:
-    """Name, shape, size and share of each parameter. If there are more than `most`, each top module
-    has one line; if there are still more, the last ones share a line.
+    """Name, shape, size and share of each parameter. If there are more than `most`, each module at
+    the top has one line; if these are still too many, the last ones share a line.
 
     >>> parameter_table({"head/kernel": (3, 4), "head/bias": (4,)}).row_count
     2

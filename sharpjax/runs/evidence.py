@@ -35,7 +35,7 @@ class Evidence(NamedTuple):
 
 
 def evidence(run: Folder) -> Evidence:
-    """Make all checks of a folder that need no computation.
+    """Make all checks of a folder that compute no result again.
 
     Raises:
         UserError: its registration or its amendments are damaged.

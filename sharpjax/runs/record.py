@@ -17,7 +17,7 @@ from sharpjax.provenance import machine
 def record_environment(run: workdir.Run, say: Callable[[str], None]) -> None:
     """Add this process's machine to `environment.json`, unless it equals the last one.
 
-    A run may go on on another machine. It then says that its bits may differ from those of a single
+    A run may resume on another machine; a line then says that bits may differ from those of one
     process.
     """
     earlier, here = _listed(run, workdir.ENVIRONMENT), machine.environment()

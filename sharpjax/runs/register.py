@@ -187,7 +187,7 @@ def foreseen(config: Config, name: str) -> str:
 
 
 def _official(config: Config) -> pathlib.Path | None:
-    """The official registration that asks what this run asks, with at least its seeds."""
+    """An official registration that asks what this run asks, with at least this run's seeds."""
     for path, there in standing.official(config.study).items():
         if not held(there, config).refused:
             return path

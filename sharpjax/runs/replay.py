@@ -2,9 +2,10 @@
 
 On the same machine, versions and settings every bit must be equal: the parameters at the start, at
 the end of the first epoch and at each checkpoint, and every row up to the last replayed step. On
-another machine only training loss and accuracy, the metrics under `test/` and the rows of arms
-without models are compared, within `TOLERANCE`. This shows that the recipe is the same, and proves
-no more. No checkpoint of the run is read, and nothing is written into its folder.
+another machine, or on a GPU without deterministic operations, only training loss and accuracy, the
+metrics under `test/` and the rows of arms without models are compared, within `TOLERANCE`. This
+shows that the recipe is the same, and proves no more. No checkpoint of the run is read, and nothing
+is written into its folder.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from sharpjax.train.library import is_state
 from sharpjax.train.plan import Compare, Draw, Plan, Stage, Train
 from sharpjax.train.task import PARAMS_DIGESTS
 
-# Allowed difference between machines, as a fraction of the larger value or of 1. After one epoch.
+# Allowed difference of a and b between machines, after one epoch, over max(|a|, |b|, 1).
 TOLERANCE = 0.05
 _COMPARED_ELSEWHERE = ("train/loss", "train/accuracy", "test/")
 
