@@ -16,7 +16,7 @@ from configs import sam_cifar
 from sharpjax import tree, workdir
 from sharpjax.errors import UserError, printable
 from sharpjax.report import words
-from sharpjax.runs import export, register, standing, study, verify, weights
+from sharpjax.runs import export, read, register, report, standing, study, verify, weights
 from sharpjax.runs import run as runner
 from sharpjax.studies import __main__ as command
 from tests.commands import ROOT, assert_one_line, environment, studies
@@ -404,6 +404,14 @@ def test_a_report_is_made_again(path, capsys):
     text = (path / "report.md").read_text()
     assert "T.1" in text and "test/nll is lower under SAM" in text
     assert "a typo in a docstring" in text
+
+
+def test_a_figure_that_is_too_long_for_a_page_stays_beside_it(path, tmp_path, monkeypatch):
+    there = pathlib.Path(shutil.copytree(path, tmp_path / "run")) / "figures"
+    sizes = {file.stem: file.stat().st_size for file in there.glob("*.png")}
+    monkeypatch.setattr(report, "MAX_FIGURE_BYTES", sorted(sizes.values())[-1] - 1)
+    pictures = {p.name: p.png for p in report.content_of(read.read(there.parent)).pictures}
+    assert [n for n, png in pictures.items() if png is None] == [max(sizes, key=sizes.get)]
 
 
 def test_an_overview_of_several_runs(path, tmp_path, capsys):

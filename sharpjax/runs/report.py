@@ -16,8 +16,8 @@ from sharpjax.runs import conclude, evidence, export, joint, listing, read, stan
 from sharpjax.runs.read import Folder
 from sharpjax.runs.study import study_of
 
-# What one page may embed. Further figures are left out, a longer file of a figure is refused, and
-# longer rows stay beside the page.
+# What one page may embed. Further figures are left out; longer figures and longer rows stay beside
+# the page.
 MAX_FIGURES, MAX_FIGURE_BYTES, MAX_CSV_BYTES = 50, 2**24, 2**19
 PAGE = "report.html"
 
@@ -237,8 +237,11 @@ def _first_of(path: epath.Path, target: epath.Path, names: Sequence[str]) -> str
 
 def _figures(folder: epath.Path) -> dict[str, bytes]:
     paths = [p for p in workdir.walk(folder / workdir.FIGURES) if p.name.endswith(".png")]
+    most = MAX_FIGURE_BYTES
     return {
-        path.name.removesuffix(".png"): workdir.read_bytes(path, most=MAX_FIGURE_BYTES)
+        path.name.removesuffix(".png"): b""
+        if path.stat().length > most
+        else workdir.read_bytes(path, most=most)
         for path in paths[:MAX_FIGURES]
     }
 

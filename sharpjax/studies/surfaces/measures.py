@@ -31,8 +31,7 @@ HEAD = "head/kernel"
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeanSquaredError:
-    """The authors' loss, a function of everything that noise is added to: here only the parameters.
-    """
+    """The authors' loss, a function of everything that noise is added to: here only the parameters."""
 
     model: nn.Module = dataclasses.field(metadata={"static": True})
 
@@ -121,13 +120,13 @@ class Noise:
 class Definitions:
     """Sharpness by its definitions, of half the mean squared error.
 
-        defined/lambda_1, lambda_1_residual, num_products, trace    of the Hessian
-        defined/average_sharpness       by rho, at random points of the sphere: the mean rise, which
-                                        comes from curvature
-        defined/average_slope           at the same points, the part of the gradient
-        defined/worst_case_sharpness    within 0.05
-        defined/fisher_rao              `sqrt(w'Fw)`
-        defined/relative_flatness, relative_flatness_normalised    of the last layer
+    defined/lambda_1, lambda_1_residual, num_products, trace    of the Hessian
+    defined/average_sharpness       by rho, at random points of the sphere: the mean rise, which
+                                    comes from curvature
+    defined/average_slope           at the same points, the part of the gradient
+    defined/worst_case_sharpness    within 0.05
+    defined/fisher_rao              `sqrt(w'Fw)`
+    defined/relative_flatness, relative_flatness_normalised    of the last layer
     """
 
     when: When
