@@ -1,1 +1,1 @@
-"""What a study may conclude from its rows. Pure: dataclasses in, dataclasses out, no files."""
+"""What a study may conclude from its rows: pure functions of dataclasses, without files."""

@@ -1,4 +1,4 @@
-"""What became of the runs that were planned: none is lost without a word."""
+"""Counts what became of the planned runs, so that none is lost silently."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from sharpjax.protocol.samples import ALIVE, Row, Table, table
 
 
 class Funnel(NamedTuple):
-    """Of one arm, where a run is one seed: `planned = done + failed`.
+    """The runs of one arm, one for each seed: `planned = done + failed`.
 
-    `reasons` are those of the failed, and name runs that were not planned.
+    `reasons` has one line for each failed run, and one for each run that was not planned.
     """
 
     arm: str
@@ -24,8 +24,8 @@ def funnel(
 ) -> tuple[Funnel, ...]:
     """Count the runs of each arm.
 
-    A run has failed where it turned non-finite (`train/alive` is 0), or has no row at its arm's
-    last step.
+    A run has failed if it turned non-finite (`train/alive` is 0), or has no row at its arm's last
+    step.
 
     >>> rows = [{"study": "s", "arm": "sgd", "seed": 0, "step": 9, "of": {}, "metric": "a/b",
     ...          "value": 1.0, "standard_error": 0.0}]

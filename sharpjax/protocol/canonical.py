@@ -1,4 +1,4 @@
-"""The one JSON text of a thing, and hypotheses as such text."""
+"""Canonical JSON: the one JSON text of a value, its digest, and hypotheses as such text."""
 
 import functools
 import hashlib
@@ -12,8 +12,9 @@ from sharpjax.errors import UserError, nearest
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 
 Part = Quantity | Contrast | Composite | Hypothesis
-# Fields of the first registrations, which are always written. A field that is added later is left
-# out where it has its default, so that what does not use it keeps its text, digest and seal.
+# The fields of the first registrations, which are always written. A field that was added later is
+# left out if it has its default, so a hypothesis that does not use it keeps its text, digest and
+# seal.
 _FIRST: Mapping[type, str] = {
     Quantity: "metric at of over seen independent",
     Contrast: "quantity groups direction test margin null family within",
@@ -24,7 +25,7 @@ _FIRST: Mapping[type, str] = {
 
 
 def canonical_json(value: Any) -> str:
-    """Keys sorted, numbers exact, nothing that is not JSON.
+    """The JSON text of a value: sorted keys, exact numbers. What is not JSON raises an error.
 
     >>> canonical_json({"b": (1, 0.1), "a": None})
     '{"a":null,"b":[1,0.1]}'
@@ -42,7 +43,7 @@ def digest(value: Any) -> str:
 
 
 def to_dict(part: Part) -> dict[str, Any]:
-    """A hypothesis, or a part of one, as plain JSON by the names of its fields.
+    """A hypothesis, or a part of one, as plain JSON: its fields by name.
 
     >>> list(to_dict(Quantity("test/loss")))
     ['metric', 'at', 'of', 'over', 'seen', 'independent']
@@ -74,7 +75,7 @@ def from_dict(document: Any) -> Hypothesis:
     """The hypothesis that `to_dict` wrote: `from_dict(to_dict(h)) == h`.
 
     Raises:
-        UserError: a field is missing, not known, or of another type than it should be.
+        UserError: a field is missing, unknown, or of the wrong type.
     """
     return _read(Hypothesis, document)
 
@@ -109,7 +110,7 @@ def _value(what: str, name: str, hint: Any, value: Any) -> Any:
 
 @functools.cache
 def _types(hint: Any) -> tuple[type, ...]:
-    """What JSON has for the type of a field: a float may stand there as an int."""
+    """The types that JSON may give for the type of a field; a float may be written as an int."""
     if get_origin(hint) is Literal:
         return (str,)
     if isinstance(hint, UnionType):

@@ -18,20 +18,20 @@ Diverged = Literal["inconclusive", "left out"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """Which rows of the results table are the numbers.
+    """Which rows of the results table hold the numbers.
 
     Attributes:
-        metric: the rows' `metric`, as `train[:512]/hessian/lambda_1`.
-        at: 'last', the last step of each arm; or a step.
-        of: further coordinates that a row's `of` must have, as `{"severity": 5}`.
-        over: what tells one unit from the next: 'seed', and keys of `of` ('layer'). ('pair',) means
-            rows whose `of` has `{"pair": [i, j]}`: one square array, model by model.
-        seen: for times: the metric that is 1 where the event was seen, 0 where the unit was
-            censored.
-        independent: units of one seed are draws by themselves (simulated studies); otherwise they
+        metric: the rows' `metric`, such as `train[:512]/hessian/lambda_1`.
+        at: 'last' (the last step of each arm), or a step.
+        of: further coordinates that a row's `of` must have, such as `{"severity": 5}`.
+        over: the coordinates that identify a unit: 'seed', and keys of `of` such as 'layer'.
+            ('pair',) means rows whose `of` has `{"pair": [i, j]}`: one square array over the
+            models.
+        seen: for times: the metric that is 1 if the event was seen, 0 if the unit was censored.
+        independent: the units of one seed are independent draws (simulated studies); otherwise they
             are a cluster (layers of one model).
-        optional: a seed can have no unit (no layer of it is critical): such a seed is counted and
-            said, and is no gap.
+        optional: a seed may have no unit (none of its layers is critical). Such a seed is counted
+            and reported, and does not count as missing.
     """
 
     metric: str
@@ -48,21 +48,21 @@ class Contrast:
     """One comparison and its test.
 
     Attributes:
-        quantity: of each group; or as many as there are groups, one for each (the two sides of a
-            correlation, a model before and after).
+        quantity: one for all groups, or one for each group (the two sides of a correlation, a model
+            before and after).
         groups: names of arms, in the order of the claim; `a|b` is one group that pools two arms.
-        direction: of the first group against the others: 'greater', 'less', 'two-sided'; of a
-            trend, 'greater' says that the first is the largest and values fall along the groups.
-            Tests of equivalence take 'two-sided'.
+        direction: of the first group against the others: 'greater', 'less', 'two-sided'. For a
+            trend, 'greater' means that the first group is the largest and values fall along the
+            groups. Tests of equivalence take 'two-sided'.
         test: a name in `protocol.tests.catalog.TESTS`.
-        margin: the smallest effect of interest, in the units of the test's effect; None: none was
-            named, so that nothing can be found equivalent.
+        margin: the smallest effect of interest, in the units of the test's effect. None: none was
+            named, so nothing can be found equivalent.
         null: the effect under the null hypothesis; None: the test's own.
-        family: which contrasts are corrected together; None: the hypothesis's.
-        within: the claim is that the effect lies within `margin` of `null`, whatever the test; it
-            is decided by the test's intervals, and `direction` is 'two-sided'.
-        reported: the source's own number, to be shown beside ours: of a comparison of means or of
-            ranks the first mean less the second, else in the units of the test's effect.
+        family: name of the family of contrasts that are corrected together; None: the hypothesis's.
+        within: the claim is that the effect lies within `margin` of `null`, whatever the test. The
+            test's intervals decide it, and `direction` is 'two-sided'.
+        reported: the source's own number, shown beside ours. For a comparison of means or of ranks
+            it is the first mean less the second, else it is in the units of the test's effect.
     """
 
     quantity: Quantity | tuple[Quantity, ...]
@@ -78,12 +78,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Composite:
-    """Contrasts (or composites) that answer together.
+    """Contrasts or composites that are answered together.
 
     Attributes:
         supported_by: how many members must be supported: 'all', 'any', 'majority' (more than half)
             or a number.
-        refuted_by: how many must be refuted for the whole to be so; 'never' is allowed too.
+        refuted_by: how many members must be refuted for the whole to be refuted; also 'never'.
     """
 
     members: tuple["Contrast | Composite", ...]
@@ -94,26 +94,27 @@ class Composite:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A claim that a study sets out to decide.
+    """A claim that a study is to decide.
 
     Attributes:
-        id: `H1.1` of the papers, or a study's own, as `S.1`.
+        id: `H1.1` of the papers, or a study's own, such as `S.1`.
         claim: one sentence.
         contrasts, combine, refuted_by: as `Composite.members`, `.supported_by`, `.refuted_by`.
-        refuting: further statements, each of which, where supported, refutes the claim: for claims
-            whose refutation has a threshold or a test of its own.
-        family: which contrasts are corrected together, over hypotheses too; '': this one's.
-            Statements in `refuting` are a family apart, because claim and refutation cannot both
-            hold.
-        correction, alpha: of the family; the same in all its members, as is `diverged`.
-        source: the paper (arXiv id or OpenReview id) and where its claim stands.
+        refuting: further statements; if one of them is supported, the claim is refuted. They are
+            for claims whose refutation has a threshold or a test of its own.
+        family: name of the family of contrasts that are corrected together, also across hypotheses;
+            '': this hypothesis's own. Statements in `refuting` are a separate family, because claim
+            and refutation cannot both hold.
+        correction, alpha: of the family. They are the same in all its members, and so is
+            `diverged`.
+        source: the paper (arXiv id or OpenReview id) and the place of the claim in it.
         status: how firm the claim's details are in the source.
-        reference: the source's own number, for a reader to see beside ours; '' where it has none.
+        reference: the source's own number, for a reader to compare with ours; '' if it has none.
         refuted_if: the refutation in words.
         uncertain: what the source leaves open.
-        missing: what must be built before it can be run; '' where it can be.
-        diverged: what seeds that turned non-finite in training do to it: 'inconclusive' as any that
-            is missing; 'left out', it is decided on the others, and their number is said.
+        missing: what must be built before it can be run; '' if it can be run.
+        diverged: how seeds that turned non-finite in training count. 'inconclusive': as missing
+            seeds; 'left out': the others decide, and the number of those left out is reported.
     """
 
     id: str
@@ -176,7 +177,7 @@ def arms(group: str) -> tuple[str, ...]:
 
 
 def families(hypothesis: Hypothesis) -> Iterator[tuple[Contrast, str]]:
-    """Each contrast, as `contrasts` gives them, with the name of its family."""
+    """Each contrast, in the order of `contrasts`, with the name of its family."""
     for members, suffix in ((hypothesis.contrasts, ""), (hypothesis.refuting, " (refuting)")):
         for contrast in contrasts(Composite(members)):
             yield contrast, (contrast.family or hypothesis.family or hypothesis.id) + suffix
@@ -192,9 +193,9 @@ def check(
     """Refuse hypotheses that could not be decided, or that chance alone would decide.
 
     Args:
-        arms, metrics: those that the study has; None: not known, so that any name passes.
-        sealed: they were registered, maybe before a rule against deciding by chance or without
-            independent units, and are held to what they say.
+        arms, metrics: the names that the study has; None: not known, so any name passes.
+        sealed: the hypotheses were registered, maybe before there were rules against deciding by
+            chance or without independent units. These two rules are then not applied.
 
     Raises:
         UserError: names the hypothesis and what is wrong with it.
@@ -229,7 +230,7 @@ def check(
 
 
 def _check_hypothesis(hypothesis: Hypothesis, *, sealed: bool) -> None:
-    """Refuse what no contrast is to blame for."""
+    """Check everything that does not belong to a single contrast."""
     if not hypothesis.id.strip():
         raise UserError("id is empty; give one, as S.1.")
     if not _is_number(hypothesis.alpha) or not 0 < hypothesis.alpha < 1:
@@ -268,7 +269,8 @@ def _check_composite(composite: Composite, rule: str) -> None:
 
 
 def _check_chance(composite: Composite, hypothesis: Hypothesis) -> None:
-    """Refuse a whole that one part supports and one refutes, each at alpha without correction."""
+    """Refuse a composite that any one part supports and any one refutes, at alpha without
+    correction."""
     size = len(composite.members)
     one_is_enough = {composite.supported_by, composite.refuted_by} <= {"any", 1}
     if size > 1 and one_is_enough and hypothesis.correction == "none":

@@ -1,4 +1,4 @@
-"""From rows of the results table to the numbers that one contrast compares."""
+"""Turns rows of the results table into the numbers that one contrast compares."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ from sharpjax.protocol.tests.catalog import Kind
 from sharpjax.protocol.tests.result import Samples
 
 Row = Mapping[str, Any]
-ALIVE = "train/alive"  # 0 from the step on at which a seed turned non-finite
+ALIVE = "train/alive"  # 0 from the step at which a seed turned non-finite
 
-# What tells one unit from the next: the place of its arm in the group, its seed, and further
-# coordinates as canonical JSON.
+# What identifies a unit: the index of its arm in the group, its seed, and further coordinates as
+# canonical JSON.
 Unit = tuple[Any, ...]
 Values = dict[Unit, float | None]
 
@@ -27,9 +27,9 @@ class Gathered(NamedTuple):
     """The numbers of one contrast.
 
     Attributes:
-        samples: those that are there; None where there is nothing to compare.
-        gap: what is missing, as sentences; '' where nothing is.
-        left_out: what is not there by a rule that was stated before, and how much of it.
+        samples: the numbers that are there; None if there is nothing to compare.
+        gap: what is missing, as sentences; '' if nothing is.
+        left_out: what a rule stated beforehand left out, counted, as sentences.
     """
 
     samples: Samples | None
@@ -38,7 +38,7 @@ class Gathered(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows by arm and metric, the last step of each arm, and the seeds that it has at a step."""
+    """Rows by arm and metric, the last step of each arm, and its seeds at each step."""
 
     rows: Mapping[tuple[str, str], Sequence[Row]]
     last: Mapping[str, int]
@@ -49,8 +49,8 @@ def table(rows: Iterable[Row] | Table) -> Table:
     """Index rows, once for all contrasts.
 
     Raises:
-        UserError: two rows say the same thing of the same model: runs were put together that hold
-            the same seeds.
+        UserError: two rows hold the same metric of the same model, because runs with the same seeds
+            were put together.
     """
     if isinstance(rows, Table):
         return rows
@@ -83,15 +83,16 @@ def gather(
 ) -> Gathered:
     """The samples of one contrast.
 
-    Units of paired and correlated groups are aligned by seed and further coordinates. Where a group
-    has several units of one seed (layers; arms that are pooled), `clusters` holds the seeds: of
-    the aligned units, or of those of one group after the other; and `arms` the arm of each unit of
-    a correlation. What a model gives after it turned non-finite is no measurement.
+    Units of paired and correlated groups are aligned by seed and further coordinates. If a group
+    has several units of one seed (layers, pooled arms), `clusters` holds the seed of each unit: of
+    the aligned units, or of one group's units after the other's. For a correlation, `arms` holds
+    the arm of each unit. What a model gives after it turned non-finite does not count as a
+    measurement.
 
     Args:
         rows: the results table, or its `table`.
-        seeds: those that were registered: rows of others are left out, and one of these that is
-            missing is a gap. None: those that there are.
+        seeds: the registered ones. Rows of other seeds are left out, and a registered seed that is
+            missing is a gap. None: the seeds that have rows.
         diverged: as `Hypothesis.diverged`.
 
     Raises:
@@ -123,7 +124,7 @@ def gather(
 
 
 def resting_on(rows: Iterable[Row] | Table, hypotheses: Iterable[Hypothesis]) -> Iterator[Row]:
-    """The rows that the verdicts on some hypotheses rest on, some of them more than once."""
+    """The rows on which the verdicts on some hypotheses rest; a row may come more than once."""
     index = table(rows)
     for contrast in (c for h in hypotheses for c in claims.contrasts(h)):
         for group, quantity in zip(contrast.groups, claims.quantities(contrast), strict=True):
@@ -136,7 +137,7 @@ def resting_on(rows: Iterable[Row] | Table, hypotheses: Iterable[Hypothesis]) ->
 
 
 class _Nothing(Exception):
-    """There is nothing to compare, and why."""
+    """There is nothing to compare; the message says why."""
 
 
 class _Said(NamedTuple):
@@ -159,7 +160,7 @@ class _Said(NamedTuple):
 
 
 class _Side:
-    """One group of a contrast, what is asked of it, and which of its models died by then."""
+    """One group of a contrast, its quantity, and its models that turned non-finite by that step."""
 
     def __init__(self, index: Table, group: str, quantity: Quantity, seeds: Sequence[int] | None):
         self.group, self.arms, self.quantity = group, claims.arms(group), quantity
@@ -183,7 +184,7 @@ class _Side:
         return self._seeds is None or row["seed"] in self._seeds
 
     def rows(self, metric: str) -> Iterator[tuple[int, Row]]:
-        """The place of the arm, and the row, of each model that lives."""
+        """Each row of a metric with the index of its arm, without models that turned non-finite."""
         for place, arm in enumerate(self.arms):
             dead = [] if metric == ALIVE else [row for at, row in self.deaths if at == place]
             for row in self._rows_of(arm, metric):
@@ -217,7 +218,7 @@ class _Side:
         raise _Nothing(f"arm '{arm}' has no metric '{metric}'{hint}")
 
     def values(self, metric: str) -> Values:
-        """The values by unit, None where not finite."""
+        """The values by unit; None if not finite."""
         values: Values = {}
         for place, row in self.rows(metric):
             arm, of = self.arms[place], row["of"]
@@ -235,7 +236,7 @@ class _Side:
         return values
 
     def look(self, values: Values, wanted: Iterable[int], said: _Said) -> None:
-        """Say which values are not finite, and which of the wanted seeds have none."""
+        """Record values that are not finite, diverged models, and wanted seeds without a value."""
         metric, there = self.quantity.metric, {unit[:2] for unit in values}
         bad = sorted({unit[:2] for unit, value in values.items() if value is None})
         said.gap(f"{metric} is not finite in", self.names(bad))
@@ -257,7 +258,8 @@ class _Side:
         said.gap(f"{metric} is missing in", self.names(u for u in lacking if u not in without))
 
     def look_for_pairs(self, values: Values, whole: set[Unit], said: _Said) -> None:
-        """Say which units beyond the seed (layers) other groups have and this one lacks."""
+        """Record which units (layers) of its seeds this group lacks although another group has
+        them."""
         metric, there = self.quantity.metric, {unit[:2] for unit in values}
         lacking = sorted(unit for unit in whole - values.keys() if unit[:2] in there)
         if self.quantity.optional:
@@ -317,7 +319,7 @@ def _vectors(
 def _seen(
     sides: Sequence[_Side], units: Sequence[Sequence[Unit]], said: _Said
 ) -> tuple[tuple[np.ndarray, ...], list[list[Unit]]]:
-    """Whether each time ended in the event; units of which that is not known are dropped."""
+    """Whether each time ended in the event. Units for which that is not known are dropped."""
     flags, kept = [], []
     for side, there in zip(sides, units, strict=True):
         name = side.quantity.seen or ""
@@ -333,9 +335,9 @@ def _seen(
 
 
 def _squares(sides: Sequence[_Side], seeds: Sequence[int] | None, said: _Said) -> Samples:
-    """One square array for each group, over the models that all groups have whole.
+    """One square array for each group, over the models for which all groups have every pair.
 
-    A pair that is given one way holds both ways.
+    A pair given in one order counts for both orders.
     """
     groups = []
     for side in sides:
@@ -345,7 +347,7 @@ def _squares(sides: Sequence[_Side], seeds: Sequence[int] | None, said: _Said) -
         lacking = {(i, j) for i in models for j in models if i != j and pairs.get((i, j)) is None}
         named = [f"pair {list(pair)} of arm '{side.group}'" for pair in sorted(lacking)]
         said.gap(f"{side.quantity.metric} is missing in", named)
-        while lacking:  # leave out the model that most pairs lack
+        while lacking:  # leave out the model with the most missing pairs
             worst = max(models, key=lambda m: sum(m in pair for pair in lacking))
             models.remove(worst)
             lacking = {pair for pair in lacking if worst not in pair}

@@ -12,14 +12,14 @@ Row = Mapping[str, Any]
 
 
 class Summary(NamedTuple):
-    """One metric of one arm over its seeds, at the last step at which it was taken.
+    """One metric of one arm over its seeds, at the last step at which it was measured.
 
     Attributes:
-        of: canonical JSON of its coordinates; `{}` where it has none.
-        standard_error: sd / sqrt(n) over seeds; NaN for one seed, and for statistics of pairs of
-            models, which are not independent (the naive one is several times too small).
-        n: seeds; models, for statistics of pairs.
-        missing: values that were not finite, in which case they are in no mean.
+        of: its coordinates as canonical JSON; `{}` if it has none.
+        standard_error: sd / sqrt(n) over seeds. NaN for one seed, and for statistics of pairs of
+            models, which are not independent (the naive standard error is several times too small).
+        n: number of seeds; for statistics of pairs, number of models.
+        missing: number of values that were not finite; they are left out of the mean.
         at_end: whether the step is the arm's last.
     """
 
@@ -58,8 +58,8 @@ def summarize_last(rows: Iterable[Row], arms: Sequence[str] = ()) -> list[Summar
     """One `Summary` for every arm, metric and coordinates, at the last step of each.
 
     Args:
-        arms: the order of the arms; those that it does not name follow as they appear. Within an
-            arm, metrics and coordinates stand in order of appearance.
+        arms: the order of the arms; arms not named here follow in order of appearance. Within an
+            arm, metrics and coordinates are in order of appearance.
     """
     last: dict[str, int] = {}
     cells: dict[tuple[str, str, str], dict[int, list[Row]]] = {}
@@ -93,11 +93,11 @@ class Grid(NamedTuple):
     """Summaries as a table: a line for each metric with its coordinates, a column for each arm."""
 
     arms: tuple[str, ...]
-    lines: Mapping[str, Mapping[str, Summary]]  # name -> arm -> summary, where there is one
+    lines: Mapping[str, Mapping[str, Summary]]  # name -> arm -> summary, if there is one
 
 
 def grid(found: Iterable[Summary]) -> Grid:
-    """Arms and names in the order in which they first appear."""
+    """The summaries as a `Grid`, with arms and names in the order in which they first appear."""
     arms: dict[str, None] = {}
     lines: dict[str, dict[str, Summary]] = {}
     for summary in found:

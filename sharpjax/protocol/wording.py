@@ -1,4 +1,4 @@
-"""Contrasts said in one line each."""
+"""Describes a contrast in one line."""
 
 from sharpjax.protocol.claims import Contrast, Quantity, quantities
 
@@ -36,7 +36,7 @@ def describe(contrast: Contrast) -> str:
 
 
 def size(effect: float, null: float) -> float:
-    """An effect as it is spoken of: where the null is 0 without its sign.
+    """The size of an effect for a sentence: without its sign if the null is 0.
 
     >>> size(-0.3, 0.0), size(0.8, 1.0)
     (0.3, 0.8)

@@ -1,1 +1,1 @@
-"""From p-values and intervals to a verdict."""
+"""Turns p-values and intervals into verdicts."""

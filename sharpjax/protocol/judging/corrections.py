@@ -10,7 +10,7 @@ from sharpjax.protocol.claims import Correction
 
 
 def adjust(p: Sequence[float] | np.ndarray, method: Correction) -> np.ndarray:
-    """Adjusted p-values, in the order given: reject where one is at most alpha.
+    """Adjusted p-values, in the given order; reject a test if its adjusted p is at most alpha.
 
     With the m p-values sorted, p_(1) the smallest:
 
@@ -19,9 +19,9 @@ def adjust(p: Sequence[float] | np.ndarray, method: Correction) -> np.ndarray:
         bh     min over j >= i of m p_(j) / j           false discovery rate, independence
         by     as bh, times 1 + 1/2 + ... + 1/m         false discovery rate, any dependence
 
-    each at most 1 (Holm 1979; Benjamini and Hochberg 1995; Benjamini and Yekutieli 2001). NaN (a
-    test that was not run) is left out of the family and stays NaN: whoever counts it as a member
-    gives 1 instead.
+    Each is at most 1 (Holm 1979; Benjamini and Hochberg 1995; Benjamini and Yekutieli 2001). NaN (a
+    test that was not run) is left out of the family and stays NaN. To count it as a member, give 1
+    instead.
 
     Raises:
         UserError: an unknown method, or a p outside [0, 1].
@@ -47,14 +47,14 @@ def adjust(p: Sequence[float] | np.ndarray, method: Correction) -> np.ndarray:
             steps = np.maximum.accumulate((m - place + 1) * ordered)
         else:
             factor = float((1 / place).sum()) if method == "by" else 1.0
-            steps = np.maximum(ordered * m / place * factor, ordered)  # m / m: not below p
+            steps = np.maximum(ordered * m / place * factor, ordered)  # never below p (rounding)
             steps = np.minimum.accumulate(steps[::-1])[::-1]
         adjusted[np.flatnonzero(given)[order]] = np.minimum(steps, 1.0)
     return adjusted
 
 
 def levels(alpha: float, members: int, correction: Correction) -> tuple[float, float]:
-    """What p must not exceed: where no other member rejects, and where all do with this p.
+    """What p must not exceed: if no other member rejects, and if all reject with this same p.
 
     >>> levels(0.05, 2, "none"), levels(0.05, 2, "bh")
     ((0.05, 0.05), (0.025, 0.05))

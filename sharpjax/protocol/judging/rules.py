@@ -1,18 +1,18 @@
-"""What one test comes to in a word, and what several words come to in one.
+"""The rules that turn the result of a test into one word, and several words into one.
 
 A contrast is
 
     supported     its adjusted p is at most alpha, in the direction of the claim
-    refuted       its adjusted p in the opposite direction is
+    refuted       its adjusted p in the opposite direction is at most alpha
     equivalent    neither, and the interval at confidence 1 - 2 alpha lies within null +- margin
     inconclusive  none of these, or fewer units than were planned
-    not run       there is nothing to test, or no way to
+    not run       there is nothing to test, or it cannot be tested
 
-Claims of equivalence and of non-inferiority are supported by their p, and refuted where the
-interval at 1 - alpha lies wholly beyond the margin. A claim that an effect lies `within` its
-margin, by any test, is supported where the interval at 1 - 2 alpha does (two one-sided tests of
-level alpha), and refuted alike.
-In a family of m that is corrected, the alpha of an interval is alpha / m (Bonferroni).
+Claims of equivalence and of non-inferiority are supported by their p, and refuted if the interval
+at 1 - alpha lies wholly beyond the margin. A claim that an effect lies `within` its margin, by any
+test, is supported if the interval at 1 - 2 alpha lies within it (two one-sided tests of level
+alpha), and refuted if the interval at 1 - alpha lies wholly beyond it. In a family of m that is
+corrected, the alpha of an interval is alpha / m (Bonferroni).
 """
 
 import math
@@ -28,7 +28,7 @@ Verdict = Literal["supported", "refuted", "equivalent", "inconclusive", "not run
 
 
 class Rule(NamedTuple):
-    """Alpha, in a family in which `size` members are corrected together (1: not corrected)."""
+    """Alpha and correction of a family of `size` members (1: not corrected)."""
 
     alpha: float
     correction: Correction
@@ -36,19 +36,20 @@ class Rule(NamedTuple):
 
     @property
     def each(self) -> float:
-        """Of one interval."""
+        """The alpha of one interval."""
         return self.alpha / self.size
 
     @property
     def alone(self) -> float:
-        """What p must not exceed where no other member rejects."""
+        """What p must not exceed if no other member rejects."""
         return corrections.levels(self.alpha, self.size, self.correction)[0]
 
 
 class Ruling(NamedTuple):
-    """What a contrast comes to, and the confidence of the interval that decided or is shown.
+    """The verdict on a contrast, and the confidence of the interval that decided or is shown.
 
-    `decided_by` is the corrected p that decided; None where an interval did, or nothing.
+    `decided_by` is the corrected p on which the verdict rests; None if an interval decided, or
+    nothing.
     """
 
     verdict: Verdict
@@ -60,7 +61,7 @@ class Ruling(NamedTuple):
 def word(
     contrast: Contrast, test: Test, result: TestResult, adjusted: tuple[float, float], rule: Rule
 ) -> Ruling:
-    """The word for a contrast whose numbers are all there, and why."""
+    """The verdict on a contrast whose numbers are all there, and why."""
     alpha, (p, opposite_p) = rule.alpha, adjusted
     null = test.null if contrast.null is None else contrast.null
     margin = contrast.margin
@@ -94,7 +95,7 @@ def word(
     if result.min_attainable_p > rule.alone:
         floor = f"{result.min_attainable_p:.2g}"
         why += f" No numbers of {units(result)} units could have given p below {floor}"
-        # Beside others of the family that reject it might have been enough.
+        # If others of the family reject, this p might have been small enough.
         needs = f"; alone in its family it needs {rule.alone:.2g}"
         why += "." if result.min_attainable_p > alpha else f"{needs}."
     return Ruling("inconclusive", why, wide, p)
@@ -105,11 +106,11 @@ def _named(confidence: float) -> str:
 
 
 def _inside(interval: tuple[float, float], null: float, margin: float) -> bool:
-    return null - margin < interval[0] and interval[1] < null + margin  # NaN: no
+    return null - margin < interval[0] and interval[1] < null + margin  # False for NaN
 
 
 def _beyond(interval: tuple[float, float], null: float, margin: float, direction: str) -> bool:
-    """Whether all of it lies on the far side of the margin that the claim rules out."""
+    """Whether the whole interval lies beyond the margin, on the side that the claim rules out."""
     below, above = interval[1] < null - margin, interval[0] > null + margin
     return {"two-sided": below or above, "greater": below, "less": above}[direction]
 
@@ -126,7 +127,7 @@ def units(result: TestResult) -> str:
 
 
 def answer(member: Contrast | Composite, verdicts: Iterator[Verdict]) -> Verdict:
-    """The verdict of a part, from those of its contrasts in order."""
+    """The verdict on a part, from the verdicts on its contrasts in order."""
     if isinstance(member, Contrast):
         return next(verdicts)
     votes: list[Verdict] = [answer(part, verdicts) for part in member.members]

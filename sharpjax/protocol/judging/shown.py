@@ -1,11 +1,11 @@
-"""What is shown of a contrast beside its verdict: an interval, and the difference of two means."""
+"""What is shown beside the verdict on a contrast: an interval, and the difference of two means."""
 
 from typing import NamedTuple
 
 from sharpjax.protocol.tests import catalog
 from sharpjax.protocol.tests.result import Samples
 
-# Their effects are in units of ranks.
+# Tests whose effects are in units of ranks.
 RANKS = ("wilcoxon", "mann-whitney", "auc")
 
 
@@ -16,7 +16,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of the means of two groups, first less second; of one group its mean."""
+    """The mean of the first group less that of the second; for a single group, its mean."""
 
     estimate: float
     interval: Interval
@@ -25,8 +25,8 @@ class Difference(NamedTuple):
 def difference(test: str, samples: Samples, confidence: float) -> Difference | None:
     """The difference of the means, for tests whose effect is in units of ranks; else None.
 
-    Its interval is that of the t test: of pairs (each cluster one unit for its error), or of Welch.
-    None where units of independent groups come in clusters.
+    Its interval is that of the t test: paired (each cluster is one unit for the error), or Welch's.
+    It is None, too, if units of independent groups come in clusters.
 
     >>> import numpy as np
     >>> pairs = Samples((np.array([1.0, 2.0, 6.0]), np.array([0.0, 0.0, 1.0])))

@@ -1,7 +1,7 @@
-"""From rows to verdicts: every registered hypothesis ends in one of five words.
+"""Decides every registered hypothesis from the rows, by one of five words.
 
 `judging.rules` says what each word means. A family counts as it was registered: a member without
-numbers has p = 1 in it, so that nothing becomes significant because something else was not run.
+numbers has p = 1 in it. So nothing becomes significant because something else was not run.
 """
 
 import math
@@ -31,20 +31,20 @@ _Measured = tuple[Gathered, TestResult | None]  # before correction
 
 
 class Finding(NamedTuple):
-    """What one contrast came to.
+    """The result of one contrast.
 
     Attributes:
-        adjusted_p: corrected within the family; NaN where it was not counted.
-        detectable: the effect that these numbers of units could have seen with power 0.8 if no
-            other member of the family rejects, in units of the test's effect; NaN where no formula
-            or simulation gives one.
-        reason: one line for a person, always there.
-        refuting: whether it is one of those which, where supported, refute the hypothesis.
-        interval: of the test's effect, at the confidence at which it decides; None where not run.
-        difference: of the means, first group less second, in the units of the metric, at the same
-            confidence, for tests whose effect is in units of its own; else None.
-        decided_by: the corrected p that the verdict rests on, of a refuted contrast that in the
-            opposite direction; None where an interval decided, or nothing.
+        adjusted_p: corrected within the family; NaN if it was not counted.
+        detectable: for an inconclusive contrast, the effect that these numbers of units could have
+            detected with power 0.8 if no other member of the family rejects, in units of the test's
+            effect; else, or if not known, NaN.
+        reason: one line for a reader, always there.
+        refuting: whether it is one of the statements that refute the hypothesis if supported.
+        interval: of the test's effect, at the confidence at which it decides; None if not run.
+        difference: the mean of the first group less that of the second, in the units of the metric,
+            at the same confidence; only for tests whose effect is in units of ranks, else None.
+        decided_by: the corrected p on which the verdict rests (for a refuted contrast, that in the
+            opposite direction); None if an interval decided, or nothing.
         left_out: the units that a rule of the hypothesis left out, counted, as a sentence.
     """
 
@@ -63,7 +63,8 @@ class Finding(NamedTuple):
 
     @property
     def consistent(self) -> bool | None:
-        """Whether the source's number lies in the interval that is shown; None without either."""
+        """Whether the source's number lies in the interval that is shown; None if either is
+        lacking."""
         shown = self.interval if self.difference is None else self.difference.interval
         reported = self.contrast.reported
         if reported is None or shown is None or math.isnan(shown.low + shown.high):
@@ -72,11 +73,11 @@ class Finding(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What one hypothesis came to.
+    """The result of one hypothesis.
 
     Attributes:
         findings: those of its contrasts, depth first.
-        parts: the verdict of each part that was counted; none where nothing was run.
+        parts: the verdict on each part that was counted; empty if nothing was run.
     """
 
     hypothesis: Hypothesis
@@ -93,14 +94,15 @@ def decide(
     seeds: Sequence[int] | None,
     detectable: Detectable | None = None,
 ) -> tuple[Judgement, ...]:
-    """Answer every hypothesis, in its order.
+    """Answer every hypothesis, in the given order.
 
     Args:
         hypotheses: all that were registered.
         rows: the results table.
-        seeds: the registered ones; None: nothing was registered, and those count that are there.
-        detectable: the effect that could have been seen, as `planning.power.detectable`; None: left
-            out.
+        seeds: the registered ones; None: nothing was registered, and the seeds that have rows
+            count.
+        detectable: gives the effect that could have been detected, as `planning.power.detectable`
+            does; None: no such effect is given.
 
     Raises:
         UserError: the hypotheses contradict each other, or rows are duplicated.
@@ -159,7 +161,8 @@ def _measure(
 def _adjusted(
     members: Mapping[_Key, Contrast], measured: Mapping[_Key, _Measured], correction: Correction
 ) -> dict[_Key, tuple[float, float]]:
-    """p and opposite p of the members of a family, corrected; 1 for those without."""
+    """p and opposite p of the members of a family, corrected; both 1 for members without numbers
+    and for claims that an interval decides."""
     pairs = []
     for key, contrast in members.items():
         there, result = measured.get(key, (Gathered(None), None))
@@ -213,7 +216,7 @@ def _find(
 
 
 def _said(test: Test, result: TestResult, shown: Interval, samples: Samples) -> str:
-    """The effect with its interval, and what the claim is about where one could mistake that."""
+    """The effect with its interval, and what the claim is about if that could be mistaken."""
     n, effect = rules.units(result), test.effect[:1].upper() + test.effect[1:]
     words = f"{effect}: nothing is known ({result.nothing}), n = {n}."
     if not math.isnan(result.effect):
@@ -225,10 +228,10 @@ def _said(test: Test, result: TestResult, shown: Interval, samples: Samples) -> 
 
 
 def _doubt(contrast: Contrast, test: Test, samples: Samples) -> str:
-    """A sentence where the numbers look as if an arm or the seeds had done nothing.
+    """A sentence if the numbers look as if an arm or the seeds had no effect.
 
-    No verdict changes: a saturated metric looks the same. Truth values, and times that all end with
-    the budget, are alike by their nature.
+    It changes no verdict, because a saturated metric looks the same. Truth values, and times that
+    all end with the budget, are equal by nature and give no sentence.
     """
     if test.kind in ("one", "times", "pairwise") or contrast.test == "identical":
         return ""
@@ -267,7 +270,7 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...]) -> Judgement:
 
 
 def _parts(hypothesis: Hypothesis, findings: Sequence[Finding]) -> tuple[Verdict, ...]:
-    """The verdicts that are counted: where there is but one composite, those of its members."""
+    """The verdicts that are counted; if there is only one composite, those on its members."""
     parts = hypothesis.contrasts
     while len(parts) == 1 and isinstance(parts[0], Composite):
         parts = parts[0].members
