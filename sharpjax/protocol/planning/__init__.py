@@ -1,1 +1,1 @@
-"""What a registered number of seeds can see: power by formula and by simulation."""
+"""What a registered number of seeds can detect: power by formula and by simulation."""

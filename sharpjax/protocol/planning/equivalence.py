@@ -1,7 +1,8 @@
-"""Can a margin be met: the chance that an interval lies within it, and how many units that needs.
+"""Whether a margin can be met: the chance that an interval lies within it, and the units needed.
 
 `equivalent` and claims that an effect lies `within` its margin rest on the interval at confidence
-1 - 2 alpha. All here is for a truth that is the null: elsewhere the chance is smaller.
+1 - 2 alpha. Everything here is for a true effect that is the null; for others the chance is
+smaller.
 """
 
 import bisect
@@ -19,7 +20,7 @@ from sharpjax.protocol.planning.simulation import lookup
 from sharpjax.protocol.tests import rank_effects
 
 MOST_UNITS = 20_000
-_RANKS = {"wilcoxon": 2.0, "mann-whitney": 2.0, "auc": 1.0}  # units of the effect to one of theta
+_RANKS = {"wilcoxon": 2.0, "mann-whitney": 2.0, "auc": 1.0}  # units of the effect per unit of theta
 
 
 class Reach(NamedTuple):
@@ -27,8 +28,9 @@ class Reach(NamedTuple):
 
     Attributes:
         chance: at the sizes of the plan.
-        possible: the least number of units a group at which it can be; None: not by 20,000.
-        likely: the least for which the chance is 0.8.
+        possible: the smallest number of units per group at which it can be met; None: more than
+            20,000.
+        likely: the smallest number at which the chance is 0.8; None: more than 20,000.
     """
 
     chance: float
@@ -38,7 +40,7 @@ class Reach(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def reach(test: str, plan: Plan, margin: float) -> Reach | None:
-    """Of a margin in the units of the test's effect; None where those are units of the metric.
+    """The `Reach` of a margin in the units of the test's effect; None if `chance` is NaN.
 
     Args:
         plan: its alpha is that of one interval.
@@ -59,7 +61,11 @@ def reach(test: str, plan: Plan, margin: float) -> Reach | None:
 
 
 def chance(test: str, plan: Plan, margin: float) -> float:
-    """That the interval at 1 - 2 alpha lies within `margin` of the null; NaN as `reach`."""
+    """The chance that the interval at 1 - 2 alpha lies within `margin` of the null.
+
+    It is NaN unless the test is in `formulas.FISHER`, a rank test of one or two groups, or
+    'binomial'.
+    """
     null = lookup(test).null if plan.null is None else plan.null
     if test not in (*FISHER, *_RANKS, "binomial"):
         return math.nan
@@ -71,7 +77,7 @@ def chance(test: str, plan: Plan, margin: float) -> float:
 
 
 def are_too_few(test: str, plan: Plan) -> bool:
-    """Whether an interval at 1 - 2 alpha is without end: it is as wide as the floor of p says."""
+    """Whether the interval at 1 - 2 alpha excludes nothing, since p cannot be small enough."""
     both = plan._replace(alternative="two-sided")
     return test != "binomial" and smallest_p(test, both) / 2 > plan.alpha
 
@@ -82,7 +88,7 @@ def least_margin(test: str, plan: Plan) -> float:
 
 
 def of_means(test: str, plan: Plan, deviations: float) -> float:
-    """The chance for a margin in standard deviations, of tests of means; else NaN."""
+    """The chance for a margin in standard deviations, for tests of means; NaN for other tests."""
     if test not in TWO_GROUPS + PAIRS:
         return math.nan
     if are_too_few(test, plan):
@@ -91,7 +97,7 @@ def of_means(test: str, plan: Plan, deviations: float) -> float:
 
 
 def _ranks(test: str, plan: Plan, null: float, margin: float) -> float:
-    """By the normal law of the estimate: those whose score interval lies inside."""
+    """The chance that the score interval lies inside, if the estimate is normal."""
     scale = _RANKS[test]
     centre, room = (null + scale - 1) / scale, margin / scale
     units = plan.cluster if test == "auc" else 1
@@ -114,7 +120,7 @@ def _ranks(test: str, plan: Plan, null: float, margin: float) -> float:
 
 
 def _crossing(holds: Callable[[float], bool]) -> float:
-    """Where in [0, 1] something begins to hold."""
+    """The point in [0, 1] from which on `holds` is true."""
     return bisect.bisect_left(range(2**24), True, key=lambda i: holds(i / 2**24)) / 2**24
 
 
@@ -128,7 +134,7 @@ def _fisher(test: str, plan: Plan, null: float, margin: float) -> float:
 
 
 def _binomial(plan: Plan, null: float, margin: float) -> float:
-    """Over all counts, by the test's own interval."""
+    """The sum over all counts, by the test's own interval."""
     n = plan.sizes[0]
 
     def end(side: int, count: int) -> float:

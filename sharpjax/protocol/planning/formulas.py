@@ -1,9 +1,9 @@
-r"""Power of tests whose law under an effect is known.
+r"""Power of tests whose distribution under an effect is known.
 
-Each function of `FORMULAS` takes an effect and a `Plan`, and gives the chance of rejection. Effects
-are in standard deviations, as `simulation` defines them, and positive in the direction of the
-alternative. Of tests that show the absence of an effect, "effect" is the margin in standard
-deviations, and the true effect is nought. All cost microseconds, the binomial some milliseconds.
+Each function of `FORMULAS` takes an effect and a `Plan`, and gives the probability of rejection.
+Effects are in standard deviations, as `simulation` defines them, and positive in the direction of
+the alternative. For tests that show the absence of an effect, "effect" is the margin in standard
+deviations, and the true effect is zero. All take microseconds, except the binomial: milliseconds.
 """
 
 import bisect
@@ -21,15 +21,15 @@ from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 Formula = Callable[[float, "Plan"], float]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
-POWER = 0.8  # with which an effect or a margin counts as seen
+POWER = 0.8  # an effect or a margin counts as detected at this power
 
 
 class Plan(NamedTuple):
-    """A test as it is going to be used.
+    """A test as it will be used.
 
     Attributes:
-        sizes: the independent units of each group: where a seed has several that are a cluster
-            (layers, arms that are pooled), the seeds.
+        sizes: the independent units of each group; if the units of a seed are a cluster (layers,
+            pooled arms), the seeds.
         alpha: what p must not exceed.
         cluster: how many units each of them has.
     """
@@ -42,14 +42,14 @@ class Plan(NamedTuple):
 
 
 def of_means(effect: float, plan: Plan, *, paired: bool = False) -> float:
-    """The chance that a t test rejects: under d standard deviations t is noncentral, with
+    """The power of a t test. Under an effect of d standard deviations, t is noncentral with
 
         two groups   df = n1 + n2 - 2,   noncentrality d sqrt(n1 n2 / (n1 + n2))
         pairs        df = n - 1,         noncentrality d sqrt(n), d in sd of the differences
 
-    (Cohen, Statistical Power Analysis, 1988, chapter 2). Welch's test has nearly the same power
-    where the groups have one size and one spread, and the bootstrap of means comes near it. NaN
-    where there is no degree of freedom.
+    (Cohen, Statistical Power Analysis, 1988, chapter 2). Welch's test has nearly the same power if
+    the groups have the same size and spread, and the bootstrap of means comes close. NaN if there
+    is no degree of freedom.
 
     >>> [round(of_means(1.0, Plan((n, n))), 3) for n in (3, 5, 10)]
     [0.159, 0.286, 0.562]
@@ -67,24 +67,24 @@ def _scale(plan: Plan, paired: bool) -> tuple[float, float]:
 
 
 def _rejects(shift: float, freedom: float, plan: Plan) -> float:
-    """P(T beyond the critical value), T noncentral t: shift its noncentrality."""
+    """P(T beyond the critical value), with T noncentral t and `shift` its noncentrality."""
     if freedom < 1:
         return math.nan
     sides = 2 if plan.alternative == "two-sided" else 1
     critical = special.stdtrit(freedom, 1 - plan.alpha / sides)
     power = special.nctdtr(freedom, -shift, -critical)  # P(T > c) = P(-T < -c)
     if sides == 2:
-        # scipy gives NaN for this tail from where it is below 1e-15.
+        # scipy gives NaN for this tail once it is below 1e-15.
         power += np.nan_to_num(special.nctdtr(freedom, shift, -critical), nan=0.0)
     return float(min(power, 1.0))
 
 
 def tost(margin: float, plan: Plan, *, paired: bool = False) -> float:
-    """Two one-sided t tests against +-margin, where the groups are alike.
+    """The power of two one-sided t tests against +-margin if the groups do not differ.
 
-    E over s of P(|D| < margin - t s / sqrt(units)) with D ~ N(0, 1 / units), s^2 ~ chi^2_f / f:
-    Phillips (1990), J. Pharmacokinetics and Biopharmaceutics 18. Integrated over the quantiles of s
-    by Gauss-Legendre, up to where the margin no longer leaves room.
+    It is E over s of P(|D| < margin - t s / sqrt(units)) with D ~ N(0, 1 / units),
+    s^2 ~ chi^2_f / f: Phillips (1990), J. Pharmacokinetics and Biopharmaceutics 18. The integral
+    over the quantiles of s is by Gauss-Legendre, up to the s at which the margin leaves no room.
 
     >>> round(tost(1.0, Plan((20, 20))), 3)
     0.856
@@ -100,7 +100,7 @@ def tost(margin: float, plan: Plan, *, paired: bool = False) -> float:
 
 
 def binomial(effect: float, plan: Plan) -> float:
-    """The test's own regions of rejection, at a truth Cohen's h = effect away from the null."""
+    """The chance of the test's own rejection region at a truth Cohen's h = effect from the null."""
     null = 0.5 if plan.null is None else plan.null
     n, way = plan.sizes[0], plan.alternative
     truth, middle = (
@@ -123,15 +123,15 @@ def binomial(effect: float, plan: Plan) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def of_count(count: int, n: int, null: float, alternative: Alternative) -> TestResult:
-    """The binomial test of so many ones."""
+    """The binomial test of `count` ones among n."""
     ones = Samples(((np.arange(n) < count).astype(float),))
     return catalog.run("binomial", ones, alternative=alternative, null=null)
 
 
 class Fisher(NamedTuple):
-    """Fisher's z of a correlation has variance `factor(r)` / (n - lost), and is nearly normal.
+    """Fisher's z of a correlation: nearly normal, with variance `factor(r)` / (n - lost).
 
-    Each covariate, a group beyond two, takes one more.
+    Each covariate (a group beyond two) takes one more off n.
     """
 
     truth: Callable[[float], float]
@@ -139,7 +139,7 @@ class Fisher(NamedTuple):
     factor: Callable[[float], float]
 
     def scale(self, r: float, plan: Plan) -> tuple[float, float]:
-        """Its standard deviation, and the degrees of freedom of that: clusters less one."""
+        """Standard deviation of z, and its degrees of freedom: clusters less one, or infinite."""
         lost = self.lost + max(len(plan.sizes) - 2, 0)
         units = max(plan.sizes[0] * plan.cluster - lost, 1e-9)
         freedom = plan.sizes[0] - 1 if plan.cluster > 1 else _NORMAL
@@ -153,7 +153,7 @@ class Fisher(NamedTuple):
         return _rejects(distance / spread, freedom, plan)
 
 
-_NORMAL = 1e9  # degrees of freedom
+_NORMAL = 1e9  # degrees of freedom at which t is normal
 # Bonett and Wright, Psychometrika 65 (2000); Fieller, Hartley and Pearson, Biometrika 44 (1957).
 _SPEARMAN = Fisher(simulation.spearman_rho, 3, lambda rho: 1 + rho**2 / 2)
 _KENDALL = Fisher(simulation.kendall_tau, 4, lambda tau: 0.437)

@@ -1,12 +1,12 @@
-"""What the seeds of a registration can see, contrast by contrast.
+"""What the seeds of a registration can detect, contrast by contrast.
 
-`table` is what a registration says of each of its contrasts before anything is run; `detectable` is
-what an inconclusive verdict says afterwards. The power of single tests is in `sensitivity`, whether
+`table` is what a registration says about each contrast before anything is run. `detectable` is what
+an inconclusive verdict says afterwards. The power of single tests is in `sensitivity`, and whether
 a margin can be met in `equivalence`.
 
-In a corrected family a contrast is taken to be the only one that rejects, so that its p must come
-below alpha / m (Bonferroni's bound; for Benjamini-Yekutieli alpha / (m sum 1/i)): what it gains
-where others reject too is not counted.
+In a corrected family, a contrast is assumed to be the only one that rejects. So its p must not
+exceed alpha / m (Bonferroni's bound; for Benjamini-Yekutieli alpha / (m sum 1/i)). What it gains if
+others reject too is not counted.
 """
 
 import json
@@ -29,32 +29,32 @@ from sharpjax.protocol.tests.result import Samples
 from sharpjax.protocol.wording import describe
 
 EFFECTS = (0.5, 0.8, 1.0, 1.5)
-LOW = 0.5  # power below which a margin is worth a warning
+LOW = 0.5  # a margin with less power than this gets a warning
 _ALIGNED = ("paired", "many-paired", "correlation", "pairwise")
 
 
 class Planned(NamedTuple):
-    """What is known of one contrast before it is run.
+    """What is known about one contrast before it is run.
 
     Attributes:
-        hypothesis: its id; `contrast` says it in words.
-        n, cluster: as `Plan.sizes` and `Plan.cluster`; the arms, where those are units.
-        alpha: what p must not exceed, where no other contrast of its family rejects.
-        smallest_p: that data of these sizes, in these clusters, could give.
-        rejects: whether that is small enough: by itself, only together with others of its family,
-            or never; of a claim to lie within a margin, whether that can be met.
+        hypothesis: its id; `contrast` describes the contrast in words.
+        n, cluster: as `Plan.sizes` and `Plan.cluster`; if arms are the units, n counts arms.
+        alpha: what p must not exceed if no other contrast of its family rejects.
+        smallest_p: the smallest p that data of these sizes, in these clusters, could give.
+        rejects: whether that is small enough: 'alone', only 'together' with others of the family,
+            or 'never'. For a claim to lie within a margin: whether the margin can be met.
         method: how power was found.
-        power: by effect in standard deviations, as '0.5'; of claims of equivalence and
-            non-inferiority by their margin, the truth being no difference.
-        power_at_margin: at the contrast's own margin; NaN where its unit is that of the metric,
-            whose standard deviation nobody knows beforehand.
-        detectable: the effect in standard deviations that is seen with power 0.8; NaN: none is.
-        equivalent: the chance that the effect is found to lie within the margin, the truth being
-            the null; NaN as `power_at_margin`, and where there is no margin.
-        equivalent_possible: the least units a group at which that can be; None: not known, or
-            20,000 are too few.
-        equivalent_likely: the least for which the chance is 0.8.
-        warning: one line, where a person should know before they start; else ''.
+        power: by effect in standard deviations, such as '0.5'; for claims of equivalence and
+            non-inferiority by their margin, if there is no true difference.
+        power_at_margin: at the contrast's own margin; NaN if it has none, or if its unit is that of
+            the metric, whose standard deviation is unknown beforehand.
+        detectable: the effect in standard deviations that is detected with power 0.8; NaN: none is.
+        equivalent: the chance that the effect is found to lie within the margin, if the true effect
+            is the null; NaN if there is no margin, or the chance is not known.
+        equivalent_possible: the smallest number of units per group at which that can happen; None:
+            not known, or more than 20,000.
+        equivalent_likely: the smallest number at which the chance is 0.8.
+        warning: one line that a person should read before starting; else ''.
     """
 
     hypothesis: str
@@ -90,15 +90,15 @@ def table(
     Args:
         hypotheses: those that are `missing` something are left out.
         seeds: the registered ones.
-        units: how many values of a further coordinate (`Quantity.over`) a seed has, at most where
-            it can lack some. Of one that is not named: 1 where they are independent; else 2, the
-            fewest that are a cluster.
+        units: how many values of a further coordinate (`Quantity.over`) a seed has (the most, if it
+            can lack some). A coordinate not named here has 1 value if units are independent, else
+            2, the fewest that are a cluster.
 
-    Cost: half a second for a rank test of new sizes, and nothing for one whose sizes came before;
-    two or three seconds where a test takes milliseconds.
+    Cost: half a second for a rank test of new sizes, nothing for sizes seen before; two or three
+    seconds if one call of the test takes milliseconds.
 
     Raises:
-        UserError: a test is not known.
+        UserError: a test is unknown.
 
     >>> from sharpjax.protocol.claims import Quantity
     >>> loss = Contrast(Quantity("test/loss"), ("sam", "sgd"), "two-sided", "wilcoxon")
@@ -123,7 +123,7 @@ def hopeless(hypotheses: Iterable[Hypothesis], rows: Iterable[Mapping[str, Any]]
     """A line for each hypothesis that no data of the planned sizes could support.
 
     Args:
-        rows: of all of them, as `Planned.as_json` gives them.
+        rows: those of all hypotheses, as `Planned.as_json` gives them.
     """
     rows = iter(rows)
     for hypothesis in hypotheses:
@@ -141,12 +141,12 @@ def hopeless(hypotheses: Iterable[Hypothesis], rows: Iterable[Mapping[str, Any]]
 
 
 def detectable(contrast: Contrast, samples: Samples, *, alpha: float = 0.05) -> float:
-    """The effect that these numbers of units could have seen, in units of the test's effect.
+    """The effect that these numbers of units could have detected, in units of the test's effect.
 
-    Where the effect is in the units of the metric, the samples' own standard deviation gives the
-    scale. Of tests whose power could only be found by calling them again and again, it comes from
-    their standard error s, as their interval shows it: null +- (z_(1 - alpha) + z_power) s. NaN
-    where neither is known, and where no effect can be seen at all.
+    If the effect is in the units of the metric, the samples' own standard deviation gives the
+    scale. For tests whose power could only be found by many calls, the effect comes from the
+    standard error s that their interval shows: null +- (z_(1 - alpha) + z_power) s, with alpha / 2
+    if two-sided. NaN if neither is known, or if no effect can be detected at all.
 
     >>> from sharpjax.protocol.claims import Quantity
     >>> contrast = Contrast(Quantity("test/loss"), ("sam", "sgd"), "less", "welch")
@@ -239,7 +239,7 @@ def _planned(
 def _sizes(
     contrast: Contrast, seeds: Sequence[int], units: Mapping[str, int]
 ) -> tuple[tuple[int, ...], int]:
-    """Independent units of each group, and how many units each of them has."""
+    """The independent units of each group, and how many units each of them has."""
     kind = simulation.lookup(contrast.test).kind
     if contrast.test in simulation.OVER_ARMS:
         return tuple(len(arms(group)) for group in contrast.groups), 1
@@ -249,7 +249,7 @@ def _sizes(
         together = math.prod(units.get(key, 1 if quantity.independent else 2) for key in further)
         pooled = len(arms(group))
         if quantity.independent:
-            # Arms that are pooled share their seeds, which are the units where groups are aligned.
+            # Pooled arms share their seeds, which are the units if groups are aligned.
             sizes.append(len(seeds) * together * (1 if kind in _ALIGNED else pooled))
         else:
             sizes.append(len(seeds))
@@ -258,7 +258,7 @@ def _sizes(
 
 
 def _at_margin(contrast: Contrast, plan: Plan) -> float:
-    """Power where the truth is the smallest effect of interest."""
+    """Power if the true effect is the smallest effect of interest."""
     test, margin, null = contrast.test, contrast.margin, _null(contrast)
     if margin is None or simulation.lookup(test).margin:
         return math.nan

@@ -1,6 +1,6 @@
 """Power, number of seeds and detectable effect of any test in `protocol.tests.catalog`.
 
-By formula where `formulas` has one, else by simulation; `formulas` says what an effect is.
+They come from a formula if `formulas` has one, else from simulation; `formulas` defines effects.
 """
 
 import bisect
@@ -19,8 +19,8 @@ from sharpjax.protocol.tests.result import Samples
 
 LARGEST_EFFECT = 100.0
 MOST_SEEDS = 1_000_000
-LOOKED_AT = 60  # units: the smallest p of more is smaller yet, and far below any alpha
-# Where power is simulated, it is interpolated between these effects.
+LOOKED_AT = 60  # units: with more, the smallest p is smaller still, far below any alpha
+# Simulated power is interpolated between these effects.
 GRID = (0.5, 0.8, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0)
 
 
@@ -36,19 +36,19 @@ def method(test: str) -> str:
 def power_of(test: str, effect: float, plan: Plan) -> float:
     """The chance that a test rejects.
 
-    Cost: microseconds by formula; some .1 s for rank tests, whose standard error is at most .016;
-    else 100 calls of the test, and up to .05. Simulated studies are kept.
+    Cost: microseconds by formula; about .1 s for rank tests, with a standard error of at most .016;
+    else 100 calls of the test, with one of up to .05. Simulated studies are cached.
 
     Args:
         test: a name in `catalog.TESTS`.
         effect: in standard deviations, in the direction of the alternative.
-        plan: sizes, direction and alpha (after correction, where there is one).
+        plan: sizes, direction and alpha (after correction, if there is one).
 
     Returns:
-        NaN for tests in which there is no chance, or no model of an effect.
+        NaN for tests without chance in them, or without a model of an effect.
 
     Raises:
-        UserError: the test is not known, cannot take such units, or alpha is not in (0, 1).
+        UserError: the test is unknown or cannot take such units, or alpha is not in (0, 1).
 
     >>> round(power_of("wilcoxon", 1.0, Plan((10, 10))), 1)
     0.8
@@ -64,7 +64,7 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
         return 0.0
     if test in FORMULAS:
         return FORMULAS[test](effect, plan)
-    # Of pairs and means, each cluster is one unit.
+    # In other kinds, such as paired tests, each cluster is one unit.
     cluster = plan.cluster if kind in ("correlation", "independent") else 1
     options = {"alternative": plan.alternative, "null": plan.null, "cluster": cluster}
     p = simulation.p_values(test, effect, plan.sizes, **options)
@@ -73,14 +73,14 @@ def power_of(test: str, effect: float, plan: Plan) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def smallest_p(test: str, plan: Plan) -> float:
-    """The smallest p that data of these sizes, in these clusters, could give: the test says it.
+    """The smallest p that data of these sizes, in these clusters, could give, as the test says.
 
     >>> smallest_p("wilcoxon", Plan((5, 5))), smallest_p("mann-whitney", Plan((3, 3), "greater"))
     (0.0625, 0.05)
     >>> smallest_p("spearman", Plan((8, 8), "greater", cluster=40)) == 2**-8
     True
     """
-    # A proportion's own floor falls slowly where the null lies near 0 or 1.
+    # The floor of a proportion falls slowly with n if the null lies near 0 or 1.
     entry = simulation.lookup(test)
     sizes = plan.sizes if entry.kind == "one" else tuple(min(n, LOOKED_AT) for n in plan.sizes)
     least_plan = plan._replace(sizes=sizes, alpha=0.05, cluster=min(plan.cluster, 2))
@@ -94,8 +94,9 @@ def smallest_p(test: str, plan: Plan) -> float:
 
 
 def least(reached: Callable[[int], bool], most: int, first: int = 2) -> int | None:
-    """The least number for which something holds that holds for all larger ones; None: `most` are
-    too few.
+    """The smallest number >= `first` for which `reached` holds, which then holds for larger ones.
+
+    None if `reached` does not hold for `first` doubled again and again up to `most`.
 
     >>> least(lambda n: n * n > 50, 100), least(lambda n: False, 100)
     (8, None)
@@ -109,13 +110,13 @@ def least(reached: Callable[[int], bool], most: int, first: int = 2) -> int | No
 
 
 def num_seeds(effect: float, power: float = 0.8, *, test: str, alpha: float = 0.05) -> int:
-    """The least number of units a group with which a two-sided test reaches `power`.
+    """The smallest number of units per group with which a two-sided test has this `power`.
 
-    Where power is simulated, good to its standard error.
+    If power is simulated, the number is as exact as its standard error.
 
     Raises:
-        UserError: `effect` is not above 0, `power` not in (alpha, 1), or even a million units (512
-            where power is simulated) are too few.
+        UserError: `effect` is not above 0, `power` is not in (alpha, 1), or even a million units
+            (512 if power is simulated) are too few.
 
     >>> [num_seeds(1.0, test="welch"), num_seeds(0.5, test="paired-t")]
     [17, 34]
@@ -142,8 +143,7 @@ def num_seeds(effect: float, power: float = 0.8, *, test: str, alpha: float = 0.
 def solve(
     reaches: Callable[[float], float], wanted: float, most: float, least: float = 0.0
 ) -> float:
-    """Where a rising function comes to `wanted`, from `least` on; NaN where it does not up to
-    `most`.
+    """The point from `least` to `most` at which a rising function reaches `wanted`; NaN if none.
 
     >>> round(solve(lambda x: x * x, 2.0, 10.0), 6)
     1.414214
@@ -159,10 +159,10 @@ def solve(
 
 @functools.lru_cache(maxsize=4096)
 def detectable_effect(test: str, plan: Plan) -> float:
-    """The effect, in standard deviations, that is seen with power 0.8; NaN where none is.
+    """The effect, in standard deviations, that is detected with power 0.8; NaN if none is.
 
-    Simulated power is interpolated on the probit scale, up to 10 standard deviations, or 2.5 where
-    the test must be called again and again.
+    Simulated power is interpolated on the probit scale: up to 10 standard deviations for the tests
+    in `simulation.QUICK`, up to 2.5 for others, whose calls are slow.
 
     >>> round(detectable_effect("welch", Plan((10, 10))), 2)
     1.32
@@ -188,8 +188,8 @@ def detectable_effect(test: str, plan: Plan) -> float:
 def in_units_of(test: str, effect: float, plan: Plan, *, samples: Samples | None = None) -> float:
     """An effect of d standard deviations in the units of the test's own effect.
 
-    Of tests whose effect is in the units of the metric, `samples` tell the standard deviation (and,
-    of ratios, the mean). Of tests that need a margin: the margin. NaN where it is not known.
+    If these are the units of the metric, `samples` give the standard deviation (and, for ratios,
+    the mean). For tests that need a margin, the result is the margin. NaN if it is not known.
 
     >>> round(in_units_of("mann-whitney", 1.0, Plan((10, 10))), 2)  # 2 Phi(d / sqrt(2)) - 1
     0.52

@@ -1,25 +1,26 @@
 r"""Simulated studies with a known effect, each tested by the registered test.
 
-One model for each kind of test in `protocol.tests.catalog`, in which an effect of d is a shift of d
-standard deviations, always of the first group, upwards:
+There is one model for each kind of test in `protocol.tests.catalog`. In it, an effect of d is a
+shift of d standard deviations, always of the first group and upwards:
 
-    one           truth values with chance sin^2(asin sqrt(p0) + d / 2), p0 the null (Cohen's h)
+    one           zeros and ones; P(1) = sin^2(asin sqrt(p0) + d / 2), p0 the null (Cohen's h)
     independent   normal, standard deviation 1, the first group d higher
     paired        the same, units correlated by 0.5, so that differences have standard deviation 1
                   (one group: d above the null)
     many          the means fall in equal steps over a range of d ('ratio' tests: only the first
                   group is d higher)
     many-paired   the same, units correlated by 0.5
-    correlation   the first and the last group bivariate normal with r = d / sqrt(d^2 + 4), which
-                  is the correlation of a difference of d with membership of two equal groups; those
-                  between are independent of both. With covariates the first two are so, and those
-                  after them independent of both; the hyperparameters of a granulated one are a
-                  grid: two values each, the last as many as the units of a cluster leave
+    correlation   the first and the last group are bivariate normal with r = d / sqrt(d^2 + 4), the
+                  correlation of a difference of d with membership of two equal groups; groups
+                  between them are independent of both. With covariates, the first two groups are
+                  correlated like this, and the covariates are independent of both. The
+                  hyperparameters of a granulated correlation are a grid: two values each, except
+                  the last, which has as many as the units of a cluster leave
     times         exponential times, all seen; those of the first group exp(d) times as long
     pairwise      (a_i + a_j) / 2 for models i, j, with a normal, standard deviation 1; d higher
 
-All means are 5 standard deviations above 0, which matters to ratios alone. Units of a cluster are
-drawn independently; what they have in common makes the power of real ones smaller.
+Shifted means lie around 5 (a single group: around the null), which matters only to ratios. Units of
+a cluster are drawn independently. Real ones have something in common, so their power is smaller.
 """
 
 import functools
@@ -35,19 +36,19 @@ LEVEL = 5.0
 PAIR_CORRELATION = 0.5
 QUICK = ("wilcoxon", "mann-whitney", "auc", "pairwise-difference", "jonckheere", "page")
 OVER_ARMS = ("spearman-over-arms",)  # an arm is one unit
-# Their data have no chance in them, or no model here says what an effect would be.
+# Their data have no chance in them, or no model here defines an effect for them.
 NO_MODEL = ("identical", "kendall-difference", "fit-error")
 
 
 def lookup(test: str) -> catalog.Test:
-    """The entry of a test in the catalog; `UserError` where there is none of this name."""
+    """The entry of a test in the catalog; an unknown name raises a `UserError`."""
     if test not in catalog.TESTS:
         raise unknown("test", test, catalog.TESTS)
     return catalog.TESTS[test]
 
 
 def num_studies(test: str) -> int:
-    """How many are simulated: 1000 where a call of the test takes .1 ms, else 100."""
+    """How many studies are simulated: 1000 if a call of the test takes .1 ms, else 100."""
     return 1000 if test in QUICK else 100
 
 
@@ -65,12 +66,13 @@ def p_values(
     """Simulate studies under an effect in the direction of the alternative, and test each.
 
     Args:
-        test: one that needs no margin; those that do have formulas.
+        test: one that needs no margin; those with a margin have formulas.
         effect: d.
-        seed: of noise and resampling; studies of one seed share their noise, whatever the effect.
+        seed: of noise and resampling; studies with the same seed share their noise, whatever the
+            effect.
 
     Raises:
-        UserError: the test is not known, or cannot take such units.
+        UserError: the test is unknown, or cannot take such units.
 
     >>> p = p_values("wilcoxon", 1.0, (8, 8), alternative="greater")
     >>> float((p <= 0.05).mean()) > 0.7
@@ -97,9 +99,9 @@ def draw(
 
     Args:
         effect: d; negative for an effect of the other sign.
-        sizes: number of units in each group (of models, for 'pairwise'); of clusters.
+        sizes: number of units in each group (for 'pairwise': models); with `cluster`, of clusters.
         null: None: the test's own.
-        cluster: units of each cluster; 1: they are independent.
+        cluster: number of units in each cluster; 1: units are independent.
 
     >>> x, y = draw("welch", 1.0, (2000, 2000), np.random.default_rng(0)).groups
     >>> round(float(x.mean() - y.mean()), 1)
@@ -138,13 +140,13 @@ def draw(
 
 
 def _grid(units: np.ndarray, axes: int) -> list[np.ndarray]:
-    """Bit after bit of the number of a unit, what is left of it last."""
+    """The bits of a unit's number, one axis for each; the last axis has the bits that remain."""
     bits = [(units >> axis) & 1 for axis in range(axes - 1)]
     return [values.astype(float) for values in (*bits, units >> (axes - 1))]
 
 
 def proportion(effect: float, null: float) -> float:
-    """The proportion that lies Cohen's h = `effect` from `null`, kept within [0, 1].
+    """The proportion at Cohen's h = `effect` from `null`, kept within [0, 1].
 
     >>> round(proportion(0.5, 0.5), 3)
     0.74
@@ -154,15 +156,15 @@ def proportion(effect: float, null: float) -> float:
 
 
 def correlation(effect: float) -> float:
-    """Pearson's r of an effect of d standard deviations: d / sqrt(d^2 + 4)."""
+    """Pearson's r for an effect of d standard deviations: d / sqrt(d^2 + 4)."""
     return effect / math.hypot(effect, 2)
 
 
 def spearman_rho(effect: float) -> float:
-    """Spearman's rho of that law: 6 / pi asin(r / 2)."""
+    """Spearman's rho of the same bivariate normal distribution: 6 / pi asin(r / 2)."""
     return 6 / math.pi * math.asin(correlation(effect) / 2)
 
 
 def kendall_tau(effect: float) -> float:
-    """Kendall's tau of that law: 2 / pi asin(r)."""
+    """Kendall's tau of the same bivariate normal distribution: 2 / pi asin(r)."""
     return 2 / math.pi * math.asin(correlation(effect))

@@ -1,8 +1,9 @@
 """What was changed after registration: a chain of lines that can only grow.
 
-Each line of `amendments.jsonl` is canonical JSON and carries the SHA-256 of the line before it, the
-first one the registration's seal; so none can be edited, moved or taken out of the middle unseen.
-(Lines cut from the end leave a chain that holds: the manifest of a later run, or a copy, tells.)
+Each line of `amendments.jsonl` is canonical JSON and holds the SHA-256 of the line before it; the
+first one holds the registration's seal. So no line can be edited, moved or taken out of the middle
+unnoticed. (If lines are cut from the end, the rest is still a sound chain; the manifest of a later
+run, or a copy, shows that they are missing.)
 """
 
 import hashlib
@@ -34,14 +35,14 @@ class Amendment(NamedTuple):
 
 
 def append(data: bytes, *, seal: str, reason: str, time: str, **digests: str) -> bytes:
-    """The whole of `amendments.jsonl` with one more line; what was there stays as it is.
+    """The content of `amendments.jsonl` with one more line; the lines before stay as they are.
 
     Args:
-        data: what it holds so far; empty: nothing.
-        digests: of the sources, as an `Amendment` has them.
+        data: its present content; may be empty.
+        digests: of the sources: `analysis`, `measures` and `code`, as in `Amendment`.
 
     Raises:
-        UserError: the reason is empty, or the chain is broken already.
+        UserError: the reason is empty, or the chain is already broken.
     """
     if not reason.strip():
         raise UserError("an amendment needs a reason; say what was changed and why.")
@@ -51,10 +52,11 @@ def append(data: bytes, *, seal: str, reason: str, time: str, **digests: str) ->
 
 
 def read(data: bytes, *, seal: str, name: str = "amendments.jsonl") -> tuple[Amendment, ...]:
-    """The amendments, in order, of a chain that holds.
+    """The amendments, in order, after checking their chain.
 
     Raises:
-        UserError: a line is damaged, or does not follow from the one before; names it.
+        UserError: a line is damaged, or does not follow from the one before; the message names the
+            line. Or the file is too long.
     """
     if len(data) > MOST_BYTES:
         raise UserError(
@@ -85,13 +87,13 @@ def named(amendments: Iterable[Amendment], name: str) -> set[str]:
 
 
 def until(amendments: Sequence[Amendment], end: str) -> tuple[Amendment, ...]:
-    """Those up to the line with this SHA-256; none where there is no such line."""
+    """The amendments up to the line with this SHA-256; none if there is no such line."""
     sums = [digest(amendment._asdict()) for amendment in amendments]
     return tuple(amendments[: sums.index(end) + 1]) if end in sums else ()
 
 
 def end(data: bytes) -> str:
-    """SHA-256 of the last line; '' where there is none."""
+    """SHA-256 of the last line; '' if there is none."""
     lines = data.split(b"\n")[:-1]
     return hashlib.sha256(lines[-1]).hexdigest() if lines else ""
 

@@ -1,11 +1,11 @@
 """What a study said it would do, sealed before it did it.
 
-A registration is canonical JSON (one line) that ends with the SHA-256 of all else in it, its seal.
-Four digests say what it rests on: `design`, of what was asked (`asked`); `analysis`, of the source
-that answers; `measures`, of the source that makes the numbers; `code`, of all source. Nothing here
-reads a file: sources, git and clocks are read by who calls.
+A registration is one line of canonical JSON. Its seal is the SHA-256 of everything else in it. Four
+digests say what it rests on: `design`, of the question (`asked`); `analysis`, of the sources that
+answer it; `measures`, of the sources that make the numbers; `code`, of all sources. Nothing here
+reads a file: the caller reads sources, git and clocks.
 
-Registrations of format 1 hold neither plan nor data, and of the digests not `measures`.
+Registrations of format 1 have neither plan nor data, and no digest `measures`.
 """
 
 import json
@@ -18,12 +18,12 @@ from sharpjax.protocol.canonical import canonical_json, digest, from_dict, to_di
 from sharpjax.protocol.claims import Hypothesis, check
 
 FORMAT = 2
-MOST_BYTES = 16 << 20  # larger is no registration; files may come from anybody
+MOST_BYTES = 16 << 20  # larger ones are refused; files may come from anybody
 _HEX = frozenset("0123456789abcdef")
 
 
 class Digests(NamedTuple):
-    """SHA-256 in hex; `measures` is '' where it was not sealed."""
+    """SHA-256 in hex; `measures` is '' if it was not sealed."""
 
     design: str
     analysis: str
@@ -38,18 +38,18 @@ class Registration:
     Attributes:
         study: its name.
         config_digest: SHA-256 of the whole config.
-        arms: the whole config of each.
+        arms: the whole config of each arm.
         seeds: all that will run.
-        measurements: evaluators with their settings, by name, where `arms` does not hold them.
+        measurements: evaluators with their settings, by name, if `arms` does not hold them.
         hypotheses: all of them.
-        plan: all that is done, as plain JSON.
+        plan: everything that is done, as plain JSON.
         data: digests of the splits, by key of the plan's data.
         digests: as `Digests`.
         power: rows of `protocol.planning.power.table`, as plain JSON.
         time: UTC, ISO 8601.
         commit, dirty: of the repository; whether files differed from the commit.
         environment: versions and devices.
-        seal: SHA-256 of the canonical JSON of all else.
+        seal: SHA-256 of the canonical JSON of everything else.
     """
 
     study: str
@@ -71,9 +71,9 @@ class Registration:
 
 
 def asked(registration: Registration) -> str:
-    """The design digest that a registration must carry.
+    """The design digest that a registration must have.
 
-    Neither time nor machine are in it, so that the same question has the same digest anywhere.
+    Time and machine are not part of it, so the same question has the same digest everywhere.
     """
     names = ["study", "arms", "seeds", "measurements"]
     names += ["plan", "data"] if registration.format > 1 else []
@@ -83,13 +83,14 @@ def asked(registration: Registration) -> str:
 
 
 def register(**given: Any) -> Registration:
-    """Check the hypotheses, and seal all. Whether there are such arms, who makes the plan knows.
+    """Check the hypotheses and seal everything. The caller must check whether the arms exist.
 
     Args:
-        given: the fields of a `Registration`; of its digests `analysis`, `measures` and `code`.
+        given: the fields of a `Registration`; instead of `digests`, the three `analysis`,
+            `measures` and `code`.
 
     Raises:
-        UserError: as `claims.check`; or something is no plain JSON.
+        UserError: as `claims.check`; or something is not plain JSON.
     """
     check(given["hypotheses"])
     sources = [given.pop(name) for name in ("analysis", "measures", "code")]
@@ -123,13 +124,13 @@ def to_json(registration: Registration) -> str:
 
 
 def from_json(text: str | bytes, name: str = "registration.json") -> Registration:
-    """Read a registration, from anybody, and check its seal.
+    """Read a registration, which may come from anybody, and check its seal.
 
     Args:
-        name: what to call it in errors.
+        name: what errors call it.
 
     Raises:
-        UserError: it is no registration, or not the one that was sealed.
+        UserError: it is not a registration, or not the one that was sealed.
     """
     try:
         if len(text) > MOST_BYTES:
@@ -153,11 +154,11 @@ def from_json(text: str | bytes, name: str = "registration.json") -> Registratio
 
 
 class Standing(NamedTuple):
-    """What follows for a run whose registration would now read otherwise.
+    """What follows for a run whose registration would now read differently.
 
     Attributes:
         refused: why it may not run under its registration, in one line; '': it may.
-        missing_seeds: registered ones that it does not run; hypotheses that need them end
+        missing_seeds: registered seeds that it does not run; hypotheses that need them end
             inconclusive.
     """
 
@@ -186,10 +187,10 @@ def compare(
 
 
 def differences(registered: Registration, now: Registration) -> tuple[str, ...]:
-    """Every field of the question that differs, in words; sources, times and machines are none.
+    """Every field of the question that differs, in words; sources, times and machines do not count.
 
-    The plan, and the digest of the config, are named where nothing else tells what differs; data
-    where both hold their digests.
+    The plan and the digest of the config are named only if nothing else shows what differs; data
+    only if both hold digests.
     """
     found = []
     for name in ("study", "seeds", "arms", "measurements"):
@@ -215,7 +216,10 @@ def differences(registered: Registration, now: Registration) -> tuple[str, ...]:
 
 
 def different_data(registered: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where digests of data differ, of those that are in both."""
+    """How the digests of the data here differ from the registered ones, if there are any.
+
+    Data that only the registration has are not compared.
+    """
     if not registered:
         return ()
     shared = {key: _shared(registered.get(key), own) for key, own in here.items()}
@@ -224,7 +228,7 @@ def different_data(registered: Mapping[str, Any], here: Mapping[str, Any]) -> tu
 
 
 def _shared(there: Any, here: Any) -> tuple[Any, Any]:
-    """Without the seeds that are not run here, of data that each seed draws."""
+    """Both digests; for data that each seed draws, without seeds that are not run here."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         return {name: there[name] for name in there if name in here}, here
     return there, here
