@@ -1,7 +1,7 @@
 """Correlation coefficients of resamples: functions of how often each unit was drawn.
 
-Each takes counts, [..., n], and returns [...]; NaN where a variable is constant. A unit drawn
-twice is a tie with itself, as in the resample written out.
+Each takes counts, [..., n], and returns [...]; NaN if a variable is constant. A unit drawn twice is
+tied with itself, as in the resample written out.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
         squares = counts @ (x * x) / total, counts @ (y * y) / total
         covariance = counts @ (x * y) / total - mean_x * mean_y
         variances = squares[0] - mean_x**2, squares[1] - mean_y**2
-        # What is left of equal values after the subtraction is rounding.
+        # After the subtraction, equal values leave only rounding.
         constant = (variances[0] <= 1e-12 * squares[0]) | (variances[1] <= 1e-12 * squares[1])
         product = np.where(constant, np.nan, variances[0] * variances[1])
         return np.clip(covariance / np.sqrt(product), -1, 1)
@@ -38,7 +38,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Statistic:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Statistic:
-    """Spearman's rho: r of the mid-ranks within the resample. Cost: n^2 a resample.
+    """Spearman's rho: r of the mid-ranks within the resample. Cost: n^2 per resample.
 
     >>> x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])
     >>> float(spearman(x, y)(np.ones(4)))
@@ -57,7 +57,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Statistic:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
-    """Kendall's tau-b. Cost: n^2 a resample.
+    """Kendall's tau-b. Cost: n^2 per resample.
 
     >>> x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])
     >>> round(float(kendall(x, y)(np.ones(4))), 6)
@@ -81,7 +81,7 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Statistic:
 
 
 def _groups(values: np.ndarray) -> np.ndarray | None:
-    """Which units have each distinct value, [n, distinct]; None where no two are equal.
+    """Which units have each distinct value, [n, distinct]; None if no two are equal.
 
     >>> _groups(np.array([2.0, 1.0, 2.0]))
     array([[0., 1.],
@@ -110,12 +110,12 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def resampled(
     question: Question, statistic: Statistic, floor: float, strata: tuple[int, ...] | None = None
 ) -> TestResult:
-    """Interval and p of a statistic within bounds, by drawing units, or clusters of them.
+    """Interval and p of a statistic with bounds, by drawing units, or clusters of them.
 
-    Where every resample is at a bound, as with a perfect rank correlation in each seed, units
-    astray may have gone unseen. A share s of them would take off s (high - low) at most; none is
-    among n units with probability (1 - s)^n (Clopper and Pearson), and that is p of the null that
-    lies so far off, and 2^-n of the middle.
+    If every resample is at a bound (a perfect rank correlation in each seed), units that deviate
+    may just not be in the sample. A share s of them would change the statistic by s (high - low) at
+    most, and with probability (1 - s)^n none of them is among n units (Clopper and Pearson). That
+    is p of the null at that distance from the bound; p of the middle is 2^-n.
 
     Args:
         floor: the smallest one-sided p.

@@ -1,25 +1,25 @@
 """The bootstrap: BCa intervals, and p values by inverting them.
 
 A resample is a vector of counts: how often each unit was drawn. Every statistic here is a function
-of counts, so that thousands of resamples are one matrix product, units that belong together are
-drawn together, and the jackknife is the same function of `1 - eye`.
+of counts. So thousands of resamples are one matrix product, units that belong together are drawn
+together, and the jackknife is the same function of `1 - eye`.
 
-**The interval** is Efron's BCa (Better bootstrap confidence intervals, JASA 82, 1987): with G the
-distribution of the replicates, z0 the bias and a the acceleration of the jackknife, its ends are
+**The interval** is Efron's BCa (Better bootstrap confidence intervals, JASA 82, 1987). With G the
+distribution of the replicates, z0 the bias, and a the acceleration from the jackknife, its ends are
 
     G^-1( Phi( z0 + (z0 + z) / (1 - a (z0 + z)) ) ),     z = -+ z_(1 - alpha/2)
 
-Resampling n units loses the factor (n - 1)/n of the variance and knows nothing of Student's t:
-at n = 10 a nominal .05 test by plain BCa rejects a true null in .06 (two groups) to .10 (one group)
+Resampling n units loses the factor (n - 1)/n of the variance and does not know Student's t. At
+n = 10, a nominal .05 test by plain BCa rejects a true null in .06 (two groups) to .10 (one group)
 of normal samples, at n = 3 in .19. So z is Hesterberg's (What teachers should know about the
 bootstrap, The American Statistician 69, 2015): t_(df) sqrt(n / (n - 1)), here with the variance of
 each group from its jackknife, and Welch's degrees of freedom. On normal samples this is the t
-interval. Beyond the outermost ten replicates G goes on as a normal tail, since the corrected z
+interval. Beyond the outermost ten replicates, G continues as a normal tail, because the corrected z
 asks for quantiles that resamples of a few units cannot reach.
 
-**The p value** inverts the interval: the smallest alpha at which the one-sided interval leaves the
-null out, so that the two do not contradict one another; but it is never below that of the exact
-test with as many units, 2^-n by sign flips, 1/C(N, n) by permutation: `min_attainable_p`.
+**The p value** inverts the interval: it is the smallest alpha at which the one-sided interval
+leaves the null out, so the two do not contradict each other. But it is never below that of the
+exact test with as many units (`min_attainable_p`): 2^-n by sign flips, 1/C(N, n) by permutation.
 """
 
 import functools
@@ -34,10 +34,10 @@ from sharpjax.protocol.tests.question import Question, conclude
 from sharpjax.protocol.tests.result import TestResult
 
 RESAMPLES = 9_999
-_TAIL = 10  # replicates at either end beyond which the distribution goes on as a normal one
+_TAIL = 10  # beyond so many replicates at either end, the distribution is normal
 _CHUNK = 2**21  # counts held at a time
 _CACHED = 2**20  # the largest matrix of counts that is kept for the next test of its size
-_MOST_UNDEFINED = 0.2  # of resamples; with more nothing is said
+_MOST_UNDEFINED = 0.2  # share of resamples; with more than this there is no result
 
 Statistic = Callable[..., np.ndarray]
 
@@ -46,13 +46,13 @@ class Bootstrap(NamedTuple):
     """The bootstrap distribution of a statistic.
 
     Attributes:
-        estimate: of the samples themselves.
-        replicates: of the resamples, sorted; those without a value (a correlation with a constant)
-            left out.
-        undefined: the share of those left out.
+        estimate: from the samples themselves.
+        replicates: from the resamples, sorted, without those that have no value (a correlation with
+            a constant).
+        undefined: the share of resamples without a value.
         bias: z0.
         acceleration: a.
-        expansion: what t_(df) is multiplied with.
+        expansion: the factor of t_(df).
         degrees_of_freedom: of t. Plain BCa has an expansion of 1 and infinitely many.
     """
 
@@ -77,15 +77,15 @@ def bca(
 
     Args:
         statistic: takes one array of counts for each stratum, [..., n], and returns [...]. Leading
-            axes broadcast. NaN says that a resample has no value.
-        sizes: of the strata, each resampled by itself. Paired groups are one stratum.
+            axes broadcast. NaN means that a resample has no value.
+        sizes: of the strata; each is resampled by itself. Paired groups are one stratum.
         clusters: labels of the units of the one stratum; clusters are drawn, with all their units.
-        seed: same seed, same resamples. They are the same for all samples of one size, too, so a
-            simulation that wants fresh ones gives fresh seeds.
+        seed: the same seed and sizes give the same resamples, whatever the samples. A simulation
+            that needs fresh ones must give fresh seeds.
         resamples: how many; None: `RESAMPLES`.
 
-    Cost: resamples times what the statistic costs; for a difference of means of 10 and 10, .5 ms,
-    and 1 ms to draw the resamples of a new seed or size.
+    Cost: resamples times the cost of the statistic. A difference of means of 10 and 10 takes .5 ms,
+    plus 1 ms to draw the resamples of a new seed or size.
 
     >>> x = np.array([1.0, 2.0, 4.0, 8.0])
     >>> interval(bca(lambda counts: counts @ x / 4, [4]), 0.9)
@@ -118,7 +118,7 @@ def bca(
 
 
 def interval(bootstrap: Bootstrap, confidence: float) -> tuple[float, float]:
-    """The two-sided BCa interval; the whole line where too few resamples have a value."""
+    """The two-sided BCa interval; the whole line if too few resamples have a value."""
     if bootstrap.undefined > _MOST_UNDEFINED:
         return -math.inf, math.inf
     t = float(special.stdtrit(bootstrap.degrees_of_freedom, 0.5 + confidence / 2))
@@ -130,7 +130,7 @@ def interval(bootstrap: Bootstrap, confidence: float) -> tuple[float, float]:
 def tails(bootstrap: Bootstrap, null: float, rounding: float = 0.0) -> tuple[float, float]:
     """p against 'not greater than null', and against 'not less': the inverse of `interval`.
 
-    Where all replicates and the null are one number, up to `rounding`, both are 1.
+    Both are 1 if all replicates, the estimate and the null are equal up to `rounding`.
     """
     if bootstrap.undefined > _MOST_UNDEFINED:
         return 1.0, 1.0
@@ -165,7 +165,7 @@ def infer(
     Args:
         floor: the smallest one-sided p.
         log: the statistic is the logarithm of the effect.
-        rounding: of the statistic: what is less is no difference.
+        rounding: of the statistic; smaller differences do not count.
         at_least: one-sided p of another test, which must reject too.
     """
 
@@ -180,7 +180,7 @@ def infer(
 
 
 def weighted_mean(x: np.ndarray) -> Statistic:
-    """The mean of resampled `x`, as a function of counts: exactly constant where `x` is.
+    """The mean of resampled `x`, as a function of counts; exactly constant if `x` is.
 
     >>> weighted_mean(np.array([0.1, 0.7]))(np.array([[1.0, 1.0], [2.0, 0.0]]))
     array([0.4, 0.1])
@@ -280,12 +280,12 @@ def _corrections(influences: Sequence[np.ndarray]) -> tuple[float, float, float]
 
 def _adjusted(bootstrap: Bootstrap, z: float) -> float:
     v = bootstrap.bias + z
-    # 1 - a v passes through 0 where v is large, and the quantile through infinity.
+    # For large v, 1 - a v passes through 0, and the quantile through infinity.
     return bootstrap.bias + v / max(1 - bootstrap.acceleration * v, 0.1)
 
 
 def _places(values: np.ndarray, value: float) -> tuple[int, int]:
-    """How many values lie below, and how many not above; equal but for rounding is equal."""
+    """How many values lie below `value`, and how many not above it; rounding does not count."""
     rounding = 1e-12 * max(abs(values[0]), abs(values[-1]), abs(value))
     rounding = rounding if math.isfinite(rounding) else 0.0
     left = np.searchsorted(values, value - rounding, "left")
@@ -329,5 +329,5 @@ def _score(bootstrap: Bootstrap, value: float) -> float:
     else:
         a, b = float(values[left - 1]), float(values[left])
         position = left - 1 + ((value - a) / (b - a) if math.isfinite(b - a) else 0.5)
-    position = np.clip(position, _TAIL - 1, values.size - _TAIL)  # equal values reach into the tail
+    position = np.clip(position, _TAIL - 1, values.size - _TAIL)  # equal values may reach the tail
     return float(special.ndtri(position / (values.size - 1)))

@@ -1,4 +1,4 @@
-"""Every test that a hypothesis can name, and how one is called."""
+"""Every test that a hypothesis can name, and the function that calls one."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ Kind = Literal[
 ]
 _ALIGNED = ("paired", "many-paired", "correlation")
 _TWO = (2, 2)
-_MANY = (2, 1_000)  # more groups than anybody has
+_MANY = (2, 1_000)  # more groups than any study has
 _TWO_AND_MORE = (3, 1_000)
 _ANY = (-math.inf, math.inf)
 _RANK = (-1.0, 1.0)
@@ -46,20 +46,20 @@ class Test(NamedTuple):
         kind: how its samples are gathered. 'one': one group against a number; 'independent',
             'many': groups of any sizes; 'paired', 'many-paired': unit i of one group belongs to
             unit i of the others; 'correlation': two quantities of each unit, over all groups;
-            'times': times to an event, some of them censored; 'pairwise': square arrays, model by
-            model.
+            'times': times to an event, some of them censored; 'pairwise': square arrays over the
+            models.
         effect: name and unit of its effect, for a reader.
         null: the effect under its own null hypothesis.
         groups: the least and the most groups it takes.
-        bounds: between which its effect, and so every null other than its own, lies.
+        bounds: between them lies its effect, and every null other than its own.
         margin: whether it needs a smallest effect of interest; then `p` is against that.
         equivalence: whether its claim is that there is no effect as large as the margin.
         clustered: whether it can take units that come in clusters; None: if groups share units.
-        about: what its claim is about, in a sentence, where a reader could take it for more; ''
-            where it is about the groups that are named.
+        about: what its claim is about, in a sentence, if a reader could take it for more; '' if it
+            is about the groups that are named.
     """
 
-    __test__ = False  # no test for pytest to collect
+    __test__ = False  # pytest must not collect it
 
     function: Callable[[Question], TestResult]
     kind: Kind
@@ -161,10 +161,10 @@ TESTS: Mapping[str, Test] = {
         pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0
     ),
 }
-# Of the first two groups, given the others.
+# Correlations of the first two groups, given the others.
 PARTIAL = ("partial-pearson", "partial-spearman", "partial-kendall")
 GRANULATED = ("granulated-kendall",)
-# What looks at the order of the values of groups alone.
+# Tests that look only at the order of the values of groups.
 ORDER = ("mann-whitney", "auc", "jonckheere", "page", "kruskal-wallis", "friedman")
 
 
@@ -177,17 +177,17 @@ def run(
     null: float | None = None,
     seed: int = 0,
 ) -> TestResult:
-    """What the test of this name says of samples.
+    """The result of the test of this name.
 
     Args:
-        alternative: about the first group against the others: 'greater' says that it is the larger.
+        alternative: about the first group against the others; 'greater' means that it is larger.
         margin: the smallest effect of interest, for tests that need one.
         null: the effect under the null hypothesis; None: the test's own.
         seed: of resampling, so that the same samples give the same numbers.
 
     Raises:
-        UserError: there is no such test, or it cannot take these samples or options; the message
-            starts with its name.
+        UserError: there is no such test; or it cannot take these samples or options, and the
+            message starts with its name.
 
     >>> samples = Samples((np.array([5.0, 6.0, 7.0]), np.array([1.0, 2.0, 3.0])))
     >>> result = run("mann-whitney", samples, alternative="two-sided")
@@ -207,9 +207,9 @@ def run(
 
 
 def _with_ties(test: Test, question: Question) -> Question:
-    """The same samples, where what is equal up to rounding is equal.
+    """The same question, with values made equal that are equal up to rounding.
 
-    A group of a correlation is a quantity of its own; the others are looked at together.
+    In a correlation, each group is a quantity of its own; else the groups are looked at together.
     """
     groups = question.groups
     if test.kind == "correlation":

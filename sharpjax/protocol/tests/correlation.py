@@ -1,19 +1,19 @@
 """Correlations of two quantities over units, and differences of correlations.
 
 **Independent units.** p against no association is a permutation p: exact up to 8 units (Spearman,
-Pearson, and Kendall with ties), exact up to 170 (Kendall without ties), by 9,999 random orders
-beyond. The interval, and p against any other null, come from Fisher's z = artanh(r), whose variance
-is 1/(n - 3) for Pearson, (1 + rho^2 / 2)/(n - 3) for Spearman (Bonett and Wright, Sample size
-requirements, Psychometrika 65, 2000) and .437/(n - 4) for Kendall (Fieller, Hartley and Pearson,
-Biometrika 44, 1957), more with ties. A perfect rank correlation is taken half a step below 1, so
-that its interval is no point.
+Pearson, and Kendall with ties), exact up to 170 (Kendall without ties), else by 9,999 random
+orders; for Kendall beyond 170 units (100 with ties) it is normal. The interval, and p against any
+other null, come from Fisher's z = artanh(r), whose variance is 1/(n - 3) for Pearson,
+(1 + rho^2 / 2)/(n - 3) for Spearman (Bonett and Wright, Sample size requirements, Psychometrika 65,
+2000) and .437/(n - 4) for Kendall (Fieller, Hartley and Pearson, Biometrika 44, 1957), more with
+ties. A perfect rank correlation is taken half a step below 1, so that its interval is not a point.
 
 **Clusters** (layers of a seed; arms that share seeds). Units of a cluster are not exchangeable, and
-what holds between the layers, or the arms, of every seed is the very association that is asked for;
-so nothing is permuted, and the claim is about new seeds of these arms, not about other arms (for
-those there is `spearman_over_arms`). Clusters are drawn with all their units: interval and p are
-those of `protocol.tests.bootstrap`. So are those of all differences of correlations: their units,
-or clusters, are drawn once for both.
+what holds between the layers, or the arms, of every seed is the very association in question. So
+nothing is permuted, and the claim is about new seeds of these arms, not about other arms (for those
+there is `spearman_over_arms`). Clusters are drawn with all their units; interval and p are those of
+`protocol.tests.bootstrap`. The same holds for all differences of correlations: their units, or
+clusters, are drawn once for both.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ class _Coefficient(NamedTuple):
     """One coefficient.
 
     Attributes:
-        of: x, y to the function of counts.
-        tails: x, y, seed to p against no association: greater, less.
+        of: from x, y to the function of counts.
+        tails: from x, y, seed to p against no association: greater, less.
         lost: z has the variance of n - `lost` units.
-        variance: coefficient, x, y to the variance of z times (n - lost).
-        step: between the two largest values that it can take.
+        variance: from coefficient, x, y to the variance of z times (n - lost).
+        step: from n to the distance between the two largest values.
     """
 
     of: Callable[[np.ndarray, np.ndarray], bootstrap.Statistic]
@@ -55,11 +55,11 @@ def spearman(question: Question) -> TestResult:
 def spearman_over_arms(question: Question) -> TestResult:
     """Spearman's rho of the means of arms, each over its seeds, layers and so on; null 0.
 
-    An arm is one unit: p permutes arms, exactly up to 8 of them, and is right where arms are drawn
-    at random. `spearman` with the seeds for clusters takes the arms as given: where both quantities
-    differ between arms, independently, it rejects at .05 in .21 (by 1 standard deviation of a
-    seed) to .66 (by 3) of 2,000 simulated studies of 8 arms and 10 seeds, two-sided, and this test
-    in .046 and .048 (standard error .005). Units without arms are an arm each.
+    An arm is one unit. p permutes arms, exactly up to 8 of them, and is right if the arms are drawn
+    at random. `spearman` with the seeds as clusters takes the arms as given. If both quantities
+    differ between arms, independently, it rejects at .05 (two-sided) in .21 (differences of 1
+    standard deviation of a seed) to .66 (of 3) of 2,000 simulated studies of 8 arms and 10 seeds.
+    This test rejects in .046 and .048 (standard error .005). Units without arms are an arm each.
     """
     arms = np.arange(question.sizes[0]) if question.arms is None else question.arms
     count = np.bincount(arms)
@@ -81,9 +81,9 @@ def pearson(question: Question) -> TestResult:
 def fit_error(question: Question) -> TestResult:
     """RMSE of the line that predicts the second group from the first, over the RMSE of its mean.
 
-    It is sqrt(1 - r^2): 1 where the first group predicts nothing, which is the null; 'less' asks
-    whether it predicts. All of it is said of r by `pearson` and carried over: the effect is
-    below e where r is above sqrt(1 - e^2) or below its negative.
+    It is sqrt(1 - r^2): 1 if the first group predicts nothing, which is the null; 'less' asks
+    whether it predicts. Everything is derived from what `pearson` says about r: the effect is below
+    e if r is above sqrt(1 - e^2) or below its negative.
     """
     r0 = math.sqrt(1 - question.null * question.null)
 
@@ -117,7 +117,8 @@ def _left_over(r: float) -> float:
 
 
 def kendall_difference(question: Question) -> TestResult:
-    """|tau(a, y)| - |tau(b, y)| for groups a, b, y over the same units: which one tracks y better.
+    """|tau(a, y)| - |tau(b, y)| for groups a, b, y over the same units: which of a and b tracks y
+    better.
 
     By the bootstrap over units, or over clusters; null 0.
     """
@@ -144,7 +145,7 @@ def _test(question: Question, coefficient: _Coefficient) -> TestResult:
     middle = math.atanh(min(max(effect, -most), most))
     if question.null == 0:
         tails = coefficient.tails(x, y, question.seed)
-        if coefficient is not _KENDALL:  # exact where there are no ties
+        if coefficient is not _KENDALL:  # exact if there are no ties
             floor = shuffle.least(1 / floor)
     elif spread is None:
         tails = (1.0, 1.0)
@@ -163,7 +164,7 @@ def _test(question: Question, coefficient: _Coefficient) -> TestResult:
 
 
 def _kendall_variance(_: float, x: np.ndarray, y: np.ndarray) -> float:
-    """Fieller's, times what ties add to the variance of tau-b under no association."""
+    """Fieller's variance, times the factor that ties add to that of tau-b under no association."""
     n = x.size
     first, second = (np.unique(v, return_counts=True)[1].astype(np.float64) for v in (x, y))
     pairs = [float((t * (t - 1)).sum()) for t in (first, second)]

@@ -7,17 +7,17 @@ from sharpjax.protocol.tests.result import TestResult
 
 
 def identical(question: Question) -> TestResult:
-    """What a deterministic comparison says, in the shape of a test: p is 0 or 1 by convention.
+    """A deterministic comparison in the form of a test: p is 0 or 1 by convention.
 
-    'two-sided' claims that all units are the same in both groups, within `margin` (0: equal as
-    float64). 'greater' and 'less' claim that the first group is so in every unit, by more than
-    `margin`; 'greater' is refuted where the first group is less in every unit. p is 0 where the
-    claim holds, else 1; opposite_p is 0 where it is refuted, else 1. For 'two-sided' one of them is
-    always 0.
+    'two-sided' claims that every unit is the same in both groups, within `margin` (0: equal as
+    float64). 'greater' claims that the first group is larger in every unit by more than `margin`,
+    and is refuted if it is smaller in every unit by more than `margin`; 'less' is the reverse. p is
+    0 if the claim holds, else 1; opposite_p is 0 if it is refuted, else 1. For 'two-sided', one of
+    them is always 0.
 
-    The effect is the difference, first less second, of the unit that speaks most against the
-    claim: the largest in magnitude for 'two-sided', else the one nearest to the other side. Its
-    interval is the number itself. `null` shifts the second group.
+    The effect is the difference, first less second, of the unit that speaks most against the claim:
+    the largest in magnitude for 'two-sided', else the one nearest to the other side. Its interval
+    is that number alone. `null` shifts the second group.
     """
     first, second = question.groups
     differences = first - second - question.null

@@ -1,8 +1,8 @@
 """Exact null distributions of rank tests, with ties, by convolution.
 
-Statistics are sums of whole numbers (doubled midranks), so that ties cost no approximation: under
-the null every pattern of signs, or every choice of the first group, is as likely as any other,
-whatever the numbers are. scipy tabulates the case without ties only.
+Statistics are sums of whole numbers (doubled midranks), so ties need no approximation: under the
+null every pattern of signs, or every choice of the first group, is equally likely, whatever the
+numbers are. scipy tabulates only the case without ties.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-# Table entries touched before the normal law takes over: about 2 ms. The last tables are kept.
+# Above so many table entries (about 2 ms) the normal law is used. The last tables are kept.
 _MAX_CELLS = 4_000_000
 
 
@@ -27,12 +27,12 @@ class Tails(NamedTuple):
 def sign_flips(weights: np.ndarray, statistic: int) -> Tails:
     """Tails of S = sum of b_i w_i, where each b_i is 0 or 1 with probability 1/2.
 
-    Exact while n * sum(w) is below four million (200 ranks without ties); above, normal with
+    Exact while n * sum(w) is at most four million (199 ranks without ties); above, normal with
     continuity correction.
 
     Args:
         weights: whole numbers, none negative.
-        statistic: the sum of those of positive sign.
+        statistic: the sum of the weights with a positive sign.
 
     >>> sign_flips(np.array([2, 4, 6]), 12)
     Tails(greater=0.125, less=1.0)
@@ -53,9 +53,9 @@ def sign_flips(weights: np.ndarray, statistic: int) -> Tails:
 def rank_sum(doubled_ranks: np.ndarray, size: int, statistic: int) -> Tails:
     """Tails of the sum of `size` of `doubled_ranks` (midranks times two), drawn at random.
 
-    Exact while size * N * (largest sum) is below four million (two groups of 33 without ties);
-    above, normal with continuity correction and the variance of a finite population, which holds
-    under ties.
+    Exact while (size + 1) * N * (largest sum) is at most four million (two groups of 33 without
+    ties); above, normal with continuity correction and the variance of a finite population, which
+    holds under ties.
 
     >>> rank_sum(np.array([2, 4, 6, 8]), 2, 14)
     Tails(greater=0.16666666666666666, less=1.0)
@@ -75,7 +75,7 @@ def rank_sum(doubled_ranks: np.ndarray, size: int, statistic: int) -> Tails:
 
 
 def arrangements(sizes: Sequence[int]) -> float:
-    """In how many ways N units fall into groups of these sizes: N! / prod n_i!
+    """The number of ways in which N units fall into groups of these sizes: N! / prod n_i!
 
     >>> arrangements([3, 3]), arrangements([3, 3, 3]), arrangements([5000, 5000])
     (20.0, 1680.0, inf)
@@ -128,12 +128,12 @@ def _rank_sum_tails(ranks: tuple[int, ...], size: int) -> tuple[np.ndarray, np.n
 
 
 def _rank_sum_counts(ranks: tuple[int, ...], size: int) -> np.ndarray:
-    """In how many ways `size` of the ranks, ascending, have each sum."""
+    """In how many ways `size` of the ascending ranks have each sum."""
     largest = sum(ranks[len(ranks) - size :])
     counts = np.zeros((size + 1, largest + 1))
     counts[0, 0] = 1.0
     for rank in ranks:
-        # numpy evaluates the right-hand side before it adds: no rank is drawn twice.
+        # numpy evaluates the right-hand side before it adds, so no rank is drawn twice.
         counts[1:, rank:] += counts[:-1, : largest + 1 - rank]
     return counts[size]
 

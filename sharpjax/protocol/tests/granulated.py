@@ -1,19 +1,19 @@
-"""Granulated correlation: groups x, y, then one or more hyperparameters that units are made with.
+"""Granulated correlation: groups x, y, then one or more hyperparameters of the units.
 
-Does a measure say which of two models generalises better when **one** hyperparameter differs? Over
-a grid a correlation of all units can come from a single axis. So (Jiang et al., 2019, arXiv
+Does a measure say which of two models generalises better if only **one** hyperparameter differs?
+Over a grid, a correlation of all units can come from a single axis. So (Jiang et al., 2019, arXiv
 1912.02178, section 4.1)
 
     psi_i = mean of tau over groups of units in which all hyperparameters but the i-th are the same
     Psi   = mean of psi_i over the hyperparameters
 
-where tau of a group is (concordant - discordant) pairs over all pairs (tau-a: a tie in x or y
-counts 0), of the pairs that differ in hyperparameter i. A group without such a pair does not count.
+The tau of a group is (concordant - discordant) pairs over all pairs (tau-a: a tie in x or y counts
+0), of the pairs that differ in hyperparameter i. A group without such a pair does not count.
 
 **Clusters.** The units of one seed are a cluster, and the seed is held fixed too: only models of
-one seed are compared with each other. Then Psi is a mean over seeds of what each seed says, and
-seeds are drawn for interval and p (`protocol.tests.bootstrap`), which is never below 2^-seeds, that
-of the signs of so many seeds. **Independent units** are drawn one by one. Either way the claim is
+one seed are compared with each other. Then Psi is a mean over seeds of what each seed says. Seeds
+are drawn for interval and p (`protocol.tests.bootstrap`), and p is never below 2^-seeds, the floor
+of a sign test of so many seeds. **Independent units** are drawn one by one. Either way the claim is
 about new seeds of these hyperparameters.
 """
 
@@ -29,12 +29,12 @@ from sharpjax.protocol.tests.result import TestResult
 
 
 class _Group(NamedTuple):
-    """Units of which all hyperparameters but one are the same.
+    """Units in which all hyperparameters but one are the same.
 
     Attributes:
-        units: their places, [g].
+        units: their indices, [g].
         concordance: 1, -1 or 0 for each pair that differs in that one, [g, g].
-        counted, by_x, by_y: 1 for each such pair; that differs in x, in y, too.
+        counted, by_x, by_y: 1 for each such pair; for by_x and by_y only if x, or y, differs too.
     """
 
     units: np.ndarray
@@ -84,7 +84,8 @@ def _groups(
 
 
 def _clustered(groups: Sequence[_Group]) -> Statistic:
-    """A group lies in one cluster, so it counts as often as that was drawn, and its tau stays."""
+    """A group lies in one cluster, so it counts as often as that was drawn, and its tau is
+    constant."""
     first = np.array([group.units[0] for group in groups])
     tau = np.array([group.concordance.sum() / group.counted.sum() for group in groups])
     vary = [np.array([float(g[i].any()) for g in groups]) for i in (3, 4)]
@@ -98,7 +99,7 @@ def _clustered(groups: Sequence[_Group]) -> Statistic:
 
 
 def _independent(groups: Sequence[_Group]) -> Statistic:
-    """Of the pairs that were drawn; a unit drawn twice is no pair. Cost: g^2 a group."""
+    """Over the pairs that were drawn; a unit drawn twice is not a pair. Cost: g^2 per group."""
 
     def psi(counts: np.ndarray) -> np.ndarray:
         total, number, by_x, by_y = (np.zeros(counts.shape[:-1]) for _ in range(4))

@@ -1,14 +1,14 @@
 """Means, their ratios, and differences of both, by the bootstrap of `protocol.tests.bootstrap`.
 
-BCa intervals corrected for few units, and p values that invert them. A ratio is resampled as its
-logarithm, where it is nearest to symmetric; the BCa interval does not depend on that, its
+Intervals are BCa, corrected for few units, and p values invert them. A ratio is resampled as its
+logarithm, which is closer to symmetric. The BCa interval does not depend on that, but its
 continuation beyond the outermost replicates does. A resample whose denominator is not positive
-counts as an infinite ratio, so that a denominator near 0 makes the interval wide; samples whose own
-denominator is not positive have no ratio: NaN, and p = 1. A ratio that is not positive itself
+counts as an infinite ratio, so a denominator near 0 makes the interval wide. Samples whose own
+denominator is not positive have no ratio: NaN, and p = 1. A ratio that is itself not positive
 (quantised models that never disagree with their base) has no logarithm, and is resampled as it is.
 
-In paired tests unit i (a seed, a base model) is the same in every group, and is drawn in all of
-them at once, with its whole cluster where there are clusters; the others draw each group by itself.
+In paired tests, unit i (a seed, a base model) is the same in every group. It is drawn in all groups
+at once, with its whole cluster if there are clusters. The other tests draw each group by itself.
 """
 
 import math
@@ -37,12 +37,12 @@ def mean_difference(question: Question) -> TestResult:
 def ratio_of_means(question: Question) -> TestResult:
     """mean(a) / mean(b) of two independent groups; null 1.
 
-    p is the larger of the bootstrap's and of the permutation p of Welch's t, of a / null against b.
-    The second is right where the two laws differ by a factor alone, whatever their skewness: for
-    lognormal groups of 10, 20 and 40, and 10 and 30, with log deviations of .3 to 1, a one-sided
-    test at .05 rejects in .036 to .051 of 4,000 simulated studies (standard error .0035). The
-    bootstrap alone does so in up to .079, and .12 for 10 and 30. Neither helps where the
-    skewnesses differ much: with log deviations of .3 and 1 the skewed group is found to be the
+    p is the larger of two: that of the bootstrap, and the permutation p of Welch's t, of a / null
+    against b. The second is right if the two distributions differ only by a factor, however skewed
+    they are: for lognormal groups of 10, 20 and 40, and 10 and 30, with log deviations of .3 to 1,
+    a one-sided test at .05 rejects in .036 to .051 of 4,000 simulated studies (standard error
+    .0035). The bootstrap alone does so in up to .079, and .12 for 10 and 30. Neither helps if the
+    skewnesses differ much: with log deviations of .3 and 1, the skewed group is found to be the
     smaller in .14 to .15 of studies at n = 10, .11 at 20, .09 at 40.
     """
     return _ratio(question)
@@ -69,7 +69,7 @@ def paired_log_ratio_difference(question: Question) -> TestResult:
 
 
 def log_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """log(a / b) for positive b: -inf where a is not, inf where b is not, NaN where neither is.
+    """log(a / b): -inf where a is not positive, inf where b is not, NaN where neither is.
 
     >>> log_ratio(np.array([1.0, 0.0, 1.0, -1.0]), np.array([1.0, 1.0, -1.0, 0.0]))
     array([  0., -inf,  inf,  nan])
@@ -84,7 +84,7 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _ratio(question: Question, *, paired: bool = False, logs: bool = False) -> TestResult:
-    """Of two groups their ratio; of four the difference of two ratios, or of their `logs`."""
+    """For two groups, their ratio; for four, the difference of two ratios, or of their `logs`."""
     groups = question.groups
     positive = [bool(group.mean() > 0) for group in groups]
     if not all(positive[1::2]) or (logs and not all(positive)):
@@ -98,10 +98,10 @@ def _ratio(question: Question, *, paired: bool = False, logs: bool = False) -> T
 
 
 def _permuted(first: np.ndarray, second: np.ndarray, seed: int) -> tuple[float, float]:
-    """Tails of Welch's t over the choices of the first group's units (Janssen 1997).
+    """Tails of Welch's t over the choices of units for the first group (Janssen 1997).
 
-    t is taken as d / sqrt(s^2 + d^2), d the difference of means and s its standard error, which is
-    finite without spread.
+    t is taken as d / sqrt(s^2 + d^2), with d the difference of means and s its standard error; this
+    is finite without spread.
 
     >>> _permuted(np.array([5.0, 6.0, 7.0]), np.array([1.0, 2.0, 3.0]), 0)[0] * 20
     1.0
@@ -128,8 +128,8 @@ def _squared_error(sums: np.ndarray, squares: np.ndarray, size: int) -> np.ndarr
 
 
 def _floor(question: Question, paired: bool) -> float:
-    """The smallest one-sided p. Of four groups that of the smaller pair of numerators, or of
-    denominators: the others may not vary at all."""
+    """The smallest one-sided p. For four groups it is the larger of two floors, that of the
+    numerators and that of the denominators, because the other pair may not vary at all."""
     if paired:
         return bootstrap.units_floor(question.units)
     sizes = question.sizes
@@ -138,8 +138,8 @@ def _floor(question: Question, paired: bool) -> float:
 
 
 def _resolution(of_means: Callable[..., np.ndarray], groups: tuple[np.ndarray, ...]) -> float:
-    """What of a function of the means of groups is rounding, to first order: `RESOLUTION` of the
-    largest number of each group.
+    """The rounding error of a function of group means, to first order, if each mean is off by
+    `RESOLUTION` of the largest number of its group.
 
     >>> found = _resolution(lambda a, b: a - b, (np.array([1.0, 3.0]), np.array([-2.0])))
     >>> round(found / RESOLUTION, 6)
@@ -166,8 +166,8 @@ def _test(
 
     Args:
         log: it is the logarithm of the effect.
-        rounding: as `bootstrap.infer` has it; None: from the groups.
-        permuted: as `ratio_of_means` has it.
+        rounding: as in `bootstrap.infer`; None: from the groups.
+        permuted: as in `ratio_of_means`.
     """
     strata, floor = (question.units,) if paired else question.sizes, _floor(question, paired)
     if min(strata) < 2:

@@ -1,10 +1,9 @@
-"""Whether several groups differ at all: Kruskal and Wallis for independent ones, Friedman for
-paired.
+"""Whether several groups differ at all: Kruskal-Wallis (independent groups), Friedman (paired).
 
-Both take p from permutations of the ranks (all of them where they are few, 9,999 random ones
-otherwise), since chi squared is far off for a few units (three groups of three wholly
-apart: .027, exactly .0036). Ties need no correction then. No interval is given: the effects are 0
-only if all groups are alike to the last unit, and their bootstrap intervals start above the truth.
+Both take p from permutations of the ranks (all of them if they are few, else 9,999 random ones),
+because chi squared is far off for a few units: for three completely separated groups of three it
+gives .027, and the exact p is .0036. So ties need no correction. There is no interval: the effects
+are 0 only if all groups are exactly alike, so their bootstrap intervals start above the truth.
 """
 
 import math
@@ -18,14 +17,14 @@ from sharpjax.protocol.tests import exact, shuffle
 from sharpjax.protocol.tests.question import Question
 from sharpjax.protocol.tests.result import TestResult
 
-_SHUFFLED = 500  # units up to which ranks are shuffled; chi squared is good far below that
+_SHUFFLED = 500  # up to so many units, ranks are shuffled; chi squared is good far below
 
 
 def kruskal_wallis(question: Question) -> TestResult:
     """Kruskal-Wallis test; the effect is epsilon squared, H / (N - 1).
 
-    That is the share of the variance of the mid-ranks that lies between the groups: 0 for equal
-    mean ranks, 1 where each group is one value. p is chi squared's above 500 units.
+    It is the share of the variance of the mid-ranks that lies between the groups: 0 for equal mean
+    ranks, 1 if each group has a single value. Above 500 units, p is from chi squared.
 
     Raises:
         UserError: a direction, or a null other than 0.
@@ -35,7 +34,7 @@ def kruskal_wallis(question: Question) -> TestResult:
     ranks = stats.rankdata(np.concatenate(groups))
     ranks -= ranks.mean()
     total = float((ranks**2).sum())
-    # Constant groups are as extreme where those of one size change places.
+    # If groups of one size change places, constant groups stay as extreme.
     same = math.prod(math.factorial(count) for count in Counter(sizes).values())
     least = shuffle.least(exact.arrangements(sizes) / same)
     if total == 0:
@@ -57,8 +56,8 @@ def kruskal_wallis(question: Question) -> TestResult:
 def friedman(question: Question) -> TestResult:
     """Friedman test over units that all groups share; the effect is Kendall's W.
 
-    W = chi^2 / (n (k - 1)), corrected for ties: 1 where all units rank the groups alike, 0 where
-    the mean ranks are equal. p is chi squared's above 500 values.
+    W = chi^2 / (n (k - 1)), corrected for ties: 1 if all units rank the groups alike, 0 if the mean
+    ranks are equal. Above 500 values, p is from chi squared.
 
     Raises:
         UserError: a direction, or a null other than 0.
@@ -66,7 +65,7 @@ def friedman(question: Question) -> TestResult:
     _check(question)
     k, n, sizes = len(question.groups), question.units, question.sizes
     ranks = 2 * stats.rankdata(np.stack(question.groups, axis=1), axis=1) - (k + 1)
-    # One unit's order may be any: all others must agree with it.
+    # The order of one unit is arbitrary; all others must agree with it.
     least = shuffle.least(math.exp(min((n - 1) * math.lgamma(k + 1), 600.0)))
     most = n * float((ranks**2).sum())
     if most == 0:

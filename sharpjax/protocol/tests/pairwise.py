@@ -1,10 +1,10 @@
-"""Statistics of pairs of models: mean disagreement, say, between the seeds of one arm.
+"""Statistics of pairs of models, such as the mean disagreement between the seeds of one arm.
 
-The n (n - 1) values of n models are not as many observations: each model is in 2 (n - 1) of them.
-Their spread over sqrt(n (n - 1)) is a standard error about 3.3 times too small at n = 10. The mean
-over pairs is a U-statistic, and its standard error is the jackknife's that leaves out one model,
-with all its pairs, at a time (Arvesen, Jackknifing U-statistics, Annals of Mathematical Statistics
-40, 1969):
+The n (n - 1) values of n models are not independent: each model is in 2 (n - 1) of them. Their
+spread over sqrt(n (n - 1)) is a standard error about 3.3 times too small at n = 10. The mean over
+pairs is a U-statistic. Its standard error is that of the jackknife that leaves out one model at a
+time, with all its pairs (Arvesen, Jackknifing U-statistics, Annals of Mathematical Statistics 40,
+1969):
 
     se^2 = (n - 1)/n sum_i (theta_(-i) - mean theta_(-.))^2,     t with n - 1 degrees of freedom
 """
@@ -23,18 +23,18 @@ from sharpjax.protocol.tests.result import TestResult
 def pairwise_difference(question: Question) -> TestResult:
     """Mean over pairs of the first group's models less that of the second's; null 0.
 
-    Model i of one group goes with model i of the other (the same seed), and both are left out at
-    once: right for models that share initialisation and data order, and for those that share
-    nothing. Jackknife and t, no resampling.
+    Model i of one group belongs to model i of the other (the same seed), and both are left out
+    together. This is right for models that share initialisation and data order, and for those that
+    share nothing. It uses the jackknife and t, without resampling.
 
     Raises:
-        UserError: not two square arrays of one size; fewer than three models; pairs that are not
-            finite.
+        UserError: the groups are not two square arrays of one size; there are fewer than three
+            models; a pair is not finite.
     """
     first, second = _read(question.groups)
     n = len(first)
     effect, error = jackknife(first - second)
-    # Values that agree to rounding have no spread.
+    # Values that are equal up to rounding have no spread.
     rounding = 1e-12 * max(np.nanmax(np.abs(first)), np.nanmax(np.abs(second)))
     floor = bootstrap.units_floor(n)
     excess = effect - question.null
@@ -54,7 +54,7 @@ def pairwise_difference(question: Question) -> TestResult:
 
 
 def jackknife(array: np.ndarray) -> tuple[float, float]:
-    """The mean off the diagonal of a square array, and the standard error of it.
+    """The mean off the diagonal of a square array, and its standard error.
 
     >>> jackknife(np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 6.0], [2.0, 6.0, np.nan]]))
     (3.0, 3.055050463303893)

@@ -1,28 +1,28 @@
 """Correlations of two quantities with others held fixed: groups x, y, then one or more covariates.
 
-Does the stable rank of a layer say anything of its accuracy that its size does not? Both x and y
-are predicted from the covariates by the line of least squares (with an intercept), and what is left
-of them is correlated:
+Does the stable rank of a layer say anything about its accuracy that its size does not? Both x and y
+are predicted from the covariates by the line of least squares (with an intercept), and the
+residuals are correlated:
 
     partial-pearson     Pearson's r of the residuals
     partial-spearman    the same of mid-ranks: x, y and covariates are ranked first
     partial-kendall     Kendall's tau-b of the residuals of mid-ranks
 
 For one covariate the first is (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)), and the second
-that of Spearman's rho. **Kendall's own formula (Biometrika 30, 1938) puts tau in place of r; here
-it is not used**, because it is not 0 where x and y have z in common and nothing else: for x = z + e
+is that of Spearman's rho. **Kendall's own formula (Biometrika 30, 1938) puts tau in place of r. It
+is not used here**, because it is not 0 if x and y have z in common and nothing else: for x = z + e
 and y = z + e', all normal with variance 1, it is (1/3 - 1/4) / (3/4) = 1/9, and a large enough
 sample calls that an association. Residuals of ranks leave about .01 (Spearman's formula: .0118).
 
-What a covariate does beyond a straight line (of values, or of ranks) is not taken out.
+Only the linear effect of a covariate (of its values, or of its ranks) is taken out.
 
-**Independent units.** n units and k covariates that are no combinations of each other know as much
-as n - k units without. p against no association: t with n - 2 - k degrees of freedom, exact for
-Pearson of normal samples; for Kendall tau is normal with variance 2 (2m + 5) / (9 m (m - 1)),
-m = n - k. None is below 1 / m!. Interval, and p against other nulls: Fisher's z with the variances
-of `protocol.tests.correlation`, n - k in place of n. **Clusters** (layers of a seed) are drawn with
-all their units, and ranks and lines are found anew in each resample: interval and p are the
-bootstrap's, as of correlations without covariates, and the claim is about new seeds.
+**Independent units.** n units with k linearly independent covariates know as much as n - k units
+without. p against no association is from t with n - 2 - k degrees of freedom, exact for Pearson of
+normal samples; for Kendall, tau is normal with variance 2 (2m + 5) / (9 m (m - 1)), m = n - k. No p
+is below 1 / m!. The interval, and p against other nulls, are from Fisher's z with the variances of
+`protocol.tests.correlation`, with n - k in place of n. **Clusters** (layers of a seed) are drawn
+with all their units, and ranks and lines are found again in each resample. Interval and p are the
+bootstrap's, as for correlations without covariates, and the claim is about new seeds.
 """
 
 import math
@@ -38,10 +38,10 @@ from sharpjax.protocol.tests.question import Question, conclude, nothing_known
 from sharpjax.protocol.tests.result import TestResult
 
 NOTHING_LEFT = "a quantity does not vary, or follows from the covariates"
-_DETERMINED = 1e-12  # of the variance: a quantity of which no more is left follows from the others
-_CONSTANT = 1e-26  # of the largest square: what rounding leaves of equal values
-_RANK = 1e-10  # of the largest eigenvalue of the correlations of the covariates
-_TIED = 1e-9  # of the largest residual
+_DETERMINED = 1e-12  # share of the variance: with less left, a quantity follows from the others
+_CONSTANT = 1e-26  # share of the largest square: what rounding leaves of equal values
+_RANK = 1e-10  # share of the largest eigenvalue of the correlations of the covariates
+_TIED = 1e-9  # share of the largest residual
 _CHUNK = 2**20  # numbers held at a time
 
 
@@ -49,12 +49,12 @@ class _Coefficient(NamedTuple):
     """One coefficient of residuals.
 
     Attributes:
-        of: residuals of x and of y, counts, all [r, n], to [r].
-        ranked: whether ranks are what is predicted.
+        of: from residuals of x and of y, and counts, all [r, n], to [r].
+        ranked: whether ranks are predicted instead of values.
         lost: Fisher's z has the variance of n - k - `lost` units.
-        variance: that variance times their number.
-        score: coefficient, n - k to (degrees of freedom of t, t) under no association.
-        step: n - k to the distance of the two largest values.
+        variance: from the coefficient to that variance times their number.
+        score: from coefficient, n - k to (degrees of freedom of t, t) under no association.
+        step: from n - k to the distance between the two largest values.
     """
 
     of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -76,7 +76,8 @@ def partial_spearman(question: Question) -> TestResult:
 
 
 def partial_kendall(question: Question) -> TestResult:
-    """Kendall's tau-b of what the ranks of others leave of the ranks of the first two; null 0."""
+    """Kendall's tau-b of the rank residuals of the first two groups, the others held fixed; null 0.
+    """
     return _test(question, _KENDALL)
 
 
@@ -123,7 +124,7 @@ def _is_constant(result: TestResult) -> bool:
 def _statistic(groups: Sequence[np.ndarray], coefficient: _Coefficient) -> Statistic:
     """The coefficient as a function of how often each unit was drawn.
 
-    Cost: n k^2 a resample; n^2 for Kendall, and k n^2 for ranks.
+    Cost: n k^2 per resample; n^2 for Kendall, and k n^2 for ranks.
     """
     size = groups[0].size
     columns = [_Column(group, coefficient.ranked) for group in groups]
@@ -170,7 +171,7 @@ class _Column:
 
 
 def _standardised(covariates, weights: np.ndarray, columns: Sequence[_Column]) -> np.ndarray:
-    """The covariates with variance 1, and 0 where they are constant: [r, k, n]."""
+    """The covariates with variance 1, or 0 if they are constant: [r, k, n]."""
     scaled = []
     for values, column in zip(covariates, columns, strict=True):
         variance = (weights * values**2).sum(-1, keepdims=True)
@@ -184,7 +185,7 @@ def _correlations(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _ranks_of(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How many of the covariates are no combinations of the others, in each resample."""
+    """How many of the covariates are linearly independent, in each resample."""
     values = np.linalg.eigvalsh(_correlations(design, weights))
     return (values > _RANK * np.maximum(values[:, -1:], _RANK)).sum(-1)
 
@@ -198,7 +199,7 @@ def _rank(covariates: Sequence[np.ndarray], coefficient: _Coefficient) -> int:
 
 
 def _residual(values, design: np.ndarray, weights: np.ndarray, column: _Column) -> np.ndarray:
-    """What the line of least squares leaves; NaN where that is nothing."""
+    """What the line of least squares leaves; NaN if that is nothing."""
     inverse = np.linalg.pinv(_correlations(design, weights), rcond=_RANK, hermitian=True)
     moments = design @ (weights * values)[:, :, None]
     left = values - (np.swapaxes(inverse @ moments, 1, 2) @ design)[:, 0, :]
@@ -224,7 +225,7 @@ def _tau(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _signs(left: np.ndarray) -> np.ndarray:
-    """Which of two units has more left: [r, n, n]; equal but for rounding is equal."""
+    """Which of two units has the larger residual: [r, n, n]; equal up to rounding is equal."""
     apart = left[:, :, None] - left[:, None, :]
     least = _TIED * np.abs(left).max(-1)[:, None, None]
     return np.where(np.abs(apart) > least, np.sign(apart), np.where(np.isnan(apart), np.nan, 0.0))

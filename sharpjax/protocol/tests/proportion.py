@@ -8,14 +8,15 @@ from sharpjax.protocol.tests.result import TestResult
 
 
 def binomial(question: Question) -> TestResult:
-    """Exact binomial test of one group of zeros and ones, with Clopper and Pearson's interval.
+    """Exact binomial test of one group of zeros and ones, with the Clopper-Pearson interval.
 
     The effect is the share of ones. p is the binomial tail; two-sided, the probability of all
-    counts no likelier than the one seen (as scipy and R have it). The null is 0.5 unless given.
+    counts that are not likelier than the observed one (as in scipy and R). The null is 0.5 unless
+    given.
 
-    The interval is the one-sided tests inverted, so that it covers at least as often as it says; a
-    claim that a proportion lies within a margin is made wrongly with probability alpha at most.
-    (Wilson's interval, nearer to its confidence on average, makes such claims in up to .0725 at a
+    The interval inverts the one-sided tests, so it covers at least as often as it says. A wrong
+    claim that a proportion lies within a margin then has probability alpha at most. (Wilson's
+    interval is nearer to its confidence on average, but makes such claims in up to .0725 at a
     nominal .05.)
 
     Raises:

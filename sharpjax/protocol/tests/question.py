@@ -1,7 +1,7 @@
 """What a test is asked, and how its answer is put together.
 
-`protocol.tests.catalog` makes a `Question` of samples and options, once for all tests; here is how
-the samples are read and refused.
+`protocol.tests.catalog` makes a `Question` of samples and options, once for all tests. This module
+reads the samples and refuses those that no test can use.
 """
 
 import math
@@ -14,10 +14,10 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.tests.result import Alternative, TestResult
 
 ONE_UNIT = "a group has one unit, whose spread nobody knows"
-# Of the larger of two numbers: what differs by less differs by rounding.
+# Share of the larger of two numbers; smaller differences are rounding.
 RESOLUTION = 8 * float(np.finfo(np.float64).eps)
 _LARGEST = 1e150  # squares of larger numbers overflow
-_ROUNDING = 1e-9  # of the tail that belongs to a confidence
+_ROUNDING = 1e-9  # share of the tail of a confidence
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,18 @@ class Question:
     """Samples and options that a test can rely on.
 
     Attributes:
-        groups: float64 vectors without gaps, of one length where units belong together (square
-            arrays, as given, for pairwise tests).
-        alternative: about the first group against the others: 'greater' says that it is the larger.
+        groups: float64 vectors of finite numbers, of one length if units belong together (for
+            pairwise tests, square arrays as given).
+        alternative: about the first group against the others; 'greater' means that it is larger.
         null: the effect under the null hypothesis.
         margin: the smallest effect of interest; above 0 for the tests that need one.
-        bounds: between which the effect lies.
+        bounds: the effect lies between them.
         seed: of resampling, so that the same samples give the same numbers.
-        units: how many independent units the first group has: clusters, where there are any.
-        clusters: the number 0, 1, ... of each unit's cluster; None where units are independent.
+        units: how many independent units the first group has: clusters, if there are any.
+        clusters: the number 0, 1, ... of each unit's cluster (for `auc`, the labels as given); None
+            if units are independent.
         seen: as in `Samples`.
-        arms: the number 0, 1, ... of each unit's arm; None where they were not told apart.
+        arms: the number 0, 1, ... of each unit's arm; None if arms are not told apart.
     """
 
     groups: tuple[np.ndarray, ...]
@@ -50,7 +51,7 @@ class Question:
     arms: np.ndarray | None = None
 
     def reach(self, effect: float) -> tuple[float, float]:
-        """All that the effect could be: the test's bounds; more where the estimate is beyond."""
+        """All that the effect could be: the test's bounds, or from -inf if it is below them."""
         low, high = self.bounds
         return -math.inf if effect < low else low, high
 
@@ -75,20 +76,20 @@ def conclude(
     floor: float = 0.0,
     least: tuple[float, float] | None = None,
 ) -> TestResult:
-    """The result of a test, in which p and interval agree.
+    """The result of a test, with p and interval made to agree.
 
-    No one-sided p is below `floor`, and at a confidence whose tail is, the interval is all there
-    is: a test that cannot reject anything does not exclude anything. Where p comes by another way
-    than the interval (an exact distribution beside a normal one), the interval is moved out to the
-    null wherever p does not reject it. So an interval at confidence 1 - 2a that leaves out the null
-    always has a one-sided p of at most a; the other way round it holds up to what the two ways
-    differ by, and exactly where they are one.
+    No one-sided p is below `floor`. At a confidence whose tail is below `floor`, the interval is
+    everything possible: a test that cannot reject anything does not exclude anything. If p is found
+    in another way than the interval (exact beside normal), the interval is extended to the null
+    whenever p does not reject it. So if an interval at confidence 1 - 2a leaves out the null, there
+    is a one-sided p of at most a. The converse holds up to the difference between the two ways,
+    exactly if they are the same.
 
     Args:
-        interval: of a confidence; NaN where the test gives none.
+        interval: of a confidence; NaN if the test gives none.
         greater, less: the one-sided p.
         floor: the smallest one-sided p of any samples of these sizes, whatever the null.
-        least: the same where it depends on the null, for `greater` and `less`.
+        least: the same if it depends on the null, for `greater` and `less`.
     """
     greater, less = (min(1.0, max(floor, p)) for p in (greater, less))
     p, opposite_p = directed(question.alternative, greater, less)
@@ -112,7 +113,7 @@ def conclude(
 
 
 def nothing_known(question: Question, effect: float, why: str, floor: float = 1.0) -> TestResult:
-    """The result where units are too few, or too alike, to say anything: p is 1.
+    """The result if units are too few, or too alike, to say anything: p is 1.
 
     Args:
         floor: the smallest one-sided p of other samples of these sizes.
@@ -140,7 +141,7 @@ def vector(group: np.ndarray, number: int) -> np.ndarray:
     """A group as float64.
 
     Raises:
-        UserError: it is empty or no vector, or a value is not finite (below 1e150).
+        UserError: it is empty or not a vector, or a value is not finite or not below 1e150.
     """
     values = np.asarray(group, np.float64)
     if values.ndim != 1 or not values.size:
@@ -174,7 +175,7 @@ def codes(what: str, labels: np.ndarray | None, size: int) -> np.ndarray | None:
     """Labels as numbers 0, 1, ...
 
     Raises:
-        UserError: there are not `size` of them.
+        UserError: there are not `size` labels.
 
     >>> codes("clusters", np.array(["b", "a", "b"]), 3).tolist()
     [1, 0, 1]
@@ -188,6 +189,6 @@ def codes(what: str, labels: np.ndarray | None, size: int) -> np.ndarray | None:
 
 
 def cluster_codes(labels: np.ndarray | None, size: int) -> np.ndarray | None:
-    """The same of clusters; None where every unit is one by itself."""
+    """The same for clusters; None if every unit is one by itself."""
     found = codes("clusters", labels, size)
     return None if found is None or int(found.max()) + 1 == size else found

@@ -1,14 +1,14 @@
 """Intervals and tests for effects of rank tests, by inverting a score test under a normal shift.
 
-Cliff's delta and the matched-pairs rank-biserial correlation are 2 theta - 1 of an estimated
+Cliff's delta and the matched-pairs rank-biserial correlation are 2 theta - 1, with an estimated
 probability theta. Their variance depends on theta and vanishes at its ends, where bootstrap and
 Wald intervals shrink to a point: five differences of one sign would give [1, 1]. So an end of the
-interval is the theta whose own standard deviation s(theta) places the estimate at
+interval is the theta whose own standard deviation s(theta) puts the estimate at
 theta_hat = E(theta) +- z s(theta), as Wilson does for a proportion and Newcombe (2006) for the
-Mann-Whitney statistic. E and s are exact for normal samples that differ by a shift; ranks make them
-exact too for every increasing transform of those (Mann-Whitney). Simulated coverage of 95 %
-intervals at 5 to 20 units, over normal, t_3, uniform, exponential and coarsely rounded data, equal
-spreads and a ratio of 3: .91 to 1, mostly .93 to .97.
+Mann-Whitney statistic. E and s are exact for normal samples that differ by a shift; for
+Mann-Whitney also for every increasing transform of those, because only ranks count. Simulated
+coverage of 95 % intervals at 5 to 20 units, over normal, t_3, uniform, exponential and coarsely
+rounded data, equal spreads and a ratio of 3: .91 to 1, mostly .93 to .97.
 """
 
 import functools
@@ -21,14 +21,14 @@ from sharpjax.protocol.tests.exact import Tails
 from sharpjax.protocol.tests.question import Question, conclude
 from sharpjax.protocol.tests.result import TestResult
 
-# Values of probit(theta), between which everything is interpolated.
+# Values of probit(theta); everything is interpolated between them.
 _SHIFTS = np.linspace(-9.0, 9.0, 2401)
 
 
 def _shared(theta: np.ndarray, probit: np.ndarray) -> np.ndarray:
     """Covariance of two comparisons that share a unit: P(Z1 < probit, Z2 < probit) - theta^2.
 
-    The correlation is 1/2, so that the orthant is theta - 2 T(probit, 1/sqrt(3)), T Owen's.
+    The correlation is 1/2, so the first term is theta - 2 T(probit, 1/sqrt(3)), with Owen's T.
     """
     return np.maximum(theta * (1 - theta) - 2 * special.owens_t(probit, 1 / math.sqrt(3)), 0.0)
 
@@ -64,7 +64,7 @@ def _grid(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def deviation(theta: float, sizes: tuple[int, ...]) -> float:
-    """Standard deviation of the estimate: `sizes` (n,) for signed ranks, (n1, n2) for rank sums.
+    """Standard deviation of the estimate; `sizes` is (n,) for signed ranks, (n1, n2) for rank sums.
 
     >>> round(deviation(0.5, (10, 10)) ** 2, 6) == round(21 / 1200, 6)
     True
@@ -73,7 +73,7 @@ def deviation(theta: float, sizes: tuple[int, ...]) -> float:
 
 
 def score_tails(theta: float, null: float, sizes: tuple[int, ...], inflation: float = 1.0) -> Tails:
-    """P of an estimate as large, and as small, as `theta` under `null`, by the normal score.
+    """P of an estimate >= `theta`, and of one <= `theta`, under `null`, by the normal score.
 
     `inflation` multiplies the variance.
 
@@ -98,7 +98,7 @@ def answer(
 ) -> TestResult:
     """The result of a rank test, from the estimate and the exact tails under theta = 1/2.
 
-    Under another null the tails are those of the score, as the interval is.
+    Under another null, the tails are those of the score, like the interval.
 
     Args:
         floor: the smallest tail that the exact test has at these sizes.
@@ -126,8 +126,8 @@ def interval(
 ) -> tuple[float, float]:
     """All theta whose score lies within +- `quantile`.
 
-    The moments are symmetric about theta = 1/2, so the upper end mirrors the lower.
-    Cost: .1 ms, and nothing for an estimate seen before (ranks of n units take few values).
+    The moments are symmetric about theta = 1/2, so the upper end mirrors the lower. Cost: .1 ms,
+    and nothing for an estimate seen before (ranks of n units take few values).
 
     >>> [round(end, 3) for end in interval(1.0, (10, 10), 1.96)]
     [0.806, 1.0]
@@ -138,7 +138,7 @@ def interval(
 
 
 def _first_above(ends: np.ndarray, theta: float) -> float:
-    """The theta at which `ends` first passes the one given, interpolated on the grid."""
+    """The theta at which `ends` first exceeds the given one, interpolated on the grid."""
     i = int(np.argmax(ends > theta))
     if i == 0:
         return 0.0

@@ -12,18 +12,18 @@ from sharpjax.protocol.tests.t_tests import differences
 def wilcoxon(question: Question) -> TestResult:
     """Wilcoxon signed-rank test with the matched-pairs rank-biserial correlation.
 
-    The effect is r = (R+ - R-) / (R+ + R-), R+ and R- the sums of the ranks of |d| over positive
-    and negative differences (Kerby 2014); -1 to 1. For many pairs it is P(d1 + d2 > 0) -
-    P(d1 + d2 < 0) of two differences.
+    The effect is r = (R+ - R-) / (R+ + R-), with R+ and R- the sums of the ranks of |d| over
+    positive and negative differences (Kerby 2014); -1 to 1. For many pairs it is
+    P(d1 + d2 > 0) - P(d1 + d2 < 0) of two differences.
 
     p is exact, ties included, up to n = 199 (150 with ties): with midranks for equal |d|, every
-    pattern of signs is equally likely under the null. Zeros are left out before ranking, as
-    Wilcoxon did; nothing but zeros gives r = 0 in (-1, 1) and p = 1. What differs by rounding alone
-    is equal, so that 0.3 - 0.2 and 0.2 - 0.1 tie. Clusters change sign as a whole, by the sums of
-    their signed ranks (exact too, 2^-K at best).
+    pattern of signs is equally likely under the null. Zeros are left out before ranking, as in
+    Wilcoxon's paper. If all differences are zero, r = 0 in (-1, 1) and p = 1. Numbers that differ
+    only by rounding are equal, so 0.3 - 0.2 and 0.2 - 0.1 tie. Clusters change sign as a whole, by
+    the sums of their signed ranks (also exact, 2^-K at best).
 
-    The interval is of `rank_effects`, by score under a normal shift, and contains 0 wherever the
-    exact test does not reject at its level; with clusters it is that of as many independent units
+    The interval is from `rank_effects`, by score under a normal shift. It contains 0 whenever the
+    exact test does not reject at its level. With clusters it is that of as many independent units
     as there are clusters, the widest that dependence can make it. A `null` other than 0 is tested
     by the same score, which is approximate.
     """
@@ -68,12 +68,12 @@ def mann_whitney(question: Question) -> TestResult:
 
     p is exact, ties included, up to two groups of 33 (25 with ties): under the null (both groups
     from one distribution) every choice of the first group's units is equally likely. Two-sided p is
-    twice the smaller tail. Nothing but equal values gives delta = 0 and p = 1.
+    twice the smaller tail. If all values are equal, delta = 0 and p = 1.
 
-    The interval is of `rank_effects`, by score under a normal shift; where the placements of the
-    units vary more than that model has it (unequal spreads), its variance is raised to theirs
-    (DeLong 1988). It contains 0 wherever the exact test does not reject at its level. A `null`
-    other than 0 is tested by the same score, which is approximate.
+    The interval is from `rank_effects`, by score under a normal shift. If the placements of the
+    units vary more than in that model (unequal spreads), its variance is raised to theirs (DeLong
+    1988). It contains 0 whenever the exact test does not reject at its level. A `null` other than 0
+    is tested by the same score, which is approximate.
     """
     return _rank_sum(question, differences=True)
 
@@ -84,12 +84,12 @@ def auc(question: Question) -> TestResult:
     The same test and interval as `mann_whitney` on the scale 0 to 1; the null is 0.5 unless given.
 
     Units in clusters (layers of one seed): `clusters` holds the labels of the first group's units
-    and then the second's; or those of one group, where both have the same units. The standard error
-    is then that of the clusters' sums of placements (Obuchowski 1997), never less than that of
-    independent units, against the t distribution on K - 1 degrees of freedom. One cluster: p = 1.
+    and then the second's, or those of one group if both have the same units. The standard error is
+    then that of the clusters' sums of placements (Obuchowski 1997), never less than that of
+    independent units, with the t distribution on K - 1 degrees of freedom. With one cluster, p = 1.
 
     Raises:
-        UserError: labels that fit no such order.
+        UserError: the number of labels fits neither order.
     """
     labels, (first, second) = question.clusters, question.sizes
     if labels is not None and first == second == len(labels):
@@ -99,7 +99,7 @@ def auc(question: Question) -> TestResult:
 
 
 def _placements(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """For each x twice the number of y below it, ties half: whole numbers."""
+    """For each x, twice the number of y below it, with ties counted half: whole numbers."""
     ordered = np.sort(y)
     return np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")
 
@@ -132,7 +132,7 @@ def _clustered(question: Question, codes: np.ndarray) -> TestResult:
     parts = np.concatenate(((above - theta) / n1, (below - theta) / n2))
     sums = np.bincount(codes, weights=parts, minlength=k)
     variance = k / (k - 1) * float(sums @ sums)
-    # Complete separation leaves no variance to estimate: there each cluster counts as one unit.
+    # Complete separation leaves no variance to estimate. Then each cluster counts as one unit.
     few = (min(n1, k), min(n2, k))
     sizes, inflation = few, 1.0
     if 0 < theta < 1:

@@ -1,7 +1,7 @@
-"""Permutation p values of statistics that have to be computed for each order of the units.
+"""Permutation p values of statistics that must be computed for each order of the units.
 
-Where all orders are few they are all taken, and p is exact; otherwise 9,999 random ones and the
-observed one (Phipson and Smyth, Permutation p-values should never be zero, 2010).
+If there are few orders, all are taken and p is exact. Otherwise 9,999 random ones and the observed
+one are taken (Phipson and Smyth, Permutation p-values should never be zero, 2010).
 """
 
 import functools
@@ -13,21 +13,21 @@ import numpy as np
 from scipy import stats
 
 NUM_ORDERS = 9_999
-_ALL = 8  # units up to which all n! orders (40,320) are taken
+_ALL = 8  # up to so many units, all n! orders (40,320) are taken
 _KEPT = 2**21
 _EXACT_KENDALL = 170
 _SHUFFLED_KENDALL = 100
 
 
 class Orders(NamedTuple):
-    """Orders of n units, [orders, n], and whether these are all that there are."""
+    """Orders of n units, [orders, n], and whether these are all of them."""
 
     index: np.ndarray
     exact: bool
 
 
 def orders(num_units: int, seed: int) -> Orders:
-    """All orders, or random ones: the same for the same seed.
+    """All orders, or random ones; the same seed gives the same.
 
     >>> orders(3, 0).index.shape, orders(20, 0).index.shape
     ((6, 3), (9999, 20))
@@ -42,7 +42,7 @@ def orders(num_units: int, seed: int) -> Orders:
 def tails(statistics: np.ndarray, observed: float, exact: bool) -> tuple[float, float]:
     """The share of orders whose statistic is at least, and at most, the observed one.
 
-    Statistics that differ by rounding alone are equal.
+    Statistics that differ only by rounding are equal.
 
     >>> tails(np.array([1.0, 2.0, 3.0, 4.0]), 4.0, exact=True)
     (0.25, 1.0)
@@ -58,9 +58,9 @@ def tails(statistics: np.ndarray, observed: float, exact: bool) -> tuple[float, 
 
 
 def of_first(scores: np.ndarray, size: int, seed: int) -> tuple[float, float]:
-    """Tails of the sum of the first `size` scores when it is by chance which ones are first.
+    """Tails of the sum of the first `size` scores if chance decides which ones are first.
 
-    Exact where all choices are at most 40,320; by random orders otherwise.
+    Exact if there are at most 40,320 choices; by random orders otherwise.
 
     >>> of_first(np.array([4.0, 3.0, 2.0, 1.0]), 2, 0)[0] * 6
     1.0
@@ -78,12 +78,12 @@ def choices(num_units: int, size: int, seed: int) -> Orders:
 
 
 def of_pearson(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
-    """Tails of Pearson's r, positive and negative, of independent units."""
+    """Tails of Pearson's r, positive and negative, for independent units."""
     return _shuffled(x - x.mean(), y - y.mean(), seed)
 
 
 def of_spearman(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
-    """Tails of Spearman's rho, ties or not.
+    """Tails of Spearman's rho, with or without ties.
 
     >>> of_spearman(np.arange(4.0), np.arange(4.0), 0)[0] * 24
     1.0
@@ -101,8 +101,8 @@ def _shuffled(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
 def of_kendall(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
     """Tails of Kendall's tau.
 
-    scipy counts orders exactly up to 170 units without ties. With ties they are shuffled up to 100
-    units; beyond, tau is normal with the variance corrected for ties.
+    Without ties, scipy counts orders exactly up to 170 units. With ties, they are shuffled up to
+    100 units. Beyond, tau is normal with the variance corrected for ties.
 
     >>> of_kendall(np.arange(4.0), np.arange(4.0), 0)[0] * 24
     1.0
@@ -131,7 +131,7 @@ def of_kendall(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def least(num_distinct: float) -> float:
-    """The smallest share that `tails` can give where the statistic has so many orders apart.
+    """The smallest share that `tails` can give if the statistic distinguishes so many orders.
 
     >>> least(120.0), least(1e9)
     (0.008333333333333333, 0.0001)

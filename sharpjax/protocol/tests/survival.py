@@ -1,7 +1,7 @@
-"""Times to an event, some of them censored: a run that ended before it generalised.
+"""Times to an event, some of them censored, such as a run that ended before it generalised.
 
-A censored time says that the event had not come by then; it is never dropped and never taken for
-an event. Ties are allowed everywhere; a unit censored at a time of an event was still at risk then.
+A censored time says that the event had not come by then. It is never dropped and never taken for an
+event. Ties are allowed everywhere. A unit censored at the time of an event was still at risk then.
 """
 
 import math
@@ -18,17 +18,17 @@ from sharpjax.protocol.tests.result import TestResult
 def log_rank(question: Question) -> TestResult:
     """Log-rank test of two groups; 'greater': events come later in the first.
 
-    The effect is a hazard ratio, second group over first, so that it too is above 1 where the first
-    takes longer; null 1. It is Peto's exp(U / V), U the events of the second group beyond those
-    expected and V the hypergeometric variance; its interval is exp((U +- z sqrt(V)) / V). Peto's
-    estimate stays finite where the groups are wholly apart, and is pulled towards 1 where the true
-    ratio is far from it (above 3, say).
+    The effect is the hazard ratio of the second group over the first, so it too is above 1 if the
+    first takes longer; null 1. It is Peto's exp(U / V), with U the events of the second group
+    beyond those expected, and V the hypergeometric variance. Its interval is exp((U +- z
+    sqrt(V)) / V). Peto's estimate stays finite if the groups are completely separated. It is pulled
+    towards 1 if the true ratio is far from 1 (above 3, say).
 
-    p is that of a permutation of log-rank scores, exact for small groups and right under ties, and
-    assumes that both groups were watched equally long. p against another null is normal.
+    p is from a permutation of log-rank scores. It is exact for small groups and right under ties,
+    and assumes that both groups were observed equally long. Against another null, p is normal.
 
     Raises:
-        UserError: negative times, or not as many in `seen`.
+        UserError: negative times, or `seen` is missing or has other sizes.
     """
     (first, second), (seen, seen_second) = question.groups, _flags(question)
     time, event = np.concatenate([first, second]), np.concatenate([seen, seen_second])
@@ -39,7 +39,7 @@ def log_rank(question: Question) -> TestResult:
     share = risk_second / risk
     deaths = np.where(risk > 1, events * (risk - events) / np.maximum(risk - 1, 1), 0.0)
     variance = float((deaths * share * (1 - share)).sum())
-    # Score of a unit: 1 if its event was seen, less the hazard it lived through.
+    # Score of a unit: 1 if its event was seen, less its cumulative hazard.
     scores = event - (at_risk * (events / risk)).sum(1)
     excess = float(scores[first.size :].sum())
     floor = shuffle.least(exact.arrangements(question.sizes))

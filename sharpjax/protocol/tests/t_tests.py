@@ -16,10 +16,10 @@ from sharpjax.protocol.tests.result import TestResult
 def paired_t(question: Question) -> TestResult:
     """Paired t test: t = (mean of d - null) / (s / sqrt(n)) on n - 1 degrees of freedom.
 
-    The effect is the mean difference, first group less second; one group is taken for the
-    differences themselves. With K clusters the standard error is that of their sums, on K - 1
-    degrees of freedom (see `of_pairs`). One unit: p = 1. Differences without any spread: p is that
-    of the sign-flip test, 2^-n in the direction they have (see `Location`).
+    The effect is the mean difference, first group less second; a single group holds the differences
+    themselves. With K clusters, the standard error is that of their sums, on K - 1 degrees of
+    freedom (see `of_pairs`). With one unit, p = 1. If the differences have no spread, p is that of
+    the sign-flip test: 2^-n in the direction that they have (see `Location`).
     """
     return _against(question, of_pairs(question))
 
@@ -27,9 +27,9 @@ def paired_t(question: Question) -> TestResult:
 def welch(question: Question) -> TestResult:
     """Welch's t test: variances are not assumed equal, degrees of freedom by Satterthwaite.
 
-    The effect is the difference of means, first group less second. A group of one unit: p = 1. No
-    spread in either group: p is that of the permutation test, 1 / C(n1 + n2, n1) in the direction
-    there is (see `Location`).
+    The effect is the difference of means, first group less second. With a group of one unit, p = 1.
+    If neither group has any spread, p is that of the permutation test: 1 / C(n1 + n2, n1) in the
+    direction of the difference (see `Location`).
     """
     return _against(question, of_two_groups(question))
 
@@ -38,9 +38,10 @@ def tost(question: Question) -> TestResult:
     """Two one-sided Welch tests: are the means of two groups closer than `margin`?
 
     p is the larger of the two one-sided p against null - margin and null + margin (Schuirmann
-    1987), so p <= alpha is the interval at confidence 1 - 2 alpha inside the margin. opposite_p is
-    for a difference beyond the margin: twice the smaller one-sided p outward, so that it is at most
-    alpha where the interval at confidence 1 - alpha lies wholly outside. `null` is the centre.
+    1987). So p <= alpha means that the interval at confidence 1 - 2 alpha lies inside the margin.
+    opposite_p is for a difference beyond the margin. It is twice the smaller outward one-sided p,
+    so it is at most alpha if the interval at confidence 1 - alpha lies wholly outside. `null` is
+    the centre.
 
     Raises:
         UserError: a direction.
@@ -60,9 +61,9 @@ def tost(question: Question) -> TestResult:
 def non_inferiority(question: Question) -> TestResult:
     """One-sided Welch test that the first group is not worse than the second by the margin.
 
-    'greater' means that larger is better: p is against a difference of null - margin, and small
-    where the first group is not lower by as much. 'less' means that smaller is better, against
-    null + margin. opposite_p is for its being worse by more than the margin.
+    'greater' means that larger is better: p is against a difference of null - margin, and is small
+    if the first group is not lower by that much. 'less' means that smaller is better: p is against
+    null + margin. opposite_p is for the first group being worse by more than the margin.
 
     Raises:
         UserError: the alternative 'two-sided'.
@@ -73,7 +74,7 @@ def non_inferiority(question: Question) -> TestResult:
 def paired_non_inferiority(question: Question) -> TestResult:
     """One-sided paired t test that the first group is not worse than the second by the margin.
 
-    p as `non_inferiority`, the mean and its clusters as `paired_t`.
+    p is as in `non_inferiority`; the mean and its clusters are as in `paired_t`.
 
     Raises:
         UserError: the alternative 'two-sided'.
@@ -84,13 +85,13 @@ def paired_non_inferiority(question: Question) -> TestResult:
 class Location(NamedTuple):
     """An estimate with a standard error on `df` degrees of freedom.
 
-    Where the values do not spread at all, t has no scale and its limit, p = 0, would claim
-    certainty from two equal numbers. There the tails are those of the permutation (sign-flip)
-    test of the same data: `floor` for an estimate on the right side of the null, 1 for the others.
+    If the values do not spread at all, t has no scale, and its limit, p = 0, would claim certainty
+    from two equal numbers. Then the tails are those of the permutation (sign-flip) test of the same
+    data: `floor` for an estimate on the right side of the null, 1 for the others.
 
     Attributes:
-        error: 0 where there is no spread; infinite where it cannot be estimated (one unit).
-        floor: where there is no spread, the one-sided p of a permutation test of these sizes.
+        error: 0 if there is no spread; infinite if it cannot be estimated (one unit).
+        floor: if there is no spread, the one-sided p of a permutation test of these sizes.
         resolution: differences below this are rounding.
     """
 
@@ -109,13 +110,13 @@ class Location(NamedTuple):
         return self._above(null - self.estimate)
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Two-sided; infinite where no spread is known."""
+        """Two-sided; infinite if no spread is known."""
         half = float(special.stdtrit(self.df, 0.5 + confidence / 2)) * self.error
         return self.estimate - half, self.estimate + half
 
     @property
     def least(self) -> float:
-        """The smallest p that data of these sizes can give: no floor once spread is known."""
+        """The smallest p that data of these sizes can give: 0, or 1 if no spread is known."""
         return 1.0 if math.isinf(self.error) else 0.0
 
     def _above(self, excess: float) -> float:
@@ -127,17 +128,17 @@ class Location(NamedTuple):
 
 
 def differences(question: Question) -> tuple[np.ndarray, float]:
-    """First group less second, or the one group there is; and what of that is rounding."""
+    """First group less second, or the single group; and how much of that is rounding."""
     groups = question.groups
     scale = max(float(np.abs(group).max()) for group in groups)
     return groups[0] if len(groups) == 1 else groups[0] - groups[1], RESOLUTION * scale
 
 
 def of_pairs(question: Question) -> Location:
-    """Mean of the differences, each cluster one unit for its error.
+    """Mean of the differences; each cluster is one unit for its error.
 
-    error^2 = K/(K-1) sum_k (sum over cluster k of d_i - mean)^2 / n^2 on K - 1 degrees of freedom,
-    which is s^2 / n on n - 1 where units are independent.
+    error^2 = K/(K-1) sum_k (sum over cluster k of d_i - mean)^2 / n^2 on K - 1 degrees of freedom.
+    If units are independent, this is s^2 / n on n - 1.
     """
     (d, resolution), k = differences(question), question.units
     mean = float(d.mean())
@@ -174,7 +175,7 @@ def _against(question: Question, mean: Location) -> TestResult:
 
 
 def _at_margin(question: Question) -> Question:
-    """The same, with what is to be ruled out for its null."""
+    """The same question, with the effect that is to be ruled out as its null."""
     if question.alternative == "two-sided":
         raise UserError(
             "alternative='two-sided'; say which side is better, 'greater' or 'less', or take tost."

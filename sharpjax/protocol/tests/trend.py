@@ -1,8 +1,8 @@
-"""Trends along ordered groups: Jonckheere and Terpstra's for independent ones, Page's for paired.
+"""Trends along ordered groups: Jonckheere-Terpstra (independent groups) and Page (paired ones).
 
-'greater' says that the first group is the largest and that values fall from group to group, 'less'
-that they rise, as everywhere in `protocol` a direction is that of the first group against those
-after it. The interval is the bootstrap's, which is drawn where it is asked for.
+'greater' means that the first group is the largest and values fall from group to group; 'less'
+means that they rise. As everywhere in `protocol`, a direction is that of the first group against
+the later ones. The interval is from the bootstrap, which is drawn only when it is asked for.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from sharpjax.protocol.tests import association, bootstrap, exact, shuffle
 from sharpjax.protocol.tests.question import Question, conclude
 from sharpjax.protocol.tests.result import TestResult
 
-_EXACT_PAIRS = 3_000  # pairs of units of different groups up to which orders are counted
-_EXACT_GROUPS = 8  # up to which all orders within a unit are listed
+_EXACT_PAIRS = 3_000  # up to so many pairs of units of different groups, orders are counted
+_EXACT_GROUPS = 8  # up to so many groups, all orders within a unit are listed
 _EXACT_UNITS = 200
 
 
@@ -27,11 +27,12 @@ def jonckheere(question: Question) -> TestResult:
 
         delta = sum over g < h of #(x_g > x_h) - #(x_g < x_h), over the number of such pairs
 
-    so 1 where every value lies above all those of later groups; null 0. It is Kendall's S of value
-    and group. p is exact without ties (Mann-Whitney distributions of each group against those
-    before it, which are independent, convolved); with ties the values are shuffled over the groups.
-    Censored times enter as ties at the end of the budget, if that is the same for all. p against
-    another null is the bootstrap's, each group drawn by itself.
+    It is 1 if every value lies above all those of later groups; null 0. It is Kendall's S of value
+    and group. Without ties, up to 3,000 such pairs, p is exact: the Mann-Whitney distributions of
+    each group against those before it are independent, and are convolved. Otherwise p is that of
+    Kendall's tau (`shuffle.of_kendall`). Censored times count as ties at the end of the budget, if
+    that is the same for all. Against another null, p is from the bootstrap, with each group drawn
+    by itself.
     """
     sizes, values = question.sizes, np.concatenate(question.groups)
     label = np.repeat(np.arange(len(sizes)), sizes)
@@ -54,11 +55,11 @@ def jonckheere(question: Question) -> TestResult:
 def page(question: Question) -> TestResult:
     """Page's L for groups of the same units; the effect is the mean rank correlation of a unit.
 
-    Each unit ranks its groups, and is correlated with the order (first group highest): the mean is
-    linear in L, 1 where every unit shows the whole trend; null 0. p is exact with and without ties:
-    all orders of each unit's own ranks, convolved over units (up to 8 groups and 200 units; normal
-    with the same variance beyond). p against another null, or of clusters, is the bootstrap's over
-    units.
+    Each unit ranks its groups, and these ranks are correlated with the order (first group highest).
+    The mean correlation is linear in L, and 1 if every unit shows the whole trend; null 0. p is
+    exact with and without ties: all orders of each unit's own ranks, convolved over units (up to 8
+    groups and 200 units; beyond, normal with the same variance). Against another null, or for
+    clusters, p is from the bootstrap over units.
     """
     k, units = len(question.groups), question.units
     # Twice the mid-ranks, centred: whole numbers.
@@ -78,7 +79,7 @@ def page(question: Question) -> TestResult:
         tails = _convolved(ranks, int(scores.sum()))
     else:
         deviation = math.sqrt(float((ranks**2).sum() * (weights**2).sum() / (k - 1)))
-        # Scores of untied ranks move in steps of 4: half of one for continuity.
+        # Scores of untied ranks move in steps of 4; half a step is the continuity correction.
         total = float(scores.sum())
         z = [(side * total + 2) / deviation if deviation else 9.0 for side in (-1, 1)]
         tails = float(special.ndtr(z[0])), float(special.ndtr(z[1]))
@@ -87,7 +88,7 @@ def page(question: Question) -> TestResult:
 
 
 def _drawn(question: Question, *given) -> Callable[[], TestResult]:
-    """The bootstrap of `given`, drawn once."""
+    """The bootstrap of `given`, drawn once, at the first call."""
     upward = dataclasses.replace(question, alternative="greater")
     return functools.cache(lambda: association.resampled(upward, *given))
 
@@ -95,7 +96,7 @@ def _drawn(question: Question, *given) -> Callable[[], TestResult]:
 def _delta(order: np.ndarray) -> bootstrap.Statistic:
     def statistic(*counts: np.ndarray) -> np.ndarray:
         drawn = bootstrap.joined(counts)
-        # As in the samples, but where the jackknife leaves a unit out.
+        # As in the samples, except if the jackknife leaves a unit out.
         pairs = (drawn.sum(-1) ** 2 - sum(c.sum(-1) ** 2 for c in counts)) / 2
         return (drawn @ order * drawn).sum(-1) / pairs
 
@@ -104,7 +105,7 @@ def _delta(order: np.ndarray) -> bootstrap.Statistic:
 
 @functools.lru_cache(maxsize=32)
 def _jonckheere_law(sizes: tuple[int, ...]) -> np.ndarray:
-    """P(J = j), J the pairs in the order of the trend."""
+    """P(J = j), with J the number of pairs in the order of the trend."""
     law, before = np.ones(1), sizes[0]
     for size in sizes[1:]:
         law = np.convolve(law, exact.mann_whitney_law(size, before))
@@ -123,7 +124,7 @@ def _convolved(ranks: np.ndarray, total: int) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=256)
 def _page_law(pattern: tuple[int, ...]) -> np.ndarray:
-    """The law of one unit's score over all orders of its ranks; score 0 in the middle."""
+    """The distribution of one unit's score over all orders of its ranks; score 0 in the middle."""
     k = len(pattern)
     weights = k - 1 - 2 * np.arange(k)
     scores = np.array(pattern)[shuffle.orders(k, 0).index] @ weights
