@@ -1,7 +1,7 @@
 """A run's folder: who may write in it, what lies where, and how it is sealed.
 
     config.json  overrides.json         what was asked for, written before anything else
-    registration.json                   what was promised before the first row, with its seal
+    registration.json                   what was registered before the first row, with its seal
     environment.json  processes.json    machines; each process with its code, times and memory
     journal.jsonl                       which process wrote which rows, arrays and checkpoints
     metrics/<arm>/<step>.jsonl          rows, a segment for each checkpoint interval of an arm
@@ -11,15 +11,16 @@
     results.jsonl                       all rows, sorted by their columns
     manifest.json                       times, and every sealed file with size and SHA-256
     DONE                                the SHA-256 of the manifest
-    figures/  report.*                  what is made from sealed files, again at will
+    figures/  report.*                  made from sealed files; can be made again at any time
     amendments.jsonl  exploratory/      what was added to the registration; later measures
     derived.json                        sums of the last two lines, rewritten with them
-    lease                               held by the run under way; empty otherwise
+    lease                               held by the process that runs; otherwise empty
 
 Rows, arrays and checkpoints have one folder for each arm, because arms train one after another and
-each resumes by itself. Every file but the growing segment is published whole, so that a kill at any
-moment leaves a folder to go on from. It lies on a disk or, by `gs://...`, on an object store.
-What is read of a folder that somebody sent goes through `untrusted`. Nothing here imports jax.
+each resumes by itself. Every file but the growing segment and the journal is published whole, so a
+run can continue after a kill at any moment. The folder lies on a disk or, by `gs://...`, on an
+object store. What is read from a folder that somebody sent goes through `untrusted`. Nothing here
+imports jax.
 """
 
 from sharpjax.workdir.arrays import check_arrays, load_arrays

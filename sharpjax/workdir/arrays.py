@@ -1,4 +1,4 @@
-"""Arrays in `.npz` files that nobody need trust."""
+"""Arrays in `.npz` files that need not be trusted."""
 
 import io
 import math
@@ -15,16 +15,16 @@ from sharpjax.workdir.files import open_regular
 if TYPE_CHECKING:
     import numpy as np
 
-# Of one file: what its arrays take when they are unpacked, and how many they are.
+# Limits of one file: the bytes of its unpacked arrays, and their number.
 MAX_ARRAY_BYTES = 2**31
 MAX_ARRAYS = 1_000
 
-# Encrypted entries are a RuntimeError, unknown compressions a NotImplementedError.
+# Encrypted entries raise a RuntimeError, unknown compressions a NotImplementedError.
 _BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError)
 
 
 def npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
-    """An `.npz` file, the same bytes for the same arrays.
+    """An `.npz` file; the same arrays give the same bytes.
 
     Raises:
         ValueError: an array is of a type that the file cannot hold (Python objects, bfloat16).
@@ -45,7 +45,7 @@ def load_arrays(path: epath.Path, *, slashes: bool = False) -> "dict[str, np.nda
     """The arrays of an `.npz` file.
 
     Args:
-        slashes: whether names may hold some, as those of parameters do.
+        slashes: whether names may have slashes, as those of parameters do.
 
     Raises:
         UserError: as `check_arrays`.
@@ -61,12 +61,13 @@ def load_arrays(path: epath.Path, *, slashes: bool = False) -> "dict[str, np.nda
 
 
 def check_arrays(path: epath.Path, *, slashes: bool = False) -> None:
-    """Look at an `.npz` file without unpacking it: numbers alone, as many as its headers say.
+    """Check an `.npz` file without unpacking it: only numbers, as many as its headers say.
 
     Raises:
-        UserError: it is no such file; an array holds Python objects (numpy would unpickle them);
-            the arrays would take more than `MAX_ARRAY_BYTES`; a size is not what the header of the
-            array says.
+        UserError: it is not such a file; an array holds Python objects (numpy would unpickle them)
+            or other things than numbers; there are more than `MAX_ARRAYS` arrays, or they would
+            take more than `MAX_ARRAY_BYTES`; a name comes twice, or is not that of an array; a size
+            differs from the array's header.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:

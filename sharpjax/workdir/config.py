@@ -16,7 +16,8 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a config, in hex.
 
     Raises:
-        UserError: a field is no finite number, text, truth value, None, or list or table of these.
+        UserError: a field is not a finite number, text, truth value, None, or a list or table of
+            these.
 
     >>> config_digest({"seeds": (0, 1), "rho": 0.05})[:8]
     '434662c5'
@@ -45,7 +46,8 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_config(folder: epath.Path, file: epath.Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder whose config file holds another (plain) config; none will do."""
+    """Refuse to go on in a folder whose config file holds another (plain) config; no file is fine.
+    """
     if not file.exists():
         return
     try:
@@ -65,7 +67,7 @@ def check_same_config(folder: epath.Path, file: epath.Path, config: Mapping[str,
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{'optim.rho': 0.05, ...}`: the fields as the command line names them."""
+    """`{'optim.rho': 0.05, ...}`: the fields by their names on the command line."""
     fields = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -76,7 +78,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def anywhere(value: Any) -> Any:
-    """A config without the places where one machine keeps its data.
+    """A config with empty names for the folders in which one machine keeps its data.
 
     >>> anywhere({"data": {"name": "cifar10", "data_dir": "/data"}})
     {'data': {'name': 'cifar10', 'data_dir': ''}}

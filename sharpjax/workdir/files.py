@@ -1,4 +1,4 @@
-"""Files as a run keeps them: published whole, hashed, canonical; on a disk or an object store."""
+"""Files of a run: published whole, hashed, canonical; on a disk or an object store."""
 
 import datetime
 import hashlib
@@ -14,7 +14,7 @@ from etils import epath
 from sharpjax.errors import UserError
 
 TEMPORARY = ".tmp"
-# Of folders in folders: Orbax makes five at the most.
+# For folders in folders; Orbax makes five levels at most.
 MAX_FOLDERS_DEEP = 32
 
 
@@ -28,7 +28,8 @@ def is_link(path: epath.Path) -> bool:
 
 
 def publish(path: epath.Path, data: bytes) -> None:
-    """Write a file of which nobody, after a kill either, sees a part: by one rename, or one put."""
+    """Write a file so that no reader sees a part of it, even after a kill: one rename, or one put.
+    """
     if is_remote(path):
         path.write_bytes(data)
         return
@@ -46,15 +47,15 @@ def publish(path: epath.Path, data: bytes) -> None:
 
 
 def is_regular(path: epath.Path) -> bool:
-    """Whether `path` is a file with bytes in it: no link, folder, pipe, socket or device."""
+    """Whether `path` is a file with bytes in it: not a link, folder, pipe, socket or device."""
     return is_remote(path) or stat.S_ISREG(os.lstat(path).st_mode)
 
 
 def open_regular(path: epath.Path) -> IO[bytes]:
-    """Open a file for reading; whatever else lies there, a pipe too, is refused without waiting.
+    """Open a file for reading; anything else there, even a pipe, is refused without waiting.
 
     Raises:
-        UserError: it is no regular file, or a link.
+        UserError: it is not a regular file, or is a link.
         OSError: it cannot be read.
     """
     if is_remote(path):
@@ -65,7 +66,7 @@ def open_regular(path: epath.Path) -> IO[bytes]:
 
 
 def no_link(path: str, flags: int) -> int:
-    """Opens as `open` does, but never through a link that somebody laid there."""
+    """An opener for `open` that never follows a link in the last part of the path."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
@@ -73,7 +74,7 @@ def walk(folder: epath.Path, deep: int = MAX_FOLDERS_DEEP) -> Iterator[epath.Pat
     """Every file below `folder`, in order. Links are given as they are and never followed.
 
     Raises:
-        UserError: folders lie in each other more than `deep` times.
+        UserError: folders are nested more than `deep` levels.
     """
     if not folder.exists():
         return
@@ -107,13 +108,13 @@ def size_and_digest(path: epath.Path) -> tuple[int, str]:
 
 
 def timestamp(seconds: float | None = None) -> str:
-    """A time as all files have it: UTC, ISO 8601, to the second; default: now."""
+    """A time in the form of all files: UTC, ISO 8601, to the second; default: now."""
     moment = time.time() if seconds is None else seconds
     return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="seconds")
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: keys sorted, numbers exact, nothing that is not JSON.
+    """The JSON text of a value: sorted keys, exact numbers. What is not JSON raises an error.
 
     >>> canonical_json({"b": (1, 0.1), "a": None})
     '{"a":null,"b":[1,0.1]}'
@@ -122,12 +123,12 @@ def canonical_json(value: Any) -> str:
 
 
 def json_file(value: Any) -> str:
-    """The same as a file that a person may read."""
+    """The same with indentation, for a file that a person may read."""
     return json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 8) -> str:
-    """How two flat tables differ, in words; empty where they do not.
+    """How two flat tables differ, in words; empty if they do not.
 
     >>> difference({"rho": 0.05, "m": 0}, {"rho": 0.1, "m": 0, "eta": 1})
     'eta is not there and 1 here; rho is 0.05 there and 0.1 here'

@@ -1,10 +1,10 @@
 """Which process wrote which file of results: a chain of lines that only grows.
 
-Each line of `journal.jsonl` is canonical JSON: a file of rows or arrays, or the sums of a
-checkpoint; its SHA-256, or `DROPPED`; the number of the process in `processes.json`, the time, and
-the SHA-256 of the line before. The first line carries the seal of the registration; of a run
-without one, the digest of its config. A line is there before its file is written, or dropped, so
-that a kill leaves no file without a line.
+Each line of `journal.jsonl` is canonical JSON. It has a file of rows or arrays, or the sums of a
+checkpoint; the SHA-256 of that file, or `DROPPED`; the number of the process in `processes.json`;
+the time; and the SHA-256 of the line before. The first line has the seal of the registration
+instead or, without one, the digest of the config. A line is there before its file is written or
+dropped, so a kill leaves no file without a line.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from sharpjax.workdir.untrusted import read_bytes, read_json
 
 NAME = "journal.jsonl"
 MAX_BYTES = 2**28
-# In place of a sum: a process that went on from an earlier checkpoint took the file away.
+# Instead of a sum: a process that resumed from an earlier checkpoint removed the file.
 DROPPED = ""
 _REGISTRATION, _CONFIG = "registration.json", "config.json"
 
@@ -45,7 +45,7 @@ class Journal:
         self._previous = _digest(self._text.splitlines()[-1]) if self._text else root(folder)
 
     def write(self, file: str, sha256: str) -> None:
-        """Say that this process writes a file, before it does."""
+        """Record that this process writes a file, before it does so."""
         entry = Entry(file, sha256, self._process, timestamp(), self._previous)
         line = canonical_json(entry._asdict()).encode() + b"\n"
         if is_remote(self._path):
@@ -58,7 +58,7 @@ class Journal:
 
 
 def root(folder: epath.Path) -> str:
-    """What the first line must carry."""
+    """What the first line must hold as `previous`."""
     if (folder / _REGISTRATION).exists():
         sealed = read_json(folder / _REGISTRATION)
         return str(sealed.get("seal")) if isinstance(sealed, dict) else ""
@@ -66,7 +66,7 @@ def root(folder: epath.Path) -> str:
 
 
 def read(folder: epath.Path) -> tuple[Entry, ...]:
-    """The lines of a journal that holds; none where there is no file.
+    """The lines of a journal whose chain holds; none if there is no file.
 
     Raises:
         UserError: a line is damaged, or does not follow from the one before.
@@ -87,12 +87,12 @@ def read(folder: epath.Path) -> tuple[Entry, ...]:
 
 
 def latest(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The last line of each file: what was dropped by a process that went on was written again."""
+    """The last line of each file, since a file that was dropped may have been written again."""
     return {entry.file: entry for entry in entries}
 
 
 def differences(entries: Sequence[Entry], sums: Mapping[str, str]) -> Iterator[str]:
-    """A line for each file that is not what some process wrote.
+    """A line for each file that is not as a process of the run wrote it.
 
     Args:
         sums: SHA-256 of the files of rows and arrays.

@@ -1,4 +1,4 @@
-"""Adding to a run that is sealed: beside the seal, with sums of its own."""
+"""Adding to a run that is sealed: beside the seal, with separate sums."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ def add(folder: epath.Path, files: Mapping[str, bytes]) -> None:
     """Write new files below `exploratory/`, and their sums into `derived.json`.
 
     Raises:
-        UserError: one of them is there, or nothing can be written; nothing was overwritten.
+        UserError: one of them exists, or nothing can be written. Nothing was overwritten.
     """
     _change(folder, lambda: _add(folder, files), seal.EXPLORATORY)
 
@@ -41,7 +41,7 @@ def replace_reports(
 
 
 def append_amendment(folder: epath.Path, extend: Callable[[bytes], bytes]) -> None:
-    """Replace `amendments.jsonl` by `extend` of its bytes, which checks them and adds a line.
+    """Replace the bytes of `amendments.jsonl` by `extend(bytes)`, which checks and adds a line.
 
     Raises:
         UserError: `extend` refuses, or nothing can be written.

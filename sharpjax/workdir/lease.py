@@ -1,8 +1,8 @@
-"""One run to a workdir at a time.
+"""Only one run at a time writes in a workdir.
 
-On a disk: `flock`, which the kernel frees when the process ends, however it ends. On an object
-store, which has no locks: an object that names its holder and is renewed; a holder that died is
-believed gone `EXPIRE_SECONDS` later.
+On a disk the lease is a `flock`, which the kernel frees when the process ends, however it ends. An
+object store has no locks. There the lease is an object that names its holder and is renewed; a
+holder that died counts as gone `EXPIRE_SECONDS` later.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ NAME = "lease"
 
 RENEW_SECONDS = 20.0
 EXPIRE_SECONDS = 90.0
-# Between writing the object and reading it back: of two that start at once, the last writer has it.
+# Between writing the object and reading it back: if two start at once, the last writer has it.
 SETTLE_SECONDS = 1.0
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -37,7 +37,7 @@ def held(folder: epath.Path) -> Iterator[Callable[[], None]]:
     """Hold the lease of `folder` for the length of the block.
 
     Yields:
-        A check to be made before each publication; it raises `RunFailed` where the lease was lost.
+        A check to call before each publication; it raises `RunFailed` if the lease was lost.
 
     Raises:
         UserError: another run holds it.
@@ -50,7 +50,7 @@ def held(folder: epath.Path) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _locked_file(path: epath.Path) -> Iterator[Callable[[], None]]:
-    # The file stays: were it removed, one that has it open could lock it beside a new one.
+    # The file is kept: a process that has it open could otherwise lock it beside a new one.
     with open(path, "a+", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,11 +68,11 @@ def _locked_file(path: epath.Path) -> Iterator[Callable[[], None]]:
         try:
             yield _still_ours
         finally:
-            file.truncate(0)  # so that no byte of a finished run is outside every sum
+            file.truncate(0)  # so every byte of a finished run is in some sum
 
 
 def _still_ours() -> None:
-    """The kernel keeps a file lock for as long as its holder lives."""
+    """The kernel keeps a file lock as long as its holder lives."""
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ class _Renewal:
 
     def keep(self) -> None:
         while not self.stop.wait(RENEW_SECONDS):
-            # The network may fail in its own ways; what counts is whether it comes back in time.
+            # The network may fail in many ways; it only matters whether it comes back in time.
             with contextlib.suppress(Exception):
                 other = _read(self.path)
                 if other is not None and other["token"] != self.token:

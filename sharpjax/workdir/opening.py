@@ -1,4 +1,4 @@
-"""Opening a run's folder: everything is refused in one line, and nothing is touched before that."""
+"""Opening a run's folder: each refusal is one line, and comes before anything is changed."""
 
 import contextlib
 import os
@@ -18,18 +18,18 @@ from sharpjax.workdir.run import Run, mend, sealed
 def open_run(
     path: os.PathLike | str, *, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Iterator[Run]:
-    """Open the workdir `path`, new or to be gone on with, for the length of the block.
+    """Open the workdir `path`, new or to be continued, for the length of the block.
 
-    A run that is done can be opened by any number of readers, also where nothing can be written.
+    A run that is done can be opened by any number of readers, even if nothing can be written there.
 
     Args:
         path: a folder that is new, empty, or holds a run of the same config. `~` is understood.
         config: all of it; tuples count as lists.
-        overrides: what the command line changed, for the reader; the first run's are kept.
+        overrides: what the command line changed, for a reader; those of the first start are kept.
 
     Raises:
         UserError: the folder cannot be written, is not that of a run, holds another config, is in
-            use, or is damaged. What lies there is then as it was.
+            use, or is damaged. What lies there is then unchanged.
     """
     folder = _absolute(path)
     config, overrides = plain(config), plain(overrides)
@@ -67,7 +67,7 @@ def _check_ours(folder: epath.Path) -> None:
         names = {p.name for p in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise UserError(f"workdir '{folder}' cannot be read: {error.strerror}.") from error
-    # A run that was killed before its config was written has left these at the most.
+    # A run that was killed before its config was written can leave only these.
     strangers = sorted(names - {lease.NAME, seal.CONFIG + TEMPORARY})
     if seal.CONFIG not in names and strangers:
         raise UserError(
@@ -77,7 +77,7 @@ def _check_ours(folder: epath.Path) -> None:
 
 
 def _make(folder: epath.Path) -> list[epath.Path]:
-    """Make the folder, all of its path or nothing; which folders that took, outermost first."""
+    """Make the folder and its path, or nothing; returns the folders made, outermost first."""
     made: list[epath.Path] = []
     if is_remote(folder):
         return made
@@ -94,7 +94,7 @@ def _make(folder: epath.Path) -> list[epath.Path]:
 
 
 def _unmake(folder: epath.Path, made: list[epath.Path]) -> None:
-    """Leave no folder, and in one that was there no lease, where no run was begun."""
+    """If no run was begun, remove the lease and the folders that were made."""
     if is_remote(folder) or (folder / seal.CONFIG).exists():
         return
     with contextlib.suppress(OSError):
@@ -111,7 +111,8 @@ def _not_writable(folder: epath.Path, error: OSError) -> UserError:
 
 
 def _begin(folder: epath.Path, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Write what was asked for, the config first; or mend what a kill has left."""
+    """Write what was asked for, the config first, unless it is there; then mend what a kill left.
+    """
     for name, value in ((seal.CONFIG, config), (seal.OVERRIDES, overrides)):
         if not (folder / name).exists():
             publish(folder / name, json_file(value).encode())

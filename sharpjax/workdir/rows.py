@@ -13,7 +13,7 @@ from sharpjax.workdir.untrusted import parse_json
 
 COLUMNS = ("study", "arm", "seed", "step", "of", "metric", "value", "standard_error")
 MAX_LINE_BYTES = 2**16
-# Of a file from elsewhere; some 5 GB when they are read.
+# For a file from elsewhere; so many take some 5 GB of memory.
 MAX_ROWS = 5_000_000
 
 Row = dict[str, Any]
@@ -23,8 +23,8 @@ def rows_in(path: epath.Path, *, most: float = MAX_ROWS) -> Iterator[Row]:
     """The rows of `results.jsonl` or of a segment, one by one.
 
     Raises:
-        UserError: a line is too long, no strict JSON, or no row; the last one is torn; there are
-            more than `most`.
+        UserError: a line is too long, not strict JSON, or not a row; the last one is torn; there
+            are more than `most`; the file cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -49,7 +49,7 @@ def check_row(row: Any, where: str) -> Row:
     """`row`, if it is one.
 
     Raises:
-        UserError: it has other columns, or a column of another type.
+        UserError: it has other columns, or a column has another type.
     """
     if not isinstance(row, dict) or row.keys() != set(COLUMNS):
         raise UserError(f"{where} is no row: it must have the columns {', '.join(COLUMNS)}.")
@@ -70,7 +70,7 @@ def _is_number(value: Any) -> bool:
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as they are stored: one line each, their columns in order; what is not finite as null.
+    """Rows as stored: one line each, with columns in order; numbers not finite become null.
 
     Raises:
         ValueError: a row has other columns, or of other types.

@@ -1,4 +1,4 @@
-"""What a run writes, in an order that survives a kill at any moment."""
+"""Writes the files of a run, in an order that survives a kill at any moment."""
 
 import hashlib
 import json
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """An open workdir. `open_run` makes it; `sharpjax.workdir` says what lies where.
+    """An open workdir, made by `open_run`; `sharpjax.workdir` says what lies where.
 
-    A row is a dict of `COLUMNS`: `seed` and `step` are whole numbers, `of` a JSON object of further
-    coordinates. A `value` or `standard_error` that is not finite is stored as null and read as
-    None: missing to every analysis. All other numbers are read as they were written, to the bit.
+    A row is a dict of `COLUMNS`: `seed` and `step` are whole numbers, `of` is a JSON object of
+    further coordinates. A `value` or `standard_error` that is not finite is stored as null and read
+    as None, which every analysis treats as missing. All other numbers are read exactly as they were
+    written.
     """
 
     def __init__(self, path: epath.Path, check: Callable[[], None], done: bool):
         self.path = path
         self._check, self._done = check, done
-        # Where nothing can be appended to a file, rows wait here for their segment.
+        # On an object store nothing can be appended, so rows wait here for their segment.
         self._waiting: dict[str, list[Row]] = {}
         self._process, self._journal = 0, None
 
     def enter(self, process: int) -> None:
-        """Say which process of `processes.json` writes from now on.
+        """Set which process of `processes.json` writes from now on.
 
         The rows that an earlier one wrote after its last checkpoint are dropped, and made again.
         """
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run is sealed: it can be read, and nothing can be added."""
+        """Whether the run is sealed: it can be read, but nothing can be added."""
         return self._done
 
     def rows(self, arm: str | None = None) -> list[Row]:
@@ -71,7 +72,7 @@ class Run:
         return sorted((row for row in rows if arm in (None, row["arm"])), key=_sort_key)
 
     def append(self, arm: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to the growing segment of `arm`: on a disk at once, by whole lines."""
+        """Add rows to the growing segment of `arm`; on a disk at once, as whole lines."""
         self._check()
         lines = lines_of(rows)
         if is_remote(self.path):
@@ -85,7 +86,7 @@ class Run:
     def publish_segment(self, arm: str, step: int) -> None:
         """Close the growing segment of `arm` as that of `step`, before the checkpoint of that step.
 
-        So a segment holds rows later than the checkpoint before it. No rows: nothing to close.
+        So a segment holds the rows after the previous checkpoint. Without rows, nothing is closed.
         """
         self._check()
         rows = self._growing(arm)
@@ -105,12 +106,12 @@ class Run:
             os.replace(growing, target)
 
     def publish_unit(self, name: str, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rows of one unit of a stage, none or more, as the segment of its number."""
+        """Write the rows of one unit of a stage (none or more) as the segment of its number."""
         self._check()
         self._publish(self._folder(seal.METRICS, name) / f"{number}.jsonl", lines_of(rows).encode())
 
     def resume_units(self, name: str) -> int:
-        """How many units of a stage are published, 0 to n - 1; what is beyond them is dropped."""
+        """How many units of a stage are published, 0 to n - 1; those after a gap are dropped."""
         self._check()
         there = {number for number, _ in self._numbered(seal.METRICS, name)}
         done = next(n for n in range(len(there) + 1) if n not in there)
@@ -120,7 +121,7 @@ class Run:
     def publish_arrays(
         self, arm: str, step: int, name: str, arrays: Mapping[str, "np.ndarray"]
     ) -> None:
-        """Write `arrays/<arm>/<step>/<name>.npz`, the same bytes for the same arrays.
+        """Write `arrays/<arm>/<step>/<name>.npz`; the same arrays give the same bytes.
 
         Raises:
             ValueError: an array is of a type that the file cannot hold (Python objects, bfloat16),
@@ -132,20 +133,21 @@ class Run:
         self._publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), npz(arrays))
 
     def publish_sums(self, folder: epath.Path) -> None:
-        """Write the `SHA256SUMS` of a checkpoint, its last file: from then on it is believed."""
+        """Write the `SHA256SUMS` of a checkpoint, its last file, which makes the checkpoint valid.
+        """
         self._check()
         self._publish(folder / seal.SUMS, seal.sums_text(folder))
 
     def wrote(self, file: epath.Path) -> bool:
-        """Whether `file` is what a process of this run wrote, by its journal."""
+        """Whether, by the journal, a process of this run wrote `file` as it is now."""
         entry = journal.latest(journal.read(self.path)).get(name_in(self.path, file))
         return entry is not None and size_and_digest(file)[1] == entry.sha256
 
     def discard_after(self, arm: str, step: int | None) -> None:
-        """Drop what `arm` wrote for steps after `step`, where it goes on; None: all it wrote.
+        """Drop what `arm` wrote after `step`, from which it continues; None: all that it wrote.
 
-        The rows up to a checkpoint are in segments, which were published before it, so that of the
-        growing one nothing is kept. The journal says of each dropped file that it was dropped.
+        Rows up to a checkpoint are in segments that were published before it, so nothing of the
+        growing segment is kept. The journal records that each published file was dropped.
         """
         self._check()
         last = -1 if step is None else step
@@ -160,7 +162,7 @@ class Run:
     def seal(self, extra: Mapping[str, Any]) -> None:
         """End the run: `results.jsonl`, `manifest.json` with `extra` in it, `derived.json`, `DONE`.
 
-        Figures and reports are in place before. Nothing can be added afterwards.
+        Figures and reports must be in place before. Nothing can be added afterwards.
         """
         self._check()
         for arm in self._writers():
@@ -226,12 +228,12 @@ def mend(folder: epath.Path) -> None:
 
 
 def sealed() -> None:
-    """What a sealed run answers to every attempt to write."""
+    """Refuses every attempt to write in a sealed run."""
     raise ValueError("the run is sealed; nothing can be added to it")
 
 
 def _part(name: str) -> str:
-    """A name that is safe as one entry of a folder."""
+    """`name`, if it is safe as one entry of a folder."""
     if not name or name in (".", "..") or "/" in name or name.endswith((TEMPORARY, "~")):
         raise ValueError(f"'{name}' cannot name a file or folder of a run")
     return name

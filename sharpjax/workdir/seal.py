@@ -1,9 +1,10 @@
-"""What was written is what is read: SHA-256 sums from `DONE` down to every byte of a run.
+"""Seals a run with SHA-256 sums, from `DONE` down to every byte.
 
-`DONE` holds the sum of `manifest.json`, and that the sum of every sealed file. A checkpoint, which
-may be large and has its own `SHA256SUMS`, is sealed by that file. `derived.json` holds the sums of
-what is added or made again later (figures, reports, amendments, further measures), and is rewritten
-with them. To write DONE anew for another manifest is easy; who needs proof keeps its sum elsewhere.
+`DONE` holds the sum of `manifest.json`, which holds the sum of every sealed file. A checkpoint may
+be large and has its own `SHA256SUMS`, so only that file of it is in the manifest. `derived.json`
+holds the sums of what is added or made again later (figures, reports, amendments, further
+measures), and is rewritten with them. It is easy to write a new DONE for another manifest. If you
+need proof, keep its sum elsewhere.
 """
 
 import os
@@ -49,7 +50,7 @@ SEALED = (
     *(CONFIG, OVERRIDES, REGISTRATION, ENVIRONMENT, PROCESSES),
     *(journal.NAME, RESULTS, METRICS, ARRAYS, CHECKPOINTS),
 )
-# What may be made again, or be added, afterwards.
+# What may be made again or added afterwards.
 MADE_AGAIN = (FIGURES, *REPORTS)
 LATER = (*MADE_AGAIN, AMENDMENTS, EXPLORATORY, LEFT_OUT)
 KNOWN = (*SEALED, *SEAL, *LATER, lease.NAME)
@@ -58,7 +59,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Entry(NamedTuple):
-    """What is known of a file: bytes (None: not written down) and SHA-256."""
+    """What is known of a file: bytes (None: not recorded) and SHA-256."""
 
     size: int | None
     digest: str
@@ -68,7 +69,7 @@ class Entry(NamedTuple):
 
 
 def write_sums(folder: epath.Path) -> None:
-    """Write `SHA256SUMS` of all files below `folder`, for `sha256sum -c` too; its last file."""
+    """Write `SHA256SUMS` of all files below `folder`, as its last file; for `sha256sum -c`, too."""
     publish(folder / SUMS, sums_text(folder))
 
 
@@ -130,14 +131,14 @@ def _differences(expected: Mapping[str, Entry], found: Mapping[str, epath.Path])
 
 
 def sums_of(folder: epath.Path, *names: str) -> dict[str, str]:
-    """SHA-256 of every file at or below entries of a folder, by its name in it; but of segments
+    """SHA-256 of every file at or below entries of a folder, by its name in it, without segments
     that still grow."""
     files = _below(folder, names)
     return {n: size_and_digest(path)[1] for n, path in files.items() if path.name != GROWING}
 
 
 def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:
-    """Write `manifest.json` with `extra` in it, `derived.json`, and at last `DONE`."""
+    """Write `manifest.json` with `extra` in it, `derived.json`, and last `DONE`."""
     files = {}
     for name, path in _below(folder, SEALED, most=None).items():
         if name.startswith(f"{CHECKPOINTS}/") and path.name != SUMS:
@@ -154,9 +155,9 @@ def seal(folder: epath.Path, extra: Mapping[str, Any]) -> None:
 
 
 def write_derived(folder: epath.Path, changed: tuple[str, ...] = LATER) -> None:
-    """Record in `derived.json` the sums of what is below the entries `changed` now.
+    """Record in `derived.json` the present sums of what is below the entries `changed`.
 
-    The sums of all else stay as they were, so that no damage elsewhere is sealed with a new report.
+    All other sums stay as they were, so no damage elsewhere is sealed with a new report.
     """
     kept = {}
     if set(changed) != set(LATER) and (folder / DERIVED).exists():
@@ -170,7 +171,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
     """The manifest of a finished run, after its sum was compared with `DONE`.
 
     Raises:
-        UserError: the run is not finished, or the manifest is damaged or no list of safe names.
+        UserError: the run is not finished, or the manifest is damaged or not a list of safe names.
     """
     if (reason := _broken_root(folder)) is not None:
         raise UserError(f"'{folder}' is not a sound run: {reason}.")
@@ -178,7 +179,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
 
 
 def broken(folder: epath.Path) -> str | None:
-    """Why a finished run is not to be believed (its manifest, its results), or None."""
+    """Why a finished run cannot be trusted (its manifest, its results), or None."""
     if (reason := _broken_root(folder)) is not None:
         return reason
     results = {name: entry for name, entry in listed(folder).items() if name == RESULTS}
@@ -210,8 +211,9 @@ def verify(path: os.PathLike | str) -> list[str]:
     """Check a sealed run, from `DONE` to every byte.
 
     Returns:
-        A line for each file that is missing, changed, a link, or listed nowhere. The lease is not
-        looked into: it is empty when no run holds it. Empty: every file is the one that was sealed.
+        A line for each file that is missing, changed, a link, or listed nowhere. Empty: every file
+        is the one that was sealed. The lease, which is empty when no run holds it, is not read; a
+        line says if it is not a small regular file.
 
     Raises:
         UserError: there are more files or folders than any run makes.
@@ -230,7 +232,7 @@ def verify(path: os.PathLike | str) -> list[str]:
         if (reason := damage(folder / checkpoint)) is not None:
             inside.append(f"{checkpoint}: {reason}")
         found = {n: p for n, p in found.items() if n == sums or not n.startswith(f"{checkpoint}/")}
-    # Of no use to a reader, and as large as somebody likes.
+    # No reader needs it, and a sender can make it as large as they like.
     held = folder / lease.NAME
     if (held.exists() or is_link(held)) and (not is_regular(held) or size_of(held) > 1000):
         inside.append(f"{lease.NAME} is not what a run leaves")
@@ -238,7 +240,7 @@ def verify(path: os.PathLike | str) -> list[str]:
 
 
 def left_out(folder: epath.Path) -> dict[str, Entry]:
-    """The sealed arrays and checkpoints that a published folder has not, and says so."""
+    """The sealed arrays and checkpoints that a published folder lacks, by its `left_out.json`."""
     if not (folder / LEFT_OUT).exists():
         return {}
     try:
@@ -263,7 +265,7 @@ def _derived_differences(folder: epath.Path) -> list[str]:
 
 
 def _derived(folder: epath.Path) -> dict[str, Entry] | None:
-    """What `derived.json` lists; None where it is not as we write it, to the byte."""
+    """What `derived.json` lists; None if it is not as we write it, to the byte."""
     try:
         text = read_bytes(folder / DERIVED, most=MAX_JSON_BYTES)
         value = parse_json(text, DERIVED)
@@ -278,7 +280,7 @@ def listed(folder: epath.Path) -> dict[str, Entry]:
     """Every file that the manifest seals, with size and sum.
 
     Raises:
-        UserError: the manifest lists none, or what is no file of a run.
+        UserError: the manifest lists none, too many, or something that is not a file of a run.
     """
     manifest = read_json(folder / MANIFEST)
     try:
@@ -316,7 +318,7 @@ def _done(folder: epath.Path) -> bytes:
 
 
 def _started(folder: epath.Path) -> str | None:
-    """When the config was written, as far as the store tells."""
+    """When the config was written, as far as the store knows."""
     path = folder / CONFIG
     seconds = path.stat().mtime if is_remote(path) else os.path.getmtime(path)
     return timestamp(seconds) if seconds else None

@@ -1,8 +1,8 @@
-"""Reading what somebody else may have written: strict JSON, no pickle, and bounds on all sizes.
+"""Reading what somebody else may have written: strict JSON, no pickle, and limits on all sizes.
 
 A folder that was sent may hold anything, and its sums prove only that its sender made them. So
-nothing in it is run or unpickled, no name in it leads out of it, and what is larger than any run
-makes is refused before it is read. Every refusal is a `UserError` of one line.
+nothing in it is run or unpickled, no name in it leads out of it, and anything larger than what a
+run makes is refused before it is read. Every refusal is a `UserError` of one line.
 """
 
 import json
@@ -17,7 +17,7 @@ from sharpjax.workdir.files import open_regular
 
 MAX_JSON_BYTES = 2**26
 MAX_JSON_DEPTH = 64
-# As many as `manifest.json` may list, and a folder hold.
+# The most that `manifest.json` may list, and that a folder may hold.
 MAX_FILES = 200_000
 
 
@@ -25,8 +25,9 @@ def read_json(path: epath.Path, *, most: int = MAX_JSON_BYTES) -> Any:
     """The value that a JSON file holds.
 
     Raises:
-        UserError: the file is no regular file, longer than `most` bytes, or no strict JSON: a name
-            given twice, a number that is not finite, or values nested deeper than `MAX_JSON_DEPTH`.
+        UserError: the file is not a regular file, is longer than `most` bytes, or is not strict
+            JSON: it gives a name twice, or a number that is not finite or too long, or nests values
+            deeper than `MAX_JSON_DEPTH`.
     """
     return parse_json(read_bytes(path, most=most), str(path))
 
@@ -35,7 +36,7 @@ def read_bytes(path: epath.Path, *, most: int) -> bytes:
     """The content of a file of at most `most` bytes.
 
     Raises:
-        UserError: it is longer, no regular file, or cannot be read.
+        UserError: it is longer, not a regular file, missing, or cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -70,7 +71,7 @@ def parse_json(text: bytes, where: str) -> Any:
 
 
 class _Untrusted(ValueError):
-    """Text that JSON readers accept and we do not."""
+    """Text that other JSON readers accept and we do not."""
 
 
 def _bad_json(where: str, reason: str) -> UserError:
