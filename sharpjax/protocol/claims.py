@@ -194,8 +194,8 @@ def check(
 
     Args:
         arms, metrics: the names that the study has; None: not known, so any name passes.
-        sealed: the hypotheses were registered, maybe before there were rules against deciding by
-            chance or without independent units. These two rules are then not applied.
+        sealed: the hypotheses were registered, possibly before there were rules against deciding
+            by chance or without independent units. These two rules are then not applied.
 
     Raises:
         UserError: names the hypothesis and what is wrong with it.

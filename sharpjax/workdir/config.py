@@ -46,8 +46,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_config(folder: epath.Path, file: epath.Path, config: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder whose config file holds another (plain) config; no file is fine.
-    """
+    """Refuse a folder whose config file holds another (plain) config; a missing file is fine."""
     if not file.exists():
         return
     try:

@@ -28,8 +28,7 @@ def is_link(path: epath.Path) -> bool:
 
 
 def publish(path: epath.Path, data: bytes) -> None:
-    """Write a file so that no reader sees a part of it, even after a kill: one rename, or one put.
-    """
+    """Write a file so that no reader sees a part of it, even after a kill: one rename or put."""
     if is_remote(path):
         path.write_bytes(data)
         return

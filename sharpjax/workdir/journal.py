@@ -1,10 +1,10 @@
 """Which process wrote which file of results: a chain of lines that only grows.
 
-Each line of `journal.jsonl` is canonical JSON. It has a file of rows or arrays, or the sums of a
-checkpoint; the SHA-256 of that file, or `DROPPED`; the number of the process in `processes.json`;
-the time; and the SHA-256 of the line before. The first line has the seal of the registration
-instead or, without one, the digest of the config. A line is there before its file is written or
-dropped, so a kill leaves no file without a line.
+Each line of `journal.jsonl` is canonical JSON. It names a file of rows or arrays, or the sums of a
+checkpoint, and holds the SHA-256 of that file, or `DROPPED`; the number of the process in
+`processes.json`; the time; and the SHA-256 of the line before. The first line holds the seal of the
+registration instead or, without one, the digest of the config. A line is there before its file is
+written or dropped, so a kill leaves no file without a line.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _REGISTRATION, _CONFIG = "registration.json", "config.json"
 
 
 class Entry(NamedTuple):
-    """One line."""
+    """One line of the journal."""
 
     file: str
     sha256: str

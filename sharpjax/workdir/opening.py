@@ -111,8 +111,7 @@ def _not_writable(folder: epath.Path, error: OSError) -> UserError:
 
 
 def _begin(folder: epath.Path, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Write what was asked for, the config first, unless it is there; then mend what a kill left.
-    """
+    """Write what was asked for, config first, unless it is there; then mend what a kill left."""
     for name, value in ((seal.CONFIG, config), (seal.OVERRIDES, overrides)):
         if not (folder / name).exists():
             publish(folder / name, json_file(value).encode())

@@ -133,8 +133,7 @@ class Run:
         self._publish(folder.joinpath(*parts[:-1], f"{parts[-1]}.npz"), npz(arrays))
 
     def publish_sums(self, folder: epath.Path) -> None:
-        """Write the `SHA256SUMS` of a checkpoint, its last file, which makes the checkpoint valid.
-        """
+        """Write the `SHA256SUMS` of a checkpoint, its last file, which makes it valid."""
         self._check()
         self._publish(folder / seal.SUMS, seal.sums_text(folder))
 

@@ -17,7 +17,7 @@ from sharpjax.protocol.seals.registration import MOST_BYTES
 
 
 class Amendment(NamedTuple):
-    """One line.
+    """One line of the file.
 
     Attributes:
         reason: why, in the author's words.

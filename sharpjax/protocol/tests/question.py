@@ -157,7 +157,7 @@ def vector(group: np.ndarray, number: int) -> np.ndarray:
 
 
 def tied(values: np.ndarray) -> np.ndarray:
-    """The same, with one number for those that are equal up to rounding: ties, to a rank test.
+    """The same, with one number for values that are equal up to rounding, so that they tie.
 
     >>> tied(np.array([0.3, 5.0, 0.1 + 0.2])).tolist()
     [0.3, 5.0, 0.3]

@@ -70,7 +70,7 @@ def of_first(scores: np.ndarray, size: int, seed: int) -> tuple[float, float]:
 
 
 def choices(num_units: int, size: int, seed: int) -> Orders:
-    """Which of the units are the first `size`: all choices up to 40,320, or random ones."""
+    """Which of the units are the first `size`: all choices if at most 40,320, else random ones."""
     if math.comb(num_units, size) <= math.factorial(_ALL):
         return Orders(_choices(num_units, size), True)
     index, exact = orders(num_units, seed)
