@@ -17,12 +17,12 @@ sample calls that an association. Residuals of ranks leave about .01 (Spearman's
 Only the linear effect of a covariate (of its values, or of its ranks) is taken out.
 
 **Independent units.** n units with k linearly independent covariates count as n - k units without
-covariates. p against no association is from t with n - 2 - k degrees of freedom, exact for Pearson of
-normal samples; for Kendall, tau is normal with variance 2 (2m + 5) / (9 m (m - 1)), m = n - k. No p
-is below 1 / m!. The interval, and p against other nulls, are from Fisher's z with the variances of
-`protocol.tests.correlation`, with n - k in place of n. **Clusters** (layers of a seed) are drawn
-with all their units, and ranks and lines are found again in each resample. Interval and p are the
-bootstrap's, as for correlations without covariates, and the claim is about new seeds.
+covariates. p against no association is from t with n - 2 - k degrees of freedom, exact for Pearson
+of normal samples; for Kendall, tau is normal with variance 2 (2m + 5) / (9 m (m - 1)), m = n - k.
+No p is below 1 / m!. The interval, and p against other nulls, are from Fisher's z with the
+variances of `protocol.tests.correlation`, with n - k in place of n. **Clusters** (layers of a seed)
+are drawn with all their units, and ranks and lines are found again in each resample. Interval and p
+are the bootstrap's, as for correlations without covariates, and the claim is about new seeds.
 """
 
 import math

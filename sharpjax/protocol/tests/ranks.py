@@ -17,10 +17,10 @@ def wilcoxon(question: Question) -> TestResult:
     P(d1 + d2 > 0) - P(d1 + d2 < 0) of two differences.
 
     p is exact, ties included, up to n = 199 (150 with ties): with midranks for equal |d|, every
-    pattern of signs is equally likely under the null. Zeros are left out before ranking, as Wilcoxon
-    did. If all differences are zero, r = 0 in (-1, 1) and p = 1. Numbers that differ only by
-    rounding are equal, so 0.3 - 0.2 and 0.2 - 0.1 tie. Clusters change sign as a whole, by the sums
-    of their signed ranks (also exact, 2^-K at best).
+    pattern of signs is equally likely under the null. Zeros are left out before ranking, as
+    Wilcoxon did. If all differences are zero, r = 0 in (-1, 1) and p = 1. Numbers that differ only
+    by rounding are equal, so 0.3 - 0.2 and 0.2 - 0.1 tie. Clusters change sign as a whole, by the
+    sums of their signed ranks (also exact, 2^-K at best).
 
     The interval is from `rank_effects`, by score under a normal shift. It contains 0 whenever the
     exact test does not reject at its level. With clusters it is that of as many independent units
