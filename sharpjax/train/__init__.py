@@ -1,1 +1,1 @@
-"""Training of populations of seeds: the loop, its state, its evaluators, its checkpoints."""
+"""Plans of studies, and what carries out their stages: training, derived models, evaluators."""

@@ -22,27 +22,28 @@ BINNED = ("ece", "ece_debiased", "ece_null", "mce", "brier", "overconfidence")
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What the outputs on a split tell, as `<split>/accuracy` and so on:
+    """Calibration of the outputs on a split, as rows `<split>/accuracy` and so on:
 
         accuracy, error, nll
         ece, ece_debiased, ece_null, mce, brier, overconfidence      `metrics.reliability.compute`
-        temperature                         fitted on the validation split, where `scaled`
+        temperature                         fitted on the validation split, if `scaled`
+        temperature/fitted                  1 if a best temperature exists, else 0
         scaled/nll, scaled/ece, ...         of logits / temperature
         ece_reduction                       1 - scaled/ece / ece
-        gap                                 accuracy on the training examples, as they are, less
-                                            this accuracy, where `gap_examples` is above 0
+        gap                                 accuracy on training examples without augmentation,
+                                            minus this accuracy, if `gap_examples` is above 0
 
-    and as arrays, for diagrams (`diagram_of`): the bins, plain and scaled. Where no temperature is
-    best, as of a model that makes no mistake on the validation split, `temperature/fitted` is 0,
-    and what would be scaled is NaN.
+    The bins, plain and scaled, are stored as arrays for diagrams (`diagram_of`). Some models have
+    no best temperature, such as one without mistakes on the validation split. Then
+    `temperature/fitted` is 0, and the temperature and all scaled values are NaN.
 
-    In float32 whatever the training precision. Cost: a pass of the split, of the validation split,
-    and of `gap_examples`.
+    It computes in float32, whatever the training precision. Cost: a forward pass of the examples of
+    the split, of the validation split, and of `gap_examples`.
 
     Attributes:
-        num_bins: of equal width, closed above.
-        num_examples: the first so many of the split; 0: all.
-        gap_examples: the first so many training examples, for `gap`; 0: no gap.
+        num_bins: number of bins, of equal width and closed above.
+        num_examples: how many examples of the split, from the first; 0: all.
+        gap_examples: how many training examples for `gap`, from the first; 0: no gap.
     """
 
     when: When
@@ -60,7 +61,7 @@ class Calibration:
 
     @property
     def split(self) -> str:
-        """The split that the data must have, beside `of`."""
+        """A split that the data must have besides `of`."""
         return "validation" if self.scaled else self.of
 
     @property
@@ -98,8 +99,8 @@ class Calibration:
             found["temperature"] = fit.temperature if fit else _unknown()
             after: dict[str, Estimate] = dict.fromkeys(plain, _unknown())
             if fit is not None:
-                # Rows of validation and test that agree by chance, as of constant outputs, are none
-                # that the temperature was fitted on.
+                # Equal rows of logits in validation and test (such as constant outputs) do not mean
+                # that the temperature was fitted on the test examples.
                 tempered = temperature.apply(fit, logits, allow_overlap=True)
                 after, more = self._binned(tempered, split.label)
                 arrays |= {f"scaled_{name}": x for name, x in more.items()}
@@ -128,7 +129,7 @@ class Calibration:
 
 
 def diagram_of(arrays: Any, *, scaled: bool = False) -> Diagram | None:
-    """The reliability diagram that `Calibration` stored; None: there is none."""
+    """The reliability diagram that `Calibration` stored, or None if there is none."""
     prefix = "scaled_" * scaled
     found = {name: arrays.get(f"{prefix}{name}") for name in Diagram._fields}
     return None if any(x is None for x in found.values()) else Diagram(**found)

@@ -1,4 +1,4 @@
-"""Models in fewer bits in a plan, and what each model takes."""
+"""Models in fewer bits as part of a plan, and how much space and time each model takes."""
 
 import dataclasses
 import functools
@@ -21,13 +21,14 @@ from sharpjax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Quantise:
-    """A transform: the model with its kernels rounded to so many bits, a step for each output
-    channel; or one for each of several layers, whose kernel alone is rounded.
+    """A transform that rounds kernels to few bits, with one step size per output channel. Without
+    `layers` it gives one model with all kernels rounded. With `layers` it gives one model per
+    layer, in which only the kernel of that layer is rounded.
 
     Attributes:
         bits: from 2 to 8.
         layers: names of kernels, the coordinate `layer` of each model; none: all kernels together.
-        min_numbers: kernels of fewer numbers are left alone; TFLite's 8 bits: 1024.
+        min_numbers: kernels with fewer numbers are not rounded; 1024 for TFLite's 8 bits.
     """
 
     bits: int
@@ -36,11 +37,11 @@ class Quantise:
 
     @property
     def outputs(self) -> tuple[Of, ...]:
-        """What `Derive.outputs` is."""
+        """The value for `Derive.outputs`."""
         return tuple(of(layer=name) for name in self.layers) or ((),)
 
     def held(self, params: Any) -> Any:
-        """The parameters as integers, where they are; of no `layers`."""
+        """The parameters, with the quantised kernels as integers. `layers` is ignored."""
         return compress.quantise_params(params, self.bits, min_numbers=self.min_numbers)
 
     def __call__(self, subject: Subject, key: jax.Array) -> Iterator[tuple[Of, TrainState]]:
@@ -54,7 +55,7 @@ class Quantise:
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """A transform: the model with all parameters rounded to a shorter type of `compress.cast`."""
+    """A transform that rounds all parameters to a shorter type of `compress.cast`."""
 
     dtype: str
 
@@ -72,19 +73,20 @@ Form = Quantise | Cast | Prune
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a model takes in the form in which it can be held; see `compress.size`.
+    """The size of a model in the form in which it can be stored; see `compress.size`.
 
         size/parameters     how many are not pruned
         size/bytes          of parameters and BatchNorm statistics, each array rounded up
         size/flops          of a forward pass of one example, as it is computed here
 
-    Zeros are counted, and nothing is computed. FLOPs are those of matrix products and convolutions
-    (`flops.count`) of dense arrays in floating point, whatever the form: a pruned model keeps its
-    shapes, and is no faster.
+    It only counts; it runs no model. FLOPs are those of matrix products and convolutions
+    (`flops.count`) of dense floating-point arrays, whatever the form: a pruned model keeps its
+    shapes and is not faster.
 
     Attributes:
-        form: the transform that made the models; of one that prunes, numbers that are 0 now and
-            were not in the source are gone, and an array that lacks some is held with a bit mask.
+        form: the transform that made the models. With a `Prune`, numbers that are 0 now and were
+            not 0 in the source count as removed, and an array with removed numbers is stored with a
+            bit mask. All other zeros count as parameters.
     """
 
     when: When
@@ -114,7 +116,7 @@ class Size:
         return carry, results(found)
 
     def _held(self, subject: Subject) -> tuple[Any, Any]:
-        """The variables in their form, and what of them is kept; None: all."""
+        """The variables in their form, and a mask of what is kept of them; None: all."""
         own = _variables(subject.state)
         if isinstance(self.form, Prune):
             before = _variables(subject.source.state) if subject.source else own
@@ -129,7 +131,7 @@ def _variables(state: TrainState) -> dict[str, Any]:
 
 
 def _image(examples: Examples) -> jax.ShapeDtypeStruct:
-    """One example as the model takes it."""
+    """One example in the form that the model takes."""
     return jax.eval_shape(lambda: batch(examples, jnp.arange(1))["image"])
 
 

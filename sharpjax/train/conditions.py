@@ -1,12 +1,12 @@
-"""Members that differ from another in one thing: its start, its order of data, its initial weights.
+"""Members that differ from another one in one respect: start, order of data, or initial weights.
 
     base                 SIDDO               DISDO               DIDDO
     initial weights      the same            drawn anew          drawn anew
     order of data        drawn anew          the same            drawn anew
 
-Against them it is seen what a teacher adds: a student that starts as its teacher did and reads the
-data in another order is a SIDDO with a teacher, and SIDDO its control. Each of the streams of
-`plan.ROLES` (initial weights, order, augmentation, dropout, teacher) is drawn apart.
+They are controls that show what a teacher adds. A student that starts as its teacher did and reads
+the data in another order is a SIDDO with a teacher; its control is SIDDO. Each stream of
+`plan.ROLES` (initial weights, order, augmentation, dropout, teacher) is drawn separately.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from sharpjax.train.state import TrainState
 
 
 def redrawn(member: Member, *roles: str, draw: int = 1) -> Member:
-    """The member with other streams of these roles; what it does not name stays to the bit.
+    """The member with new streams for these roles. All other streams stay the same to the bit.
 
     Args:
         roles: of `plan.ROLES`.
-        draw: which others. Equal ones are equal streams, in whatever arm.
+        draw: number of the new streams. Equal numbers give equal streams, in any arm.
 
     Raises:
         UserError: an unknown role.
@@ -48,8 +48,9 @@ def redrawn(member: Member, *roles: str, draw: int = 1) -> Member:
 
 
 def siddo(member: Member, *, draw: int = 1) -> Member:
-    """Same initialisation, different data order. Augmentation and dropout are functions of the
-    step, and stay: with `redrawn(member, "order", "augmentation", "dropout")` they do not.
+    """Same initialisation, different data order. Augmentation and dropout depend on the step only
+    and stay the same; to change them too, use `redrawn(member, "order", "augmentation",
+    "dropout")`.
 
     >>> base = Member(0)
     >>> siddo(base).decides("init") == base.decides("init")
@@ -61,10 +62,10 @@ def siddo(member: Member, *, draw: int = 1) -> Member:
 
 
 def disdo(member: Member, *, draw: int = 1) -> Member:
-    """Different initialisation, same data order; augmentation and dropout are the same too.
+    """Different initialisation, same data order. Augmentation and dropout are also the same.
 
     Raises:
-        UserError: the member starts from a state, so that no initial weights are drawn.
+        UserError: the member starts from a state, so no initial weights are drawn.
 
     >>> base = Member(0)
     >>> [disdo(base).decides(role) == base.decides(role) for role in ("init", "order")]
@@ -77,7 +78,7 @@ def diddo(member: Member, *, draw: int = 1) -> Member:
     """Different initialisation, different data order.
 
     Raises:
-        UserError: as `disdo`.
+        UserError: as in `disdo`.
 
     >>> base = Member(0)
     >>> [diddo(base).decides(role) == base.decides(role) for role in ("init", "order")]
@@ -97,20 +98,20 @@ def _drawn(name: str, member: Member) -> Member:
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """A transform for `Derive`: (1 - c) w + c W of fresh weights w and those of a model W, for each
-    share c, as starts of students that know c of their teacher (arXiv 2106.05945). The same with
-    new noise is "shrink and perturb" (arXiv 1910.08475).
+    """A transform for `Derive`: (1 - c) w + c W, with fresh weights w and the weights W of a model,
+    for each share c. The results can be the starts of students that know the share c of their
+    teacher (arXiv 2106.05945). The same with new noise is "shrink and perturb" (arXiv 1910.08475).
 
-    At 0 per cent it is a fresh start and at 100 the model, to the bit. Statistics of BatchNorm, and
-    what else stands beside the parameters, are taken between too.
+    0 per cent is a fresh start and 100 is the model, to the bit. BatchNorm statistics and other
+    collections beside the parameters are interpolated in the same way.
 
     Attributes:
-        percent: whole numbers from 0 to 100, each once: the shares c.
+        percent: the shares c, whole numbers from 0 to 100, each once.
         input_shape: of one example, `input_shape` of the data.
-        input_dtype: 'float32' of images; 'int32' of tokens.
+        input_dtype: 'float32' for images; 'int32' for tokens.
 
     Raises:
-        UserError: a share outside [0, 100], or twice.
+        UserError: a share that is not a whole number from 0 to 100, or is named twice.
 
     >>> Between((0, 50), (8, 8, 1)).outputs
     ((('percent', 0),), (('percent', 50),))
@@ -129,7 +130,7 @@ class Between:
 
     @property
     def outputs(self) -> tuple[Of, ...]:
-        """For `Derive.outputs`."""
+        """The value for `Derive.outputs`."""
         return tuple(of(percent=share) for share in self.percent)
 
     def __call__(self, subject: Subject, key: jax.Array) -> Iterator[tuple[Of, TrainState]]:

@@ -1,6 +1,6 @@
-"""What an arm of a config about images describes: its data, the steps of its training, its models.
+"""Data, training steps and models of an arm, as a config about images describes them.
 
-`schema.blocks` says which fields there are.
+`schema.blocks` lists the fields.
 """
 
 from sharpjax import catalog, data, losses, nn, optim
@@ -11,8 +11,8 @@ from sharpjax.train.steps import Steps
 
 
 def images(arm: Config, specs: dict[str, data.DataSpec], name: str) -> tuple[str, data.Images]:
-    """The key and the specification of an arm's data, which are put among `specs` if they are new:
-    arms of the same data share them, and those of other data of the same set have their own.
+    """The key and the specification of an arm's data. A new specification is added to `specs`. Arms
+    with equal data share one; an arm with other data of the same set gets its own.
 
     Args:
         name: of the arm.
@@ -27,7 +27,7 @@ def steps(arm: Config, spec: data.Images, *, epochs: int = 0) -> Steps:
     """Model, optimiser, batches and augmentation of an arm.
 
     Args:
-        epochs: those of the learning rate's schedule; 0: `train.epochs`.
+        epochs: length of the learning-rate schedule; 0: `train.epochs`.
 
     Raises:
         UserError: a model or an optimiser cannot be built.
@@ -51,8 +51,9 @@ def steps(arm: Config, spec: data.Images, *, epochs: int = 0) -> Steps:
 
 
 def member(seed: int, arm: Config, teacher: str) -> Member:
-    """A model of an arm that has a block `distill`: with the start and the order of the model of
-    its seed of the arm `teacher`, or others, which are the same in all arms; and taught by it."""
+    """A model of an arm that has a block `distill`. Its start and order are those of the model with
+    the same seed in the arm `teacher`, or other ones, which are the same in all arms. The block
+    names the kind of its teacher; a kind that needs a model uses that one."""
     asked = arm.distill
     roles = {"init": asked.start, "order": asked.order}
     others = [role for role, given in roles.items() if given == "other"]

@@ -23,28 +23,29 @@ from sharpjax.train.streams import stream
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-    """A model on the first images of a split, corrupted in every kind and severity. `<set>` is
-    `<split>[:num_examples]`:
+    """Accuracy and calibration of a model on the first images of a split, corrupted in every kind
+    and severity. `<set>` is `<split>[:num_examples]`:
 
-        <set>/clean_accuracy, clean_ece     of the same images as they are
+        <set>/clean_accuracy, clean_ece     of the same images without corruption
         <set>/corrupted_accuracy            the mean over all cells
-        <set>/corrupted_ece                 likewise
+        <set>/corrupted_ece                 the mean over all cells
         <set>/accuracy_by_severity          of {"severity": s}: the mean over kinds
 
-    Arrays `accuracy` and `ece`, [kinds, severities], hold the cells. The corruptions are our own
-    (`data.corruption`): these are no numbers of CIFAR-10-C. The noise is the same for all models
-    and severities. Accuracies have no standard error: cells share their images.
+    The arrays `accuracy` and `ece`, [kinds, severities], hold the cells. The corruptions are our
+    own (`data.corruption`), so these are not CIFAR-10-C numbers. The noise is the same for all
+    models and severities. The means over cells have no standard error, because cells share their
+    images.
 
-    Cost: `num_examples` passes a cell. The corrupted images are made once for a data set, and stay
-    in host memory: 146 MB of 500 CIFAR images in 95 cells.
+    Cost: `num_examples` forward passes per cell. The corrupted images are made once for each data
+    set and stay in host memory: 146 MB for 500 CIFAR images in 95 cells.
 
     Attributes:
-        kinds, severities: of `corruption.KINDS` and `corruption.SEVERITIES`; grey images have no
-            'saturate'.
+        kinds, severities: of `corruption.KINDS` and `corruption.SEVERITIES`; 'saturate' needs
+            colour images.
 
     Raises:
-        UserError: an unknown kind, or a severity that is none; when it is called, colours are
-            asked of grey images.
+        UserError: an unknown kind or severity; no kind or no severity. When it is called: a kind that needs
+            colours on grey images.
     """
 
     when: When
@@ -121,7 +122,8 @@ class Corrupted:
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """The images of a split; the same as another where it is of the same arrays."""
+    """The images of a split. Two are equal if they hold the same input array and ask for the same
+    cells."""
 
     split: Examples
     num_examples: int
@@ -147,7 +149,8 @@ class _Set:
 
 @functools.lru_cache(maxsize=2)
 def _cells(own: _Set) -> Mapping[tuple[str, int], Examples]:
-    """Each cell's images, in host memory. What is cached holds the split, so its id is its own."""
+    """The images of each cell, in host memory. The cache keeps the split alive, so its id stays
+    unique."""
     key, block = stream(0, "corruption"), min(500, own.num_examples)
     return {
         (kind, severity): corruption.corrupted(own.clean, kind, severity, key=key, block=block)

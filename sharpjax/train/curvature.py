@@ -1,4 +1,4 @@
-"""Curvature and sharpness of a model in training, on a frozen set of training examples."""
+"""Curvature and sharpness of a model during training, on a fixed set of training examples."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -22,32 +22,33 @@ WEIGHTS, FACTORS = "weights", "factors"
 
 @dataclasses.dataclass(frozen=True)
 class Curvature:
-    """Top eigenvalues and trace of the Hessian, and sharpness, on un-augmented training examples,
-    `first` to `first + num_examples`.
+    """Top eigenvalues and trace of the Hessian, and sharpness, on the training examples `first` to
+    `first + num_examples`, without augmentation.
 
-    In float32 whatever the training precision, in eval mode with frozen BatchNorm statistics.
-    Models are measured one by one: a lane holds a Krylov basis, and lanes that have converged would
-    wait for the slowest. Of a decomposed model in the weights W, so that models of all ranks can be
-    compared; with `in_factors` also in its own coordinates (U, s, V), where training lives: the
-    same function has other curvature there. By name, `<set>` being `train[first:last]`:
+    It computes in float32, whatever the training precision, in eval mode with frozen BatchNorm
+    statistics. Models are measured one by one: each lane would hold a Krylov basis, and converged
+    lanes would wait for the slowest. A decomposed model is measured in its weights W, so that
+    models of all ranks can be compared. With `in_factors` it is also measured in the coordinates in
+    which it is trained, (U, s, V): the curvature of the same function is different there. The rows,
+    with `<set>` for `train[first:last]`:
 
         <set>/hessian/lambda_1, trace, ...   in W; <set>/factors/... in (U, s, V)
         <set>/adaptive_sharpness             likewise
         <set>/sam_sharpness, loss, gradient_norm, directional_curvature, hessian/converged
-                                             where `sam_rho` is above 0
+                                             if `sam_rho` is above 0
 
-    Cost: 10 to 20 products with the Hessian for its first eigenvalue, down to half of that where it
-    starts from the measurement before; `max_probes` at the most for its trace; `adaptive_steps`
-    gradients for the adaptive sharpness; twice all this in two coordinates. A product costs some
-    three gradients of `num_examples`.
+    Cost: 10 to 20 products with the Hessian for its first eigenvalue, down to half of that if the
+    search starts from the previous measurement; at most `max_probes` for its trace;
+    `adaptive_steps` gradients for the adaptive sharpness; twice all this with two coordinate
+    systems. A product costs about three gradients of `num_examples`.
 
     Attributes:
-        where: leaves whose curvature is taken, by glob; None: all.
-        microbatch_size: examples of a pass; None: all.
+        where: glob of the leaves whose curvature is measured; None: all.
+        microbatch_size: examples per pass; None: all.
         num_eigenvalues, tol, max_products: of the search for eigenvalues.
-        trace_error, max_probes: of the trace, relative.
+        trace_error, max_probes: of the trace; the error is relative.
         adaptive_rho, adaptive_m, adaptive_steps: of adaptive sharpness.
-        continues: whether a search starts from what the one before found.
+        continues: whether a search starts from the eigenpairs of the previous one.
         stream: names the randomness; '': `<set>`.
     """
 
@@ -90,14 +91,14 @@ class Curvature:
         return tuple(f"{where}/{name}" for where in sets for name in names)
 
     def cost(self, spec: data.DataSpec) -> Cost:
-        """As the class says, with `sam_rho` another product and two gradients."""
+        """An upper bound, with all products used. `sam_rho` adds a product and two gradients."""
         also = self.sam_rho > 0
         gradients = 3 * (self.max_products + self.max_probes + also)
         gradients += self.adaptive_steps + 2 * also
         return Cost(3 * gradients * self.num_examples * (1 + self.in_factors))
 
     def init(self, subject: Subject, data: Splits) -> dict[str, Any]:
-        """The carry: by coordinates the last eigenpairs, and whether there are any yet."""
+        """The carry: for each coordinate system the last eigenpairs, and whether there are any."""
         if not self.continues:
             return {}
         carry, batch = {}, self._batch(data)
@@ -115,7 +116,7 @@ class Curvature:
             start = carry[name]["pairs"] if carry and carry[name]["found"] else None
             pairs = _Search(self, loss, batch)(params, keys[0], start)
             if self.continues:
-                # A search that failed is nothing to start from.
+                # A failed search is no starting point for the next.
                 found = jnp.all(jnp.isfinite(pairs.values))
                 new[name] = {"pairs": pairs, "found": found}
             where = self.set_name if name == WEIGHTS else f"{self.set_name}/{name}"
@@ -157,7 +158,7 @@ class Curvature:
         )
 
     def _coordinates(self, subject: Subject) -> Iterator[tuple[str, Classification, Any]]:
-        """Name, loss and point of each system of coordinates."""
+        """Name, loss and parameters in each coordinate system."""
         model, state = subject.model, subject.state
         if getattr(model, "dtype", jnp.float32) != jnp.float32:
             model = model.clone(dtype=jnp.float32)
@@ -174,7 +175,7 @@ class Curvature:
 
 
 class _Search:
-    """For the first eigenvalues, as it is done each time."""
+    """The search for the first eigenvalues, the same each time."""
 
     def __init__(self, measure: Curvature, loss: Classification, batch: Any):
         self._measure, self._loss, self._batch = measure, loss, batch

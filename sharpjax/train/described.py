@@ -1,8 +1,8 @@
-"""A plan as plain JSON: all that it says, in the fields of its parts, so that it can be sealed.
+"""A plan as plain JSON, with every field of its parts, so that it can be sealed.
 
     {"type": "Train", "arm": "sam", "members": [...], "step": {"type": "Steps", ...}, ...}
 
-What is of one machine (where its data lie) is left out.
+Fields that belong to one machine (where its data lie) are left out.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ def described(plan: Plan, like: Any = None) -> dict[str, Any]:
     """The document of a plan.
 
     Args:
-        like: an earlier document of it, perhaps by an earlier version: fields that it has not, and
-            that have their default here, are left out.
+        like: an earlier document of the plan, perhaps from an earlier version. Fields that it does
+            not have, and that have their default value here, are left out.
 
     Raises:
-        UserError: the plan holds something that cannot be written down: say it as a frozen
-            dataclass, or as a function with a name.
+        UserError: the plan holds something that cannot be written down; use a frozen dataclass or a
+            named function instead.
     """
     return _of(plan, like if isinstance(like, Mapping) else None)
 
@@ -86,7 +86,7 @@ _ABSENT = object()
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass or NamedTuple with their defaults; None: it is neither."""
+    """The fields of a dataclass or NamedTuple with their defaults; None if it is neither."""
     if isinstance(value, type):
         return None
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What is measured of outputs: accuracy and calibration of a split, and the outputs themselves."""
+"""Measurements of outputs: accuracy and calibration on a split, and the stored outputs."""
 
 import dataclasses
 from typing import Any
@@ -60,7 +60,7 @@ class SplitMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class CountBatch:
-    """Add the next `batch_size` examples to the totals; those past the end weigh nothing."""
+    """Adds the next `batch_size` examples to the totals; places past the end have weight 0."""
 
     batch_size: int
 
@@ -77,9 +77,9 @@ class CountBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Stores the logits, float32 [N, K], of the first `num_examples` of a split; 0: all of it.
+    """Stores the logits, float32 [N, K], of the first `num_examples` of a split; 0: of all.
 
-    Distances between models are computed from these by the measures of a `Compare` stage.
+    The measures of a `Compare` stage compute distances between models from them.
     """
 
     when: When
@@ -124,10 +124,10 @@ def _forward(loss, params, split, index):
 
 
 def split_of(splits: Splits, name: str) -> Examples:
-    """One split by its name.
+    """The split with this name.
 
     Raises:
-        UserError: there is none.
+        UserError: the data have no such split.
     """
     found = getattr(splits, name, None)
     if found is None:

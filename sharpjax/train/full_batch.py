@@ -20,12 +20,12 @@ from sharpjax.train.steps import Carry, LoopStep, Own, StepLoop, Steps
 
 @dataclasses.dataclass(frozen=True)
 class FullBatch(Steps):
-    """One step of one model on all training examples, in the order in which they are stored; a step
-    is an epoch. `batch_size` is their number.
+    """One step of one model on all training examples, in their stored order. A step is an epoch,
+    and `batch_size` must be the number of training examples.
 
-    Nothing is drawn, so that any number of steps is one call: between measurements nothing leaves
-    the device. No rows of training loss come of it, which would be means over the steps between two
-    measurements; have an evaluator measure it.
+    Nothing is drawn, so one call can take any number of steps, and nothing leaves the device
+    between measurements. There are no rows of training loss, because they would be means over the
+    steps between two measurements; use an evaluator to measure it.
     """
 
     @property
@@ -37,7 +37,7 @@ class FullBatch(Steps):
         return ("train/alive",)
 
     def refuses(self, members: Sequence[Member], spec: DataSpec) -> str:
-        """Why it cannot train these members on such data; '': it can."""
+        """Why it cannot train these members on such data; '' if it can."""
         if self.batch_size != spec.num_train:
             return f"has a batch of {self.batch_size}, and {spec.num_train} training examples."
         if self.pad or self.flip or self.drops or self.optimizer.m:
@@ -47,7 +47,8 @@ class FullBatch(Steps):
     def layout(self, mode: str, example: Any, num_seeds: int) -> Layout:
         """On CPU one model after another; elsewhere lanes.
 
-        On one core a step of an MLP 2-64-64-1 on 2,500 points took 1.4 ms, as one of ten lanes 1.9.
+        On one core a step of an MLP 2-64-64-1 on 2,500 points took 1.4 ms, and 1.9 ms as one of ten
+        lanes.
         """
         if mode == "auto":
             mode = "loop" if jax.default_backend() == "cpu" else "vmap"
@@ -66,7 +67,7 @@ class FullBatch(Steps):
 
 
 class FullBatchLoop(StepLoop):
-    """The models of an arm, as `task.Arm` drives them."""
+    """The loop over the models of an arm, as `task.Arm` drives it."""
 
     def advance(self, step: int, num_steps: int, states: Any, record: Any) -> tuple[int, Any, Any]:
         """`num_steps` steps of every model, from `step` on."""
@@ -85,7 +86,7 @@ class FullBatchLoop(StepLoop):
         return step + num_steps, run(states, own) if lanes else tuple(map(run, states, own)), record
 
     def room(self, step: int) -> int:
-        """How many steps one call can take: any number."""
+        """How many steps one call can take: no limit but int32."""
         return 2**31 - 1 - step
 
     def estimates(

@@ -1,4 +1,4 @@
-"""The loss on a line through a model, in units of its filters."""
+"""The loss along a line through a model, scaled by its filters."""
 
 import dataclasses
 from typing import Any
@@ -18,15 +18,15 @@ from sharpjax.train.sharpness import as_measured, frozen_batch
 
 @dataclasses.dataclass(frozen=True)
 class Landscape:
-    """Stores the loss of the first training images, as they are, at `num_points` places from
-    `-reach` to `reach` along one random direction in units of the filters (Li et al., 2018, arXiv
-    1712.09913): arrays `x` and `loss` [num_points]. In eval mode with the BatchNorm statistics of
-    the model; biases and normalisation stay where they are.
+    """Stores the loss of the first training images, without augmentation, at `num_points` places
+    from `-reach` to `reach` along one random direction, normalised by filter (Li et al., 2018,
+    arXiv 1712.09913). The arrays are `x` and `loss`, [num_points]. The model is in eval mode with
+    its own BatchNorm statistics; biases and normalisation parameters do not move.
 
-    One picture is one draw of its direction: each seed draws its own, the same normal numbers in
-    all arms. It gives no rows: what is tested is measured by `train.sharpness`.
+    One picture shows one random direction. Each seed draws its own, with the same normal numbers in
+    all arms. There are no rows: what is tested is measured by `train.sharpness`.
 
-    Cost: a forward pass a point.
+    Cost: a forward pass per point.
 
     Attributes:
         num_points: an odd number, so that 0 is one of them.
@@ -66,5 +66,5 @@ class Landscape:
 
 
 def profiles_of(stored: Any) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
-    """Curves by member of what `Landscape` stored of an arm, for `plots.profiles`."""
+    """The curves by member that `Landscape` stored for an arm, for `plots.profiles`."""
     return {member: (own["x"], own["loss"]) for member, own in stored.items() if "loss" in own}

@@ -1,4 +1,4 @@
-"""Curvature and sharpness of the layers of a model, each by itself."""
+"""Curvature and sharpness of each layer of a model."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,24 +20,24 @@ MEASURES = ("trace", "lambda_1", "sharpness")
 
 @dataclasses.dataclass(frozen=True)
 class LayerCurvature:
-    """Of the diagonal block of the Hessian of each layer its trace and largest eigenvalue, and how
-    far the loss rises where the layer alone is moved, on the first training examples in eval mode:
-    `layer/trace`, `layer/lambda_1` and `layer/sharpness`, rows of `{"layer": name}`.
+    """For each layer: trace and largest eigenvalue of its diagonal block of the Hessian, and how
+    far the loss rises if only this layer moves. Measured on the first training examples in eval
+    mode. The rows are `layer/trace`, `layer/lambda_1` and `layer/sharpness`, of `{"layer": name}`.
 
-    Layers share their programs: traces are of one set of probes by leaf (`Trace.block`), a block is
-    M H M of a mask M whose numbers are arguments (`geometry.congruence`), and so are the radii of
-    the worst case (`geometry.layerwise_sharpness`).
+    Layers share their programs. All traces come from one set of probes (`Trace.block`). A block is
+    M H M with a mask M whose numbers are arguments (`geometry.congruence`). The radii of the worst
+    case are arguments, too (`geometry.layerwise_sharpness`).
 
-    Cost: `probes` products for the traces; for each layer some 10 products, `max_products` at the
-    most, and `num_steps` gradients.
+    Cost: `probes` products for the traces; for each layer about 10 products, at most
+    `max_products`, and `num_steps` gradients.
 
     Attributes:
-        layers: as `geometry.layers` names them.
-        num_examples: of the training set, first to last.
-        probes: products of the traces.
+        layers: names as in `geometry.layers`.
+        num_examples: how many training examples, from the first.
+        probes: products for the traces.
         tol, max_products: of the search for an eigenvalue.
-        rho, num_steps: radius, in norms of the layer's arrays (`perturbation.layers`), and steps of
-            the worst case.
+        rho, num_steps: radius, in norms of the layer's arrays (`perturbation.layers`), and number
+            of steps of the search for the worst case.
     """
 
     when: When
