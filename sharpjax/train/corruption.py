@@ -44,8 +44,8 @@ class Corrupted:
             colour images.
 
     Raises:
-        UserError: an unknown kind or severity; no kind or no severity. When it is called: a kind that needs
-            colours on grey images.
+        UserError: an unknown kind or severity; no kind or no severity. When it is called: a kind
+            that needs colours on grey images.
     """
 
     when: When

@@ -1,9 +1,9 @@
 """Whole epochs as one program, for small models on data that lie on the device.
 
-A permutation, a scan over its batches, the test set: nothing leaves the device for as many epochs
-as are asked for, and it ends early when no seed has anything left to learn. What an epoch showed
-stays in arrays, one entry an epoch. A scan is slow for convolutions on CPU (`sharpjax.loops`):
-these models have none.
+An epoch is a permutation, a scan over its batches, and the test set. A call runs as many epochs as
+are asked for without leaving the device, and ends early if no seed has anything left to learn. The
+results of each epoch are kept in arrays with one entry per epoch. A scan is slow for convolutions
+on CPU (`sharpjax.loops`), so this is for models without them.
 """
 
 import concurrent.futures
@@ -29,15 +29,15 @@ from sharpjax.train.population import Layout
 from sharpjax.train.results import exact
 from sharpjax.train.state import TrainState
 
-# Epochs that one call can record. Fixed, so that calls of different lengths are one program.
+# Epochs that one call can record. Fixed, so that calls of different lengths share one program.
 MOST_EPOCHS = 256
 
 
 class Tally(NamedTuple):
-    """What a model has come to.
+    """What a model has reached so far.
 
     Attributes:
-        epoch: int32, epochs behind it.
+        epoch: int32, number of epochs done.
         best, best_epoch: the best test accuracy so far, and the epoch that first had it; -1 and 0
             before the first epoch.
         fitted_epoch: the first epoch in which every training example was right when its batch came;
@@ -51,10 +51,10 @@ class Tally(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Float32 arrays of jax or numpy, one entry for each epoch, NaN where there was none.
+    """Float32 arrays of jax or numpy, one entry for each epoch, NaN for epochs that did not run.
 
-    `train_loss` and `train_accuracy` are means over the epoch's examples, each as its batch came,
-    before the update; the test set is seen after the epoch.
+    `train_loss` and `train_accuracy` are means over the examples of the epoch, each measured when
+    its batch comes, before the update. The test set is measured after the epoch.
     """
 
     train_loss: Any
@@ -65,15 +65,15 @@ class Curves(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Epochs:
-    """One epoch of one model: every training example once, the last batch as short as it comes. A
-    model is done at its first test accuracy of 1, unless it is to see them all.
+    """One epoch of one model: every training example once; the last batch may be shorter. A model
+    is done at its first test accuracy of 1, unless `all_epochs` is set.
 
     Cost: a gradient for each batch, and the test set once.
 
     Attributes:
         loss_dtype: of the cross-entropy, 'float32' or 'float64'. In float32 a cross-entropy below
-            6e-8 is 0, and so is its gradient (arXiv 2501.04697); parameters, gradients and updates
-            are float32 in either.
+            6e-8 is 0, and so is its gradient (arXiv 2501.04697). Parameters, gradients and updates
+            are float32 in both cases.
         all_epochs: whether it is trained for all epochs, whatever its test accuracy.
     """
 
@@ -91,28 +91,29 @@ class Epochs:
     gradients: ClassVar[int] = 1
 
     def steps_per_epoch(self, num_train: int) -> int:
-        """A step of an arm is an epoch here."""
+        """Here a step of an arm is an epoch."""
         return 1
 
     def cost(self, spec: DataSpec) -> Cost:
-        """Of an epoch; its test set is a forward pass, and its curves are kept."""
+        """The cost of an epoch: its batches, a forward pass of the test set, and its stored curves.
+        """
         batches = -(-spec.num_train // self.batch_size)
         forwards = 3 * batches * self.batch_size + spec.num_test
         return Cost(forwards, batches, stored=4 * len(Curves._fields))
 
     def layout(self, mode: str, example: Any, num_seeds: int) -> Layout:
-        """On CPU side by side, each as a program of its own; elsewhere lanes.
+        """On CPU the models run side by side, each as its own program; elsewhere they are lanes.
 
-        On two cores one seed of the dense token MLP takes 8.1 ms an epoch at 80 % of the data, the
-        same on one core as on two; two lanes 6.5 ms each, two programs side by side 5.1 ms each. At
-        a rank of 12.5 % it is 4.6, 4.4 and 2.7 ms.
+        Measured on two cores with the dense token MLP at 80 % of the data: one seed alone takes 8.1
+        ms per epoch, on one core or on two; two lanes take 6.5 ms each, and two programs side by
+        side 5.1 ms each. At a rank of 12.5 % these are 4.6, 4.4 and 2.7 ms.
         """
         if mode == "auto":
             mode = "loop" if jax.default_backend() == "cpu" else "vmap"
         return population.lay_out(mode, num_seeds=num_seeds)
 
     def init(self, example: Any, key: jax.Array) -> TrainState:
-        """A fresh state. Pure: jit and vmap over `key` as you like."""
+        """A fresh state. Pure, so it can be used under jit and under vmap over `key`."""
         return self.begin(self.model.init(key, example)["params"], {})
 
     def begin(self, params: Any, variables: Any) -> TrainState:
@@ -121,7 +122,7 @@ class Epochs:
         return state.fresh(params, variables, self.optimizer.build().init(params), tally)
 
     def refuses(self, members: Sequence[Member], spec: DataSpec) -> str:
-        """Why it cannot train these members on such data; '': it can."""
+        """Why it cannot train these members on such data; '' if it can."""
         whole = "trains by whole epochs, and these"
         if any(member.teacher or member.mask for member in members):
             return f"{whole} take no teacher and no mask; use steps.Steps."
@@ -132,7 +133,7 @@ class Epochs:
         return ""
 
     def weights(self, one: TrainState) -> Any:
-        """What digests name."""
+        """The part of the state that digests cover."""
         return one.params
 
     def loop(self, *operands: Any) -> "EpochLoop":
@@ -141,8 +142,8 @@ class Epochs:
     def __call__(
         self, before: TrainState, data: Splits, key: jax.Array
     ) -> tuple[TrainState, Curves]:
-        """The state after its next epoch. One that `is_learning` no more is left as it is, and its
-        curves are NaN."""
+        """The state after its next epoch. If `is_learning` is False, the state stays as it is and
+        its curves are NaN."""
         tally, train = before.tally, data.train
         index, here = self.batches(key, tally.epoch, len(train.label))
         batches = (train.input[index], train.label[index], here)
@@ -154,7 +155,7 @@ class Epochs:
             _mean(loss, num_train), _accuracy(right, num_train), _mean(test_loss, num_test),
             _accuracy(test_right, num_test),
         )  # fmt: skip
-        # NaN and infinity in the test loss alone are no reason: the state is sound.
+        # A test loss of NaN or infinity alone does not stop the training: the state is sound.
         finite = jnp.isfinite(curves.train_loss) & jnp.isfinite(tree.norm(params))
         epoch, best = tally.epoch + 1, curves.test_accuracy > tally.best
         fitted = (curves.train_accuracy == 1) & (tally.fitted_epoch == 0)
@@ -179,10 +180,10 @@ class Epochs:
         return _select(good, new, frozen), _select(good, curves, _nothing(()))
 
     def batches(self, key: jax.Array, epoch: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        """Which examples each batch of an epoch holds, int32 [steps, batch_size], and which of
-        these entries are one: bool, False in the last batch where it is short.
+        """The examples of each batch of an epoch, int32 [steps, batch_size], and which of these
+        entries are examples: bool, False for the padding of a short last batch.
 
-        A function of the key and of the epoch, from 0.
+        The result depends only on the key and the epoch, which counts from 0.
         """
         steps = -(-count // self.batch_size)
         order = _shuffled(jax.random.fold_in(key, epoch), count)
@@ -192,8 +193,8 @@ class Epochs:
         return order.reshape(shape), here.reshape(shape)
 
     def is_learning(self, one: TrainState) -> jax.Array:
-        """Whether anything is left to learn: until the first test accuracy of 1, where that ends
-        it."""
+        """Whether anything is left to learn. A test accuracy of 1 ends the training, unless
+        `all_epochs`."""
         return one.alive if self.all_epochs else one.alive & (one.tally.best < 1)
 
     def _step(self, state, batch):
@@ -203,7 +204,7 @@ class Epochs:
         def loss_fn(params):
             losses, right = self._measure(params, inputs, label)
             loss = jnp.sum(jnp.where(here, losses, 0))
-            # Summed by weight, as `here` has the batch's fixed size.
+            # Divided by the number of examples: `here` has the fixed size of a batch.
             return loss / jnp.sum(here, dtype=loss.dtype), (loss, jnp.sum(right & here))
 
         grads, (loss, right) = jax.grad(loss_fn, has_aux=True)(params)
@@ -211,11 +212,12 @@ class Epochs:
         return (optax.apply_updates(params, updates), opt_state), (loss, right)
 
     def _measure(self, params, inputs, label):
-        """The cross-entropy of each example, and whether it is right: its logit above all others.
+        """The cross-entropy of each example, and whether it is right: its logit is above all
+        others.
 
-        That is `argmax`, but for equal logits, which are never right here. A maximum is a loop over
-        vectors for XLA on CPU and an `argmax` is not: it took a fifth of an epoch's time, of
-        decomposed models a third.
+        This is `argmax`, except that equal largest logits never count as right. For XLA on CPU a
+        maximum is a loop over vectors, and an `argmax` is not: it took a fifth of the time of an
+        epoch, and a third for decomposed models.
         """
         logits: Any = self.model.apply({"params": params}, inputs)
         logits = logits.astype(self.loss_dtype)
@@ -229,9 +231,9 @@ class Epochs:
 def _shuffled(key: jax.Array, count: int) -> jax.Array:
     """A random order of 0 to count - 1.
 
-    Random bits with the number itself in their last places are sorted: on CPU a sort of single
-    numbers takes a fifth of an `argsort`. For 10,000 numbers 18 bits are random, so a pair stays in
-    its order with chance 1/2 + 2^-19.
+    It sorts random bits that hold the number itself in their last places: on CPU a sort of single
+    numbers takes a fifth of the time of an `argsort`. For 10,000 numbers 18 bits are random, so a
+    pair stays in its order with probability 1/2 + 2^-19. More than 2^14 numbers use `argsort`.
     """
     bits = jax.random.bits(key, (count,), jnp.uint32)
     places = max(count - 1, 1).bit_length()
@@ -251,10 +253,10 @@ def advance(
     num_epochs: int,
     lanes: bool,
 ) -> tuple[TrainState, Curves]:
-    """`num_epochs` epochs, or fewer where no model is learning any more.
+    """Runs `num_epochs` epochs, or fewer if no model is learning any more.
 
     Args:
-        step: equal by value, so that a second call compiles nothing, whatever `num_epochs`.
+        step: compared by value, so a second call compiles nothing, whatever `num_epochs`.
         learner, data, key: of one seed, or each with a leading axis of seeds. `key` is the stream
             of the order of examples.
         num_epochs: at most `MOST_EPOCHS`.
@@ -266,7 +268,7 @@ def advance(
     if num_epochs > MOST_EPOCHS:
         raise ValueError(f"advance: {num_epochs} epochs; {MOST_EPOCHS} at most")
     double = jax.enable_x64(True) if step.loss_dtype == "float64" else contextlib.nullcontext()
-    # One recipe on all devices: an accelerator's default would round what is multiplied.
+    # The same precision on all devices: the default of an accelerator would round the factors.
     with double, jax.default_matmul_precision("highest"):
         return _run(step, learner, data, key, jnp.int32(num_epochs), lanes)
 
@@ -305,7 +307,7 @@ def _run(step, learner, data, key, num_epochs, lanes):
 
 
 def _nothing(shape: tuple[int, ...]) -> Curves:
-    """Curves of no epochs."""
+    """Curves in which no epoch has run."""
     return Curves(*(jnp.full(shape, jnp.nan, jnp.float32) for _ in Curves._fields))
 
 
@@ -315,7 +317,7 @@ def _put(index, curve, value):
 
 @dataclasses.dataclass(frozen=True)
 class _IsOver:
-    """No model has anything left to learn."""
+    """Whether no model has anything left to learn."""
 
     step: Epochs
 
@@ -328,7 +330,7 @@ def _mean(losses, count: int) -> jax.Array:
 
 
 def _accuracy(right, count: int) -> jax.Array:
-    """1 only if all are right, and then exactly: XLA multiplies by 1 / count, and 1571 (1 / 1571)
+    """Exactly 1 if all are right, and only then. XLA multiplies by 1 / count, and 1571 (1 / 1571)
     is 0.99999994 in float32."""
     total = jnp.sum(right, dtype=jnp.int32)
     return jnp.where(total == count, 1.0, total.astype(jnp.float32) / jnp.float32(count))
@@ -339,7 +341,7 @@ def _select(condition, if_true, if_false):
 
 
 class EpochLoop:
-    """The models of an arm through their epochs, as `task.Arm` drives them; `splits` of each."""
+    """The loop over the models of an arm, as `task.Arm` drives it; each has its own `splits`."""
 
     def __init__(
         self,
@@ -349,19 +351,19 @@ class EpochLoop:
         splits: Sequence[Splits],
         layout: Layout,
     ):
-        del beside  # there is neither teacher nor mask
+        del beside  # there are no teachers and no masks
         self._step, self._layout, self._count = step, layout, len(members)
         self._data = population.gather(list(splits), layout)
         self._keys = population.gather([m.stream("order") for m in members], layout)
 
     def record(self, epochs: int) -> Curves:
-        """What the host keeps of the way: the curves so far, [members, epochs]."""
+        """The record that the host keeps of the training: the curves so far, [members, epochs]."""
         return _nothing((self._count, max(epochs, 1)))  # a checkpoint holds no empty arrays
 
     def advance(
         self, step: int, num_steps: int, states: Any, record: Curves
     ) -> tuple[int, Any, Any]:
-        """`num_steps` epochs of every model that is learning; the others are left as they are."""
+        """`num_steps` epochs of every model that is still learning; the others do not change."""
         lanes = self._layout.mode == "vmap"
 
         def run(*operands: Any) -> tuple[Any, Curves]:
@@ -372,7 +374,7 @@ class EpochLoop:
         if lanes:
             states, segment = run(states, self._data, self._keys)
         else:
-            # How many run at a time does not change what they find.
+            # The number of workers does not change the results.
             workers = min(runtime.cores(), self._count) if jax.default_backend() == "cpu" else 1
             each = zip(self._learning(states), states, self._data, self._keys, strict=True)
             with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -396,13 +398,13 @@ class EpochLoop:
         return int(one.tally.epoch)
 
     def is_measured(self, one: TrainState, step: int, is_last: bool) -> bool:
-        """One that is done is measured at the end alone."""
+        """A model that is done is measured only at the end."""
         return bool(one.alive) and (is_last or int(one.tally.epoch) == step)
 
     def estimates(
         self, one: TrainState, record: Curves, i: int, step: int, is_last: bool
     ) -> dict[str, Estimate]:
-        """What its last epoch showed; nothing before the first."""
+        """The results of its last epoch; none before the first epoch."""
         found = {"train/alive": exact(one.alive)} if is_last or not one.alive else {}
         epoch = int(one.tally.epoch)
         if not epoch or not self.is_measured(one, step, is_last):
@@ -415,7 +417,7 @@ class EpochLoop:
         return states
 
     def arrays(self, one: TrainState, record: Curves, i: int) -> dict[str, np.ndarray]:
-        """The curves of a model, to its own end."""
+        """The curves of a model, up to its own last epoch."""
         epoch = int(one.tally.epoch)
         return {name: np.asarray(curve)[i, :epoch] for name, curve in record._asdict().items()}
 

@@ -1,7 +1,7 @@
-"""Layers of a model one by one: what their weights say without data, and what replacing them costs.
+"""Single layers in a plan: what their weights say without data, and what replacing them costs.
 
-Layers are named as `geometry.layers` names them, so that rows of both, and of
-`layer_curvature`, have one axis: `of` = {"layer": "Dense_0"}.
+Layers are named as in `geometry.layers`, so that these rows and those of `layer_curvature` share
+one axis: `of` = {"layer": "Dense_0"}.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ _KERNEL = "/kernel"
 def layers_with_spectra(
     model: nn.Module, input_shape: tuple[int, ...], least: int = WEIGHTWATCHER.min_evals
 ) -> dict[str, tuple[int, int, int]]:
-    """The layers of a model whose kernel has `least` eigenvalues or more, in the order in which the
-    model calls them, and as which matrices (k, m, n) each is read; from shapes alone.
+    """The layers of a model whose kernel has at least `least` eigenvalues, in the order in which
+    the model calls them, with the matrices (k, m, n) that each is read as. It needs shapes only.
 
     >>> from sharpjax.nn import MLP
     >>> layers_with_spectra(MLP(num_classes=10, width=12, depth=1), (8, 8, 1))
@@ -65,11 +65,11 @@ def columns_of(
 ) -> dict[tuple[str, str], float]:
     """Data-free metrics by column and layer.
 
-    Layer by layer, so that all layers of one shape, of whatever model, share one program: to
-    compile one takes some seconds, and to run it milliseconds.
+    It goes layer by layer, so that all layers of one shape, of any model, share one program.
+    Compiling one takes some seconds, running it milliseconds.
 
     Args:
-        leaves: those of the layers by the names of `tree.path_names`, kernels and biases.
+        leaves: kernels and biases of the layers, by the names of `tree.path_names`.
         layers: names of layers that have a kernel.
         columns: of `data_free.Metrics`.
     """
@@ -89,10 +89,10 @@ def leaves_of(params: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class DataFree:
-    """What the weights of each layer say: `layer/<column>`, and what a comparison may hold fixed,
-    `layer/num_params` and `layer/depth`, its place among `layers`.
+    """What the weights of each layer say, as `layer/<column>`; also `layer/num_params` and
+    `layer/depth`, its place among `layers`, which a comparison may hold fixed.
 
-    Cost: a singular value decomposition of each matrix; no pass of data.
+    Cost: a singular value decomposition of each matrix; no forward pass.
 
     Attributes:
         layers: names, of `layers_with_spectra`.
@@ -126,30 +126,30 @@ class DataFree:
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """Each layer is replaced alone (`criticality`): what its weights say then, and what the model
-    does. Rows of `{"layer": name}`, means over trials:
+    """Replaces each layer alone (`criticality`), and measures the weights that are put in and the
+    model with them. Rows of `{"layer": name}`, means over trials:
 
         layer/<column>                          of the layer that is put in
         layer/<column>/change, absolute_change  (after - before) / |before|, and its absolute value
         layer/accuracy, loss, accuracy_drop     on the first `num_examples` test examples
         layer/activation_distance, disagreement, jsd    to the trained model, on these
-        layer/critical                          1 where the drop is `threshold` or more
-        layer/decided                           1 where examples and trials tell at 95 per cent
-                                                whether it is (`criticality.judge`)
+        layer/critical                          1 if the drop is `threshold` or more
+        layer/decided                           1 if examples and trials suffice to decide this at
+                                                95 per cent (`criticality.judge`)
 
-    and of each trial `trial/accuracy`. Norms stay as trained, their statistics too: the layer is
-    what the columns are about, its kernel with its bias.
+    Each trial also has a row `trial/accuracy`. A layer is a kernel with its bias. Norm layers and
+    their statistics stay as trained, because the columns are about the layer itself.
 
-    Cost: a pass of the examples for each layer and trial; for each of them a decomposition.
+    Cost: a forward pass of the examples and a decomposition for each layer and trial.
 
     Attributes:
-        replacement: 'initial', its values before the first step; 'fresh', a draw as the model
-            starts, by the evaluator's key.
+        replacement: 'initial', its values before the first step; 'fresh', a new draw of the initial
+            weights by the evaluator's key.
         layers, columns, convention: as in `DataFree`.
         input_shape: of one example.
         num_examples: 0: all test examples.
         threshold: of accuracy, from 0 to 1.
-        trials: draws of 'fresh'; 1 of 'initial'.
+        trials: number of draws for 'fresh'; 1 for 'initial'.
     """
 
     when: When
@@ -246,7 +246,7 @@ _ABSOLUTE = "/absolute_change"
 
 
 def over_trials(values: np.ndarray) -> Estimate:
-    """The mean of trials and its standard error; of one trial, what it is.
+    """The mean over trials and its standard error, which is 0 for a single trial.
 
     >>> over_trials(np.array([1.0, 3.0])).value.item()
     2.0
@@ -259,7 +259,7 @@ def over_trials(values: np.ndarray) -> Estimate:
 def _watched(
     found: Iterable[criticality.Variant], put_in: dict[str, list[Any]]
 ) -> Iterator[criticality.Variant]:
-    """The variants as they are; the leaves of their replaced layers are kept, by name."""
+    """Passes the variants on, and keeps the leaves of their replaced layers by name."""
     for variant in found:
         for name, leaf in leaves_of(variant.weights.params).items():
             if name.rpartition("/")[0] == variant.layer:

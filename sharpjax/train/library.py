@@ -1,4 +1,4 @@
-"""States that stages leave to later ones: how they are stored, and found again by reference."""
+"""States that stages leave for later ones: how they are stored, and found by reference."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ _ABOUT = ("alive", "step")
 
 
 def arrays_of(state: TrainState, step: int) -> dict[str, np.ndarray]:
-    """A state as a file holds it: params and variables by name, and how far it was trained."""
+    """A state as a file holds it: params and variables by name, `alive`, and the step."""
     tree = {"params": state.params, "variables": state.variables}
     about = {"alive": np.asarray(state.alive), "step": np.asarray(step, np.int64)}
     return {name: np.asarray(leaf) for name, leaf in _named(tree).items()} | about
 
 
 def is_state(name: str) -> bool:
-    """Whether a file holds a model, by its name in the folder of a run.
+    """Whether a file holds a model, judged by its name in the folder of a run.
 
     >>> is_state("arrays/sam/8/best-3.npz"), is_state("arrays/sam/8/outputs.npz")
     (True, False)
@@ -41,10 +41,10 @@ def is_state(name: str) -> bool:
 
 
 def state_of(arrays: Mapping[str, np.ndarray], like: TrainState, where: str) -> TrainState:
-    """The state that a file holds, with no optimiser's state and no tally.
+    """The state that a file holds, without optimiser state and tally.
 
     Raises:
-        UserError: it is not of the structure of `like`.
+        UserError: its structure is not that of `like`.
     """
     tree = {"params": like.params, "variables": like.variables}
     names = list(_named(tree))
@@ -68,23 +68,24 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 class Library:
-    """What the stages of a plan have left in a run's folder. `rows(arm)` gives an arm's rows."""
+    """The results of a plan's stages in the folder of a run. `rows(arm)` gives an arm's rows."""
 
     def __init__(self, plan: Plan, folder: epath.Path, rows: Callable[[str], list[Row]]):
         self._plan, self._folder, self.rows = plan, folder, rows
         self._found = functools.lru_cache(maxsize=64)(self._find)
 
     def arrays(self, arm: str, name: str, member: Member) -> dict[str, np.ndarray]:
-        """What the evaluator `name` stored of a model at the end of its arm; empty: nothing."""
+        """The arrays that evaluator `name` stored for a model at the end of its arm; may be empty.
+        """
         return self._stored(self._path(Ref(arm, member.seed, member.of), name), member)
 
     def trajectory(self, arm: str, name: str, member: Member) -> dict[str, np.ndarray]:
-        """What the evaluator `name` stored of a model at each step that it was due: its arrays with
-        a leading axis of steps, and `step`, [S]; empty: nothing. A model that turned non-finite
-        has no further steps, a derived one has one.
+        """The arrays that the evaluator `name` stored for a model at each step that it was due,
+        with a leading axis of steps, and `step`, [S]; empty if there are none. A model that turned
+        non-finite has no further steps. A derived model has one step.
 
         Raises:
-            UserError: an array has not the same shape at all steps.
+            UserError: an array does not have the same shape at all steps.
         """
         found: dict[int, dict[str, np.ndarray]] = {}
         if isinstance(planning.arms(self._plan)[arm], Train):
@@ -105,10 +106,10 @@ class Library:
         return every | ({"step": np.array(list(found))} if found else {})
 
     def state(self, ref: Ref) -> TrainState:
-        """The state that a reference names; one from before the first step is computed anew.
+        """The state that a reference names. A state from before the first step is computed anew.
 
         Raises:
-            UserError: it is not there, or of another structure than its model has.
+            UserError: it is missing, or its structure is not that of its model.
         """
         return self._found(ref)[0]
 
@@ -121,23 +122,23 @@ class Library:
                 stage.step, planning.example_of(self._plan, stage), member.stream("init")
             )
         params = loaded.params
-        if member.mask is not None:  # pruned weights start at 0, and stay there
+        if member.mask is not None:  # pruned weights start at 0 and stay 0
             mask = self.state(member.mask).params
             params = jax.tree.map(lambda w, m: jnp.where(m != 0, w, 0), params, mask)
         begun = stage.step.begin(params, loaded.variables)
-        # One whose start is not finite any more takes no step.
+        # A model that starts from a non-finite one takes no step.
         stopped_at = jnp.where(loaded.alive, begun.stopped_at, 0)
         return dataclasses.replace(begun, alive=loaded.alive, stopped_at=stopped_at)
 
     def subject(self, ref: Ref) -> Subject:
-        """A state with its model, and where it comes from."""
+        """A state with its model and its origin."""
         state, step = self._found(ref)
         return self.seen(ref, step, state)
 
     def seen(
         self, ref: Ref, step: int, state: TrainState, source: Subject | None = None
     ) -> Subject:
-        """A model as evaluators and transforms see it."""
+        """A model in the form that evaluators and transforms get."""
         trained = planning.source_of(self._plan, ref.arm)
         member = planning.origin(self._plan, ref)
         taught = member.teacher.refs if member.teacher else ()
@@ -157,7 +158,7 @@ class Library:
         return {n.removeprefix(prefix): x for n, x in found.items() if n.startswith(prefix)}
 
     def _find(self, ref: Ref) -> tuple[TrainState, int]:
-        """A state, and how many steps it was trained for."""
+        """A state, and the number of steps that it was trained for."""
         trained = planning.source_of(self._plan, ref.arm)
         if ref.at == "start":
             return self.start(trained, planning.origin(self._plan, ref)), 0
@@ -173,7 +174,7 @@ class Library:
         return state_of(arrays, like, str(path)), int(arrays["step"])
 
     def _path(self, ref: Ref, name: str) -> epath.Path:
-        """The file of a model: in the folder of the step, or of the number of a derived one."""
+        """The file of a model: in the folder of its step, or of its number in a derived arm."""
         if isinstance(planning.arms(self._plan)[ref.arm], Train):
             last = planning.last_step(self._plan, ref.arm)
             place = ref.at if isinstance(ref.at, int) else last

@@ -1,9 +1,9 @@
 """Measures of a `Compare` stage: between models, of the outputs that they stored, and of rows.
 
-A distance is a plain function `distance(a, b, label)` of the outputs of two models, [N, K] each,
-and the labels of these examples, [N]. Of a model that stored nothing, because it turned non-finite,
-or whose outputs are not finite, there is no row, nor is it anybody's partner. Outputs for other
-examples, or for the same in another order, are refused.
+A distance is a function `distance(a, b, label)` of the outputs of two models, [N, K] each, and the
+labels of these examples, [N]. A model that stored no outputs, because it turned non-finite, or
+whose outputs are not finite, has no row and is no partner of another. Outputs for other examples,
+or for the same examples in another order, are refused.
 """
 
 import dataclasses
@@ -28,14 +28,15 @@ Model = tuple[str, Member]
 
 @dataclasses.dataclass(frozen=True)
 class Between:
-    """For each model of `arms`, its mean distance to some others: those that a subclass names.
+    """For each model of `arms`, its mean distance to other models, which a subclass names.
 
-    Cost: a distance for each pair; the outputs of the arms in memory.
+    Cost: a distance for each pair. Memory: the outputs of the arms.
 
     Attributes:
-        metric: of the rows.
-        arms: whose models have rows; the stage reads these, and those of the partners.
-        outputs: the evaluator that stored the logits, of the first examples of `split`.
+        metric: name of the metric in the rows.
+        arms: the arms whose models get rows. The stage must read these and the arms of the
+            partners.
+        outputs: the evaluator that stored the logits, for the first examples of `split`.
     """
 
     metric: str
@@ -55,7 +56,8 @@ class Between:
     def partners(
         self, view: View, arm: str, member: Member
     ) -> Iterable[tuple[Of, Sequence[Model]]]:
-        """Further coordinates of each row of a model, and to which models it is the mean."""
+        """The further coordinates of each row of a model, and the models that it is the mean over.
+        """
         raise NotImplementedError
 
     def __call__(self, view: View) -> Found:
@@ -80,11 +82,12 @@ class Between:
 
 @dataclasses.dataclass(frozen=True)
 class Within(Between):
-    """Between models of one arm: of each the mean over all others, or a row for each pair.
+    """Between models of one arm: for each model the mean over all others, or a row for each pair.
 
     Attributes:
-        by_pair: rows of `{"pair": [i, j]}`, once for each two, as `Quantity(..., over=("pair",))`
-            reads them; i and j are seeds, or names of members where a seed has several.
+        by_pair: give a row of `{"pair": [i, j]}` for each pair, for `Quantity(...,
+            over=("pair",))`. i and j are seeds, or the names of members that have further
+            coordinates.
     """
 
     by_pair: bool = False
@@ -102,10 +105,10 @@ class Within(Between):
 
 @dataclasses.dataclass(frozen=True)
 class ToReference(Between):
-    """To the models of the same seed of another arm; without a `reference`, to its own teachers.
+    """To the models of the same seed in another arm; without a `reference`, to its own teachers.
 
     Attributes:
-        by_seed: one row of each seed, without further coordinates: the mean over its models.
+        by_seed: give one row for each seed, without further coordinates: the mean over its models.
     """
 
     reference: str = ""
@@ -149,13 +152,14 @@ class Across(Between):
 
 @dataclasses.dataclass(frozen=True)
 class MeanRank:
-    """The rank of each arm among all, of models that are alike but for the arm, as the mean over
-    metrics: 1 is best. Arms that are equal share the mean of their ranks.
+    """The rank of each arm among all arms, averaged over metrics; 1 is best. It compares models
+    that differ only in the arm. Equal arms share the mean of their ranks.
 
-    Where an arm lacks a value of a metric there is no row of that seed, in any arm.
+    If an arm lacks the value of a metric for a model, no arm has a row of that model.
 
     Attributes:
-        over: each metric, at the last step of the arm, with the direction that is better.
+        over: the metrics, taken at the last step of the arm, each with the direction that is
+            better.
     """
 
     metric: str
@@ -186,7 +190,8 @@ class MeanRank:
 def stored_logits(
     view: View, arm: str, member: Member, outputs: str = "outputs"
 ) -> np.ndarray | None:
-    """The logits that a model stored, [N, K]; None where it stored none, or not all are finite."""
+    """The logits that a model stored, [N, K]; None if it stored none, or if they are not all
+    finite."""
     found = view.arrays(arm, outputs, member).get("logits")
     return found if found is not None and np.isfinite(found).all() else None
 
@@ -194,10 +199,10 @@ def stored_logits(
 def labels_of(
     metric: str, view: View, models: Sequence[Model], split: str, count: int
 ) -> np.ndarray:
-    """The labels of the first `count` examples of a split, which are the same for all the models.
+    """The labels of the first `count` examples of a split, which must be the same for all models.
 
     Raises:
-        UserError: they are not: other inputs, other labels, or another order.
+        UserError: they differ in inputs, labels or order.
     """
     first, *others = models
     own = split_of(view.data(*first), split)
@@ -219,8 +224,8 @@ def _equal(a: Examples, b: Examples, count: int) -> bool:
 
 
 def at_end(view: View, arm: str, metric: str) -> dict[tuple[int, Of], float]:
-    """The values of a metric at the last step of an arm, by seed and further coordinates; those
-    that are missing are left out."""
+    """The values of a metric at the last step of an arm, by seed and further coordinates. Missing
+    values are left out."""
     rows: list[dict[str, Any]] = view.rows(arm)
     last = max((row["step"] for row in rows), default=0)
     return {
