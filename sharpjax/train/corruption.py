@@ -122,8 +122,7 @@ class Corrupted:
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """The images of a split. Two are equal if they hold the same input array and ask for the same
-    cells."""
+    """The images of a split; equal if the input array (by id), numbers and names are."""
 
     split: Examples
     num_examples: int
@@ -149,8 +148,7 @@ class _Set:
 
 @functools.lru_cache(maxsize=2)
 def _cells(own: _Set) -> Mapping[tuple[str, int], Examples]:
-    """The images of each cell, in host memory. The cache keeps the split alive, so its id stays
-    unique."""
+    """The images of each cell, on the host. The cache keeps the split, so its id stays unique."""
     key, block = stream(0, "corruption"), min(500, own.num_examples)
     return {
         (kind, severity): corruption.corrupted(own.clean, kind, severity, key=key, block=block)

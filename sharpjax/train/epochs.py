@@ -95,8 +95,7 @@ class Epochs:
         return 1
 
     def cost(self, spec: DataSpec) -> Cost:
-        """The cost of an epoch: its batches, a forward pass of the test set, and its stored curves.
-        """
+        """The cost of an epoch: its batches, a forward pass of the test set, its stored curves."""
         batches = -(-spec.num_train // self.batch_size)
         forwards = 3 * batches * self.batch_size + spec.num_test
         return Cost(forwards, batches, stored=4 * len(Curves._fields))
@@ -193,8 +192,7 @@ class Epochs:
         return order.reshape(shape), here.reshape(shape)
 
     def is_learning(self, one: TrainState) -> jax.Array:
-        """Whether anything is left to learn. A test accuracy of 1 ends the training, unless
-        `all_epochs`."""
+        """Whether anything is left to learn: until test accuracy 1, or always with `all_epochs`."""
         return one.alive if self.all_epochs else one.alive & (one.tally.best < 1)
 
     def _step(self, state, batch):

@@ -75,8 +75,7 @@ class Library:
         self._found = functools.lru_cache(maxsize=64)(self._find)
 
     def arrays(self, arm: str, name: str, member: Member) -> dict[str, np.ndarray]:
-        """The arrays that evaluator `name` stored for a model at the end of its arm; may be empty.
-        """
+        """The arrays that evaluator `name` stored for a model at the end of its arm, if any."""
         return self._stored(self._path(Ref(arm, member.seed, member.of), name), member)
 
     def trajectory(self, arm: str, name: str, member: Member) -> dict[str, np.ndarray]:

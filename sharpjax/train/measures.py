@@ -56,8 +56,7 @@ class Between:
     def partners(
         self, view: View, arm: str, member: Member
     ) -> Iterable[tuple[Of, Sequence[Model]]]:
-        """The further coordinates of each row of a model, and the models that it is the mean over.
-        """
+        """The further coordinates of each row of a model, and the models it is compared with."""
         raise NotImplementedError
 
     def __call__(self, view: View) -> Found:
@@ -190,8 +189,7 @@ class MeanRank:
 def stored_logits(
     view: View, arm: str, member: Member, outputs: str = "outputs"
 ) -> np.ndarray | None:
-    """The logits that a model stored, [N, K]; None if it stored none, or if they are not all
-    finite."""
+    """The logits that a model stored, [N, K]; None if there are none or not all are finite."""
     found = view.arrays(arm, outputs, member).get("logits")
     return found if found is not None and np.isfinite(found).all() else None
 

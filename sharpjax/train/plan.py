@@ -1,7 +1,7 @@
-"""A study as data: what is trained, made, compared and drawn, and what each stage reads.
+"""A study as data: what is trained, derived, compared and drawn, and what each stage reads.
 
-A plan describes; it loads no data and computes nothing. `planning` says in which order its stages
-run, and refuses a plan that cannot be run.
+A plan only describes; it loads no data and computes nothing. `planning` puts its stages in order,
+and refuses a plan that cannot run.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from sharpjax.train.state import TrainState
 from sharpjax.train.streams import stream
 
 At = Literal["start", "end", "best"] | int
-"""Which state of a model: before its first step (drawn again, not stored), after its last, the one
-that `Train.best` chose, or the one after a step that `Train.snapshots` keeps."""
+"""Which state of a model: before its first step (drawn again, not stored), after its last step, the
+one that `Train.best` chose, or the one after a step that `Train.snapshots` keeps."""
 
 ROLES = ("init", "order", "augmentation", "dropout", "teacher")
 PRIORS = ("uniform", "labels")
@@ -37,15 +37,15 @@ class Ref(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """What a model is taught by; `losses.Teacher` says what the kinds are.
+    """What a model is taught by; `losses.Teacher` explains the kinds.
 
     Attributes:
-        refs: the models that teach: one, several of an ensemble, none of a kind that has none.
-        temperature, weight: of its part of the loss.
+        refs: the models that teach: one, several for an ensemble, none for a kind without models.
+        temperature, weight: of the teacher's part of the loss.
         fresh: whether a random kind draws anew at every step.
-        divergence, inputs: as `losses.Teacher` has them.
-        prior: of kind 'constant', all classes alike ('uniform') or as often as among the labels
-            that are trained on ('labels').
+        divergence, inputs: as in `losses.Teacher`.
+        prior: of kind 'constant': 'uniform' over the classes, or 'labels', their shares among the
+            training labels.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Teacher(NamedTuple):
 
     @property
     def structure(self) -> tuple[Any, ...]:
-        """What members of one arm share, so that their teachers are of one program."""
+        """What the members of one arm must share, so that their teachers fit into one program."""
         own = self.kind, len(self.refs), self.fresh
         return (*own, self.divergence, self.inputs, self.prior)
 
@@ -68,11 +68,13 @@ class Member(NamedTuple):
     """One model of an arm.
 
     Attributes:
-        of: what tells it from others of the arm and seed: in rows and digests, not in streams.
-        streams: (role, (seed, stream)) pairs; a role of `ROLES` that is not named has the stream of
-            its name and of `seed`.
-        start: None: drawn. Else params and variables of a state, a fresh optimiser, step 0.
-        mask: a state whose params are 0 where weights are pruned.
+        of: coordinates that tell it from other models of the same arm and seed. They appear in rows
+            and digests, but do not change its streams.
+        streams: (role, (seed, stream)) pairs. A role of `ROLES` that is not named has the stream of
+            its own name and of `seed`.
+        start: None: initial weights are drawn. Else the params and variables of this state, with a
+            fresh optimiser at step 0.
+        mask: a state; weights are pruned where its params are 0.
     """
 
     seed: int
@@ -84,7 +86,7 @@ class Member(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name within the arm, which can be part of a file's.
+        """Its name within the arm, which can be part of a file name.
 
         >>> Member(3).key, Member(3, (("noise", "0.5"),)).key
         ('3', '3-noise=0_5')
@@ -110,11 +112,11 @@ class When:
     """The steps at which something is due.
 
     Attributes:
-        start: before the first step; `end`: after the last, whatever else is said.
-        every_epochs: at the end of every so many epochs; 0: not.
-        epochs: after these.
+        start: before the first step; `end`: after the last, independent of the other fields.
+        every_epochs: at the end of every so many epochs; 0: never.
+        epochs: after these epochs.
         per_decade: after steps 10^(i / per_decade), i = 0, 1, ..., and before the first step; 0:
-            not. A step of an arm that trains by whole epochs is an epoch.
+            never. A step of an arm that trains by whole epochs is an epoch.
     """
 
     start: bool = False
@@ -124,7 +126,7 @@ class When:
     per_decade: int = 0
 
     def steps(self, total_steps: int, steps_per_epoch: int) -> frozenset[int]:
-        """Those of a training of so many steps.
+        """The steps that are due in a training of `total_steps`.
 
         >>> sorted(When(per_decade=3).steps(100, 1))
         [0, 1, 2, 5, 10, 22, 46, 100]
@@ -142,16 +144,17 @@ class When:
 
 
 class Best(NamedTuple):
-    """Which state of a model is its best: the first with the least (or most) of a metric; with a
-    `target`, the first at which it is at most (at least) that, or the best of all where none is.
-    Values that are NaN are passed over; where all are, it is the state before the first step."""
+    """Which state of a model is its best: the first with the least (or most) of a metric. With a
+    `target` it is the first state whose metric is at most (at least) the target, or the best of all
+    if none reaches it. NaN values are skipped; if all are NaN, it is the state before the first
+    step."""
 
     metric: str
     direction: Literal["least", "most"]
     target: float | None = None
 
     def better(self, value: float, than: float) -> bool:
-        """Whether a value takes the place of the best so far; NaN: there is none yet, or none."""
+        """Whether `value` replaces the best so far, `than`, which is NaN if there is none yet."""
         sign = 1 if self.direction == "least" else -1
         if math.isnan(value) or (self.target is not None and sign * (than - self.target) <= 0):
             return False
@@ -159,22 +162,22 @@ class Best(NamedTuple):
 
 
 class Snapshots(NamedTuple):
-    """States of an arm that are kept, and how many bytes they may take on disk together."""
+    """The states of an arm that are kept, and the bytes that all of them may take on disk."""
 
     when: When
     most_bytes: int = 2**31
 
 
 class Subject(NamedTuple):
-    """What an evaluator or a transform sees: one model, and where it comes from.
+    """What an evaluator or a transform sees: one model and its origin.
 
     Attributes:
-        step: how many steps it was trained for; at the end less than the arm's last step, where it
-            was done earlier, or is a state from before.
+        step: how many steps it was trained for. At the end of an arm this is less than the arm's
+            last step if the model was done earlier, or if the state is from an earlier step.
         model: the Flax module.
-        at: another state of the same model, or of the trained one that it is made of: 'start', and
-            what was kept of it.
-        teacher: the model that teaches it, of several the first; None: none.
+        at: gives another state of the same model, or of the trained model that it is derived from:
+            'start', and the states that were kept.
+        teacher: the model that teaches it, the first if there are several; None: none.
         source: in a derived arm, the model that it was made from.
     """
 
@@ -189,10 +192,10 @@ class Subject(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What an epoch of a step, or a call of an evaluator, comes to for one model at the most.
+    """The most that an epoch of a step, or a call of an evaluator, costs for one model.
 
     Attributes:
-        forwards: passes of one example through the model: a gradient is three.
+        forwards: forward passes of one example; a gradient counts as three.
         gradients: evaluations of the gradient of a batch.
         stored: bytes of arrays that are kept.
     """
@@ -205,9 +208,9 @@ class Cost(NamedTuple):
 class Evaluator(Protocol):
     """One kind of measurement.
 
-    `name` names its stream of randomness, `kind` the work that it counts as, `metrics` all that it
-    may measure. Calls take and give a carry, which is kept in the checkpoint: what a later call may
-    start from. A method `cost(spec) -> Cost` may say what a call costs on such data.
+    `name` names its stream of randomness, `kind` the work that it counts as, and `metrics` all that
+    it may measure. Each call takes a carry and returns it for the next call; the carry is kept in
+    the checkpoint. A method `cost(spec) -> Cost` may say what a call costs on such data.
     """
 
     @property
@@ -231,14 +234,14 @@ class Train:
 
     Attributes:
         data: a key of `Plan.data`.
-        step: how: `steps.Steps`, or `epochs.Epochs`.
-        epochs: for how long at the most; 0: as drawn.
-        rows: when loss and accuracy of the training become rows.
-        snapshots, best: which states are kept for later stages, beside the last.
+        step: how to train: `steps.Steps`, `full_batch.FullBatch` or `epochs.Epochs`.
+        epochs: the most epochs of training; 0: the models stay as drawn.
+        rows: when the loss and accuracy of the training become rows.
+        snapshots, best: which states besides the last are kept for later stages.
         population: how its models run: 'auto', 'vmap', 'loop'.
-        repeats: whether two of the plan's models may be one and the same.
-        stop: the epoch after which it stops, in a replay: schedules, and what is due, are those of
-            the whole.
+        repeats: whether two models of the plan may be identical.
+        stop: the epoch after which a replay stops. Schedules, and what is due, remain those of the
+            whole training.
     """
 
     arm: str
@@ -257,18 +260,18 @@ class Train:
 
 
 Transform = Callable[[Subject, jax.Array], Iterator[tuple[Of, TrainState]]]
-"""Makes models of one: yields the coordinates that `Derive.outputs` names, in its order, each with
-a state of the same structure."""
+"""Makes models from one model: yields the coordinates that `Derive.outputs` names, in its order,
+each with a state of the same structure."""
 
 
 class Derive(NamedTuple):
-    """An arm whose models are made of those of another, one by one; nothing is trained.
+    """An arm whose models are made from those of another arm, one by one; nothing is trained.
 
     Attributes:
-        source: the arm, and `at`: which state of each of its models.
-        transform: what is done; `as_is` evaluates the state itself. Its key is the stream
+        source: the other arm, and `at`: which state of each of its models.
+        transform: makes the models; `as_is` evaluates the state itself. Its key is the stream
             `derive/<arm>` of the seed.
-        outputs: further coordinates of each model that is made of one.
+        outputs: further coordinates of each model that is made from one.
     """
 
     arm: str
@@ -290,18 +293,19 @@ class View(Protocol):
     def members(self, arm: str) -> tuple[Member, ...]: ...
     def rows(self, arm: str) -> list[dict[str, Any]]: ...
     def arrays(self, arm: str, name: str, member: Member) -> Mapping[str, Any]:
-        """What the evaluator `name` stored of a member at the arm's end; empty: nothing."""
+        """The arrays that evaluator `name` stored for a member at the arm's end, if any."""
         ...
 
     def trajectory(self, arm: str, name: str, member: Member) -> Mapping[str, Any]:
-        """The same at each step that it was due, on a leading axis, and the steps as `step`."""
+        """The same at each step that was due, with a leading axis of steps, and `step`."""
         ...
 
     def data(self, arm: str, member: Member) -> Splits: ...
 
 
 class Measure(Protocol):
-    """Compares what arms left. Its rows are of `arms`; else of all that its stage reads."""
+    """Compares the results of arms. Its rows are of its `arms`, else of all that its stage reads.
+    """
 
     @property
     def name(self) -> str: ...
@@ -313,7 +317,7 @@ class Measure(Protocol):
 
 
 class Compare(NamedTuple):
-    """Measures of what several arms left, in order: one sees the rows of those before it."""
+    """Measures of the results of several arms, in order: each sees the rows of those before it."""
 
     name: str
     reads: tuple[str, ...]
@@ -323,7 +327,7 @@ class Compare(NamedTuple):
 class Draw(NamedTuple):
     """An arm without models: `fn(seed)` gives its rows, by metric and further coordinates.
 
-    `fn` runs in processes of its own where `parallel`, so it can be pickled and imports nothing
+    If `parallel`, `fn` runs in separate processes, so it must be picklable and import nothing
     heavy.
     """
 
@@ -339,7 +343,7 @@ Stage = Train | Derive | Compare | Draw
 
 
 class Plan(NamedTuple):
-    """All that a study does. `data` by key; `stages` in any order."""
+    """All that a study does. `data` are specifications by key; `stages` come in any order."""
 
     data: Mapping[str, DataSpec]
     stages: tuple[Stage, ...]

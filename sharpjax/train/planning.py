@@ -1,4 +1,4 @@
-"""What can be asked of a plan before it runs: its order, what it keeps, what is wrong with it."""
+"""What can be known of a plan before it runs: its order, the states it keeps, its mistakes."""
 
 import functools
 import re
@@ -51,7 +51,7 @@ def arms(plan: Plan) -> dict[str, Train | Derive | Draw]:
 
 
 def members(plan: Plan, arm: str) -> tuple[Member, ...]:
-    """The models of an arm; a derived one is that which it is made of, with more coordinates."""
+    """The models of an arm. A derived model is the one it is made from, with more coordinates."""
     match arms(plan)[arm]:
         case Train() as stage:
             return stage.members
@@ -63,19 +63,19 @@ def members(plan: Plan, arm: str) -> tuple[Member, ...]:
 
 
 def seeds(plan: Plan, data: str) -> tuple[int, ...]:
-    """Those that are trained on some data, each once."""
+    """The seeds that are trained on these data, each once."""
     stages = (s for s in plan.stages if isinstance(s, Train) and s.data == data)
     return tuple(dict.fromkeys(m.seed for s in stages for m in s.members))
 
 
 def number(plan: Plan, ref: Ref) -> int:
-    """The place of a model in its arm."""
+    """The index of a model in its arm."""
     own = [(member.seed, member.of) for member in members(plan, ref.arm)]
     return own.index((ref.seed, ref.of))
 
 
 def source_of(plan: Plan, arm: str) -> Train:
-    """The trained arm that an arm is, or is made of in the end."""
+    """The arm itself if it is trained, else the trained arm that it is finally derived from."""
     stage = arms(plan)[arm]
     while isinstance(stage, Derive):
         stage = arms(plan)[stage.source]
@@ -84,14 +84,14 @@ def source_of(plan: Plan, arm: str) -> Train:
 
 
 def example_of(plan: Plan, stage: Train) -> jax.Array:
-    """Zeros of the shape of one example, as the model reads it."""
+    """Zeros of the shape and type of one example, as the model reads it."""
     spec = plan.data[stage.data]
     dtype = jnp.float32 if spec.input_dtype == "uint8" else jnp.dtype(spec.input_dtype)
     return jnp.zeros((1, *spec.input_shape), dtype)
 
 
 def origin(plan: Plan, ref: Ref) -> Member:
-    """The trained member that a model is, or is made of in the end."""
+    """The model itself if it is trained, else the trained model that it is finally derived from."""
     index, stage = number(plan, ref), arms(plan)[ref.arm]
     while isinstance(stage, Derive):
         index //= len(stage.outputs)
@@ -105,12 +105,12 @@ def steps_per_epoch(plan: Plan, stage: Train) -> int:
 
 
 def num_steps(plan: Plan, stage: Train) -> int:
-    """How many steps the models of an arm take at the most."""
+    """The most steps that the models of an arm take."""
     return stage.epochs * steps_per_epoch(plan, stage)
 
 
 def last_step(plan: Plan, arm: str) -> int:
-    """The step of an arm's last rows: of a derived arm, that of the arm that it is made of."""
+    """The step of an arm's last rows. A derived arm has that of its source; a drawn one has 0."""
     stage = arms(plan)[arm]
     return 0 if isinstance(stage, Draw) else num_steps(plan, source_of(plan, arm))
 
@@ -122,7 +122,7 @@ def snapshots(plan: Plan, stage: Train) -> frozenset[int]:
 
 
 def refs(plan: Plan) -> Iterator[tuple[str, Ref]]:
-    """All states that stages read, with the arm that reads them."""
+    """All states that stages read, each with the arm that reads it."""
     for stage in plan.stages:
         if isinstance(stage, Train):
             yield from ((stage.arm, ref) for member in stage.members for ref in member.reads)
@@ -132,7 +132,7 @@ def refs(plan: Plan) -> Iterator[tuple[str, Ref]]:
 
 
 def kept(plan: Plan, arm: str) -> set[At]:
-    """Which states of an arm other stages read: these are stored."""
+    """The states of an arm that other stages read. These are stored."""
     return {ref.at for _, ref in refs(plan) if ref.arm == arm and ref.at != "start"}
 
 
@@ -174,11 +174,11 @@ def ordered(plan: Plan) -> tuple[Stage, ...]:
 
 
 def check(plan: Plan) -> None:
-    """Refuse a plan that cannot be run.
+    """Refuses a plan that cannot run.
 
     Raises:
-        UserError: a name is there twice or nowhere; a state is read that is not kept; two models
-            are one and the same; stages read each other in a circle.
+        UserError: a name is used twice or does not exist; a state is read that is not kept; two
+            models are identical; stages read each other in a circle.
     """
     if twice := _twice(map(name_of, plan.stages)):
         raise UserError(f"plan: two stages are called '{twice}'.")
@@ -212,7 +212,7 @@ def check(plan: Plan) -> None:
 
 
 def _check_trained(plan: Plan, stage: Train) -> None:
-    """What an arm says of itself."""
+    """The fields of one arm."""
     where = f"plan: arm '{stage.arm}'"
     if stage.data not in plan.data:
         raise unknown(f"data of arm '{stage.arm}'", stage.data, plan.data)
@@ -250,7 +250,7 @@ def _check_trained(plan: Plan, stage: Train) -> None:
 
 
 def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
-    """Models, evaluators and metrics of an arm are told apart by their names."""
+    """Members, evaluators and metrics of an arm have unique names, and its data have the splits."""
     own = members(plan, stage.arm)
     evaluators = () if isinstance(stage, Draw) else stage.evaluators
     for what, names in (
@@ -271,8 +271,8 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
 
 
 def _check_layers(plan: Plan) -> None:
-    """Evaluators and transforms that name layers of a model, in a tuple `layers` and without
-    `groups` of their own, name some that it has: leaves, or what holds them."""
+    """If an evaluator or transform names layers of a model, in a tuple `layers` and without
+    `groups` of its own, the model has them: as leaves, or as what holds leaves."""
 
     @functools.cache
     def known(arm: str) -> set[str]:
@@ -294,8 +294,8 @@ def _check_layers(plan: Plan) -> None:
 
 
 def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> None:
-    """Measures that say which arms and outputs they look at find them, and these are of examples
-    that can be the same; whether they are is seen when they are compared."""
+    """The arms and outputs that a measure names exist, and the outputs are of examples that can be
+    the same. Whether they are the same is checked when they are compared."""
     for measure in stage.measures:
         for arm in filter(None, (*getattr(measure, "arms", ()), getattr(measure, "reference", ""))):
             if arm not in stage.reads:
@@ -317,7 +317,7 @@ def _check_measures(plan: Plan, there: Mapping[str, Any], stage: Compare) -> Non
 
 
 def _kind(plan: Plan, arm: str, split: str) -> str:
-    """Of what kind the examples of a split are; those of two kinds are not the same."""
+    """The kind of the examples of a split; examples of two kinds cannot be the same."""
     spec = plan.data[source_of(plan, arm).data]
     shape, count = list(spec.input_shape), getattr(spec, f"num_{split}", 0)
     return f"{count:,} inputs {shape} of {spec.num_classes} classes"
@@ -345,7 +345,7 @@ def _check_ref(plan: Plan, arm: str, ref: Ref) -> None:
 
 
 def _check_sources(plan: Plan, stage: Train) -> None:
-    """Teachers are of one model, with the classes of the arm; starts have its model."""
+    """Teachers have one model, with the classes and inputs of the arm; starts have its model."""
     refs = (ref for m in stage.members if m.teacher for ref in m.teacher.refs)
     taught = {source_of(plan, ref.arm).step.model for ref in refs}
     if len(taught) > 1:
@@ -373,7 +373,7 @@ def _check_sources(plan: Plan, stage: Train) -> None:
 
 
 def _check_same(plan: Plan) -> None:
-    """Two members of the same start, order, data and step are one model."""
+    """Two members with the same start, order, data and step are one model."""
     seen: dict[Any, tuple[str, bool]] = {}
     for stage in plan.stages:
         if not isinstance(stage, Train):

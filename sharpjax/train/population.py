@@ -1,8 +1,8 @@
-"""The models of an arm: as one array program where that is fast, one after another where it is not.
+"""The models of an arm: one array program if that is fast, else one model after another.
 
-A population is the same pytree with a leading axis (`vmap`), or a tuple of them (`loop`). On CPU a
-vmapped convolution kernel costs 2.4 times its own, and a gradient convolution inside an XLA loop
-tens of times: there the seeds of a convolutional net run in turn. How much lanes win for
+A population is the same pytree with a leading axis (`vmap`), or a tuple of pytrees (`loop`). On CPU
+a vmapped convolution kernel costs 2.4 times a single one, and a gradient convolution inside an XLA
+loop tens of times, so there the seeds of a convolutional net run in turn. How much lanes gain for
 convolutions on GPU has not been measured yet: compare `--config.train.population=loop` there.
 """
 
@@ -23,19 +23,19 @@ AXES = ("seed", "data")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the models run, and where they and their batches lie. Make it with `lay_out`."""
+    """How models run, and on which devices they and their batches lie. Make it with `lay_out`."""
 
     mode: Mode
     mesh: Mesh
 
     @property
     def seeds(self) -> NamedSharding:
-        """Lanes over the `seed` axis; a single model on every device."""
+        """Lanes over the `seed` axis; in a loop, each model on every device."""
         return NamedSharding(self.mesh, P("seed") if self.mode == "vmap" else P())
 
     @property
     def batch(self) -> NamedSharding | None:
-        """One model's batch over the `data` axis; None where that has one device."""
+        """One model's batch over the `data` axis; None if that axis has one device."""
         return NamedSharding(self.mesh, P("data")) if self.mesh.shape["data"] > 1 else None
 
     @property
@@ -45,12 +45,13 @@ class Layout:
 
 
 def lay_out(mode: str, *, num_seeds: int, batch_size: int = 1) -> Layout:
-    """Models go to devices first, because they never talk to each other; the rest share each batch.
+    """Models go to devices first, because they do not communicate; the remaining devices share each
+    batch.
 
     Args:
         mode: 'vmap' or 'loop'.
-        num_seeds, batch_size: what is to be divided among the devices. Devices that neither
-            divides stay idle.
+        num_seeds, batch_size: what is divided among the devices. Devices that fit neither as a
+            divisor stay idle.
     """
     devices = np.array(jax.devices())
     lanes = int(np.gcd(num_seeds, devices.size)) if mode == "vmap" else 1
@@ -67,12 +68,13 @@ def members(population: Any, layout: Layout) -> list[Any]:
     return [_member(population, i) for i in range(len(jax.tree.leaves(population)[0]))]
 
 
-# Jitted: one program, not one slice a leaf. `i` is traced, so it is compiled once.
+# Jitted: one program instead of one slice per leaf. `i` is traced, so it is compiled once.
 _member = jax.jit(tree.index)
 
 
 def map_members(fn: Callable[[Any], Any], population: Any, layout: Layout) -> Any:
-    """`fn`, a module-level function of single arrays, on the whole population at once."""
+    """`fn` of each model. Lanes are passed together, so the module-level function `fn` must do the
+    same to every entry of an array."""
     if layout.mode == "loop":
         return tuple(map(fn, population))
     return jax.jit(fn)(population)

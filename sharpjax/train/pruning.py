@@ -1,4 +1,4 @@
-"""Pruning in a plan: models with weights at 0, masks for later stages, rounds of both."""
+"""Pruning in a plan: models with weights set to 0, masks for later stages, rounds of both."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from sharpjax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """A transform: several pruned models of one, or their masks.
+    """A transform that makes several pruned models of one, or their masks.
 
         made = Prune((50, 90))
         Derive("pruned", "base", made, evaluators, outputs=made.outputs)
@@ -24,16 +24,16 @@ class Prune:
 
     Attributes:
         percent: how much is pruned, in [0, 100); the coordinate `pruned` of each model.
-        method: 'magnitude', or 'random' by the key of the stage: the masks of a seed are nested.
-        scope: 'kernels' and 'trainable' as `prune.mask` has them; 'variables': parameters and
-            BatchNorm statistics together, as `prune.prune_variables` does.
+        method: 'magnitude', or 'random' by the key of the stage. The masks of a seed are nested.
+        scope: 'kernels' and 'trainable' as in `prune.mask`; 'variables': parameters and BatchNorm
+            statistics together, as in `prune.prune_variables`.
         layers: 'global', 'uniform' or 'erk'.
-        structure: what is pruned as one.
-        masks: yield the mask in the place of the weights, 1 and 0. A `Member.mask` is read off a
-            state, and a weight that is kept and happens to be 0, as a bias that was never
-            trained, would be taken for a pruned one: such a mask says what was meant.
-        named: False, of one amount alone: its models have no coordinate of their own, and are told
-            apart by their arm.
+        structure: what is pruned as a unit.
+        masks: yield the mask, 1 and 0, in place of the weights. `Member.mask` takes every 0 of a
+            state as pruned, also a kept weight that happens to be 0, such as a bias that was never
+            trained. A mask has no such cases.
+        named: False, for a single amount: its models have no coordinate of their own, only their
+            arm.
     """
 
     percent: tuple[float, ...]
@@ -71,12 +71,12 @@ class Prune:
 
     @property
     def outputs(self) -> tuple[Of, ...]:
-        """What `Derive.outputs` is."""
+        """The value for `Derive.outputs`."""
         return tuple(map(self.of, self.percent))
 
     def of(self, percent: float) -> Of:
-        """The coordinates of one of its models: a whole number, else text of six digits; none if it
-        is not `named`.
+        """The coordinates of one of its models: a whole number, else text with six digits. Empty if
+        it is not `named`.
 
         >>> Prune((90,)).of(90), Prune((90,)).of(100 * (1 - 0.8**3))
         ((('pruned', 90),), (('pruned', '48.8'),))
@@ -113,23 +113,23 @@ class Prune:
 def rounds(
     first: Train, percent: Sequence[float], transform: Prune, rewind: At | None = "start"
 ) -> tuple[Stage, ...]:
-    """Iterative pruning of a trained arm: for each round the masks of the models before it, and an
-    arm that trains with them.
+    """Iterative pruning of a trained arm. Each round has two arms: the masks of the models before
+    it, and an arm that trains with them.
 
     Round i reads the arm before it, prunes `percent[i]` of all weights, and trains anew as `first`
-    does: same data, step, epochs and streams, a fresh optimiser, the schedule of the learning rate
+    does: same data, step, epochs and streams, a fresh optimiser, and the learning-rate schedule
     from its beginning. Its arms are `<first>-masks-<i>` and `<first>-round-<i>`, i from 1.
 
     Args:
-        first: the arm that is pruned; not among what is returned.
+        first: the arm that is pruned; it is not among the returned stages.
         percent: of each round, rising: `100 * a` for the amounts of `prune.iterative`.
-        transform: how; its percent and masks are set here.
+        transform: how to prune; its percent and masks are set here.
         rewind: the state of `first` that each round starts from: 'start' (lottery tickets, arXiv
             1803.03635) or a step that `first.snapshots` keeps (1912.05671). None: the weights of
             the round before, with the learning rate from its beginning (2003.02389).
 
     Raises:
-        UserError: amounts that do not rise.
+        UserError: the amounts do not rise.
     """
     if list(percent) != sorted(set(percent)):
         raise UserError(f"pruning.rounds: percent={tuple(percent)}; give amounts that rise.")

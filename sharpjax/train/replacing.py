@@ -1,4 +1,4 @@
-"""Replaced layers in a plan: of each model those in which one layer is not the trained one."""
+"""Replaced layers in a plan: the models in which one layer is not the trained one."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -19,32 +19,34 @@ _KINDS = ("initial", "fresh", "zeros", "snapshot")
 
 @dataclasses.dataclass(frozen=True)
 class Replace:
-    """A transform: the models in which one layer is replaced, for each trial and layer.
+    """A transform that makes the models in which one layer is replaced, for each trial and layer.
 
         layers = layers_of_model(model, (28, 28, 1))
         made = Replace("fresh", layers, (28, 28, 1), trials=10)
         Derive("rerandom", "base", made, evaluators, outputs=made.outputs)
 
-    All that is not replaced stays to the bit. Against the trained model they are compared by
-    `measures.ToReference(..., reference="base")`. Statistics of BatchNorm are not computed anew:
-    a transform sees no data.
+    Everything else stays the same to the bit. `measures.ToReference(..., reference="base")`
+    compares the results with the trained model. BatchNorm statistics are not recomputed, because a
+    transform sees no data.
 
     Attributes:
-        kind: what a layer is replaced by. 'initial': its values before the first step
-            (re-initialisation); 'fresh': a draw as the model starts (re-randomisation), by the key
-            of the stage, which is of the seed and of its arm; 'zeros'; 'snapshot': its values
-            after the step `at`, which `Train.snapshots` keeps (rewinding).
-        layers: names, `layers_of_model` has them; the coordinate `layer` of each model.
+        kind: what replaces a layer. 'initial': its values before the first step
+            (re-initialisation); 'fresh': a new draw of the initial weights (re-randomisation), by
+            the key of the stage, which depends on the seed and the stage's arm; 'zeros';
+            'snapshot': its values after the step `at`, which `Train.snapshots` keeps (rewinding).
+        layers: names, from `layers_of_model`; the coordinate `layer` of each model.
         input_shape: of one example, `input_shape` of the data.
-        trials: draws of 'fresh'; 1 of the others.
-        groups: names and globs, as `criticality.layers_of` has them; none: one for each layer.
-        batch_norm: 'stay', 'parameters' or 'all', what of the norm that reads a layer goes with it.
+        trials: number of draws for 'fresh'; 1 for the others.
+        groups: names and globs, as in `criticality.layers_of`; none: one for each layer.
+        batch_norm: 'stay', 'parameters' or 'all': what of the norm that reads a layer is replaced
+            with the layer.
         at: the state of a 'snapshot'.
-        input_dtype: 'float32' of images; 'int32' of tokens.
+        input_dtype: 'float32' for images; 'int32' for tokens.
 
     Raises:
-        UserError: an unknown kind or option, no layers, or one twice; no trials, or several of what
-            is not drawn; a step for another kind, or none. When it is called: an unknown layer.
+        UserError: an unknown kind or option; no layers, or one twice; no trials, or several of a
+            kind that is not drawn; a step for another kind than 'snapshot', or none for that; zeros
+            with batch_norm='all'. When it is called: an unknown layer.
     """
 
     kind: Kind
@@ -84,7 +86,7 @@ class Replace:
 
     @property
     def outputs(self) -> tuple[Of, ...]:
-        """What `Derive.outputs` is: trial after trial, in each the layers."""
+        """The value for `Derive.outputs`: trial by trial, and in each the layers."""
         return tuple(self.of(name, t) for t in range(self.trials) for name in self.layers)
 
     def of(self, layer: str, trial: int = 0) -> Of:
@@ -119,12 +121,12 @@ class Replace:
 def layers_of_model(
     model, input_shape: tuple[int, ...], input_dtype: str = "float32", **options
 ) -> tuple[str, ...]:
-    """The names of a model's layers, from shapes alone, for `Replace.layers`.
+    """The names of a model's layers for `Replace.layers`. It needs shapes only.
 
     Args:
         model: a Flax module.
         input_shape, input_dtype: of one example.
-        options: `groups` and `batch_norm`, as `Replace` has them.
+        options: `groups` and `batch_norm`, as in `Replace`.
 
     >>> from sharpjax.nn import MLP
     >>> layers_of_model(MLP(num_classes=10, width=4), (8, 8, 1))

@@ -9,13 +9,13 @@ import numpy as np
 from sharpjax.estimate import Estimate
 
 Of = tuple[tuple[str, int | str | tuple[int | str, ...]], ...]
-"""Further coordinates of a row, or of a model, beside arm and seed: sorted (name, value) pairs."""
+"""Further coordinates of a row or a model, besides arm and seed: sorted (name, value) pairs."""
 
 Row = dict[str, Any]
 
 
 def of(**coordinates: Any) -> Of:
-    """Further coordinates as a value that can be hashed.
+    """Further coordinates as a hashable value.
 
     >>> of(layer="head/kernel", copy=1)
     (('copy', 1), ('layer', 'head/kernel'))
@@ -29,7 +29,7 @@ def joined(own: Of, further: Of) -> Of:
 
 
 class Results(NamedTuple):
-    """Estimates by metric and further coordinates, which become rows; arrays, which are stored."""
+    """Estimates by metric and further coordinates, which become rows; arrays that are stored."""
 
     rows: Mapping[tuple[str, Of], Estimate]
     arrays: Mapping[str, np.ndarray] = MappingProxyType({})
@@ -59,13 +59,13 @@ def row(
 def rows_of(
     study: str, arm: str, seed: int, step: int, found: Results, own: Of = ()
 ) -> Iterator[Row]:
-    """The lines that the results of one model become; `own` are the model's coordinates."""
+    """The rows of the results of one model; `own` are the model's coordinates."""
     for (metric, of), estimate in found.rows.items():
         yield row(study, arm, seed, step, metric, estimate, joined(own, of))
 
 
 def exact(value: Any) -> Estimate:
-    """What is known and not estimated.
+    """A value that is known, not estimated.
 
     >>> print(exact(2.5).value, exact(2.5).standard_error)
     2.5 0.0

@@ -1,4 +1,4 @@
-"""Sharpness of a model by several definitions, on a frozen set of training images."""
+"""Sharpness of a model by several definitions, on a fixed set of training images."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _UNKNOWN = Estimate(np.float32(np.nan), np.float32(np.nan), np.int32(0))
 
 
 class Augmentation(NamedTuple):
-    """How images are cropped and mirrored, as `steps.Steps` says it."""
+    """How images are cropped and mirrored; the fields are those of `steps.Steps`."""
 
     pad: int = 4
     flip: bool = True
@@ -34,44 +34,45 @@ class Augmentation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sharpness:
-    """What geometry says of the loss at a model, on training examples `first` to `first +
-    num_examples`: without augmentation, or augmented once and for all.
+    """Sharpness of the loss at a model, on the training examples `first` to `first + num_examples`,
+    without augmentation or with one fixed augmentation.
 
-    In float32 whatever the training precision, in eval mode with frozen BatchNorm statistics, which
-    nothing perturbs. By name, `<set>` being `train[first:last]`, followed by `/augmented`, `/true`
-    and `/normalised` where these are asked for:
+    It computes in float32, whatever the training precision, in eval mode with frozen BatchNorm
+    statistics, which are never perturbed. The rows, with `<set>` for `train[first:last]`, followed
+    by `/augmented`, `/true` and `/normalised` if these are asked for:
 
         <set>/nll, accuracy, mean_p             mean_p: the mean probability of the label
         <set>/noise_sharpness                   E L(w + e) - L(w), |e| = noise_rho
         <set>/noise_sharpness/slope, absolute   of the same draws: what the gradient adds, root mean
                                                 square; the mean of |L(w + e) - L(w)|
-        <set>/gradient_norm                     where logits are as they are
-        <set>/sam_sharpness                     where `sam_rho` is above 0
+        <set>/gradient_norm                     not of normalised logits
+        <set>/sam_sharpness                     if `sam_rho` is above 0
         <set>/fisher_rao                        with the labels of the set, exact by one product
         <set>/relative_flatness, relative_flatness_normalised, head_norm
-                                                where `head` is named and logits are as they are;
+                                                if `head` is named, and not of normalised logits;
                                                 head_norm: the square of its Frobenius norm
         <set>/information_sharpness, information_sharpness/known
-                                                where `information_examples` is above 0: the mean of
-                                                (1 - p) / p, which it is where the matrix has all
-                                                the rank that it can have; on the first so many
-                                                examples it is computed with the matrix, and `known`
-                                                is what share of it has been found. Where that is
-                                                below .99 there is no standard error
-        <set>/hessian/lambda_1, ...             where `max_products` is above 0
-        <set>/hessian/trace                     where `max_probes` is above 0
+                                                if `information_examples` is above 0: the mean of
+                                                (1 - p) / p over the set, which is the information
+                                                sharpness if the matrix has its largest possible rank.
+                                                `known`: on the first `information_examples`, the value
+                                                by the matrix, as a share of this mean. There is no
+                                                standard error unless it is above .99
+        <set>/hessian/lambda_1, ...             if `max_products` is above 0
+        <set>/hessian/trace                     if `max_probes` is above 0
         <set>/temperature, scaled/nll, scaled/relative_flatness, scaled/relative_flatness_normalised
-                                                where `scaled`: of logits / T, T fitted on the
-                                                validation split; NaN where there is no such T, as
-                                                of a model that makes no mistake there
+                                                if `scaled`: of logits / T, with T fitted on the
+                                                validation split; NaN if there is no such T, as for a
+                                                model without mistakes there
 
-    Cost: some 20 forward passes, two more a pair of `noise_pairs`. A call of a small convolutional
-    net takes 3 s on a core with 5 pairs, and its first one a minute of compiling.
+    Cost: some 20 forward passes, and two more per pair of `noise_pairs`. A call for a small
+    convolutional net takes 3 s on a core with 5 pairs; the first call takes a minute of
+    compilation.
 
     Attributes:
         augmentation: of the set, the same for all models; None: none.
         normalised: measure logits of one length, `losses.normalised_logits`.
-        true_labels: with the labels from before `data.Images.label_noise`.
+        true_labels: use the labels from before `data.Images.label_noise`.
         sam_rho: of SAM's ascent step; 0: not measured.
         head: glob of the kernel of the last layer; '': there is none.
         stream: names the randomness; '': `<set>`.
@@ -115,7 +116,7 @@ class Sharpness:
 
     @property
     def split(self) -> str:
-        """The split that the data must have, beside that for training."""
+        """A split that the data must have; 'validation' if `scaled`."""
         return "validation" if self.scaled else "train"
 
     @property
@@ -143,7 +144,7 @@ class Sharpness:
         return bool(self.head) and not self.normalised
 
     def cost(self, spec: DataSpec) -> Cost:
-        """A gradient counts as three passes, a product as three gradients."""
+        """A gradient counts as three forward passes, a product as three gradients."""
         passes = 2 * self.noise_pairs + 2 + 9 + 3 * (not self.normalised)
         passes += 4 * (self.sam_rho > 0) + 3 * self._has_head * (1 + self.scaled)
         passes += 9 * (self.max_products + self.max_probes)
@@ -246,7 +247,7 @@ class Sharpness:
 
 
 def as_measured(model: nn.Module) -> nn.Module:
-    """The model in float32 and without dropout, of which there is none in eval mode: so arms that
+    """The model in float32 and with dropout 0, which changes nothing in eval mode. So arms that
     differ in these share their programs."""
     wanted = {"dtype": jnp.float32, "dropout": 0.0}
     differs = {n: x for n, x in wanted.items() if getattr(model, n, x) != x}
@@ -256,7 +257,7 @@ def as_measured(model: nn.Module) -> nn.Module:
 def frozen_batch(
     splits: Splits, index: jax.Array, augmentation: Augmentation | None, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """Training examples as a batch; augmented, the draws are the function of `key` alone."""
+    """Training examples as a batch. If augmented, the draws depend on `key` alone."""
     taken = data.take(splits.train, index)
     if augmentation is not None:
         pad, flip, padding = augmentation
@@ -267,7 +268,7 @@ def frozen_batch(
 
 
 def fitted(loss: Classification, params: Any, splits: Splits) -> temperature.Fit | None:
-    """The temperature of a model, on the validation split; None: there is none that is best."""
+    """The temperature of a model, fitted on the validation split; None if there is no best one."""
     split = split_of(splits, "validation")
     logits = logits_of(loss, params, split, batch_size=min(500, len(split.label)))
     try:

@@ -1,5 +1,4 @@
-"""The state of one model in training. A population is the same with a leading axis, or a tuple of
-them."""
+"""The state of one model in training. A population has a leading axis, or is a tuple of states."""
 
 import dataclasses
 from typing import Any
@@ -19,10 +18,10 @@ class TrainState:
         params: its parameters, float32.
         variables: its other collections (`batch_stats`), or an empty dict.
         opt_state: the state of the optimiser.
-        alive: False once loss or update was not finite; all else is then the last finite state, for
-            good.
+        alive: False once a loss or an update was not finite. From then on, all other fields keep
+            the last finite state.
         stopped_at: the step at which that happened, or -1.
-        tally: what the loop keeps of the way: see `Steps` and `Epochs`.
+        tally: what the loop records of the training: see `Steps` and `Epochs`.
     """
 
     params: Any
@@ -40,7 +39,7 @@ def fresh(params: Any, variables: Any, opt_state: Any, tally: Any) -> TrainState
 
 
 def select(good: jax.Array, new: TrainState, old: TrainState, step: jax.Array) -> TrainState:
-    """`new` where all was finite so far; else `old` for good, with the step at which it stopped."""
+    """`new` if all was finite so far; else `old` for good, with the step at which it stopped."""
     frozen = dataclasses.replace(
         old, alive=good, stopped_at=jnp.where(old.alive, step, old.stopped_at)
     )

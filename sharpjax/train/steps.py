@@ -24,7 +24,7 @@ from sharpjax.train.state import TrainState
 
 
 class Tally(NamedTuple):
-    """Sums over the steps since they were last read."""
+    """Sums over the steps since they were last read and reset."""
 
     loss: jax.Array
     correct: jax.Array
@@ -32,15 +32,15 @@ class Tally(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What the objective of one model holds beside it; None takes no part in the program."""
+    """What the objective of one model holds beside the model. None is no part of the program."""
 
     teacher: Any = None
     mask: Any = None
 
 
 class Own(NamedTuple):
-    """What belongs to one model: the order of this epoch's examples, keys, what stands beside, and
-    the values of its optimiser where the step holds their structure."""
+    """The inputs of one model: the order of this epoch's examples, keys, teacher and mask, and the
+    values of its optimiser if the step holds only their structure."""
 
     order: jax.Array
     augmentation: jax.Array
@@ -50,7 +50,7 @@ class Own(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """`step` counts from the start of training, `offset` from the start of the epoch; neither has
+    """`step` counts from the start of training, `offset` from the start of the epoch. Neither has
     lanes."""
 
     step: jax.Array
@@ -60,7 +60,8 @@ class Carry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """One step of one model: batch, augmentation, gradient, SAM, update; a freeze if it blew up.
+    """One step of one model: batch, augmentation, gradient, SAM, update; a non-finite model is
+    frozen.
 
     Cost: one gradient, two with SAM; see `OptimizerSpec.gradients`.
 
@@ -83,7 +84,7 @@ class Steps:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The streams that it draws from, beside that of the initial weights."""
+        """The streams that it draws from, besides that of the initial weights."""
         augmented = ("augmentation",) if self.pad or self.flip else ()
         return ("order", *augmented, *(("dropout",) if self.drops else ()))
 
@@ -100,19 +101,19 @@ class Steps:
 
     @property
     def gradients(self) -> float:
-        """How many a step takes, on average."""
+        """The number of gradients per step, on average."""
         return self.optimizer.gradients
 
     def steps_per_epoch(self, num_train: int) -> int:
         return num_train // self.batch_size
 
     def cost(self, spec: data.DataSpec) -> Cost:
-        """Of an epoch."""
+        """The cost of an epoch."""
         gradients = round(self.gradients * self.steps_per_epoch(spec.num_train))
         return Cost(3 * gradients * self.batch_size, gradients)
 
     def layout(self, mode: str, example: Any, num_seeds: int) -> Layout:
-        """Lanes, but for convolutions on CPU."""
+        """Lanes, except for convolutions on CPU."""
         if mode == "auto":
             convolves = jax.default_backend() == "cpu" and loops.holds_convolution(
                 functools.partial(self.model.init, train=False), jax.random.key(0), example
@@ -121,7 +122,7 @@ class Steps:
         return population.lay_out(mode, num_seeds=num_seeds, batch_size=self.batch_size)
 
     def init(self, example: Any, key: jax.Array) -> TrainState:
-        """A fresh state. Pure: jit and vmap over `key` as you like."""
+        """A fresh state. Pure, so it can be used under jit and under vmap over `key`."""
         variables = dict(self.model.init(key, example, train=False))
         return self.begin(variables.pop("params"), variables)
 
@@ -131,7 +132,7 @@ class Steps:
         return state.fresh(params, variables, opt_state, Tally(zero, zero, zero))
 
     def refuses(self, members: Sequence[Member], spec: DataSpec) -> str:
-        """Why it cannot train these members on such data; '': it can."""
+        """Why it cannot train these members on such data; '' if it can."""
         if spec.is_per_seed:
             return "trains step by step, on one set for all models; its data are of each seed."
         if not self.steps_per_epoch(spec.num_train):
@@ -148,7 +149,7 @@ class Steps:
         return ""
 
     def weights(self, one: TrainState) -> Any:
-        """What digests name."""
+        """The part of the state that digests cover."""
         return (one.params, one.variables)
 
     def loop(self, *operands: Any) -> "StepLoop":
@@ -207,7 +208,7 @@ class Steps:
             taken = taken._replace(input=image)
         batch = data.as_batch(taken)
         if own.beside.teacher is not None:
-            batch["index"] = index  # by which a teacher draws
+            batch["index"] = index  # a teacher draws by it
         if self.placement is None:
             return batch
         return jax.lax.with_sharding_constraint(batch, self.placement)
@@ -215,7 +216,7 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class LoopStep:
-    """`Steps` in the form that `loops.iterate` runs; `lanes`: the state has an axis of models."""
+    """`Steps` in the form that `loops.iterate` runs. `lanes`: the state has an axis of models."""
 
     step: Steps
     lanes: bool
@@ -224,15 +225,15 @@ class LoopStep:
         train, own = operands
         step: Any = self.step
         if self.lanes:
-            # Named, so that shardings inside the step leave it on the mesh's `seed` axis.
+            # Named, so that shardings inside the step keep this axis on the mesh's `seed` axis.
             step = jax.vmap(step, in_axes=(0, None, None, None, 0), spmd_axis_name="seed")
         after = step(carry.state, carry.step, carry.offset, train, own)
         return Carry(carry.step + 1, carry.offset + 1, after)
 
 
 class StepLoop:
-    """The models of an arm through their steps, as `task.Arm` drives them; `splits` of each, which
-    are all the same."""
+    """The loop over the models of an arm, as `task.Arm` drives it. All their `splits` are the same.
+    """
 
     def __init__(
         self,
@@ -244,7 +245,7 @@ class StepLoop:
     ):
         self._layout = layout
         self._train = train = jax.device_put(splits[0].train, layout.everywhere)
-        # Arms that differ in these values alone are one compilation.
+        # Arms that differ only in these values share one compilation.
         self._values = step.optimizer.hyperparameters()
         structure = step.optimizer.structure()
         self._step = dataclasses.replace(step, optimizer=structure, placement=layout.batch)
@@ -254,11 +255,11 @@ class StepLoop:
         self._own: tuple[int, Any] = (-1, None)  # the epoch, and what belongs to it
 
     def record(self, epochs: int) -> tuple:
-        """What the host keeps of the way: nothing."""
+        """The record that the host keeps of the training: none."""
         return ()
 
     def advance(self, step: int, num_steps: int, states: Any, record: Any) -> tuple[int, Any, Any]:
-        """`num_steps` steps of every model, from `step` on, all of one epoch."""
+        """`num_steps` steps of every model, starting at `step`, all within one epoch."""
         epoch, offset = divmod(step, self._per_epoch)
         if self._own[0] != epoch:
             own = [self._of(member, beside, epoch) for member, beside in self._members]
@@ -275,7 +276,7 @@ class StepLoop:
         return step + num_steps, states, record
 
     def room(self, step: int) -> int:
-        """How many steps one call can take."""
+        """How many steps one call can take: to the end of the epoch."""
         return self._per_epoch - step % self._per_epoch
 
     def own_step(self, one: TrainState, step: int) -> int:
@@ -287,8 +288,8 @@ class StepLoop:
     def estimates(
         self, one: TrainState, record: Any, i: int, step: int, is_last: bool
     ) -> dict[str, Estimate]:
-        """Loss and accuracy on the training batches since the last reading, and what SAM saw in its
-        last step."""
+        """Loss and accuracy on the training batches since the last reading, and SAM's statistics of
+        the last step."""
         found = {"train/alive": exact(one.alive)}
         if not one.alive or not step:
             return found
@@ -305,15 +306,15 @@ class StepLoop:
         }  # fmt: skip
 
     def read(self, states: Any) -> Any:
-        """The states, their tallies at zero."""
+        """The states with their tallies reset to zero."""
         return population.map_members(_reset, states, self._layout)
 
     def arrays(self, one: TrainState, record: Any, i: int) -> dict[str, np.ndarray]:
-        """What is stored of a model at the end: nothing."""
+        """The arrays that are stored for a model at the end: none."""
         return {}
 
     def _of(self, member: Member, beside: Beside, epoch: int) -> Own:
-        """Functions of the streams and of the epoch alone."""
+        """The inputs of one model. They depend on the streams and the epoch alone."""
         return Own(
             data.epoch_order(member.stream("order"), epoch, len(self._train.label)),
             member.stream("augmentation"),

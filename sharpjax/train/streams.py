@@ -1,7 +1,7 @@
-"""Named streams of randomness: one seed, and what it decides.
+"""Named streams of randomness: each is a key from a seed and a name.
 
 Every random decision of a run has a name (`init`, `order`, `augmentation`, `evaluate/geometry`).
-Two arms with the same seed share each stream, so that they can be compared pair by pair.
+Two arms with the same seed share each stream, so they can be compared pair by pair.
 """
 
 import zlib

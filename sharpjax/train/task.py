@@ -1,4 +1,4 @@
-"""An arm that is trained, as `driver` takes it: its models side by side, and what is due."""
+"""A trained arm in the form that `driver` takes: its models side by side, and what is due."""
 
 import dataclasses
 from collections import Counter
@@ -24,18 +24,19 @@ from sharpjax.train.state import TrainState
 from sharpjax.train.steps import Beside
 from sharpjax.train.streams import stream
 
-# The array of the first epoch's last step, and of each checkpoint's, that names every model.
+# The array of digests of every model, at the end of the first epoch and at each checkpoint.
 PARAMS_DIGESTS = "params_sha256"
 CURVES = "curves"
 
 
 class Setting(NamedTuple):
-    """Where stages run.
+    """What stages need to run.
 
     Attributes:
         study: its name, for the rows.
-        splits: by key of `Plan.data`, on the device; of data that each seed draws, by seed.
-        library: states that earlier stages left.
+        splits: by key of `Plan.data`, on the device; if each seed draws its data, by seed below the
+            key.
+        library: the states that earlier stages left.
     """
 
     study: str
@@ -53,7 +54,7 @@ class Setting(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best state of one model so far; `value` is NaN where there is none yet."""
+    """The best state of one model so far; `value` is NaN if there is none yet."""
 
     value: jax.Array
     step: jax.Array
@@ -62,8 +63,8 @@ class Best(NamedTuple):
 
 
 def work(plan: Plan, stage: Train, steps: range | None = None) -> Counter[str]:
-    """What `Progress` counts for these steps (1 is the first), or for all: gradients of one model,
-    and calls of evaluators."""
+    """The work that `Progress` counts for these steps (1 is the first), or for all: gradients of
+    one model, and calls of evaluators."""
     total, per_epoch = planning.num_steps(plan, stage), planning.steps_per_epoch(plan, stage)
     counts = Counter({"training": (total if steps is None else len(steps)) * stage.step.gradients})
     for evaluator in stage.evaluators:
@@ -77,8 +78,8 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
     """Train an arm to its end, from its newest checkpoint if there is one.
 
     Returns:
-        What the manifest records of it: parameter digests at start and end, how many steps each
-        model took, and models that stopped early for being non-finite.
+        What the manifest records of it: parameter digests at start and end, the number of steps of
+        each model, the models that stopped early because they were non-finite, and the layout.
 
     Raises:
         RunFailed: every model turned non-finite, or none has a sound teacher.
@@ -91,7 +92,7 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
     start_digests = digests(stage, layout, states)
     task = Arm(setting, stage, layout)
     saved = task.begin(states)
-    del states  # so that only one population lies on the device
+    del states  # so that only one population is on the device
     saved = drive.drive(
         task, saved, setting.run,
         interrupt=setting.interrupt, progress=setting.progress, say=setting.say,
@@ -109,8 +110,8 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
 
 
 def initial(setting: Setting, stage: Train, layout: population.Layout) -> Any:
-    """Fresh states, each the function of its own member alone; one that no sound model teaches is
-    not alive, and takes no step.
+    """Fresh states, each depending only on its own member. A model without a sound teacher is not
+    alive and takes no step.
 
     Raises:
         RunFailed: no member has a sound teacher.
@@ -139,7 +140,7 @@ def beside(setting: Setting, stage: Train, member: Member) -> Beside:
 
 
 class Arm:
-    """An arm as a `drive.Task`, which says what each method is for."""
+    """An arm as a `drive.Task`, which explains the methods."""
 
     def __init__(self, setting: Setting, stage: Train, layout: population.Layout):
         self._setting, self._stage, self._layout = setting, stage, layout
@@ -153,16 +154,16 @@ class Arm:
         self._measured = {e.name: self._steps(e.when) for e in stage.evaluators}
         self._rows = self._steps(stage.rows)
         self._snapshots = {s for s in planning.snapshots(setting.plan, stage) if s <= total}
-        # The first epoch's end and checkpoints name the parameters, for who trains them again.
+        # Digests at the end of the first epoch and at checkpoints, for a replay to compare.
         digested = {s for s in range(total + 1) if s == per_epoch or self.is_saved(s)}
         due = set().union(digested, self._rows, self._snapshots, *self._measured.values())
         self._digested, self._due = digested, sorted({*due, total})
 
     def begin(self, states: Any) -> Saved:
-        """What there is before the first step.
+        """What is saved before the first step.
 
         Raises:
-            UserError: snapshots would take more bytes than they may.
+            UserError: the snapshots would take more bytes than allowed.
         """
         each = list(self._each(states))
         self._check_room(each[0][2])
@@ -178,7 +179,7 @@ class Arm:
         return Saved(states, self._loop.record(self._stage.epochs), carries, best, settled)
 
     def own_step(self, one: TrainState) -> int:
-        """How many steps a model took in the end."""
+        """How many steps a model took in total."""
         return self._loop.own_step(one, self.total_steps)
 
     def is_saved(self, step: int) -> bool:
@@ -202,7 +203,7 @@ class Arm:
         return population.alive(saved.population, self._layout)
 
     def evaluate(self, step: int, saved: Saved) -> tuple[Saved, list[Row]]:
-        """Of a model that is not finite any more nothing is measured but that."""
+        """For a model that is no longer finite, only this fact is recorded."""
         each = list(self._each(saved.population))
         is_last, rows, carries = step == self._end, list[Row](), dict(saved.carries)
         if step in self._rows:
@@ -228,7 +229,8 @@ class Arm:
     def measured(
         self, evaluator: Evaluator, step: int, states: Any, carries: list[Any]
     ) -> list[Row]:
-        """Rows of every model that is to be measured; `carries` are replaced, arrays written."""
+        """The rows of every model that is measured at this step. It replaces `carries` and writes
+        arrays."""
         rows, arrays = list[Row](), {}
         for i, member, one in self._each(states):
             if self._loop.is_measured(one, step, step == self._end):
@@ -242,7 +244,7 @@ class Arm:
         return rows
 
     def publish(self, step: int, saved: Saved) -> None:
-        """States that are kept, and the digests of parameters."""
+        """The states that are kept, and the digests of parameters."""
         publish, is_last = self._setting.run.publish_arrays, step == self._end
         is_kept = "end" in planning.kept(self._setting.plan, self.name)
         for i, member, one in self._each(saved.population):
@@ -264,7 +266,7 @@ class Arm:
         parts = [f"{self.name}  {self._stage.step.unit} {step}/{self.total_steps}"]
         for name in ("train/loss", "test/accuracy"):
             values = [r["value"] for r in rows if r["metric"] == name]
-            if values:  # a mean of what is not finite is said as such
+            if values:  # the mean of non-finite values is shown as it is
                 parts.append(f"{name} {np.mean(values):.4f}")
         if done := sum(bool(one.alive) and self._loop.own_step(one, step) < step
                        for *_, one in self._each(saved.population)):  # fmt: skip
@@ -283,7 +285,7 @@ class Arm:
     def _best(
         self, member: Member, one: TrainState, best: Best, step: int, rows: Sequence[Row]
     ) -> Best:
-        """The best state of a model, now that these rows of all were measured."""
+        """The best state of a model, given the new rows of all models."""
         rule = self._stage.best
         assert rule is not None
         for found in rows:
@@ -302,7 +304,7 @@ class Arm:
         return rows_of(self._setting.study, self.name, member.seed, step, found, member.of)
 
     def _store(self, step: int, name: str, arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Arrays of all models in one file; none: no file."""
+        """Stores the arrays of all models in one file; no arrays, no file."""
         if found := {f"{key}.{n}": x for key, own in arrays.items() for n, x in own.items()}:
             self._setting.run.publish_arrays(self.name, step, name, found)
 
@@ -320,6 +322,6 @@ class Arm:
 
 
 def digests(stage: Train, layout: population.Layout, states: Any) -> dict[str, str]:
-    """SHA-256 of each model's parameters and variables."""
+    """SHA-256 of each model's weights: parameters and, with `Steps`, variables."""
     each = zip(stage.members, population.members(states, layout), strict=True)
     return {member.key: tree.digest(stage.step.weights(one)) for member, one in each}

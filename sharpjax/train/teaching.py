@@ -1,4 +1,4 @@
-"""The teachers of an arm: made of the states that a plan names, if these can teach."""
+"""The teachers of an arm: made from the states that a plan names, if these are sound."""
 
 import functools
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from sharpjax.train import planning
 from sharpjax.train.library import Library
 from sharpjax.train.plan import Member, Plan, Ref, Teacher, Train
 
-# On how many of the first training examples a teacher's outputs are looked at.
+# The number of training examples, from the first, on which a teacher's outputs are checked.
 _LOOKED_AT = 64
-# How many examples are asked about at once, where the outputs of all are stored.
+# The number of examples per forward pass if the outputs of all are stored.
 _AT_ONCE = 256
 
 
 def teacher_of(
     plan: Plan, library: Library, stage: Train, member: Member, train: Examples
 ) -> losses.Teacher | None:
-    """What a member is taught by, as the objective holds it."""
+    """The teacher of a member, in the form that the objective holds; None: it has none."""
     if (taught := member.teacher) is None:
         return None
     num_classes = plan.data[stage.data].num_classes
@@ -46,7 +46,7 @@ def teacher_of(
 
 
 def _models(plan: Plan, library: Library, taught: Teacher) -> dict[str, Any]:
-    """The fields of `losses.Teacher` that are of its models."""
+    """The fields of `losses.Teacher` that come from its models."""
     if not taught.refs:
         return {}
     states = [library.state(ref) for ref in taught.refs]
@@ -58,7 +58,7 @@ def _models(plan: Plan, library: Library, taught: Teacher) -> dict[str, Any]:
 
 
 def outputs_of(teacher: losses.Teacher, train: Examples, num_classes: int) -> jax.Array:
-    """[N, K]: what a teacher says of all training examples, as they are."""
+    """[N, K]: the outputs of a teacher for all training examples, without augmentation."""
     count = len(train.label)
     size = min(_AT_ONCE, count)
     parts = [_outputs(teacher, train, i, (size, num_classes)) for i in range(0, count, size)]
@@ -76,11 +76,12 @@ def _outputs(
 def unsound(
     plan: Plan, library: Library, members: Sequence[Member], train: Sequence[Examples]
 ) -> dict[int, str]:
-    """The members, by their place, that no sound model teaches, each with the reason.
+    """The indices of the members that have an unsound teacher, each with the reason.
 
-    A teacher is not sound if its training stopped for a loss or an update that was not finite, if
-    it was made of such a one, or if its outputs on some training examples are not finite, or are
-    probabilities: a second softmax would leave next to nothing of it.
+    A teacher is unsound in three cases. Its training stopped because of a non-finite loss or
+    update, or it was derived from such a model. Its outputs on some of the first 64 training
+    examples are not finite. Or these outputs are probabilities, of which a second softmax would
+    leave almost nothing.
 
     Cost: a forward pass of 64 examples for each teacher.
     """
@@ -115,7 +116,7 @@ def _asked(logits: losses.Logits, params: Any, train: Examples, index: jax.Array
 
 
 def label_shares(train: Examples, num_classes: int) -> jax.Array:
-    """[K]: the share of each class among the labels that are trained on.
+    """[K]: the share of each class among the training labels.
 
     >>> examples = Examples(input=jnp.zeros((4, 1)), label=jnp.array([0, 2, 2, 2]))
     >>> label_shares(examples, 3).tolist()

@@ -1,8 +1,8 @@
-"""Stages that train nothing, done unit by unit: each is published whole, or done again.
+"""Stages that train nothing, done unit by unit: each unit is published whole, or done again.
 
-A unit is a derived model, a measure that compares arms, or a seed that is drawn. Its rows are the
-segment of its number, its arrays lie in the folder of that number. A run that was killed goes on
-with the first unit that was not published.
+A unit is a derived model, a measure that compares arms, or a drawn seed. The number of a unit names
+the segment of its rows and the folder of its arrays. A run that was killed goes on with the first
+unit that was not published.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ from sharpjax.train.task import Setting
 
 
 def derive(setting: Setting, stage: Derive) -> None:
-    """Make the models of a derived arm, and measure each.
+    """Makes the models of a derived arm, and measures each.
 
     Raises:
         UserError: the transform returns other models than `stage.outputs` names, or a state of
@@ -56,7 +56,8 @@ def derive(setting: Setting, stage: Derive) -> None:
 
 
 def _made(stage: Derive, source: Subject) -> Iterator[tuple[Of, TrainState]]:
-    """What the transform makes of one model; one that is not finite stays, or comes, as dead."""
+    """The models that the transform makes of one model. A non-finite source, or a result that is
+    not finite, is marked as not alive."""
     if not bool(source.state.alive):
         yield from ((of, source.state) for of in stage.outputs)
         return
@@ -79,7 +80,7 @@ def _made(stage: Derive, source: Subject) -> Iterator[tuple[Of, TrainState]]:
 def _derived(
     setting: Setting, own: Ref, source: Subject, state: TrainState, number: int
 ) -> list[Row]:
-    """Store and measure one derived model; of one that is not finite there is nothing but that."""
+    """Stores and measures one derived model. If it is not finite, only this fact is a row."""
     stage, key = planning.arms(setting.plan)[own.arm], Member(own.seed, own.of).key
     assert isinstance(stage, Derive)
     step, publish = planning.last_step(setting.plan, own.arm), setting.run.publish_arrays
@@ -139,7 +140,7 @@ class _View:
 
 
 def compare(setting: Setting, stage: Compare) -> None:
-    """Take the measures of what several arms left."""
+    """Takes the measures of a stage that compares arms."""
     done = setting.run.resume_units(stage.name)
     view = _View(setting, stage)
     for number, measure in enumerate(stage.measures):
@@ -162,7 +163,7 @@ def compare(setting: Setting, stage: Compare) -> None:
 
 
 def draw(setting: Setting, stage: Draw) -> None:
-    """Draw the seeds that are not there yet."""
+    """Draws the seeds that are still missing."""
     done = setting.run.resume_units(stage.arm)
     left = stage.seeds[done:]
     with _mapper(min(runtime.cores(), len(left)) if stage.parallel else 1) as mapped:
@@ -180,11 +181,11 @@ def draw(setting: Setting, stage: Draw) -> None:
 
 @contextlib.contextmanager
 def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
-    """`map`, in order, over processes of its own; the built-in one for a single one."""
+    """A `map` that keeps the order, over separate processes; the built-in one for one worker."""
     if workers <= 1:
         yield map
         return
-    # Not forked: jax has threads by now, and a forked child could wait for them for ever.
+    # Not forked: jax has started threads, and a forked child could wait for them forever.
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_be_a_worker
     )
@@ -195,7 +196,7 @@ def _mapper(workers: int) -> Iterator[Callable[..., Any]]:
 
 
 def _be_a_worker() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it, however it ends."""
+    """Leaves Ctrl-C to the parent, and ends when the parent ends, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""What the weights alone tell: norms, spectra, Fourier measures of tables of embeddings."""
+"""Measures of the weights alone: norms, spectra, Fourier measures of embedding tables."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from sharpjax.train.results import Results, exact, of
 
 @dataclasses.dataclass(frozen=True)
 class WeightMeasures:
-    """By name, and the singular values of each layer as arrays:
+    """Measures of the weights, as rows; the singular values of each layer are stored as arrays:
 
         weights/norm                         Frobenius norm of all weights; and of {"layer": name}
         weights/parameter_norm               that of the parameters, which weight decay sees
         weights/effective_rank, stable_rank  of {"layer": name}
-        weights/orthogonality_error          of {"layer": name}, of factors
-        weights/fourier/concentration, gini  of {"layer": name}, of tables of embeddings
+        weights/orthogonality_error          of {"layer": name}, for layers stored as factors
+        weights/fourier/concentration, gini  of {"layer": name}, for embedding tables
 
     Attributes:
         modulus: p of modular arithmetic; 0: no Fourier measures.
-        num_frequencies: whose share of the energy `concentration` is.
+        num_frequencies: `concentration` is the share of the energy in so many frequencies.
     """
 
     when: When
@@ -59,7 +59,7 @@ class WeightMeasures:
 
 
 def _weights_of(params: Any, modulus: int, num: int) -> tuple[dict, dict, dict]:
-    """What the weights alone tell: of all, by layer, and the singular values by layer."""
+    """The measures of all weights, those by layer, and the singular values by layer."""
     norms = spectra.weight_norms(params)
     values = spectra.spectra(params)
     whole = {"weights/norm": norms.pop("total"), "weights/parameter_norm": tree.norm(params)}
