@@ -304,8 +304,7 @@ class View(Protocol):
 
 
 class Measure(Protocol):
-    """Compares the results of arms. Its rows are of its `arms`, else of all that its stage reads.
-    """
+    """Compares results of arms. Its rows are of its `arms`, else of all that its stage reads."""
 
     @property
     def name(self) -> str: ...

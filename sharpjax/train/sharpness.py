@@ -53,17 +53,18 @@ class Sharpness:
                                                 head_norm: the square of its Frobenius norm
         <set>/information_sharpness, information_sharpness/known
                                                 if `information_examples` is above 0: the mean of
-                                                (1 - p) / p over the set, which is the information
-                                                sharpness if the matrix has its largest possible rank.
-                                                `known`: on the first `information_examples`, the value
-                                                by the matrix, as a share of this mean. There is no
-                                                standard error unless it is above .99
+                                                (1 - p) / p, which is the information sharpness if
+                                                the matrix has its largest possible rank. `known`:
+                                                the value computed with the matrix of the first
+                                                `information_examples`, divided by this mean over
+                                                them. Unless it is above .99 and the status is OK,
+                                                there is no standard error
         <set>/hessian/lambda_1, ...             if `max_products` is above 0
         <set>/hessian/trace                     if `max_probes` is above 0
         <set>/temperature, scaled/nll, scaled/relative_flatness, scaled/relative_flatness_normalised
                                                 if `scaled`: of logits / T, with T fitted on the
-                                                validation split; NaN if there is no such T, as for a
-                                                model without mistakes there
+                                                validation split; NaN if there is no such T, as for
+                                                a model without mistakes there
 
     Cost: some 20 forward passes, and two more per pair of `noise_pairs`. A call for a small
     convolutional net takes 3 s on a core with 5 pairs; the first call takes a minute of

@@ -50,8 +50,7 @@ class Own(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """`step` counts from the start of training, `offset` from the start of the epoch. Neither has
-    lanes."""
+    """Without lanes: `step` counts from the start of training, `offset` from that of the epoch."""
 
     step: jax.Array
     offset: jax.Array
@@ -232,8 +231,7 @@ class LoopStep:
 
 
 class StepLoop:
-    """The loop over the models of an arm, as `task.Arm` drives it. All their `splits` are the same.
-    """
+    """The loop over the models of an arm, as `task.Arm` drives it. Their `splits` are all equal."""
 
     def __init__(
         self,

@@ -229,8 +229,7 @@ class Arm:
     def measured(
         self, evaluator: Evaluator, step: int, states: Any, carries: list[Any]
     ) -> list[Row]:
-        """The rows of every model that is measured at this step. It replaces `carries` and writes
-        arrays."""
+        """The rows of every model that is measured now. Replaces `carries` and writes arrays."""
         rows, arrays = list[Row](), {}
         for i, member, one in self._each(states):
             if self._loop.is_measured(one, step, step == self._end):
