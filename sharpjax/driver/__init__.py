@@ -1,1 +1,1 @@
-"""Long work that can be stopped and goes on: from checkpoint to checkpoint, whatever a step is."""
+"""Long work that can be stopped and resumed at checkpoints, whatever one step of it is."""

@@ -1,8 +1,8 @@
-"""Checkpoints that are checked: Orbax, with the SHA-256 of every file beside it.
+"""Checked checkpoints: Orbax, with the SHA-256 of every file beside it.
 
-Orbax loads a flipped byte without a word, and answers another structure with a wall of text. So
-each step's folder carries `structure.json` and, written last, `SHA256SUMS`. A step without it, or
-that differs from it, is removed, and the one before is taken.
+Orbax loads a flipped byte without an error, and reports a wrong structure with pages of text. So
+the folder of each step also has `structure.json` and, written last, `SHA256SUMS`. A step without
+`SHA256SUMS`, or that differs from it, is removed, and the step before it is used.
 """
 
 import contextlib
@@ -24,24 +24,25 @@ KEEP = 2
 
 
 class Checkpoints:
-    """The checkpoints of one arm, in one folder. Make it with `opened`."""
+    """The checkpoints of one arm, in one folder. Open it with `opened`."""
 
     def __init__(self, directory: epath.Path, write_sums: Callable[[epath.Path], None]):
         self._directory, self._write_sums = directory, write_sums
         self._orbax = ocp.training.Checkpointer(
             directory,
-            # Its own policies do not fit its own annotation.
+            # Orbax's policies do not fit its own annotation.
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),  # pyright: ignore[reportArgumentType]
         )
 
     def save(self, step: int, state: Any) -> None:
-        """Write `state`, then its sums, and return when they are on the disk.
+        """Writes `state`, then its checksums, and returns when they are on disk.
 
-        A step that is there is replaced. A kill at any moment leaves a step that is not believed,
-        and the one before it.
+        An existing checkpoint of this step is replaced. If the process is killed at any moment, the
+        unfinished step fails the check, and the one before it is still there.
 
         Raises:
-            ValueError: a leaf is no jax array, or is weakly typed: it would come back as another.
+            ValueError: a leaf is not a jax array, or is weakly typed; it would be restored as
+                another type.
         """
         structure = _structure(state)
         self._orbax.save(step, state, force=True, overwrite=True)
@@ -50,12 +51,13 @@ class Checkpoints:
         self._write_sums(folder)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """The newest checkpoint as `(step, state)`, or None where there is none.
+        """The newest checkpoint as `(step, state)`, or None if there is none.
 
-        The state has the structure of `like` and lies where that lies; its numbers are not read.
+        The state has the structure and the placement of `like`; the numbers of `like` are not read.
 
         Raises:
-            UserError: the checkpoint is that of another structure, such as older code wrote.
+            UserError: the checkpoint has another structure, for example because older code wrote
+                it.
         """
         newest = self._orbax.latest
         if newest is None:
@@ -82,16 +84,16 @@ def opened(
 ) -> Iterator[Checkpoints]:
     """The checkpoints in `directory`, for the length of the block.
 
-    Damaged ones are said and removed first.
+    Damaged checkpoints are reported and removed first.
 
     Args:
-        run: that they belong to, whose journal names those that are written.
+        run: the run that they belong to. Its journal names those that are written.
 
     Raises:
         UserError: a checkpoint was written by none of the run's processes.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.WARNING))  # Orbax tells its every move
+    logging.set_verbosity(min(verbosity, logging.WARNING))  # Orbax logs every step it takes
     try:
         sound = _remove_damaged(directory, say)
         if run is not None:
@@ -116,10 +118,11 @@ def _check_own(run: workdir.Run, folders: list[epath.Path]) -> None:
 
 
 def _remove_damaged(directory: epath.Path, say: Callable[[str], None]) -> list[epath.Path]:
-    """Before Orbax looks: it fails on some damage, and takes the rest for sound. Those that are."""
+    """Removes damaged checkpoints and returns the sound ones. It runs before Orbax looks, because
+    Orbax fails on some damage and accepts the rest."""
     names = [p.name for p in directory.iterdir()] if directory.exists() else []
     for name in names:
-        if UNFINISHED in name:  # Orbax itself removes them some time later, in a thread
+        if UNFINISHED in name:  # Orbax itself removes them later, in a thread
             (directory / name).rmtree()
     steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
     steps.sort(reverse=True)
@@ -140,7 +143,7 @@ def _remove_damaged(directory: epath.Path, say: Callable[[str], None]) -> list[e
 
 
 def _structure(state: Any) -> dict[str, str]:
-    """What a state is made of: type and shape of each array, and the empty containers, by name."""
+    """The type and shape of each array of a state, and its empty containers, by name."""
     nodes, _ = jax.tree_util.tree_flatten_with_path(
         state, is_leaf=lambda node: not jax.tree.leaves(node)
     )

@@ -1,9 +1,9 @@
-"""Drive one arm from checkpoint to checkpoint, so that it can be stopped and go on at any moment.
+"""Drive one arm from checkpoint to checkpoint, so that it can be stopped and resumed at any moment.
 
-The order is fixed. Where something is due: evaluators on the state as it is, their rows published,
-the checkpoint; then the next steps. Resuming restores the newest sound checkpoint and drops every
-row after it, so a run that was killed ends with the bits of one that was not. What a step is, and
-what is due when, is the task's to say.
+The order is fixed. If something is due: evaluators on the current state, then their rows are
+published, then the checkpoint. After that come the next steps. Resuming restores the newest sound
+checkpoint and drops all later rows, so a run that was killed ends with the same bits as one that
+was not. The task decides what a step is, and what is due when.
 """
 
 import time
@@ -20,17 +20,16 @@ from sharpjax.driver.interrupt import Interrupt, Interrupted
 from sharpjax.driver.progress import Progress
 from sharpjax.errors import RunFailed
 
-# Steps run in segments of about this many seconds, after each of which the clock and Ctrl-C are
-# looked at.
+# Steps run in segments of about this many seconds. After each, the clock and Ctrl-C are checked.
 SEGMENT_SECONDS = 1.0
 
 Rows = list[dict[str, Any]]
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds: the models, what the loop recorded of the way, the carry of each
-    evaluator and model, the best state of each model so far; and whether what was due at its step
-    has been done."""
+    """The content of a checkpoint: the models, the record of the loop, the carry of each evaluator
+    and model, the best state of each model so far, and whether the work that is due at its step is
+    done."""
 
     population: Any
     record: Any
@@ -52,27 +51,27 @@ class Task(Protocol):
         ...
 
     def room(self, step: int) -> int:
-        """How many steps, one or more, there are to the next at which something is due."""
+        """How many steps, one or more, it is to the next at which something is due."""
         ...
 
     def work(self, steps: range) -> Counter[str]:
-        """What `Progress` counts for these steps (1 is the first)."""
+        """The work that `Progress` counts for these steps (1 is the first)."""
         ...
 
     def evaluate(self, step: int, saved: Saved) -> tuple[Saved, Rows]:
-        """Do what is due at this step; the settled state, and its rows.
+        """Do what is due at this step; returns the settled state and its rows.
 
-        An exception may leave it at any point, so that nothing is written here but arrays, which a
-        second try writes again.
+        An exception may leave it at any point, so it writes nothing but arrays, which a second try
+        writes again.
         """
         ...
 
     def publish(self, step: int, saved: Saved) -> None:
-        """Write what stands beside the rows of this step, once these are written."""
+        """Write what belongs to the rows of this step, after the rows are written."""
         ...
 
     def advance(self, step: int, num_steps: int, saved: Saved) -> tuple[int, Saved]:
-        """Take `num_steps` steps. It may end beyond them at once, if nothing is left to do."""
+        """Take `num_steps` steps. It may return a later step at once if nothing is left to do."""
         ...
 
     def alive(self, saved: Saved) -> np.ndarray:
@@ -80,7 +79,7 @@ class Task(Protocol):
         ...
 
     def headline(self, step: int, saved: Saved, rows: Rows) -> str:
-        """A line for a reader."""
+        """A line for the user."""
         ...
 
 
@@ -123,7 +122,7 @@ def _drive(
 ) -> Saved:
     """The loop itself, from `step` on."""
     segment_steps = 1
-    saved_at = step  # the state at step 0 is a function of the seeds
+    saved_at = step  # step 0 needs no checkpoint: its state follows from the seeds
 
     def save() -> None:
         nonlocal saved_at
@@ -152,14 +151,14 @@ def _drive(
             work = task.work(range(step + 1, step + num_steps + 1))["training"]
             with progress.timed("training", work):
                 after, now = task.advance(step, num_steps, saved)
-                alive = task.alive(now)  # waits, so that the time is right
+                alive = task.alive(now)  # waits for the device, so that the time is right
             if not alive.any():
                 raise RunFailed(
                     f"arm '{task.name}': every seed turned non-finite, the last between steps "
                     f"{before} and {before + num_steps}; try a smaller "
                     f"--config.optim.learning_rate."
                 )
-            progress.skip(task.work(range(before + num_steps + 1, after)))  # none, but at an end
+            progress.skip(task.work(range(before + num_steps + 1, after)))  # empty, except at an early end
             step, saved = after, now
             seconds = (time.monotonic() - started) / num_steps
             wanted = int(SEGMENT_SECONDS / max(seconds, 1e-9))

@@ -1,5 +1,5 @@
-"""Ctrl-C and pre-emption: finish the step, write a checkpoint, say so; a second signal leaves at
-once."""
+"""Ctrl-C and pre-emption: finish the step, write a checkpoint, report it. A second signal ends the
+process at once."""
 
 import contextlib
 import os
@@ -17,20 +17,20 @@ class Interrupted(SystemExit):
 
 
 class Interrupt:
-    """What the signal handlers know. Between two `check`s a signal only sets a flag."""
+    """The state of the signal handlers. Between two `check`s a signal only sets a flag."""
 
     def __init__(self) -> None:
         self._signum: int | None = None
         self._may_raise = False
 
     def check(self) -> None:
-        """Raise `Interrupted` where a signal has come."""
+        """Raise `Interrupted` if a signal has come."""
         if self._signum is not None:
             raise Interrupted(self._signum)
 
     @contextlib.contextmanager
     def abortable(self) -> Iterator[None]:
-        """Work that may be dropped half-way (evaluation): a signal raises inside it, at once."""
+        """Work that may be dropped midway (evaluation): a signal raises at once inside it."""
         self.check()
         self._may_raise = True
         try:
@@ -40,7 +40,7 @@ class Interrupt:
 
     def handle(self, signum: int, _frame: object) -> None:
         self._signum = signum
-        # The second one ends the process even inside a long compilation, where no handler runs.
+        # A second signal ends the process even during a long compilation, when no handler runs.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.write(2, b"stopping after this step; a second time stops at once\n")

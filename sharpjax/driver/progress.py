@@ -1,5 +1,4 @@
-"""Where the time goes: a line now and then with speed, time left, and the share of each kind of
-work."""
+"""A regular line with progress, time left and the share of the time of each kind of work."""
 
 import contextlib
 import time
@@ -24,13 +23,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Measures a run and says how far it is.
+    """Measures a run and reports its progress.
 
     Args:
-        work: all there is to do, by kind: training in gradients a seed (a SAM step is two), what
-            evaluators do in calls, by their kind.
+        work: all work to do, by kind. Training is counted in gradients per seed (a SAM step is
+            two), evaluators in calls, by their kind.
         say: prints a line.
-        period: seconds between two lines.
+        period: least number of seconds between two lines.
     """
 
     def __init__(self, work: Mapping[str, float], say: Callable[[str], None], period: float = 10.0):
@@ -57,7 +56,7 @@ class Progress:
             self._left[kind] -= amount
 
     def report(self, where: str) -> None:
-        """Say a line that starts with `where`, if the last one was said a while ago."""
+        """Print a line that starts with `where`, if the last one is `period` seconds old."""
         now = time.monotonic()
         if now - self._last >= self._period:
             self._last = now
@@ -74,7 +73,7 @@ class Progress:
         return ", ".join(f"{kind} {100 * s / total:.0f}%" for kind, s in self.seconds.items())
 
     def _eta(self) -> str:
-        """Of each kind the work left at the speed so far; a kind not met yet makes it a bound."""
+        """Time left, at the speed of each kind so far; "over" it if a kind has not run yet."""
         left = {kind: n for kind, n in self._left.items() if n > 0}
         known = [kind for kind in left if self._done[kind]]
         seconds = sum(left[kind] * self.seconds[kind] / self._done[kind] for kind in known)

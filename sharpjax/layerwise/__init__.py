@@ -1,7 +1,8 @@
-"""Layers of a model one by one: what their weights alone tell, and which of them it can do without.
+"""Single layers of a model: what their weights alone say, and which layers the model can do
+without.
 
-Plain functions of pytrees of parameters, and a key where they are random. Layers are named as
-`sharpjax.geometry.layers` names them.
+Plain functions of pytrees of parameters, and of a key if they are random. Layers are named as in
+`sharpjax.geometry.layers`.
 """
 
 from sharpjax.layerwise import criticality as criticality

@@ -1,4 +1,4 @@
-"""Which layers a trained model can do without: each is replaced alone, and the model tested.
+"""Which layers a trained model can do without: each is replaced alone, and the model is tested.
 
     layers = criticality.layers_of(trained.params)
     drawn = criticality.Initialiser(model, (28, 28, 1))
@@ -6,7 +6,7 @@
     effects = criticality.evaluate(model, trained, variants, {"image": images, "label": labels})
     criticality.judge(effects, "Dense_0", threshold=0.02).word    # "critical", "robust", ...
 
-`trained` is `Weights(params, variables)`. In the place of `drawn` go the weights at the start
+`trained` is `Weights(params, variables)`. Instead of `drawn`, use the weights at the start
 (re-initialisation), those of any snapshot (rewinding), or 'zeros'.
 """
 

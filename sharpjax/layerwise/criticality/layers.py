@@ -1,4 +1,4 @@
-"""Which leaves are a layer, and what of BatchNorm goes with it."""
+"""Which leaves form a layer, and what of BatchNorm is replaced with it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -18,8 +18,8 @@ class Layer(NamedTuple):
     """The leaves that are replaced together, by the names of `sharpjax.tree.path_names`.
 
     Attributes:
-        params: of the parameters; one at least.
-        variables: of the collections beside them: statistics of BatchNorm.
+        params: leaves of the parameters, at least one.
+        variables: leaves of the other collections: BatchNorm statistics.
     """
 
     params: tuple[str, ...]
@@ -34,32 +34,34 @@ def layers_of(
     norms: Mapping[str, str] = MappingProxyType({}),
     batch_norm: BatchNorm = "stay",
 ) -> dict[str, Layer]:
-    """The layers of a model by name, in the order of their first leaves; of groups, in theirs.
+    """The layers of a model by name, in the order of their first leaves; groups keep their own
+    order.
 
-    With BatchNorm after a layer its replacement is one of several, by `batch_norm`:
+    If BatchNorm follows a layer, `batch_norm` says what is replaced with the layer:
 
-    - 'stay': the leaves of the group alone. Norms are layers of their own unless a group holds
-      them; no running statistics are replaced.
-    - 'parameters': scale and bias of the norm that reads the layer's output go with it; its running
-      mean and variance stay.
-    - 'all': these, too; and where a norm itself is replaced, its own.
+    - 'stay': only the leaves of the group. Norms are layers of their own unless a group holds them;
+      no running statistics are replaced.
+    - 'parameters': also scale and bias of the norm that reads the layer's output; its running mean
+      and variance stay.
+    - 'all': also these statistics; and if a norm itself is replaced, its own.
 
-    With the last two a norm in `norms` is no layer of its own. Under each, statistics may be
-    computed anew after the replacement: see `recomputed`.
+    With the last two, a norm in `norms` is no layer of its own. With each of them, statistics can
+    be recomputed after the replacement: see `recomputed`.
 
     Args:
         params: pytree of arrays.
-        groups: as in `geometry.layers`: globs for each name, or a list of them; leaves that none
-            matches are replaced with no layer. By default leaves that differ in the last part of
-            their name are a layer. Blocks are groups: `{"block": "BasicBlock_0/*"}`.
-        variables: collections beside the parameters, as Flax has them; 'all' needs them.
+        groups: as in `geometry.layers`: globs for each name, or a list of them. Leaves that match
+            no glob are never replaced. By default, leaves whose names differ only in the last part
+            are a layer. Blocks are groups: `{"block": "BasicBlock_0/*"}`.
+        variables: collections beside the parameters, as in Flax; 'all' needs them.
         norms: the norm of each layer by the names of both, as `norms_of` finds them.
         batch_norm: see above.
 
     Raises:
         UserError: no parameters, a layer without any, a glob that matches no leaf, two groups that
-            share one; an unknown option, or one that has no norms to be about; a layer or a norm
-            in `norms` that the model has not, or whose statistics are asked for and not given.
+            share one; an unknown option, or an option that needs `norms` without them; a layer or a
+            norm in `norms` that the model does not have, or a norm without the statistics that
+            'all' needs.
 
     >>> params = {"Conv_0": {"kernel": 0.0}, "BatchNorm_0": {"bias": 0.0, "scale": 1.0}}
     >>> list(layers_of(params))
@@ -97,7 +99,7 @@ def layers_of(
 
 
 def named(caller: str, params: Any, groups: Groups | None = None) -> dict[str, Layer]:
-    """`layers_of` with norms that stay, of which errors name `caller`."""
+    """`layers_of` with batch_norm='stay'; errors name `caller`."""
     if not tree.path_names(params):
         raise UserError(f"{caller}: params holds no array at all.")
     _check_groups(caller, params, groups)
@@ -110,7 +112,7 @@ def chosen(
     """Some layers by their names, in the order of `names`; None: all.
 
     Raises:
-        UserError: names `caller`; an unknown name, or none.
+        UserError: names `caller`; an unknown name, or no name.
     """
     names = list(layers) if names is None else names
     if isinstance(names, str):
@@ -182,7 +184,7 @@ def _check_norms(
     *,
     statistics: bool,
 ) -> None:
-    """Refuses norms of which nothing, or not all that is asked for, would be replaced."""
+    """Refuses norms of which nothing, or less than requested, would be replaced."""
     layers = _unique([above for leaf in names for above in _above(leaf)])
     held = {_within(n) for n in beside}
     for layer, norm in norms.items():
@@ -214,12 +216,12 @@ def _layer(leaf: str) -> str:
 
 
 def _within(leaf: str) -> str:
-    """The layer of a leaf of `variables`, in its collection."""
+    """The layer of a leaf of `variables`, within its collection."""
     return _layer(leaf).partition("/")[2]
 
 
 def _above(leaf: str) -> list[str]:
-    """All that a leaf is in, its own layer first: that of a factor is in a layer, too."""
+    """All prefixes of a leaf's name, its own layer first: a factor is in a layer, too."""
     parts = leaf.split("/")
     return ["/".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
 

@@ -1,4 +1,4 @@
-"""Module criticality: how far towards its start, and with how much noise, a layer may be moved."""
+"""Module criticality: how far, and with how much noise, a layer can move towards its start."""
 
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ _SIGMAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Curve(NamedTuple):
-    """The loss where one layer is between its initial and its trained values.
+    """The loss with one layer between its initial and its trained values.
 
     Attributes:
-        alpha: [A], the places: 0 is initial, 1 trained.
-        loss: [A], all other layers being as trained.
+        alpha: [A], the positions: 0 is initial, 1 trained.
+        loss: [A], with all other layers as trained.
         distance: |theta_F - theta_0| of the layer.
     """
 
@@ -37,20 +37,21 @@ class ModuleCriticality(NamedTuple):
     """The criticality of one layer on a grid.
 
     Attributes:
-        value: mu, the least alpha^2 distance^2 / sigma^2 on the grid at which the mean loss is
-            `epsilon` at the most; infinity where it is so nowhere on the grid. NaN where this is
-            not known: a parameter is not finite, or no mean loss is so small and one is NaN.
-        alpha, sigma: where; NaN where nowhere. Of equal ones the least alpha, then the largest
-            sigma.
-        low, high: `value` if all mean losses were two standard errors less, and more: what the
-            draws leave open. With one draw nothing is known of it, and they are NaN.
-        at_edge: whether sigma is the largest of the grid, so that more might be borne.
+        value: mu, the least alpha^2 distance^2 / sigma^2 on the grid with a mean loss of at most
+            `epsilon`; infinity if there is no such point. NaN if this is not known: a parameter is
+            not finite, or no mean loss is at most `epsilon` and one is NaN.
+        alpha, sigma: the grid point of `value`; NaN if there is none. If several are equal, the one
+            with the least alpha, then the largest sigma.
+        low, high: `value` if all mean losses were two standard errors lower, and higher: the
+            uncertainty from the draws. NaN with a single draw.
+        at_edge: whether sigma is the largest of the grid, so that more noise might be possible.
         distance: |theta_F - theta_0| of the layer.
         loss, standard_error: [A, S], the mean over the draws, and its error.
         alphas, sigmas: [A], [S], the grid.
-        epsilon: the largest loss that is borne.
+        epsilon: the largest allowed mean loss.
         status: `geometry.Status`; `NON_FINITE` if a parameter, or a loss on the grid, is not
-            finite. A mean loss of NaN is not borne. `geometry.check` raises for it.
+            finite. A mean loss of NaN counts as above `epsilon`. `geometry.check` raises for this
+            status.
     """
 
     value: float
@@ -79,24 +80,25 @@ def interpolation(
     groups: Groups | None = None,
     microbatch_size: int | None = None,
 ) -> Curve:
-    """The loss on the way of one layer from its initial to its trained values:
+    """The loss along the line of one layer from its initial to its trained values:
 
         L(theta_0 + alpha (theta_F - theta_0) of the layer, theta_F of all others).
 
-    Any function of parameters and batch does for the loss: an error rate gives the curve of errors.
-    With BatchNorm in evaluation mode the statistics are those of the loss all along.
+    The loss can be any function of parameters and batch: an error rate gives the curve of errors.
+    With BatchNorm in evaluation mode, the statistics are always those that the loss holds.
 
-    Cost: one value of the loss for each place; one program for all places and all layers.
+    Cost: one value of the loss for each position; one program for all positions and layers.
 
     Args:
         loss, batch, microbatch_size: as in `geometry.landscape`.
         params, initial: trained and initial parameters, trees of one structure.
         layer, groups: as in `replaced`.
-        alphas: places, by default 0, 0.1, ..., 1; outside of [0, 1] it extrapolates.
+        alphas: positions, by default 0, 0.1, ..., 1; values outside [0, 1] extrapolate.
 
     Raises:
-        UserError: an unknown layer, initial values of another structure, places that are no finite
-            numbers; what `landscape` refuses, such as parameters that are no floats.
+        UserError: an unknown layer, initial values of another structure, positions that are not
+            finite numbers; anything that `landscape` refuses, such as parameters that are not
+            floats.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w["a"] ** 2) + w["b"]
@@ -133,25 +135,26 @@ def module_criticality(
         mu = min alpha^2 |theta_F - theta_0|^2 / sigma^2   over alpha and sigma in [0, 1] with
         E_u L(theta_0 + alpha (theta_F - theta_0) + u, theta_F of all others) <= epsilon
 
-    where theta_F and theta_0 are the layer's trained and initial values, and u is normal, of
-    deviation sigma in each entry. It is 0 where noise round the initial values is borne. The
-    minimum is over a grid, hence an upper bound of that over all; the mean is over draws, the same
-    normal numbers at every point of the grid. That of a network is the sum over its layers.
+    Here theta_F and theta_0 are the layer's trained and initial values, and u is normal with
+    standard deviation sigma in each entry. mu is 0 if the mean loss is small enough with noise
+    around the initial values. The minimum is over a grid, so it is an upper bound of the true
+    minimum. The mean is over draws, with the same normal numbers at every point of the grid. The
+    criticality of a network is the sum over its layers.
 
-    Cost: A S D values of the loss, 1,100 as it comes; one program for all layers. Memory: three
+    Cost: A S D values of the loss, 1,100 by default; one program for all layers. Memory: three
     copies of the parameters, and the activations of one microbatch.
 
     Args:
-        loss: the paper has the error rate on training data; any `loss(params, batch)` does.
+        loss: the paper uses the error rate on training data; any `loss(params, batch)` works.
         params, initial, layer, groups, batch, microbatch_size: as in `interpolation`.
-        epsilon: the largest mean loss that is borne.
+        epsilon: the largest allowed mean loss.
         key: of the draws.
         alphas: grid of alpha, in [0, 1].
         sigmas: grid of sigma, in (0, 1], in units of the parameters.
         num_draws: D.
 
     Raises:
-        UserError: as `interpolation`; a grid outside its bounds, an epsilon that is not finite.
+        UserError: as in `interpolation`; a grid outside its bounds, an epsilon that is not finite.
 
     >>> def loss(w, batch):
     ...     return jnp.mean(batch) * jnp.sum(w["a"] ** 2)
@@ -177,7 +180,7 @@ def module_criticality(
         )
         draws.append(np.asarray(found.values, np.float64))
         statuses.append(int(found.status))
-    with np.errstate(invalid="ignore"):  # of losses that are not finite, which the status tells
+    with np.errstate(invalid="ignore"):  # of losses that are not finite; the status reports them
         mean = np.mean(draws, axis=0)
         spread = np.std(draws, axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
         error = spread / count**0.5
@@ -211,14 +214,15 @@ def _least(
 def _way(
     caller: str, params: Any, initial: Any, layer: str, groups: Groups | None
 ) -> tuple[Any, Any, float]:
-    """The model with the layer at its start; from there to the trained one; how far that is."""
+    """The model with the layer at its start; the direction from there to the trained one; its
+    length."""
     start = taken(caller, params, layer, initial, groups, argument="initial")
     way = jax.tree.map(lambda a, b: tree.widen(a) - tree.widen(b), params, start)
     return start, way, _norm(way)
 
 
 def _norm(way: Any) -> float:
-    """Its Euclidean norm, of which no square over- or underflows."""
+    """The Euclidean norm, computed so that no square over- or underflows."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(way)]
     largest = float(np.max([np.max(np.abs(leaf), initial=0) for leaf in leaves]))
     if not 0 < largest < np.inf:
@@ -234,7 +238,7 @@ def _are_finite(params: Any) -> bool:
 def _checked_batch(
     caller: str, loss: Any, params: Any, batch: Any, microbatch_size: int | None
 ) -> Any:
-    """The batch as `landscape` takes it; what that refuses is refused in the name of `caller`."""
+    """The batch in the form `landscape` takes; errors of its checks name `caller`."""
     batch = checks.as_batch(caller, batch)
     checks.check_problem(caller, loss, params, batch, microbatch_size, "value")
     return batch
@@ -250,7 +254,7 @@ def _grid(
 
 
 def _numbers(caller: str, name: str, given: Any, asked: str, *, ndim: int) -> np.ndarray:
-    """Finite numbers in float64, in an array of so many axes."""
+    """Finite numbers in float64, in an array of `ndim` axes."""
     try:
         found = np.asarray(given)
         good = found.ndim == ndim and found.dtype != bool and found.dtype.kind not in "USOc"

@@ -1,13 +1,14 @@
-"""What the weights of a layer say without data: the metrics of WeightWatcher, and more.
+"""Metrics of the weights of each layer, without data: those of WeightWatcher, and more.
 
     table = data_free(params)                      # of any network, a row for each layer
     print(as_text(table))
-    data_free(params, convention=WEIGHTWATCHER)    # to the digits of that program
+    data_free(params, convention=WEIGHTWATCHER)    # the same digits as that program
 
 `power_law`, `marchenko_pastur` and `norms` can be used by themselves. All but `norms.norms` work
 under `jit` and `vmap`.
-Whether such numbers say anything of the function is what arXiv papers disagree on: they are not
-invariant under changes of weights that leave the function as it is.
+
+Papers on arXiv disagree whether such numbers say anything about the function: they are not
+invariant under changes of the weights that leave the function the same.
 """
 
 from sharpjax.layerwise.data_free import marchenko_pastur as marchenko_pastur

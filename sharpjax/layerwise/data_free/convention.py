@@ -1,4 +1,4 @@
-"""How layers are read as eigenvalues, and which of these count as 0."""
+"""How layers are read as eigenvalues, and which eigenvalues count as 0."""
 
 import dataclasses
 import math
@@ -11,20 +11,21 @@ from sharpjax.errors import UserError, whole_number
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What the definitions of data-free metrics leave open.
+    """The choices that the definitions of data-free metrics leave open.
 
     Attributes:
-        convolution_factor: eigenvalues of the slices of a convolution are multiplied by it.
-        floor: eigenvalues up to it are no part of a power law; None for the relative rule,
-            (N eps s_max)^2, with N the longer side and eps that of the weights (of float32 for
+        convolution_factor: multiplies the eigenvalues of the slices of a convolution.
+        floor: eigenvalues up to it are left out of the power law. None for the relative rule, (N
+            eps s_max)^2, with N the longer side and eps that of the weights (of float32 for
             narrower ones): the singular values that `matrix_rank` counts as 0.
-        min_evals: layers with fewer eigenvalues have no row of numbers.
-        min_kept: nor have those with fewer eigenvalues above the floor.
-        bulk: how the Marchenko-Pastur law is fitted: 'median' (that of the eigenvalues is that of
-            the law) or 'density' (least squares from a kernel density estimate).
+        min_evals: layers with fewer eigenvalues have no numbers.
+        min_kept: layers with fewer eigenvalues above the floor have no power law; with fewer above
+            rounding they have no Marchenko-Pastur law by 'median'.
+        bulk: how the Marchenko-Pastur law is fitted: 'median' (its median is that of the
+            eigenvalues) or 'density' (least squares from a kernel density estimate).
 
     Raises:
-        UserError: a value that none of these can have.
+        UserError: a value out of range.
 
     >>> Convention(min_evals=50).convolution_factor
     1.0
@@ -61,16 +62,16 @@ def _is_finite(value: Any) -> bool:
 
 
 SCALE_FREE = Convention()
-"""alpha, D, ranks, entropy, spikes and mp_softrank of c W are those of W."""
+"""For this convention alpha, D, ranks, entropy, spikes and mp_softrank of c W are those of W."""
 
 WEIGHTWATCHER = Convention(convolution_factor=0.5, floor=1e-5, min_kept=2, bulk="density")
-"""As WeightWatcher 0.7.7 does: eigenvalues of convolutions are halved, and 1e-5 is the floor
-whatever the scale of a layer. Its `min_evals` is 8. Below 20 eigenvalues above the floor it fits
-alpha by another rule, which is not built: such layers have the status OTHER_RULE."""
+"""As in WeightWatcher 0.7.7: eigenvalues of convolutions are halved, and the floor is 1e-5 for any
+scale of a layer. Its `min_evals` is 8. With fewer than 20 eigenvalues above the floor it fits alpha
+by another rule, which is not implemented: such layers have the status OTHER_RULE."""
 
 
 def check_convention(caller: str, convention: Any) -> None:
-    """Refuse what is no convention.
+    """Refuses anything but a `Convention`.
 
     Raises:
         UserError: names `caller`.
@@ -83,8 +84,8 @@ def check_convention(caller: str, convention: Any) -> None:
 
 
 def other_rule_below(convention: Convention) -> int:
-    """Below how many eigenvalues above the floor the program that a convention follows fits a power
-    law by a rule that is not built; 0 where it follows none.
+    """With fewer eigenvalues above the floor than this, the program that a convention follows fits
+    a power law by a rule that is not implemented. 0 if the convention follows no program.
 
     >>> other_rule_below(WEIGHTWATCHER), other_rule_below(SCALE_FREE)
     (20, 0)

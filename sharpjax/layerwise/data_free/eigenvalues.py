@@ -1,17 +1,17 @@
-"""Eigenvalues of layers, lambda = s^2, and what is read off them without a fit."""
+"""Eigenvalues of layers, lambda = s^2, and the metrics that need no fit."""
 
 import jax
 import jax.numpy as jnp
 
 from sharpjax.metrics import spectra
 
-# The largest weight, in absolute value, of a layer whose eigenvalues float64 can hold with room
-# for their products and for what counts as 0 beside them.
+# Range of the largest absolute weight of a layer. Within it, float64 can hold the eigenvalues,
+# their products, and the values that count as 0 beside them.
 LEAST, MOST = 1e-100, 1e100
 
 
 def widened(values: jax.Array) -> jax.Array:
-    """Floats in float32 where their type is narrower: sums and logarithms need its digits.
+    """Floats, in float32 if their type is narrower: sums and logarithms need its digits.
 
     >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
     dtype('float32')
@@ -36,18 +36,19 @@ def eigenvalues(matrices: jax.Array, factor: jax.typing.ArrayLike = 1.0) -> jax.
 def moments(values: jax.Array, *, longest: int, eps: float) -> dict[str, jax.Array]:
     """Norms, ranks and entropies of ascending eigenvalues [n], by the names of WeightWatcher.
 
-    `norm` is sum lambda = ||W||_F^2 and `spectral_norm` lambda_max, both squares; logarithms are of
-    base 10. `entropy` is -sum p ln p / ln rank of p = lambda / sum lambda, 0 at rank 1.
-    `matrix_rank` counts s > s_max N eps. `detX_num` is the length of the shortest upper part whose
-    product, of eigenvalues of mean 1, is below 1, and `detX_val` its least eigenvalue, in the units
-    of the weights as `xmin` is.
-    Further: `nuclear_norm` sum s, `effective_rank` exp of the entropy of s / sum s (Roy and
-    Vetterli, 2007), `participation_ratio` (sum lambda)^2 / sum lambda^2, `condition_number`
-    s_max / s_min, infinite for a singular matrix.
+    `norm` is sum lambda = ||W||_F^2 and `spectral_norm` is lambda_max, both squared norms;
+    logarithms are to base 10. `entropy` is -sum p ln p / ln rank with p = lambda / sum lambda, and
+    0 at rank 1. `matrix_rank` counts s > s_max N eps. For `detX_num` the eigenvalues are divided by
+    their mean: it is the smallest number of largest ones whose product is below 1. `detX_val` is
+    the least of these, in the units of the weights like `xmin`.
+
+    Further columns: `nuclear_norm` sum s, `effective_rank` exp of the entropy of s / sum s (Roy and
+    Vetterli, 2007), `participation_ratio` (sum lambda)^2 / sum lambda^2, `condition_number` s_max /
+    s_min, infinite for a singular matrix.
 
     Args:
         longest: N, the longer side of the matrices.
-        eps: of the rank.
+        eps: for the rank.
 
     >>> found = moments(jnp.ones(4), longest=4, eps=1e-7)
     >>> print(found["stable_rank"], found["entropy"], found["effective_rank"])
@@ -83,7 +84,7 @@ def moments(values: jax.Array, *, longest: int, eps: float) -> dict[str, jax.Arr
 
 
 def log_power_sum(values: jax.Array, alpha: jax.Array) -> jax.Array:
-    """log10 sum lambda^alpha, which overflows for no alpha.
+    """log10 sum lambda^alpha, without overflow for any alpha.
 
     >>> print(log_power_sum(jnp.array([0.0, 10.0]), 50.0))
     50.0

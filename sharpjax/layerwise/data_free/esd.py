@@ -1,4 +1,4 @@
-"""The eigenvalues of layers themselves, for pictures and measures of one's own."""
+"""The eigenvalues of layers themselves, for figures and measures of your own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +24,11 @@ def layer_eigenvalues(
         params, layers, convention: as in `data_free`.
 
     Returns:
-        [num_evals] by name; without leaves of less than two axes. NaN where weights are not finite
-        or out of range (`Status`).
+        [num_evals] by name, without leaves of less than two axes. NaN if weights are not finite or
+        out of range (`Status`).
 
     Raises:
-        UserError: no layer, a glob that matches none, weights that are no floats, what is no
+        UserError: no layer, a glob that matches none, weights that are not floats, anything but a
             `Convention`.
 
     >>> {name: v.tolist() for name, v in layer_eigenvalues({"kernel": 2 * np.eye(2)}).items()}

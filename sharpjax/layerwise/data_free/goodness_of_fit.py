@@ -1,4 +1,4 @@
-"""Whether a power law is plausible, and how well its exponent is known: Clauset's bootstrap."""
+"""Whether a power law is plausible, and how precise its exponent is: Clauset's bootstrap."""
 
 import functools
 from typing import NamedTuple
@@ -13,14 +13,15 @@ from sharpjax.layerwise.data_free.eigenvalues import widened
 
 
 class GoodnessOfFit(NamedTuple):
-    """What samples drawn from the fitted law say of the fit; NaN where there is no fit.
+    """What samples drawn from the fitted law say about the fit; NaN if there is no fit.
 
     Attributes:
-        p_value: (1 + how many of them are as far from their own fit) / (1 + how many there are);
-            small where the tail is no power law. Clauset, Shalizi and Newman reject at 0.1.
+        p_value: (1 + number of samples that are at least as far from their own fit) / (1 + number
+            of samples); small if the tail is no power law. Clauset, Shalizi and Newman reject at
+            0.1.
         p_error: its Monte Carlo standard error.
-        alpha_low, alpha_high: interval of alpha, if the law is right.
-        alphas: alpha of each, [num_samples], NaN where one has no fit.
+        alpha_low, alpha_high: interval for alpha, if the law holds.
+        alphas: alpha of each sample, [num_samples], NaN for a sample without a fit.
     """
 
     p_value: jax.Array
@@ -41,11 +42,11 @@ def goodness_of_fit(
 ) -> GoodnessOfFit:
     """The semiparametric bootstrap of Clauset, Shalizi and Newman (arXiv 0706.1062, section 4.1).
 
-    Each sample has as many values as were kept. With probability m / n one is drawn from the fitted
-    law, else from the values below xmin; then xmin and alpha are fitted again. The interval is
-    1 + (alpha - 1) / q with the quantiles q of (alpha* - 1) / (alpha - 1), whose distribution does
-    not depend on alpha where all values follow a power law: so it has its level there, and corrects
-    the bias of choosing xmin.
+    Each sample has as many values as were kept. A value is drawn from the fitted law with
+    probability m / n, otherwise from the values below xmin. Then xmin and alpha are fitted again.
+    The interval is 1 + (alpha - 1) / q with the quantiles q of (alpha* - 1) / (alpha - 1). If all
+    values follow a power law, the distribution of this ratio does not depend on alpha. So the
+    interval then has its nominal level, and corrects the bias from choosing xmin.
 
     Cost: `num_samples` fits. The standard error of p is at most 0.5 / sqrt(num_samples).
 
@@ -56,8 +57,8 @@ def goodness_of_fit(
         level: of the interval.
 
     Raises:
-        UserError: no key or several, fewer than 20 samples, or a level outside (0, 1); values as
-            `power_law.fit`.
+        UserError: no key or several, fewer than 20 samples, or a level outside (0, 1); values that
+            `power_law.fit` refuses.
 
     >>> x = (1 - (jnp.arange(60) + 0.5) / 60) ** -0.5
     >>> bool(goodness_of_fit(jax.random.key(0), x, num_samples=50).p_value > 0.1)
@@ -94,7 +95,7 @@ def _resampled(key, values, floor, found, *, num_samples, level):
 
     distances, alphas = jax.lax.map(once, jax.random.split(key, num_samples))
     there = jnp.isfinite(found.D)
-    # A sample without a fit is as far from a power law as can be.
+    # A sample without a fit counts as far from a power law.
     far = jnp.sum(~(distances < found.D))
     p = (1 + far) / (1 + num_samples)
     outside = (1 - level) / 2

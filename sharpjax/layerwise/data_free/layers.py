@@ -1,4 +1,4 @@
-"""Which leaves of a tree of parameters are layers, and as which matrices each is read."""
+"""Which leaves of a parameter tree are layers, and as which matrices each layer is read."""
 
 import fnmatch
 import math
@@ -14,7 +14,7 @@ from sharpjax.errors import UserError
 from sharpjax.nn import svd
 
 _WEIGHTS = ("kernel", "embedding")
-_BOXES = ("value", "raw_value")  # what a state of NNX puts below the name of a parameter
+_BOXES = ("value", "raw_value")  # what an NNX state adds below the name of a parameter
 _PROJECTIONS = ("query", "key", "value")
 
 
@@ -22,12 +22,12 @@ class Layer(NamedTuple):
     """A weight as k matrices of one shape.
 
     Attributes:
-        name: of the leaf, as `sharpjax.tree.path_names` has it.
-        kind: 'dense', 'embedding', 'attention', 'convolution', 'stack' (matrices along the first
-            axes of what is no kernel), or 'none', of less than two axes.
-        shape: of the leaf, without the axis of a population; of factors, that of their product.
-        matrices: (k, m, n); 1 for all but convolutions, which have one slice [in, out] for each
-            place of the window, and stacks.
+        name: of the leaf, as in `sharpjax.tree.path_names`.
+        kind: 'dense', 'embedding', 'attention', 'convolution', 'stack' (an array that is no kernel:
+            matrices along its first axes), or 'none' (fewer than two axes).
+        shape: of the leaf, without the axis of a population; for factors, of their product.
+        matrices: (k, m, n). k is 1, except for convolutions, which have one slice [in, out] for
+            each position of the window, and stacks.
         dtype: of the weights.
         weight: the leaf, or its factors.
     """
@@ -50,18 +50,19 @@ def find(
 ) -> list[Layer]:
     """The layers of a network in the order of its leaves.
 
-    Those named `kernel` or `embedding`, as Linen and NNX name them; in a tree without such names
-    every array of two axes or more. Factors {'U', 's', 'Vt'} are one layer. `where` chooses others.
+    Layers are the leaves named `kernel` or `embedding`, as Linen and NNX name them. In a tree
+    without such names, every array of two axes or more is a layer. Factors {'U', 's', 'Vt'} are one
+    layer. `where` chooses others.
 
     Args:
-        caller: who is named in errors.
+        caller: the name in errors.
         where: globs on the names, or None.
-        axes: how many axes of a population each leaf has in front.
-        argument: by which name the caller knows `where`.
+        axes: number of population axes in front of each leaf.
+        argument: the caller's name for `where`.
 
     Raises:
-        UserError: there is no layer, `where` is not of globs or one matches nothing, a weight is
-            not an array of floats, or factors do not fit each other.
+        UserError: there is no layer; `where` does not hold globs, or a glob matches nothing; a
+            weight is not an array of floats; or factors do not fit each other.
     """
     names = tree.path_names(jax.tree.map(lambda _: 0, params, is_leaf=svd.is_factors))
     nodes = jax.tree.leaves(params, is_leaf=svd.is_factors)
@@ -96,9 +97,9 @@ def find(
 
 
 def matrices(layer: Layer, *, axes: int = 0) -> np.ndarray:
-    """The matrices of a layer in float64, [k, m, n], with the axes of a population in front.
+    """The matrices of a layer in float64, [k, m, n], with the population axes in front.
 
-    Of what is no matrix an empty array.
+    For a leaf of kind 'none' it is an empty array.
     """
 
     def wide(x):
@@ -125,7 +126,7 @@ def _layer(name: str, node: Any, shapes: dict[str, tuple[int, ...]]) -> Layer:
 
 
 def _kind(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[str, int]:
-    """What a layer is, and how many of its axes count inputs."""
+    """The kind of a layer, and how many of its axes are inputs."""
     shape, (*above, last) = shapes[name], _own(name)
     if len(shape) < 2:
         return "none", 0
@@ -147,7 +148,7 @@ def _kind(name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[str, int]:
 
 
 def _own(name: str) -> list[str]:
-    """The parts of a name, without the box that NNX puts a parameter in."""
+    """The parts of a name, without the part that NNX adds below a parameter."""
     parts = name.split("/")
     return parts[:-1] if parts[-1] in _BOXES and len(parts) > 1 else parts
 

@@ -1,7 +1,7 @@
-"""The Marchenko-Pastur law of the eigenvalues of a random matrix, and what sticks out of it.
+"""The Marchenko-Pastur law of the eigenvalues of a random matrix, and the spikes above it.
 
-For entries of variance sigma^2 the eigenvalues of W'W / N, W [N, M], fill
-sigma^2 (1 -+ sqrt(M / N))^2 when N and M are large (Marchenko and Pastur, 1967).
+For entries of variance sigma^2 and large N and M, the eigenvalues of W'W / N, W [N, M], fill the
+interval sigma^2 (1 -+ sqrt(M / N))^2 (Marchenko and Pastur, 1967).
 """
 
 import functools
@@ -17,20 +17,20 @@ from jax.core import Tracer
 from sharpjax.errors import UserError
 from sharpjax.layerwise.data_free.eigenvalues import widened
 
-# 99 % of the Tracy-Widom law of real matrices lie below.
+# The 99 % point of the Tracy-Widom law of real matrices.
 _TRACY_WIDOM_99 = 2.0234
 _GRID, _THIN, _BANDWIDTH = 1000, 0.01, 0.1
 _PENALTY = 1e6
 
 
 class Bulk(NamedTuple):
-    """The law fitted to the eigenvalues of a layer; NaN where none was found.
+    """The law fitted to the eigenvalues of a layer; NaN if none was found.
 
     Attributes:
-        sigma_mp: sigma, of eigenvalues that were divided by their mean: 1 for a random matrix.
+        sigma_mp: sigma of the eigenvalues divided by their mean: 1 for a random matrix.
         bulk_min: lower edge, mean sigma^2 (1 - sqrt(M / N))^2, in the units of the eigenvalues.
         bulk_max: upper edge.
-        num_spikes: how many eigenvalues lie above the upper edge and its margin.
+        num_spikes: how many eigenvalues lie above the upper edge plus a margin.
         mp_softrank: bulk_max / lambda_max: 1 for a random matrix, near 0 with strong spikes.
     """
 
@@ -74,19 +74,19 @@ def density(x: jax.Array, ratio: float, sigma: jax.typing.ArrayLike = 1.0) -> ja
 
 @functools.lru_cache
 def median(ratio: float) -> float:
-    """The median of the law of sigma = 1, to 1e-6.
+    """The median of the law with sigma = 1, to 1e-6.
 
     >>> round(median(1.0), 3)
     0.653
     """
-    edges(ratio)  # refuses another ratio
+    edges(ratio)  # refuses a ratio out of range
     return float(_median(ratio, np))
 
 
 def _median(ratio, xp):
-    """By numpy, or by jax.numpy of a ratio that is known when it runs."""
+    """With numpy, or with jax.numpy if the ratio is known only at run time."""
     a, b = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
-    # x = a + (b - a) sin^2(t / 2) takes the square roots out of the integrand.
+    # x = a + (b - a) sin^2(t / 2) removes the square roots from the integrand.
     t = (np.arange(20_000) + 0.5) * np.pi / 20_000
     x = a + (b - a) * np.sin(t / 2) ** 2
     mass = (b - a) ** 2 * np.sin(t) ** 2 / (8 * np.pi * ratio * x)
@@ -97,26 +97,26 @@ def _median(ratio, xp):
 def fit_median(
     values: jax.Array, *, longest: jax.typing.ArrayLike, shortest: jax.typing.ArrayLike
 ) -> Bulk:
-    """The law whose median is that of the eigenvalues above 0, and eigenvalues above its edge.
+    """The law with the same median as the eigenvalues above 0, and the eigenvalues above its edge.
 
-    As Gavish and Donoho (arXiv 1305.5870) estimate noise: up to half of the eigenvalues above 0 may
-    be no part of the bulk. Those that are 0 are left out, and M becomes M' = M n' / n, n' of n
-    eigenvalues above 0: the shorter side of a matrix without its columns of zeros.
+    Gavish and Donoho (arXiv 1305.5870) estimate noise in this way. Up to half of the eigenvalues
+    above 0 may lie outside of the bulk. Zero eigenvalues are left out, and M becomes M' = M n' / n,
+    with n' of n eigenvalues above 0: the shorter side of a matrix without its zero columns.
 
-    An eigenvalue is a spike above the 99 % point of the largest one of a random matrix, by
-    Johnstone's centre and scale, (sqrt N + sqrt M)^2 / N and
-    (sqrt N + sqrt M) (1 / sqrt N + 1 / sqrt M)^(1/3) / N (Johnstone, 2001). That point is for large
-    matrices of known variance. With the variance that the median gives, of Gaussian matrices with
-    nothing in them more than 1 % have a spike: 4.1 % (16 x 12), 2.5 % (40 x 20), 2.0 % (100 x 50),
-    3.2 % (64 x 64), 1.2 % (300 x 10), to 0.2 % each. Of k slices the largest is that of k matrices:
-    13 % of nine slices of 16 x 16.
+    An eigenvalue is a spike if it is above the 99 % point of the largest eigenvalue of a random
+    matrix, with Johnstone's centre and scale, (sqrt N + sqrt M)^2 / N and (sqrt N + sqrt M) (1 /
+    sqrt N + 1 / sqrt M)^(1/3) / N (Johnstone, 2001). This point holds for large matrices of known
+    variance. Here the variance comes from the median, so more than 1 % of pure Gaussian matrices
+    have a spike: 4.1 % (16 x 12), 2.5 % (40 x 20), 2.0 % (100 x 50), 3.2 % (64 x 64), 1.2 % (300 x
+    10), each to 0.2 %. With k slices, the largest eigenvalue is that of k matrices: 13 % of nine
+    slices of 16 x 16 have a spike.
 
     Args:
         values: ascending eigenvalues of W'W, [n].
         longest, shortest: N and M, without rows and columns of zeros along the longer side.
 
     Raises:
-        UserError: M / N outside (0, 1], where they are known before tracing.
+        UserError: M / N outside (0, 1], if they are known before tracing.
 
     >>> s = jnp.linalg.svd(jax.random.normal(jax.random.key(0), (200, 50)), compute_uv=False)
     >>> bulk = fit_median(s[::-1] ** 2, longest=200, shortest=50)
@@ -145,14 +145,13 @@ def fit_median(
 def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
     """The law nearest to a kernel density estimate of the eigenvalues, as WeightWatcher fits it.
 
-    The estimate is by a triangle of half-width 0.1 at 1,000 points up to lambda_max + 0.5; those
+    The estimate uses a triangle of half-width 0.1 at 1,000 points up to lambda_max + 0.5; points
     where it is above 0.01 count. sigma minimises the sum of squares over 195 values from 0.05 to
-    2 sigma_0, sigma_0 that of lambda_max, and from there by Nelder and Mead's search as
-    `scipy.optimize.fmin` does it. A law whose edges do not enclose the mode, or reach beyond the
-    last point, is none; where that holds for every sigma the fit is NaN. The margin is
-    sqrt(sqrt(M / N) b^(2/3) M^(-2/3)), b the upper edge of eigenvalues of mean 1. A square matrix
-    is fitted by its singular values and sqrt(4 - s^2) / (pi sigma^2), its formula as it stands
-    there.
+    1.99 sigma_0, with sigma_0 that of lambda_max, and then by Nelder and Mead's search as in
+    `scipy.optimize.fmin`. A law is rejected if its edges do not enclose the mode, or reach beyond
+    the last point. If every sigma is rejected, the fit is NaN. The margin is sqrt(sqrt(M / N)
+    b^(2/3) M^(-2/3)), with b the upper edge of eigenvalues of mean 1. A square matrix is fitted by
+    its singular values and WeightWatcher's formula sqrt(4 - s^2) / (pi sigma^2), unchanged.
     """
     values = widened(values)
     ratio = shortest / longest
@@ -189,7 +188,7 @@ def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
 
 
 def _bulk(values, mean, sigma, law, threshold):
-    """From sigma, edges of sigma 1, and the threshold of a spike, of eigenvalues of mean 1."""
+    """From sigma, the edges for sigma 1, and the threshold of spikes for eigenvalues of mean 1."""
     low, high = (edge * sigma**2 * mean for edge in law)
     spikes = jnp.sum(values / mean > threshold).astype(values.dtype)
     spikes = jnp.where(jnp.isnan(threshold), jnp.nan, spikes)
@@ -205,7 +204,7 @@ def _nelder_mead(loss: Callable, start: jax.Array, *, tolerance: float = 1e-4) -
 
     def move(carry):
         (a, b), (fa, fb), step = carry
-        # Reflection, expansion, contraction outside and inside; the last two shrink by halves.
+        # Reflection, expansion, contraction by half outside and inside (also the point of a shrink).
         points = jnp.stack([2 * a - b, 3 * a - 2 * b, 1.5 * a - 0.5 * b, 0.5 * (a + b)])
         at = jax.lax.map(loss, points)
         expand = jnp.where(at[1] < at[0], 1, 0)

@@ -15,14 +15,16 @@ from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
 from sharpjax.layerwise.data_free import layers
 
-_FAR = 2.0**20  # inputs beside which biases are small
-_CURVED = 1e-3  # relative to the outputs
+_FAR = 2.0**20  # inputs so large that biases are small beside them
+_CURVED = 1e-3  # largest deviation from an affine map, relative to the outputs
 
 
 class ConvolutionNorm(NamedTuple):
-    """Attributes:
-    value: the spectral norm, or a bound of it.
-    exact: whether it is the norm; else the norm is at most that.
+    """The result of `convolution_norm`.
+
+    Attributes:
+        value: the spectral norm, or an upper bound of it.
+        exact: whether it is the norm itself.
     """
 
     value: jax.Array
@@ -39,30 +41,29 @@ def convolution_norm(
 ) -> ConvolutionNorm:
     """The spectral norm of a convolution as a linear map of whole images.
 
-    With circular padding and stride 1 the map is block diagonal under the Fourier transform, and
-    its singular values are those of the [in, out] matrices sum_p K[p] exp(-2 pi i <w, p>) for each
-    frequency w (Sedghi, Gupta and Long, arXiv 1805.10408): exact. Padding with zeros is a circular
-    convolution of an image that is larger by the kernel, restricted; and a stride leaves outputs
-    out. Both make no norm larger, so there the value is an upper bound. The groups of a grouped
-    convolution are blocks of their own, and the norm is the largest of theirs.
+    With circular padding and stride 1 the map is block diagonal under the Fourier transform. Its
+    singular values are those of the [in, out] matrices sum_p K[p] exp(-2 pi i <w, p>) for each
+    frequency w (Sedghi, Gupta and Long, arXiv 1805.10408), so the value is exact. Zero padding is a
+    restriction of a circular convolution of an image that is larger by the kernel, and a stride
+    omits outputs. Neither increases the norm, so there the value is an upper bound. The groups of a
+    grouped convolution are separate blocks, and the norm is the largest of theirs.
 
-    Computed in the type of the kernel, half precision in float32. Cost: an SVD of
-    [in / groups, out / groups], complex, for each position of the image and each group.
+    Computed in the type of the kernel, half precision in float32. Cost: an SVD of a complex [in /
+    groups, out / groups] matrix for each position of the image and each group.
 
     Args:
-        kernel: [window.., in / groups, out], the layout of Flax, one to three axes of the window.
-            For a dilated convolution put the zeros between its entries.
+        kernel: [window.., in / groups, out], the layout of Flax, with one to three window axes. For
+            a dilated convolution insert the zeros between its entries.
         image_size: of the input, in pixels: one number, or one for each axis.
         stride: of all axes.
-        groups: `feature_group_count` of Flax; the number of input channels for a depthwise
-            convolution. A kernel does not show its groups, so the norm is that of a convolution
-            with this number.
+        groups: `feature_group_count` of Flax; for a depthwise convolution the number of input
+            channels. A kernel does not show its number of groups, so give the right one.
 
     Returns:
-        `ConvolutionNorm`. In a trace its value is NaN for a kernel that is not finite.
+        `ConvolutionNorm`. In a trace its value is NaN if the kernel is not finite.
 
     Raises:
-        UserError: what is no such kernel, or is empty, not of real floats, or not finite; an image
+        UserError: a kernel of another shape, empty, not of real floats, or not finite; an image
             smaller than the window; an unknown padding; groups that do not divide the outputs; a
             norm beyond the range of the type.
 
@@ -122,7 +123,7 @@ def _checked_kernel(caller: str, kernel: Any) -> tuple[int, ...]:
 @functools.partial(jax.jit, static_argnames=("size", "groups"))
 def _circular_norm(kernel, *, size, groups):
     axes = tuple(range(len(size)))
-    scale = jnp.max(jnp.abs(kernel))  # of sums that could overflow
+    scale = jnp.max(jnp.abs(kernel))  # because sums could overflow
     scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
     transformed = jnp.fft.fftn(kernel / scale, s=size, axes=axes)
     *_, inputs, outputs = kernel.shape
@@ -133,31 +134,32 @@ def _circular_norm(kernel, *, size, groups):
 
 
 def path_norm(apply: Callable[[Any, Any], Any], params: Any, example: Any) -> jax.Array:
-    """sqrt of the sum over all paths from an input to an output of the product of squared weights.
+    """sqrt of the sum, over all paths from an input to an output, of the product of squared
+    weights.
 
-    sqrt(sum f(w^2, 1)), for networks of ReLU units and linear layers, whose f on weights and inputs
-    of one sign is a sum over paths (Neyshabur, Tomioka and Srebro, arXiv 1503.00036). It does not
-    move under rescaling of a unit's incoming by c and its outgoing weights by 1 / c. Norm layers
-    must be folded into the weights before.
+    It is sqrt(sum f(w^2, 1)) for networks f of ReLU units and linear layers: with weights and
+    inputs of one sign, f is a sum over paths (Neyshabur, Tomioka and Srebro, arXiv 1503.00036).
+    Scaling the incoming weights of a unit by c and the outgoing ones by 1 / c does not change it.
+    Norm layers must be folded into the weights first.
 
-    For such a network f(w^2, x) is affine in inputs x >= 0. This is tried at x = 0, 1 and 2^20, and
-    a network that is off by more than 1e-3 of its output (tanh, softmax, LayerNorm; GELU, unless
-    its sums are so large that it is a ReLU) is refused. A network with BatchNorm in evaluation is
-    affine, too, and gives a number that is no path norm.
+    For such a network f(w^2, x) is affine in inputs x >= 0. This is checked at x = 0, 1 and 2^20. A
+    network that is off by more than 1e-3 of its output is refused (tanh, softmax, LayerNorm; GELU,
+    unless its sums are so large that it is a ReLU). A network with BatchNorm in evaluation is
+    affine, too, so it passes, but the number is not a path norm.
 
-    Half precision is computed in float32. Cost: three forward passes; in a trace one, and nothing
-    is tried.
+    Half precision is computed in float32. Cost: three forward passes; in a trace one, without the
+    check.
 
     Args:
         apply: `apply(params, x)` with the outputs of a batch.
         params: weights and biases, all of them on paths.
-        example: an input of floats, or the shape and type of one, or a tree of these, each with an
-            axis of the batch of size 1.
+        example: an input of floats, or its shape and type, or a tree of these, each with a batch
+            axis of size 1.
 
     Raises:
-        UserError: `params` or `example` is not of floats, or has more than one example; the outputs
-            are no array, are not affine in the input, or do not depend on it; squares of the
-            weights, or their products, are beyond the range of the type.
+        UserError: `params` or `example` is not of floats, or `example` has more than one example;
+            the outputs are not an array, are not affine in the input, or do not depend on it;
+            squares of the weights, or their products, are beyond the range of the type.
 
     >>> net = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
     >>> weights = {"up": jnp.ones((2, 3)), "down": 2 * jnp.ones((3, 1))}
@@ -197,7 +199,7 @@ def path_norm(apply: Callable[[Any, Any], Any], params: Any, example: Any) -> ja
             f"{caller}: the outputs for squared weights are not finite in {value.dtype}; give "
             "weights of moderate size, and a network of ReLU units and linear layers."
         )
-    if 0 <= at_one < float(limits.tiny) / float(limits.eps):  # by underflow, or by weights of 0
+    if 0 <= at_one < float(limits.tiny) / float(limits.eps):  # because of underflow, or of weights that are 0
         present = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) != 0, jnp.float32), wide)
         if not at_zero == at_one == far == float(total(present, 1.0)):
             raise UserError(
@@ -216,7 +218,7 @@ def path_norm(apply: Callable[[Any, Any], Any], params: Any, example: Any) -> ja
 
 
 class Norms(NamedTuple):
-    """Norms of each layer as one matrix [k m, n], its slices stacked; numpy in float64, [L].
+    """Norms of each layer as one matrix [k m, n] of its stacked slices; numpy in float64, [L].
 
     A layer that is not finite has NaN, an empty one 0. The ratio of a layer of zeros is NaN.
 
@@ -225,7 +227,7 @@ class Norms(NamedTuple):
         frobenius: ||W||_F.
         spectral: largest singular value of all slices, not the norm of a convolution as a map.
         ratio: ||W||_F / spectral, the root of the stable rank.
-        from_start: ||W - W_0||_F, and `spectral_from_start`; NaN without a start.
+        from_start: ||W - W_0||_F; `spectral_from_start` is its spectral norm. NaN without a start.
     """
 
     names: tuple[str, ...]
@@ -238,7 +240,7 @@ class Norms(NamedTuple):
     def totals(self) -> dict[str, np.ndarray]:
         """Measures of the whole network: sums of squares, and logarithms of products of squares.
 
-        `log_product_frobenius` and `log_product_spectral` are sum ln ||W||^2, `sum_ratio` is
+        `log_product_frobenius` and `log_product_spectral` are sum ln ||W||^2, and `sum_ratio` is
         sum ||W||_F^2 / ||W||_2^2, after Jiang et al. (arXiv 1912.02178).
         """
         with np.errstate(divide="ignore", over="ignore"):
@@ -253,15 +255,14 @@ class Norms(NamedTuple):
 
 
 def norms(params: Any, start: Any = None, *, where: Sequence[str] | str | None = None) -> Norms:
-    """Frobenius and spectral norms of every layer, and those of its distance from a start.
+    """Frobenius and spectral norms of every layer, and of its distance from a start.
 
     Computed on the host, outside of `jit` and `vmap`.
 
     Args:
-        params: parameters of a network; layers are found as by `data_free`.
+        params: parameters of a network; layers are found as in `data_free`.
         start: parameters of the same structure, such as those at initialisation.
-        where: globs on the names of layers. Of what a glob selects, arrays of less than two axes
-            are left out.
+        where: globs on the names of layers. Selected arrays of less than two axes are left out.
 
     Raises:
         UserError: no layer, a glob that selects no array of two axes or more, a start of another
@@ -307,8 +308,8 @@ def _matrices_in(caller: str, params: Any, where: Any) -> list[layers.Layer]:
 
 
 def _pair(matrices: np.ndarray) -> tuple[float, float]:
-    """Frobenius norm and largest singular value; divided by the largest entry, so that squares
-    stay in range."""
+    """Frobenius norm and largest singular value, computed after division by the largest entry, so
+    that squares stay in range."""
     largest = float(np.abs(matrices).max(initial=0.0))
     if largest == 0 or not math.isfinite(largest):
         return (0.0, 0.0) if largest == 0 else (math.nan, math.nan)

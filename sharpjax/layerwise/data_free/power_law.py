@@ -1,10 +1,11 @@
-"""Power laws fitted to the upper end of a sample: Clauset, Shalizi and Newman (arXiv 0706.1062).
+"""Power laws fitted to the upper tail of a sample: Clauset, Shalizi and Newman (arXiv 0706.1062).
 
     found = fit(eigenvalues)           # alpha, xmin, D
     jax.vmap(fit)(of_many_layers)      # [B, n] each
 
-p(x) = (alpha - 1) / xmin (x / xmin)^-alpha from xmin on. alpha is that of maximum likelihood, xmin
-the value of the sample whose tail lies nearest to its own fit by the Kolmogorov-Smirnov distance.
+p(x) = (alpha - 1) / xmin (x / xmin)^-alpha for x >= xmin. alpha is the maximum-likelihood estimate.
+xmin is the value of the sample whose tail is nearest to its own fit by the Kolmogorov-Smirnov
+distance.
 """
 
 import functools
@@ -17,18 +18,18 @@ import numpy as np
 from sharpjax.errors import UserError
 from sharpjax.layerwise.data_free.eigenvalues import widened
 
-_POINTS = 64  # of each tail, at which its distance is bounded before it is computed
+_POINTS = 64  # of each tail, for a bound of its distance before that is computed
 
 
 class PowerLaw(NamedTuple):
-    """The power law of a tail; NaN, and `num_tail` 0, where the sample has none.
+    """The power law of a tail. If the sample has no tail, the values are NaN and `num_tail` is 0.
 
     Attributes:
         alpha: exponent of the density, 1 + m / sum ln(x / xmin) over the m values from xmin on.
         xmin: where the tail begins.
-        D: Kolmogorov-Smirnov distance of tail and fit, with the empirical distribution function
-            from the left, 0, 1/m .. (m - 1)/m: the convention of powerlaw and WeightWatcher.
-        sigma: (alpha - 1) / sqrt(m), the standard error of alpha were xmin known.
+        D: Kolmogorov-Smirnov distance between tail and fit, with the empirical distribution
+            function from the left, 0, 1/m .. (m - 1)/m, as in powerlaw and WeightWatcher.
+        sigma: (alpha - 1) / sqrt(m), the standard error of alpha if xmin were known.
         num_tail: m, int32.
         num_kept: how many values are above the floor, int32.
     """
@@ -49,22 +50,22 @@ def fit(
 ) -> PowerLaw:
     """The power law whose tail is nearest to the sample.
 
-    For each candidate xmin, every kept value but the largest, alpha = 1 + 1 / mean ln(x / xmin),
-    and D = max_j |1 - (x_j / xmin)^(1 - alpha) - j / m|; the first xmin with the least D is taken.
-    Scale-free: c x has the same alpha, D and sigma, if the floor is scaled too.
+    Every kept value but the largest is a candidate xmin, with alpha = 1 + 1 / mean ln(x / xmin) and
+    D = max_j |1 - (x_j / xmin)^(1 - alpha) - j / m|. The first xmin with the least D is taken. The
+    fit is scale-free: c x has the same alpha, D and sigma if the floor is scaled, too.
 
-    Cost: n candidates of at most n values each are n^2 / 2 powers. D is bounded from both sides at
-    64 values of each tail first, and computed only where the lower bound is not above the least D
-    so far, which gives the same answer. Works under `jit` and `vmap`; on CPU take `jax.lax.map` for
-    many samples, since a vmapped loop goes on until its last lane is done.
+    Cost: n candidates of at most n values each would be n^2 / 2 powers. First, D is bounded from
+    below at 64 values of each tail. It is then computed only if this bound is not above the least D
+    so far, which gives the same answer. Works under `jit` and `vmap`. On CPU use `jax.lax.map` for
+    many samples, because a vmapped loop runs until its last lane is done.
 
     Args:
-        values: [n], in any order; what is not above `floor`, or NaN, is left out. Types narrower
-            than float32 are computed in float32.
-        floor: what is taken for 0.
-        resolution: the values of a tail count as equal, which is no tail, where mean ln(x / xmin)
-            is not above it. Default: 1e3 eps of the type that is computed in. Values that were
-            computed from narrower numbers need the rounding of these.
+        values: [n], in any order. Values that are NaN or not above `floor` are left out. Types
+            narrower than float32 are computed in float32.
+        floor: values up to it count as 0.
+        resolution: if mean ln(x / xmin) is not above it, the values of a tail count as equal, and
+            this is no tail. Default: 1e3 eps of the type of the computation. Values that were
+            computed from narrower numbers need the rounding of those.
 
     Raises:
         UserError: `values` is not a vector of two floats or more.
@@ -98,7 +99,7 @@ def _fit(values, floor, resolution):
     place = jnp.arange(n)
     size = (n - place).astype(dtype)
     excess = jnp.cumsum(log_x[::-1])[::-1] / size - log_x
-    # Eigenvalues that are equal differ in their last bits: that is no tail.
+    # Equal eigenvalues differ in their last bits by rounding: that is no tail.
     spread = excess > resolution
     rate = jnp.where(kept & spread & (place < n - 1), 1 / jnp.where(spread, excess, 1), jnp.nan)
     lower = jnp.where(jnp.isnan(rate), jnp.inf, _lower_bounds(log_x, rate))
@@ -137,7 +138,7 @@ def _fit(values, floor, resolution):
 
 
 def _distance(log_x, i, rate):
-    """D of the tail from place i on."""
+    """D of the tail that starts at index i."""
     place = jnp.arange(log_x.size)
     fitted = -jnp.expm1(-rate * (log_x - log_x[i]))
     counted = (place - i).astype(log_x.dtype) / (log_x.size - i).astype(log_x.dtype)
@@ -145,14 +146,14 @@ def _distance(log_x, i, rate):
 
 
 def _lower_bounds(log_x, rate):
-    """The largest distance at some values of each tail, [n]."""
+    """The largest distance over some values of each tail, [n]."""
     n = log_x.size
     first = jnp.arange(n)[:, None]
     steps = jnp.arange(min(_POINTS, n))[None, :]
     j = first + (n - 1 - first) * steps // max(steps.size - 1, 1)
     size = (n - first).astype(log_x.dtype)
     fitted = -jnp.expm1(-rate[:, None] * (log_x[j] - log_x[:, None]))
-    # A little less: the same distance may be rounded in another way where it is computed alone.
+    # A little less: the same distance may be rounded in another way when it is computed alone.
     bound = jnp.max(jnp.abs(fitted - (j - first).astype(log_x.dtype) / size), axis=1)
     return bound - 8 * jnp.finfo(log_x.dtype).eps
 
@@ -160,9 +161,9 @@ def _lower_bounds(log_x, rate):
 def hill(values: jax.Array, k: int) -> jax.Array:
     """Hill's estimate of alpha from the k largest values, 1 + k / sum_(i<=k) ln(x_(i) / x_(k+1)).
 
-    The tail is chosen by its length, not by a fit (Hill, 1975). Infinite where the k + 1 largest
-    values are equal, NaN where one of them is not positive. Types narrower than float32 are
-    computed in float32.
+    The length of the tail is given, not fitted (Hill, 1975). Infinite if the k + 1 largest values
+    are equal, NaN if one of them is not positive. Types narrower than float32 are computed in
+    float32.
 
     Raises:
         UserError: not 1 <= k < n.
@@ -177,9 +178,10 @@ def hill(values: jax.Array, k: int) -> jax.Array:
 
 
 def hill_of_tenth(values: jax.Array, resolution: jax.typing.ArrayLike = 0.0) -> jax.Array:
-    """Hill's estimate from the upper tenth of the values above 0, at least two; NaN below three.
+    """Hill's estimate from the upper tenth of the values above 0, at least two of them; NaN if
+    there are fewer than three.
 
-    Infinite where these are equal to within the resolution, as in `fit`.
+    Infinite if these are equal to within the resolution, as in `fit`.
 
     >>> print(f"{hill_of_tenth(jnp.exp(jnp.array([0.0, 1.0, 3.0]))):.3f}")
     1.500

@@ -1,4 +1,4 @@
-"""A layer against itself with its entries shuffled: what is not in the distribution of entries."""
+"""A layer and the same with shuffled entries: structure beyond the distribution of entries."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ from sharpjax.layerwise.data_free.eigenvalues import eigenvalues
 
 
 class Randomised(NamedTuple):
-    """Attributes by the names of WeightWatcher.
+    """Attributes have WeightWatcher's names.
 
     Attributes:
         max_rand_eval: the largest eigenvalue after the shuffle.
-        rand_distance: square root of the Jensen-Shannon divergence, in nats, of the two sorted
+        rand_distance: square root of the Jensen-Shannon divergence, in nats, between the two sorted
             vectors of eigenvalues, each divided by its sum.
         ww_softrank: max_rand_eval / lambda_max.
         ww_maxdist: lambda_max - max_rand_eval.
@@ -30,18 +30,18 @@ class Randomised(NamedTuple):
 def randomised(
     key: jax.Array, matrices: jax.Array, factor: jax.typing.ArrayLike = 1.0
 ) -> Randomised:
-    """One shuffle of the entries of each of k matrices [m, n]; a number of the key.
+    """One shuffle of the entries of each of k matrices [m, n]; the result depends on the key.
 
-    WeightWatcher shuffles by numpy's global state, five times below 100 eigenvalues for
-    `max_rand_eval`. Cost: singular values twice.
+    WeightWatcher shuffles with numpy's global state, and five times for `max_rand_eval` if there
+    are fewer than 100 eigenvalues. Cost: singular values twice.
 
     Args:
         key: one random key.
         matrices: [k, m, n].
-        factor: of the eigenvalues, as in `eigenvalues`.
+        factor: multiplies the eigenvalues, as in `eigenvalues`.
 
     Raises:
-        UserError: no key or several, `matrices` without three axes or without an entry.
+        UserError: no key or several, `matrices` without three axes or without entries.
 
     >>> found = randomised(jax.random.key(0), jnp.eye(20)[None])
     >>> bool(found.rand_distance > 0.3), bool(found.ww_softrank > 1.9)

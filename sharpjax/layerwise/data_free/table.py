@@ -32,43 +32,43 @@ from sharpjax.layerwise.data_free.goodness_of_fit import goodness_of_fit
 from sharpjax.layerwise.data_free.randomised import Randomised, randomised
 
 _EPS = float(np.finfo(np.float64).eps)
-OVER_TRAINED, UNDER_TRAINED = 2.0, 6.0  # alpha, as WeightWatcher warns
+OVER_TRAINED, UNDER_TRAINED = 2.0, 6.0  # limits of alpha in WeightWatcher's warnings
 
 
 class Status(enum.IntEnum):
-    """What became of a layer; all but OK leave NaN where there is no number."""
+    """The outcome for a layer. With any status but OK, numbers that do not exist are NaN."""
 
     OK = 0
     NOT_A_MATRIX = 1
-    """Less than two axes, or an empty array: no number."""
+    """Fewer than two axes, or an empty array: no numbers."""
     NOT_FINITE = 2
-    """NaN or infinite weights: no number."""
+    """NaN or infinite weights: no numbers."""
     TOO_FEW = 3
-    """Fewer eigenvalues than `min_evals`: no number."""
+    """Fewer eigenvalues than `min_evals`: no numbers."""
     LOW_RANK = 4
     """Fewer eigenvalues above the floor than `min_kept`: no power law."""
     NO_TAIL = 5
-    """All eigenvalues above the floor are equal but for rounding: no power law."""
+    """All eigenvalues above the floor are equal up to rounding: no power law."""
     OUT_OF_RANGE = 6
-    """The largest weight is above 1e100 or below 1e-100, where squares leave float64: no number."""
+    """The largest weight is above 1e100 or below 1e-100, so squares leave float64: no numbers."""
     OTHER_RULE = 7
-    """Less than 20 eigenvalues above the floor, by `WEIGHTWATCHER`: it fits alpha, D, xmin, sigma
-    and what is computed of them by another rule, so these numbers are not those of the program."""
+    """Fewer than 20 eigenvalues above the floor, with `WEIGHTWATCHER`: the program fits alpha, D,
+    xmin and sigma by another rule, so these numbers, and those computed from them, differ."""
 
 
 class Metrics(NamedTuple):
-    """Columns of the table, float64 [L], or [B, L] of a population; formulas in `docs/layers.md`.
+    """Columns of the table, float64 [L], or [B, L] for a population; formulas in `docs/layers.md`.
 
-    Attributes, by the names of WeightWatcher where it has one:
+    Attributes, by the names of WeightWatcher if it has one:
         alpha, D, xmin, sigma, num_pl_spikes: of the power law, `power_law.PowerLaw`.
         alpha_weighted: alpha log10 lambda_max, also called alpha-hat.
         log_alpha_norm: log10 sum lambda^alpha.
         norm .. condition_number: `eigenvalues.moments`.
         sigma_mp .. mp_softrank: `marchenko_pastur.Bulk`.
         max_rand_eval .. ww_maxdist: `randomised.Randomised`; NaN without a key.
-        p_value, p_error, alpha_low, alpha_high: `goodness_of_fit`; NaN if it was not asked for.
+        p_value, p_error, alpha_low, alpha_high: `goodness_of_fit`; NaN if not requested.
         hill: `power_law.hill` of the upper tenth of the eigenvalues above 0, at least two.
-        kurtosis: of the entries, 3 for a normal law.
+        kurtosis: of the entries, 3 for a normal distribution.
     """
 
     alpha: Any
@@ -121,8 +121,8 @@ class Table(NamedTuple):
         kinds: 'dense', 'embedding', 'attention', 'convolution', 'stack', 'none'.
         N, M: longer and shorter side of the matrices of a layer, [L].
         Q: N / M.
-        num_evals: how many eigenvalues a layer has, M for each of its matrices.
-        status: `Status`, int32 [L], or [B, L] of a population.
+        num_evals: number of eigenvalues of a layer, M for each of its matrices.
+        status: `Status`, int32 [L], or [B, L] for a population.
         metrics: the columns.
     """
 
@@ -141,7 +141,7 @@ class Table(NamedTuple):
         return self._replace(status=self.status[i], metrics=Metrics(*columns))
 
     def summary(self) -> dict[str, Any]:
-        """The mean of each column over the layers where it is finite, NaN where it is in none."""
+        """The mean of each column over the layers in which it is finite; NaN if there are none."""
         means = {}
         for name, column in self.metrics._asdict().items():
             there = np.isfinite(column)
@@ -162,28 +162,28 @@ def data_free(
 ) -> Table:
     """Every data-free metric of every layer of a network, computed in float64.
 
-    Layers of one shape, and those of all members of a population, are one batch of one program. A
-    call inside `jit` is refused: there use `eigenvalues` and `power_law.fit`, which it is made of.
+    Layers of one shape, and those of all members of a population, form one batch of one program. A
+    call inside `jit` is refused; use the building blocks `eigenvalues` and `power_law.fit` there.
 
     Cost: a singular value decomposition of each matrix (two with a key), and the fits, some 10 ms
-    for 5,000 eigenvalues; programs are compiled once for each shape.
+    for 5,000 eigenvalues. Programs are compiled once for each shape.
 
     Args:
         params: any tree of weights: Linen, NNX, plain dictionaries, factors of `sharpjax.nn.svd`.
-            Layers are the leaves named `kernel` or `embedding`; in a tree without these names all
+            Layers are the leaves named `kernel` or `embedding`; in a tree without these names, all
             arrays of two axes or more. A kernel of more than two axes is a convolution, read as one
-            matrix [in, out] for each place of its window, or a projection of attention, read as one
-            matrix.
-        layers: globs on the names of `sharpjax.tree.path_names(params)`, in place of that rule.
-        convention: `SCALE_FREE`, `WEIGHTWATCHER`, or one's own.
+            matrix [in, out] for each position of its window, or a projection of attention, read as
+            one matrix.
+        layers: globs on the names of `sharpjax.tree.path_names(params)`, instead of that rule.
+        convention: `SCALE_FREE`, `WEIGHTWATCHER`, or your own.
         key: for the columns that shuffle or resample; without it they are NaN.
         num_samples: of the bootstrap of alpha, see `goodness_of_fit`; 0 for none.
         population: whether each leaf has an axis of members, or of checkpoints, in front.
 
     Raises:
-        UserError: no layer, a glob that matches none, weights that are no floats, leaves of a
-            population that differ in length, samples without a key, no key or several, what is no
-            `Convention`. Layers that have no numbers say so in `status`.
+        UserError: no layer, a glob that matches none, weights that are not floats, leaves of a
+            population with different lengths, samples without a key, no key or several, anything
+            but a `Convention`. A layer without numbers raises nothing; its `status` says why.
 
     >>> params = {"kernel": jax.random.normal(jax.random.key(0), (40, 20)), "bias": jnp.ones(20)}
     >>> table = data_free(params)
@@ -226,15 +226,15 @@ def data_free(
 
 
 class _Static(NamedTuple):
-    """What a program is compiled for, beside the shape.
+    """What a program is compiled for, besides the shape.
 
     Attributes:
-        resolution: eigenvalues nearer to each other than this, relatively, are equal. By Weyl's
-            inequality, to round weights by eps / 2 each moves s by eps / 2 ||W||_F at the most:
-            where all M eigenvalues are equal, they differ by 2 eps sqrt(M) then. That was taken
-            twice, for what was rounded when the weights were computed. Of types narrower than
-            float32 it would hide tails, and what independent roundings do is taken: with
-            ||dW|| = 2 eps / sqrt(12) s the eigenvalues differ by 1.2 eps.
+        resolution: eigenvalues with a smaller relative difference count as equal. Rounding each
+            weight by eps / 2 moves s by at most eps / 2 ||W||_F (Weyl's inequality). So if all M
+            eigenvalues are equal, they then differ by 2 eps sqrt(M). Twice this is taken, with N >=
+            M in place of M, for the rounding when the weights were computed. For types narrower
+            than float32 this bound would hide tails. There 2 eps is added, for independent
+            roundings: with ||dW|| = 2 eps / sqrt(12) s the eigenvalues differ by 1.2 eps.
     """
 
     factor: float
@@ -263,7 +263,7 @@ def _groups(rows: list[found_in.Layer], convention: Convention) -> list[list[int
 
 
 def _keys(key: jax.Array, places: list[int], members: int) -> jax.Array:
-    """A key for each layer and member, by its place in the table, whatever else is in its group."""
+    """A key for each layer and member. It depends on the place in the table, not on the group."""
     each = [jax.random.split(jax.random.fold_in(key, i), members) for i in places]
     return jnp.concatenate(each)
 
@@ -301,7 +301,7 @@ def _row(matrices, key, static, num_samples):
     longest, shortest = max(matrices.shape[1:]), min(matrices.shape[1:])
     values = eigenvalues(matrices, static.factor)
     rounding = (longest * static.eps) ** 2 * values[-1]
-    above = jnp.where(values > rounding, values, 0)  # what is left of zeros is rounding
+    above = jnp.where(values > rounding, values, 0)  # what remains of zero eigenvalues is rounding
     floor = convention.floor
     if floor is None:
         floor, values = rounding, above
@@ -343,7 +343,7 @@ def _row(matrices, key, static, num_samples):
     counts = ("matrix_rank", "rank_loss", "weak_rank_loss", "log_norm", "log_spectral_norm")
     columns = []
     for name in Metrics._fields:
-        # A layer of zeros has norms and ranks; what is divided by its norm is not defined.
+        # A layer of zeros has norms and ranks; quotients by its norm are not defined.
         defined = finite & in_range & (~zero | (name in without + counts))
         columns.append(jnp.where(defined, found[name], jnp.nan).astype(matrices.dtype))
     status = jnp.select(
@@ -367,8 +367,8 @@ def _row(matrices, key, static, num_samples):
 
 
 def _live(squares, rounding):
-    """The longer side of k matrices [k, m, n] without rows and columns of zeros, and how many of
-    them are not 0; of their squared entries."""
+    """From the squared entries of k matrices [k, m, n]: the longer side without rows and columns of
+    zeros, and how many matrices are not 0."""
     sides = [jnp.sum(jnp.any(jnp.sum(squares, axis) > rounding, axis=0)) for axis in (1, 2)]
     return jnp.maximum(*sides), jnp.sum(jnp.sum(squares, axis=(1, 2)) > rounding)
 

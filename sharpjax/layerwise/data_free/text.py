@@ -1,4 +1,4 @@
-"""The table as people know it from WeightWatcher."""
+"""The table in the form that is known from WeightWatcher."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ USUAL = (
 def as_rich(table: Table, columns: Sequence[str] = USUAL) -> "RichTable":
     """A table for a terminal: `rich.print(as_rich(table))`.
 
-    The last column says why there are no numbers, or that alpha is below 2 (over-trained) or above
-    6 (under-trained) in the words of WeightWatcher; the last line has the means over the layers.
+    The last column says why a layer has no numbers, or, in WeightWatcher's words, that alpha is
+    below 2 (over-trained) or above 6 (under-trained). The last line has the means over the layers.
 
     Args:
         table: of one network.
@@ -51,7 +51,7 @@ def as_rich(table: Table, columns: Sequence[str] = USUAL) -> "RichTable":
 
 
 def as_text(table: Table, columns: Sequence[str] = USUAL) -> str:
-    """The same in plain text, without limits of width.
+    """The same in plain text, without a limit on the width.
 
     >>> from sharpjax.layerwise import data_free
     >>> table = data_free.data_free({"kernel": np.diag(np.arange(1.0, 13))})
@@ -72,7 +72,7 @@ def as_text(table: Table, columns: Sequence[str] = USUAL) -> str:
 
 
 def note(status: int, alpha: float) -> str:
-    """What is to be said of a layer.
+    """The note on a layer in the last column.
 
     >>> note(0, 7.5), note(3, float("nan"))
     ('under-trained', 'too few')
@@ -85,7 +85,7 @@ def note(status: int, alpha: float) -> str:
 
 
 def reason(status: int, convention: Convention = SCALE_FREE) -> str:
-    """Why a layer has no power law, or one by another rule, in words; '' where all is well.
+    """In words, why a layer has no power law, or one by another rule; '' if its status is OK.
 
     >>> reason(Status.TOO_FEW)
     'too few: it has less than the 10 eigenvalues of which numbers are given'
@@ -111,10 +111,10 @@ def reason(status: int, convention: Convention = SCALE_FREE) -> str:
 
 
 def check_columns(columns: Sequence[str], caller: str = "") -> None:
-    """Refuse what is no column.
+    """Refuses unknown columns.
 
     Raises:
-        UserError: names `caller`; a name that `Metrics` has not, or no sequence of names.
+        UserError: names `caller`; a name that is not in `Metrics`, or no sequence of names.
     """
     said = f"{caller}: " * bool(caller)
     if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
@@ -146,7 +146,7 @@ def _lines(table: Table, columns: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _number(value: Any) -> str:
-    """Four digits; nothing where there is no number.
+    """Four significant digits; empty for NaN.
 
     >>> _number(3.14159), _number(float("nan"))
     ('3.142', '')
