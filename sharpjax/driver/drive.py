@@ -122,7 +122,7 @@ def _drive(
 ) -> Saved:
     """The loop itself, from `step` on."""
     segment_steps = 1
-    saved_at = step  # step 0 needs no checkpoint: its state follows from the seeds
+    saved_at = step  # the state at step 0 follows from the seeds
 
     def save() -> None:
         nonlocal saved_at

@@ -1,4 +1,4 @@
-"""What the replacement of each layer does to a model: its accuracy, its loss, its answers."""
+"""What the replacement of each layer changes in a model: its accuracy, its loss, its answers."""
 
 import dataclasses
 import functools
@@ -27,20 +27,21 @@ from sharpjax.losses import Classification
 from sharpjax.metrics import functional
 from sharpjax.metrics.functional.outputs import misfits, rounding_of
 
-_AT_ONCE = 16  # models of a vmap; on CPU, one after another
+_AT_ONCE = 16  # models per vmap; on CPU one after another
 
 
 class Effect(NamedTuple):
     """A model with a layer replaced, on N examples.
 
-    Where an output is not finite, all but `lost` and `gained` are NaN, and these are -1.
+    If an output is not finite, `lost` and `gained` are -1, and all others NaN.
 
     Attributes:
         accuracy: its share of right answers.
         loss: its mean cross-entropy, in nats.
-        accuracy_drop: accuracy of the trained model less its own.
-        activation_distance, disagreement, jsd: between both, of `sharpjax.metrics.functional`.
-        lost, gained: how many examples the trained model alone has right, and it alone.
+        accuracy_drop: accuracy of the trained model minus its own.
+        activation_distance, disagreement, jsd: between both models, from
+            `sharpjax.metrics.functional`.
+        lost, gained: how many examples only the trained model has right, and only this one.
     """
 
     accuracy: float
@@ -54,7 +55,7 @@ class Effect(NamedTuple):
 
 
 class Effects(NamedTuple):
-    """Of all layers and trials.
+    """The effects of all layers and trials.
 
     Attributes:
         accuracy, loss: of the trained model.
@@ -68,9 +69,9 @@ class Effects(NamedTuple):
     of: Mapping[tuple[str, int], Effect]
 
     def mean(self, layer: str) -> Effect:
-        """The means over the trials of a layer; of `lost` and `gained`, too.
+        """The means over the trials of a layer, also of `lost` and `gained`.
 
-        NaN, and -1 of these, where an output of a trial is not finite.
+        If an output of a trial is not finite, these two are -1, and all others NaN.
 
         Raises:
             UserError: an unknown layer.
@@ -85,7 +86,7 @@ _UNDEFINED = Effect(*[math.nan] * 6, lost=-1, gained=-1)
 
 
 def trials_of(caller: str, effects: Effects, layer: str) -> list[Effect]:
-    """The effects of a layer, trial after trial.
+    """The effects of a layer, in the order of the trials.
 
     Raises:
         UserError: names `caller`; an unknown layer.
@@ -111,26 +112,27 @@ def evaluate(
 ) -> Effects:
     """Accuracy, loss and distance to the trained model of each variant, on one set of examples.
 
-    One program computes the outputs of all of them, weights being its arguments: on CPU variant
-    after variant, elsewhere `at_once` of them in one `vmap`. What is measured of outputs is
-    computed in float64 on the host.
+    One program, with the weights as arguments, computes the outputs of all variants: on CPU one
+    after another, elsewhere `at_once` of them in one `vmap`. Everything else is computed from the
+    outputs in float64 on the host.
 
     Cost: a forward pass of all examples for each variant. Memory: `at_once` models and the
     activations of `batch_size` examples in each; outputs of `at_once + 1` models on the host.
 
     Args:
-        model: a Flax classifier; or a hashable function `model(params, variables, batch)` to
+        model: a Flax classifier; or a hashable function from `model(params, variables, batch)` to
             logits, [B, K].
         trained: its weights.
         variants: from `variants`.
         batch: dict of arrays with the examples on axis 0: 'label', integers [N], and what the model
-            reads ('image' of a Flax classifier).
-        batch_size: examples of a pass; the last ones are padded.
-        at_once: variants of a `vmap`; None: 1 on CPU, 16 elsewhere.
+            reads ('image' for a Flax classifier).
+        batch_size: examples per forward pass; the last pass is padded.
+        at_once: variants per `vmap`; None: 1 on CPU, 16 elsewhere.
 
     Raises:
-        UserError: no variants, or those of another model; labels that are no classes; outputs that
-            are probabilities, or not [N, K]; no 'image', or images that a Flax model does not take.
+        UserError: no variants, or variants of another model; labels that are not classes; outputs
+            that are probabilities, or not [N, K]; no 'image', or images that a Flax model does not
+            take.
 
     >>> from sharpjax.layerwise.criticality.replacement import variants
     >>> def linear(params, variables, batch):
@@ -167,7 +169,7 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Logits:
-    """A Flax classifier as a function, equal by value."""
+    """A Flax classifier as a function, compared by value."""
 
     model: nn.Module
 
@@ -176,7 +178,7 @@ class _Logits:
 
 
 def _applied(caller: str, model: Any, trained: Weights, batch: Mapping[str, Any]) -> Any:
-    """The model as `apply(params, variables, batch)`, which gives outputs of classes."""
+    """The model as `apply(params, variables, batch)`, checked to give outputs [N, K]."""
     if isinstance(model, nn.Module):
         images, apply = image_of(caller, model, batch), _Logits(model)
         with fits(caller, model, "image", images):
@@ -227,7 +229,7 @@ def _refuse_probabilities(caller: str, logits: np.ndarray) -> None:
 
 
 def _outputs(apply: Any, models: list[Weights], batch: Any, size: int) -> np.ndarray:
-    """The logits of some models of one structure, [M, N, K]."""
+    """The logits of several models of one structure, [M, N, K]."""
     num_examples = len(batch["label"])
     places = np.arange(-(-num_examples // size) * size)
     index = np.minimum(places, num_examples - 1).reshape(-1, size)
@@ -267,7 +269,8 @@ def _effect(logits: np.ndarray, own: np.ndarray, label: np.ndarray, right: np.nd
 
 
 def _answers(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, float]:
-    """Which are right, of equal outputs the first class being the answer; and the mean loss."""
+    """Which answers are right, and the mean loss. Of equal outputs the first class is the answer.
+    """
     if not np.isfinite(logits).all():
         return np.full(len(label), np.nan), np.nan
     own = np.take_along_axis(special.log_softmax(logits, axis=-1), label[:, None], axis=-1)

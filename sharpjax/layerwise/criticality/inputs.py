@@ -1,4 +1,4 @@
-"""Whether a Flax model takes the inputs it is given, told in one line."""
+"""Whether a Flax model takes the inputs that it is given, reported in one line."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ _RAISED = (FlaxError, TypeError, ValueError, IndexError, ZeroDivisionError, Asse
 
 
 def check_model(caller: str, model: Any) -> None:
-    """Refuses what is no Flax module.
+    """Refuses anything but a Flax module.
 
     Raises:
         UserError: names `caller`.
@@ -28,7 +28,7 @@ def check_model(caller: str, model: Any) -> None:
 
 
 def image_of(caller: str, model: Any, batch: Any) -> Any:
-    """What a Flax classifier reads of a batch.
+    """The part of a batch that a Flax classifier reads.
 
     Raises:
         UserError: names `caller`; there is no 'image'.
@@ -44,10 +44,10 @@ def image_of(caller: str, model: Any, batch: Any) -> Any:
 
 @contextlib.contextmanager
 def fits(caller: str, model: Any, name: str, inputs: Any) -> Iterator[None]:
-    """What a model raises of inputs of another shape than its own, as a `UserError`.
+    """Turns what a model raises for inputs of a wrong shape into a `UserError`.
 
     Raises:
-        UserError: names `caller`, the argument `name`, its shape, and what the model says.
+        UserError: names `caller`, the argument `name`, its shape, and the model's own message.
     """
     try:
         yield

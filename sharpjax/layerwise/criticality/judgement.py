@@ -1,4 +1,4 @@
-"""Whether a layer is critical, as far as a finite test set and few trials can tell."""
+"""Whether a layer is critical, as far as a finite test set and a few trials can show."""
 
 import math
 import numbers
@@ -17,15 +17,16 @@ class Judgement(NamedTuple):
     """What the replacement of a layer costs.
 
     Attributes:
-        critical: whether the drop that was seen, the mean over trials, is `threshold` or more.
-        word: 'critical' or 'robust' where the drop in the population is that, at the confidence
-            that was asked for; 'undecided' where the examples and trials do not tell; 'undefined'
-            where an output was not finite.
-        drop: accuracy of the trained model less the mean over trials of that of the replaced.
+        critical: whether the observed drop, the mean over trials, is `threshold` or more.
+        word: 'critical' or 'robust' if the drop in the population is shown to be so at the
+            requested confidence; 'undecided' if examples and trials do not suffice; 'undefined' if
+            an output was not finite.
+        drop: accuracy of the trained model minus the mean over trials of the replaced model's.
         low, high: confidence interval of the drop, two-sided.
-        p_critical: of a drop below the threshold, one-sided: small where the layer is critical.
-        p_robust: of a drop at the threshold or above.
-        num_trials, num_examples: what it rests on.
+        p_critical: p-value of a drop below the threshold, one-sided; small if the layer is
+            critical.
+        p_robust: one-sided p-value of a true drop at the threshold or above.
+        num_trials, num_examples: the data behind it.
     """
 
     critical: bool
@@ -42,21 +43,22 @@ class Judgement(NamedTuple):
 def judge(effects: Effects, layer: str, *, threshold: float, confidence: float = 0.95) -> Judgement:
     """Whether a layer is critical: its replacement costs `threshold` of accuracy or more.
 
-    Both models answer the same N examples, of which the trained one alone has b right and the
-    replaced one alone c: the drop is d = (b - c) / N. Against a drop D in the population
+    Both models answer the same N examples. b examples only the trained model has right, c only the
+    replaced one, so the drop is d = (b - c) / N. The statistic against a drop D in the population
+    is
 
         z = (d - D) / sqrt((2 q + D (1 - D)) / N),
 
-    q the likeliest share of c under D: Tango's score test of paired proportions (Statistics in
-    Medicine 17, 1998), which at D = 0 is McNemar's without a correction. The interval is the set of
-    D that it does not reject. Where one alone is asked for, 'critical' and 'robust' are each wrong
-    with probability (1 - confidence) at most, up to the normal approximation.
+    with q the most likely share of c under D. This is Tango's score test of paired proportions
+    (Statistics in Medicine 17, 1998); at D = 0 it is McNemar's test without a correction. The
+    interval is the set of all D that it does not reject. If only one of 'critical' and 'robust' is
+    tested, it is wrong with probability at most 1 - confidence, up to the normal approximation.
 
-    Of several trials b and c are means, and the variance of the mean drop over trials, s^2 / T, is
-    added, Student's t with Satterthwaite's degrees of freedom taking the place of the normal. Both
-    parts are bounds (examples are shared by the trials, and part of s^2 is of the examples), so
-    this errs towards 'undecided'. The population is then of examples and draws; of one trial it is
-    of examples, for this one replacement.
+    With several trials, b and c are means. The variance of the mean drop over trials, s^2 / T, is
+    added, and Student's t with Satterthwaite's degrees of freedom replaces the normal. Both parts
+    are upper bounds (the trials share their examples, and part of s^2 comes from the examples), so
+    this errs towards 'undecided'. The population is then that of examples and draws. With one trial
+    it is that of examples, for this one replacement.
 
     Args:
         effects: from `evaluate`.
@@ -65,7 +67,7 @@ def judge(effects: Effects, layer: str, *, threshold: float, confidence: float =
         confidence: in (0.5, 1).
 
     Raises:
-        UserError: what `evaluate` does not give, an unknown layer, a number out of range.
+        UserError: effects that are not from `evaluate`, an unknown layer, a number out of range.
 
     >>> from sharpjax.layerwise.criticality import Effect
     >>> one = Effect(0.75, 1.0, 0.2, 0.3, 0.25, 0.1, lost=210, gained=10)
@@ -95,14 +97,14 @@ def judge(effects: Effects, layer: str, *, threshold: float, confidence: float =
     low, high = _interval(pairs, n, drop, error / 2)
     word = "critical" if critical <= error else "robust" if robust <= error else "undecided"
     return Judgement(
-        # Of counts, so that 20 of 1,000 are 0.02 whatever their quotient rounds to.
+        # The tolerance makes 20 of 1,000 count as 0.02, however their quotient is rounded.
         bool(drop >= threshold * (1 - 1e-12)), word, drop, low, high, critical, robust,
         len(trials), n,
     )  # fmt: skip
 
 
 def _tails(pairs: np.ndarray, n: int, against: float) -> tuple[float, float]:
-    """The probabilities of so large, and of so small, a mean drop if it is `against`."""
+    """The probabilities of a mean drop at least as large, and as small, if it is `against`."""
     lost, gained = pairs.mean(axis=0)
     gap = (lost - gained) / n - against
     examples = _variance(lost, gained, n, against)
@@ -118,7 +120,7 @@ def _tails(pairs: np.ndarray, n: int, against: float) -> tuple[float, float]:
 
 
 def _variance(lost: float, gained: float, n: int, drop: float) -> float:
-    """Of the drop that is seen, where it is `drop` in truth; q maximises the likelihood there."""
+    """Variance of the observed drop if the true one is `drop`, with q of greatest likelihood."""
     a, b = 2 * n, (2 * n - lost + gained) * drop - lost - gained
     c = -gained * drop * (1 - drop)
     q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
@@ -126,7 +128,7 @@ def _variance(lost: float, gained: float, n: int, drop: float) -> float:
 
 
 def _interval(pairs: np.ndarray, n: int, drop: float, error: float) -> tuple[float, float]:
-    """All drops that are rejected on no side with `error`."""
+    """All drops that neither one-sided test rejects at level `error`."""
 
     def end(side: int, limit: float) -> float:
         def above(against: float) -> float:

@@ -214,8 +214,7 @@ def _least(
 def _way(
     caller: str, params: Any, initial: Any, layer: str, groups: Groups | None
 ) -> tuple[Any, Any, float]:
-    """The model with the layer at its start; the direction from there to the trained one; its
-    length."""
+    """The model with the layer at its start; the way from there to the trained one; its length."""
     start = taken(caller, params, layer, initial, groups, argument="initial")
     way = jax.tree.map(lambda a, b: tree.widen(a) - tree.widen(b), params, start)
     return start, way, _norm(way)

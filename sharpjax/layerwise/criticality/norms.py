@@ -1,4 +1,4 @@
-"""BatchNorm round a replaced layer: which norm reads it, and statistics that are computed anew."""
+"""BatchNorm around a replaced layer: which norm reads it, and recomputed statistics."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -26,9 +26,9 @@ _LARGE = 2.0**20
 def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
     """The BatchNorm that reads the output of each layer, by the names of both.
 
-    Found by following the values through the model: the norm's input is the very array that the
-    layer returned. A norm that reads anything else (a sum, an activation) is nobody's, also where
-    a module of several layers, such as a block, returns it.
+    It follows the values through the model: the input of the norm must be the very array that the
+    layer returned. A norm that reads anything else (a sum, an activation) belongs to no layer, even
+    if a module of several layers, such as a block, returns it.
 
     Cost: the model is traced once; nothing is computed.
 
@@ -37,7 +37,7 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
         example: inputs, [1, ...], or their `jax.ShapeDtypeStruct`.
 
     Raises:
-        UserError: it is no Flax module, or does not take such an example.
+        UserError: it is not a Flax module, or does not take such an example.
 
     >>> from sharpjax.nn import VGGNarrow
     >>> model = VGGNarrow(num_classes=3, width=2, blocks=(1, 1))
@@ -47,8 +47,8 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
     caller = "criticality.norms_of"
     check_model(caller, model)
     found: dict[str, str] = {}
-    made: list[tuple[Any, str]] = []  # outputs are kept, so that no two have one id
-    within: set[str] = set()  # modules that hold other ones with parameters
+    made: list[tuple[Any, str]] = []  # holds the arrays themselves; ids could be reused
+    within: set[str] = set()  # modules that hold other modules with parameters
 
     def watch(call, args, kwargs, context):
         path = "/".join(context.module.path)
@@ -74,17 +74,19 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
 
 
 def recomputed(model: nn.Module, weights: Weights, batch: Any, *, batch_size: int = 0) -> Weights:
-    """The same parameters, with running mean and variance of each BatchNorm as they are on `batch`.
+    """The same parameters, with the running mean and variance of each BatchNorm computed on
+    `batch`.
 
-    The mean over the batches of what training would take from each, whatever the momentum; of one
-    batch, exactly what the norm sees in training. Of several the variance lacks that of the means
-    between them, of relative size 1 / batch_size.
+    The result is the mean over the batches of the statistics that training would take from each,
+    whatever the momentum. With one batch it is exactly what the norm uses in training. With several
+    batches, the variance lacks the variance between their means, a relative error of size 1 /
+    batch_size.
 
     Cost: a forward pass in training mode, and one more of the first batch.
 
     Args:
         model: a Flax module without dropout.
-        weights: of it.
+        weights: of the model.
         batch: dict with 'image' [N, ...].
         batch_size: divides N; 0: all at once.
 
@@ -129,7 +131,7 @@ def _recomputed(caller: str, model: nn.Module, weights: Weights, batch: Any, siz
 def with_recomputed(
     variants: Iterable[Variant], model: nn.Module, batch: Any, *, batch_size: int = 0
 ) -> Iterator[Variant]:
-    """The variants, each with statistics of its own: `recomputed` of its weights."""
+    """The variants, each with its own statistics: `recomputed` for its weights."""
     caller = "criticality.with_recomputed"
     for variant in variants:
         check_variant(caller, variant)
@@ -144,13 +146,13 @@ def _statistics(model, weights, images):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _momentum(model, weights, images):
-    """What is left of a statistic after one batch, seen on one that is large."""
+    """The share of a statistic that is left after one batch, measured from a large start value."""
     pair = (_after(model, weights, images, start) for start in (_LARGE, 0.0))
     return jax.tree.map(lambda large, none: (large - none) / _LARGE, *pair)
 
 
 def _after(model, weights, images, start):
-    """Running statistics, all `start` before, after a batch in training mode."""
+    """Running statistics after a batch in training mode, if all were `start` before it."""
     like = weights.variables[_STATISTICS]
     begun = {_STATISTICS: jax.tree.map(lambda x: jnp.full_like(x, start), like)}
     variables = {"params": weights.params, **weights.variables, **begun}

@@ -1,4 +1,4 @@
-"""Models in which one layer is replaced: by its initial values, a fresh draw, zeros, a snapshot."""
+"""Models with one layer replaced: by its initial values, a new draw, zeros or a snapshot."""
 
 import dataclasses
 import functools
@@ -34,22 +34,22 @@ class Variant(NamedTuple):
 
 
 Source = Weights | Literal["zeros"] | Callable[[jax.Array], Weights]
-"""What a layer is replaced by: its values in other weights of the model; zeros; its values in
-weights that are drawn by a key, `Initialiser` or a function `draw(key) -> Weights`."""
+"""What replaces a layer: its values in other weights of the model; zeros; or its values in weights
+that are drawn by a key, with `Initialiser` or a function `draw(key) -> Weights`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Initialiser:
-    """Draws weights as a Flax model starts: `draw(key)`, of the law of its own initialisers.
+    """Draws new initial weights of a Flax model, `draw(key)`, with the model's own initialisers.
 
     Attributes:
         model: the Flax module.
         input_shape: of one example.
-        input_dtype: 'float32' of images; 'int32' of tokens.
+        input_dtype: 'float32' for images; 'int32' for tokens.
 
     Raises:
-        UserError: no Flax module, shape or type. When it is called: no key, or a model that does
-            not take such an example.
+        UserError: the model, the shape or the type is not valid. When it is called: no key, or a
+            model that does not take such an example.
 
     >>> from sharpjax.nn import MLP
     >>> drawn = Initialiser(MLP(num_classes=3, width=4), (2, 2, 1))(jax.random.key(0))
@@ -104,7 +104,7 @@ def replaced(params: Any, layer: str, source: Any, groups: Groups | None = None)
         groups: as in `layers_of`.
 
     Raises:
-        UserError: an unknown layer, a source of another structure, shape or type.
+        UserError: an unknown layer; a source of another structure, shape or type.
 
     >>> trained = {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2)}}
     >>> print(replaced(trained, "b", tree.zeros_like(trained))["b"]["w"])
@@ -122,7 +122,7 @@ def taken(
     *,
     argument: str = "source",
 ) -> Any:
-    """As `replaced`, of which errors name `caller`, and `argument` for the source."""
+    """The same as `replaced`; errors name `caller`, and `argument` for the source."""
     own = chosen(caller, named(caller, params, groups), [layer])[layer]
     tree.check_same_structure(caller, argument, source, params)
     return _put(params, own.params, source)
@@ -137,27 +137,28 @@ def variants(
     trials: int = 1,
     key: jax.Array | None = None,
 ) -> Iterator[Variant]:
-    """The models in which one layer is replaced, for each trial and layer: `evaluate` takes them.
+    """The models with one layer replaced, for each trial and layer, as input of `evaluate`.
 
-    Trial after trial, in each the layers in their order. Draw t is by `fold_in(key, t)`, of a whole
-    model from which each layer is taken in turn; so more trials begin as fewer do.
+    They come trial by trial, and in each trial in the order of the layers. Draw t uses
+    `fold_in(key, t)` and draws a whole model, from which each layer is taken in turn. So with more
+    trials, the first ones stay the same.
 
-    Cost: a draw of the model for each trial. Memory: one draw; the leaves that are not replaced are
-    those of `weights`.
+    Cost: a draw of the model for each trial. Memory: one draw; leaves that are not replaced are
+    shared with `weights`.
 
     Args:
-        weights: of the trained model; statistics of BatchNorm in `weights.variables`.
+        weights: of the trained model; BatchNorm statistics are in `weights.variables`.
         source: see `Source`.
-        layers: from `layers_of`; by default those of the parameters, with norms that stay.
-        names: some of them.
-        trials: how many draws; 1 where nothing is drawn.
+        layers: from `layers_of`; by default those of the parameters, with batch_norm='stay'.
+        names: some of the layers; None: all.
+        trials: how many draws; 1 if nothing is drawn.
         key: of the draws.
 
     Raises:
-        UserError: at once, not when the first is asked for: an unknown layer or source, no trials,
-            several trials of what is not drawn, no key for what is; weights of another structure,
-            shape or type, or parameters alone; zeros as variances of BatchNorm. What is drawn is
-            checked when it is.
+        UserError: raised by the call, before the first variant is requested: an unknown layer or
+            source; no trials, or several without a draw; a draw without a key; weights of another
+            structure, shape or type, or parameters alone; zeros as variances of BatchNorm. Drawn
+            weights are checked when they are drawn.
 
     >>> one = Weights({"a": jnp.ones(2), "b": jnp.ones(2)})
     >>> for layer, trial, (params, _) in variants(one, "zeros"):
@@ -190,7 +191,7 @@ def _variants(caller, weights, draw, layers, trials):
 
 
 def _as_draw(caller, source: Source, weights, layers, trials, key) -> Callable[[int], Weights]:
-    """The weights of each trial that layers are taken from."""
+    """A function that gives, for each trial, the weights from which layers are taken."""
     if isinstance(source, str | Weights) and trials > 1:
         raise UserError(
             f"{caller}: trials={trials}, but nothing is drawn: all would be the same; leave it out."
@@ -226,7 +227,7 @@ def _checked(caller: str, layers: Any) -> Mapping[str, Layer]:
 
 
 def check_weights(caller: str, name: str, given: Any) -> None:
-    """Refuses what is no `Weights`, such as parameters alone.
+    """Refuses anything but `Weights`, such as parameters alone.
 
     Raises:
         UserError: names `caller` and the argument.
@@ -238,7 +239,7 @@ def check_weights(caller: str, name: str, given: Any) -> None:
 
 
 def check_variant(caller: str, given: Any) -> None:
-    """Refuses what is no `Variant`.
+    """Refuses anything but a `Variant`.
 
     Raises:
         UserError: names `caller`.
@@ -278,7 +279,7 @@ def _check_leaves(caller: str, layers: Mapping[str, Layer], weights: Weights) ->
 
 
 def _put(into: Any, names: Collection[str], source: Any) -> Any:
-    """The leaves of these names from `source`, all others from `into`."""
+    """The leaves with these names from `source`, all others from `into`."""
     leaves = zip(tree.path_names(into), jax.tree.leaves(into), jax.tree.leaves(source), strict=True)
     taken = [new if name in names else old for name, old, new in leaves]
     return jax.tree.unflatten(jax.tree.structure(into), taken)

@@ -204,7 +204,7 @@ def _nelder_mead(loss: Callable, start: jax.Array, *, tolerance: float = 1e-4) -
 
     def move(carry):
         (a, b), (fa, fb), step = carry
-        # Reflection, expansion, contraction by half outside and inside (also the point of a shrink).
+        # Reflection, expansion, contraction by half outside and inside; a shrink is the last, too.
         points = jnp.stack([2 * a - b, 3 * a - 2 * b, 1.5 * a - 0.5 * b, 0.5 * (a + b)])
         at = jax.lax.map(loss, points)
         expand = jnp.where(at[1] < at[0], 1, 0)

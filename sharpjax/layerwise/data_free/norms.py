@@ -199,7 +199,7 @@ def path_norm(apply: Callable[[Any, Any], Any], params: Any, example: Any) -> ja
             f"{caller}: the outputs for squared weights are not finite in {value.dtype}; give "
             "weights of moderate size, and a network of ReLU units and linear layers."
         )
-    if 0 <= at_one < float(limits.tiny) / float(limits.eps):  # because of underflow, or of weights that are 0
+    if 0 <= at_one < float(limits.tiny) / float(limits.eps):  # by underflow, or weights that are 0
         present = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) != 0, jnp.float32), wide)
         if not at_zero == at_one == far == float(total(present, 1.0)):
             raise UserError(
