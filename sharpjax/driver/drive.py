@@ -158,7 +158,7 @@ def _drive(
                     f"{before} and {before + num_steps}; try a smaller "
                     f"--config.optim.learning_rate."
                 )
-            progress.skip(task.work(range(before + num_steps + 1, after)))  # empty, except at an early end
+            progress.skip(task.work(range(before + num_steps + 1, after)))  # none, except at an end
             step, saved = after, now
             seconds = (time.monotonic() - started) / num_steps
             wanted = int(SEGMENT_SECONDS / max(seconds, 1e-9))

@@ -122,7 +122,8 @@ class Corrupted:
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """The images of a split; equal if the input array (by id), numbers and names are."""
+    """The images of a split; equal to another if input array (by id), number and cells are equal.
+    """
 
     split: Examples
     num_examples: int

@@ -43,7 +43,7 @@ def results(estimates: Mapping[str, Estimate]) -> Results:
 def row(
     study: str, arm: str, seed: int, step: int, metric: str, estimate: Estimate, of: Of = ()
 ) -> Row:
-    """One line of the results table."""
+    """One row of the results table."""
     return {
         "study": study,
         "arm": arm,

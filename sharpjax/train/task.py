@@ -82,7 +82,7 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
         each model, the models that stopped early because they were non-finite, and the layout.
 
     Raises:
-        RunFailed: every model turned non-finite, or none has a sound teacher.
+        RunFailed: every model turned non-finite, or all have an unsound teacher.
         Interrupted: a signal came; the state is saved.
     """
     layout = stage.step.layout(
@@ -110,11 +110,11 @@ def train(setting: Setting, stage: Train) -> dict[str, Any]:
 
 
 def initial(setting: Setting, stage: Train, layout: population.Layout) -> Any:
-    """Fresh states, each depending only on its own member. A model without a sound teacher is not
+    """Fresh states, each depending only on its own member. A model with an unsound teacher is not
     alive and takes no step.
 
     Raises:
-        RunFailed: no member has a sound teacher.
+        RunFailed: every member has an unsound teacher.
     """
     states = [setting.library.start(stage, member) for member in stage.members]
     train = [setting.split(stage.data, member.seed).train for member in stage.members]

@@ -269,8 +269,7 @@ def _effect(logits: np.ndarray, own: np.ndarray, label: np.ndarray, right: np.nd
 
 
 def _answers(logits: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, float]:
-    """Which answers are right, and the mean loss. Of equal outputs the first class is the answer.
-    """
+    """Which answers are right, and the mean loss. Of equal outputs the first is the answer."""
     if not np.isfinite(logits).all():
         return np.full(len(label), np.nan), np.nan
     own = np.take_along_axis(special.log_softmax(logits, axis=-1), label[:, None], axis=-1)

@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
             an output was not finite.
         drop: accuracy of the trained model minus the mean over trials of the replaced model's.
         low, high: confidence interval of the drop, two-sided.
-        p_critical: p-value of a drop below the threshold, one-sided; small if the layer is
+        p_critical: one-sided p-value of a true drop below the threshold; small if the layer is
             critical.
         p_robust: one-sided p-value of a true drop at the threshold or above.
         num_trials, num_examples: the data behind it.
