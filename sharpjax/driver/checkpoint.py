@@ -1,8 +1,8 @@
 """Checked checkpoints: Orbax, with the SHA-256 of every file beside it.
 
 Orbax loads a flipped byte without an error, and reports a wrong structure with pages of text. So
-the folder of each step also has `structure.json` and, written last, `SHA256SUMS`. A step without
-`SHA256SUMS`, or that differs from it, is removed, and the step before it is used.
+the folder of each step also has `structure.json` and, written last, `SHA256SUMS`. A step that has
+no `SHA256SUMS`, or does not match it, is removed, and the step before it is used.
 """
 
 import contextlib

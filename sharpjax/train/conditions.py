@@ -48,9 +48,9 @@ def redrawn(member: Member, *roles: str, draw: int = 1) -> Member:
 
 
 def siddo(member: Member, *, draw: int = 1) -> Member:
-    """Same initialisation, different data order. Augmentation and dropout depend on the step only
-    and stay the same; to change them too, use `redrawn(member, "order", "augmentation",
-    "dropout")`.
+    """Same initialisation, different data order. Augmentation and dropout are functions of the step
+    and stay the same; to change them too, use
+    `redrawn(member, "order", "augmentation", "dropout")`.
 
     >>> base = Member(0)
     >>> siddo(base).decides("init") == base.decides("init")

@@ -122,8 +122,7 @@ class Corrupted:
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """The images of a split; equal to another if input array (by id), number and cells are equal.
-    """
+    """The images of a split; equal to another if input array (by id), number and cells are."""
 
     split: Examples
     num_examples: int

@@ -103,9 +103,9 @@ class Epochs:
     def layout(self, mode: str, example: Any, num_seeds: int) -> Layout:
         """On CPU the models run side by side, each as its own program; elsewhere they are lanes.
 
-        Measured on two cores with the dense token MLP at 80 % of the data: one seed alone takes 8.1
-        ms per epoch, on one core or on two; two lanes take 6.5 ms each, and two programs side by
-        side 5.1 ms each. At a rank of 12.5 % these are 4.6, 4.4 and 2.7 ms.
+        Measured on two cores with the dense token MLP at 80 % of the data: one seed alone takes
+        8.1 ms per epoch, on one core or on two; two lanes take 6.5 ms each, and two programs side
+        by side 5.1 ms each. At a rank of 12.5 % these are 4.6, 4.4 and 2.7 ms.
         """
         if mode == "auto":
             mode = "loop" if jax.default_backend() == "cpu" else "vmap"

@@ -44,7 +44,8 @@ class ModuleCriticality(NamedTuple):
             with the least alpha, then the largest sigma.
         low, high: `value` if all mean losses were two standard errors lower, and higher: the
             uncertainty from the draws. NaN with a single draw.
-        at_edge: whether sigma is the largest of the grid, so that more noise might be possible.
+        at_edge: whether sigma is the largest of the grid, so that a larger one might be allowed,
+            too.
         distance: |theta_F - theta_0| of the layer.
         loss, standard_error: [A, S], the mean over the draws, and its error.
         alphas, sigmas: [A], [S], the grid.

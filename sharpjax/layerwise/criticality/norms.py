@@ -79,8 +79,8 @@ def recomputed(model: nn.Module, weights: Weights, batch: Any, *, batch_size: in
 
     The result is the mean over the batches of the statistics that training would take from each,
     whatever the momentum. With one batch it is exactly what the norm uses in training. With several
-    batches, the variance lacks the variance between their means, a relative error of size 1 /
-    batch_size.
+    batches, the variance lacks the variance between their means, a relative error of size
+    1 / batch_size.
 
     Cost: a forward pass in training mode, and one more of the first batch.
 

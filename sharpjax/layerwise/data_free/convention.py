@@ -15,8 +15,8 @@ class Convention:
 
     Attributes:
         convolution_factor: multiplies the eigenvalues of the slices of a convolution.
-        floor: eigenvalues up to it are left out of the power law. None for the relative rule, (N
-            eps s_max)^2, with N the longer side and eps that of the weights (of float32 for
+        floor: eigenvalues up to it are left out of the power law. None for the relative rule,
+            (N eps s_max)^2, with N the longer side and eps that of the weights (of float32 for
             narrower ones): the singular values that `matrix_rank` counts as 0.
         min_evals: layers with fewer eigenvalues have no numbers.
         min_kept: layers with fewer eigenvalues above the floor have no power law; with fewer above

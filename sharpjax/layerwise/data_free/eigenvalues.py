@@ -43,8 +43,8 @@ def moments(values: jax.Array, *, longest: int, eps: float) -> dict[str, jax.Arr
     the least of these, in the units of the weights like `xmin`.
 
     Further columns: `nuclear_norm` sum s, `effective_rank` exp of the entropy of s / sum s (Roy and
-    Vetterli, 2007), `participation_ratio` (sum lambda)^2 / sum lambda^2, `condition_number` s_max /
-    s_min, infinite for a singular matrix.
+    Vetterli, 2007), `participation_ratio` (sum lambda)^2 / sum lambda^2, `condition_number`
+    s_max / s_min, infinite for a singular matrix.
 
     Args:
         longest: N, the longer side of the matrices.

@@ -104,12 +104,12 @@ def fit_median(
     with n' of n eigenvalues above 0: the shorter side of a matrix without its zero columns.
 
     An eigenvalue is a spike if it is above the 99 % point of the largest eigenvalue of a random
-    matrix, with Johnstone's centre and scale, (sqrt N + sqrt M)^2 / N and (sqrt N + sqrt M) (1 /
-    sqrt N + 1 / sqrt M)^(1/3) / N (Johnstone, 2001). This point holds for large matrices of known
-    variance. Here the variance comes from the median, so more than 1 % of pure Gaussian matrices
-    have a spike: 4.1 % (16 x 12), 2.5 % (40 x 20), 2.0 % (100 x 50), 3.2 % (64 x 64), 1.2 % (300 x
-    10), each to 0.2 %. With k slices, the largest eigenvalue is that of k matrices: 13 % of nine
-    slices of 16 x 16 have a spike.
+    matrix, with Johnstone's centre and scale, (sqrt N + sqrt M)^2 / N and
+    (sqrt N + sqrt M) (1 / sqrt N + 1 / sqrt M)^(1/3) / N (Johnstone, 2001). This point holds for
+    large matrices of known variance. Here the variance comes from the median, so more than 1 % of
+    pure Gaussian matrices have a spike: 4.1 % (16 x 12), 2.5 % (40 x 20), 2.0 % (100 x 50), 3.2 %
+    (64 x 64), 1.2 % (300 x 10), each to within 0.2 %. With k slices, the largest eigenvalue is that
+    of k matrices: 13 % of nine slices of 16 x 16 have a spike.
 
     Args:
         values: ascending eigenvalues of W'W, [n].
@@ -149,9 +149,10 @@ def fit_density(values: jax.Array, *, longest: int, shortest: int) -> Bulk:
     where it is above 0.01 count. sigma minimises the sum of squares over 195 values from 0.05 to
     1.99 sigma_0, with sigma_0 that of lambda_max, and then by Nelder and Mead's search as in
     `scipy.optimize.fmin`. A law is rejected if its edges do not enclose the mode, or reach beyond
-    the last point. If every sigma is rejected, the fit is NaN. The margin is sqrt(sqrt(M / N)
-    b^(2/3) M^(-2/3)), with b the upper edge of eigenvalues of mean 1. A square matrix is fitted by
-    its singular values and WeightWatcher's formula sqrt(4 - s^2) / (pi sigma^2), unchanged.
+    the last point. If every sigma is rejected, the fit is NaN. The margin is
+    sqrt(sqrt(M / N) b^(2/3) M^(-2/3)), with b the upper edge of eigenvalues of mean 1. A square
+    matrix is fitted by its singular values and WeightWatcher's formula
+    sqrt(4 - s^2) / (pi sigma^2), unchanged.
     """
     values = widened(values)
     ratio = shortest / longest

@@ -48,8 +48,8 @@ def convolution_norm(
     omits outputs. Neither increases the norm, so there the value is an upper bound. The groups of a
     grouped convolution are separate blocks, and the norm is the largest of theirs.
 
-    Computed in the type of the kernel, half precision in float32. Cost: an SVD of a complex [in /
-    groups, out / groups] matrix for each position of the image and each group.
+    Computed in the type of the kernel, half precision in float32. Cost: an SVD of a complex
+    [in / groups, out / groups] matrix for each position of the image and each group.
 
     Args:
         kernel: [window.., in / groups, out], the layout of Flax, with one to three window axes. For

@@ -11,7 +11,7 @@ from sharpjax.layerwise.data_free.eigenvalues import eigenvalues
 
 
 class Randomised(NamedTuple):
-    """Attributes have WeightWatcher's names.
+    """A layer compared with its shuffle; the attributes have WeightWatcher's names.
 
     Attributes:
         max_rand_eval: the largest eigenvalue after the shuffle.

@@ -231,9 +231,9 @@ class _Static(NamedTuple):
     Attributes:
         resolution: eigenvalues with a smaller relative difference count as equal. Rounding each
             weight by eps / 2 moves s by at most eps / 2 ||W||_F (Weyl's inequality). So if all M
-            eigenvalues are equal, they then differ by 2 eps sqrt(M). Twice this is taken, with N >=
-            M in place of M, for the rounding when the weights were computed. For types narrower
-            than float32 this bound would hide tails. There 2 eps is added, for independent
+            eigenvalues are equal, they then differ by 2 eps sqrt(M). Twice this is taken, with
+            N >= M in place of M, for the rounding when the weights were computed. For types
+            narrower than float32 this bound would hide tails. There 2 eps is added, for independent
             roundings: with ||dW|| = 2 eps / sqrt(12) s the eigenvalues differ by 1.2 eps.
     """
 
