@@ -84,6 +84,20 @@ def test_before_and_after_the_temperature_of_the_validation_split(splits, subjec
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+def test_more_examples_than_there_are_are_all(splits, subject):
+    """No example counts twice, as the last one of a padded batch would."""
+    n, most = len(splits.train.label), len(splits.test.label)
+    each = [
+        Calibration(When(), 64, 10, scaled=False, num_examples=m, gap_examples=k)((), subject,
+            splits, None)[1].rows
+        for m, k in ((most, n), (most + 7, n + 7))
+    ]  # fmt: skip
+    assert each[0].keys() == each[1].keys()
+    for ours, theirs in zip(each[0].values(), each[1].values(), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert each[0]["test/gap", ()].num_evaluations == n + most
+
+
 def test_a_model_without_mistakes_is_said_to_have_no_temperature(splits, subject):
     right = jnp.asarray(logits(subject, splits.validation).argmax(1), jnp.int32)
     perfect = splits._replace(validation=splits.validation._replace(label=right))

@@ -817,6 +817,8 @@ def test_layers_without_numbers():
         (lambda: Convention(bulk="mean"), "bulk"),  # pyright: ignore[reportArgumentType]
         (lambda: power_law.fit(jnp.ones((2, 2))), "shape (2, 2)"),
         (lambda: power_law.fit(jnp.arange(4)), "floats"),
+        (lambda: power_law.fit(jnp.ones(4), floor="x"), "floor='x'"),
+        (lambda: power_law.fit(jnp.ones(4), resolution=jnp.ones(4)), "resolution="),
         (lambda: power_law.hill(jnp.ones(4), 4), "from 1 to 3"),
         (lambda: goodness_of_fit(jax.random.key(0), jnp.ones(4), level=2), "level"),
         (lambda: goodness_of_fit(0, jnp.ones(4)), "goodness_of_fit: key"),

@@ -167,6 +167,21 @@ def test_a_norm_after_a_sum_is_nobodys():
     assert criticality.norms_of(AfterASum(), jnp.zeros((1, 3))) == {"Dense_0": "BatchNorm_0"}
 
 
+class TwoNorms(flax.linen.Module):
+    """One norm for each of two domains, and a layer that both read."""
+
+    @flax.linen.compact
+    def __call__(self, x, train=False):
+        x = flax.linen.Dense(3)(x)
+        norms = [flax.linen.BatchNorm(use_running_average=not train) for _ in range(2)]
+        return norms[0](x) + norms[1](x)
+
+
+def test_a_layer_that_two_norms_read_is_refused():
+    with pytest.raises(UserError, match="both 'BatchNorm_0' and 'BatchNorm_1' read 'Dense_0'"):
+        criticality.norms_of(TwoNorms(), jnp.zeros((1, 3)))
+
+
 def test_every_norm_that_is_found_can_move():
     """What `norms_of` names, `layers_of` takes: nothing that is asked for stays."""
     for make, shape in ((AfterASum(), (3,)), (VGG, IMAGES)):

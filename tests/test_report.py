@@ -109,6 +109,9 @@ def test_pairs_of_models_have_no_naive_standard_error():
     assert found.n == 4 and math.isnan(found.standard_error) and found.missing == 1
     assert found.mean == pytest.approx(np.mean([1, 2, 3, 3, 4]))
     assert words.over_seeds(found) == "2.6 (4) 1 not finite"
+    lost = [{**r, "value": None if 3 in r["of"]["pair"] else r["value"]} for r in rows]
+    (found,) = summary.summarize_last(lost)  # model 3 has no value, so three models are left
+    assert found.n == 3 and found.missing == 3
 
 
 def test_arms_keep_their_order():

@@ -241,7 +241,7 @@ def test_layers_under_the_rule_that_is_not_built_are_marked():
     np.testing.assert_allclose(own.metrics.alpha, theirs.metrics.alpha, rtol=1e-9)
     assert "other rule" in as_text(theirs) and "other rule" not in as_text(own)
     said = reason(Status.OTHER_RULE, WEIGHTWATCHER)
-    assert "less than 20" in said and "not its numbers" in said
+    assert "fewer than 20" in said and "not its numbers" in said
 
 
 def test_every_column_is_that_of_the_program(ours, tmp_path):

@@ -82,7 +82,8 @@ def _summary(
 ) -> Summary:
     finite = [row["value"] for row in rows if row["value"] is not None]
     mean, error, n = mean_and_standard_error(finite)
-    pairs = [row["of"]["pair"] for row in rows if "pair" in row["of"]]
+    there = [row["of"] for row in rows if row["value"] is not None]
+    pairs = [place["pair"] for place in there if "pair" in place]
     if pairs:
         models = {str(m) for pair in pairs for m in (pair if isinstance(pair, list) else [pair])}
         error, n = math.nan, len(models)

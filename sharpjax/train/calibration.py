@@ -75,7 +75,7 @@ class Calibration:
 
     def cost(self, spec: DataSpec) -> Cost:
         there = getattr(spec, f"num_{self.of}")
-        sizes = [min(self.num_examples or there, there), self.gap_examples]
+        sizes = [min(self.num_examples or there, there), min(self.gap_examples, spec.num_train)]
         sizes += [spec.num_validation] if self.scaled else []
         return Cost(sum(-(-size // self.batch_size) * self.batch_size for size in sizes))
 
@@ -86,9 +86,9 @@ class Calibration:
         loss = Classification(as_measured(subject.model), subject.state.variables)
         params = subject.state.params
         split = split_of(data, self.of)
-        count = min(self.num_examples or len(split.label), len(split.label))
-        logits = jnp.asarray(logits_of(loss, params, split, count, batch_size=self.batch_size))
-        split = split._replace(label=split.label[:count])
+        count, size = self.num_examples, self.batch_size
+        logits = jnp.asarray(logits_of(loss, params, split, count, batch_size=size))
+        split = split._replace(label=split.label[: len(logits)])
         right = scores.mean(jnp.argmax(logits, 1) == split.label)
         found = {"accuracy": right, "error": right._replace(value=1 - np.asarray(right.value))}
         plain, arrays = self._binned(logits, split.label)
@@ -109,7 +109,7 @@ class Calibration:
             found["ece_reduction"] = Estimate(1 - ratio, np.float32(np.nan), right.num_evaluations)
         if self.gap_examples:
             train = split_of(data, "train")
-            own = logits_of(loss, params, train, self.gap_examples, batch_size=self.batch_size)
+            own = logits_of(loss, params, train, self.gap_examples, batch_size=size)
             there = scores.mean(own.argmax(1) == np.asarray(train.label[: len(own)]))
             error = np.hypot(there.standard_error, right.standard_error)
             value = np.asarray(there.value) - np.asarray(right.value)

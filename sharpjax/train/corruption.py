@@ -18,6 +18,7 @@ from sharpjax.metrics import reliability, scores
 from sharpjax.train.evaluators import logits_of, split_of
 from sharpjax.train.plan import Cost, Subject, When
 from sharpjax.train.results import Of, Results, exact, of
+from sharpjax.train.sharpness import as_measured
 from sharpjax.train.streams import stream
 
 
@@ -34,7 +35,7 @@ class Corrupted:
     The arrays `accuracy` and `ece`, [kinds, severities], hold the cells. The corruptions are our
     own (`data.corruption`), so these are not CIFAR-10-C numbers. The noise is the same for all
     models and severities. The means over cells have no standard error, because cells share their
-    images.
+    images. The model computes in float32, whatever the training precision.
 
     Cost: `num_examples` forward passes per cell. The corrupted images are made once for each data
     set and stay in host memory: 146 MB for 500 CIFAR images in 95 cells.
@@ -113,7 +114,7 @@ class Corrupted:
         return carry, Results(rows, arrays)
 
     def _scores(self, subject: Subject, split: Examples) -> tuple[Any, Any]:
-        loss = Classification(subject.model, subject.state.variables)
+        loss = Classification(as_measured(subject.model), subject.state.variables)
         logits = logits_of(loss, subject.state.params, split, batch_size=self.batch_size)
         label = jnp.asarray(split.label)
         bins = reliability.update(reliability.init(self.num_bins), jnp.asarray(logits), label)

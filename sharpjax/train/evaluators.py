@@ -101,17 +101,20 @@ class Outputs:
 
     def __call__(self, carry: Any, subject: Subject, data: Splits, key: jax.Array):
         split = split_of(data, self.split)
-        count = min(self.num_examples or len(split.label), len(split.label))
+        count, size = self.num_examples, self.batch_size
         loss = Classification(subject.model, subject.state.variables)
-        logits = logits_of(loss, subject.state.params, split, count, batch_size=self.batch_size)
+        logits = logits_of(loss, subject.state.params, split, count, batch_size=size)
         return carry, Results({}, {"logits": logits})
 
 
 def logits_of(
     loss: Classification, params: Any, split: Examples, count: int = 0, *, batch_size: int
 ) -> np.ndarray:
-    """The logits of the first `count` examples of a split, float32 [count, K]; 0: of all."""
-    count = count or len(split.label)
+    """The logits of the first `count` examples of a split, float32 [count, K]; 0: of all.
+
+    A count beyond the split gives all.
+    """
+    count = min(count or len(split.label), len(split.label))
     places = np.arange(-(-count // batch_size) * batch_size)
     batches = np.minimum(places, len(split.label) - 1).reshape(-1, batch_size)
     parts = [_forward(loss, params, split, index) for index in batches]

@@ -53,7 +53,12 @@ def norms_of(model: nn.Module, example: Any) -> dict[str, str]:
     def watch(call, args, kwargs, context):
         path = "/".join(context.module.path)
         if context.method_name == "__call__" and isinstance(context.module, nn.BatchNorm) and args:
-            found.update({layer: path for output, layer in made[::-1] if output is args[0]})
+            for layer in (layer for output, layer in made if output is args[0]):
+                if (other := found.setdefault(layer, path)) != path:
+                    raise UserError(
+                        f"{caller}: both '{other}' and '{path}' read '{layer}', and a layer can be "
+                        "replaced with one of them; write the dict of layers and norms yourself."
+                    )
         output = call(*args, **kwargs)
         holds = "params" in context.module.variables
         if context.method_name == "__call__" and holds and path:

@@ -68,7 +68,8 @@ def fit(
             computed from narrower numbers need the rounding of those.
 
     Raises:
-        UserError: `values` is not a vector of two floats or more.
+        UserError: `values` is not a vector of two floats or more; `floor` or `resolution` is not a
+            number.
 
     >>> sample = 3 * (1 - (jnp.arange(200) + 0.5) / 200) ** -0.5  # quantiles of alpha = 3
     >>> print(jnp.round(fit(sample).alpha, 1))
@@ -85,7 +86,21 @@ def fit(
     values = widened(values)
     if resolution is None:
         resolution = 1e3 * jnp.finfo(values.dtype).eps
-    return _fit(values, jnp.asarray(floor, values.dtype), jnp.asarray(resolution, values.dtype))
+    return _fit(
+        values,
+        _number("floor", floor, values.dtype),
+        _number("resolution", resolution, values.dtype),
+    )
+
+
+def _number(name: str, given: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.Array:
+    try:
+        number = jnp.asarray(given, dtype)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or number.ndim:
+        raise UserError(f"power_law.fit: {name}={given!r}; give one number.")
+    return number
 
 
 @jax.jit

@@ -88,23 +88,22 @@ def reason(status: int, convention: Convention = SCALE_FREE) -> str:
     """In words, why a layer has no power law, or one by another rule; '' if its status is OK.
 
     >>> reason(Status.TOO_FEW)
-    'too few: it has less than the 10 eigenvalues of which numbers are given'
+    'too few: it has fewer than 10 eigenvalues'
     """
     floor = "the rounding of its largest" if convention.floor is None else f"{convention.floor:g}"
     least, kept = convention.min_evals, convention.min_kept
     return {
         Status.OK: "",
-        Status.NOT_A_MATRIX: "not a matrix: it has less than two axes, or no entry",
+        Status.NOT_A_MATRIX: "not a matrix: it has fewer than two axes, or no entry",
         Status.NOT_FINITE: "not finite: weights are NaN or infinite",
-        Status.TOO_FEW: f"too few: it has less than the {least} eigenvalues of which numbers are "
-        "given",
-        Status.LOW_RANK: f"low rank: less than {kept} of its eigenvalues are above {floor}, so "
+        Status.TOO_FEW: f"too few: it has fewer than {least} eigenvalues",
+        Status.LOW_RANK: f"low rank: fewer than {kept} of its eigenvalues are above {floor}, so "
         "there is no power law",
         Status.NO_TAIL: "no tail: its eigenvalues are all equal but for rounding, so there is no "
         "power law",
         Status.OUT_OF_RANGE: f"out of range: its largest weight is above {MOST:g} or below "
         f"{LEAST:g}, where squares leave float64; scale the layer",
-        Status.OTHER_RULE: f"other rule: less than {other_rule_below(convention)} of its "
+        Status.OTHER_RULE: f"other rule: fewer than {other_rule_below(convention)} of its "
         f"eigenvalues are above {floor}; WeightWatcher fits alpha, D, xmin and sigma of these by a "
         "rule that is not built, so they are not its numbers",
     }[Status(status)]

@@ -96,16 +96,16 @@ def smallest_p(test: str, plan: Plan) -> float:
 def least(reached: Callable[[int], bool], most: int, first: int = 2) -> int | None:
     """The smallest number >= `first` for which `reached` holds, which then holds for larger ones.
 
-    None if `reached` does not hold for `first` doubled again and again up to `most`.
+    None if it does not hold for `most`.
 
-    >>> least(lambda n: n * n > 50, 100), least(lambda n: False, 100)
-    (8, None)
+    >>> least(lambda n: n * n > 50, 100), least(lambda n: n > 90, 100), least(lambda n: False, 100)
+    (8, 91, None)
     """
     low, high = first - 1, first
     while not reached(high):
-        low, high = high, 2 * high
-        if high > most:
+        if high >= most:
             return None
+        low, high = high, min(2 * high, most)
     return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=reached)
 
 

@@ -76,8 +76,7 @@ def partial_spearman(question: Question) -> TestResult:
 
 
 def partial_kendall(question: Question) -> TestResult:
-    """Kendall's tau-b of the rank residuals of the first two groups, the others held fixed; null 0.
-    """
+    """Kendall's tau-b of rank residuals of the first two groups, the others held fixed; null 0."""
     return _test(question, _KENDALL)
 
 

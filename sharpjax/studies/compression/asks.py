@@ -35,7 +35,7 @@ ask = partial(shorthand.ask, source="a question of this repository", status="des
 
 
 def hypotheses(config: Config, there: Collection[str]) -> tuple[Hypothesis, ...]:
-    """All hypotheses that the arms in `there` can answer, and those of the paper that they cannot."""
+    """Hypotheses that the arms in `there` can answer, and those of the paper that they cannot."""
     arms = schema.complete_arms(config)
     by_place = dict.fromkeys(map(cells.place, arms))
     fewer = {

@@ -66,7 +66,7 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
 
 
 def _of_nets(arms: Collection[str], nets: Sequence[str], sets: Sequence[str]) -> list[Hypothesis]:
-    """The paper's hypotheses for other nets; H5.4 only for nets that are present on two data sets."""
+    """The paper's hypotheses for other nets; H5.4 only for nets that both data sets have."""
     reordered = nets[-1]  # the ViT is the last of each form
     first = tuple(net for net in nets if f"{sets[0]}-{net}-siddo" in arms)
     own = {h.id: h for h in paper5.hypotheses(first, sets[:1], reordered=reordered)}

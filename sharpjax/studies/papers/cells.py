@@ -110,7 +110,7 @@ def of_others(hypotheses: Iterable[Hypothesis], suffix: str, words: str) -> tupl
 def measured_as(
     hypotheses: Iterable[Hypothesis], metrics: Mapping[str, str]
 ) -> tuple[Hypothesis, ...]:
-    """Hypotheses with metrics renamed to the names of a study, such as those of a measurement set."""
+    """Hypotheses with metrics renamed to those of a study, such as of a measurement set."""
     return tuple(
         dataclasses.replace(
             hypothesis,
@@ -158,7 +158,7 @@ def _said(hypothesis: Hypothesis, there: Collection[str], differs: Mapping[str, 
 def _part(
     hypothesis: Hypothesis, there: Collection[str], cell: Callable[[str], tuple[str, ...]]
 ) -> Hypothesis | None:
-    """The same hypothesis with only the comparisons whose arms are present; None if there are none."""
+    """The hypothesis with only the comparisons whose arms are present; None if there are none."""
     whole = Composite(hypothesis.contrasts, hypothesis.combine, hypothesis.refuted_by)
     kept = _those_of([whole], there)
     if not kept:

@@ -50,7 +50,7 @@ def vote(members: Iterable[Part], name: str = "") -> Composite:
 
 
 def most(members: Iterable[Part], name: str = "") -> Composite:
-    """A majority of the members supports it. Members cannot refute it; `refuting` says what does."""
+    """A majority of the members supports it. None refutes it; `refuting` says what does."""
     return Composite(tuple(members), "majority", "never", name)
 
 

@@ -1,4 +1,4 @@
-"""Figures of the sharpness study: the course of training, its stability, and the final sharpness."""
+"""Figures of the sharpness study: the course of training, stability, and final sharpness."""
 
 from collections.abc import Iterator, Sequence
 

@@ -31,7 +31,7 @@ HEAD = "head/kernel"
 @tree.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeanSquaredError:
-    """The authors' loss, a function of everything that noise is added to: here only the parameters."""
+    """The authors' loss, as a function of what noise is added to: here the parameters."""
 
     model: nn.Module = dataclasses.field(metadata={"static": True})
 
