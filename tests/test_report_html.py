@@ -161,6 +161,16 @@ def test_a_refuted_row_shows_the_p_that_refuted_it():
     assert row.endswith("0.028 pairs")
 
 
+def test_a_claim_that_its_refutation_refutes_says_so_in_the_table():
+    """Its parts alone would read 'refuted: 2 parts, 2 inconclusive'."""
+    why = "What would refute it is supported: sam greater than sgd."
+    judged = reports.kinds()[0]._replace(
+        verdict="refuted", parts=("inconclusive",) * 2, reason=why, by_refutation=True
+    )
+    rows = [e[2] for e in document(judgements=(judged,)).all("tr")]
+    assert any("2 parts: 2 inconclusive" in row and why in row for row in rows)
+
+
 def test_several_parts_are_counted_in_the_table():
     judged = reports.kinds()[0]._replace(parts=("supported", "supported", "refuted"))
     rows = [e[2] for e in document(judgements=(judged,)).all("tr")]

@@ -530,6 +530,7 @@ def test_a_refutation_of_its_own():
     judgement = verdict(quiet, against)
     assert judgement.verdict == "refuted"
     assert judgement.reason == "What would refute it is supported: m/2: sam less (told)."
+    assert judgement.by_refutation
     judgement = verdict(Composite((against, quiet), name="both"))
     assert judgement.verdict == "supported"
     judgement = verdict(Composite((against, quiet), "any", name="either"))

@@ -16,7 +16,8 @@ from sharpjax.report import marks, words
 _MOST_NAMED = 3
 _UNKNOWN = (math.nan,) * 3  # confidence and ends of an interval
 # Effects in the units of the metric.
-_IN_UNITS = ("mean difference", "difference of means", "difference nearest")
+_DIFFERENCE, _MEAN = "mean difference", "mean against a number"
+_IN_UNITS = (_DIFFERENCE, _MEAN, "difference of means", "difference nearest")
 _CORRECTIONS = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
@@ -105,7 +106,7 @@ def evidence(finding: Finding, name: str = "") -> Evidence:
         comparison=words.comparison(contrast),
         quantity="; ".join(dict.fromkeys(map(words.quantity, quantities(contrast)))),
         test=contrast.test.replace("-", " ") + (f". {test.about}" if test and test.about else ""),
-        effect=test.effect if test else "effect",
+        effect=_effect(test, contrast) if test else "effect",
         kind=kind,
         groups=tuple(zip(_groups(contrast, kind, len(arrays)), arrays, strict=True)),
         units=_units(result.n if result is not None else tuple(len(x) for x in arrays), kind),
@@ -177,6 +178,12 @@ def numbers(e: Evidence, hypothesis: Hypothesis) -> Iterator[tuple[str, str]]:
 def _mean(name: str, values: np.ndarray) -> str:
     mean, error, _ = mean_and_standard_error(values[np.isfinite(values)])
     return f"{name} {words.mean_and_error(mean, error)}"
+
+
+def _effect(test: catalog.Test, contrast: Contrast) -> str:
+    """What an effect is; that of one group against a number is its mean."""
+    is_mean = test.effect == _DIFFERENCE and len(contrast.groups) == 1
+    return _MEAN if is_mean else test.effect
 
 
 def _names(hypothesis: Hypothesis, count: int) -> list[str]:

@@ -52,7 +52,9 @@ def table(
                 Cell(verdict(judgement.verdict, tag(judgement)), judgement.verdict),
                 asked.claim,
                 *(_numbers(e) if e else (_parts(judgement), "", Cell("", math.nan), "")),
-                judgement.reason if judgement.verdict == "not run" else "",
+                judgement.reason
+                if judgement.verdict == "not run" or judgement.by_refutation
+                else "",
             ]
         )
     return blocks.Table(caption, columns, rows, sortable=True).compact()

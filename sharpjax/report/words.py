@@ -15,7 +15,8 @@ LONGEST = 1_000  # characters of a text that are shown
 VERDICTS = ("supported", "refuted", "equivalent", "inconclusive", "not run")
 MEANINGS = {
     "supported": "the effect lies in the direction of the claim, significantly",
-    "refuted": "the effect lies in the opposite direction, significantly",
+    "refuted": "the effect lies in the opposite direction, or a statement that was registered as "
+    "the refutation is supported, significantly",
     "equivalent": "any effect is smaller than the smallest one of interest",
     "inconclusive": "the data do not tell; the effect that could have been seen is given",
     "not run": "no data; the reason is given",
@@ -23,7 +24,8 @@ MEANINGS = {
 INTERVALS = (
     "Claims with a direction are tested on one side; intervals are two-sided, at the confidence "
     "that decides: wider where a family is corrected, narrower where a claim of no effect is "
-    "decided. So one may reach the null where p is small."
+    "decided. So one may reach the null where p is small. In tables p is corrected within its "
+    "family, if the hypothesis says so."
 )
 # How certain the details of a claim are in its source.
 CERTAINTY = {

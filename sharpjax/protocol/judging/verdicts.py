@@ -78,6 +78,8 @@ class Judgement(NamedTuple):
     Attributes:
         findings: those of its contrasts, depth first.
         parts: the verdict on each part that was counted; empty if nothing was run.
+        by_refutation: whether it is refuted because a statement that was to refute it is supported;
+            the parts may then say anything.
     """
 
     hypothesis: Hypothesis
@@ -85,6 +87,7 @@ class Judgement(NamedTuple):
     reason: str
     findings: tuple[Finding, ...]
     parts: tuple[Verdict, ...] = ()
+    by_refutation: bool = False
 
 
 def decide(
@@ -256,7 +259,7 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...]) -> Judgement:
         shown = [part for part, answer in found if answer == "supported"]
         words = (describe(part) if isinstance(part, Contrast) else part.name for part in shown)
         reason = f"What would refute it is supported: {'; '.join(words)}."
-        return Judgement(hypothesis, "refuted", reason, findings, parts)
+        return Judgement(hypothesis, "refuted", reason, findings, parts, by_refutation=True)
     verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
     if isinstance(hypothesis.contrasts[0], Contrast) and len(members) == 1:
         return Judgement(hypothesis, verdict, findings[0].reason, findings, parts)

@@ -152,9 +152,21 @@ TESTS: Mapping[str, Test] = {
     ),
     "log-rank": Test(survival.log_rank, "times", "hazard ratio", 1.0, _TWO, _POSITIVE),
     "jonckheere": Test(
-        trend.jonckheere, "many", "mean Cliff's delta over pairs of groups", 0.0, _MANY, _RANK
+        trend.jonckheere,
+        "many",
+        "mean Cliff's delta over pairs of groups (1: falls all along)",
+        0.0,
+        _MANY,
+        _RANK,
     ),
-    "page": Test(trend.page, "many-paired", "mean rank correlation of a unit", 0.0, _MANY, _RANK),
+    "page": Test(
+        trend.page,
+        "many-paired",
+        "mean rank correlation of a unit (1: falls all along)",
+        0.0,
+        _MANY,
+        _RANK,
+    ),
     "kruskal-wallis": Test(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, _MANY),
     "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, _MANY, clustered=False),
     "pairwise-difference": Test(
