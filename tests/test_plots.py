@@ -164,6 +164,14 @@ def test_means_of_curves_of_different_lengths():
         assert [len(seed.get_xdata()) for seed in thin(figure.axes[0])] == [2, 3]
 
 
+def test_on_a_logarithmic_axis_the_thick_line_is_the_median():
+    """The mean of these would lie above nine of ten seeds."""
+    seeds = {seed: ([1, 2], [1.0, 2.0]) for seed in range(9)} | {9: ([1, 2], [1e4, 2e4])}
+    figure = plots.lines([Panel("y", {"a": seeds}, log=True)], xlabel="x")
+    (line,) = thick(figure.axes[0])
+    assert line.get_xydata().tolist() == [[1, 1], [2, 2]]
+
+
 def test_lines_with_all_that_a_panel_can_have():
     found = curves(2) | {"one": {7: ([3], [np.inf])}}
     panel = Panel("y", found, dashed=curves(2), limits=(0, None), references={"edge": 2.0})

@@ -1,6 +1,6 @@
 """Curves along training, or along anything else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +47,7 @@ def lines(
 ) -> "Figure":
     """A thin line for each seed, to its own end, and a thick line with markers for their mean.
 
+    On a logarithmic y axis it is the median: one large seed would lift the mean above all others.
     The legend, right of all panels, states n. Points that are not finite are left out.
 
     Args:
@@ -77,8 +78,9 @@ def lines(
         for i, (arm, style) in enumerate(known.items()):
             for of, dash in ((dashed, "--"), (curves, "-" if dashed else style.dash)):
                 if arm in of:
+                    middle = np.nanmedian if panel.log and positive else np.nanmean
                     line = _draw(axis, of[arm], style._replace(dash=dash), i / len(known), log,
-                                 mean, band)  # fmt: skip
+                                 mean, band, middle)  # fmt: skip
                     handles[names[arm]] = line
         for name, value in panel.references.items():
             handles[name] = axis.axhline(value, color="black", lw=1, ls=(0, (8, 3)), label=name)
@@ -92,8 +94,10 @@ def lines(
     return drawn
 
 
-def average(curves: Sequence[tuple[Any, Any]], rule: Mean) -> tuple[np.ndarray, ...]:
-    """x, mean and standard error (0 at points of one seed), by one of the rules of `lines`."""
+def average(
+    curves: Sequence[tuple[Any, Any]], rule: Mean, middle: Callable[..., Any] = np.nanmean
+) -> tuple[np.ndarray, ...]:
+    """x, `middle`, and standard error of the mean (0 for one seed), by one of the rules of `lines`."""
     x = np.unique(np.concatenate([x for x, _ in curves]))
     table = np.full((len(curves), len(x)), np.nan)
     for line, (own, y) in zip(table, curves, strict=True):
@@ -103,9 +107,12 @@ def average(curves: Sequence[tuple[Any, Any]], rule: Mean) -> tuple[np.ndarray, 
     counts = np.isfinite(table).sum(axis=0)
     there = counts == len(curves) if rule == "all" else counts > 0
     x, table, counts = x[there], table[:, there], counts[there]
-    means = np.nanmean(table, axis=0)
-    squares = np.nansum((table - means) ** 2, axis=0)
-    return x, means, np.sqrt(squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1))
+    squares = np.nansum((table - np.nanmean(table, axis=0)) ** 2, axis=0)
+    return (
+        x,
+        middle(table, axis=0),
+        np.sqrt(squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1)),
+    )
 
 
 def _finite(curves: Curves) -> dict[str, dict[Any, tuple[np.ndarray, np.ndarray]]]:
@@ -134,6 +141,7 @@ def _draw(
     log: bool,
     rule: Mean,
     band: bool,
+    middle: Callable[..., Any],
 ) -> Any:
     """Draw the lines of one arm. `shift`, in [0, 1), keeps the markers of arms apart."""
     for x, y in by_seed.values():
@@ -141,7 +149,7 @@ def _draw(
         alone = 0.9 if len(shown) == 1 else 0.35
         axis.plot(x[shown], y[shown], ls=style.dash, color=style.color, lw=0.5, alpha=alone,
                   marker="." if len(shown) == 1 else None, ms=2)  # fmt: skip
-    x, means, errors = average(list(by_seed.values()), rule)
+    x, means, errors = average(list(by_seed.values()), rule, middle)
     shown = _shown(x, log)
     x, means, errors = x[shown], means[shown], errors[shown]
     every = max(1, len(x) // 7)

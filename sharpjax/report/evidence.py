@@ -17,7 +17,7 @@ _MOST_NAMED = 3
 _UNKNOWN = (math.nan,) * 3  # confidence and ends of an interval
 # Effects in the units of the metric.
 _DIFFERENCE, _MEAN = "mean difference", "mean against a number"
-_IN_UNITS = (_DIFFERENCE, _MEAN, "difference of means", "difference nearest")
+_IN_UNITS = (_DIFFERENCE, "difference of means", "difference nearest")
 _CORRECTIONS = {"holm": "Holm", "bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
@@ -72,7 +72,7 @@ class Evidence(NamedTuple):
     @property
     def is_standardised(self) -> bool:
         """Whether the effect has no unit, so that effects of several metrics can share an axis."""
-        return not self.effect.startswith(_IN_UNITS)
+        return self.effect != _MEAN and not self.effect.startswith(_IN_UNITS)
 
     @property
     def unit(self) -> str:

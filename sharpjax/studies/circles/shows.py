@@ -100,7 +100,8 @@ def _by_epoch(rows: Sequence[Row]) -> Figure:
     return Figure(
         "random-labels",
         "True labels and draws of random ones: training accuracy and sharpness against epochs, a "
-        f"line for each seed, and their mean; {n_of(panels[0].curves)}.",
+        "line for each seed, and their mean (on logarithmic axes the median); "
+        f"{n_of(panels[0].curves)}.",
         lambda: plots.lines(panels, xlabel="epoch", log=True, mean="all"),
         tuple(f"fitted/{measure}" for measure in asks.MEASURES),
     )

@@ -87,8 +87,9 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
         if panels := _measures([row for row in rows if row["arm"] in seeds]):
             yield Figure(
                 f"sharpness-{name}",
-                f"{name}. Curvature and sharpness against epochs: a line for each seed, and their "
-                f"mean where all are there; {n_of(seeds)}.",
+                f"{name}. Curvature and sharpness against epochs, epoch 0 drawn at 1/2: a line for "
+                "each seed, and their mean (on logarithmic axes the median) where all are there; "
+                f"{n_of(seeds)}.",
                 lambda panels=panels: plots.lines(panels, xlabel="epoch", log=True, mean="all"),
                 tuple(filter(None, (first_set(rows, quantity) for quantity in MEASURES))),
             )

@@ -59,7 +59,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
         yield Figure(
             "along_steps",
             "Test error and sharpness against steps, step 0 drawn at 1/2: a thin line for each "
-            f"start, and their mean; {n_of(error)}.",
+            f"start, and their median; {n_of(error)}.",
             lambda: plots.lines(panels, xlabel="step", log=True),
             ("fit/test_mse",),
         )
