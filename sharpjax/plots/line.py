@@ -97,7 +97,7 @@ def lines(
 def average(
     curves: Sequence[tuple[Any, Any]], rule: Mean, middle: Callable[..., Any] = np.nanmean
 ) -> tuple[np.ndarray, ...]:
-    """x, `middle`, and standard error of the mean (0 for one seed), by one of the rules of `lines`."""
+    """x, `middle`, and standard error of the mean (0 for one seed), by a rule of `lines`."""
     x = np.unique(np.concatenate([x for x, _ in curves]))
     table = np.full((len(curves), len(x)), np.nan)
     for line, (own, y) in zip(table, curves, strict=True):
