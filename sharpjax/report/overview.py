@@ -13,6 +13,10 @@ from sharpjax.report.content import EXPLORATORY, Content
 
 TITLE = "Runs, and what became of every hypothesis"
 NOT_YET = "not yet run"
+_COUNTED = (
+    "A claim that is asked of each net, or of each column of a table, counts once for each, and "
+    "once for all together."
+)
 _NOT_RUN = "not run"
 _DIGEST = re.compile(r" \([0-9a-f]{12,64}\)")  # which differs from run to run; the reports have it
 
@@ -115,7 +119,8 @@ def describe(hypotheses: Sequence[Hypothesis], runs: Sequence[Run]) -> blocks.Pa
     sections = [Section("Runs", list(_runs(runs)), "runs")]
     for i, (name, group) in enumerate(_groups(found), 1):
         sections.append(Section(name, [_table(group)], f"group-{i}"))
-    return blocks.Page(TITLE, "Overview", [Paragraph(f"{totals(found)}.")], sections)
+    first = [Paragraph(f"{totals(found)}."), Paragraph(_COUNTED, "note")]
+    return blocks.Page(TITLE, "Overview", first, sections)
 
 
 def _runs(runs: Sequence[Run]) -> Iterator[blocks.Block]:
