@@ -318,6 +318,26 @@ def test_constant_features_are_undefined_or_nothing(name):
         assert np.isnan(found)
 
 
+@pytest.mark.parametrize("count", [300, 10_000])
+def test_constant_columns_are_0_of_any_number_of_examples(count):
+    """A sum of many equal numbers is rounded, so their mean is not the number itself."""
+    one, other = np.full((count, 3), 0.1), np.full((count, 2), 0.3)
+    assert (one != one.mean(axis=0)).all()  # or this test says nothing
+    for name, measure in MEASURES.items():
+        if name == "procrustes":
+            assert measure(one, other) == 0
+        elif name != "rsa" and not name.startswith("neighbour"):  # these look at rows
+            assert np.isnan(measure(one, other)), name
+    assert np.isnan(streaming.compute(streaming.update(streaming.init(2), [one, other]))).all()
+    # Of two columns each, one is constant and counts as 0; the others are paired, as r > 0. Sums of
+    # N products are off by N eps at most, here and in NumPy.
+    a, b = gaussians((count,), (count,))
+    b += a
+    found = representation.correlation_match(np.c_[a, one[:, 0]], np.c_[b, other[:, 0]])
+    bound = 2 * count * np.finfo(float).eps
+    assert found == pytest.approx(np.corrcoef(a, b)[0, 1] / 2, rel=0, abs=bound)
+
+
 def test_numbers_of_any_size_and_type():
     x, y, _ = example("")
     for name in ("cka", "normalized_procrustes", "rsa", "svcca", "correlation_match"):

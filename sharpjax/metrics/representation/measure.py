@@ -89,8 +89,13 @@ def checked(caller: str, features: Sequence[Any], least: int) -> list[np.ndarray
 
 
 def centred(x: np.ndarray) -> np.ndarray:
-    """`x` minus the mean of each column; a column that is constant up to rounding becomes 0."""
+    """`x` minus the mean of each column; a column that is constant up to rounding becomes 0.
+
+    The mean of N equal numbers is off by up to N eps of them. The rest is the same in all rows, so
+    a second centring removes it.
+    """
     found = x - x.mean(axis=0)
+    found -= found.mean(axis=0)
     size, reach = np.abs(x).max(axis=0), np.abs(found).max(axis=0)
     found[:, reach <= 16 * np.finfo(np.float64).eps * size] = 0.0
     return found
