@@ -246,6 +246,64 @@ def test_what_is_declared_invariant_is_and_what_is_not_has_a_counterexample(name
         assert max(abs(value - before) for value in after) > 1e-3
 
 
+def tied_examples():
+    """Features of which few dissimilarities and distances are different: one-hot, and on a grid."""
+    grid = np.random.default_rng(4).integers(1, 4, size=(60, 4)) + [3.0, 0.0, 0.0, 0.0]
+    return [*(np.eye(k)[np.arange(60) % k] for k in (10, 7)), grid]
+
+
+@pytest.mark.parametrize("name", ["rsa", "neighbour_overlap", "neighbour_overlap_cosine"])
+def test_ties_stay_ties_under_what_is_declared_invariant(name):
+    """A change rounds equal distances differently. With the same ties the value is 1 up to the
+    rounding of a sum of 1,770 squares; two examples with other neighbours cost 1e-3 or more."""
+    measure = MEASURES[name]
+    for x in tied_examples():
+        width = x.shape[1]
+        changed = {
+            "permutation": x[:, ::-1],
+            "orthogonal": x @ rotation(width, seed=9),
+            "scale": 0.3 * x,
+            "translation": x + 3 * gaussians((width,), seed=8)[0],
+        }
+        for what in measure.invariances:
+            for options in ({"k": 1}, {"k": 3}) if name.startswith("neighbour") else ({},):
+                found = measure(x, changed[what], **options)
+                assert found == pytest.approx(1, rel=0, abs=1770 * np.finfo(float).eps), what
+
+
+def test_one_dissimilarity_alone_has_no_correlation():
+    assert np.isnan(representation.rsa(np.eye(5), gaussians((5, 5))[0]))
+
+
+def test_neighbours_on_a_line_of_equal_steps():
+    """Both neighbours are equally near, and 1/3, .7 and 1e-3 are rounded."""
+    x = np.arange(60.0)[:, None]
+    for other in (x + 1 / 3, 0.7 * x - 5, 1e-3 * x + 1e3):
+        for k in (1, 2, 5):
+            assert representation.neighbour_overlap(x, other, k=k) == 1
+    # A constant feature of any size adds no rounding, and an outlier hides no distance of others.
+    flat = np.c_[x**1.5, np.full(60, 1e200)]
+    assert representation.neighbour_overlap(flat, x**1.5, k=1) == 1
+    far = np.append(x[:, 0] ** 1.5, 1e4)[:, None]
+    nearest = MEASURES["neighbour_overlap"].prepare(far, k=1)
+    assert nearest[:60].argmax(axis=1).tolist() == [1, *range(59)]
+
+
+def test_values_that_are_close_by_themselves_are_not_one_tie():
+    """A run of values is cut into groups no wider than the rounding, so each mean rank is off by
+    at most the number of values within it."""
+    values = 1 + 1e-9 * np.random.default_rng(0).uniform(size=2000)
+    rounding = 1e-12
+    found = representation.dissimilarity._ranks(values, rounding)
+    near = np.abs(values[:, None] - values) <= rounding
+    assert np.diff(np.sort(values)).max() < 20 * rounding  # close to each other
+    assert (np.abs(found - stats.rankdata(values)) <= near.sum(axis=1)).all()
+    tied = np.repeat(np.arange(50.0), 4) + np.tile([0, 1, 2, 3], 50) * rounding / 4
+    order = np.random.default_rng(1).permutation(200)
+    found = representation.dissimilarity._ranks(tied[order], rounding)
+    np.testing.assert_array_equal(found, stats.rankdata(np.floor(tied + 0.5)[order]))
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_declared_direction_and_symmetry(name):
     x, y, options = example(name)

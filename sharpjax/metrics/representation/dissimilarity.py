@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from sharpjax.metrics.representation.measure import Measure, centred, of_unit_norm
 
@@ -15,8 +14,9 @@ def rsa(a: Any, b: Any) -> float:
 
     r_ij is Pearson's correlation over features between examples i and j. So the mean of each
     example over its features is subtracted, and an orthogonal map of the features changes the
-    result. NaN if an example has the same value in all features (such as ReLUs that are all 0), or
-    if all dissimilarities are equal.
+    result. Dissimilarities that differ only by rounding, some 16 d eps, are ties and share their
+    mean rank. NaN if an example has the same value in all features (such as ReLUs that are all 0),
+    or if all dissimilarities are equal.
 
     Cost: N^2 (d + e) multiplications, and twice the ranks of N (N - 1) / 2 numbers. For 5,000
     examples it took 8 s on one CPU core and 1.3 GB.
@@ -45,8 +45,29 @@ def _prepare(x: np.ndarray) -> np.ndarray:
     rows = rows / sizes
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     correlation = (rows @ rows.T)[np.triu_indices(len(x), 1)]
-    ranks = stats.rankdata(-correlation)
+    # A correlation is off by less than (d + 8) eps, mostly of the product and of the two norms.
+    ranks = _ranks(-correlation, 16 * x.shape[1] * np.finfo(np.float64).eps)
     return of_unit_norm(ranks - (len(ranks) + 1) / 2)
+
+
+def _ranks(values: np.ndarray, rounding: float) -> np.ndarray:
+    """Ranks from 1. Values within `rounding` of each other are ties and share their mean rank.
+
+    A run of sorted values without a larger gap is cut into groups of this width, from its smallest
+    on. So values that are nearly equal by themselves do not become one tie.
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    begins = np.ones(len(values), bool)
+    begins[1:] = np.diff(ordered) > rounding
+    ordered -= np.maximum.accumulate(np.where(begins, ordered, -np.inf))
+    ordered //= rounding
+    begins[1:] |= ordered[1:] != ordered[:-1]
+    begins = np.flatnonzero(begins)
+    sizes = np.diff(begins, append=len(values))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(begins + (sizes + 1) / 2, sizes)
+    return ranks
 
 
 def _compare(a: np.ndarray, b: np.ndarray) -> float:

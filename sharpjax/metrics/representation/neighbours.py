@@ -17,10 +17,11 @@ def neighbour_overlap(a: Any, b: Any, *, k: int = 10, distance: Distance = "eucl
     """The mean Jaccard index of the k nearest neighbours of each example, in [0, 1].
 
     J = 1/N sum_i |A_i & B_i| / |A_i | B_i|, with A_i and B_i the neighbours of example i in `a` and
-    in `b`, without i itself. At equal distances the earlier example counts as nearer. For
-    independent features J is about r / (2 - r), r = k / (N - 1). Published numbers mostly use
-    cosines, which are invariant to an orthogonal map and a scale but not to a translation. With
-    cosines, the result is NaN if an example is 0 in all features.
+    in `b`, without i itself. At equal distances the earlier example counts as nearer; distances
+    that differ only by rounding count as equal. For independent features J is about r / (2 - r),
+    r = k / (N - 1). Published numbers mostly use cosines, which are invariant to an orthogonal map
+    and a scale but not to a translation. With cosines, the result is NaN if an example is 0 in all
+    features.
 
     Cost: N^2 (d + e) multiplications, 2 N^2 bytes; 0.1 s for 2,000 examples on one CPU core.
 
@@ -53,22 +54,38 @@ def _prepare(x: np.ndarray, k: int = 10, *, cosine: bool) -> np.ndarray:
         raise UserError(
             f"metrics.representation.neighbour_overlap: k={k} of {n} examples; give k < {n}."
         )
-    size = np.abs(x).max() if cosine else np.abs(x := centred(x)).max()
-    x = x / (size or 1.0)
+    largest = np.abs(x).max(axis=0)
+    x = x if cosine else centred(x)
+    size = np.abs(x).max() or 1.0
+    reach = float(np.linalg.norm(np.where(x.any(axis=0), largest, 0.0) / size))
+    x = x / size
     squares = np.einsum("ij,ij->i", x, x)
     if cosine:
         if not squares.all():
             return np.empty(0, bool)
-        x, squares = x / np.sqrt(squares)[:, None], np.zeros(n)
+        x, squares, reach = x / np.sqrt(squares)[:, None], np.ones(n), 1.0
     found = np.empty((n, n), bool)
     for rows in np.array_split(np.arange(n), -(-n * n // _BLOCK)):
         far = squares - 2 * (x[rows] @ x.T)
         far[np.arange(len(rows)), rows] = np.inf
         limit = np.partition(far, k - 1, axis=1)[:, k - 1 : k]
-        nearer, tied = far < limit, far == limit
+        rounding = _rounding(squares[rows, None], limit, reach, x.shape[1])
+        nearer, tied = far < limit - rounding, np.abs(far - limit) <= rounding
         room = k - nearer.sum(axis=1, keepdims=True)
         found[rows] = nearer | (tied & (np.cumsum(tied, axis=1) <= room))
     return found
+
+
+def _rounding(squares: np.ndarray, far: np.ndarray, reach: float, d: int) -> np.ndarray:
+    """How far apart equal distances from one example may come out.
+
+    With s = |x_i|^2 and the distance r to the other, r^2 - s is found as |x_j|^2 - 2 x_i.x_j. Sums
+    of d products and centring leave it off by less than 8 (d + 1) eps (s + r^2). Features are
+    themselves rounded: a scale or a translation moves an example by eps / 2 of its size before
+    centring, at most `reach`, and so r^2 by up to 2 eps reach r.
+    """
+    square = np.maximum(squares + far, 0.0)
+    return 16 * np.finfo(float).eps * ((d + 1) * (squares + square) + reach * np.sqrt(square))
 
 
 def _compare(a: np.ndarray, b: np.ndarray) -> float:
