@@ -60,6 +60,18 @@ def test_near_models_are_told_apart_in_float32():
         assert values[0, 1] == pytest.approx(METRICS[name].fn(*z), rel=1e-3), name
 
 
+def test_the_most_precise_outputs_set_the_precision():
+    """The first model is equally sure of both classes of example 0, also after rounding to float32;
+    the second is not, by 1e-9. float16 and bfloat16 go together as float32."""
+    one = np.array([[1.0, 1.0], [0.0, 1.0]])
+    other = np.array([[1.0, 1.0 + 1e-9], [0.0, 1.0]])
+    for narrow in (np.float32, jnp.bfloat16, np.int32):
+        for z in ([one.astype(narrow), other], [other, one.astype(narrow)]):
+            assert all_pairs(z, ["disagreement"])["disagreement"][0, 1] == 0.5
+    z = [one.astype(np.float16), one.astype(jnp.bfloat16)]
+    assert all_pairs(z, ["disagreement"])["disagreement"][0, 1] == 0
+
+
 def test_a_model_that_predicts_nothing_has_no_pairs():
     z, label = outputs()
     z[1, 5, 2] = np.inf

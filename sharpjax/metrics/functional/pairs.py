@@ -66,9 +66,9 @@ def all_pairs(
 
     The diagonal is NaN, as in `pairwise` and as `protocol.tests.pairwise.jackknife` expects. So are
     the row and column of a model with an output that is not finite. Softmaxes and ranks are
-    computed once for each model, in the precision of the outputs, float32 at least. Terms of
-    examples are summed in float64. With float32 outputs, a value agrees with that of the pair
-    function to 1e-6 of the largest possible value; shares of examples are counted and agree
+    computed once for each model, in the highest precision among the outputs, float32 at least.
+    Terms of examples are summed in float64. With float32 outputs, a value agrees with that of the
+    pair function to 1e-6 of the largest possible value; shares of examples are counted and agree
     exactly.
 
     Cost: N K for each pair and metric (`kendall_distance` N K^2), twice that if the metric is not
@@ -161,13 +161,13 @@ def _sums(
         size = -(-num_examples // num_blocks)
     else:
         size = min(whole_number("functional.all_pairs", "block_size", block_size), num_examples)
-    dtype = np.result_type(models[0].dtype, np.float32)
+    dtype = functools.reduce(np.promote_types, (x.dtype for x in models), np.dtype(np.float32))
     total = None
     with jax.enable_x64(True):
         for start in range(0, num_examples, size):
             counted = np.arange(start, start + size) < num_examples
             at = np.minimum(np.arange(start, start + size), num_examples - 1)
-            values = np.stack([models[m][at] for m in sound]).astype(dtype, copy=False)
+            values = np.stack([models[m][at].astype(dtype, copy=False) for m in sound])
             own = None if label is None else np.asarray(label)[at]
             part = _of_block(values, own, counted, pairs, formulas=formulas, probs=probs)
             part = jax.tree.map(np.asarray, part)
