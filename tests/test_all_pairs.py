@@ -168,6 +168,27 @@ def test_float64_streams(x64):
         np.testing.assert_allclose(found[name], want, rtol=1e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("rare", ["errors", "hits"])
+def test_agreement_beyond_chance_keeps_its_digits_at_rare_events(rare, num_classes):
+    """Two models err, or are right, on 5 examples of 50,000 each, never on the same. The values are
+    1 minus a quotient near 1 of five means in float32: off by some 8 roundings, 2^-24 each."""
+    n, label = 50_000, np.zeros(50_000, np.int32)
+    usual, other = (0, 1) if rare == "errors" else (1, 0)
+    predicted = np.full((2, n), usual)
+    predicted[0, :5], predicted[1, 5:10] = other, other
+    z = np.eye(num_classes, dtype=np.float32)[predicted]
+    names = ["error_consistency", "chance_corrected_agreement"]
+    found = streamed(z, label, [n], names=names)
+    e, apart = 1e-4, (num_classes - 2) / (num_classes - 1)
+    differ = 2 * e * (1 - e)  # of independent models: one is right alone
+    both_wrong = e**2 if rare == "errors" else (1 - e) ** 2
+    for name, by_chance in zip(names, (differ, differ + apart * both_wrong), strict=True):
+        want = 1 - 2 * e / by_chance
+        assert METRICS[name].fn(*z, label) == pytest.approx(want, rel=0, abs=8 * 2.0**-53), name
+        assert found[name] == pytest.approx(want, rel=0, abs=8 * 2.0**-24), name
+
+
 def test_a_mean_of_batches_is_another_number():
     z, label = outputs(2)
     names = ["normalized_disagreement", "jsd"]

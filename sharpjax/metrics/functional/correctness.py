@@ -10,17 +10,23 @@ from typing import Any, NamedTuple
 from sharpjax.metrics.functional.formula import Formula, means_of_pair, of_pair, ratio
 
 
-def _right(f: Any, g: Any) -> tuple[Any, ...]:
-    return f.right == g.right, f.right, g.right
+def right_and_wrong(f: Any, g: Any) -> tuple[Any, ...]:
+    """Whether f and g are right and whether each is wrong. Both are counted, because in float32
+    1 - u loses the digits of a small rate."""
+    return f.right, g.right, ~f.right, ~g.right
+
+
+def _kappa_terms(f: Any, g: Any) -> tuple[Any, ...]:
+    return f.right != g.right, *right_and_wrong(f, g)
 
 
 def _kappa(means: tuple[Any, ...], num_classes: int) -> Any:
-    same, u, v = means
-    chance = u * v + (1 - u) * (1 - v)
-    return ratio(same - chance, 1 - chance)
+    """1 - (1 - o) / (1 - e)."""
+    differ, u, v, wrong_a, wrong_b = means
+    return 1 - ratio(differ, u * wrong_b + v * wrong_a)
 
 
-ERROR_CONSISTENCY = Formula(_right, ("right",), _kappa)
+ERROR_CONSISTENCY = Formula(_kappa_terms, ("right",), _kappa)
 
 
 def error_consistency(a: Any, b: Any, label: Any) -> float:

@@ -7,6 +7,7 @@ if an output is not finite (such a model predicts nothing), and are NaN if there
 from typing import Any, Literal
 
 from sharpjax.errors import unknown
+from sharpjax.metrics.functional.correctness import right_and_wrong
 from sharpjax.metrics.functional.formula import Formula, of_pair, ratio
 
 
@@ -91,13 +92,18 @@ def normalized_disagreement(
     return of_pair(caller, _BY[error_of], a, b, label)
 
 
+def _corrected_terms(f: Any, g: Any) -> tuple[Any, ...]:
+    return f.prediction != g.prediction, *right_and_wrong(f, g)
+
+
 def _corrected(means: tuple[Any, ...], num_classes: int) -> Any:
-    differ, wrong_a, wrong_b = means
-    chance = (1 - wrong_a) * (1 - wrong_b) + wrong_a * wrong_b / (num_classes - 1)
-    return ratio(1 - differ - chance, 1 - chance)
+    """1 - (1 - o) / (1 - e)."""
+    differ, u, v, wrong_a, wrong_b = means
+    apart = wrong_a * wrong_b * ((num_classes - 2) / (num_classes - 1))
+    return 1 - ratio(differ, u * wrong_b + v * wrong_a + apart)
 
 
-CHANCE_CORRECTED = Formula(_differ_and_wrong, _READS, _corrected)
+CHANCE_CORRECTED = Formula(_corrected_terms, _READS, _corrected)
 
 
 def chance_corrected_agreement(a: Any, b: Any, label: Any) -> float:
