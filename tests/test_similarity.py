@@ -80,6 +80,9 @@ def test_distances_by_hand():
     a, b, _ = draw()
     want = np.mean([scipy_distance.euclidean(x, y) for x, y in zip(a, b, strict=True)])
     assert functional.activation_distance(a, b, space="logits") == pytest.approx(want)
+    # No softmax is taken there, so probabilities are as good as any other values.
+    found = functional.activation_distance(p, q, space="logits")
+    assert found == functional.activation_distance(p, q, probs=True)
     assert functional.logit_rmse(a, b) == pytest.approx(np.sqrt(np.mean((a - b) ** 2)))
 
 

@@ -1,8 +1,8 @@
 """How far apart the outputs of two models are, averaged over examples.
 
-All but `logit_rmse` compare softmax probabilities. They take logits, and raise a `UserError` for
-probabilities unless `probs=True`. All raise a `UserError` if an output is not finite, and are NaN
-if there are no examples.
+All but `logit_rmse`, and `activation_distance` with `space="logits"`, compare softmax
+probabilities. They take logits, and raise a `UserError` for probabilities unless `probs=True`. All
+raise a `UserError` if an output is not finite, and are NaN if there are no examples.
 """
 
 from typing import Any, Literal
@@ -40,11 +40,13 @@ def activation_distance(
         label: [N], not read.
         probs: whether `a` and `b` are probabilities.
         space: 'probabilities': p = softmax(a), q = softmax(b); 'logits': the distance of the logits
-            themselves, which changes if a constant is added to a row.
+            themselves, which changes if a constant is added to a row. It takes no softmax, so any
+            finite values are allowed, and the distance has no upper bound.
 
     Raises:
-        UserError: the shapes do not match; an output is not finite; probabilities without `probs`,
-            or logits with it; an unknown space, or 'logits' with `probs`.
+        UserError: the shapes do not match; an output is not finite; with space='probabilities',
+            probabilities without `probs`, or logits with it; an unknown space, or 'logits' with
+            `probs`.
 
     >>> import numpy as np
     >>> round(activation_distance(np.array([[99.0, 0.0]]), np.array([[0.0, 0.0]])), 6)
