@@ -429,7 +429,7 @@ def test_a_study_of_another_version_is_verified_but_not_run(tmp_path):
     found = verify.verify(path)
     assert found.problems == () and "study 'alchemy' is none of this version" in found.notes
     message = refused(command.main, ["replay", str(path)])
-    assert "none that this version runs" in message and "alchemy" in message
+    assert "not one that this version runs" in message and "alchemy" in message
 
 
 def test_list_shows_damaged_runs_as_such(path, capsys):

@@ -407,7 +407,7 @@ def test_a_report_is_made_again(path, capsys):
 
 
 def test_a_figure_that_is_too_long_for_a_page_stays_beside_it(path, tmp_path, monkeypatch):
-    there = pathlib.Path(shutil.copytree(path, tmp_path / "run")) / "figures"
+    there = pathlib.Path(shutil.copytree(path, tmp_path / "copy")) / "figures"
     sizes = {file.stem: file.stat().st_size for file in there.glob("*.png")}
     monkeypatch.setattr(report, "MAX_FIGURE_BYTES", sorted(sizes.values())[-1] - 1)
     pictures = {p.name: p.png for p in report.content_of(read.read(there.parent)).pictures}
