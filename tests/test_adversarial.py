@@ -113,6 +113,13 @@ def test_inputs_are_floating_and_classes_two_or_more():
                  jnp.zeros(4, jnp.int32), epsilon=0.1)  # fmt: skip
 
 
+def test_a_label_in_a_byte():
+    """Class 261 is not class 5."""
+    logits_fn = jax.tree_util.Partial(lambda x: jnp.zeros((2, 300)).at[:, 261].set(x[:, 0]))
+    found = fgsm(logits_fn, jnp.ones((2, 1)), jnp.array([5, 7], jnp.uint8), epsilon=0.0)
+    assert not found.clean.any() and not found.correct.any()
+
+
 def test_what_is_not_finite_is_not_right(key):
     def broken(x):
         return jnp.stack([jnp.zeros(len(x)), jnp.full(len(x), jnp.nan)], 1)

@@ -365,6 +365,18 @@ def test_probabilities_are_known_by_their_sums(dtype):
     assert not update(metrics.init(5), z.astype(dtype), label, weight).refused.any()
 
 
+@pytest.mark.parametrize("step", [metrics.update, update])
+def test_labels_in_a_byte(step):
+    """Class 261 is not class 5, and 255 is a class of 256."""
+    logits = jnp.zeros((2, 300)).at[jnp.arange(2), jnp.array([261, 7])].set(9.0)
+    for label in (jnp.array([5, 7], jnp.uint8), np.array([5, 7], np.int8)):
+        totals = step(metrics.init(5), logits, label, jnp.ones(2))
+        assert not totals.refused.any() and values(totals)["accuracy"] == 0.5
+    ends = jnp.zeros((2, 256)).at[jnp.arange(2), jnp.array([0, 255])].set(9.0)
+    totals = step(metrics.init(5), ends, jnp.array([0, 255], jnp.uint8), jnp.ones(2))
+    assert not totals.refused.any() and values(totals)["accuracy"] == 1
+
+
 def test_one_logit_is_refused():
     with pytest.raises(UserError, match="of one class"):
         metrics.update(metrics.init(5), jnp.zeros((3, 1)), jnp.zeros(3, int), jnp.ones(3))

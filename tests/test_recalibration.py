@@ -231,6 +231,14 @@ def test_what_is_no_logits_is_not_mapped(name):
     wrong = FITS["binned_scaling" if name == "temperature" else "temperature"][1](z, y)
     with pytest.raises(UserError, match=f"{name}.apply: fit must be from {name}.fit"):
         module.apply(wrong, other)
+    narrow = jnp.asarray(softmax(other), jnp.bfloat16)
+    with pytest.raises(UserError, match=f"{name}.apply: these are probabilities"):
+        module.apply(found, narrow, allow_overlap=True)
+    for bad in (other[0], other[None]):
+        with pytest.raises(UserError, match=rf"{name}.apply: logits is .*; give \[N, K\]"):
+            module.apply(found, bad)
+    with pytest.raises(UserError, match=rf"{name}.apply: logits is \[3, 3\]; give \[N, 4\]"):
+        module.apply(found, other[:, :3])
     other[1] = np.nan
     mapped = np.asarray(module.apply(found, other))
     np.testing.assert_array_equal(np.isnan(mapped).all(axis=1), [False, True, False])

@@ -397,6 +397,7 @@ def test_bins_that_are_none(options, words):
         reliability.init(**options)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
     "metric",
     [
@@ -410,10 +411,10 @@ def test_bins_that_are_none(options, words):
         ),
     ],
 )
-def test_probabilities_are_refused(metric):
+def test_probabilities_are_refused(metric, dtype):
     z, y = draw(12)
     with pytest.raises(UserError, match="these are probabilities"):
-        metric(jnp.asarray(softmax(z), jnp.float32), y)
+        metric(jnp.asarray(softmax(z), dtype), y)
 
 
 def test_inside_a_trace_probabilities_give_nan():

@@ -74,6 +74,10 @@ def test_models_are_stacked_and_taken_apart():
     [
         (lambda x: distances(x[0]), r"logits is \[30, 4\]; give \[P, N, K\]"),
         (lambda x: distances(special.softmax(x, axis=-1)), "distances: these are probabilities"),
+        (
+            lambda x: distances(special.softmax(x, axis=-1).astype(np.float16)),
+            "distances: these are probabilities",
+        ),
         (lambda x: distances(x, x[:, 1:]), r"states of shapes .* of the same examples"),
         (lambda x: distances(x, kind="l2"), "kind='l2'; give one of activation"),
         (lambda x: stacked({"a": x, "b": x[:, 1:]}), "stacked: outputs of 2 models"),

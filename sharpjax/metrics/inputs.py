@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from sharpjax import tree
 from sharpjax.errors import TWO_CLASSES, UserError
 
 REASONS = (
@@ -23,7 +24,7 @@ class Checked(NamedTuple):
 
     Attributes:
         logits: float32 [B, K].
-        label: integers [B].
+        label: integers [B], of at least four bytes, in which each class is a number.
         counted: bool [B]; false for padding.
         refused: bool [3], which of `REASONS` hold; all false outside a trace.
     """
@@ -49,6 +50,7 @@ def checked(
         logits = logits.astype(jnp.float32)
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise UserError(f"{caller}: label is {label.dtype}; give integers, the classes.")
+    label = wide_label(label)
     weight = jnp.ones(label.shape, jnp.float32) if weight is None else jnp.asarray(weight)
     if logits.ndim != 2 or label.shape != logits.shape[:1] or weight.shape != label.shape:
         raise UserError(
@@ -73,8 +75,21 @@ def on_host(caller: str, logits: jax.Array, label: jax.Array) -> tuple[np.ndarra
         UserError: as `checked`; inside a trace.
     """
     refuse_traced(caller, logits, label)
-    checked(caller, jnp.asarray(logits, jnp.float32), jnp.asarray(label))
+    checked(caller, at_most_float32(logits), label)
     return np.asarray(logits, np.float64), np.asarray(label)
+
+
+def wide_label(label: jax.Array) -> jax.Array:
+    """Integers [B] in at least four bytes. Class 261 as uint8 would be class 5."""
+    return label.astype(jnp.int32) if tree.is_narrow(label) else label
+
+
+def at_most_float32(logits: jax.Array) -> jax.Array:
+    """Logits outside of a trace, in float32 or the narrower floating type given. `checked` takes
+    the rounding error of probabilities from this type."""
+    z = np.asarray(logits)
+    narrow = jnp.issubdtype(z.dtype, jnp.floating) and tree.is_narrow(z)
+    return jnp.asarray(z, None if narrow else jnp.float32)
 
 
 def refuse_traced(caller: str, *arrays: jax.Array) -> None:

@@ -115,7 +115,7 @@ def _states(logits: Any) -> list[np.ndarray]:
     x = np.asarray(logits)
     if x.ndim != 3 or not x.size:
         raise UserError(f"{caller}: logits is {list(x.shape)}; give [P, N, K], as [epochs, N, K].")
-    flat = jnp.asarray(x.reshape(-1, x.shape[-1]), jnp.float32)
+    flat = inputs.at_most_float32(x.reshape(-1, x.shape[-1]))
     inputs.checked(caller, flat, jnp.zeros(len(flat), jnp.int32))  # refuses probabilities
     finite = [np.isfinite(state).all() for state in x]
     return [
