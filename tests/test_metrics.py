@@ -55,9 +55,10 @@ def test_uniform_predictions():
 
 
 def test_uniform_confidence_is_an_edge_and_belongs_to_the_bin_below():
-    for k in (3, 10, 31, 49):
-        bins = totals_of(np.zeros((1, k)), [0], num_bins=k).bins
-        np.testing.assert_array_equal(bins.count, np.eye(k)[0])
+    # 1/K is the edge b/M also where M = (b + 1) K, and b/M is not b times the rounded 1/M.
+    for k, num_bins in ((3, 3), (31, 31), (10, 100), (7, 49), (5, 25)):
+        bins = totals_of(np.zeros((1, k)), [0], num_bins=num_bins).bins
+        np.testing.assert_array_equal(bins.count, np.eye(num_bins)[num_bins // k - 1])
 
 
 def test_certain_predictions_are_in_the_last_bin():

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -11,7 +13,8 @@ from sklearn.metrics import cohen_kappa_score
 from sharpjax import metrics
 from sharpjax.errors import UserError
 from sharpjax.metrics import functional
-from sharpjax.metrics.functional import METRICS
+from sharpjax.metrics.functional import METRICS, confidence
+from sharpjax.metrics.functional.outputs import Outputs
 
 SOFT = [name for name, metric in METRICS.items() if metric.formula.guarded]
 
@@ -228,6 +231,13 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below():
     label = np.array([1, 0])
     found = functional.calibration_difference(sure, right, label, probs=True)
     assert found == pytest.approx(abs((0.2 + 0.75) / 2 - 0.5), rel=1e-12)
+    # In float32 too, in which 10 times the rounded 1/100 is not 1/10.
+
+    def gaps(z):
+        return confidence.binned(100).terms(Outputs(z, 0), Outputs(z, 0))
+
+    for run in (gaps, jax.jit(gaps)):
+        assert np.flatnonzero(np.ravel(run(jnp.zeros((1, 10))))).tolist() == [9, 109]
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sharpjax.estimate import Estimate
 from sharpjax.metrics import summation
@@ -45,7 +46,8 @@ def add(bins: Bins, confidence: jax.Array, correct: jax.Array, counted: jax.Arra
     """
     num_bins = bins.count.size
     bin_ = jnp.arange(num_bins, dtype=jnp.int32)[None, :]
-    inner_edge = jnp.arange(1, num_bins, dtype=jnp.float32)[None, :] / num_bins
+    # Divided in numpy: XLA multiplies by 1 / M, which may round an edge differently.
+    inner_edge = np.arange(1, num_bins, dtype=np.float32)[None, :] / np.float32(num_bins)
     index = jnp.sum(confidence[:, None] > inner_edge, axis=1, keepdims=True, dtype=jnp.int32)
     member = (index == bin_) & counted[:, None]
     gap = jnp.where(counted, correct.astype(jnp.float32) - confidence, 0.0)

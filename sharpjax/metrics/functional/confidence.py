@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+import numpy as np
+
 from sharpjax.errors import whole_number
 from sharpjax.metrics.functional.formula import Formula, of_pair
 from sharpjax.metrics.functional.outputs import namespace
@@ -16,7 +18,9 @@ def binned(num_bins: int) -> Formula:
     def gaps(model: Any) -> tuple[Any, ...]:
         """For each bin: right minus confidence if the example is in the bin, else 0."""
         xp, confidence = namespace(model.values), model.probabilities.max(axis=-1)
-        inner_edge = xp.arange(1, num_bins, dtype=confidence.dtype) / num_bins
+        # Divided in numpy, as in `metrics.calibration`: XLA may round an edge differently.
+        inner_edge = np.arange(1, num_bins, dtype=confidence.dtype)
+        inner_edge /= confidence.dtype.type(num_bins)
         index = xp.sum(confidence[..., None] > inner_edge, axis=-1)
         gap = model.right.astype(confidence.dtype) - confidence
         return tuple(xp.where(index == number, gap, 0) for number in range(num_bins))
