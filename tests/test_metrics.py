@@ -261,7 +261,10 @@ def test_nothing_one_example_and_what_is_not_finite():
     assert values(totals_of(impossible, [1, 0, 0, 0], batch_size=1))["nll"] == np.inf
     broken = np.array([[0.0, np.nan]] + [[0.0, 0.0]] * 3)
     result = values(totals_of(broken, [1, 0, 0, 0], batch_size=1))
-    assert np.isnan(result["nll"]) and np.isnan(result["ece"])
+    assert np.isnan(list(result.values())).all()
+    # Nothing is predicted here either, although the label has a loss of infinity.
+    overflown = values(totals_of([[np.inf, 0.0]] + [[0.0, 0.0]] * 3, [1, 0, 0, 0], batch_size=1))
+    assert np.isnan(list(overflown.values())).all()
 
 
 # The standard error of the calibration error, and the bias that it does not show.

@@ -108,7 +108,7 @@ def compute(totals: Totals) -> dict[str, Estimate]:
     an accuracy p this is sqrt(p (1 - p) / (n - 1)). For the calibration error, see
     `calibration.expected_calibration_error`. Standard errors are NaN for one example; with no
     examples the values are NaN too. `num_evaluations` is the number of examples. If a batch was
-    refused, everything is NaN.
+    refused or a prediction is NaN, everything is NaN.
     """
     num_examples = jnp.sum(totals.bins.count)
     n = num_examples.astype(jnp.float32)
@@ -122,7 +122,7 @@ def compute(totals: Totals) -> dict[str, Estimate]:
         ),
         "ece": calibration.expected_calibration_error(totals.bins),
     }
-    bad = jnp.any(totals.refused)
+    bad = jnp.any(totals.refused) | jnp.isnan(found["ece"].value)  # NaN if a confidence is
     return {
         name: Estimate(jnp.where(bad, jnp.nan, value), jnp.where(bad, jnp.nan, error), count)
         for name, (value, error, count) in found.items()
