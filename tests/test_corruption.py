@@ -252,6 +252,15 @@ def test_means_over_kinds_and_severities():
     own = metrics.robustness(errors, clean=0.1, baseline=errors, baseline_clean=0.1)
     assert own.mce == own.relative_mce == 1
     assert np.isnan(metrics.robustness(errors, clean=0.1).mce)
+    # A baseline that errs no more on a kind than on clean images, and one that never errs on it.
+    fog = {("fog", s): 0.0 for s in range(1, 6)}
+    for other_fog, mce_is_known in ((0.15, True), (0.1, True), (0.0, False)):
+        worse = baseline | dict.fromkeys(fog, other_fog)
+        found = metrics.robustness(errors, clean=0.1, baseline=worse, baseline_clean=0.15)
+        assert np.isnan(found.relative_mce) and np.isfinite(found.mce) == mce_is_known
+    for rates in ({"clean": 10.0}, {"clean": np.nan}, {"clean": 0.1, "baseline_clean": -0.1}):
+        with pytest.raises(UserError, match=r"clean=.*; give an error rate in \[0, 1\]"):
+            metrics.robustness(errors, baseline=baseline, **({"baseline_clean": 0.1} | rates))
     del errors["fog", 3]
     refused = (
         (errors, {}, r"\('fog', 3\) is missing in errors"),

@@ -17,9 +17,9 @@ class Robustness(NamedTuple):
         accuracy: the mean of 1 - error over all kinds and severities.
         by_kind, by_severity: mean accuracy of each kind, by name, and of each severity.
         mce: the mean over kinds of sum_s E / sum_s E', with E' the errors of the baseline (arXiv
-            1903.12261); NaN without a baseline.
+            1903.12261). NaN without a baseline, and if E' is 0 at all severities of a kind.
         relative_mce: the same, with the error of the same model on clean images subtracted from
-            each error.
+            each error. NaN also if E' of a kind is not above the baseline's clean error on average.
     """
 
     accuracy: float
@@ -58,6 +58,9 @@ def robustness(
     (0.75, 0.625, 0.75)
     """
     table, kinds, severities = _table("errors", errors)
+    for what, rate in (("clean", clean), ("baseline_clean", baseline_clean)):
+        if rate is not None and not 0 <= rate <= 1:
+            raise UserError(f"metrics.robustness: {what}={rate}; give an error rate in [0, 1].")
     if (baseline is None) != (baseline_clean is None):
         raise UserError("metrics.robustness: give baseline and baseline_clean, or neither.")
     mce = relative = float("nan")
@@ -67,10 +70,8 @@ def robustness(
             raise UserError(
                 "metrics.robustness: the baseline has other kinds or severities than the errors."
             )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mce = float(np.mean(table.sum(1) / other.sum(1)))
-            excess = (table - clean).sum(1) / (other - baseline_clean).sum(1)
-            relative = float(np.mean(excess))
+        mce = _mean_ratio(table, other)
+        relative = _mean_ratio(table - clean, other - baseline_clean)
     right = 1 - table
     return Robustness(
         float(right.mean()),
@@ -79,6 +80,15 @@ def robustness(
         mce,
         relative,
     )
+
+
+def _mean_ratio(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The mean over kinds of sum_s ours / sum_s theirs; NaN if a sum of theirs is not above 0."""
+    total = theirs.sum(1)
+    # Rates of N images are multiples of 1 / N; a sum below 1e-12 is 0 and its rounding error.
+    if np.any(total < 1e-12):
+        return float("nan")
+    return float(np.mean(ours.sum(1) / total))
 
 
 def _table(what: str, errors: Errors) -> tuple[np.ndarray, list[str], list[int]]:
