@@ -356,8 +356,27 @@ def test_scores_and_their_means():
     assert scores.entropy(jnp.array([[0.0, -jnp.inf]])).tolist() == [0.0]
     found = scores.mean(scores.nll(z, y))
     np.testing.assert_allclose(found.standard_error, np.std(scores.nll(z, y), ddof=1) / 500**0.5)
-    with pytest.raises(UserError, match="level=1"):
-        scores.bootstrap_interval(jnp.mean, z, key=jax.random.key(0), level=1)
+    with pytest.raises(UserError, match=r"scores.mean: values is \[500, 4\]; give \[N\]"):
+        scores.mean(p)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "words"),
+    [
+        ([np.zeros(9)], {"level": 1}, "level=1"),
+        ([np.zeros(9)], {"num_draws": 1}, "num_draws=1 with level=0.95; give 40 or more"),
+        ([np.zeros(9)], {"num_draws": 199, "level": 0.99}, ".*; give 200 or more"),
+        ([np.zeros(9), np.zeros(8)], {}, r"arrays of shapes \[\[9\], \[8\]\]; give one or more"),
+        ([np.zeros(9), 1.0], {}, r"arrays of shapes \[\[9\], \[\]\]"),
+        ([], {}, r"arrays of shapes \[\]"),
+    ],
+)
+def test_bootstraps_that_say_nothing(arrays, options, words):
+    def sums(*arrays):
+        return sum(map(jnp.mean, arrays))
+
+    with pytest.raises(UserError, match=f"scores.bootstrap_interval: {words}"):
+        scores.bootstrap_interval(sums, *arrays, key=jax.random.key(0), **options)
 
 
 def test_a_bootstrap_interval_of_a_calibration_error(key):

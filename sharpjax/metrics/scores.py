@@ -4,6 +4,7 @@ losses = scores.nll(logits, label)                # [N]
 scores.mean(losses)                               # Estimate, with its standard error
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,11 +57,18 @@ def entropy(logits: jax.Array) -> jax.Array:
 def mean(values: jax.Array) -> Estimate:
     """The mean of values [N] with its standard error, sd / sqrt(n), which is NaN for one example.
 
+    Raises:
+        UserError: `values` is not [N].
+
     >>> estimate = mean(np.array([1.0, 3.0]))
     >>> float(estimate.value), float(estimate.standard_error), estimate.num_evaluations
     (2.0, 1.0, 2)
     """
     x = np.asarray(values, np.float64)
+    if x.ndim != 1:
+        raise UserError(
+            f"scores.mean: values is {list(x.shape)}; give [N], one number for each example."
+        )
     n = len(x)
     error = x.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return Estimate(x.mean() if n else np.nan, error, n)
@@ -82,22 +90,36 @@ def bootstrap_interval(
 
     Args:
         statistic: maps the arrays to a scalar; a jax function, compiled once.
-        arrays: examples on axis 0.
+        arrays: one or more, with the same N examples on axis 0.
         key: random key of the draws.
-        num_draws: number of bootstrap samples.
+        num_draws: number of bootstrap samples, at least 2 / (1 - level): with fewer, less than one
+            draw is expected beyond each quantile.
         level: coverage of the interval, in (0, 1).
 
     Raises:
-        UserError: `level` is not between 0 and 1, or `num_draws` is less than 1.
+        UserError: `level` is not between 0 and 1, or `num_draws` is too small for it; the arrays
+            differ in their number of examples, or there are none.
 
     >>> low, high = bootstrap_interval(jnp.mean, jnp.arange(100.0), key=jax.random.key(0))
     >>> 40 < low < 46 and 53 < high < 59  # 49.5 - 1.96 * 2.9 is 43.8
     True
     """
-    num_draws = whole_number("scores.bootstrap_interval", "num_draws", num_draws)
+    caller = "scores.bootstrap_interval"
+    num_draws = whole_number(caller, "num_draws", num_draws)
     if not 0 < level < 1:
-        raise UserError(f"scores.bootstrap_interval: level={level}; give a number in (0, 1).")
+        raise UserError(f"{caller}: level={level}; give a number in (0, 1).")
+    least = math.ceil(2 / (1 - level) - 1e-6)  # 2 / (1 - 0.95) may be above 40 by rounding
+    if num_draws < least:
+        raise UserError(
+            f"{caller}: num_draws={num_draws} with level={level}; give {least} or more draws."
+        )
     arrays = tuple(map(jnp.asarray, arrays))
+    lengths = {x.shape[:1] for x in arrays}
+    if len(lengths) != 1 or () in lengths:
+        raise UserError(
+            f"{caller}: arrays of shapes {[list(x.shape) for x in arrays]}; give one or more, with "
+            "the same examples on axis 0."
+        )
     n = len(arrays[0])
 
     @jax.jit
