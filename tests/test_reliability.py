@@ -268,6 +268,11 @@ def test_the_temperature_of_rescaled_log_probabilities(factor):
     assert fit.nll_after <= fit.nll_before + 1e-15 and fit.num_steps < 60
 
 
+def test_one_example_says_nothing_of_the_error_of_a_temperature():
+    fit = temperature.fit(np.array([[2.0, 1.0, -9.0]]), np.array([1]))
+    assert fit.temperature.value > 0 and np.isnan(fit.temperature.standard_error)
+
+
 def test_the_temperature_is_the_minimum_and_keeps_predictions():
     z, y = draw(7)
     fit = temperature.fit(z, y)

@@ -31,8 +31,9 @@ def check(caller: str, fit: object, kind: type, logits: jax.Array) -> None:
         )
     inputs.refuse_traced(caller, logits)
     shape = np.shape(logits)
-    if len(shape) == 2 and shape[1] > 1:
-        inputs.on_host(caller, logits, jnp.zeros(shape[0], jnp.int32))
+    if len(shape) != 2:
+        raise UserError(f"{caller}: logits is {list(shape)}; give [N, K].")
+    inputs.on_host(caller, logits, jnp.zeros(shape[0], jnp.int32))
 
 
 def check_classes(caller: str, logits: jax.Array, num_classes: int) -> None:

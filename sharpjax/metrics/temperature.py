@@ -23,11 +23,12 @@ class Fit:
 
     Attributes:
         temperature: T, with its standard error over examples (the sandwich form, which is robust to
-            a wrong model).
+            a wrong model), which is NaN for one example.
         nll_before, nll_after: mean negative log-likelihood of the validation data at T = 1 and at
             the fitted T.
         num_steps: Newton and bisection steps.
         rows: a digest of each row of the validation logits, sorted.
+        num_classes: K; None in a fit that an earlier version stored.
     """
 
     temperature: Estimate
@@ -35,6 +36,7 @@ class Fit:
     nll_after: float
     num_steps: int
     rows: np.ndarray = dataclasses.field(repr=False)
+    num_classes: int | None = None
 
 
 def fit(logits: jax.Array, label: jax.Array) -> Fit:
@@ -103,9 +105,11 @@ def fit(logits: jax.Array, label: jax.Array) -> Fit:
     p = np.exp(b * z - _log_sum(b * z)[:, None])
     scores = np.sum(p * z, axis=1) - of_label
     _, curvature = _derivatives(z, of_label, b)
-    error = np.sqrt(np.mean(scores**2) / len(y)) / curvature
+    # The score of one example is 0 at the optimum, whatever the noise is.
+    error = np.sqrt(np.mean(scores**2) / len(y)) / curvature if len(y) > 1 else np.nan
     found = Estimate(float(size / b), float(size * error / b**2), len(y))
-    return Fit(found, nll[0], nll[1], num_steps, np.sort(held_out.digests(logits)))
+    rows = np.sort(held_out.digests(logits))
+    return Fit(found, nll[0], nll[1], num_steps, rows, z.shape[1])
 
 
 def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Array:
@@ -117,10 +121,12 @@ def apply(fit: Fit, logits: jax.Array, *, allow_overlap: bool = False) -> jax.Ar
         allow_overlap: also accept examples that T was fitted on.
 
     Raises:
-        UserError: `fit` is not from `temperature.fit`; probabilities; inside jit; more than 1 % of
-            the rows are rows that T was fitted on.
+        UserError: `fit` is not from `temperature.fit`; probabilities; inside jit; other shapes, or
+            another number of classes; more than 1 % of the rows are rows that T was fitted on.
     """
     held_out.check("temperature.apply", fit, Fit, logits)
+    if fit.num_classes is not None:
+        held_out.check_classes("temperature.apply", logits, fit.num_classes)
     held_out.refuse_seen(
         "temperature.apply", "temperature", fit.rows, logits, allow_overlap=allow_overlap
     )
