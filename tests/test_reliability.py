@@ -169,12 +169,53 @@ def test_the_test_of_calibration(key):
         found = adaptive.calibration_test(bins, logits, label, key=key, num_draws=200)
         np.testing.assert_allclose(found.ece, values(update(bins, logits, label))["ece"], rtol=1e-5)
         assert found.low < found.mean < found.high < 0.1
-        assert found.p_value >= 1 / 201 and (calibrated or found.p_value == 1 / 201)
+        assert found.p_value > 0.05 if calibrated else found.p_value == 1 / 201
     classes = reliability.init(10, of="classes", num_classes=4)
     z, y = draw(5)
     found = adaptive.calibration_test(classes, z, y, key=key, num_draws=200)
     np.testing.assert_allclose(found.ece, values(update(classes, z, y))["ece"], rtol=1e-5)
     assert found.p_value == 1 / 201  # too sure, by construction
+    with pytest.raises(UserError, match="calibration_test: logits of 3 classes, and .* are of 4"):
+        adaptive.calibration_test(classes, z[:, :3], y % 3, key=key, num_draws=2)
+
+
+def test_p_values_of_calibrated_models_are_uniform(key):
+    """On 1/101 to 1: their mean is 0.505, and that of 50 of them is off by 0.29 / sqrt 50."""
+    rng, bins = np.random.default_rng(16), reliability.init(10)
+    confidence = rng.uniform(0.5, 1.0, (50, 400))
+    label = (rng.uniform(size=confidence.shape) >= confidence).astype(np.int32)
+    p = [
+        adaptive.calibration_test(bins, two_classes(c), y, key=k, num_draws=100).p_value
+        for c, y, k in zip(confidence, label, jax.random.split(key, 50), strict=True)
+    ]
+    assert abs(np.mean(p) - 0.505) < 4 * 0.29 / np.sqrt(50)
+    assert min(p) < 0.2 and max(p) > 0.8
+
+
+def test_errors_that_are_equal_count_as_large(key):
+    # A gap of 0: no calibrated model has a smaller one.
+    label = np.random.default_rng(17).permutation(np.arange(2000) >= 1900).astype(np.int32)
+    bins, z = reliability.init(15), two_classes([0.95] * 2000)
+    assert adaptive.calibration_test(bins, z, label, key=key, num_draws=200).p_value == 1
+    # 1,890 and 1,910 right are equally far from the 1,900 expected.
+    below, above = (
+        adaptive.calibration_test(bins, z, np.int32(np.arange(2000) >= n), key=key, num_draws=200)
+        for n in (1890, 1910)
+    )
+    assert below.p_value == above.p_value
+
+
+def test_models_of_equal_errors_count_as_far():
+    """In one bin the predictions of two examples change places, twice: the errors differ by 0."""
+    confidence, places = np.random.default_rng(19).uniform(0.6, 0.99, 300), [0, 100, 200, 299]
+    confidence[places], other = (0.71, 0.72, 0.73, 0.77), confidence.copy()
+    other[places] = 0.72, 0.71, 0.77, 0.73
+    pair = two_classes(confidence), two_classes(other)
+    found = adaptive.compare_calibration(
+        reliability.init(10), *pair, np.zeros(300, np.int32), key=jax.random.key(0), num_draws=200
+    )
+    # Two sums of some 80 gaps below 0.3, each rounded 80 times in float64, over 300.
+    assert abs(found.difference) < 2 * 80 * 80 * 0.3 * 2.0**-53 / 300 and found.p_value == 1
 
 
 def test_bins_of_equal_mass():
@@ -458,9 +499,12 @@ def test_nothing_is_said_of_no_predictions(key):
     z, y, bins = np.full((10, 2), np.nan, np.float32), np.zeros(10, int), reliability.init(10)
     for found in (by_hand(bins, [np.nan], [0]), by_hand(bins, [], [])):
         assert np.isnan(list(values(found).values())).all()
-    assert np.isnan(adaptive.calibration_test(bins, z, y, key=key, num_draws=2)).all()
-    assert np.isnan(adaptive.compare_calibration(bins, z, z, y, key=key, num_draws=2)).all()
     for n, words in ((10, "not finite"), (0, "there are no examples")):
+        none, own = z[:n], y[:n]
+        found = adaptive.calibration_test(bins, none, own, key=key, num_draws=2)
+        assert np.isnan(found).all()
+        found = adaptive.compare_calibration(bins, none, none, own, key=key, num_draws=2)
+        assert np.isnan(found).all()
         assert np.isnan(selective.risk_coverage(z[:n], y[:n])[2:]).all()
         with pytest.raises(UserError, match=f"temperature.fit: .*{words}"):
             temperature.fit(z[:n], y[:n])

@@ -1,5 +1,7 @@
 """Calibration errors with bins that adapt to the data, and tests of calibration errors."""
 
+import functools
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -9,6 +11,11 @@ import numpy as np
 from sharpjax.errors import UserError, unknown, whole_number
 from sharpjax.metrics import inputs, reliability
 from sharpjax.metrics.reliability import Reliability
+
+# The tests below call two calibration errors equal if they differ by less. Confidences come from a
+# float32 softmax and are off by some 4 eps; so is a mean of them, and an error by as much. Sums of
+# them are in float64. A comparison of two errors is off by 8 eps, one of two differences by 16.
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)
 
 
 def adaptive_calibration_error(
@@ -151,7 +158,7 @@ def calibration_test(
         key: random key of the draws.
 
     Raises:
-        UserError: as `metrics.update`.
+        UserError: as `metrics.update`; the bins are of another number of classes.
     """
     caller = "calibration_test"
     num_draws = whole_number(caller, "num_draws", num_draws)
@@ -161,17 +168,22 @@ def calibration_test(
         confidence = inputs.confidence_of(batch)[:, None]
         right = inputs.correct(batch)[:, None]
     else:
+        reliability.check_classes(caller, bins, batch.logits)
         confidence = jax.nn.softmax(batch.logits)
         right = batch.label[:, None] == jnp.arange(confidence.shape[1])
     keys = jax.random.split(key, num_draws)
-    observed, null = map(np.asarray, _null(bins, batch.logits, confidence, right, keys))
-    # Draws that are equal to it up to rounding count as large.
-    larger = null >= observed * (1 - 1e-6)
+    index, drawn = map(np.asarray, _counts(bins, batch.logits, confidence, right, keys))
+    # The confidences are those of all draws: equal numbers of right ones give equal errors.
+    sums = np.stack(
+        [_in_bins(bins, *of) for of in zip(index.T, np.asarray(confidence).T, strict=True)]
+    )
+    count = len(batch.label) or math.nan
+    observed, *null = (float(np.abs(sums - right).sum(axis=1).mean() / count) for right in drawn)
     low, high = np.quantile(null, [0.025, 0.975])
+    larger = np.array(null) >= observed - _ROUNDING
     return CalibrationTest(
-        float(observed), float(null.mean()), float(low), float(high),
-        _p_value(float(observed), larger),
-    )  # fmt: skip
+        observed, float(np.mean(null)), float(low), float(high), _p_value(observed, larger)
+    )
 
 
 class Comparison(NamedTuple):
@@ -218,11 +230,22 @@ def compare_calibration(
     inputs.refuse_traced(caller, first, second, label)
     batches = [inputs.checked(caller, logits, label) for logits in (first, second)]
     confidence = jnp.stack([inputs.confidence_of(batch) for batch in batches])
-    right = jnp.stack([inputs.correct(batch) for batch in batches])
-    observed, drawn = _exchanged(bins, confidence, right, jax.random.split(key, num_draws))
-    # Draws that are equal to it up to rounding count as far.
-    far = np.abs(drawn) >= abs(float(observed)) * (1 - 1e-6)
-    return Comparison(float(observed), _p_value(float(observed), far))
+    right = np.stack([inputs.correct(batch) for batch in batches])
+    index = np.asarray(reliability.bin_of(bins, confidence))
+    gap = np.asarray(confidence, np.float64) - right
+    count = len(batches[0].label) or math.nan
+
+    def difference(swap: np.ndarray) -> float:
+        own, other = (
+            np.abs(_in_bins(bins, *(np.where(swap, x[1 - i], x[i]) for x in (index, gap)))).sum()
+            for i in (0, 1)
+        )
+        return float((own - other) / count)
+
+    observed = difference(np.zeros(len(label), bool))
+    keys = jax.random.split(key, num_draws)
+    drawn = [difference(np.asarray(_swap(keys, i, len(label)))) for i in range(num_draws)]
+    return Comparison(observed, _p_value(observed, np.abs(drawn) >= abs(observed) - _ROUNDING))
 
 
 def _p_value(observed: float, as_large: np.ndarray) -> float:
@@ -231,34 +254,30 @@ def _p_value(observed: float, as_large: np.ndarray) -> float:
     return float((1 + np.sum(as_large)) / (1 + len(as_large)))
 
 
-@jax.jit
-def _exchanged(bins, confidence, right, keys):
-    def difference(confidence, right):
-        one, other = (_error(bins, confidence[i][:, None], right[i][:, None]) for i in (0, 1))
-        return one - other
+def _in_bins(bins: Reliability, index: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of `values` [N] in each bin, float64 [M]."""
+    return np.bincount(index, values, bins.count.shape[1])
 
-    def draw(key):
-        swap = jax.random.bernoulli(key, 0.5, confidence.shape[1:])
-        return difference(*(jnp.where(swap, x[::-1], x) for x in (confidence, right)))
 
-    return difference(confidence, right), jax.lax.map(draw, keys)
+@functools.partial(jax.jit, static_argnums=2)
+def _swap(keys, i, size):
+    return jax.random.bernoulli(keys[i], 0.5, (size,))
 
 
 @jax.jit
-def _null(bins, logits, confidence, right, keys):
-    def draw(key):
-        if bins.of == "top":
-            right = jax.random.uniform(key, confidence.shape) < confidence
-        else:
-            label = jax.random.categorical(key, logits)
-            right = label[:, None] == jnp.arange(confidence.shape[1])
-        return _error(bins, confidence, right)
-
-    return _error(bins, confidence, right), jax.lax.map(draw, keys)
-
-
-def _error(bins, confidence, right):
+def _counts(bins, logits, confidence, right, keys):
+    """The bins of the predictions, [N, C], and how many are right in each, as observed and in each
+    draw, [1 + draws, C, M]."""
     index = reliability.bin_of(bins, confidence)
     rows = jnp.arange(confidence.shape[1])[None, :]
-    gaps = jnp.zeros(bins.count.shape).at[rows, index].add(confidence - right)
-    return jnp.mean(jnp.sum(jnp.abs(gaps), axis=1)) / confidence.shape[0]
+
+    def count(right):
+        return jnp.zeros(bins.count.shape, jnp.int32).at[rows, index].add(right.astype(jnp.int32))
+
+    def draw(key):
+        if bins.of == "top":
+            return count(jax.random.uniform(key, confidence.shape) < confidence)
+        label = jax.random.categorical(key, logits)
+        return count(label[:, None] == jnp.arange(confidence.shape[1]))
+
+    return index, jnp.concatenate([count(right)[None], jax.lax.map(draw, keys)])

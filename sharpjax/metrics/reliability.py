@@ -149,11 +149,7 @@ def update(
         confidence = inputs.confidence_of(batch)[:, None]
         right = inputs.correct(batch)[:, None]
     else:
-        if batch.logits.shape[1] != found.count.shape[0]:
-            raise UserError(
-                f"reliability.update: logits of {batch.logits.shape[1]} classes, and the bins are "
-                f"of {found.count.shape[0]}."
-            )
+        check_classes("reliability.update", found, batch.logits)
         probability = jax.nn.softmax(batch.logits)
         confidence = jnp.where(batch.counted[:, None], probability, 0.0)
         classes = jnp.arange(probability.shape[1], dtype=batch.label.dtype)
@@ -175,6 +171,15 @@ def update(
         gap=summation.add(found.gap, gaps),
         refused=found.refused | batch.refused,
     )
+
+
+def check_classes(caller: str, found: Reliability, logits: jax.Array) -> None:
+    """Raises a `UserError` that names `caller`, if `logits` [B, K] and bins differ in classes."""
+    if logits.shape[1] != found.count.shape[0]:
+        raise UserError(
+            f"{caller}: logits of {logits.shape[1]} classes, and the bins are of "
+            f"{found.count.shape[0]}."
+        )
 
 
 def bin_of(found: Reliability, confidence: jax.Array) -> jax.Array:
