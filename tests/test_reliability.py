@@ -73,6 +73,10 @@ def test_constant_confidence_is_off_by_its_distance_from_the_accuracy():
         np.testing.assert_allclose(got[name], 0.3, rtol=1e-5)
     np.testing.assert_allclose(got["overconfidence"], 0.9 * 0.3, rtol=1e-5)
     np.testing.assert_allclose(got["rmsce_debiased"], np.sqrt(0.09 - 0.24 / 9), rtol=1e-5)
+    # Beside it one alone in its bin, of which 0.9^2 or 0.1^2 would be the noise.
+    more = by_hand(reliability.init(10), [0.9] * 9 + [0.6], [0] * 6 + [1] * 3 + [1])
+    want = np.sqrt(0.9 * ((0.9 - 2 / 3) ** 2 - 2 / 9 / 8))
+    np.testing.assert_allclose(values(more)["rmsce_debiased"], want, rtol=1e-5)
     # The excess of |.3 + sigma Z| over .3, sigma^2 = .024, by a million draws.
     noise = np.random.default_rng(0).normal(size=1_000_000)
     excess = np.abs(0.3 + np.sqrt(0.024) * noise).mean() - 0.3
@@ -95,7 +99,7 @@ def test_numpy_in_float64(of):
             f, n = own.mean(), own.sum()
             gap, noise = abs(c[own].mean() - hit[own].mean()), hit[own].var()
             total += f * np.array(
-                [gap, gap**2 - (noise / (n - 1) if n > 1 else 0),
+                [gap, gap**2 - noise / (n - 1) if n > 1 else 0,
                  np.sqrt(2 * (c[own] * (1 - c[own])).mean() / (np.pi * n))]
             )  # fmt: skip
             residual = ((hit[own] - c[own]) ** 2).mean() - gap**2 - noise

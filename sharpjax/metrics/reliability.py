@@ -229,6 +229,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
       noise). For a calibrated model it removes only sqrt(2) - 1 = 41 % of the excess; if the gaps
       are much larger than their noise, it removes all of it.
     - `rmsce_debiased`: sqrt(max(0, sum_b f_b ((c_b - a_b)^2 - a_b (1 - a_b) / (n_b - 1)))), ibid.
+      A bin of one example contributes 0, as in the code of that paper: its noise is unknown.
     - `overconfidence`: sum_b f_b c_b max(c_b - a_b, 0) (arXiv 1905.11001).
     - `ece_null`: the mean `ece` of a calibrated model with these confidences, in a normal
       approximation: sum_b f_b sqrt(2 v_b / (pi n_b)), v_b the mean of c (1 - c) in the bin.
@@ -258,7 +259,7 @@ def compute(found: Reliability) -> dict[str, Estimate]:
     folded = sigma * math.sqrt(2 / math.pi) * jnp.exp(-(z**2) / 2)
     folded = folded + gap * jax.scipy.special.erf(z / math.sqrt(2))
     excess = jnp.where(is_noisy, folded - gap, 0)
-    unbiased = gap**2 - jnp.where(count > 1, noise / jnp.maximum(count - 1, 1), 0)
+    unbiased = jnp.where(count > 1, gap**2 - noise / jnp.maximum(count - 1, 1), 0)
     spread = jnp.maximum(c - squared / size, 0)
     variance = jnp.sum(gap_squared) / total - ece**2
     error = jnp.where(n > 1, jnp.sqrt(jnp.maximum(variance, 0) / (total - 1)), jnp.nan)
