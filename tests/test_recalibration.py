@@ -131,6 +131,14 @@ def test_steps_without_ties_have_equal_mass_and_more_of_them_are_single():
     np.testing.assert_array_equal(found, 0.25)
 
 
+def test_an_edge_between_neighbouring_floats():
+    """Halfway between 1 - 2^-53 and 1 lies neither, and 1 is the even one."""
+    low = np.nextafter(1.0, 0.0)
+    confidence, right = np.array([low, low, 1.0, 1.0]), np.array([False, False, True, True])
+    edges, values = binned_scaling._steps(confidence, right, "isotonic", 15)
+    assert values[np.searchsorted(edges, [low, 1.0])].tolist() == [0.0, 1.0]
+
+
 def test_what_is_fitted_is_not_measured_on_the_same():
     z, y = draw(7)
     for module, kind in ((linear_scaling, "vector"), (binned_scaling, "isotonic")):

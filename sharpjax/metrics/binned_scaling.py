@@ -113,7 +113,10 @@ def _steps(confidence, right, kind, num_bins) -> tuple[np.ndarray, np.ndarray]:
         last = last[last < len(levels) - 1]
     starts = np.concatenate([[0], last + 1])
     means = np.add.reduceat(share * count, starts) / np.add.reduceat(count, starts)
-    return (levels[last] + levels[last + 1]) / 2, means
+    low, high = levels[last], levels[last + 1]
+    middle = (low + high) / 2
+    # Between neighbouring floats there is none, and it may round to the upper one.
+    return np.where(middle < high, middle, low), means
 
 
 def _softmax(logits: jax.Array) -> np.ndarray:
