@@ -31,7 +31,8 @@ def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
     so that very confident predictions keep their order. For examples of equal confidence, the
     result is the mean over their orders, so it does not depend on the order of the data.
 
-    NaN if there are no examples or a logit is NaN or infinite.
+    NaN if there are no examples or a confidence is NaN. A logit of minus infinity is a class of
+    probability 0.
 
     Args:
         logits: [N, K].
