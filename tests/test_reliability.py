@@ -395,6 +395,12 @@ def test_the_area_under_the_risk_is_the_mean_over_orders_of_ties():
     # Confidences that are 1 in float32 keep their order.
     sure = np.array([[30.0, 0.0], [60.0, 0.0]])
     assert selective.risk_coverage(sure, np.array([1, 0])).risk.tolist() == [0.0, 0.5]
+    # A class that cannot be is one of probability 0; infinity, or nothing but it, is no prediction.
+    found = selective.risk_coverage([[0.0, -np.inf], [1.0, 0.0], [2.0, 0.0]], np.array([0, 1, 0]))
+    assert found.risk.tolist() == [0.0, 0.0, 1 / 3]
+    for row in ([0.0, np.inf], [-np.inf, -np.inf]):
+        with np.errstate(invalid="ignore"):
+            assert np.isnan(selective.risk_coverage([row, [1.0, 0.0]], np.array([0, 0])).aurc)
 
 
 def test_scores_and_their_means():

@@ -31,8 +31,8 @@ def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
     so that very confident predictions keep their order. For examples of equal confidence, the
     result is the mean over their orders, so it does not depend on the order of the data.
 
-    NaN if there are no examples or a confidence is NaN. A logit of minus infinity is a class of
-    probability 0.
+    NaN if there are no examples or a softmax is NaN: of a logit that is NaN or infinity, or of
+    minus infinities alone. Beside others, minus infinity is a class of probability 0.
 
     Args:
         logits: [N, K].
@@ -50,10 +50,11 @@ def risk_coverage(logits: jax.Array, label: jax.Array) -> RiskCoverage:
     top = np.argmax(z, axis=1)
     wrong = (top != y).astype(float)
     others = np.exp(z - z.max(axis=1, keepdims=True))
+    no_prediction = np.isnan(others).any()  # also of the top class: infinity minus infinity
     others[np.arange(len(z)), top] = 0
     doubt = others.sum(axis=1)  # (1 - p) / p
     n = len(z)
-    if not n or not np.isfinite(doubt).all():
+    if not n or no_prediction:
         nothing = np.full(n, np.nan)
         return RiskCoverage(np.arange(1, n + 1) / max(n, 1), nothing, float("nan"), float("nan"))
     places = np.arange(1, n + 1)
