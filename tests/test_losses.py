@@ -146,6 +146,41 @@ def test_square_roots_give_the_hessian(outer, rows, x64, strict):
     np.testing.assert_allclose(roots.T @ roots, hessian, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "logits", [[0, -50, -50], [-50, 0, -50], [-50, -50, 0], [-60, 0, -30, -80], [-40, -40, 0, 0]]
+)
+def test_square_roots_of_confident_rows(logits):
+    """In float32, where products of small probabilities underflow.
+
+    Each entry of the root has a relative error of C eps, from one exp, a sum of at most K numbers
+    and some ten operations: C = 32. By Cauchy-Schwarz the error of entry ij of the Hessian H is
+    then at most 2 C eps sqrt(H_ii H_jj).
+    """
+    root = CrossEntropy().square_root(jnp.asarray([logits], jnp.float32), {})
+    root = np.asarray(root, np.float64).reshape(-1, len(logits))
+    p = np.exp(log_softmax(np.asarray(logits, np.float64)))
+    rest = np.array([np.delete(p, k).sum() for k in range(len(p))])  # 1 - p, without cancellation
+    hessian = np.where(np.eye(len(p)), p * rest, -np.outer(p, p))
+    scale = np.sqrt(np.outer(np.diag(hessian), np.diag(hessian)))
+    assert (np.abs(root.T @ root - hessian) < 64 * np.finfo(np.float32).eps * scale).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int16, jnp.int32])
+def test_drawn_labels_are_classes_whatever_the_type_of_the_labels(dtype, key):
+    logits = jnp.zeros((2, 1000)).at[:, 700].set(1e3)  # certain
+    drawn = CrossEntropy().sample(key, logits, {"label": jnp.zeros(2, dtype)})
+    assert drawn["label"].tolist() == [700, 700]
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float32])
+def test_drawn_targets_have_unit_variance_whatever_the_type_of_the_targets(dtype, key):
+    """The variance of 4,000 normal numbers has a standard error of sqrt(2 / 4000)."""
+    outputs = jnp.full((4000, 1), 300.0)
+    drawn = SquaredError().sample(key, outputs, {"target": jnp.zeros((4000, 1), dtype)})["target"]
+    assert drawn.dtype == outputs.dtype
+    assert abs(np.var(np.asarray(drawn, np.float64)) - 1) < 5 * (2 / 4000) ** 0.5
+
+
 def test_labels_of_sequences():
     batch = {"label": jnp.array([[0, 1, 2], [2, 1, 0]])}
     logits = jnp.eye(6)[:, :3]
@@ -321,6 +356,31 @@ def test_missing_statistics_are_named(kind):
     params, _ = initial(model)
     with pytest.raises(UserError, match=rf"losses.{kind.__name__}: ResNet .*none.*batch_stats"):
         kind(model)(params, example_batch())
+
+
+@pytest.mark.parametrize(("rows", "labels"), [(8, 1), (1, 8), (6, 3)])
+def test_each_row_of_logits_has_one_label(rows, labels):
+    """Also where they would be broadcast."""
+    model = nn.MLP(num_classes=5, depth=0)
+    params = {"head": {"kernel": jnp.zeros((64, 5)), "bias": jnp.zeros(5)}}
+    batch = example_batch(size=rows) | {"label": jnp.zeros(labels, jnp.int32)}
+    said = rf"labels must be one for each of the {rows} rows of logits; got .*\({labels},\)"
+    for call_it in (
+        lambda: CrossEntropy()(jnp.zeros((rows, 5)), batch),
+        lambda: CrossEntropy().newton_step(jnp.zeros((rows, 5)), batch),
+        lambda: Classification(model)(params, batch),
+        lambda: jax.eval_shape(Objective(model), params, batch),
+    ):
+        with pytest.raises(UserError, match=said):
+            call_it()
+
+
+def test_targets_of_another_shape_are_refused():
+    """Also those that would be broadcast: [3, 1] less [3] is [3, 3]."""
+    y = jnp.arange(3.0)
+    for outputs, target in ((y[:, None], y), (y, y[:, None]), (jnp.ones((3, 2)), jnp.ones((1, 2)))):
+        with pytest.raises(UserError, match="losses.SquaredError: targets are .*outputs' shape"):
+            SquaredError()(outputs, {"target": target})
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])

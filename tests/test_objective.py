@@ -95,6 +95,14 @@ def test_without_its_new_parts_it_is_the_program_it_was(model, smoothing):
     assert len(jax.tree.leaves(loss[0])) == len(jax.tree.leaves(variables))
 
 
+def test_labels_of_one_byte_do_not_wrap_in_the_accuracy():
+    """Class 261 is 5 in one byte."""
+    model = nn.MLP(num_classes=300, depth=0)
+    params = {"head": {"kernel": jnp.zeros((36, 300)), "bias": jnp.zeros(300).at[261].set(1.0)}}
+    batch = example_batch(2) | {"label": jnp.array([5, 6], jnp.uint8)}
+    assert Objective(model)(params, batch)[1]["accuracy"] == 0
+
+
 def test_all_parts_but_model_and_smoothing_are_leaves():
     params, _ = initial(MLP)
     full = Objective(

@@ -29,7 +29,8 @@ class Classification:
         variables: its collections besides the parameters, such as `{"batch_stats": ...}`.
 
     Raises:
-        UserError: when called, if the model reads a collection that `variables` lacks.
+        UserError: when called, if the model reads a collection that `variables` lacks, or there is
+            not one label for each row of logits.
 
     >>> from sharpjax.nn import MLP
     >>> model = MLP(num_classes=10, width=4)

@@ -69,7 +69,7 @@ def cross_entropies(caller: str, logits: jax.Array | LinearLogits, labels: jax.A
         caller: for errors.
 
     Raises:
-        UserError: the logits have another rank, or only one class.
+        UserError: the logits have another rank, or only one class; the labels are not N integers.
 
     >>> cross_entropies("f", jnp.zeros((3, 4)), jnp.array([3, 4, -1])).tolist()
     [1.3862943649291992, nan, nan]
@@ -81,7 +81,30 @@ def cross_entropies(caller: str, logits: jax.Array | LinearLogits, labels: jax.A
             f"{caller}: logits must be [N, K], got {shape}. Models of sequences reshape "
             f"them: `{name}.reshape(-1, {name}.shape[-1])`."
         )
+    check_count(caller, shape, labels)
     return _cross_entropies(caller, logits, labels)
+
+
+def check_count(caller: str, shape: tuple[int, ...], labels: jax.Array) -> None:
+    """Checks that there is one label for each row of [N, K] logits.
+
+    Raises:
+        UserError: there is not. The message names `caller`.
+    """
+    if jnp.shape(labels) != shape[:-1]:
+        raise UserError(
+            f"{caller}: labels must be one for each of the {shape[0]} rows of logits; got labels "
+            f"of shape {jnp.shape(labels)}."
+        )
+
+
+def widen_labels(labels: jax.Array) -> jax.Array:
+    """Labels of fewer than 4 bytes as int32: a uint8 cannot hold a class above 255.
+
+    >>> widen_labels(jnp.array([3], jnp.uint8)).dtype
+    dtype('int32')
+    """
+    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
 
 
 def _shape(caller, logits) -> tuple[int, ...]:
@@ -104,8 +127,7 @@ def _cross_entropies(caller, logits, labels):
     num_classes, labels = _shape(caller, logits)[-1], jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(f"{caller}: labels must be integers, got {labels.dtype}.")
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)  # an int8 cannot hold a large number of classes
+    labels = widen_labels(labels)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
     if isinstance(logits, LinearLogits):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax import tree
-from sharpjax.losses.cross_entropy import cross_entropies
+from sharpjax.errors import UserError
+from sharpjax.losses.cross_entropy import check_count, cross_entropies, widen_labels
 from sharpjax.losses.linear_logits import LinearLogits
 
 Batch = Mapping[str, jax.Array]
@@ -26,7 +27,8 @@ class CrossEntropy:
     derivatives NaN. Rows that should not count must be left out or have weight 0.
 
     Raises:
-        UserError: when called, if the logits are not of rank 2, or have only one class.
+        UserError: when called, if the logits are not of rank 2 or have only one class, or there is
+            not one label for each row.
 
     >>> batch = {"label": jnp.array([0, 1])}
     >>> print(CrossEntropy()(jnp.zeros((2, 4)), batch))  # log 4
@@ -39,23 +41,25 @@ class CrossEntropy:
         return jnp.mean(cross_entropies("losses.CrossEntropy", logits, batch["label"].reshape(-1)))
 
     def sample(self, key: jax.Array, logits: jax.Array, batch: Batch) -> Batch:
-        """The batch with labels drawn from the model: p = softmax(logits)."""
+        """The batch with labels drawn from the model: p = softmax(logits). They have the type of
+        the batch's labels, or int32 if that has fewer than 4 bytes."""
         labels = jax.random.categorical(key, logits, axis=-1)
-        like = batch["label"]
+        like = widen_labels(batch["label"])
         return {**batch, "label": labels.astype(like.dtype).reshape(like.shape)}
 
     def square_root(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Vectors [N (K - 1), N, K] whose outer products sum to the Hessian in the logits.
 
         For each row, `diag(p) - p p'` has rank K - 1 and a Cholesky factor in closed form (Tanabe
-        and Sagae, 1992).
+        and Sagae, 1992). Products of two probabilities are not formed: they would underflow.
         """
         p = jax.nn.softmax(logits)
         rows, classes = p.shape
         rest = jnp.expand_dims(jnp.flip(jnp.cumsum(jnp.flip(p, 1), 1), 1), 2)
         head, here, after = jnp.expand_dims(p, 2)[:, :-1], rest[:, :-1], rest[:, 1:]
-        below = -jnp.sqrt(head / jnp.where(after > 0, here * after, 1)) * jnp.expand_dims(p, 1)
-        diagonal = jnp.sqrt(head * after / jnp.where(here > 0, here, 1))
+        ratio = jnp.sqrt(head / jnp.where(here > 0, here, 1))
+        below = -ratio * (jnp.expand_dims(p, 1) / jnp.sqrt(jnp.where(after > 0, after, 1)))
+        diagonal = ratio * jnp.sqrt(after)
         unit = jnp.expand_dims(jnp.eye(classes - 1, classes, dtype=p.dtype), 0)
         columns = (jnp.triu(below, 1) + diagonal * unit) / rows**0.5
         apart = jnp.expand_dims(jnp.eye(rows, dtype=p.dtype), (1, 3))
@@ -66,7 +70,9 @@ class CrossEntropy:
 
         It is not finite if p of the label underflows, and NaN if the label is not a class.
         """
-        labels = jnp.expand_dims(batch["label"].reshape(-1), 1)
+        labels = batch["label"].reshape(-1)
+        check_count("losses.CrossEntropy", logits.shape, labels)
+        labels = jnp.expand_dims(labels, 1)
         chosen = labels == jnp.arange(logits.shape[1])
         step = jnp.where(chosen, jnp.exp(-jax.nn.log_softmax(logits)), 0)
         return jnp.where(jnp.any(chosen, 1, keepdims=True), step, jnp.nan)
@@ -79,6 +85,9 @@ class SquaredError:
     others: the mean of -log p of a normal distribution of unit variance around the outputs, up to a
     constant.
 
+    Raises:
+        UserError: when called, if the targets have another shape than the outputs.
+
     >>> batch = {"target": jnp.zeros((2, 3))}
     >>> print(SquaredError()(jnp.ones((2, 3)), batch))
     1.5
@@ -87,12 +96,18 @@ class SquaredError:
     canonical: ClassVar[bool] = True  # the Fisher matrix is the Gauss-Newton matrix
 
     def __call__(self, outputs: jax.Array, batch: Batch) -> jax.Array:
-        return jnp.sum(jnp.square(outputs - batch["target"])) / (2 * len(outputs))
+        target = batch["target"]
+        if jnp.shape(outputs) != jnp.shape(target):
+            raise UserError(
+                f"losses.SquaredError: targets are {list(jnp.shape(target))} and outputs "
+                f"{list(jnp.shape(outputs))}; give targets of the outputs' shape."
+            )
+        return jnp.sum(jnp.square(outputs - target)) / (2 * len(outputs))
 
     def sample(self, key: jax.Array, outputs: jax.Array, batch: Batch) -> Batch:
-        """The batch with targets drawn from the model: the outputs plus normal noise."""
-        noise = jax.random.normal(key, outputs.shape, outputs.dtype)
-        return {**batch, "target": (outputs + noise).astype(batch["target"].dtype)}
+        """The batch with targets drawn from the model: the outputs plus normal noise. They have the
+        type of the outputs."""
+        return {**batch, "target": outputs + jax.random.normal(key, outputs.shape, outputs.dtype)}
 
     def square_root(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """Vectors [size, *outputs.shape] whose outer products sum to the Hessian in the outputs, an

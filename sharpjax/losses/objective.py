@@ -11,7 +11,7 @@ from flax import linen as nn
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.losses.classification import apply
-from sharpjax.losses.cross_entropy import cross_entropies
+from sharpjax.losses.cross_entropy import cross_entropies, widen_labels
 from sharpjax.losses.likelihood import Batch, SquaredError
 from sharpjax.losses.teacher import Teacher
 
@@ -52,8 +52,9 @@ class Objective:
 
     Raises:
         UserError: a smoothing outside [0, 1); a teacher with another number of classes. When
-            called: a collection or a key is missing; a mask does not fit the parameters; targets
-            have another shape than the outputs, or are combined with smoothing or a teacher.
+            called: a collection or a key is missing; a mask does not fit the parameters; there is
+            not one label for each row of logits; targets have another shape than the outputs, or
+            are combined with smoothing or a teacher.
 
     >>> from sharpjax.nn import MLP
     >>> model = MLP(num_classes=10, width=4)
@@ -106,6 +107,7 @@ class Objective:
         if self.teacher is not None:
             weight = jnp.asarray(self.teacher.weight, logits.dtype)
             value = weight * self.teacher(logits, batch) + (1 - weight) * value
+        label = widen_labels(label)
         correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
         return value, jnp.mean(correct, dtype=logits.dtype)
 
