@@ -61,6 +61,26 @@ def test_features_of_dead_units_have_a_finite_slope_and_nan_is_seen(loss, x64):
     assert np.isnan(loss(f, g.at[0, 0, 0].set(jnp.nan)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_16_bit_features_are_compared_in_float32(loss, dtype):
+    """The same numbers, whose squares overflow in float16."""
+    f, g = (300 * jax.random.normal(jax.random.key(i), (4, 2, 3, 8), dtype) for i in (0, 1))
+    wide = loss(f.astype(jnp.float32), g.astype(jnp.float32))
+    assert loss(f, g) == wide > 0 and loss(f, g).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("power", [80.0, -80.0])
+@pytest.mark.parametrize("loss", [attention_transfer, similarity_distillation])
+def test_squares_of_large_and_small_features_neither_overflow_nor_underflow(loss, power, x64):
+    """To the bit: the scale is a power of 2."""
+    f, g = (features(i).astype(jnp.float32) for i in (0, 1))
+    value, slope = jax.value_and_grad(loss)(f, g)
+    scaled, scaled_slope = jax.value_and_grad(loss)(2**power * f, g / 2**power)
+    assert scaled == value
+    np.testing.assert_array_equal(2**power * scaled_slope, slope)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     f = jnp.ones((4, 2, 3, 5))
     for loss, other in (

@@ -1,13 +1,14 @@
 """Distances of a student's features from its teacher's, for distillation inside a network.
 
 Features f of the student and g of the teacher are [B, ...], channels last. docs/function.md shows
-how a training step gets them from Flax, with `capture_intermediates`. Nothing here stops a gradient
-in g.
+how a training step gets them from Flax, with `capture_intermediates`. Losses are computed in at
+least float32. Nothing here stops a gradient in g.
 """
 
 import jax
 import jax.numpy as jnp
 
+from sharpjax import tree
 from sharpjax.errors import UserError
 
 
@@ -37,6 +38,8 @@ def attention_transfer(features: jax.Array, targets: jax.Array) -> jax.Array:
         )
 
     def attention(x):
+        x = tree.widen(x)
+        x = _scaled(x, tuple(range(1, x.ndim)))
         return _unit(jnp.sum(jnp.square(x), -1).reshape(len(x), -1))
 
     apart = attention(features) - attention(targets)
@@ -63,6 +66,7 @@ def feature_distillation(features: jax.Array, targets: jax.Array) -> jax.Array:
             f"losses.feature_distillation: features are {list(features.shape)} and targets "
             f"{list(targets.shape)}; give the same shape, by a layer on the student's."
         )
+    features, targets = tree.widen((features, targets))
     return jnp.sum(jnp.square(features - targets)) / (2 * len(features))
 
 
@@ -91,7 +95,7 @@ def similarity_distillation(features: jax.Array, targets: jax.Array) -> jax.Arra
         )
 
     def products(x):
-        x = x.reshape(len(x), -1)
+        x = _scaled(tree.widen(x).reshape(len(x), -1), None)
         return _unit(jnp.matmul(x, x.T, precision="highest"))
 
     apart = products(features) - products(targets)
@@ -100,6 +104,17 @@ def similarity_distillation(features: jax.Array, targets: jax.Array) -> jax.Arra
 
 def _unit(x: jax.Array) -> jax.Array:
     """Rows scaled to length 1; rows of 0 stay 0."""
+    x = _scaled(x, -1)
     squared = jnp.sum(jnp.square(x), -1, keepdims=True)
     is_zero = squared == 0
     return jnp.where(is_zero, 0, x / jnp.sqrt(jnp.where(is_zero, 1, squared)))
+
+
+def _scaled(x: jax.Array, axis: int | tuple[int, ...] | None) -> jax.Array:
+    """x divided by its largest absolute value along these axes (None: all), so that squares neither
+    overflow nor all underflow.
+
+    It is for functions that do not depend on this scale. Derivatives hold it fixed, and are exact.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis, keepdims=True))
+    return x / jnp.where(largest == 0, 1, largest)
