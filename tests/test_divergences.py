@@ -104,9 +104,37 @@ def test_high_temperatures_compare_centred_outputs(kind, share, x64):
     z, t = jnp.asarray(Z), jnp.asarray(TARGETS)
     limit = share * losses.logit_distillation(z, t, centred=True) / K
     errors = [abs(divergences.divergence(kind, z, t, T) / limit - 1) for T in (1e3, 2e3)]
-    # Of the order of 1/T or better; rounding is T^2 eps = 1e-9 of a value near 1.
+    # Of the order of 1/T or better; rounding is far below 1e-8.
     assert errors[0] < np.abs(np.array([Z, TARGETS])).max() / 1e3
     assert errors[1] < 0.6 * errors[0] + 1e-8
+
+
+@pytest.mark.parametrize("kind", ["kl", "reverse-kl", "jensen-shannon"])
+def test_high_temperatures_in_float32(kind, x64):
+    """The error is of the order of T eps, not T^2 eps, which is 0.1 here.
+
+    The two log-softmaxes and the terms have some ten operations on numbers of the order of 1, so d
+    = log p - log q has an error of C eps, C = 16. As KL is sum_k p_k d_k^2 / 2 nearly, its error is
+    at most C eps sqrt(2 KL), by Cauchy-Schwarz. The slope T p d / B has an error of T C eps / B.
+    """
+    T, error = 1000.0, 16 * np.finfo(np.float32).eps
+    z, t = (jnp.asarray(x, jnp.float32) for x in (Z, TARGETS))
+    fn = jax.value_and_grad(divergences.divergence, argnums=1)
+    value, slope = fn(kind, z, t, T)
+    want, exact = fn(kind, z.astype(float), t.astype(float), T)
+    assert value.dtype == jnp.float32
+    assert abs(value - want) < T * error * (2 * want) ** 0.5
+    np.testing.assert_allclose(slope, exact, rtol=0, atol=T * error / B)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("kind", divergences.DIVERGENCES)
+def test_16_bit_outputs_are_compared_in_float32(kind, dtype):
+    """The same numbers; in float16 T^2 overflows, and so do squares of outputs."""
+    z, t = (jnp.asarray(200 * x, dtype) for x in (Z, TARGETS))
+    wide = divergences.divergence(kind, z.astype(jnp.float32), t.astype(jnp.float32), 300.0)
+    found = divergences.divergence(kind, z, t, 300.0)
+    assert found == wide > 0 and found.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("kind", SOFT)
@@ -247,6 +275,14 @@ def test_what_is_unknown_is_refused(fields, said):
         make(**fields)
     with pytest.raises(UserError, match=said):
         losses.check_teacher("uniform", weight=0.5, temperature=1.0, **fields)
+
+
+@pytest.mark.parametrize("kind", divergences.DIVERGENCES)
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 5)])
+def test_outputs_without_one_row_for_each_example_are_refused(kind, shape):
+    """They would be divided by the length of the wrong axis."""
+    with pytest.raises(UserError, match=r"the outputs are \[.*give \[B, K\]"):
+        divergences.divergence(kind, jnp.zeros(shape), jnp.zeros(shape), 2.0)
 
 
 @pytest.mark.parametrize("kind", divergences.DIVERGENCES)

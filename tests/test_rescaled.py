@@ -39,6 +39,24 @@ def test_by_hand(x64):
     assert np.isfinite(slopes).all() and not slopes[1].any()
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e8 / 3])
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_equal_logits_become_0_whatever_they_are(value, classes):
+    """Also if their mean is rounded to another number."""
+    model_fn = normalised_logits(lambda params, batch: params)
+    z, weights = jnp.full((1, classes), value), jnp.arange(classes, dtype=jnp.float32)
+    found, slope = jax.value_and_grad(lambda z: jnp.sum(weights * model_fn(z, None)))(z)
+    assert found == 0 and not slope.any()
+
+
+def test_logits_that_are_nan_stay_nan_and_16_bits_do_not_overflow():
+    z = jnp.array([[3.0, jnp.nan, 0.0], [900.0, 300.0, 300.0]])
+    found = normalised_logits(lambda params, batch: params)(z.astype(jnp.float16), None)
+    assert jnp.isnan(found[0]).all()
+    # Some ten operations in float32.
+    np.testing.assert_allclose(found[1], np.array([2, -1, -1]) / 6**0.5, rtol=1e-6)
+
+
 def test_equal_logits_are_no_error(key):
     batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
     loss = composed(normalised_logits(lambda w, batch: batch["x"] @ w), CrossEntropy())

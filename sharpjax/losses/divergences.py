@@ -4,8 +4,9 @@ Everywhere z are the student's outputs and t the teacher's, both [B, K]; p = sof
 softmax(z/T). Losses are summed over classes and averaged over examples (torch's 'batchmean'). Some
 codes also average over classes: the loss is then K times smaller, and so is the teacher's share of
 the total. Divergences with a temperature have a factor T^2, without which their slope would fall as
-1/T^2. Nothing here stops a gradient in t; `losses.Teacher` does. If the two shapes differ, as for a
-teacher of other classes or examples, they raise a UserError.
+1/T^2. They are computed in at least float32. Nothing here stops a gradient in t; `losses.Teacher`
+does. If the two shapes differ, as for a teacher of other classes or examples, or are not of rank 2,
+they raise a UserError.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.losses.cross_entropy import cross_entropies
 
@@ -40,15 +42,14 @@ def distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) 
     1/(2BK) sum_i |z_i - t_i|^2, with z_i and t_i centred over classes.
 
     >>> z = jnp.array([[0.0, 0.0]])
-    >>> print(distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0))  # log 2 less the entropy
-    0.13081208
+    >>> value = distillation(z, jnp.log(jnp.array([[0.75, 0.25]])), 1.0)
+    >>> print(f"{value:.5f}")  # log 2 less the entropy
+    0.13081
     """
-    _check("losses.distillation", logits, targets)
+    logits, targets = _checked("losses.distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
-    p = jnp.exp(log_p)
-    terms = jnp.where(p == 0, 0, p * (log_p - log_q))  # 0 log 0 = 0; NaN stays
-    return T**2 * jnp.sum(terms) / len(logits)
+    return T**2 * _kl(log_p, log_q) / len(logits)
 
 
 def reverse_distillation(
@@ -67,11 +68,10 @@ def reverse_distillation(
     >>> print(f"{value:.5f}")  # log(4/3)/2
     0.14384
     """
-    _check("losses.reverse_distillation", logits, targets)
+    logits, targets = _checked("losses.reverse_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
-    q = jnp.exp(log_q)
-    return T**2 * jnp.sum(jnp.where(q == 0, 0, q * (log_q - log_p))) / len(logits)
+    return T**2 * _kl(log_q, log_p) / len(logits)
 
 
 def jensen_shannon_distillation(
@@ -87,16 +87,11 @@ def jensen_shannon_distillation(
     >>> print(jensen_shannon_distillation(apart, -apart, 1.0))  # log 2
     0.6931472
     """
-    _check("losses.jensen_shannon_distillation", logits, targets)
+    logits, targets = _checked("losses.jensen_shannon_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(jnp.asarray(2, logits.dtype))
-
-    def divergence(log):  # from the mean
-        p = jnp.exp(log)
-        return jnp.sum(jnp.where(p == 0, 0, p * (jnp.where(p == 0, 0, log) - log_m)))
-
-    return T**2 * (divergence(log_p) + divergence(log_q)) / (2 * len(logits))
+    return T**2 * (_kl(log_p, log_m) + _kl(log_q, log_m)) / (2 * len(logits))
 
 
 def logit_distillation(
@@ -113,7 +108,7 @@ def logit_distillation(
     >>> print(logit_distillation(z, t), logit_distillation(z, t, centred=True))
     5.0 1.0
     """
-    _check("losses.logit_distillation", logits, targets)
+    logits, targets = _checked("losses.logit_distillation", logits, targets)
     apart = logits - targets
     if centred:
         apart = apart - jnp.mean(apart, -1, keepdims=True)
@@ -128,7 +123,7 @@ def hard_distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
     >>> print(hard_distillation(jnp.zeros((1, 4)), jnp.array([[0.0, 2.0, 1.0, 2.0]])))  # log 4
     1.3862944
     """
-    _check("losses.hard_distillation", logits, targets)
+    logits, targets = _checked("losses.hard_distillation", logits, targets)
     # A label of -1 is not a class, and its loss is NaN.
     label = jnp.where(jnp.isnan(jnp.max(targets, -1)), -1, jnp.argmax(targets, -1))
     return jnp.mean(cross_entropies("losses.hard_distillation", logits, label))
@@ -148,7 +143,7 @@ def standardised_distillation(
     >>> print(abs(standardised_distillation(5 * z + 3, z, 2.0)) < 1e-6)
     True
     """
-    _check("losses.standardised_distillation", logits, targets)
+    logits, targets = _checked("losses.standardised_distillation", logits, targets)
     return distillation(_standardised(logits), _standardised(targets), temperature)
 
 
@@ -165,7 +160,7 @@ def dist_distillation(logits: jax.Array, targets: jax.Array, temperature: ArrayL
     >>> print(f"{dist_distillation(z, -z, 1.0):.4f}")
     4.0000
     """
-    _check("losses.dist_distillation", logits, targets)
+    logits, targets = _checked("losses.dist_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     q, p = (jax.nn.softmax(x / T) for x in (logits, targets))
     return T**2 * sum(jnp.mean(1 - _correlation(q, p, axis)) for axis in (1, 0))
@@ -198,32 +193,58 @@ _OF_TEMPERATURE: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _check(caller: str, logits: jax.Array, targets: jax.Array) -> None:
+def _checked(caller: str, logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both, in at least float32."""
     if logits.shape != targets.shape:
         raise UserError(
             f"{caller}: the student's outputs are {list(logits.shape)} and the teacher's "
             f"{list(targets.shape)}; give both of the same examples and classes."
         )
+    if logits.ndim != 2:
+        raise UserError(
+            f"{caller}: the outputs are {list(logits.shape)}; give [B, K], a row for each example "
+            "or token, as of `logits.reshape(-1, logits.shape[-1])`."
+        )
+    return tree.widen((logits, targets))
+
+
+def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """The sum of KL(p || q) over all rows.
+
+    It sums p d - p + q with d = log p - log q, which differs from p d by numbers of sum 0. These
+    terms are at least 0, and of the order of d^2 for p near q. Terms p d would be of the order of d
+    and cancel, with an error of eps, which T^2 multiplies.
+    """
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    d = jnp.where(p == 0, 0, log_p - log_q)  # 0 log 0 = 0; NaN stays
+    near = jnp.abs(d) < 1
+    small = jnp.where(near, d, 0)
+    terms = jnp.where(near & (p > 0), p * (small + jnp.expm1(-small)), p * d - p + q)
+    return jnp.sum(terms)
 
 
 def _standardised(outputs: jax.Array) -> jax.Array:
-    centred, squared, varies = _centred(outputs, 1)
+    apart, squared, varies = centred(outputs, 1)
     deviation = jnp.sqrt(jnp.where(varies, squared, 1) / (outputs.shape[1] - 1))
-    return jnp.where(varies, centred / deviation, 0)
+    return jnp.where(varies, apart / deviation, 0)
 
 
 def _correlation(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
-    (x, xx, x_varies), (y, yy, y_varies) = (_centred(one, axis) for one in (x, y))
+    (x, xx, x_varies), (y, yy, y_varies) = (centred(one, axis) for one in (x, y))
     varies = x_varies & y_varies
     lengths = jnp.sqrt(jnp.where(varies, xx, 1)) * jnp.sqrt(jnp.where(varies, yy, 1))
     return jnp.squeeze(jnp.where(varies, jnp.sum(x * y, axis, keepdims=True) / lengths, 0), axis)
 
 
-def _centred(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def centred(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x minus its mean, the sum of the squares of this, and whether that sum is more than rounding
-    of the mean (True for NaN)."""
-    centred = x - jnp.mean(x, axis, keepdims=True)
-    squared = jnp.sum(jnp.square(centred), axis, keepdims=True)
+    of the mean (True for NaN).
+
+    >>> [part.tolist() for part in centred(jnp.array([[1.0, 3.0], [0.1, 0.1]]), 1)]
+    [[[-1.0, 1.0], [0.0, 0.0]], [[2.0], [0.0]], [[True], [False]]]
+    """
+    apart = x - jnp.mean(x, axis, keepdims=True)
+    squared = jnp.sum(jnp.square(apart), axis, keepdims=True)
     rounding = (8 * jnp.finfo(x.dtype).eps) ** 2
     constant = squared <= rounding * jnp.sum(jnp.square(x), axis, keepdims=True)
-    return centred, squared, ~constant
+    return apart, squared, ~constant

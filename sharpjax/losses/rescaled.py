@@ -13,7 +13,9 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from sharpjax import tree
 from sharpjax.errors import UserError
+from sharpjax.losses.divergences import centred
 
 _LEAST = 1e-10  # logits of this length or less are not divided by their length but set to 0
 
@@ -23,7 +25,8 @@ def normalised_logits(model_fn: Any) -> Partial:
     al., 2023, arXiv 2302.07011).
 
     Measures of this model do not change when the last layer is multiplied by a positive number, nor
-    when a number is added to all logits. Rows of equal logits become 0, with a gradient of 0.
+    when a number is added to all logits. Rows of logits that are equal up to rounding become 0,
+    with a gradient of 0. It is computed in at least float32.
 
     Args:
         model_fn: `model_fn(params, batch) -> [N, K]`, such as `Classification(...).model_fn`.
@@ -65,12 +68,10 @@ def _as_pytree(model_fn):
 
 
 def _normalised(model_fn, params, batch):
-    logits = model_fn(params, batch)
-    centred = logits - jnp.mean(logits, -1, keepdims=True)
-    squared = jnp.sum(jnp.square(centred), -1, keepdims=True)
-    # Two wheres, so that no infinite derivative is multiplied by 0.
-    known = squared > _LEAST**2
-    return jnp.where(known, centred / jnp.sqrt(jnp.where(known, squared, 1)), 0)
+    apart, squared, varies = centred(tree.widen(model_fn(params, batch)), -1)
+    # Two wheres, so that no infinite derivative is multiplied by 0. NaN is known, and stays.
+    known = varies & ~(squared <= _LEAST**2)
+    return jnp.where(known, apart / jnp.sqrt(jnp.where(known, squared, 1)), 0)
 
 
 def _tempered(model_fn, temperature, params, batch):
