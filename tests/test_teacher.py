@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sharpjax import nn, tree
+from sharpjax import nn, optim, tree
 from sharpjax.errors import UserError
 from sharpjax.losses import Objective, Teacher, check_teacher, distillation
 from sharpjax.nn.resnet import ResNet
@@ -221,6 +221,23 @@ def test_shuffled_examples_have_the_outputs_of_others(size):
     assert not np.any(np.all(plain == shuffled, axis=1))
     order = np.lexsort(plain.T), np.lexsort(shuffled.T)
     np.testing.assert_array_equal(plain[order[0]], shuffled[order[1]])
+
+
+def test_a_single_example_has_no_other_to_be_shuffled_with():
+    """A batch of one, or a chunk of m-SAM: its own outputs would not be a control."""
+    teacher, said = teacher_of("shuffled"), "'shuffled' got a batch, .*of one example"
+    with pytest.raises(UserError, match=said):
+        outputs_of(teacher, example_batch(1))
+    clean_pass = optim.sam_value_and_grad(Objective(MODEL, teacher=teacher), m=1)
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(clean_pass, params_of(0), example_batch(4))
+
+
+@pytest.mark.parametrize("inputs", module.INPUTS)
+def test_16_bit_outputs_are_compared_in_float32(inputs):
+    teacher, batch = teacher_of("model", inputs=inputs, temperature=300.0), example_batch()
+    z = jax.random.normal(jax.random.key(0), (8, 5), jnp.bfloat16)
+    assert teacher(z, batch) == teacher(z.astype(jnp.float32), batch) > 0
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ class Teacher:
     Random kinds draw for each example by its position in the batch, or by batch["index"] if given.
     `at(step)` gives them another key at every step; with `fresh=False` an example has the same draw
     at every step. Both gradients of SAM use the same teacher. In m-SAM each chunk is a batch: it is
-    shuffled within itself, and without an index all chunks have the same draws.
+    shuffled within itself, so its size must be at least 2, and without an index all chunks have the
+    same draws.
 
     A teacher model is evaluated on the same augmented batch as its student: the two cannot see
     different data. `stored` outputs are those of the images without augmentation.
@@ -101,11 +102,12 @@ class Teacher:
             is a float; a model that is missing, or that the kind does not have; `shuffled` with
             `fresh=False`, whose partners depend on the batch; `stored` probabilities (the first 256
             rows are checked, if they are not traced). When called: missing params, key or index;
-            members that are not stacked; a number of classes other than the student's.
+            members that are not stacked; a number of classes other than the student's; `shuffled`
+            with one example.
 
     >>> teacher = Teacher(kind="constant", weight=0.1, temperature=1.0)
     >>> print(teacher(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), {}))  # log(32 / 27) / 3
-    0.056632996
+    0.05663301
     """
 
     kind: str = dataclasses.field(metadata={"static": True})
@@ -144,7 +146,9 @@ class Teacher:
             )
 
     def __call__(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """The divergence of a student's outputs, [B, K], from the teacher's, without the weight."""
+        """The divergence of a student's outputs, [B, K], from the teacher's, without the weight, in
+        at least float32."""
+        logits = tree.widen(logits)
         targets = self.logits(batch, logits)
         if self.inputs == "probabilities":
             logits, targets = jax.nn.softmax(logits), jax.nn.softmax(targets)
@@ -193,6 +197,12 @@ class Teacher:
             )
         match self.kind:
             case "shuffled":
+                if len(outputs) < 2:
+                    raise UserError(
+                        "losses.Teacher: one of kind 'shuffled' got a batch, or a chunk of m-SAM, "
+                        "of one example, which has no other to be taught by; give batches and "
+                        "chunks of at least 2, or take 'entropy-matched'."
+                    )
                 outputs = outputs[_partners(self.key, len(outputs))]
             case "permuted":
                 outputs = jax.vmap(_permute_others)(self._keys(batch, len(like)), outputs)
