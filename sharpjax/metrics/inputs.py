@@ -84,7 +84,7 @@ def wide_label(label: jax.Array) -> jax.Array:
     return label.astype(jnp.int32) if tree.is_narrow(label) else label
 
 
-def at_most_float32(logits: jax.Array) -> jax.Array:
+def at_most_float32(logits: jax.typing.ArrayLike) -> jax.Array:
     """Logits outside of a trace, in float32 or the narrower floating type given. `checked` takes
     the rounding error of probabilities from this type."""
     z = np.asarray(logits)

@@ -84,12 +84,12 @@ def fit(
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise UserError(f"power_law.fit: values must be floats, got {values.dtype}.")
     values = widened(values)
-    if resolution is None:
-        resolution = 1e3 * jnp.finfo(values.dtype).eps
+    eps = float(jnp.finfo(values.dtype).eps)
+    spread = 1e3 * eps if resolution is None else resolution
     return _fit(
         values,
         _number("floor", floor, values.dtype),
-        _number("resolution", resolution, values.dtype),
+        _number("resolution", spread, values.dtype),
     )
 
 
