@@ -23,7 +23,7 @@ of 64 with a cosine to 0. Sharpness on 512 training images; the authors' by 20 d
 CIFAR-10-C. Of the 60,000 images as they were prepared for development all but 98 are exact.
 `:cpu_resnet_narrow`, `:cpu_vgg_narrow` and `:cpu_vit_narrow` are parts of it: they took 52, 39 and
 56 minutes of two cores on 2026-11-30 and are judged together; docs/minima.md, docs/protocol.md.
-`:cpu_labels` was run on 2026-11-29: half an hour on two crowded cores; docs/minima.md. Trials with
+`:cpu_labels` was run on 2026-11-29: 57 minutes on two crowded cores; docs/minima.md. Trials with
 seed 0 (`base` and `aug_sam`; of the ViT the latter) chose the losses at which arms are matched, a
 tenth above those at which `aug_sam` ends: 1.24, 1.17 and 1.51. After `base` the ResNet had 0.95 of
 the training images right.
