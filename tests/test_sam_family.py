@@ -534,6 +534,12 @@ def test_what_its_parts_refuse():
     for options in ({"rho_min": 0.3, "lr_max": 1.0}, {"lr_max": 0.1, "lr_min": 0.1}):
         with pytest.raises(UserError, match="optim.coupled_rho"):
             coupled_rho(rate, rho_max=0.2, **options)
+    # A learning rate outside of [lr_min, lr_max] keeps the radius at the nearer end.
+    for value, radius in ((0.0, 0.125), (0.25, 0.125), (0.5, 0.25), (0.75, 0.375), (1.0, 0.375)):
+        rho = coupled_rho(
+            lambda _, v=value: v, rho_max=0.375, rho_min=0.125, lr_max=0.75, lr_min=0.25
+        )
+        assert np.asarray(rho(0)) == radius  # all are exact in float32
     for rule in (perturbation.element, perturbation.filters, perturbation.layers):
         with pytest.raises(UserError, match="eta must be a number >= 0"):
             rule(-0.1)

@@ -108,7 +108,8 @@ def coupled_rho(
 ) -> optax.Schedule:
     """The radius of GSAM, a linear function of the learning rate (arXiv 2203.08065, section 4).
 
-    `rho_t = rho_min + (rho_max - rho_min) (lr_t - lr_min) / (lr_max - lr_min)`.
+    `rho_t = rho_min + (rho_max - rho_min) (lr_t - lr_min) / (lr_max - lr_min)`, with the quotient
+    clipped to [0, 1]: a warm-up from 0 with `lr_min > 0` gives no negative radius.
 
     Raises:
         UserError: `lr_min < lr_max` or `0 <= rho_min <= rho_max` does not hold.
@@ -127,7 +128,7 @@ def coupled_rho(
     slope = (rho_max - rho_min) / (lr_max - lr_min)
 
     def rho(count: Any) -> Any:
-        return rho_min + slope * (learning_rate(count) - lr_min)
+        return rho_min + slope * jnp.clip(learning_rate(count) - lr_min, 0, lr_max - lr_min)
 
     return rho
 
