@@ -163,6 +163,22 @@ def test_an_unknown_name_in_a_spec():
             OptimizerSpec(**values).build()
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"rho": -0.05}, "rho=-0.05; give a number of 0 or more"),
+        ({"rho": math.nan}, "rho=nan"),
+        ({"weight_decay": -1e-4}, "weight_decay=-0.0001"),
+        ({"weight_decay": math.nan}, "weight_decay=nan"),
+        ({"schedule": "cosine"}, "schedule='cosine' and total_steps=0; give the steps"),
+        ({"schedule": "linear", "warmup_steps": 3}, "schedule='linear'"),
+    ],
+)
+def test_wrong_values_in_a_spec(values, says):
+    with pytest.raises(UserError, match=f"OptimizerSpec: {says}"):
+        OptimizerSpec("sgd", 0.1, **values)
+
+
 # From config to spec.
 
 

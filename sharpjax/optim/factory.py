@@ -75,6 +75,10 @@ class OptimizerSpec:
         rho_schedule: 'constant'; or 'learning_rate', proportional to the learning rate, with `rho`
             at its peak (GSAM).
         friendly, friendly_decay: sigma and decay of `friendly` (F-SAM); sigma 0: not used.
+
+    Raises:
+        UserError: `weight_decay` or `rho` is not at least 0, or a schedule that decays has no
+            `total_steps`.
     """
 
     name: str
@@ -100,6 +104,18 @@ class OptimizerSpec:
     reuse: float = settings.OPTIONAL["reuse"]
     friendly: float = settings.OPTIONAL["friendly"]
     friendly_decay: float = settings.OPTIONAL["friendly_decay"]
+
+    def __post_init__(self) -> None:
+        for name in ("weight_decay", "rho"):
+            value = getattr(self, name)
+            # An array stands for a value that may be traced.
+            if not isinstance(value, jax.Array) and not value >= 0:
+                raise UserError(f"OptimizerSpec: {name}={value}; give a number of 0 or more.")
+        if self.schedule in ("cosine", "linear") and self.total_steps <= 0:
+            raise UserError(
+                f"OptimizerSpec: schedule='{self.schedule}' and total_steps={self.total_steps}; "
+                "give the steps of the whole training, or schedule='constant'."
+            )
 
     @property
     def uses_sam(self) -> bool:
