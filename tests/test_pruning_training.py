@@ -525,6 +525,10 @@ def test_rounds_of_pruning_and_rewinding(rewind, tmp_path):
             lambda: pruning.rounds(an_arm("a"), (50, 20), pruning.Prune((0,))),
             "give amounts that rise",
         ),
+        (
+            lambda: pruning.rounds(an_arm("a"), (20, 50), pruning.Prune((0,), method="random")),
+            "pruned weights come back",
+        ),
     ],
 )
 def test_what_a_transform_refuses(make, words):

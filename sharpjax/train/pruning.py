@@ -24,7 +24,8 @@ class Prune:
 
     Attributes:
         percent: how much is pruned, in [0, 100); the coordinate `pruned` of each model.
-        method: 'magnitude', or 'random' by the key of the stage. The masks of a seed are nested.
+        method: 'magnitude', or 'random' by the key of the stage. In one stage, the masks of a seed
+            are nested.
         scope: 'kernels' and 'trainable' as in `prune.mask`; 'variables': parameters and BatchNorm
             statistics together, as in `prune.prune_variables`.
         layers: 'global', 'uniform' or 'erk'.
@@ -123,16 +124,23 @@ def rounds(
     Args:
         first: the arm that is pruned; it is not among the returned stages.
         percent: of each round, rising: `100 * a` for the amounts of `prune.iterative`.
-        transform: how to prune; its percent and masks are set here.
+        transform: how to prune, by magnitude; its percent and masks are set here.
         rewind: the state of `first` that each round starts from: 'start' (lottery tickets, arXiv
             1803.03635) or a step that `first.snapshots` keeps (1912.05671). None: the weights of
             the round before, with the learning rate from its beginning (2003.02389).
 
     Raises:
-        UserError: the amounts do not rise.
+        UserError: the amounts do not rise, or the method is 'random', whose masks would not be
+            nested, as each round has its own key.
     """
     if list(percent) != sorted(set(percent)):
         raise UserError(f"pruning.rounds: percent={tuple(percent)}; give amounts that rise.")
+    if transform.method == "random":
+        raise UserError(
+            "pruning.rounds: method='random' would draw each round anew, so that pruned weights "
+            "come back; give method='magnitude', or take nested random masks from one Derive stage "
+            "with Prune(percent, method='random', masks=True)."
+        )
     stages: list[Stage] = []
     before = first.arm
     for i, amount in enumerate(percent, 1):
