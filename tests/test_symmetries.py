@@ -378,6 +378,23 @@ def test_wrong_matrices(matrix, says):
         symmetries.mix_heads(heads, matrix, query="q", key="k")
 
 
+def test_matrices_that_are_singular_within_rounding():
+    """Rank 3 of 6: rounding leaves pivots that are not 0, and a finite 'inverse'."""
+    draws = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+    low = (draws[0] @ draws[1].swapaxes(-1, -2)).astype(np.float32)
+    assert np.isfinite(jnp.linalg.inv(low)).all((1, 2)).any()
+    params = {"a": jnp.ones((3, 2, 6)), "b": jnp.ones((2, 6, 3))}
+    for matrix in low:
+        with pytest.raises(UserError, match="mix_units: the matrix has no inverse in float32"):
+            symmetries.mix_units(params, matrix, into="a", out="b")
+        heads = np.stack([np.eye(6, dtype=np.float32), matrix])
+        with pytest.raises(UserError, match="mix_heads: the matrix has no inverse in float32"):
+            symmetries.mix_heads(params, heads, query="a", key="a")
+    # Of size 1e-6 and with condition number 1e4, but not singular.
+    fine = 1e-6 * np.diag(np.array([1, 1, 1, 1, 1, 1e-4], np.float32))
+    symmetries.mix_units(params, fine, into="a", out="b")
+
+
 def test_factors_may_be_traced():
     params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
     rescale = functools.partial(symmetries.rescale_units, into="a", out="b")

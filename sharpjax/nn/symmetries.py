@@ -8,6 +8,7 @@ data before it returns the new parameters, and `geometry.check_invariance` does 
 which measures are unchanged.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -181,8 +182,8 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) ->
 
     Raises:
         UserError: no leaf has such a name, its last axes have other lengths, or it is not of
-            floats; the matrix has another shape, has no inverse, or is complex where a leaf is
-            real.
+            floats; the matrix has another shape, is singular within rounding, or is complex where a
+            leaf is real.
 
     >>> params = {"query": jnp.ones((3, 1, 2)), "key": jnp.ones((3, 1, 2))}
     >>> found = mix_heads(params, 2 * jnp.eye(2), query="query", key="key")
@@ -194,9 +195,7 @@ def mix_heads(params: Params, matrix: ArrayLike, *, query: Where, key: Where) ->
         raise UserError(
             f"mix_heads: the matrix must be [k, k] or [heads, k, k], got shape {matrix.shape}."
         )
-    inverse = jnp.swapaxes(jnp.linalg.inv(matrix), -1, -2)
-    if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
-        raise UserError("mix_heads: the matrix has no inverse.")
+    inverse = jnp.swapaxes(_inverse("mix_heads", matrix), -1, -2)
     for argument, where, by in (("query", query, matrix), ("key", key, inverse)):
         chosen = Chosen("mix_heads", argument, where)
         check_floats(params, chosen)
@@ -233,7 +232,7 @@ def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> 
 
     Raises:
         UserError: no leaf has such a name, its axis has another length, or it is not of floats; the
-            matrix is not square, has no inverse, or is complex where a leaf is real.
+            matrix is not square, is singular within rounding, or is complex where a leaf is real.
 
     >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
     >>> found = mix_units(params, [[0.0, 1.0], [-1.0, 0.0]], into="a", out="b")
@@ -243,9 +242,7 @@ def mix_units(params: Params, matrix: ArrayLike, *, into: Where, out: Where) -> 
     matrix = jnp.asarray(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise UserError(f"mix_units: the matrix must be [units, units], got shape {matrix.shape}.")
-    inverse = jnp.linalg.inv(matrix)
-    if not loops.is_traced(inverse) and not jnp.all(jnp.isfinite(inverse)):
-        raise UserError("mix_units: the matrix has no inverse.")
+    inverse = _inverse("mix_units", matrix)
     for argument, where, axis, form, by in (
         ("into", into, -1, "...i,ij->...j", matrix),
         ("out", out, -2, "...io,ji->...jo", inverse),
@@ -301,3 +298,20 @@ def pad_units(
 
         params = mapped(params, chosen, padded)
     return params
+
+
+def _inverse(caller: str, matrix: jax.Array) -> jax.Array:
+    """Inverses of one or several matrices; outside of a trace singular ones are refused.
+
+    If A is singular, ||A X - 1||_F is at least 1 for every X. If not, it is about the condition
+    number of A times the rounding error.
+    """
+    inverse = jnp.linalg.inv(matrix)
+    residual = jnp.matmul(matrix, inverse, precision="highest") - jnp.eye(matrix.shape[-1])
+    off = jnp.linalg.norm(residual, axis=(-2, -1))
+    if not loops.is_traced(off) and not jnp.all(off < 0.1):
+        raise UserError(
+            f"{caller}: the matrix has no inverse in {inverse.dtype}: A inv(A) is not the identity "
+            "within 0.1; give a matrix of full rank."
+        )
+    return inverse
