@@ -308,6 +308,31 @@ def test_what_overflows(change):
         change(jax.tree.map(jnp.float16, params))
 
 
+@pytest.mark.parametrize("of", [float, np.float32])
+def test_what_underflows(of):
+    """The smallest float16 is 6e-8: 3e-4 times 4e-5 would be 0, and 2 divided by 4e-5 fits."""
+    params = {"a": jnp.full((3, 2), 3e-4, jnp.float16), "b": jnp.full((2, 3), 2, jnp.float16)}
+    rescale = functools.partial(symmetries.rescale_units, factors=of(4e-5))
+    with pytest.raises(UserError, match="6 weights of into would become 0 in float16"):
+        rescale(params, into="a", out="b")
+    zeros = {**params, "a": jnp.zeros((3, 2), jnp.float16)}
+    np.testing.assert_array_equal(rescale(zeros, into="a", out="b")["a"], 0)
+    # A dead weight, 2^-24 beside 2^4, loses nothing that could be seen: eps^2 is 2^-20.
+    dead = params["a"].at[0, 0].set(2.0**-24).at[1, 1].set(16)
+    half = functools.partial(symmetries.rescale_units, factors=of(0.25), into="a", out="b")
+    assert half({**params, "a": dead})["a"][0, 0] == 0
+    stats = {"n": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
+    for norm in (0.0, 1e-8):  # a scale of 0 removes the layer, and loses nothing
+        model = {"c": {"kernel": params["a"]}, "n": {"scale": jnp.full(2, norm)}}
+        model["n"]["bias"] = jnp.zeros(2)
+        absorb = functools.partial(folding.absorb_norm, layer="c", norm="n", epsilon=0.0)
+        if norm:
+            with pytest.raises(UserError, match="absorb_norm: 6 weights of layer would become 0"):
+                absorb(model, stats)
+        else:
+            absorb(model, stats)
+
+
 def test_a_complex_matrix():
     params = {"a": jnp.ones((3, 1, 2)), "b": jnp.ones((3, 2, 2))}
     matrix = np.diag([1j, 1.0])

@@ -93,7 +93,7 @@ def absorb_norm(
             f"{caller}: neither '{layer}' nor '{norm}' has a bias, so that nothing can hold the "
             f"shift of the running mean; give one of them a bias."
         )
-    new = mapped(params, kernel, lambda x: x * a)
+    new = mapped(params, kernel, lambda x: x * a, scales=a)
     new = mapped(new, bias if bias in present else shift, lambda x: offset)
     if scale in present:
         new = mapped(new, scale, jnp.ones_like)

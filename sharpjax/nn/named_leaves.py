@@ -32,7 +32,8 @@ def change(params: Params, chosen: Chosen, axis: int, values: jax.Array, fn: Cal
     check_axis(params, chosen, axis, values.shape[0] if values.ndim else None)
     check_floats(params, chosen)
     along = values.reshape(-1, *(1,) * (-axis - 1)) if values.ndim else values
-    return mapped(params, chosen, lambda leaf: fn(leaf, along))
+    scales = along if fn in (jnp.multiply, jnp.divide) else None
+    return mapped(params, chosen, lambda leaf: fn(leaf, along), scales=scales)
 
 
 def numbers(caller: str, name: str, given: Any) -> jax.Array:
@@ -81,11 +82,17 @@ def named(params: Params, chosen: Chosen) -> Iterator[tuple[str, jax.Array]]:
     return zip(tree.path_names(found), jax.tree.leaves(found), strict=True)
 
 
-def mapped(params: Params, chosen: Chosen, fn: Callable) -> Params:
+def mapped(
+    params: Params, chosen: Chosen, fn: Callable, *, scales: jax.Array | None = None
+) -> Params:
     """The tree with `fn(leaf)` for the leaves that a glob selects; each keeps its dtype.
 
+    Args:
+        scales: the factors or divisors, if `fn` multiplies or divides by numbers. Where they are
+            not 0, no weight may become 0, except below eps^2 of the largest weight of the leaf.
+
     Raises:
-        UserError: a result does not fit in the leaf: it is complex, or overflows.
+        UserError: a result does not fit in the leaf: it is complex, overflows, or underflows.
     """
     found, rest = tree.partition(params, _selected(params, chosen))
 
@@ -104,6 +111,15 @@ def mapped(params: Params, chosen: Chosen, fn: Callable) -> Params:
                 f"{chosen.caller}: leaves of {chosen.argument} would be beyond the range of "
                 f"{dtype}; give numbers nearer to 1, or parameters of a wider type."
             )
+        if is_known and scales is not None and not loops.is_traced(scales):
+            # What weight decay leaves of dead weights, near the smallest float, may underflow.
+            dead = float(jnp.finfo(dtype).eps) ** 2 * jnp.max(jnp.abs(x), initial=0)
+            lost = int(jnp.sum((new == 0) & (jnp.abs(x) > dead) & (scales != 0)))
+            if lost:
+                raise UserError(
+                    f"{chosen.caller}: {lost} weights of {chosen.argument} would become 0 in "
+                    f"{dtype}; give numbers nearer to 1, or parameters of a wider type."
+                )
         return new
 
     return tree.combine(jax.tree.map(leaf, found), rest)

@@ -42,7 +42,7 @@ def rescale_units(params: Params, factors: ArrayLike, *, into: Where, out: Where
 
     Raises:
         UserError: no leaf has such a name, its axis has another length, or it is not of floats; a
-            factor is 0, complex, or not finite.
+            factor is 0, complex, or not finite; a weight would overflow, or become 0.
 
     >>> params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.ones((2, 4))}}
     >>> found = rescale_units(params, jnp.array([2.0, 4.0]), into="a/*", out="b/kernel")
