@@ -189,6 +189,8 @@ def test_convolutions_and_batch_norm(x64, key):
         symmetries.scale_before_norm(*both, 1e-4, into="Conv_0/*", norm="BatchNorm_0")
     with pytest.raises(UserError, match="a negative factor changes the sign"):
         symmetries.scale_before_norm(*both, -factors, into="Conv_0/*", norm="BatchNorm_0")
+    with pytest.raises(UserError, match="factors must be above 0, got 0.0"):
+        symmetries.scale_before_norm(*both, 0.0, into="Conv_0/*", norm="BatchNorm_0", epsilon=0.0)
 
 
 def test_attention(x64, key):

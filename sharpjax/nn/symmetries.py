@@ -117,7 +117,7 @@ def scale_before_norm(
 
     Raises:
         UserError: no leaf has such a name, its axis has another length, or it is not of floats; a
-            factor is negative, complex or not finite, or so small that a variance would be
+            factor is 0, negative, complex or not finite, or so small that a variance would be
             negative; `epsilon` is no finite number.
 
     >>> params, stats = {"c": {"kernel": jnp.ones((1, 2))}}, {"n": {"mean": jnp.ones(2)}}
@@ -129,10 +129,10 @@ def scale_before_norm(
     caller = "scale_before_norm"
     factors = numbers(caller, "factors", factors)
     numbers(caller, "epsilon", epsilon)
-    if not loops.is_traced(factors) and bool(jnp.any(factors < 0)):
+    if not loops.is_traced(factors) and bool(jnp.any(factors <= 0)):
         raise UserError(
             f"{caller}: factors must be above 0, got {factors.tolist()}; a negative factor changes "
-            "the sign of what the normalisation gives."
+            "the sign of what the normalisation gives, and 0 removes it."
         )
     params = change(params, Chosen(caller, "into", into), -1, factors, jnp.multiply)
     mean, var = (Chosen(caller, "norm", f"{norm}/{name}") for name in ("mean", "var"))
