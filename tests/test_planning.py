@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,10 +205,23 @@ def test_a_target_is_the_first_that_reaches_it(found, direction, target):
     assert best_of(rule, found) == expected
 
 
+@pytest.mark.parametrize(("direction", "target"), [("most", 0.9), ("least", 0.3)])
+def test_a_target_is_reached_by_the_float32_number_nearest_to_it(direction, target):
+    """Float32(0.9) is below 0.9, and float32(0.3) above 0.3."""
+    value, sign = float(np.float32(target)), 1 if direction == "most" else -1
+    assert sign * (value - target) < 0
+    rule = Best("test/accuracy", direction, target)
+    assert best_of(rule, [value - sign / 8, value, value + sign / 16]) == 1
+
+
 # What is refused, in one line.
 
 TABLE = data.Modular("+", 7, 0.8)
 ADAM = OptimizerSpec("adam", 0.1)
+
+
+class _Untested(data.Modular):
+    num_test = 0  # pyright: ignore[reportAssignmentType,reportIncompatibleMethodOverride]
 
 
 def refused(*stages, **specs):

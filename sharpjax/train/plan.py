@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from flax import linen as nn
 
 from sharpjax.data import DataSpec, Splits
@@ -146,8 +147,8 @@ class When:
 class Best(NamedTuple):
     """Which state of a model is its best: the first with the least (or most) of a metric. With a
     `target` it is the first state whose metric is at most (at least) the target, or the best of all
-    if none reaches it. NaN values are skipped; if all are NaN, it is the state before the first
-    step."""
+    if none reaches it. Values and target are compared in float32, in which accuracies and losses
+    are computed. NaN values are skipped; if all are NaN, it is the state before the first step."""
 
     metric: str
     direction: Literal["least", "most"]
@@ -156,9 +157,12 @@ class Best(NamedTuple):
     def better(self, value: float, than: float) -> bool:
         """Whether `value` replaces the best so far, `than`, which is NaN if there is none yet."""
         sign = 1 if self.direction == "least" else -1
-        if math.isnan(value) or (self.target is not None and sign * (than - self.target) <= 0):
+        new, old = float(np.float32(value)), float(np.float32(than))
+        if math.isnan(new):
             return False
-        return math.isnan(than) or sign * (value - than) < 0
+        if self.target is not None and sign * (old - float(np.float32(self.target))) <= 0:
+            return False
+        return math.isnan(old) or sign * (new - old) < 0
 
 
 class Snapshots(NamedTuple):
