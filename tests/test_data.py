@@ -254,6 +254,20 @@ def test_a_set_that_is_not_what_the_catalog_says(monkeypatch):
             Images("digits").load()
 
 
+@pytest.mark.parametrize(("index", "wrong"), [([0, 3], 3), ([[1], [2**20]], 2**20), (-4, -4)])
+def test_an_index_beyond_the_examples_is_refused(index, wrong):
+    """Else the array would give its last or first example once more."""
+    three = data.Examples(np.ones((3, 2), np.float32), np.int32([0, 1, 2]))
+    for index_of in (np.array, jnp.array):
+        for caller in ("batch", "take"):
+            with pytest.raises(
+                UserError, match=rf"data.{caller}: index {wrong} of 3 examples; give"
+            ):
+                getattr(data, caller)(three, index_of(index))
+    assert data.take(three, np.array([2, -3, -1])).label.tolist() == [2, 0, 2]
+    assert not data.take(three, jnp.arange(0)).label.size
+
+
 def test_a_batch_is_what_losses_and_models_take(loaded):
     train = loaded.splits.train
     index = np.array([5, 0, 5])

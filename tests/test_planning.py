@@ -12,9 +12,17 @@ from sharpjax import data, nn
 from sharpjax.errors import UserError
 from sharpjax.metrics.functional import disagreement
 from sharpjax.optim import OptimizerSpec
+from sharpjax.studies.compression.plan import LayerNoise
+from sharpjax.studies.data_free.preserved import Preserved
+from sharpjax.studies.papers.authors import AuthorsSharpness
 from sharpjax.train import planning
+from sharpjax.train.corruption import Corrupted
+from sharpjax.train.curvature import Curvature
 from sharpjax.train.epochs import Epochs
 from sharpjax.train.evaluators import Outputs, SplitMetrics
+from sharpjax.train.landscape import Landscape
+from sharpjax.train.layer_curvature import LayerCurvature
+from sharpjax.train.layerwise import Replaced
 from sharpjax.train.measures import ToReference, Within
 from sharpjax.train.plan import (
     Best,
@@ -29,6 +37,7 @@ from sharpjax.train.plan import (
     as_is,
 )
 from sharpjax.train.results import of
+from sharpjax.train.sharpness import Sharpness
 from tests.plans import EACH, END, TESTED, a_plan, a_step, an_arm, with_outputs
 
 COPIES = tuple(of(copy=i) for i in (1, 2))
@@ -334,6 +343,29 @@ def test_teachers_that_cannot_be():
     )
     some = an_arm("b", [Member(0), Member(1, teacher=Teacher("uniform"))])
     assert "has members with masks or teachers of several kinds" in refused(some)
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "split"),
+    [
+        (Curvature(END, 33, 0.1, 1, 0.1, 1, 0.1, 1), "train"),
+        (Sharpness(END, 32, first=1), "train"),
+        (AuthorsSharpness(END, 3, first=30), "train"),
+        (Landscape(END, 33), "train"),
+        (LayerCurvature(END, ("head",), 33, 1, 1, 0.1, 1), "train"),
+        (LayerNoise(END, ("head",), 33, 0.1, 1), "train"),
+        (Preserved(END, (), (), 33), "train"),
+        (Corrupted(END, 33), "test"),
+        (Replaced(END, "initial", ("head",), (), (2,), 33, 0.1), "test"),
+    ],
+)
+def test_examples_that_the_data_do_not_have(evaluator, split):
+    """The circles have 32 examples in each split."""
+    words = f"'{evaluator.name}' measures {split} examples up to number 33, and its data have 32"
+    assert words in refused(an_arm("a", evaluators=[evaluator]))
+    assert words in refused(an_arm("a"), Derive("b", "a", as_is, (evaluator,)))
+    enough = dataclasses.replace(evaluator, num_examples=evaluator.num_examples - 1)
+    planning.check(a_plan(an_arm("a", evaluators=[enough])))
 
 
 def test_what_a_step_cannot_train_on():

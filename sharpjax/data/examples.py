@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sharpjax.data.augmentation import normalize
+from sharpjax.errors import UserError
 
 
 class Examples(NamedTuple):
@@ -70,24 +72,40 @@ def batch(examples: Examples, index: Any) -> dict[str, jax.Array]:
 
     Args:
         examples: numpy or jax arrays; under `jax.vmap`, those of one lane.
-        index: integers, of any shape.
+        index: integers, of any shape; a negative one counts from the end.
 
     Returns:
         'image': the inputs, float32 if they were normalised. 'label': the classes, or 'target': the
         targets of a regression, as `losses.SquaredError` takes them. 'true_label', if there are
         any.
 
+    Raises:
+        UserError: an index beyond the examples. In a trace this cannot be checked, and such an
+            index gives the first or the last example.
+
     >>> images = np.full((2, 1, 1, 1), 255, np.uint8)
     >>> examples = Examples(images, np.int32([3, 4]), mean=np.float32([0.5]), std=np.float32([0.5]))
     >>> {name: value.tolist() for name, value in batch(examples, np.array([1])).items()}
     {'image': [[[[1.0]]]], 'label': [4]}
     """
-    return as_batch(take(examples, index))
+    return as_batch(_taken("data.batch", examples, index))
 
 
 def take(examples: Examples, index: Any) -> Examples:
-    """The examples at `index`, as they are stored."""
+    """The examples at `index`, as they are stored. Index and errors are those of `batch`."""
+    return _taken("data.take", examples, index)
+
+
+def _taken(caller: str, examples: Examples, index: Any) -> Examples:
     examples = jax.tree.map(jnp.asarray, examples)
+    places = None if isinstance(index, Tracer) else np.asarray(index)
+    if places is not None and places.size and np.issubdtype(places.dtype, np.integer):
+        least, most, count = places.min(), places.max(), examples.label.shape[0]
+        if most >= count or least < -count:
+            raise UserError(
+                f"{caller}: index {most if most >= count else least} of {count:,} examples; give "
+                f"indices from {-count} to {count - 1}."
+            )
     value, label, true_label = (None if x is None else x[index] for x in examples[:3])
     return Examples(value, label, true_label, examples.mean, examples.std)
 

@@ -71,6 +71,10 @@ class Corrupted:
             raise UserError("train.Corrupted: name a kind and a severity at the least.")
 
     @property
+    def counted(self) -> str:
+        return self.split
+
+    @property
     def set_name(self) -> str:
         return f"{self.split}[:{self.num_examples}]"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,8 @@ class Curvature:
     in_factors: bool = False
     stream: str = ""
     kind: str = "geometry"
+
+    counted: ClassVar[str] = "train"
 
     @property
     def set_name(self) -> str:

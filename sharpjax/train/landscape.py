@@ -1,7 +1,7 @@
 """The loss along a line through a model, scaled by its filters."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ class Landscape:
     name: str = "landscape"
     kind: str = "geometry"
     metrics: tuple[str, ...] = ()
+
+    counted: ClassVar[str] = "train"
 
     def __post_init__(self) -> None:
         if self.num_points < 3 or self.num_points % 2 == 0:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ class LayerCurvature:
     tol: float = 0.05
     name: str = "layer-curvature"
     kind: str = "geometry"
+
+    counted: ClassVar[str] = "train"
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ one axis: `of` = {"layer": "Dense_0"}.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -163,6 +163,8 @@ class Replaced:
     batch_size: int = 500
     convention: Convention = WEIGHTWATCHER
     kind: str = "evaluation"
+
+    counted: ClassVar[str] = "test"
 
     @property
     def name(self) -> str:

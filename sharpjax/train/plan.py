@@ -214,7 +214,8 @@ class Evaluator(Protocol):
 
     `name` names its stream of randomness, `kind` the work that it counts as, and `metrics` all that
     it may measure. Each call takes a carry and returns it for the next call; the carry is kept in
-    the checkpoint. A method `cost(spec) -> Cost` may say what a call costs on such data.
+    the checkpoint. A method `cost(spec) -> Cost` may say what a call costs on such data. `counted`
+    may name a split that must have all `num_examples` of it, from `first` on if it has this.
     """
 
     @property

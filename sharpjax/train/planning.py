@@ -178,7 +178,8 @@ def check(plan: Plan) -> None:
 
     Raises:
         UserError: a name is used twice or does not exist; a state is read that is not kept; two
-            models are identical; stages read each other in a circle.
+            models are identical; stages read each other in a circle; an evaluator counts examples
+            that the data do not have.
     """
     if twice := _twice(map(name_of, plan.stages)):
         raise UserError(f"plan: two stages are called '{twice}'.")
@@ -250,7 +251,8 @@ def _check_trained(plan: Plan, stage: Train) -> None:
 
 
 def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
-    """Members, evaluators and metrics of an arm have unique names, and its data have the splits."""
+    """Members, evaluators and metrics of an arm have unique names, and its data have the splits
+    and the examples."""
     own = members(plan, stage.arm)
     evaluators = () if isinstance(stage, Draw) else stage.evaluators
     for what, names in (
@@ -268,6 +270,13 @@ def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
         )
         if not getattr(spec, f"num_{split}", 0):
             raise UserError(f"plan: arm '{stage.arm}': its data have no split '{split}'.")
+        if counted := getattr(evaluator, "counted", ""):
+            last = getattr(evaluator, "first", 0) + getattr(evaluator, "num_examples", 0)
+            if last > (there := getattr(spec, f"num_{counted}")):
+                raise UserError(
+                    f"plan: arm '{stage.arm}': '{evaluator.name}' measures {counted} examples up "
+                    f"to number {last:,}, and its data have {there:,}; give fewer num_examples."
+                )
 
 
 def _check_layers(plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,8 @@ class Sharpness:
     stream: str = ""
     true_labels: bool = False
     kind: str = "geometry"
+
+    counted: ClassVar[str] = "train"
 
     def __post_init__(self) -> None:
         if self.normalised and (self.scaled or self.information_examples):

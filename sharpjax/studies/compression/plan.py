@@ -30,7 +30,7 @@ All metrics are measured at the end:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +231,8 @@ class LayerNoise:
     rho: float
     pairs: int
     kind: str = "geometry"
+
+    counted: ClassVar[str] = "train"
 
     @property
     def name(self) -> str:

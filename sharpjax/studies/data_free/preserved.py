@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,8 @@ class Preserved:
     num_examples: int
     name: str = "preserved"
     kind: str = "geometry"
+
+    counted: ClassVar[str] = "train"
 
     @property
     def metrics(self) -> tuple[str, ...]:

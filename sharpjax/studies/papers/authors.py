@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,8 @@ class AuthorsSharpness:
     num_batches: int = 1
     head: str = "head/kernel"
     kind: str = "geometry"
+
+    counted: ClassVar[str] = "train"
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
