@@ -117,6 +117,12 @@ def test_scaling_needs_a_validation_split(splits, subject):
     assert not any("temperature" in metric for metric, _ in found.rows)
 
 
+def test_a_temperature_is_not_scored_where_it_was_fitted():
+    with pytest.raises(UserError, match="train.Calibration: of='validation' with scaled=True"):
+        Calibration(When(), of="validation")
+    assert Calibration(When(), of="validation", scaled=False).split == "validation"
+
+
 def test_every_cell_is_measured_and_made_once(splits, subject, monkeypatch):
     made = []
     make = corruption.corrupted

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax.data import DataSpec, Splits
+from sharpjax.errors import UserError
 from sharpjax.estimate import Estimate
 from sharpjax.losses import Classification
 from sharpjax.metrics import reliability, scores, temperature
@@ -44,6 +45,10 @@ class Calibration:
         num_bins: number of bins, of equal width and closed above.
         num_examples: how many examples of the split, from the first; 0: all.
         gap_examples: how many training examples for `gap`, from the first; 0: no gap.
+        of: the split; 'validation' only if not `scaled`.
+
+    Raises:
+        UserError: `scaled`, and `of` is the split that the temperature is fitted on.
     """
 
     when: When
@@ -54,6 +59,13 @@ class Calibration:
     gap_examples: int = 0
     of: str = "test"
     kind: str = "evaluation"
+
+    def __post_init__(self) -> None:
+        if self.scaled and self.of == "validation":
+            raise UserError(
+                "train.Calibration: of='validation' with scaled=True would score the temperature "
+                "on the examples that it is fitted on; give of='test', or scaled=False."
+            )
 
     @property
     def name(self) -> str:
