@@ -142,6 +142,13 @@ def test_fresh_draws_are_means_over_trials():
         assert absolute >= abs(found["layer/alpha/change", name].value) > 0
 
 
+def test_a_single_draw_has_no_standard_error():
+    fresh, initial = (measured(replaced(how), drawn(MLP, 0)) for how in ("fresh", "initial"))
+    for metric in ("layer/accuracy", "layer/alpha/change"):
+        assert np.isnan(fresh[metric, "head"].standard_error)
+        assert initial[metric, "head"].standard_error == 0
+
+
 def test_curvature_of_a_layer_is_that_of_its_block_of_the_hessian():
     """By dense matrices; traces within five of their standard errors (and what 64 products leave),
     eigenvalues within `tol`; the rise of the loss as the worst case of the layer alone."""

@@ -149,7 +149,8 @@ class Replaced:
         input_shape: of one example.
         num_examples: 0: all test examples.
         threshold: of accuracy, from 0 to 1.
-        trials: number of draws for 'fresh'; 1 for 'initial'.
+        trials: number of draws for 'fresh', of which a single one has no standard error (NaN); 1
+            for 'initial', whose standard errors are 0.
     """
 
     when: When
@@ -210,6 +211,9 @@ class Replaced:
         test = split_of(data, "test")
         return batch(test, np.arange(self.num_examples or len(test.label)))
 
+    def _mean(self, values: np.ndarray) -> Estimate:
+        return over_trials(values, drawn=self.replacement == "fresh")
+
     def _of_weights(
         self, before: Any, put_in: Mapping[str, list[Any]]
     ) -> Iterator[tuple[tuple[str, Any], Estimate]]:
@@ -225,7 +229,7 @@ class Replaced:
             change = (after - old) / np.abs(old)
             kinds = {"": after, "/change": change, _ABSOLUTE: np.abs(change)}
             for end, values in kinds.items():
-                yield (f"layer/{column}{end}", of(layer=layer)), over_trials(values)
+                yield (f"layer/{column}{end}", of(layer=layer)), self._mean(values)
 
     def _of_outputs(
         self, effects: criticality.Effects
@@ -236,7 +240,7 @@ class Replaced:
             trials = [effect for (name, _), effect in effects.of.items() if name == layer]
             for name in (*OF_OUTPUTS, "accuracy_drop"):
                 values = np.array([getattr(effect, name) for effect in trials])
-                yield (f"layer/{name}", of(layer=layer)), over_trials(values)
+                yield (f"layer/{name}", of(layer=layer)), self._mean(values)
             said = criticality.judge(effects, layer, threshold=self.threshold)
             if said.word != "undefined":
                 yield ("layer/critical", of(layer=layer)), exact(float(said.critical))
@@ -247,14 +251,15 @@ class Replaced:
 _ABSOLUTE = "/absolute_change"
 
 
-def over_trials(values: np.ndarray) -> Estimate:
-    """The mean over trials and its standard error, which is 0 for a single trial.
+def over_trials(values: np.ndarray, *, drawn: bool = True) -> Estimate:
+    """The mean over trials and its standard error. For a single trial this is NaN if trials are
+    `drawn` at random, else 0.
 
     >>> over_trials(np.array([1.0, 3.0])).value.item()
     2.0
     """
-    count = len(values)
-    error = np.std(values, ddof=1) / np.sqrt(count) if count > 1 else 0.0
+    count, single = len(values), np.nan if drawn else 0.0
+    error = np.std(values, ddof=1) / np.sqrt(count) if count > 1 else single
     return Estimate(np.mean(values), np.float32(error), np.int32(count))
 
 
