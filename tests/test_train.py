@@ -12,6 +12,7 @@ from flax import linen
 from sharpjax import nn, tree
 from sharpjax.data import Examples, Splits
 from sharpjax.driver import interrupt, progress
+from sharpjax.errors import UserError
 from sharpjax.optim import OptimizerSpec
 from sharpjax.train import planning, population, streams
 from sharpjax.train.plan import Derive, Member, Ref, When
@@ -251,6 +252,14 @@ def test_streams_differ_by_seed_and_name():
         for name in ("init", "order", "augmentation", "evaluate/test")
     ]
     assert len({tuple(k) for k in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_beyond_32_bits_are_refused(seed):
+    """Their keys are those of 2^32 - 1 and of 0."""
+    with pytest.raises(UserError, match=rf"streams.stream: seed={seed}; give a whole number from"):
+        streams.stream(seed, "init")
+    streams.stream(2**32 - 1, "init")
 
 
 def test_a_signal_waits_for_the_step_and_ends_an_evaluation():
