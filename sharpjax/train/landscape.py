@@ -23,8 +23,9 @@ class Landscape:
     arXiv 1712.09913). The arrays are `x` and `loss`, [num_points]. The model is in eval mode with
     its own BatchNorm statistics; biases and normalisation parameters do not move.
 
-    One picture shows one random direction. Each seed draws its own, with the same normal numbers in
-    all arms. There are no rows: what is tested is measured by `train.sharpness`.
+    One picture shows one random direction. Each seed draws its own; models of a seed, of any arm,
+    that are measured at the same step share its normal numbers. There are no rows: what is tested
+    is measured by `train.sharpness`.
 
     Cost: a forward pass per point.
 

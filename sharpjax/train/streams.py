@@ -1,7 +1,8 @@
 """Named streams of randomness: each is a key from a seed and a name.
 
 Every random decision of a run has a name (`init`, `order`, `augmentation`, `evaluate/geometry`).
-Two arms with the same seed share each stream, so they can be compared pair by pair.
+Two arms with the same seed share each stream, so they can be compared pair by pair. An evaluator's
+key also depends on the step of the model, so models at the same step share its draws.
 """
 
 import zlib
