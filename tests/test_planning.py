@@ -387,6 +387,7 @@ def test_what_a_step_cannot_train_on():
         an_arm("a", step=a_step(batch_size=64))
     )
     numbers = an_arm("a", data="numbers", step=epochs, evaluators=())
+    assert "have no test examples" in refused(numbers, numbers=_Untested("+", 7, 0.8))
     planning.check(a_plan(numbers, numbers=TABLE))
 
 

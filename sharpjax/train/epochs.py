@@ -129,6 +129,8 @@ class Epochs:
             return f"{whole} know neither dropout nor SAM; use steps.Steps."
         if spec.input_dtype == "uint8" or not spec.num_classes:
             return f"{whole} normalise no images and fit no targets; use steps.Steps."
+        if not spec.num_test:
+            return f"{whole} are tested after each epoch, but the data have no test examples."
         return ""
 
     def weights(self, one: TrainState) -> Any:
