@@ -331,6 +331,19 @@ def test_which_state_is_the_best(rule, told, epoch, tmp_path):
     assert steps_of(tmp_path / "run", "es") == {12}
 
 
+class OfLayers(Told):
+    """Its metric has further coordinates, and no value of the whole model."""
+
+    def __call__(self, carry, subject, data, key):
+        return carry, Results({("told/value", of(layer="head")): exact(1.0)})
+
+
+def test_a_best_state_needs_a_value_of_the_whole_model(tmp_path):
+    rule, told = Best("told/value", "least"), OfLayers((), when=END)
+    with pytest.raises(UserError, match=r"arm 'a' is chosen by 'told/value', .*'layer': 'head'"):
+        run(a_plan(an_arm("a", (0,), evaluators=(told,), best=rule)), tmp_path / "run")
+
+
 # Members.
 
 

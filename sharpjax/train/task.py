@@ -217,6 +217,7 @@ class Arm:
                     rows += self.measured(
                         evaluator, step, saved.population, carries[evaluator.name]
                     )
+        self._check_best(rows)
         best = [self._best(member, one, saved.best[i], step, rows)
                 for i, member, one in each if saved.best]  # fmt: skip
         if is_last:
@@ -280,6 +281,17 @@ class Arm:
     def _steps(self, when: When) -> frozenset[int]:
         due = when.steps(self._end, self._per_epoch)
         return frozenset(step for step in due if step <= self.total_steps)
+
+    def _check_best(self, rows: Sequence[Row]) -> None:
+        rule = self._stage.best
+        named = [(r["seed"], r["of"]) for r in rows if rule and r["metric"] == rule.metric]
+        own = [(member.seed, dict(member.of)) for member in self._stage.members]
+        if rule and named and not any(found in own for found in named):
+            raise UserError(
+                f"plan: the best state of arm '{self.name}' is chosen by '{rule.metric}', which "
+                f"has no value for a whole model, only for coordinates such as {named[0][1]}; name "
+                f"another metric in Train.best."
+            )
 
     def _best(
         self, member: Member, one: TrainState, best: Best, step: int, rows: Sequence[Row]
