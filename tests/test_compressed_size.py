@@ -125,6 +125,9 @@ def test_clusters_that_are_known():
     few = cluster(jnp.array([3.0, 3.0, 7.0]), 8)  # as many values as there are come back
     np.testing.assert_array_equal(uncluster(few), [3, 3, 7])
     np.testing.assert_array_equal(uncluster(cluster(jnp.full(3, 2.5), 2)), 2.5)
+    # Small numbers beside large ones, whose prefix sums cancel: -1e9 + 1e-8 is -1e9.
+    wide = cluster(jnp.array([-1e9, 1e-8, 1e-8, 1e9]), 3)
+    np.testing.assert_array_equal(wide.centres, np.float32([-1e9, 1e-8, 1e9]))
     params = net()
     done = uncluster_params(cluster_params(params, 4))
     assert len(np.unique(done["conv"]["kernel"])) <= 4
