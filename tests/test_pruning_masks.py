@@ -223,6 +223,34 @@ def test_biases_follow_their_channels():
     assert np.all((out == 0) == ~columns)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_biases_that_follow_are_no_units(method):
+    params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]] * 2), "bias": jnp.zeros(4)}
+    options: Any = {"structure": prune.Channels(biases=True), **inputs(method, params)}
+    expected = prune.mask(params, 0.5, **options)
+    assert prune.sparsity(expected).by_leaf == {"bias": (2, 2), "kernel": (4, 4)}
+    if method == "magnitude":
+        assert expected["bias"].tolist() == [False, False, True, True]
+    for amount in (0.5, prune.uniform(params, 0.5, "trainable")):
+        found = prune.mask(params, amount, scope="trainable", **options)
+        assert tree.digest(found) == tree.digest(expected)
+    # A bias of another size than the outputs is ranked with them.
+    other = dict(params, bias=jnp.zeros(3))
+    found = prune.mask(other, 3 / 7, scope="trainable", structure=prune.Channels(biases=True))
+    assert prune.sparsity(found).by_leaf == {"bias": (0, 3), "kernel": (8, 0)}
+
+
+def test_channels_of_a_large_order():
+    """The norm is between the largest score and n^(1/order) times it: order 100, n 2, 1.007."""
+    columns = {"w": jnp.array([[3e-4, 1e-4, 2e-4]] * 2)}
+    for order in (1, 2, 100, 1e6, math.inf):
+        for scale in (1e-30, 1.0, 1e30):
+            scaled = jax.tree.map(lambda w, s=scale: s * w, columns)
+            found = prune.mask(scaled, 0.34, structure=prune.Channels(order=order))["w"]
+            assert found.tolist() == [[True, False, True]] * 2
+    assert prune.Channels(order=100).pool(np.zeros((2, 3))).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_blocks(pool):
     w = np.full((4, 6), 0.5, np.float32)

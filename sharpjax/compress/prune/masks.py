@@ -74,6 +74,10 @@ def mask(
     shares = _shares(caller, amount, params, own, scope)
     shapes = [np.shape(leaf) for leaf in leaves]
     chosen = [i for i, shape in enumerate(shapes) if own[i] and math.prod(shape)]
+    follows = {}
+    if isinstance(structure, Channels) and structure.biases:
+        follows = _followers(params, shapes, chosen)
+        chosen = [i for i in chosen if i not in follows]
     sizes = [structure.units(names[i], shapes[i]) for i in chosen]
     if method == "random":
         units = _random(key, sizes)
@@ -91,8 +95,9 @@ def mask(
     found = [np.ones(shape, bool) for shape in shapes]
     for i, part, size in zip(chosen, parts, sizes, strict=True):
         found[i] = structure.spread(part.reshape(size), shapes[i])
-    if isinstance(structure, Channels) and structure.biases:
-        _follow(params, found, dict(zip(chosen, parts, strict=True)))
+    masks = dict(zip(chosen, parts, strict=True))
+    for i, kernel in follows.items():
+        found[i] = masks[kernel]
     return jax.tree.unflatten(jax.tree.structure(params), list(map(jnp.asarray, found)))
 
 
@@ -283,11 +288,13 @@ def _shares(caller: str, amount: Any, params: Any, own: list[bool], scope: Any) 
     return checked
 
 
-def _follow(params: Any, found: list[np.ndarray], parts: dict[int, np.ndarray]) -> None:
-    """Masks arrays of one axis, such as biases, like the channels of the kernel beside them."""
+def _followers(params: Any, shapes: list[tuple[int, ...]], chosen: list[int]) -> dict[int, int]:
+    """Arrays of one axis, such as biases, that are masked like the channels of a kernel.
+
+    Returns:
+        the index of each such array, with the index of the kernel beside it in the tree.
+    """
     paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    kernels = {paths[i][:-1]: part for i, part in parts.items() if found[i].ndim > 1}
-    for i, path in enumerate(paths):
-        part = kernels.get(path[:-1])
-        if part is not None and found[i].shape == part.shape:
-            found[i] = part
+    kernels = {paths[i][:-1]: i for i in chosen if len(shapes[i]) > 1}
+    beside = {i: kernels[path[:-1]] for i, path in enumerate(paths) if path[:-1] in kernels}
+    return {i: kernel for i, kernel in beside.items() if shapes[i] == shapes[kernel][-1:]}

@@ -43,8 +43,8 @@ class Channels:
         order: order of the norm, a number >= 1, or inf.
         biases: whether to prune the entries of pruned channels also in arrays of one axis beside
             the kernel in the tree, in or out of scope. A pruned neuron then outputs act(0). These
-            arrays are not counted among the units. BatchNorm is a layer of its own and keeps its
-            shift.
+            arrays are not counted among the units, and amounts given for them are not used.
+            BatchNorm is a layer of its own and keeps its shift.
 
     Raises:
         UserError: `order` is below 1; `biases` with another axis than -1.
@@ -72,7 +72,11 @@ class Channels:
 
     def pool(self, scores: np.ndarray) -> np.ndarray:
         rows = np.moveaxis(scores, self.axis, 0).reshape(scores.shape[self.axis], -1)
-        return np.linalg.norm(rows.astype(np.float64), ord=self.order, axis=1)
+        rows = rows.astype(np.float64)
+        # Powers of the largest score of a row, which is 1 here, neither overflow nor underflow.
+        top = np.abs(rows).max(axis=1, initial=0.0)
+        scaled = rows / np.where(top > 0, top, 1.0)[:, None]
+        return top * np.linalg.norm(scaled, ord=self.order, axis=1)
 
     def spread(self, kept: np.ndarray, shape: Shape) -> np.ndarray:
         own = [1] * len(shape)
