@@ -191,6 +191,25 @@ def test_counts_by_hand():
     assert [row.bits for row in shared] == [192, *(3 * n + 5 * 32 for n in (108, 80, 72))]
 
 
+def test_counts_of_a_population_are_those_of_its_members():
+    params = jax.tree.map(jnp.float32, net())
+    population = jax.tree.map(lambda w: jnp.stack([w, 2 * w, 3 * w]), params)
+    thin = functools.partial(low_rank, rank=2)
+    (one, many) = (size.layers(held) for held in (thin(params), jax.vmap(thin)(population)))
+    for row, rows in zip(one, many, strict=True):
+        assert rows.form == row.form and rows[2:] == tuple(3 * count for count in row[2:])
+    assert size.ratio(one) == size.ratio(many) > 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("int4", 4), ("uint4", 4), ("int8", 8), ("uint32", 32), ("bool", 8), ("bfloat16", 16)],
+)
+def test_bits_of_a_dtype(dtype, bits):
+    (row,) = size.layers({"w": jax.ShapeDtypeStruct((4, 8), dtype)})
+    assert (row.bits, row.dense_bits) == (32 * bits, 32 * 32)
+
+
 @pytest.mark.parametrize("bits", [32, 4])
 def test_counts_of_what_is_pruned(bits):
     params = jax.tree.map(jnp.float32, net())

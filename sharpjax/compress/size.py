@@ -172,8 +172,11 @@ def _masks(masks, structure, count):
 
 def _width(node: Any) -> int:
     """The bits of one number of an array."""
-    floating = jnp.issubdtype(node.dtype, jnp.floating)
-    return jnp.finfo(node.dtype).bits if floating else 8 * node.dtype.itemsize
+    if jnp.issubdtype(node.dtype, jnp.floating):
+        return jnp.finfo(node.dtype).bits
+    if jnp.issubdtype(node.dtype, jnp.integer):
+        return jnp.iinfo(node.dtype).bits  # int4 takes 4, though its itemsize is 1
+    return 8 * node.dtype.itemsize
 
 
 def _layer(name: str, node: Any, mask: Any, sparse: str) -> Layer:
@@ -185,6 +188,8 @@ def _layer(name: str, node: Any, mask: Any, sparse: str) -> Layer:
     if is_low_rank(node):
         parts = (node.left, node.right)
         taken = sum(math.prod(part.shape) * _width(part) for part in parts)
+        lanes = math.prod(node.left.shape[:-2])  # of a population; the shape is of one member
+        numbers, dense = lanes * numbers, lanes * dense
         return Layer(name, _form(node), numbers, numbers, taken, dense)
     if is_clustered(node):
         k = node.centres.shape[0]
