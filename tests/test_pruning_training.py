@@ -249,6 +249,17 @@ def test_ties_while_training_are_those_of_mask():
     np.testing.assert_array_equal(state.mask["w"], prune.mask(params, 0.5)["w"])
 
 
+def test_counts_of_mixed_types_are_of_the_rounded_weights():
+    """Updates below half a unit in the last place of bfloat16, 2^-8 at 1, leave ties."""
+    params = {"w": jnp.ones((1, 4), jnp.bfloat16)}
+    updates = {"w": jnp.array([[0.002, 0.0, 0.001, 0.0]], jnp.float32)}
+    tx = prune.gradual(prune.one_shot(0.5))
+    state: Any = tx.update(updates, tx.init(params), params)[1]
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(state.mask["w"], prune.mask(after, 0.5)["w"])
+    assert state.mask["w"].tolist() == [[False, False, True, True]]
+
+
 def test_gradual_pruning_goes_on_from_a_checkpoint(tmp_path):
     """Stopped between two masks: the same bits as without a stop. The next update reads the mask
     of the checkpoint, the one after it makes a new one by its count."""

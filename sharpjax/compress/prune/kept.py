@@ -129,8 +129,10 @@ def gradual(
 
     def _renewed(params: Any, updates: Any, before: Any, own: list[bool], i: jax.Array) -> Any:
         leaves, structure = jax.tree.flatten(before)
+        # Rounded as optax.apply_updates rounds them, so that ties are those of the new weights.
         moved = [
-            jnp.abs(w + u) for w, u in zip(*map(jax.tree.leaves, (params, updates)), strict=True)
+            jnp.abs((w + u).astype(w.dtype))
+            for w, u in zip(*map(jax.tree.leaves, (params, updates)), strict=True)
         ]
         scores = [
             (x if regrow else jnp.where(kept, x, -1)).astype(
