@@ -320,6 +320,17 @@ def test_erk_keeps_as_many_as_the_arrays_would(amount):
     assert len({round(even[n], 12) for n in sizes}) == 1
 
 
+@pytest.mark.parametrize("dtype", [float, np.float32])
+def test_an_amount_of_erk_is_the_decimal_number_it_is_written_as(dtype):
+    params = draw(w=(10, 10))
+    assert 0.29 * 100 < 29
+    for amount, pruned in ((0.29, 29), (0.57, 57), (0.07, 7)):
+        share = prune.erk(params, dtype(amount))["w"]
+        # 1 - (1 - share) loses at most two roundings of numbers below 1.
+        assert abs(share - pruned / 100) <= 2 * np.finfo(float).eps
+        assert prune.sparsity(prune.mask(params, {"w": share})).total.pruned == pruned
+
+
 def test_shares_by_name():
     params = {"a": draw(kernel=(4, 5), bias=(5,)), "head": draw(kernel=(5, 2))}
     shares = prune.by_name(params, {"*/kernel": 0.5, "head/*": 0.2})

@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -95,7 +96,8 @@ def erk(
     pruned share.
 
     The density of an array is `eps (sum(shape) / prod(shape)) ** power`. `eps` is chosen such that
-    the total number kept is the sum of `n - floor(amount n)` over the arrays, with n numbers each.
+    the total number kept is the sum of `n - floor(amount n)` over the arrays, with n numbers each;
+    `amount` is read as the decimal number that is written.
     While a density would be above 1, the arrays of the largest density are kept whole and the
     others share the rest.
 
@@ -129,7 +131,8 @@ def erk(
     sizes = {i: math.prod(shapes[i]) for i in left}
     used = {i: shapes[i] if kernel else shapes[i][-2:] for i in left}
     raw = {i: ((sum(used[i]) or 1) / math.prod(used[i])) ** power for i in left}
-    kept = sum(n - math.floor(share * n) for n in sizes.values())
+    # 0.29 * 100 is 28.999999999999996 in float64.
+    kept = sum(n - math.floor(Fraction(str(amount)) * n) for n in sizes.values())
     shares = [0.0] * len(shapes)
     while share and left:
         eps = kept / sum(raw[i] * sizes[i] for i in left)
