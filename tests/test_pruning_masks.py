@@ -415,6 +415,9 @@ def test_counts_of_masks_of_any_form():
     assert found.by_leaf == {"b": (4, 0), "w": (6, 6)} and found.total == (10, 6)
     assert found.total.sparsity == 6 / 16
     assert math.isnan(prune.sparsity({"w": np.ones((0,), bool)}).total.sparsity)
+    # An array of shape [] is the mask of one number, unless params say otherwise.
+    assert prune.sparsity({"w": np.array(True)}).total == (1, 0)
+    assert prune.sparsity({"w": np.array(True)}, {"w": params["w"]}).total == (12, 0)
 
 
 def test_parameters_and_statistics_are_ranked_together(x64):

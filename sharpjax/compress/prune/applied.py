@@ -60,7 +60,9 @@ def sparsity(mask: Any, params: Any = None) -> Sparsity:
 
     Args:
         mask: as in `apply_mask`.
-        params: the weights of the mask; needed if the mask has True for a whole array.
+        params: the weights of the mask; needed if a leaf of the mask has fewer axes than its
+            weights, such as True for a whole array. Without them, each leaf is counted by its own
+            shape: an array of shape [] is one number.
 
     Raises:
         UserError: a Python bool in the mask and no params; a mask of another structure, or with a
