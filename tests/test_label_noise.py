@@ -1,5 +1,7 @@
 """Noisy labels: exact counts, always another class, and the same for the same seed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,14 @@ def examples(num, num_classes=10, seed=0):
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
 @pytest.mark.parametrize(
     ("share", "num", "count"),
-    [(0.1, 1_000, 100), (0.29, 100, 29), (0.5, 3, 2), (0.25, 2, 1), (0.999, 1_000, 999)],
+    [
+        (0.1, 1_000, 100),
+        (0.29, 100, 29),
+        (0.5, 3, 2),
+        (0.25, 2, 1),
+        (0.35, 10, 4),
+        (0.999, 1_000, 999),
+    ],
 )
 def test_exactly_so_many_labels_are_of_another_class(share, num, count, num_classes):
     for seed in range(5):
@@ -24,6 +33,9 @@ def test_exactly_so_many_labels_are_of_another_class(share, num, count, num_clas
         assert (result.label != true.label).sum() == count  # .29 as it is written, halves up
         np.testing.assert_array_equal(result.true_label, true.label)
         np.testing.assert_array_equal(result.input, true.input)
+        narrow: Any = np.float32(share)  # the same decimal number
+        again = noisy(true, share=narrow, num_classes=num_classes, seed=seed, kind="other")
+        np.testing.assert_array_equal(again.label, result.label)
         assert result.label.dtype == np.int32
         assert result.label.min() >= 0 and result.label.max() < num_classes
 

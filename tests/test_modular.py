@@ -1,6 +1,7 @@
 """Tables by hand, splits that lose nothing, and what is refused."""
 
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -102,6 +103,8 @@ def test_a_fraction_is_the_decimal_number_it_is_written_as(key):
     assert 0.29 * 100 < 29 < 0.57 * 100 + 1e-9 and 0.07 * 100 > 7  # what floats make of them
     for fraction, train in ((0.29, 29), (0.57, 57), (0.07, 7)):
         assert len(modular.split(key, 100, fraction)[0]) == train
+        narrow: Any = np.float32(fraction)
+        assert modular.num_train(100, narrow) == train
 
 
 def test_the_split_is_a_function_of_the_key_alone(key):

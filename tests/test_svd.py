@@ -275,4 +275,6 @@ def test_bad_input_is_one_line(call, message):
 def test_a_rank_fraction_is_the_decimal_number_it_is_written_as():
     assert 0.29 * 100 < 29
     assert Decomposition(0.29).rank(100, 200) == 29
+    assert float(np.float32(0.29)) * 100 < 29
+    assert Decomposition(np.float32(0.29)).rank(100, 200) == 29  # pyright: ignore
     assert [Decomposition(f).rank(99, 128) for f in (1.0, 0.5, 0.25, 0.125)] == [99, 49, 24, 12]

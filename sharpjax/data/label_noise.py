@@ -78,4 +78,4 @@ def check(share: float, seed: int, kind: str, *, num_labels: int) -> None:
 
 
 def _count(share: float, num_labels: int) -> int:
-    return math.floor(Fraction(repr(float(share))) * num_labels + Fraction(1, 2))
+    return math.floor(Fraction(str(share)) * num_labels + Fraction(1, 2))

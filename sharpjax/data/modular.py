@@ -185,7 +185,7 @@ def num_train(num_examples: int, train_fraction: float) -> int:
             f"modular.split: train_fraction={train_fraction}; give a number above 0 and below 1, "
             "such as 0.5."
         )
-    number = math.ceil(Fraction(repr(float(train_fraction))) * num_examples)
+    number = math.ceil(Fraction(str(train_fraction)) * num_examples)
     if number >= num_examples:
         raise UserError(
             f"modular.split: a train fraction of {train_fraction} of {num_examples} pairs leaves "

@@ -63,7 +63,7 @@ class Decomposition:
             UserError: k is 0.
         """
         # Use f as the decimal number it is written as: 0.29 * 100 is 28.999999999999996.
-        k = math.floor(Fraction(repr(float(self.rank_fraction))) * min(m, n))
+        k = math.floor(Fraction(str(self.rank_fraction)) * min(m, n))
         if k < 1:
             raise UserError(
                 f"svd: rank_fraction={self.rank_fraction} leaves rank 0 of {name}, which is "
