@@ -280,6 +280,17 @@ def test_percentiles(share):
         assert [low, high] == [x.min(), x.max()]
 
 
+def test_bins_are_no_wider_after_zeros():
+    x = np.float32(np.random.default_rng(0).normal(size=100) * 1e-4)
+    observer = observers.Percentile(0.8, bins=64)
+    zeros = np.zeros(100, np.float32)
+    together = observed(observer, [np.concatenate([zeros, x])])
+    assert together == observed(observer, [zeros, x]) == observed(observer, [x, zeros])
+    inner = np.sort(np.concatenate([zeros, x]))[[20, -21]]  # (1 - share) / 2 of 200 lie beyond
+    width = 4 / observer.bins * np.abs(x).max()
+    assert np.all(np.abs(together - inner) <= width)
+
+
 @pytest.mark.parametrize(
     "observer",
     [

@@ -219,8 +219,10 @@ class Percentile:
         flat = x.astype(jnp.float32).reshape(-1)
         finite = jnp.isfinite(flat)
         flat = jnp.where(finite, flat, jnp.zeros_like(flat))
-        # |x| = m 2^e with m < 1, so 2^e is above |x|.
-        exponent = jnp.maximum(state.exponent, jnp.frexp(jnp.max(jnp.abs(flat)))[1])
+        # |x| = m 2^e with m < 1, so 2^e is above |x|. Of 0, frexp gives e = 0, which says nothing.
+        top = jnp.max(jnp.abs(flat))
+        exponent = jnp.where(top > 0, jnp.frexp(top)[1], state.exponent)
+        exponent = jnp.maximum(state.exponent, exponent)
         half = self.bins // 2
         shift = jnp.minimum(exponent - state.exponent, 31)
         old = (jnp.arange(-half, half, dtype=jnp.int32) >> shift) + half
