@@ -271,6 +271,27 @@ def test_what_a_cast_cannot_hold():
     assert cast(half, "bfloat16", overflow="saturate") == 3.0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most", "least"),  # the most that rounds to the greatest number, and the least beyond
+    [("float16", 65519.0, 65520.0), ("float8_e4m3fn", 464.0, 465.0), ("float8_e5m2", 61439, 61440)],
+)
+def test_only_what_is_saturated_has_no_derivative(dtype, most, least, strict):
+    top = float(jnp.finfo(dtype).max)
+    x = jnp.array([1.0, top, -top, most, -most, least, -least, 1e9], jnp.float32)
+    fn = functools.partial(fake_cast, dtype=dtype, overflow="saturate")
+    for done in (fn, jax.jit(fn)):
+        np.testing.assert_array_equal(done(x), [1, top, -top, top, -top, top, -top, top])
+        slope = jax.grad(lambda x, done=done: jnp.sum(done(x)))(x)
+        np.testing.assert_array_equal(slope, [1, 1, 1, 1, 1, 0, 0, 0])
+
+
+def test_a_short_type_is_saturated_in_another(strict):
+    # In bfloat16 65504 is 65536, which float16 does not hold.
+    x = jnp.array([65536.0, -1e9, 3.0], jnp.bfloat16)
+    done = cast(x, "float16", overflow="saturate")
+    np.testing.assert_array_equal(done, np.float16([65504, -65504, 3]))
+
+
 # Refusals.
 
 

@@ -108,13 +108,13 @@ def _cast(caller: str, x: Any, dtype: str, overflow: str, argument: str) -> jax.
     integers.refuse_non_finite(caller, x, argument)
     x = jnp.asarray(x)
     top = float(jnp.finfo(dtype).max)
-    if overflow == "saturate":
-        # If the type of x has a smaller greatest number than the format, nothing can overflow.
-        within = jnp.clip(x, -top, top) if float(jnp.finfo(x.dtype).max) >= top else x
-        short = within.astype(dtype)
-        return jnp.where(jnp.isfinite(x), short, jnp.full_like(short, jnp.nan))
     short = x.astype(dtype)
     beyond = ~jnp.isfinite(short)
+    if overflow == "saturate":
+        # Not clip(x), whose derivative at the greatest number is 1/2.
+        ends = jnp.where(x > 0, jnp.full_like(short, top), jnp.full_like(short, -top))
+        short = jnp.where(beyond, ends, short)
+        return jnp.where(jnp.isfinite(x), short, jnp.full_like(short, jnp.nan))
     if not loops.is_traced(beyond) and bool(jnp.any(beyond)):
         largest = np.max(np.abs(np.asarray(x, np.float64)))
         raise UserError(
