@@ -206,6 +206,21 @@ def test_rare_and_valid(strict):
     assert fake_quantise(half, 8).dtype == dequantise(quantise(half, 8)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_levels_beyond_the_greatest_number_of_the_type(dtype, share, strict):
+    """The zero point is rounded, so one end of the grid lies up to s / 2 beyond the range."""
+    top = jnp.finfo(dtype).max
+    x = jnp.array([-share * float(top), 0.0, float(top)], dtype)
+    held = quantise(x, 8, symmetric=False)
+    done = dequantise(held)
+    np.testing.assert_array_equal(done, fake_quantise(x, 8, symmetric=False))
+    assert jnp.max(jnp.abs(done)) == top and done[1] == 0
+    wide = grid_of_range(-117600.0, 117600.0, 8)
+    half = jnp.array([65504.0, -65504.0], jnp.float16)  # the nearest level is 71 s = 65745
+    np.testing.assert_array_equal(fake_quantise_onto(half, wide), half)
+
+
 # Derivatives.
 
 

@@ -101,8 +101,8 @@ def dequantise(held: Quantised) -> jax.Array:
     >>> print(dequantise(quantise(jnp.array([-1.0, 0.5, 0.1]), 2)))
     [-1.  0.  0.]
     """
-    scale = held.grid.scale
-    return grids.read(held.grid, held.values.astype(scale.dtype)).astype(held.dtype)
+    value = grids.read(held.grid, held.values.astype(held.grid.scale.dtype))
+    return _in_type(value, held.dtype)
 
 
 def fake_quantise(
@@ -144,7 +144,8 @@ def fake_quantise(
 def fake_quantise_onto(x: jax.Array, grid: Grid, *, key: jax.Array | None = None) -> jax.Array:
     """`fake_quantise` with a given grid, such as one of observed ranges (`observers`).
 
-    Numbers beyond the grid are clipped to its ends; their derivative is 0. Quantising the result
+    Numbers beyond the grid are clipped to its ends; their derivative is 0. A level beyond the
+    greatest number of the type of x becomes that number. Quantising the result
     again does not change it, bit for bit. A number that is not finite becomes NaN, without an
     effect on the others.
 
@@ -256,7 +257,13 @@ def _straight_through(x, grid, key):
     grid = dataclasses.replace(grid, scale=grid.scale.astype(wide.dtype))
     cells = grids.locate(grid, fixed, key)
     value = grids.read(grid, cells.values)
-    value = jnp.where(jnp.isfinite(fixed), value, jnp.full_like(value, jnp.nan)).astype(x.dtype)
+    value = jnp.where(jnp.isfinite(fixed), value, jnp.full_like(value, jnp.nan))
     # This term is 0, and has the straight-through derivative at any order.
     through = jnp.where(cells.inside, x - jax.lax.stop_gradient(x), jnp.zeros_like(x))
-    return value + through
+    return _in_type(value, x.dtype) + through
+
+
+def _in_type(value, dtype):
+    """`astype`, with the greatest number of the type for levels of a grid beyond it."""
+    top = min(float(jnp.finfo(kind).max) for kind in (dtype, value.dtype))
+    return jnp.clip(value, -top, top).astype(dtype)
