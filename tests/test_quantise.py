@@ -221,6 +221,18 @@ def test_levels_beyond_the_greatest_number_of_the_type(dtype, share, strict):
     np.testing.assert_array_equal(fake_quantise_onto(half, wide), half)
 
 
+@pytest.mark.parametrize("mode", [{}, {"symmetric": False}], ids=str)
+def test_huge_numbers_are_small_ones_times_a_power_of_two(mode, strict):
+    x = normal()
+    x = 0.9 * x / jnp.max(jnp.abs(x))
+    fine, huge = quantise(x, 2, **mode), quantise(x * jnp.float32(2.0**127), 2, **mode)
+    assert huge.grid.scale > 2.0**126 > 1 / jnp.finfo(jnp.float32).max  # 1 / s is not normal
+    np.testing.assert_array_equal(huge.values, fine.values)
+    np.testing.assert_array_equal(dequantise(huge), dequantise(fine) * jnp.float32(2.0**127))
+    done = dequantise(quantise(jnp.array([9e37, 1, -4.5e37], jnp.float32), 2))
+    np.testing.assert_array_equal(done, np.float32([9e37, 0, 0]))
+
+
 # Derivatives.
 
 

@@ -153,7 +153,7 @@ def make(low: jax.Array, high: jax.Array, bits: int, *, symmetric: bool, bound: 
     low, high, steps = jnp.minimum(low, zero), jnp.maximum(high, zero), 2**bits - 1
     scale = _sound(high / steps - low / steps)
     # Compute in floats first: NaN has no integer value.
-    point = -highest - 1 - jnp.round(low / scale)
+    point = -highest - 1 - jnp.round(_in_steps(low, scale))
     point = jnp.where(jnp.isnan(point), zero, jnp.clip(point, -highest - 1, highest))
     return Grid(scale, point.astype(jnp.int32), bits)
 
@@ -164,13 +164,19 @@ def _sound(scale: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(scale), scale, jnp.nan * one)
 
 
+def _in_steps(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / s, also where 1 / s is below the least normal number, which XLA may multiply by as 0."""
+    less = jnp.where(scale > 1, jnp.full_like(scale, 1 / 16), jnp.ones_like(scale))  # exact
+    return (x * less) / (scale * less)
+
+
 def locate(grid: Grid, x: jax.Array, key: jax.Array | None = None) -> Cells:
     """The integers for numbers of the grid's type: round(x / s) + z, clipped to the grid.
 
     Rounding is to nearest, halves to even. With a key it is stochastic: up with probability equal
     to the fraction, so that the mean is x / s (inside the range).
     """
-    ratio = x / blocks.expand(grid.scale, x.shape)
+    ratio = _in_steps(x, blocks.expand(grid.scale, x.shape))
     if key is None:
         values = jnp.round(ratio)
     else:
