@@ -213,9 +213,11 @@ def test_levels_beyond_the_greatest_number_of_the_type(dtype, share, strict):
     top = jnp.finfo(dtype).max
     x = jnp.array([-share * float(top), 0.0, float(top)], dtype)
     held = quantise(x, 8, symmetric=False)
-    done = dequantise(held)
-    np.testing.assert_array_equal(done, fake_quantise(x, 8, symmetric=False))
-    assert jnp.max(jnp.abs(done)) == top and done[1] == 0
+    for done in (dequantise(held), fake_quantise(x, 8, symmetric=False)):
+        assert jnp.all(jnp.isfinite(done)) and done[1] == 0
+        error = np.abs(np.float64(done) - np.float64(x))
+        rounded = float(top) * float(jnp.finfo(dtype).eps)  # the level, to the dtype of x
+        assert np.all(error <= float(held.grid.scale[0]) / 2 * (1 + 2**9 * EPS) + rounded)
     wide = grid_of_range(-117600.0, 117600.0, 8)
     half = jnp.array([65504.0, -65504.0], jnp.float16)  # the nearest level is 71 s = 65745
     np.testing.assert_array_equal(fake_quantise_onto(half, wide), half)
@@ -299,8 +301,12 @@ def test_what_a_cast_cannot_hold():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "most", "least"),  # the most that rounds to the greatest number, and the least beyond
-    [("float16", 65519.0, 65520.0), ("float8_e4m3fn", 464.0, 465.0), ("float8_e5m2", 61439, 61440)],
+    ("dtype", "most", "least"),  # a number that rounds to the greatest, and one that overflows
+    [
+        ("float16", 65519.0, 65520.0),
+        ("float8_e4m3fn", 464.0, 465.0),
+        ("float8_e5m2", 61408.0, 61440.0),  # between them it depends on the backend
+    ],
 )
 def test_only_what_is_saturated_has_no_derivative(dtype, most, least, strict):
     top = float(jnp.finfo(dtype).max)
