@@ -2,7 +2,7 @@
 
     held = quantise(kernel, 8, axis=-1)     # int8, one step for each output channel
     held.values, held.grid.scale
-    dequantise(held)                        # floats again, within half a step
+    dequantise(held)                        # floats again, within half a step and a rounding
 
 Integers of fewer than 8 bits are also stored in int8, since not every backend has the narrower
 types of jax. `size` counts only the bits that they need.
@@ -58,9 +58,10 @@ def quantise(
 ) -> Quantised:
     """The integers q = round(x / s) + z of an array, with the step s set by its range.
 
-    The formulas of s and z are in `grid`. The error of a number that is not clipped is at most
-    s / 2 (s if stochastic). With `bound="half"` this is also true of clipped numbers. Halves round
-    to the even integer. Computed in float32 at least. A block of zeros has s = 1.
+    The formulas of s and z are in `grid`. The error of a number, also of a clipped one, is at most
+    s / 2 (s if stochastic), plus the rounding of the result to the dtype of x, which in bfloat16
+    may be more. Halves round to the even integer. Computed in float32 at least. A block of zeros
+    has s = 1.
 
     Args:
         x: floats.
