@@ -267,10 +267,14 @@ def test_straight_through_in_any_order(x64, strict):
 def test_the_step_is_a_constant(strict):
     for mode in MODES:
         slope = jax.jacfwd(lambda x, mode=mode: jnp.sum(fake_quantise(x, 4, **mode)))(normal())
-        if mode.get("bound") == "half":
+        if mode.get("bound") == "half" or not mode.get("symmetric", True):
             assert set(np.unique(slope)) <= {0.0, 1.0}
-        elif mode.get("symmetric", True):
+        else:
             np.testing.assert_array_equal(slope, 1)
+    # Asymmetric, s = 1 and z = -2 + 2: 1.5 would be the integer 2, beyond the highest, 1.
+    fn = functools.partial(fake_quantise, bits=2, symmetric=False)
+    slope = jax.grad(lambda x: jnp.sum(fn(x)))(jnp.array([-1.5, 1.5], jnp.float32))
+    np.testing.assert_array_equal(slope, [1, 0])
 
 
 # Shorter floats.

@@ -124,8 +124,9 @@ def fake_quantise(
     clipped, as in PyTorch. The step counts as a constant. This holds in forward and reverse mode,
     and at any order. Let M be the diagonal matrix of these ones and zeros, f a loss, and g and H
     its gradient and Hessian at q(x). The gradient of f(q(x)) is M g and its Hessian M H M. No
-    second derivative of rounding is added: it is 0. With `bound="integer"` no number is clipped,
-    and M = 1.
+    second derivative of rounding is added: it is 0. With a symmetric grid and `bound="integer"` no
+    number is clipped, and M = 1. With an asymmetric grid the largest or the least number of a block
+    may be clipped, since its zero point is rounded.
 
     Args and errors: as in `quantise`; inside a trace, blocks with a number that is not finite are
     NaN.
