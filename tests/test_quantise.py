@@ -146,6 +146,12 @@ def test_stochastic_rounding_is_unbiased(key, strict):
     assert len(np.unique(done[:, 2])) == 2
 
 
+def test_stochastic_rounding_clips_beyond_the_levels(key, strict):
+    x = jnp.array([1.5, -1.25] * 20, jnp.float32)  # s = 1, and the levels are -1, 0 and 1
+    done = fake_quantise(x, 2, bound="half", rounding="stochastic", key=key)
+    np.testing.assert_array_equal(done, [1, -1] * 20)
+
+
 @pytest.mark.parametrize("mode", [{}, {"axis": 1}], ids=str)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_stochastic_rounding_of_channels_and_of_other_ranges_is_unbiased(

@@ -174,7 +174,7 @@ def locate(grid: Grid, x: jax.Array, key: jax.Array | None = None) -> Cells:
     """The integers for numbers of the grid's type: round(x / s) + z, clipped to the grid.
 
     Rounding is to nearest, halves to even. With a key it is stochastic: up with probability equal
-    to the fraction, so that the mean is x / s (inside the range).
+    to the fraction, so that the mean is x / s for x from the lowest to the highest level.
     """
     ratio = _in_steps(x, blocks.expand(grid.scale, x.shape))
     if key is None:

@@ -73,7 +73,9 @@ def quantise(
         bound: for a symmetric grid, how many steps the largest number is. 'integer':
             2^(b-1) - 1, so that it is held exactly (TFLite); 'half': half a step more (qwix,
             torchao).
-        rounding: 'nearest', or 'stochastic', which is unbiased for numbers inside the range.
+        rounding: 'nearest', or 'stochastic', which is unbiased for numbers from the lowest to the
+            highest level of the grid. Numbers beyond these are clipped: with `bound="half"`, and
+            for an asymmetric grid, the ends of the range may lie up to s / 2 beyond.
         key: for stochastic rounding.
 
     Cost: two passes over the array.
