@@ -391,6 +391,14 @@ def test_what_is_refused(arguments, said):
 def test_grids_that_are_refused():
     with pytest.raises(UserError, match=r"^grid_of_range: a low end lies above"):
         grid_of_range(1.0, -1.0, 8)
+    low, high = -jnp.ones((2, 1)), jnp.ones((1, 3))
+    with pytest.raises(
+        UserError, match=r"^grid_of_range: low of shape \[2, 1\], high of .* \[1, 3\];"
+    ):
+        grid_of_range(low, high, 8)
+    with pytest.raises(UserError, match=r"^grid_of_range: low of shape"):
+        jax.jit(lambda low: grid_of_range(low, high, 8).scale)(low)
+    assert grid_of_range(-1.0, high, 8).scale.shape == (1, 3)
     with pytest.raises(UserError, match=r"^fake_quantise_onto: a grid \[1, 4\] for an array \[4\]"):
         fake_quantise_onto(jnp.ones(4), quantise(normal(), 8, axis=1).grid)
     with pytest.raises(UserError, match=r"^cast: unknown floating type 'float15'; did you mean"):

@@ -122,12 +122,14 @@ def grid_of_range(
     1, and all numbers of the range become 0. If the range is not finite, s is NaN.
 
     Args:
-        low, high: arrays of one shape, with a range for each block; scalars for a whole array.
+        low, high: arrays of one shape, with a range for each block; scalars for a whole array, or
+            a scalar as the end of all blocks.
         bits: b, from 2 to 8.
         symmetric, bound: as above; `bound` is used only by symmetric grids.
 
     Raises:
-        UserError: invalid `bits` or `bound`; outside a trace, a `low` above its `high`.
+        UserError: invalid `bits` or `bound`; two arrays of different shapes; outside a trace, a
+            `low` above its `high`.
 
     >>> grid = grid_of_range(-0.5, 1.0, 8, symmetric=False)
     >>> print(f"{255 * grid.scale:.4f}", grid.zero_point, grid.lowest, grid.highest)
@@ -135,6 +137,12 @@ def grid_of_range(
     """
     bits = whole_bits("grid_of_range", bits)
     check_options("grid_of_range", bound)
+    shapes = np.shape(low), np.shape(high)
+    if shapes[0] != shapes[1] and () not in shapes:
+        raise UserError(
+            f"grid_of_range: low of shape {list(shapes[0])}, high of shape {list(shapes[1])}; give "
+            "arrays of one shape, or a scalar for one of them."
+        )
     if not loops.is_traced((low, high)) and np.any(np.asarray(low) > np.asarray(high)):
         raise UserError("grid_of_range: a low end lies above its high end; give low <= high.")
     low, high = jnp.asarray(low), jnp.asarray(high)
