@@ -92,6 +92,20 @@ def test_ranks_that_are_refused(how, said):
         low_rank(net(), **how)
 
 
+@pytest.mark.parametrize("how", [{"rank": 1}, {"rank_fraction": 0.25}, {"energy": 0.9}], ids=str)
+def test_low_rank_of_short_floats_and_of_nothing(how, strict):
+    kernel = jnp.outer(jnp.arange(1.0, 5), jnp.array([1.0, 2.0, 4.0, 8.0, 3.0]))
+    empty = {"a": jnp.zeros((0, 3)), "b": jnp.zeros((3, 0))}
+    params = {"kernel": kernel.astype(jnp.bfloat16)} | empty
+    held = low_rank(params, **how, scope="*")
+    assert held["kernel"].left.dtype == held["kernel"].right.dtype == jnp.bfloat16
+    assert held["kernel"].left.shape == (4, 1) and held["a"] is params["a"]
+    assert held["b"] is params["b"]
+    # Two factors and their product, each rounded to 8 binary places: less than 4 roundings.
+    merged = np.asarray(merge_low_rank(held)["kernel"], np.float32)
+    np.testing.assert_allclose(merged, kernel, rtol=4 * 2.0**-8)
+
+
 def test_low_rank_of_what_has_none():
     with pytest.raises(UserError, match=r"^low_rank: energy decides how many numbers"):
         jax.jit(functools.partial(low_rank, energy=0.5))(net())

@@ -272,6 +272,17 @@ def test_bad_input_is_one_line(call, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_short_floats_and_an_empty_matrix():
+    kernel = jnp.outer(jnp.arange(1.0, 5), jnp.array([1.0, 2.0, 4.0, 8.0]))
+    factors = svd.decompose({"kernel": kernel.astype(jnp.bfloat16)}, 0.25)["kernel"]
+    assert {part.dtype for part in factors.values()} == {jnp.dtype(jnp.bfloat16)}
+    done = np.asarray(factors["U"], np.float32) * np.float32(factors["s"])
+    # Three factors, each rounded to 8 binary places: less than 4 roundings.
+    np.testing.assert_allclose(done @ np.float32(factors["Vt"]), kernel, rtol=4 * 2.0**-8)
+    with pytest.raises(UserError, match=r"which is 0 x 3; leave it out of layers"):
+        svd.decompose({"kernel": jnp.zeros((0, 3))}, 0.5)
+
+
 def test_a_rank_fraction_is_the_decimal_number_it_is_written_as():
     assert 0.29 * 100 < 29
     assert Decomposition(0.29).rank(100, 200) == 29

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import loops, tree
-from sharpjax.compress import kernels
+from sharpjax.compress import grid, kernels
 from sharpjax.compress.integers import refuse_non_finite
 from sharpjax.compress.scope import Scope, in_scope
 from sharpjax.errors import UserError, whole_number
@@ -53,7 +53,8 @@ def low_rank(
     W = U diag(s) V' is truncated to k singular values. The error in the Frobenius norm is
     sqrt(s_{k+1}^2 + s_{k+2}^2 + ..), and in the spectral norm s_{k+1}. No matrix of rank k has a
     smaller error (Eckart and Young, 1936). A kernel [m, n] stays as it is if the factors would not
-    have fewer numbers, k (m + n) >= m n.
+    have fewer numbers, k (m + n) >= m n. Computed in float32 at least; the factors have the dtype
+    of the kernel.
 
     Args:
         params: pytree of floats; for a population, `jax.vmap` this function (not with `energy`).
@@ -94,12 +95,12 @@ def low_rank(
     new = list(leaves)
     for i, outputs in enumerate(kernels.output_axes(params)):
         leaf = leaves[i]
-        if not chosen[i] or leaf.ndim < 2:
+        if not chosen[i] or leaf.ndim < 2 or not leaf.size:
             continue
         tree.check_floating("low_rank", leaf, f"'{names[i]}'")
         refuse_non_finite("low_rank", leaf, f"'{names[i]}'")
         m = math.prod(leaf.shape[: leaf.ndim - len(outputs)])
-        matrix = leaf.reshape(m, -1)
+        matrix = leaf.reshape(m, -1).astype(grid.computed_in(leaf.dtype))
         n = matrix.shape[1]
         if energy is not None:
             k = rank_of_energy(jnp.linalg.svd(matrix, compute_uv=False), energy)
@@ -109,7 +110,8 @@ def low_rank(
             k = min(rank or 1, m, n)
         if k * (m + n) < m * n:
             factors = svd.factorise(matrix, k)
-            new[i] = LowRank(factors["U"] * factors["s"][None], factors["Vt"], leaf.shape)
+            left, right = factors["U"] * factors["s"][None], factors["Vt"]
+            new[i] = LowRank(left.astype(leaf.dtype), right.astype(leaf.dtype), leaf.shape)
     return jax.tree.unflatten(structure, new)
 
 

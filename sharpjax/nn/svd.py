@@ -65,9 +65,10 @@ class Decomposition:
         # Use f as the decimal number it is written as: 0.29 * 100 is 28.999999999999996.
         k = math.floor(Fraction(str(self.rank_fraction)) * min(m, n))
         if k < 1:
+            least = f"give {1 / min(m, n):.4g} or more, or " if m and n else ""
             raise UserError(
                 f"svd: rank_fraction={self.rank_fraction} leaves rank 0 of {name}, which is "
-                f"{m} x {n}; give {1 / min(m, n):.4g} or more, or leave it out of layers."
+                f"{m} x {n}; {least}leave it out of layers."
             )
         return k
 
@@ -134,9 +135,11 @@ def decompose(params: Any, rank_fraction: float, *, layers: str | Sequence[str] 
 
 
 def factorise(matrix: jax.Array, rank: int) -> dict[str, jax.Array]:
-    """The first `rank` singular triplets of a matrix."""
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return {"U": u[:, :rank], "s": s[:rank], "Vt": vt[:rank]}
+    """The first `rank` singular triplets of a matrix, computed in float32 at least."""
+    wide = matrix.astype(jnp.float64 if matrix.dtype == jnp.float64 else jnp.float32)
+    u, s, vt = jnp.linalg.svd(wide, full_matrices=False)
+    factors = {"U": u[:, :rank], "s": s[:rank], "Vt": vt[:rank]}
+    return {name: part.astype(matrix.dtype) for name, part in factors.items()}
 
 
 def is_factors(node: Any) -> bool:
