@@ -101,6 +101,8 @@ def test_low_rank_of_short_floats_and_of_nothing(how, strict):
     assert held["kernel"].left.dtype == held["kernel"].right.dtype == jnp.bfloat16
     assert held["kernel"].left.shape == (4, 1) and held["a"] is params["a"]
     assert held["b"] is params["b"]
+    numpy = low_rank({"kernel": np.ones((4, 5))}, **how)["kernel"]  # float64, without x64
+    assert numpy.left.dtype == jnp.float32
     # Two factors and their product, each rounded to 8 binary places: less than 4 roundings.
     merged = np.asarray(merge_low_rank(held)["kernel"], np.float32)
     np.testing.assert_allclose(merged, kernel, rtol=4 * 2.0**-8)

@@ -94,7 +94,7 @@ def low_rank(
     chosen, names = in_scope("low_rank", params, scope), tree.path_names(params)
     new = list(leaves)
     for i, outputs in enumerate(kernels.output_axes(params)):
-        leaf = leaves[i]
+        leaf = jnp.asarray(leaves[i])
         if not chosen[i] or leaf.ndim < 2 or not leaf.size:
             continue
         tree.check_floating("low_rank", leaf, f"'{names[i]}'")

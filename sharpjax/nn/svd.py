@@ -136,6 +136,7 @@ def decompose(params: Any, rank_fraction: float, *, layers: str | Sequence[str] 
 
 def factorise(matrix: jax.Array, rank: int) -> dict[str, jax.Array]:
     """The first `rank` singular triplets of a matrix, computed in float32 at least."""
+    matrix = jnp.asarray(matrix)
     wide = matrix.astype(jnp.float64 if matrix.dtype == jnp.float64 else jnp.float32)
     u, s, vt = jnp.linalg.svd(wide, full_matrices=False)
     factors = {"U": u[:, :rank], "s": s[:rank], "Vt": vt[:rank]}
