@@ -25,11 +25,11 @@ An epoch takes 4.4, 4.6 and 5.6 ms a seed of the dense model at 50, 65 and 80 % 
 quiet cores, and 2.3, 2.4 and 2.6 ms at a rank of 12.5 %, so that the paper's epochs of all 150
 models of table 1 would take an hour and a half. `:quick` took 64 s, `:table1_80` 27 minutes
 (2026-11-25, two cores; docs/grokking.md has what came of it).
-Estimated from these, and from the epochs of the columns that were run: `:mod67_50` 65 minutes and
-`:subtraction_50` 50 on two quiet cores; twice that and more beside other work (`:table1_65` took 22
-minutes, and 68). On slower cores `:subtraction_65`, estimated at 25, took 28 from epoch 5,000 of
+Estimated from these, and from the epochs of the columns that were run: `:mod67_50` 65 minutes on
+two quiet cores; twice that and more beside other work (`:table1_65` took 22 minutes, and 68). On slower cores `:subtraction_65`, estimated at 25, took 28 from epoch 5,000 of
 the dense model on; on one such core `:mod67_65`, estimated at 30, took 103, `:table1_50`, estimated
-at 60, took 177, and `:temperature`, estimated at 40, took 88.
+at 60, took 177, `:temperature`, estimated at 40, took 88, and `:subtraction_50`, estimated at 50,
+took 156.
 
 `:temperature` asks whether the scale of the logits is what decomposition changes (L.1 to L.3):
 dense models with their logits divided by a constant, at which they start as large as those of the
