@@ -433,6 +433,15 @@ def widen(vector: Any) -> Any:
     return jax.tree.map(leaf, vector)
 
 
+def widen_labels(labels: jax.Array) -> jax.Array:
+    """Labels of fewer than 4 bytes as int32: class 261 as a uint8 would be class 5.
+
+    >>> widen_labels(jnp.array([3], jnp.uint8)).dtype
+    dtype('int32')
+    """
+    return labels.astype(jnp.int32) if is_narrow(labels) else labels
+
+
 def is_narrow(x: Any) -> bool:
-    """Whether the entries of this array take fewer bytes than float32."""
+    """Whether the entries of this array take fewer than 4 bytes."""
     return x.dtype.itemsize < 4

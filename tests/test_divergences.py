@@ -233,6 +233,16 @@ def test_classes_that_a_teacher_excludes(x64):
     assert np.all(np.isfinite(slope)) and slope[0, 1] > 0 > slope[0, 0]
 
 
+@pytest.mark.parametrize("kind", ["kl", "jensen-shannon"])
+def test_a_class_that_both_exclude_is_as_if_it_were_not_there(kind, x64):
+    z, t = jnp.array([[0.5, -jnp.inf, 0.0]]), jnp.array([[0.0, -jnp.inf, 2.0]])
+    own = jax.value_and_grad(lambda z, t: divergences.divergence(kind, z, t, 2.0))
+    (value, slope), (want, at) = own(z, t), own(z[:, ::2], t[:, ::2])
+    np.testing.assert_allclose(value, want, rtol=1e-13)
+    np.testing.assert_allclose(slope[:, ::2], at, rtol=1e-13)
+    assert slope[0, 1] == 0
+
+
 def test_outputs_that_do_not_vary(x64):
     """Their scale and their correlations are not there: no loss of it, and no slope that is NaN."""
     for constant in (0.0, 0.1, 1e8 / 3):

@@ -98,15 +98,6 @@ def check_count(caller: str, shape: tuple[int, ...], labels: jax.Array) -> None:
         )
 
 
-def widen_labels(labels: jax.Array) -> jax.Array:
-    """Labels of fewer than 4 bytes as int32: a uint8 cannot hold a class above 255.
-
-    >>> widen_labels(jnp.array([3], jnp.uint8)).dtype
-    dtype('int32')
-    """
-    return labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
-
-
 def _shape(caller, logits) -> tuple[int, ...]:
     if isinstance(logits, LinearLogits):
         logits.check(caller)
@@ -127,7 +118,7 @@ def _cross_entropies(caller, logits, labels):
     num_classes, labels = _shape(caller, logits)[-1], jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(f"{caller}: labels must be integers, got {labels.dtype}.")
-    labels = widen_labels(labels)
+    labels = tree.widen_labels(labels)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
     if isinstance(logits, LinearLogits):

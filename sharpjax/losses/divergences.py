@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from sharpjax import tree
 from sharpjax.errors import UserError
+from sharpjax.losses.centring import centred
 from sharpjax.losses.cross_entropy import cross_entropies
 
 DIVERGENCES: Mapping[str, str] = {
@@ -90,7 +91,10 @@ def jensen_shannon_distillation(
     logits, targets = _checked("losses.jensen_shannon_distillation", logits, targets)
     T = jnp.asarray(temperature, logits.dtype)
     log_p, log_q = (jax.nn.log_softmax(x / T) for x in (targets, logits))
-    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(jnp.asarray(2, logits.dtype))
+    # Both -inf: log m is too, and the slope of logaddexp would be NaN.
+    none = jnp.isneginf(log_p) & jnp.isneginf(log_q)
+    log_sum = jnp.logaddexp(*(jnp.where(none, 0, x) for x in (log_p, log_q)))
+    log_m = jnp.where(none, -jnp.inf, log_sum - jnp.log(jnp.asarray(2, logits.dtype)))
     return T**2 * (_kl(log_p, log_m) + _kl(log_q, log_m)) / (2 * len(logits))
 
 
@@ -234,17 +238,3 @@ def _correlation(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
     varies = x_varies & y_varies
     lengths = jnp.sqrt(jnp.where(varies, xx, 1)) * jnp.sqrt(jnp.where(varies, yy, 1))
     return jnp.squeeze(jnp.where(varies, jnp.sum(x * y, axis, keepdims=True) / lengths, 0), axis)
-
-
-def centred(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x minus its mean, the sum of the squares of this, and whether that sum is more than rounding
-    of the mean (True for NaN).
-
-    >>> [part.tolist() for part in centred(jnp.array([[1.0, 3.0], [0.1, 0.1]]), 1)]
-    [[[-1.0, 1.0], [0.0, 0.0]], [[2.0], [0.0]], [[True], [False]]]
-    """
-    apart = x - jnp.mean(x, axis, keepdims=True)
-    squared = jnp.sum(jnp.square(apart), axis, keepdims=True)
-    rounding = (8 * jnp.finfo(x.dtype).eps) ** 2
-    constant = squared <= rounding * jnp.sum(jnp.square(x), axis, keepdims=True)
-    return apart, squared, ~constant

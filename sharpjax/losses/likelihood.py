@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.losses.cross_entropy import check_count, cross_entropies, widen_labels
+from sharpjax.losses.cross_entropy import check_count, cross_entropies
 from sharpjax.losses.linear_logits import LinearLogits
 
 Batch = Mapping[str, jax.Array]
@@ -44,7 +44,7 @@ class CrossEntropy:
         """The batch with labels drawn from the model: p = softmax(logits). They have the type of
         the batch's labels, or int32 if that has fewer than 4 bytes."""
         labels = jax.random.categorical(key, logits, axis=-1)
-        like = widen_labels(batch["label"])
+        like = tree.widen_labels(batch["label"])
         return {**batch, "label": labels.astype(like.dtype).reshape(like.shape)}
 
     def square_root(self, logits: jax.Array, batch: Batch) -> jax.Array:

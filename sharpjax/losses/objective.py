@@ -11,7 +11,7 @@ from flax import linen as nn
 from sharpjax import tree
 from sharpjax.errors import UserError
 from sharpjax.losses.classification import apply
-from sharpjax.losses.cross_entropy import cross_entropies, widen_labels
+from sharpjax.losses.cross_entropy import cross_entropies
 from sharpjax.losses.likelihood import Batch, SquaredError
 from sharpjax.losses.teacher import Teacher
 
@@ -107,7 +107,7 @@ class Objective:
         if self.teacher is not None:
             weight = jnp.asarray(self.teacher.weight, logits.dtype)
             value = weight * self.teacher(logits, batch) + (1 - weight) * value
-        label = widen_labels(label)
+        label = tree.widen_labels(label)
         correct = jnp.argmax(logits, axis=-1).astype(label.dtype) == label
         return value, jnp.mean(correct, dtype=logits.dtype)
 

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from sharpjax import tree
 from sharpjax.errors import UserError
-from sharpjax.losses.divergences import centred
+from sharpjax.losses.centring import centred
 
 _LEAST = 1e-10  # logits of this length or less are not divided by their length but set to 0
 

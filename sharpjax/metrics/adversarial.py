@@ -177,7 +177,7 @@ def _attack(caller, logits_fn, x, label, epsilon, steps, step_size, restarts, ke
             "their own bounds."
         )
     values = (jnp.asarray(v, x.dtype) for v in (epsilon, step_size, low, high))
-    problem = _Problem(_partial(logits_fn), x, inputs.wide_label(label), *values)
+    problem = _Problem(_partial(logits_fn), x, tree.widen_labels(label), *values)
     loss, clean = loops.call(jax.tree_util.Partial(_at, problem), x)
     state = _State(x, x, loss, clean)
     for k in [None] * restarts if key is None else jax.random.split(key, restarts):

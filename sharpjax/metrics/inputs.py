@@ -50,7 +50,7 @@ def checked(
         logits = logits.astype(jnp.float32)
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise UserError(f"{caller}: label is {label.dtype}; give integers, the classes.")
-    label = wide_label(label)
+    label = tree.widen_labels(label)
     weight = jnp.ones(label.shape, jnp.float32) if weight is None else jnp.asarray(weight)
     if logits.ndim != 2 or label.shape != logits.shape[:1] or weight.shape != label.shape:
         raise UserError(
@@ -77,11 +77,6 @@ def on_host(caller: str, logits: jax.Array, label: jax.Array) -> tuple[np.ndarra
     refuse_traced(caller, logits, label)
     checked(caller, at_most_float32(logits), label)
     return np.asarray(logits, np.float64), np.asarray(label)
-
-
-def wide_label(label: jax.Array) -> jax.Array:
-    """Integers [B] in at least four bytes. Class 261 as uint8 would be class 5."""
-    return label.astype(jnp.int32) if tree.is_narrow(label) else label
 
 
 def at_most_float32(logits: jax.typing.ArrayLike) -> jax.Array:
