@@ -446,6 +446,17 @@ def test_done_seeds_end_an_arm_before_its_budget(tmp_path):
     assert [r["value"] for r in table if r["metric"] == "test/accuracy"] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("mode", ["loop", "vmap"])
+def test_what_is_due_when_the_last_seed_ends_is_measured(mode, tmp_path):
+    spec = Modular(tested=True)
+    ends = train(an_arm(mode, measured=(), **DONE), tmp_path / "first", spec=spec)["epochs"]
+    due = tuple(sorted(set(ends.values())))
+    train(an_arm(mode, measured=due, **DONE), tmp_path / "run", spec=spec)
+    found = {(r["seed"], r["step"]) for r in rows(tmp_path / "run", metric="test/accuracy")}
+    expected = {(int(seed), step) for seed, end in ends.items() for step in due if step <= end}
+    assert found == expected | {(int(seed), DONE["epochs"]) for seed in ends}
+
+
 def test_snapshots_of_seeds_that_are_done_are_kept(tmp_path):
     """Theirs after the end is the last state, for who asks for it."""
     at = 2000

@@ -387,7 +387,9 @@ class EpochLoop:
         whole, after = Curves(*map(np.array, record)), step + num_steps
         for curve, part in zip(whole, segment, strict=True):
             curve[:, step:after] = part[:, :num_steps]
-        is_over = not self._learning(states).any()
+        # What is due after the last epoch of the last model is measured before the jump to the end.
+        reached = max(int(one.tally.epoch) for one in population.members(states, self._layout))
+        is_over = not self._learning(states).any() and reached < after
         after = whole.train_loss.shape[1] if is_over else after
         return after, states, Curves(*map(jnp.asarray, whole))
 
