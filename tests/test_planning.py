@@ -318,6 +318,18 @@ def test_states_that_are_not_kept():
     assert "metric of the best state of arm 'a' 'test/nnl'; did you mean 'test/nll'?" in unknown
 
 
+@pytest.mark.parametrize("metric", ["test/nll", "train/loss"])
+def test_a_best_state_needs_a_metric_that_is_measured(metric):
+    """Never measured, all values would be missing, and the best state the one before training."""
+    best, never = Best(metric, "least"), When(end=False, epochs=(10**6,))
+    evaluators = (SplitMetrics(32, 5, never),)
+    words = f"chosen by '{metric}', which is not measured at any step"
+    for rows in (never, When(start=True, end=False)):
+        assert words in refused(an_arm("a", best=best, evaluators=evaluators, rows=rows))
+    planning.check(a_plan(an_arm("a", best=best)))
+    planning.check(a_plan(an_arm("a", best=best, epochs=0)))
+
+
 def test_models_that_do_not_fit():
     wide = an_arm("wide", step=a_step(width=6))
     assert "starts from 'wide', whose model is another" in refused(wide, after("b", "wide"))

@@ -228,6 +228,11 @@ def _check_trained(plan: Plan, stage: Train) -> None:
         raise unknown(f"metric of the best state of arm '{stage.arm}'", stage.best.metric, own)
     if stage.best and stage.best.direction not in ("least", "most"):
         raise unknown(f"direction of arm '{stage.arm}'", stage.best.direction, ("least", "most"))
+    if stage.best and not _is_measured(plan, stage, stage.best.metric):
+        raise UserError(
+            f"{where}: its best state is chosen by '{stage.best.metric}', which is not measured at "
+            f"any step; give its evaluator (or Train.rows) a time, such as When(every_epochs=1)."
+        )
     if odd := {role for member in stage.members for role, _ in member.streams} - {*ROLES}:
         raise unknown(f"role of a stream of arm '{stage.arm}'", min(odd), ROLES)
     for taught in filter(None, (member.teacher for member in stage.members)):
@@ -248,6 +253,15 @@ def _check_trained(plan: Plan, stage: Train) -> None:
             raise UserError(
                 f"{where}: a teacher of kind '{taught.kind}' has {models}, not {len(taught.refs)}."
             )
+
+
+def _is_measured(plan: Plan, stage: Train, metric: str) -> bool:
+    """Whether a metric of an arm is due at some step; one of the training not before the first."""
+    end, per_epoch = num_steps(plan, stage), steps_per_epoch(plan, stage)
+    if metric in stage.step.metrics:
+        return bool(stage.rows.steps(end, per_epoch) - {0}) or end == 0
+    due = (e.when.steps(end, per_epoch) for e in stage.evaluators if metric in e.metrics)
+    return any(due)
 
 
 def _check_names(plan: Plan, stage: Train | Derive | Draw) -> None:
