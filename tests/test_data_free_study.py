@@ -221,6 +221,17 @@ def test_changes_that_leave_the_function(model):
                 assert moved["alpha"] > rounding
 
 
+def test_changes_use_the_epsilon_of_the_model_s_own_norms():
+    """MobileNets have 1e-3: with the 1e-5 of ResNets the outputs would move by 5e-4."""
+    model = nn.MobileNetNarrow(num_classes=10, width=4, blocks=(1,), hidden=8)
+    sites = tuple(site for site in preserved.sites_of(model, SHAPE) if site.norm)
+    one = preserved.Preserved(END, sites, (), 16)
+    _, rows = one((), drawn(model, 0), splits(), KEY)
+    found = {(dict(of)["layer"], dict(of)["change"]) for _, of in rows.rows}
+    assert found == {(s.layer, change) for s in sites for change in s.changes} and sites
+    assert all(x.value < 1e-5 for x in rows.rows.values())
+
+
 def test_a_change_that_moves_the_function_has_no_rows():
     """The outputs of an MLP without ReLU's homogeneity: a site that says so and is wrong."""
     wrong = preserved.Site("Block_0/Dense_2", "Block_0/Dense_3/kernel", relu=True)

@@ -27,7 +27,6 @@ CHANGES = {
     "permutation": "W P, units in another order",
 }
 LARGEST = 16.0  # factor; none is below 1, since a variance near 0 could then become negative
-_EPSILON = 1e-5  # of the norms of `nn.resnet` and `nn.vgg`
 
 
 class Site(NamedTuple):
@@ -116,12 +115,15 @@ class Preserved:
         batch = batch_of(data.train, jnp.arange(self.num_examples))
         outputs = functools.partial(_outputs, subject.model, batch=batch)
         statistics = dict(state.variables).get("batch_stats", {})
+        epsilons = _epsilons(subject.model, data.train.input[:1])
         found: dict[tuple[str, Of], Any] = {}
         for number, site in enumerate(self.sites):
             own = jax.random.fold_in(key, number)
             before = self._columns(state.params, site.layer)
             for name in site.changes:
-                change = functools.partial(changed, site=site, change=name, key=own)
+                change = functools.partial(
+                    changed, site=site, change=name, key=own, epsilon=epsilons.get(site.norm, 0.0)
+                )
                 try:
                     done = nn.apply_verified(change, (state.params, statistics), outputs)
                 except UserError:  # more than rounding: the function is not the same
@@ -143,14 +145,33 @@ def _kernel(params: Any, layer: str) -> np.ndarray:
     return np.asarray(own["kernel"])
 
 
-def changed(both: tuple[Any, Any], site: Site, change: str, key: jax.Array) -> tuple[Any, Any]:
-    """Parameters and running statistics after one of `CHANGES`."""
+def _epsilons(model: linen.Module, example: jax.Array) -> dict[str, float]:
+    """The epsilon of each BatchNorm, by name."""
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, linen.BatchNorm):
+            found["/".join(context.module.path)] = context.module.epsilon
+        return call(*args, **kwargs)
+
+    def run(example):
+        with linen.intercept_methods(watch):
+            return model.init(jax.random.key(0), example, train=False)
+
+    jax.eval_shape(run, example)
+    return found
+
+
+def changed(
+    both: tuple[Any, Any], site: Site, change: str, key: jax.Array, *, epsilon: float
+) -> tuple[Any, Any]:
+    """Parameters and running statistics after one of `CHANGES`; `epsilon` is that of `site.norm`."""
     params, statistics = both
     into = f"{site.layer}/*"
     count = _kernel(params, site.layer).shape[-1]
     if change == "absorption":
         return nn.absorb_norm(
-            params, statistics, layer=site.layer, norm=site.norm, epsilon=_EPSILON
+            params, statistics, layer=site.layer, norm=site.norm, epsilon=epsilon
         )
     if change == "permutation":
         order = np.asarray(jax.random.permutation(key, count))
@@ -159,7 +180,7 @@ def changed(both: tuple[Any, Any], site: Site, change: str, key: jax.Array) -> t
     factors = jnp.full(count, LARGEST) if change == "factor" else factors
     if site.norm:
         return nn.scale_before_norm(
-            params, statistics, factors, into=into, norm=site.norm, epsilon=_EPSILON
+            params, statistics, factors, into=into, norm=site.norm, epsilon=epsilon
         )
     return nn.rescale_units(params, factors, into=into, out=site.out), statistics
 

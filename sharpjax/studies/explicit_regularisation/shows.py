@@ -110,7 +110,7 @@ def figures(rows: Sequence[Row], arrays: Arrays) -> Iterator[Figure]:
                 f"landscape-{place}",
                 f"{place}. The loss on training images without augmentation, of the models that "
                 f"were stopped early, along a random direction in units of the filters, one for "
-                f"each seed and the same in all arms; {n_of(curves)}.",
+                f"each model; {n_of(curves)}.",
                 lambda curves=curves: plots.profiles(curves, label="training loss", log=True),
                 (f"{where}/noise_sharpness",),
             )

@@ -127,7 +127,7 @@ def _of_net(
         yield Figure(
             f"landscape-{place}",
             f"{place}. The loss on training images without augmentation along a random direction "
-            f"in units of the filters, one for each seed and the same in all arms; {n_of(curves)}.",
+            f"in units of the filters, one for each model; {n_of(curves)}.",
             lambda: plots.profiles(curves, label="training loss", log=True),
             (_named(metrics, "/noise_sharpness"),),
         )
