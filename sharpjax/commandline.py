@@ -5,6 +5,8 @@ traceback of the config file inside the message. Here all of them become a `User
 """
 
 import contextlib
+import errno
+import os
 import pathlib
 import re
 import sys
@@ -21,8 +23,8 @@ from sharpjax.errors import RunFailed, UserError, nearest, printable
 def one_line() -> Iterator[None]:
     """Turn errors meant for users into one line on stderr and an exit code.
 
-    The codes are 2 for `UserError`, 1 for `RunFailed`, and 130 for Ctrl-C. Any other exception is a
-    bug and keeps its traceback.
+    The codes are 2 for `UserError`, 1 for `RunFailed` and for a disk that is full, and 130 for
+    Ctrl-C. Any other exception is a bug and keeps its traceback.
     """
     try:
         yield
@@ -30,6 +32,11 @@ def one_line() -> Iterator[None]:
         _leave(error, 2)
     except RunFailed as error:
         _leave(error, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        _leave(f"{error.strerror}{place}; make room, and the same command goes on.", 1)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
 
@@ -81,10 +88,10 @@ def config_of(flag: str) -> Any:
 
 def _unreadable(flag: str, argument: str) -> UserError:
     path = pathlib.Path(argument.partition(":")[0])
-    if path.exists():
+    if os.path.exists(path):
         reason = "is a folder" if path.is_dir() else "cannot be read"
         return UserError(f"--{flag}: {path} {reason}; name a config file.")
-    there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    there = sorted(p.name for p in path.parent.glob("*.py")) if os.path.isdir(path.parent) else []
     known = f" Files in {path.parent}: {', '.join(there)}." if there else ""
     return UserError(f"--{flag}: there is no file {path}{nearest(path.name, there) or '.'}{known}")
 

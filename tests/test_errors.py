@@ -1,9 +1,11 @@
 """How errors are said, and names that stand for what they name."""
 
+import errno
+
 import numpy as np
 import pytest
 
-from sharpjax import catalog, errors
+from sharpjax import catalog, commandline, errors
 from sharpjax.errors import UserError
 
 
@@ -31,3 +33,16 @@ def test_every_name_in_the_catalog_is_there():
     for package in catalog.STUDIES.values():
         assert callable(catalog.resolve(f"{package}.plan:STUDY").plan)
     assert set(catalog.SMALLEST_IMAGE) <= set(catalog.MODELS)
+
+
+def test_a_full_disk_is_one_line(capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x/growing.jsonl")
+    with pytest.raises(SystemExit) as left, commandline.one_line():
+        raise full
+    assert left.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: No space left on device (runs/x/growing.jsonl); make room, and the same command "
+        "goes on.\n"
+    )
+    with pytest.raises(FileNotFoundError), commandline.one_line():
+        raise FileNotFoundError(errno.ENOENT, "a bug")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import time
 
@@ -16,7 +17,7 @@ from sharpjax.runs import conclude, joint, listing, read, record, report, standi
 from sharpjax.runs import register as registering
 from sharpjax.studies import __main__ as command
 from tests import registered
-from tests.runs import reseal, rewrite_journal, row
+from tests.runs import redo, reseal, rewrite_journal, row
 
 RHO = {"a0": 0.0, "a1": 0.1, "b0": 0.2, "b1": 0.3, "c0": 0.4}
 LOSS = Quantity("test/nll")
@@ -189,6 +190,16 @@ def test_what_is_published_is_sealed_as_seen(made, tmp_path, monkeypatch):
     found = content(tmp_path)
     assert found.seen == {"T.b": joint.SEEN}
     assert "2 of 3 arms had been run (first-of-b" in found.warnings[1]
+    # Arms that are made of others are named by the manifest alone; a form that is judged over
+    # runs has none of its own.
+    manifest = results / "first-of-b" / "manifest.json"
+    kept = json.loads(manifest.read_text()) | {"arm_order": ["b0", "b1", "c0"]}
+    manifest.write_text(json.dumps(kept))
+    redo(manifest.parent)
+    shutil.copytree(made / "whole", results / "whole")
+    lines = register(tmp_path / "more", config("b0", "b1", "c0"))
+    assert "published already, and sealed as seen: 3 of its arms, in first-of-b" in lines
+    assert "in whole" not in lines
     other = register(tmp_path / "other", config("b0", "b1", seeds=(7, 8, 9)))
     assert "sealed as seen" not in other, "of these seeds nothing was seen"
 
@@ -292,6 +303,62 @@ def test_verdicts_that_were_edited_are_found(base):
     )
 
 
+def test_an_amendment_after_the_runs_is_late(base, capsys, monkeypatch):
+    """Whoever changes the analysis when the runs are seen cannot amend it away."""
+    judge(base, "a", "b")
+    now = {"analysis": "9" * 64, "measures": "8" * 64, "code": "7" * 64}
+    monkeypatch.setattr(standing, "analysis_here", lambda there: now["analysis"])
+    monkeypatch.setattr(standing.sources, "digests", lambda *given: now)
+    for later in (False, True):
+        if later:
+            assert command.main(["amend", str(base / "whole"), "--reason", "a typo"]) == 0
+        (said,) = (line for line in content(base).warnings if "not the one that was" in line)
+        assert ("it was amended" in said) == later
+        capsys.readouterr()
+        assert command.main(["verify", str(base / "whole")]) == 0
+        assert "not the one that was registered" in capsys.readouterr().out
+    path = base / "a" / "processes.json"
+    processes = json.loads(path.read_text())
+    processes[0]["code"] |= {"measures": now["measures"], "sources": now["code"]}
+    path.write_text(workdir.json_file(processes))
+    assert any("not all made by the code" in line for line in content(base).warnings)
+
+
+def test_an_edited_config_is_refused_and_found_afterwards(base):
+    judge(base, "a", "b")
+    path = base / "whole" / "config.json"
+    path.write_text(workdir.json_file(json.loads(path.read_text()) | {"seeds": [7, 8, 9]}))
+    assert "is not the config that was registered" in refused(base, "a", "b")
+    assert "is not the config that was registered" in joint.check(base / "whole").problems[0]
+
+
+def test_edited_rows_are_said_by_the_index_and_not_exported(base, capsys):
+    """Even where no verdict changes."""
+    judge(base, "a", "b")
+    path = base / "b" / "results.jsonl"
+    path.write_text(path.read_text().replace('"standard_error":', '"standard_error": '))
+    assert command.main(["index", str(base)]) == 0
+    text = (base / "README.md").read_text()
+    assert re.search(r"b is damaged: results.jsonl .* \| b, whole", text)
+    with pytest.raises(UserError, match="is damaged: results.jsonl"):
+        command.main(["export", str(base / "whole")])
+
+
+def test_it_is_exported_as_what_it_is(base, capsys):
+    judge(base, "a", "b")
+    capsys.readouterr()
+    assert command.main(["export", str(base / "whole")]) == 0
+    shown = capsys.readouterr()
+    assert "sharpness,b0,3" in shown.out and not shown.err
+
+
+def test_the_form_is_not_run_in_its_folder(base):
+    judge(base, "a", "b")
+    with registered.opened(base / "whole", config(*RHO)) as opened:
+        with pytest.raises(UserError, match="is judged over other runs .* another --workdir"):
+            registering.begin(config(*RHO), opened, name="tiny")
+
+
 @pytest.mark.parametrize(
     "text", ["[]", '{"runs": {}}', '{"runs": {"../a": 1}}', '{"runs": {"../no": ""}}', "{"]
 )
@@ -300,3 +367,10 @@ def test_a_damaged_list_is_named(base, text):
     (base / "whole" / "joint.json").write_text(text)
     with pytest.raises(UserError):
         command.main(["verify", str(base / "whole")])
+
+
+def test_a_list_without_verdicts_is_damaged(base):
+    judge(base, "a", "b")
+    path = base / "whole" / "joint.json"
+    path.write_text(json.dumps({"runs": json.loads(path.read_text())["runs"]}))
+    assert joint.check(base / "whole").problems == ("joint.json holds no verdicts",)

@@ -437,7 +437,7 @@ def test_an_index_of_the_runs_in_a_folder(path, tmp_path, capsys):
     (tmp_path / "older" / "report.md").write_text("# Another shape")
     (tmp_path / "notes.txt").write_text("no run")
     code, out = run(capsys, "index", tmp_path)
-    assert code == 0 and "older: cannot be read: " in out and out.endswith("README.md: 3 runs\n")
+    assert code == 0 and "older: not listed: " in out and out.endswith("README.md: 3 runs\n")
     text, page = ((tmp_path / name).read_text() for name in ("README.md", "index.html"))
     assert "[other](other/report.html), [rows](other/results.jsonl)" in text
     assert "[older](older/report.md)" in text and "holds no config.json" in text
@@ -445,6 +445,78 @@ def test_an_index_of_the_runs_in_a_folder(path, tmp_path, capsys):
     assert 'href="other/report.html"' in page and page.startswith("<!DOCTYPE html>")
     assert run(capsys, "index", tmp_path)[0] == 0 and (tmp_path / "README.md").read_text() == text
     assert "is no folder" in refused("index", tmp_path / "nowhere")
+
+
+def test_an_index_lists_what_is_finished_and_sound(path, tmp_path, capsys):
+    """Verdicts of half a run are none, and one strange folder does not hide the others."""
+    half = pathlib.Path(shutil.copytree(path, tmp_path / "half"))
+    (half / "DONE").unlink()
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "config.json").write_text('{"study": "foo"}')
+    (strange / "DONE").write_text("")
+    code, out = run(capsys, "index", tmp_path)
+    assert code == 0 and "half: not listed: " in out and "strange: not listed: " in out
+    text = (tmp_path / "README.md").read_text()
+    assert "is not finished" in text and "half: **" not in text and "run/report.html" in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "index.html"])
+def test_an_index_overwrites_no_page_of_another(path, name, capsys):
+    own = path.parent / name
+    own.write_text("# My thesis")
+    assert f"holds a {name} that `index` did not write" in refused("index", path.parent)
+    assert own.read_text() == "# My thesis"
+    other = {"README.md": "index.html", "index.html": "README.md"}[name]
+    assert not (path.parent / other).exists()
+
+
+@pytest.mark.parametrize("left", ["changed", "missing", "half-written"])
+def test_a_report_that_was_interrupted_is_made_again(path, left, capsys):
+    page = path / "report.html"
+    if left == "changed":  # new pages, and a kill before their sums
+        page.write_text("<!DOCTYPE html>")
+    elif left == "missing":
+        page.unlink()
+    else:
+        (path / "report.html.tmp").write_text("<!DOC")
+    assert run(capsys, "verify", path)[0] == 1
+    assert run(capsys, "report", path)[0] == 0
+    assert run(capsys, "verify", path)[0] == 0
+    (path / "results.jsonl").write_text("")
+    assert "is not as it was sealed" in refused("report", path)
+
+
+def test_a_run_that_was_killed_before_its_report_makes_it(path):
+    for name in workdir.REPORTS:
+        (path / name).unlink()
+    made = config()
+    with workdir.open_run(path, config=made.to_dict(), overrides={}) as done:
+        runner.run(made, study.plan_of(made), done)
+    assert all((path / name).exists() for name in workdir.REPORTS)
+    assert verify.sound(path)
+
+
+@pytest.mark.parametrize("row", [{"value": 10**20}, {"metric": "\\ud800"}])
+def test_rows_that_cannot_be_used_are_no_stack_trace(path, row, capsys):
+    lines = (path / "results.jsonl").read_text().splitlines()
+    changed = workdir.canonical_json(json.loads(lines[0]) | row).replace("\\\\ud800", "\\ud800")
+    for file in [path / "results.jsonl", *path.glob("metrics/*/*.jsonl")]:
+        file.write_text(file.read_text().replace(lines[0], changed))
+    rewrite_journal(path)
+    reseal(path)
+    code, out = run(capsys, "verify", path)
+    assert code == 1 and "a row that cannot be used" in out
+    assert "a row that cannot be used" in refused("report", path)
+
+
+def test_a_replay_that_compares_nothing_is_no_success(path, monkeypatch, capsys):
+    from sharpjax.runs import replay
+
+    nothing = replay.Replay(0, (), (0, 5), is_bitwise=False)
+    monkeypatch.setattr(replay, "replay", lambda *given, **options: nothing)
+    code, out = run(capsys, "replay", path)
+    assert code == 1 and "NOT compared" in out and "--steps=all" not in out
 
 
 def test_a_list_of_runs(whole, capsys):

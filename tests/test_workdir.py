@@ -485,6 +485,30 @@ def test_going_on_drops_what_is_later(path, last):
         assert dropped == {*arrays, *(f"metrics/sam/{s}.jsonl" for s in (10, 20) if s not in kept)}
 
 
+@pytest.mark.parametrize("writes", ["publish_segment", "publish_arrays", "publish_unit"])
+def test_a_kill_between_the_journal_and_the_file(path, writes, monkeypatch):
+    """The line is there and the file is not, at a step that the next process may never write."""
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with opened(path) as run:
+        fill(run, until=20)
+        run.append("sam", [row("sam", 25)])
+        arguments = {"publish_segment": (), "publish_arrays": ("y", {}), "publish_unit": ([],)}
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(run, writes)("sam", 25, *arguments[writes])
+    with opened(path) as run:
+        run.discard_after("sam", 20)
+        run.discard_after("sam", 20)
+        entries = workdir.journal.read(run.path)
+        sums = workdir.sums_of(run.path, workdir.METRICS, workdir.ARRAYS)
+        assert list(workdir.journal.differences(entries, sums)) == []
+        assert sum(not e.sha256 and "/25" in e.file for e in entries) == 1
+
+
 def test_a_checkpoint_before_the_evaluation_of_its_step(path):
     with opened(path) as run:
         run.append("sam", [row("sam", 5)])

@@ -22,13 +22,13 @@ _DIGEST = re.compile(r" \([0-9a-f]{12,64}\)")  # which differs from run to run; 
 
 
 class Run(NamedTuple):
-    """One run, or a folder that cannot be read."""
+    """One run, or a folder that cannot be read or whose run is not finished."""
 
     name: str  # such as the last part of its folder
-    content: Content | None  # None: its folder cannot be read
+    content: Content | None  # None: it is not listed
     link: str = ""  # path of its report, relative to the page; '': no link
     rows: str = ""  # path of its results, likewise
-    problem: str = ""  # why its folder cannot be read
+    problem: str = ""  # why it is not listed
 
 
 class Answer(NamedTuple):
@@ -145,7 +145,7 @@ def _runs(runs: Sequence[Run]) -> Iterator[blocks.Block]:
         yield blocks.Table("Warnings", columns, lines)
     if lost := [run for run in runs if run.content is None]:
         columns = (Column("Folder", "name"), Column("Why", "words"))
-        caption = f"Folders that cannot be read: {len(lost)}"
+        caption = f"Folders that are not listed: {len(lost)}"
         yield blocks.Table(caption, columns, [[_link(run), run.problem] for run in lost])
 
 

@@ -144,7 +144,8 @@ def circumstances(content: Content) -> Iterator[tuple[str, Text]]:
     study = str(content.config.get("study") or "")
     yield "Study", f"{study} ({content.source})" if content.source else study
     data = content.manifest.get("data")
-    specs = [x.get("spec") for x in data.values()] if isinstance(data, Mapping) else []
+    named = data.values() if isinstance(data, Mapping) else ()
+    specs = [x.get("spec") for x in named if isinstance(x, Mapping)]
     if not (specs := [x for x in specs if isinstance(x, Mapping)]):
         own = content.config.get("data")
         specs = [own] if isinstance(own, Mapping) else []

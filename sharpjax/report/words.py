@@ -85,14 +85,19 @@ def number_within(value: float, width: float) -> str:
 
     >>> number_within(0.0123456, 0.004), number_within(1234.5, 210.0), number_within(2.0, 0.0)
     ('0.0123', '1230', '2')
+    >>> number_within(0.9746512345, 3e-9)
+    '0.9746512345'
     >>> number_within(-0.001, 0.4), number(-0.0)  # no sign where nothing is left of the number
     ('0.00', '0')
     """
     if not (math.isfinite(value) and math.isfinite(width)) or width <= 0:
         return number(value)
     decimals = 1 - math.floor(math.log10(width))
-    if not 0 <= decimals <= 8 or abs(value) >= 1e7:
-        return number(value) if decimals > 0 else number(round(value, decimals), 7)
+    if decimals > 8 or (decimals > 0 and abs(value) >= 1e7):
+        digits = decimals + 1 + math.floor(math.log10(abs(value) or width))
+        return number(value, min(max(digits, 1), 15))
+    if decimals < 0 or abs(value) >= 1e7:
+        return number(round(value, decimals), 7)
     return f"{value:z.{decimals}f}".replace("-", "−")
 
 
@@ -182,9 +187,10 @@ def many(count: int, noun: str) -> str:
 def amount(value: float, unit: str = "") -> str:
     """An amount to three digits, with an SI prefix; '' for 0.
 
-    >>> amount(0), amount(999), amount(91_107, "B"), amount(2.5e16)
-    ('', '999', '91.1 kB', '25 P')
+    >>> amount(0), amount(999), amount(91_107, "B"), amount(2.5e16), amount(999_700)
+    ('', '999', '91.1 kB', '25 P', '1 M')
     """
+    value = float(f"{value:.3g}")  # first, so that 999,700 is a million
     power = min(max(int(math.log10(value) // 3), 0), 6) if value else 0
     prefix = ("", "k", "M", "G", "T", "P", "E")[power]
     return f"{value / 1000**power:.3g} {prefix}{unit}".rstrip() if value else ""

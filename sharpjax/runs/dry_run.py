@@ -5,7 +5,7 @@ is computed from shapes and from the plan.
 """
 
 import math
-import pathlib
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def show(config: Config, *, name: str, folder: str, console: Console | None = No
     found = models.distinct(plan)
     passes = _passes(plan, found)
     work = {planning.name_of(s): _work(plan, s, found, passes) for s in planning.ordered(plan)}
-    there = "exists" if pathlib.Path(folder).expanduser().exists() else "does not exist yet"
+    there = "exists" if os.path.exists(os.path.expanduser(folder)) else "does not exist yet"
     console.print(f"study '{config.study}' in {folder}, which {there}\n")
 
     def section(title: str, heads: str, lines: Iterable[tuple[str, ...]], left: int) -> None:

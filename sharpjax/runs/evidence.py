@@ -72,8 +72,11 @@ def begun(run: Folder) -> str:
 
 
 def _before_the_data(run: Folder, lines: tuple[Amendment, ...]) -> tuple[Amendment, ...]:
-    """The amendments that the first process found and whose time is not later than its start."""
-    first, processes = begun(run) or "~", run.tables(workdir.PROCESSES)
+    """The amendments that the first process found and whose time is not later than its start. For a
+    form that is judged over runs, those of its time before the first of these began."""
+    runs = [read.read(path) for path in read.joined(run.path)] or [run]
+    first = min(filter(None, map(begun, runs)), default="~")
+    processes = run.tables(workdir.PROCESSES)
     found = processes[0].get("amended") if processes else None
     if isinstance(found, str):  # the oldest runs did not record it
         lines = amendments.until(lines, found)

@@ -58,7 +58,8 @@ def join(target: str, folders: Sequence[str]) -> epath.Path:
         raise UserError(f"report: '{target}' has rows of its own; give --joint a folder that was "
                         "registered and never run.")  # fmt: skip
     runs = [read.read(folder) for folder in folders]
-    problems = [*_unsound(run.path for run in runs)] or of(whole, runs).problems
+    problems = [*verify.check_registration(whole), *_unsound(run.path for run in runs)]
+    problems = problems or of(whole, runs).problems
     if problems:
         raise UserError(f"report: these runs cannot be judged together: {problems[0]}.")
     named = {os.path.relpath(run.path, whole.path): _sum(run.path) for run in runs}
@@ -102,15 +103,25 @@ def check(target: os.PathLike | str) -> Verification:
         pairs = zip(paths, kept["runs"].values(), strict=True)
         problems = [f"{path.name} is not the run that was judged" for path, digest in pairs
                     if _sum(path) != digest]  # fmt: skip
-        problems += [*_unsound(paths), *evidence.evidence(whole).failures]
+        shown = evidence.evidence(whole)
+        problems += [*verify.check_registration(whole), *_unsound(paths), *shown.failures]
+        if not isinstance(kept.get("verdicts"), dict):
+            problems.append(f"{JOINT} holds no verdicts")
         found = of(whole, [] if problems else [read.read(path) for path in paths])
         if problems := problems or list(found.problems):
             return Verification(tuple(problems), ())
         judged = conclude.conclude(whole.path, whole.config, read.rows(whole.path)).judgements
-        recorded = whole._replace(manifest={"verdicts": kept.get("verdicts")})
-        return Verification(tuple(evidence.verdicts(recorded, judged)), found.warnings)
+        differing = tuple(evidence.verdicts(recorded(whole), judged))
+        return Verification(differing, (*found.warnings, *shown.caveats))
     except UserError as error:
         return Verification((str(error),), ())
+
+
+def recorded(whole: Folder) -> Folder:
+    """A form with the verdicts of its `joint.json` in the place of a manifest; a run as it is."""
+    if whole.manifest is not None or not (whole.path / JOINT).exists():
+        return whole
+    return whole._replace(manifest={"verdicts": whole.table(JOINT).get("verdicts")})
 
 
 def _unsound(folders: Iterable[epath.Path]) -> Iterator[str]:
@@ -192,9 +203,10 @@ def _of_code(whole: Folder, there: Registration, runs: Sequence[Folder]) -> Iter
     """Which runs were measured by code that is neither registered nor named by an amendment.
 
     The digest of measures depends on the nets of a form. So a run also passes if the digest of all
-    code is known.
+    code is known. An amendment counts if it came before the first run began.
     """
-    lines = standing.amended(whole.path)
+    first = min(filter(None, map(evidence.begun, runs)), default="~")
+    lines = [line for line in standing.amended(whole.path) if line.time <= first]
     measures = {there.digests.measures} | amendments.named(lines, "measures")
     sources = {there.digests.code} | amendments.named(lines, "code")
     others: dict[str, list[str]] = {}
@@ -209,7 +221,8 @@ def _of_code(whole: Folder, there: Registration, runs: Sequence[Folder]) -> Iter
         said = "; ".join(f"{m} {', '.join(dict.fromkeys(names))}" for m, names in others.items())
         yield (
             f"The numbers were not all made by the code that was registered here "
-            f"({there.digests.code[:12]}), but some by what their own runs name: {said}."
+            f"({there.digests.code[:12]}) or amended before the first run, but some by what their "
+            f"own runs name: {said}."
         )
 
 

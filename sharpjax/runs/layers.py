@@ -85,7 +85,7 @@ def layers(
 
 def _new_file(name: str) -> pathlib.Path:
     """The file for a figure, checked before anything is computed."""
-    file = pathlib.Path(name).expanduser()
+    file = pathlib.Path(os.path.expanduser(name))
     if file.suffix not in _SUFFIXES:
         raise UserError(f"--figure={name}: give a file that ends in {', '.join(_SUFFIXES)}.")
     if file.exists():

@@ -10,6 +10,7 @@ from typing import Any
 
 from sharpjax import workdir
 from sharpjax.driver.interrupt import Interrupted
+from sharpjax.errors import UserError
 from sharpjax.protocol.seals import amendments
 from sharpjax.provenance import machine
 
@@ -119,7 +120,10 @@ def _amended(run: workdir.Run) -> str:
 
 def _listed(run: workdir.Run, name: str) -> list[dict[str, Any]]:
     path = run.path / name
-    return json.loads(path.read_bytes()) if path.exists() else []
+    found = workdir.read_json(path) if path.exists() else []
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise UserError(f"{path} is damaged: it lists no tables. Delete the folder to run anew.")
+    return found
 
 
 def _write(run: workdir.Run, name: str, value: Any) -> None:

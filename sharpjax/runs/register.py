@@ -18,7 +18,7 @@ from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.registration import Registration
 from sharpjax.provenance import machine, sources
 from sharpjax.report import record
-from sharpjax.runs import console, loading, standing, study
+from sharpjax.runs import console, loading, read, standing, study
 from sharpjax.runs.standing import UNREGISTERED
 from sharpjax.schema import Config
 from sharpjax.train import planning
@@ -117,7 +117,8 @@ def register(config: Config, run: workdir.Run, *, name: str, say: Say = print) -
         units = study.study_of(config.study).units(config)
         planned = power.table(study.hypotheses_of(config), config.seeds, units=units)
         rows = [row.as_json() for row in planned]
-        seen = standing.published(config.study, config.arms.keys(), config.seeds)
+        arms = planning.arms(study.plan_of(config))
+        seen = standing.published(config.study, arms, config.seeds)
         environment = machine.environment() | ({"seen": seen} if seen else {})
         there = describe(config, data=found, power=rows, environment=environment)
         _warn(there, rows, say)  # before anything is sealed
@@ -132,11 +133,16 @@ def begin(config: Config, run: workdir.Run, *, name: str, say: Say = print) -> N
     """Check a run against its registration before it goes on, or take over the official one.
 
     Raises:
-        UserError: what was registered is not what would be run, or the study of a registered run
-            now has no hypotheses.
+        UserError: what was registered is not what would be run, the study of a registered run now
+            has no hypotheses, or the folder is that of a form that is judged over other runs.
     """
     if run.is_done:
         return
+    if (run.path / read.JOINT).exists():
+        raise UserError(
+            f"workdir '{run.path}' is judged over other runs ({read.JOINT}), and holds none of its "
+            f"own; give another --workdir."
+        )
     there = standing.read(run.path)
     if not study.hypotheses_of(config):
         if there is not None:

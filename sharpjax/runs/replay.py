@@ -43,11 +43,13 @@ class Replay(NamedTuple):
         differences: a line for each that differs.
         decisive: of the rows behind the verdicts, the number compared and the number in all; None
             if the run asks nothing.
+        is_bitwise: whether every bit was compared; else only what any machine must give.
     """
 
     compared: int
     differences: tuple[str, ...]
     decisive: tuple[int, int] | None = None
+    is_bitwise: bool = True
 
 
 def replay(
@@ -89,7 +91,7 @@ def replay(
         decisive = _decisive(folder, config, recorded, expected)
         if differs:
             compared, lines = _compare(setting.run.rows(), expected, _nearly)
-            return Replay(compared, tuple(lines), decisive)
+            return Replay(compared, tuple(lines), decisive, is_bitwise=False)
         compared, lines = _compare(setting.run.rows(), expected, lambda a, b: a == b)
         for stage in stages:
             if isinstance(stage, Train):

@@ -36,7 +36,10 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
     rows = list(read.in_order(read.rows(folder.path), arms))
     conclusion = conclude.conclude(folder.path, folder.config, rows)
     there, shown = conclusion.registered, evidence.evidence(folder)
-    others = evidence.verdicts(folder, conclusion.judgements) if there else ()
+    recorded = joint.recorded(folder)
+    others = evidence.verdicts(recorded, conclusion.judgements) if there else ()
+    if recorded.recorded("verdicts") and not conclusion.judgements:
+        others = ("The folder holds verdicts, and this version cannot judge its rows again.",)
     processes, environment = (
         [entry for run in runs or [folder] for entry in run.tables(name)]
         for name in (workdir.PROCESSES, workdir.ENVIRONMENT)
@@ -59,6 +62,7 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
         warnings=(
             *(f"These runs cannot be judged together: {line}." for line in whole.problems),
             *whole.warnings,
+            *_broken(runs or [folder]),
             *(*shown.failures, *others, *(shown.caveats if there else ())),
         ),
         seen=whole.seen,
@@ -77,6 +81,13 @@ def content_of(folder: Folder, *, where: str = "") -> Content:
             runs=[from_here(run.path) for run in runs],
         ),
     )
+
+
+def _broken(runs: Iterable[Folder]) -> Iterable[str]:
+    """For each finished run whose results are not as they were sealed, the reason."""
+    for run in runs:
+        if run.manifest is not None and (reason := workdir.broken(run.path)) is not None:
+            yield f"{run.path.name} is damaged: {reason}."
 
 
 def data_of(runs: Iterable[Folder]) -> dict[str, Any]:
@@ -173,11 +184,12 @@ def report(folders: Sequence[str], output: str | None, say: Say, whole: str | No
         workdir.replace_reports(path, describe.pages(content_of(read.read(path), where=whole)))
         say(f"{path / PAGE}")
         return
-    runs = [verify.sound(folder) for folder in folders]
+    alone = len(folders) == 1 and output is None  # an interrupted page, too, is made again
+    runs = [verify.sound(name, besides=workdir.REPORTS if alone else ()) for name in folders]
     paths = [run.path for run in runs]
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise UserError(f"report: '{twice}' is named twice; name each run once.")
-    if len(runs) == 1 and output is None:
+    if alone:
         write(paths[0], where=folders[0])
         say(f"{paths[0] / PAGE}")
         return
@@ -198,33 +210,65 @@ def report(folders: Sequence[str], output: str | None, say: Say, whole: str | No
 
 
 def index(folder: str, say: Say) -> None:
-    """List the runs in a folder as `README.md` and `index.html`, with what can be read of each.
+    """List the finished runs in a folder as `README.md` and `index.html`, with what can be read of
+    each. For other folders it says why they are not listed.
 
     Raises:
-        UserError: there is no such folder, or nothing can be written there.
+        UserError: there is no such folder, it holds a page that this command did not write or more
+            than `listing.MAX_RUNS` folders, or nothing can be written there.
     """
     target = epath.Path(os.path.abspath(folder))
     if not target.is_dir():
         raise UserError(f"'{folder}' is no folder; name one that holds folders of runs.")
+    names = ("index.html", "README.md")
+    for name in names:
+        if (target / name).exists() and not _is_ours(target / name):
+            raise UserError(
+                f"'{folder}' holds a {name} that `index` did not write, and it would be lost; move "
+                f"it, or name a folder that holds runs alone."
+            )
+    paths = [path for path in sorted(target.iterdir()) if path.is_dir()]
+    if len(paths) > listing.MAX_RUNS:
+        raise UserError(f"'{folder}' holds {len(paths):,} folders; {listing.MAX_RUNS:,} at most.")
     runs = []
-    for path in sorted(target.iterdir())[: listing.MAX_RUNS]:
-        if path.is_dir():
-            where = f"{folder.rstrip('/')}/{path.name}"
-            try:
-                content, problem = content_of(read.read(where), where=where), ""
-            except UserError as error:
-                content, problem = None, str(error)
-                say(f"{where}: cannot be read: {problem}")
-            link = _first_of(path, target, (PAGE, "report.md", "README.md"))
-            rows = _first_of(path, target, (workdir.RESULTS,))
-            runs.append(overview.Run(path.name, content, link, rows, problem))
+    for path in paths:
+        where = f"{folder.rstrip('/')}/{path.name}"
+        try:
+            content, problem = _finished(where), ""
+        except UserError as error:
+            content, problem = None, str(error)
+        # A folder may come from anybody, and one must not hide the others.
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            content, problem = None, f"it is no sound run ({type(error).__name__}: {error})"
+        if content is None:
+            say(f"{where}: not listed: {problem}")
+        link = _first_of(path, target, (PAGE, "report.md", "README.md"))
+        rows = _first_of(path, target, (workdir.RESULTS,))
+        runs.append(overview.Run(path.name, content, link, rows, problem))
     try:
         made = overview.pages(catalog.resolve(catalog.PAPERS), runs)
-        for name, content in zip(("index.html", "README.md"), made, strict=True):
+        for name, content in zip(names, made, strict=True):
             workdir.publish(target / name, content)
     except OSError as error:
         raise UserError(f"'{folder}' cannot be written: {error.strerror}.") from error
     say(f"{target / 'README.md'}: {len(runs)} runs")
+
+
+def _finished(where: str) -> Content:
+    """What a finished run shows.
+
+    Raises:
+        UserError: it cannot be read, or is not finished. Verdicts of a part would be none.
+    """
+    run = read.read(where)
+    if run.manifest is None and not read.joined(run.path):
+        raise UserError(f"'{where}' is not finished; the same command goes on with it.")
+    return content_of(run, where=where)
+
+
+def _is_ours(page: epath.Path) -> bool:
+    """Whether a page was written by `index`, by its title."""
+    return overview.TITLE.encode() in workdir.read_bytes(page, most=2**28)[:10_000]
 
 
 def _first_of(path: epath.Path, target: epath.Path, names: Sequence[str]) -> str:

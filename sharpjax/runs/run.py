@@ -30,6 +30,8 @@ def run(config: Config, plan: Plan, folder: workdir.Run) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if folder.is_done:
         console.print(f"{folder.path} is complete; nothing to run")
+        if not (folder.path / report.PAGE).exists():  # it was killed after it was sealed
+            report.write(folder.path)
     else:
         _run(config, plan, folder, console)
     rows = list(read.in_order(folder.rows(), planning.arms(plan)))

@@ -16,6 +16,7 @@ from sharpjax.protocol.seals import amendments, registration
 from sharpjax.protocol.seals.amendments import Amendment
 from sharpjax.protocol.seals.registration import MOST_BYTES, Registration
 from sharpjax.provenance import sources
+from sharpjax.runs import read as runs
 
 OFFICIAL = sources.ROOT / "docs" / "registrations"
 PUBLISHED = sources.ROOT / "docs" / "results"
@@ -90,12 +91,16 @@ def hold_data(folder: epath.Path, digests: Mapping[str, Any]) -> None:
 
 
 def published(study: str, arms: Collection[str], seeds: Collection[int]) -> dict[str, list[str]]:
-    """For each run published in the repository with some of these seeds, which arms it has."""
+    """For each run published in the repository with some of these seeds, which of `arms` it has.
+
+    Arms that are derived from others count, too. A form that is judged over runs has none of its
+    own.
+    """
     found = {}
-    for path in sorted(PUBLISHED.glob(f"*/{workdir.CONFIG}")):
-        config = workdir.read_json(epath.Path(path))
-        if config["study"] == study and {*seeds} & {*config["seeds"]}:
-            found[path.parent.name] = [arm for arm in config["arms"] if arm in arms]
+    for path in sorted(PUBLISHED.glob(f"*/{workdir.DONE}")):
+        run = runs.read(path.parent)
+        if run.study == study and {*seeds} & {*run.config["seeds"]}:
+            found[path.parent.name] = [arm for arm in run.arms if arm in arms]
     return {name: own for name, own in found.items() if own}
 
 

@@ -55,18 +55,21 @@ def verify(path: os.PathLike | str) -> Verification:
 
 def _damage(run: Folder) -> list[str]:
     """Faults of config, registration, rows and arrays that the sums do not show."""
-    checks = (_check_config, _check_registration, _check_rows, _check_arrays)
+    checks = (_check_config, check_registration, _check_rows, _check_arrays)
     return [line for check in checks for line in _refusals(lambda check=check: check(run))]
 
 
-def sound(path: os.PathLike | str) -> Folder:
+def sound(path: os.PathLike | str, *, besides: tuple[str, ...] = ()) -> Folder:
     """Read a run, and refuse one with a byte that is not as it was sealed.
+
+    Args:
+        besides: entries that are not looked at, because they will be made again.
 
     Raises:
         UserError: it is not as it was sealed, or `path` is not the folder of a run.
     """
     run = read.read(path)
-    problems = _refusals(lambda: workdir.verify(run.path)) or _damage(run)
+    problems = _refusals(lambda: workdir.verify(run.path, besides=besides)) or _damage(run)
     if problems := _ordered(problems, run.path):
         raise UserError(f"'{path}' is not as it was sealed: {problems[0]}.")
     return run
@@ -91,7 +94,8 @@ def _check_config(run: Folder) -> list[str]:
     return []
 
 
-def _check_registration(run: Folder) -> list[str]:
+def check_registration(run: Folder) -> list[str]:
+    """How the registration of a run differs from its config and, if it is done, its manifest."""
     there, recorded = standing.read(run.path), run.recorded("registration")
     if there is None:
         if recorded is not None:
@@ -126,6 +130,8 @@ def _check_rows(run: Folder) -> list[str]:
         key = workdir.canonical_json([row[name] for name in workdir.COLUMNS[:-2]])
         if key in seen and not problems:
             problems.append(f"{workdir.RESULTS} holds a row twice: {key}")
+        if not _is_usable(row) and not problems:
+            problems.append(f"{workdir.RESULTS} holds a row that cannot be used: {key}")
         seen.add(key)
         return row
 
@@ -134,6 +140,18 @@ def _check_rows(run: Folder) -> list[str]:
     if results != _fingerprint(row for path in segments for row in workdir.rows_in(path)):
         problems.append(f"{workdir.RESULTS} is not what {workdir.METRICS}/ holds")
     return problems
+
+
+def _is_usable(row: workdir.Row) -> bool:
+    """Whether texts can be written as Unicode, and whole numbers fit into 64 bits."""
+    numbers = (row[name] for name in ("seed", "step", "value", "standard_error"))
+    texts = (row["study"], row["arm"], row["metric"], str(row["of"]))
+    fits = all(abs(x) < 2**63 for x in numbers if isinstance(x, int))
+    return fits and all(text.isascii() or _is_unicode(text) for text in texts)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _fingerprint(rows: Iterable[workdir.Row]) -> tuple[int, int]:

@@ -97,14 +97,17 @@ def _replay(folder: str, **options: Any) -> int:
     from sharpjax.runs import replay
 
     runtime.start()
-    compared, differences, decisive = replay.replay(sound, say=_say, **options)
+    compared, differences, decisive, is_bitwise = replay.replay(sound, say=_say, **options)
     for line in differences[:20]:
         _say(line)
     if decisive:
-        rest = "; --steps=all compares all" if decisive[0] < decisive[1] else ""
+        rest = "; --steps=all compares all" if decisive[0] < decisive[1] and is_bitwise else ""
         _say(f"of the {decisive[1]} rows that verdicts rest on, {decisive[0]} were compared{rest}")
     if differences:
         _say(f"NOT the same: {len(differences)} of {compared} comparisons differ")
+        return 1
+    if not compared:
+        _say("NOT compared: it recorded nothing that must be the same here")
         return 1
     _say(f"the same: {compared} rows and digests agree")
     return 0
@@ -150,11 +153,16 @@ def _export(folder: str, format: str, output: str | None) -> None:
     from sharpjax.runs import export
 
     path = read.folder_at(folder)
-    if not (path / workdir.DONE).exists():
+    judged = read.joined(path)
+    if not judged and not (path / workdir.DONE).exists():
         print("the run is not finished: its published segments alone", file=sys.stderr)
-    elif (reason := workdir.broken(path)) is not None:
-        raise UserError(f"'{folder}' is damaged: {reason}.")
-    content = export.FORMATS[format](read.in_order(read.rows(path), read.read(path).arms))
+    for run in judged or [path]:
+        if (run / workdir.DONE).exists() and (reason := workdir.broken(run)) is not None:
+            raise UserError(f"'{run if judged else folder}' is damaged: {reason}.")
+    try:
+        content = export.FORMATS[format](read.in_order(read.rows(path), read.read(path).arms))
+    except UnicodeEncodeError as error:
+        raise UserError(f"'{folder}' holds text that is no Unicode: {error.object!r}.") from error
     if not output:
         if format == "parquet":
             raise UserError("--format=parquet is no text; name a file by --output.")

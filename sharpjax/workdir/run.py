@@ -43,13 +43,14 @@ class Run:
         # On an object store nothing can be appended, so rows wait here for their segment.
         self._waiting: dict[str, list[Row]] = {}
         self._process, self._journal = 0, None
+        self._absent: list[str] | None = None
 
     def enter(self, process: int) -> None:
         """Set which process of `processes.json` writes from now on.
 
         The rows that an earlier one wrote after its last checkpoint are dropped, and made again.
         """
-        self._process, self._journal = process, None
+        self._process, self._journal, self._absent = process, None, None
         for path in () if is_remote(self.path) else walk(self.path / seal.METRICS):
             if path.name == seal.GROWING:
                 path.unlink()
@@ -154,9 +155,21 @@ class Run:
             for number, path in self._numbered(kind, arm):
                 if number > last:
                     self._drop(path)
+        absent = self._never_written()
+        for file in [file for file in absent if _is_after(file, arm, last)]:
+            self._note(self.path / file, journal.DROPPED)
+            absent.remove(file)
         self._waiting.pop(arm, None)
         if not is_remote(self.path):
             self._growing_file(arm).unlink(missing_ok=True)
+
+    def _never_written(self) -> list[str]:
+        """What earlier processes noted in the journal and were killed before they wrote."""
+        if self._absent is None:
+            noted = journal.latest(journal.read(self.path)).values()
+            named = (x.file for x in noted if x.sha256 != journal.DROPPED)
+            self._absent = [file for file in named if not (self.path / file).exists()]
+        return self._absent
 
     def seal(self, extra: Mapping[str, Any]) -> None:
         """End the run: `results.jsonl`, `manifest.json` with `extra` in it, `derived.json`, `DONE`.
@@ -209,6 +222,14 @@ class Run:
         entries = folder.iterdir() if folder.exists() else ()
         names = ((p.name.removesuffix(".jsonl"), p) for p in entries)
         return sorted((int(name), p) for name, p in names if name.isdecimal())
+
+
+def _is_after(file: str, arm: str, last: int) -> bool:
+    """Whether a file, by its name in the folder, holds rows or arrays of an arm after a step."""
+    kind, owner, name, *_ = (*file.split("/"), "", "")
+    number = name.removesuffix(".jsonl")
+    ours = kind in (seal.METRICS, seal.ARRAYS) and owner == arm and number.isdecimal()
+    return ours and int(number) > last
 
 
 def mend(folder: epath.Path) -> None:

@@ -17,6 +17,7 @@ from etils import epath
 from sharpjax.errors import UserError, printable
 from sharpjax.workdir import journal, lease
 from sharpjax.workdir.files import (
+    TEMPORARY,
     is_link,
     is_regular,
     is_remote,
@@ -207,8 +208,11 @@ def _broken_root(folder: epath.Path) -> str | None:
     return None
 
 
-def verify(path: os.PathLike | str) -> list[str]:
+def verify(path: os.PathLike | str, *, besides: tuple[str, ...] = ()) -> list[str]:
     """Check a sealed run, from `DONE` to every byte.
+
+    Args:
+        besides: entries that are not looked at, nor what a kill left half-written of them.
 
     Returns:
         A line for each file that is missing, changed, a link, or listed nowhere. Empty: every file
@@ -222,7 +226,8 @@ def verify(path: os.PathLike | str) -> list[str]:
     if (reason := _broken_root(folder)) is not None:
         return [reason]
     expected = listed(folder)
-    others = [path.name for path in folder.iterdir() if path.name not in KNOWN]
+    ignored = {*besides, *(name + TEMPORARY for name in besides)}
+    others = [path.name for path in folder.iterdir() if path.name not in {*KNOWN, *ignored}]
     found = _below(folder, (*SEALED, *others))
     for name in left_out(folder).keys() - found.keys():
         del expected[name]
@@ -236,7 +241,7 @@ def verify(path: os.PathLike | str) -> list[str]:
     held = folder / lease.NAME
     if (held.exists() or is_link(held)) and (not is_regular(held) or size_of(held) > 1000):
         inside.append(f"{lease.NAME} is not what a run leaves")
-    return [*_differences(expected, found), *inside, *_derived_differences(folder)]
+    return [*_differences(expected, found), *inside, *_derived_differences(folder, besides)]
 
 
 def left_out(folder: epath.Path) -> dict[str, Entry]:
@@ -257,11 +262,13 @@ def left_out(folder: epath.Path) -> dict[str, Entry]:
     }
 
 
-def _derived_differences(folder: epath.Path) -> list[str]:
+def _derived_differences(folder: epath.Path, besides: tuple[str, ...]) -> list[str]:
     there = _derived(folder)
     if there is None:
         return [f"{DERIVED} is missing or damaged"]
-    return list(_differences(there, _below(folder, LATER)))
+    there = {name: entry for name, entry in there.items() if name not in besides}
+    later = tuple(name for name in LATER if name not in besides)
+    return list(_differences(there, _below(folder, later)))
 
 
 def _derived(folder: epath.Path) -> dict[str, Entry] | None:
