@@ -4,15 +4,17 @@ r"""Does training U, s and V in place of W prevent grokking? (OpenReview LVuzwpM
     python launch.py --config=configs/grokking.py:mod67          # table 2: addition modulo 67
     python launch.py --config=configs/grokking.py:subtraction    # appendix B: subtraction modulo 97
     python launch.py --config=configs/grokking.py:table1_80      # one column: 80 % of the pairs
+    python launch.py --config=configs/grokking.py:mod67_50_dense  # one arm of its longest column
     python launch.py --config=configs/grokking.py:temperature    # that column, and a control
     python launch.py --config=configs/grokking.py:quick          # three arms, censored early
     python launch.py --config=configs/grokking.py:paper --register  # all nine columns; see below
 
 Arms: `<task>-<model>-<fraction>`, as `add97-svd_12-80`: the dense model, and decomposed ones at
 ranks of 100, 50, 25 and 12.5 per cent, trained on 50, 65 and 80 per cent of all pairs; ten seeds
-each. `table1_50`, `mod67_65` and so on are columns of their own. `:paper` has the arms of all nine,
-which nobody runs at once: it is registered, and judged over runs of the columns by `python -m
-sharpjax.studies report RUN RUN ... --joint FOLDER` (docs/protocol.md).
+each. `table1_50`, `mod67_65` and so on are columns of their own. `:mod67_50` takes over three hours
+on two cores, so each of its arms is a form, too, as `:mod67_50_svd_12`. It is registered as a
+whole, and judged over runs of its arms by `python -m sharpjax.studies report RUN RUN ... --joint
+FOLDER` (docs/protocol.md). So is `:paper`, which has the arms of all nine columns.
 
 Recipe: embeddings of 128 numbers, 128 hidden units, batches of 512, AdamW at a learning rate of
 1e-3, betas 0.9 and 0.98, weight decay 0.01 on all parameters. A seed ends at its first test
@@ -25,11 +27,9 @@ An epoch takes 4.4, 4.6 and 5.6 ms a seed of the dense model at 50, 65 and 80 % 
 quiet cores, and 2.3, 2.4 and 2.6 ms at a rank of 12.5 %, so that the paper's epochs of all 150
 models of table 1 would take an hour and a half. `:quick` took 64 s, `:table1_80` 27 minutes
 (2026-11-25, two cores; docs/grokking.md has what came of it).
-Estimated from these, and from the epochs of the columns that were run: `:mod67_50` 65 minutes on
-two quiet cores; twice that and more beside other work (`:table1_65` took 22 minutes, and 68). On slower cores `:subtraction_65`, estimated at 25, took 28 from epoch 5,000 of
-the dense model on; on one such core `:mod67_65`, estimated at 30, took 103, `:table1_50`, estimated
-at 60, took 177, `:temperature`, estimated at 40, took 88, and `:subtraction_50`, estimated at 50,
-took 156.
+On slower cores the columns took (2026-11-28 to 2026-12-01): `:table1_65` 22 minutes, and 68 beside
+other work; `:subtraction_65` 28, from epoch 5,000 of the dense model on; and on one core alone
+`:mod67_65` 103, `:table1_50` 177, `:subtraction_50` 156 and `:temperature` 88.
 
 `:temperature` asks whether the scale of the logits is what decomposition changes (L.1 to L.3):
 dense models with their logits divided by a constant, at which they start as large as those of the
@@ -130,10 +130,22 @@ def _columns(form: str, task: str) -> dict:
     }
 
 
+def _parts(form: str, task: str, fraction: int) -> dict:
+    """Each arm of a column."""
+    return {
+        f"{form}_{fraction}_{model}": {
+            "arms": arms(task, (fraction,), (model,)),
+            "data": TASKS[task],
+        }
+        for model in MODELS
+    }
+
+
 FORMS = {
     "": {"arms": arms("add97")},
     **_columns("table1", "add97"),
     **_columns("mod67", "add67"),
+    **_parts("mod67", "add67", 50),
     **_columns("subtraction", "sub97"),
     "paper": {
         "arms": {

@@ -385,7 +385,7 @@ def test_the_whole_paper_has_the_arms_of_its_columns():
     """To the digest of each arm, so that a column's run is a part of it."""
     whole = {name: arm.to_dict() for name, arm in schema.resolve_arms(config("paper")).items()}
     tables = ("table1", "mod67", "subtraction")
-    forms = [form for form in module().FORMS if form.startswith(tuple(f"{t}_" for t in tables))]
+    forms = [f"{table}_{fraction}" for table in tables for fraction in (50, 65, 80)]
     assert len(forms) == 9
     parts = [schema.resolve_arms(config(form)) for form in forms]
     assert whole == {name: arm.to_dict() for part in parts for name, arm in part.items()}
@@ -394,6 +394,14 @@ def test_the_whole_paper_has_the_arms_of_its_columns():
     assert len(seeds) == 1
     others = {*config("temperature").seeds, *config("quick").seeds}
     assert others.isdisjoint(*seeds)
+
+
+def test_the_parts_of_a_column_are_its_arms():
+    column = {n: arm.to_dict() for n, arm in schema.resolve_arms(config("mod67_50")).items()}
+    parts = [config(f"mod67_50_{model}") for model in module().MODELS]
+    found = [(n, arm.to_dict()) for part in parts for n, arm in schema.resolve_arms(part).items()]
+    assert dict(found) == column and len(found) == len(column) == 5
+    assert {tuple(part.seeds) for part in parts} == {tuple(config("mod67_50").seeds)}
 
 
 # Is it the scale of the logits?

@@ -165,14 +165,12 @@ def _epsilons(model: linen.Module, example: jax.Array) -> dict[str, float]:
 def changed(
     both: tuple[Any, Any], site: Site, change: str, key: jax.Array, *, epsilon: float
 ) -> tuple[Any, Any]:
-    """Parameters and running statistics after one of `CHANGES`; `epsilon` is that of `site.norm`."""
+    """Parameters and running statistics after one of `CHANGES`; `epsilon` is of `site.norm`."""
     params, statistics = both
     into = f"{site.layer}/*"
     count = _kernel(params, site.layer).shape[-1]
     if change == "absorption":
-        return nn.absorb_norm(
-            params, statistics, layer=site.layer, norm=site.norm, epsilon=epsilon
-        )
+        return nn.absorb_norm(params, statistics, layer=site.layer, norm=site.norm, epsilon=epsilon)
     if change == "permutation":
         order = np.asarray(jax.random.permutation(key, count))
         return nn.permute_units(params, order, into=into, out=site.out), statistics
