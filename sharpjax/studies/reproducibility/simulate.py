@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """For each simulated study: whether it rejected its null, and its estimate."""
+    """For each simulated study: whether it rejected its null, and its estimate: see `difference`."""
 
     rejected: np.ndarray
     estimate: np.ndarray
@@ -140,7 +140,7 @@ def registered(values: np.ndarray, now: Setting) -> tuple[bool, float]:
     (judgement,) = verdicts.decide((hypothesis,), rows, seeds=range(now.n))
     (finding,) = judgement.findings
     assert finding.result is not None, finding.reason
-    return judgement.verdict == "supported", finding.result.effect
+    return judgement.verdict == "supported", difference(*values[0], test=now.test)
 
 
 def flexible(values: np.ndarray, now: Setting) -> tuple[bool, float]:
@@ -152,9 +152,22 @@ def flexible(values: np.ndarray, now: Setting) -> tuple[bool, float]:
         for treated, control in values[:, :, :n]:
             result = run(now.test, Samples((treated, control)), alternative="two-sided")
             if result.p <= now.alpha:
-                return True, result.effect
-    result = run(now.test, Samples((values[0, 0], values[0, 1])), alternative="two-sided")
-    return False, result.effect
+                return True, difference(treated, control, test=now.test)
+    return False, difference(*values[0], test=now.test)
+
+
+def difference(treated: np.ndarray, control: np.ndarray, *, test: str) -> float:
+    """The estimate of a study: mean of the treated less mean of the controls, whatever the test.
+
+    It is in standard deviations, as the true effect is. The effect of a rank test is in other
+    units. In a paired test it is the mean of the differences.
+
+    >>> difference(np.array([5.0, 6.0]), np.array([1.0, 2.0]), test="mann-whitney")
+    4.0
+    """
+    if TESTS[test].kind == "paired":
+        return float((treated - control).mean())
+    return float(treated.mean() - control.mean())
 
 
 def _mean(values: np.ndarray) -> float:
