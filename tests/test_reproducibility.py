@@ -16,6 +16,7 @@ from sharpjax.protocol.tests.result import Samples
 from sharpjax.runs import run as runner
 from sharpjax.runs import study
 from sharpjax.studies import __main__ as command
+from sharpjax.studies.papers import paper4
 from sharpjax.studies.reproducibility import plan as reproducibility
 from sharpjax.studies.reproducibility import simulate as simulated_studies
 from sharpjax.studies.reproducibility.schema import PAIRED_TESTS
@@ -346,6 +347,23 @@ def test_few_studies_start_no_processes():
 
 def test_units_for_the_power_table():
     assert reproducibility.units(config("")) == {"study": 500, "registry": 5}
+
+
+def test_hypotheses_are_about_the_level_and_the_power_of_the_config():
+    changes = {"analysis__alpha": 0.01, "design__power": 0.97}
+    asked = {h.id: h for h in reproducibility.hypotheses(config(**changes))}
+    nulls = [c.null for c in asked["H4.3"].contrasts]
+    assert nulls == [0.01 + 0.01, 0.01] and "above 0.01," in asked["H4.3"].refuted_if
+    assert asked["H4.4"].contrasts[0].null == 0.97 and "0.92 to 1.02" in asked["H4.4"].refuted_if
+    # A share of more than 1 cannot be tested for.
+    assert [c.null for c in asked["H4.4"].refuting] == [0.97 - 0.05, None]
+    made = config()
+    with made.unlocked():
+        made.arms.flexible.analysis.alpha = 0.1
+    one = next(h for h in reproducibility.hypotheses(made) if h.id == "H4.3")
+    assert [c.null for c in one.contrasts] == [0.05 + 0.01, 0.1]
+    assert one.refuted_if.endswith("above 0.05, or the flexible one below 0.1")
+    assert reproducibility.hypotheses(config("")) == paper4.HYPOTHESES
 
 
 # Configs.

@@ -71,7 +71,9 @@ def plan(config: Config) -> Plan:
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
     """All hypotheses of paper 4; those that need bibliographic data say so."""
-    return paper4.HYPOTHESES
+    arms = schema.complete_arms(config)
+    levels = {name: arms.get(name, config).analysis.alpha for name in ("registered", "flexible")}
+    return paper4.hypotheses(**levels, power=arms.get("planned", config).design.power)
 
 
 def units(config: Config) -> dict[str, int]:
