@@ -403,6 +403,18 @@ def test_bad_configs_are_one_line(changes, words):
         assert word in str(error.value)
 
 
+def test_a_first_look_after_the_planned_n_is_refused():
+    """The n is known when the plan is made; before, no look would have been taken at all."""
+    made = config()
+    with made.unlocked():
+        made.arms.planned.analysis = {"first_look": 80}
+    schema.check(made, {})
+    with pytest.raises(UserError) as error:
+        reproducibility.plan(made)
+    for word in ("arm 'planned'", "analysis.first_look=80", "is 64", "2 to 64"):
+        assert word in str(error.value)
+
+
 def test_bad_structure():
     made = config()
     with made.unlocked():

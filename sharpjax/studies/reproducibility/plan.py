@@ -38,6 +38,7 @@ The rates of the other arms are in `seed/rejection_rate`.
 import functools
 
 from sharpjax import schema
+from sharpjax.errors import UserError
 from sharpjax.protocol.claims import Hypothesis
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
@@ -51,9 +52,13 @@ FEW = 5_000
 
 
 def plan(config: Config) -> Plan:
-    """A stage of simulated studies for each arm of the config."""
+    """A stage of simulated studies for each arm of the config.
+
+    Raises:
+        UserError: the first look of an arm comes after the n that was planned for it.
+    """
     seeds = tuple(config.seeds)
-    arms = {name: setting(arm) for name, arm in schema.complete_arms(config).items()}
+    arms = {name: _setting(name, arm) for name, arm in schema.complete_arms(config).items()}
     many = len(seeds) * sum(now.studies for now in arms.values()) >= FEW
     stages = tuple(
         Draw(
@@ -67,6 +72,13 @@ def plan(config: Config) -> Plan:
         for name, now in arms.items()
     )
     return Plan({}, stages)
+
+
+def _setting(name: str, arm: Config) -> Setting:
+    try:
+        return setting(arm)
+    except UserError as error:
+        raise UserError(f"arm '{name}': {error}") from None
 
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sharpjax.errors import UserError
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.protocol.judging import verdicts
 from sharpjax.protocol.planning import sensitivity, simulation
@@ -50,18 +51,28 @@ class Setting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """For each simulated study: whether it rejected its null, and its estimate: see `difference`."""
+    """For each simulated study: whether it rejected its null, and its estimate (`difference`)."""
 
     rejected: np.ndarray
     estimate: np.ndarray
 
 
 def setting(arm: Any) -> Setting:
-    """The setting of a resolved arm. If the arm has n = 0, n is planned for power."""
+    """The setting of a resolved arm. If the arm has n = 0, n is planned for power.
+
+    Raises:
+        UserError: the first look comes after the n that was planned.
+    """
     design, analysis = arm.design, arm.analysis
     n = design.n or sensitivity.num_seeds(
         design.effect, design.power, test=analysis.test, alpha=analysis.alpha
     )
+    if analysis.first_look > n:
+        raise UserError(
+            f"config.analysis.first_look={analysis.first_look}: the n planned for "
+            f"config.design.effect={design.effect} is {n}, so there would be no look; give 2 to "
+            f"{n}, or 0 for one look, at the end."
+        )
     blocks = (arm.simulate, design, analysis, arm.evaluate)
     fields = {k: v for block in blocks for k, v in block.items() if k in Setting._fields}
     planned = {"effect": float(design.effect), "n": n, "first_look": analysis.first_look or n}
