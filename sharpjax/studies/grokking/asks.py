@@ -100,7 +100,7 @@ def curvature_first(names: Collection[str], measured: str) -> Iterator[Hypothesi
 
     C.1 and C.3 are about the top Hessian eigenvalue, and claim no direction. C.2 and C.4 are about
     adaptive sharpness. C.1 and C.2 compare the lowest rank, whose truncation alone makes a
-    difference at epoch 0, before any training. (This was seen in a trial with seeds 100 to 102; C.2
+    difference at epoch 0, before any training. (This was seen in a trial with seeds 100 to 104; C.2
     was given its direction after it.) C.3 and C.4 compare the full rank, which starts as exactly
     the same function with the same W as the dense model. Any difference there comes from training.
     """
