@@ -87,6 +87,20 @@ def test_the_full_form_is_the_papers():
     assert {arms[name].train.epochs for name in ("factor_10", "labels_1")} == {300, 20_000}
 
 
+def test_a_trend_has_the_order_of_the_factors_and_not_of_the_names():
+    made = config("smoke")
+    with made.unlocked():
+        made.arms = {f"factor_{f}": {"data": {"factor": f / 100}} for f in (5, 10, 90)}
+    assert [*made.arms] == ["factor_10", "factor_5", "factor_90"]
+    expected = ("factor_5", "factor_10", "factor_90")
+    assert tuple(stage.arm for stage in study.plan_of(made).stages) == expected
+    asked = {h.id: h for h in study.hypotheses_of(made)}
+    for number in (11, 12, 13, 14, 16):
+        for contrast in asked[f"T1.{number}"].contrasts:
+            assert contrast.groups == expected
+    assert asked["T1.15"].contrasts[0].groups == ("factor_90", "factor_5")
+
+
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="train.batch_size=30 is larger than the data: 20 training"):
         schema.check(config("smoke", train__batch_size=30), ())

@@ -15,7 +15,7 @@ seeds 1000 to 1099 had looked only at accuracy and loss, at a factor of 0.9 and 
                     have learnt all of their labels
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.studies.papers.shorthand import same_arm
@@ -40,8 +40,27 @@ SAME = 0.01
 ALIKE = 0.9
 
 
-def hypotheses(names: Collection[str]) -> tuple[Hypothesis, ...]:
-    """The hypotheses whose arms are present: at least two factors; true and random labels."""
+def in_order(factors: Mapping[str, float]) -> tuple[str, ...]:
+    """The arms of factors in the order of these, then those of labels.
+
+    A config has its arms by name, where `factor_10` comes before `factor_5`.
+
+    Args:
+        factors: `data.factor` of each arm.
+
+    >>> in_order({"factor_10": 0.1, "factor_5": 0.05, "labels_true": 0.5})
+    ('factor_5', 'factor_10', 'labels_true')
+    """
+    return tuple(sorted(factors, key=lambda name: (name.partition("_")[0], factors[name], name)))
+
+
+def hypotheses(arms: Mapping[str, float]) -> tuple[Hypothesis, ...]:
+    """The hypotheses whose arms are present: at least two factors; true and random labels.
+
+    Args:
+        arms: `data.factor` of each arm.
+    """
+    names = in_order(arms)
     factors = tuple(name for name in names if name.startswith("factor_"))
     random = tuple(n for n in names if n.startswith("labels_") and n != TRUE_LABELS)
     found = tuple(_of_factors(factors)) if len(factors) > 1 else ()

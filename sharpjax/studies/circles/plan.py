@@ -23,6 +23,7 @@ is trained on:
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,10 +48,20 @@ def plan(config: Config) -> Plan:
     """The data and the training stage of each arm."""
     members = tuple(map(Member, config.seeds))
     specs, stages = {}, []
-    for name, arm in schema.complete_arms(config).items():
-        specs[name] = Circles(**arm.data.to_dict(), noise_kind="uniform")
-        stages.append(_arm(name, arm, specs[name], members))
+    arms = schema.complete_arms(config)
+    for name in asks.in_order(_factors(arms)):
+        specs[name] = Circles(**arms[name].data.to_dict(), noise_kind="uniform")
+        stages.append(_arm(name, arms[name], specs[name], members))
     return Plan(specs, tuple(stages))
+
+
+def _factors(arms: Mapping[str, Config]) -> dict[str, float]:
+    return {name: arm.data.factor for name, arm in arms.items()}
+
+
+def hypotheses(config: Config) -> tuple:
+    """T1.11 to T1.23; see `asks`."""
+    return asks.hypotheses(_factors(schema.complete_arms(config)))
 
 
 def _arm(name: str, arm: Config, spec: Circles, members: tuple[Member, ...]) -> Train:
@@ -232,6 +243,4 @@ def _named(prefix: str, found: dict[str, Estimate]) -> dict[str, Estimate]:
     return {f"{prefix}/{name}": estimate for name, estimate in found.items()}
 
 
-STUDY = Study(
-    plan, lambda config: asks.hypotheses(config.arms), tables=shows.tables, figures=shows.figures
-)
+STUDY = Study(plan, hypotheses, tables=shows.tables, figures=shows.figures)
