@@ -8,6 +8,7 @@ from sharpjax.errors import UserError
 from sharpjax.protocol import claims
 from sharpjax.runs import study
 from sharpjax.studies.compression import shows
+from sharpjax.studies.compression.plan import Change, Rise
 from sharpjax.studies.papers import paper7
 from sharpjax.train import planning
 from tests.asked import assert_measured_and_decidable
@@ -67,6 +68,46 @@ def test_rows_of_what_is_made_of_a_model(finished):
         assert taken["int4"] < taken["base"] / 4 and taken["pruned_90"] < taken["base"] / 4
         assert ("int4", "train[:32]/noise_sharpness", seed, whole) in rows
         assert len(layers) == 3 and all((k[0], "layer/sharpness", *k[2:]) in rows for k in layers)
+
+
+class _View:
+    """Rows of arms, by metric and coordinates."""
+
+    def __init__(self, **arms):
+        self._arms = arms
+
+    def rows(self, arm):
+        return [
+            {"arm": arm, "seed": 3, "of": of, "step": 8, "metric": metric, "value": value}
+            for metric, of, value in self._arms[arm]
+        ]
+
+
+def test_models_are_compared_with_the_copy_that_they_are_made_from():
+    """Several models of a seed are told apart by `copy`, and single layers also by `layer`."""
+    one, two = {"copy": 1}, {"copy": 2}
+    noise = "train[:9]/noise_sharpness"
+    view = _View(
+        base=[("test/nll", one, 1.0), ("test/nll", two, 2.0), (noise, one, 0.1), (noise, two, 0.2),
+              ("layer/noise_sharpness", two | {"layer": "head"}, 0.5),
+              ("test/accuracy", one, 0.8), ("test/accuracy", two, 0.5)],
+        int4=[("test/nll", one, 1.25), ("test/nll", two, 2.5), ("test/accuracy", two, 0.4)],
+        layers_int4=[("test/nll", two | {"layer": "head"}, 3.0)],
+    )  # fmt: skip
+    rise = Rise((("int4", "base"), ("layers_int4", "base")), noise)
+    found = {
+        (arm, metric, member.of): float(x.value) for arm, member, metric, _, x in rise(view)
+    }
+    assert found == {
+        ("int4", "test/nll_rise", (("copy", 1),)): 0.25,
+        ("int4", "test/nll_rise", (("copy", 2),)): 0.5,
+        ("int4", "source/noise_sharpness", (("copy", 1),)): 0.1,
+        ("int4", "source/noise_sharpness", (("copy", 2),)): 0.2,
+        ("layers_int4", "layer/nll_rise", (("copy", 2), ("layer", "head"))): 1.0,
+        ("layers_int4", "layer/sharpness", (("copy", 2), ("layer", "head"))): 0.5,
+    }
+    ((_, member, _, _, change),) = Change(("int4",), "base")(view)
+    assert member.of == (("copy", 2),) and float(change.value) == pytest.approx(-20)
 
 
 # What a config holds.

@@ -268,7 +268,7 @@ class LayerNoise:
 @dataclasses.dataclass(frozen=True)
 class Change:
     """How much more accurate a model is than the base model of its seed, in per cent of the base's
-    accuracy."""
+    accuracy. If a seed has several base models, it is that with the same coordinates."""
 
     arms: tuple[str, ...]
     base: str
@@ -285,7 +285,7 @@ class Change:
         base = at_end(view, self.base, "test/accuracy")
         for arm in self.arms:
             for (seed, own), value in at_end(view, arm, "test/accuracy").items():
-                if known := base.get((seed, ())):
+                if known := base.get((seed, own), base.get((seed, ()))):
                     change = exact(100 * (value - known) / known)
                     yield arm, Member(seed, own), self.metrics[0], (), change
 
@@ -317,13 +317,15 @@ class Rise:
             sharp = at_end(view, source, self.sharpness)
             by_layer = at_end(view, source, asks.OF_LAYER)
             for (seed, own), value in at_end(view, arm, "test/nll").items():
-                if (seed, ()) not in before:
+                # The model that it is made from has the same coordinates, but no layer.
+                model = seed, tuple((name, x) for name, x in own if name != "layer")
+                if model not in before:
                     continue
-                member, rise = Member(seed, own), value - before[seed, ()]
-                if not own:
+                member, rise = Member(seed, own), value - before[model]
+                if model == (seed, own):
                     yield arm, member, "test/nll_rise", (), exact(rise)
-                    if (seed, ()) in sharp:
-                        yield arm, member, "source/noise_sharpness", (), exact(sharp[seed, ()])
+                    if model in sharp:
+                        yield arm, member, "source/noise_sharpness", (), exact(sharp[model])
                 elif (seed, own) in by_layer:
                     yield arm, member, "layer/nll_rise", (), exact(rise)
                     yield arm, member, "layer/sharpness", (), exact(by_layer[seed, own])
