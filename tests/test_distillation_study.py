@@ -164,6 +164,16 @@ def test_a_part_without_the_further_controls_asks_of_noise_and_distance(net):
     assert ids == [f"H5.{i} {net[1:]}" for i in (1, 2, 3, 5, 6)]
 
 
+def test_the_order_of_data_is_asked_of_the_vit_wherever_its_name_stands():
+    made = forms.get_config("cpu")
+    with made.unlocked():
+        arms = {name.replace("-vit_narrow-", "-attention-"): arm for name, arm in made.arms.items()}
+        made.arms = arms
+    asked = {h.id: h for h in study.hypotheses_of(made.lock())}
+    expected = ("cifar10-attention-siddo", "cifar10-attention-disdo")
+    assert asked["H5.6 narrow"].contrasts[0].groups == expected
+
+
 def test_the_papers_nets_are_asked_by_their_own_ids():
     every = {h.id: h for h in study.hypotheses_of(config(""))}
     assert not any(every[f"H5.{i}"].missing for i in (1, 2, 3, 5, 6))

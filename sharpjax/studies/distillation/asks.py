@@ -51,7 +51,8 @@ ask = partial(
 
 def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
     """All hypotheses that the config's arms can answer, and those of the paper that they cannot."""
-    arms = list(schema.complete_arms(config))
+    every = schema.complete_arms(config)
+    arms = list(every)
     by_place = dict.fromkeys(map(cells.place, arms))
     sets, nets = (tuple(dict.fromkeys(part)) for part in zip(*by_place, strict=True))
     asked = cells.asked_of(arms, paper5.HYPOTHESES)
@@ -61,13 +62,17 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
         if kind == "narrow" and len(nets) == 1:  # a part of `:cpu`
             kind = words = nets[0]
             ours = cells.of_others(ours, kind, words)
-        return asked + cells.of_others(_of_nets(arms, nets, sets), kind, words) + ours
+        # H5.6 is about the ViT, if there is one.
+        vits = (cells.place(n)[1] for n in arms if every[n].model.name.startswith("vit"))
+        theirs = _of_nets(arms, nets, sets, reordered=next(vits, nets[-1]))
+        return asked + cells.of_others(theirs, kind, words) + ours
     return asked + tuple(_own(arms))
 
 
-def _of_nets(arms: Collection[str], nets: Sequence[str], sets: Sequence[str]) -> list[Hypothesis]:
+def _of_nets(
+    arms: Collection[str], nets: Sequence[str], sets: Sequence[str], reordered: str
+) -> list[Hypothesis]:
     """The paper's hypotheses for other nets; H5.4 only for nets that both data sets have."""
-    reordered = nets[-1]  # the ViT is the last of each form
     first = tuple(net for net in nets if f"{sets[0]}-{net}-siddo" in arms)
     own = {h.id: h for h in paper5.hypotheses(first, sets[:1], reordered=reordered)}
     both = tuple(n for n in first if all(f"{s}-{n}-siddo" in arms for s in sets))
