@@ -364,6 +364,7 @@ def test_alpha_before_training_is_asked_of_every_shape_of_a_layer():
     [
         ("--config.evaluate.curvature.num_examples=999", "there are 128 training examples"),
         ("--config.evaluate.replaced.trials=0", "config.evaluate.replaced.trials=0"),
+        ("--config.evaluate.curvature.probes=3", "probes=3: give an integer of 4 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_the_door(flag, says):

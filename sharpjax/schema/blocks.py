@@ -20,6 +20,8 @@ from sharpjax.schema.rules import (
 )
 
 ANYTHING = Rule(lambda v: True, "anything")
+# Of a search for a trace that says how exact it is.
+PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
 
 IMAGES: Mapping[str, Rule] = {
     "data.name": TEXT,

@@ -18,7 +18,7 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.replaced.num_examples": COUNT_OR_0,
     "evaluate.replaced.trials": COUNT,
     "evaluate.curvature.num_examples": COUNT,
-    "evaluate.curvature.probes": COUNT,
+    "evaluate.curvature.probes": blocks.PROBES,
     "evaluate.curvature.max_products": COUNT,
     "evaluate.curvature.rho": POSITIVE,
     "evaluate.curvature.num_steps": COUNT,

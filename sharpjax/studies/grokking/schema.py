@@ -26,7 +26,9 @@ _MODULUS = Rule(
     lambda v: COUNT.holds(v) and 2 <= v <= catalog.MAX_MODULUS,
     f"an integer from 2 to {catalog.MAX_MODULUS}",
 )
-_PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
+
+# What tasks are called in the names of arms, by operation.
+TASKS: Mapping[str, str] = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
 
 FIELDS: Mapping[str, Rule] = {
     "data.operation": TEXT,
@@ -51,7 +53,7 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.trajectory.tol": POSITIVE,
     "evaluate.trajectory.max_products": COUNT,
     "evaluate.trajectory.trace_error": POSITIVE,
-    "evaluate.trajectory.max_probes": _PROBES,
+    "evaluate.trajectory.max_probes": blocks.PROBES,
     "evaluate.trajectory.adaptive_rho": POSITIVE,
     "evaluate.trajectory.adaptive_steps": COUNT,
 }

@@ -6,8 +6,6 @@ from sharpjax import schema
 from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, POSITIVE, TEXT, Config, Rule, blocks
 
-_PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
-
 FIELDS: Mapping[str, Rule] = {
     **blocks.IMAGES,
     **blocks.MODEL,
@@ -25,7 +23,7 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.geometry.tol": POSITIVE,
     "evaluate.geometry.max_products": COUNT,
     "evaluate.geometry.trace_error": POSITIVE,
-    "evaluate.geometry.max_probes": _PROBES,
+    "evaluate.geometry.max_probes": blocks.PROBES,
     "evaluate.geometry.sam_rho": POSITIVE,
     "evaluate.geometry.adaptive_rho": POSITIVE,
     "evaluate.geometry.adaptive_m": COUNT,

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from sharpjax import schema
-from sharpjax.schema import AT_LEAST_0, COUNT, POSITIVE, TEXT, Config, Rule, one_of
+from sharpjax.schema import AT_LEAST_0, COUNT, POSITIVE, TEXT, Config, Rule, blocks, one_of
 
-_PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
 _DRAWS = Rule(lambda v: COUNT.holds(v) and v >= 2, "an integer of 2 or more")
 
 FIELDS: Mapping[str, Rule] = {
@@ -26,7 +25,7 @@ FIELDS: Mapping[str, Rule] = {
     "evaluate.tol": POSITIVE,
     "evaluate.max_products": COUNT,
     "evaluate.trace_error": POSITIVE,
-    "evaluate.max_probes": _PROBES,
+    "evaluate.max_probes": blocks.PROBES,
     "evaluate.ascent_steps": COUNT,
 }
 
