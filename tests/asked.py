@@ -1,5 +1,9 @@
 """That what a study asks is measured by its plan, and can be decided by its seeds."""
 
+import pytest
+
+from sharpjax import schema
+from sharpjax.errors import UserError
 from sharpjax.protocol.claims import check, families, quantities
 from sharpjax.protocol.judging.corrections import levels
 from sharpjax.runs import study
@@ -24,3 +28,22 @@ def assert_measured_and_decidable(config, *, smallest_p):
         count = len({repr(contrast) for contrast, _ in own})
         assert levels(hypothesis.alpha, count, hypothesis.correction)[0] >= smallest_p, family
     return [hypothesis.id for hypothesis in asked]
+
+
+def assert_named_after_its_data(made, name):
+    """An arm that trains on another set than its name says is refused, with the name to give.
+
+    Args:
+        made: a config that can be changed.
+        name: of one of its arms, of CIFAR-10.
+    """
+    schema.check(made, {})
+    with made.unlocked():
+        made.arms[name].update({"data": {"name": "fashion_mnist", "num_train": 4_000}})
+    with pytest.raises(UserError) as error:
+        schema.check(made, {})
+    expected = name.replace("cifar10", "fashion_mnist")
+    for words in (f"config.arms.{name} has config.data.name=fashion_mnist", f"name it {expected}",
+                  "give it the data set cifar10."):  # fmt: skip
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from sharpjax.studies.compression import shows
 from sharpjax.studies.compression.plan import Change, Rise
 from sharpjax.studies.papers import paper7
 from sharpjax.train import planning
-from tests.asked import assert_measured_and_decidable
+from tests.asked import assert_measured_and_decidable, assert_named_after_its_data
 from tests.commands import assert_one_line, launch, launch_probed, read_rows
 
 SMOKE = "--config=configs/compression.py:smoke"
@@ -146,6 +146,7 @@ def test_an_arm_needs_its_place():
         made.arms["digits-base"] = {}
     with pytest.raises(UserError, match="<data set>-<net>-<condition>"):
         schema.check(made.lock(), {})
+    assert_named_after_its_data(forms.get_config("cpu"), "cifar10-lenet-base")
 
 
 # What is asked.

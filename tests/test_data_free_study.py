@@ -25,7 +25,7 @@ from sharpjax.train import planning, state
 from sharpjax.train.layer_curvature import LayerCurvature
 from sharpjax.train.layerwise import DataFree, Replaced, layers_with_spectra
 from sharpjax.train.plan import Subject, When
-from tests.asked import assert_measured_and_decidable
+from tests.asked import assert_measured_and_decidable, assert_named_after_its_data
 from tests.commands import assert_one_line, launch, read_rows
 
 SMOKE = "--config=configs/data_free.py:smoke"
@@ -377,6 +377,7 @@ def test_an_arm_needs_its_place():
         made.arms["digits-mlp"] = {}
     with pytest.raises(UserError, match="<data set>-<net>-base"):
         schema.check(made.lock(), {})
+    assert_named_after_its_data(forms.get_config("cpu"), "cifar10-vit_narrow-base")
 
 
 # A run.

@@ -16,7 +16,7 @@ from sharpjax.studies.distillation import shows
 from sharpjax.studies.distillation.plan import ExcessAgreement
 from sharpjax.train import planning
 from sharpjax.train.plan import Compare, Member
-from tests.asked import assert_measured_and_decidable
+from tests.asked import assert_measured_and_decidable, assert_named_after_its_data
 from tests.commands import assert_one_line, launch, launch_probed, read_rows
 
 SMOKE = "--config=configs/distillation.py:smoke"
@@ -118,6 +118,15 @@ def test_an_arm_needs_its_place():
     with made.unlocked():
         made.arms["digits-siddo"] = {}
     with pytest.raises(UserError, match="<data set>-<net>-<condition>"):
+        schema.check(made.lock(), {})
+    assert_named_after_its_data(forms.get_config("cpu"), "cifar10-vit_narrow-siddo")
+
+
+def test_outputs_that_are_compared_are_of_the_same_images():
+    made = forms.get_config("smoke")
+    with made.unlocked():
+        made.arms["digits-mlp-siddo"].evaluate = {"test": {"num_outputs": 20}}
+    with pytest.raises(UserError, match=r"evaluate.test.num_outputs: all arms have the same eval"):
         schema.check(made.lock(), {})
 
 

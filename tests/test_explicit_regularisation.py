@@ -15,6 +15,7 @@ from sharpjax.runs import study
 from sharpjax.studies.explicit_regularisation import asks, shows
 from sharpjax.studies.papers import cells, paper6
 from sharpjax.train import planning
+from tests.asked import assert_named_after_its_data
 from tests.commands import assert_one_line, launch, launch_probed, read_rows
 
 SMOKE = "--config=configs/explicit_regularisation.py:smoke"
@@ -124,6 +125,10 @@ def test_what_cannot_be_measured_is_refused(changes, says):
             node[last] = value
     with pytest.raises(UserError, match=says):
         schema.check(made.lock(), {})
+
+
+def test_an_arm_is_named_after_its_data():
+    assert_named_after_its_data(forms.get_config("cpu"), "cifar10-vit_narrow-dropout")
 
 
 def test_a_net_that_the_authors_code_cannot_divide_is_refused():

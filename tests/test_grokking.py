@@ -232,6 +232,28 @@ def test_bad_input_is_one_line(changes, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"modulus": 67}, "add67-dense-80"),
+        ({"operation": "-"}, "sub97-dense-80"),
+        ({"operation": "x^2+y"}, "other97-dense-80"),
+        ({"train_fraction": 0.5}, "add97-dense-50"),
+        ({"train_fraction": 0.285}, "add97-dense-28_5"),
+    ],
+)
+def test_an_arm_is_named_after_what_it_trains_on(changes, name):
+    """Else `add97-dense-80` would be judged as the paper's addition modulo 97."""
+    made = config("table1_80")
+    with made.unlocked():
+        made.arms["add97-dense-80"].data = made.data.to_dict() | changes
+    with pytest.raises(UserError, match=f"config.arms.add97-dense-80 has .*; name it {name}, or"):
+        schema.check(made.lock(), {})
+    with made.unlocked():
+        made.arms = {name: made.arms["add97-dense-80"]}
+    schema.check(made.lock(), {})
+
+
 def test_a_rank_of_0_is_refused_before_training():
     made = config()
     made.arms["add7-svd_50-80"].model = {"rank_fraction": 0.05, "layers": "embed/*"}

@@ -75,6 +75,42 @@ TEST: Mapping[str, Rule] = {
 }
 
 
+def check_parts(name: str, why: str, *, form: str, example: str) -> tuple[str, str, str]:
+    """The three parts of an arm's name.
+
+    Args:
+        why: what goes by the name.
+        form: how it is made, as `<data set>-<net>-<condition>`.
+        example: a name of that form, and what else there is to say.
+
+    Raises:
+        UserError: the name has not three parts.
+    """
+    parts = name.split("-")
+    if len(parts) != 3:
+        raise UserError(f"config.arms.{name}: {why}; name it {form}, as {example}.")
+    first, second, third = parts
+    return first, second, third
+
+
+def check_place(name: str, arm: Config, why: str, *, form: str, example: str) -> None:
+    """Refuse the name of an arm that has not three parts, or says another data set than it has.
+
+    Args:
+        why, form, example: as in `check_parts`.
+
+    Raises:
+        UserError: says which name the arm should have.
+    """
+    first, *rest = check_parts(name, why, form=form, example=example)
+    if first != arm.data.name:
+        own = "-".join((arm.data.name, *rest))
+        raise UserError(
+            f"config.arms.{name} has config.data.name={arm.data.name}: {why}; name it {own}, or "
+            f"give it the data set {first}."
+        )
+
+
 def check_images(arm: Config) -> int:
     """The number of training examples of an arm.
 

@@ -40,13 +40,13 @@ class Rules(NamedTuple):
         fields: by dotted path, as `optim.rho`.
         check_arm: refuses the whole config of an arm, each of whose fields obeys its rule; raises
             `UserError`.
-        check_name: likewise, of an arm's name.
+        check_name: likewise, of an arm's name and its config, which `check_arm` has passed.
         shared: the fields, or tables of fields, that are the same in all arms.
     """
 
     fields: Mapping[str, Rule]
     check_arm: Callable[[Config], None]
-    check_name: Callable[[str], None] = lambda name: None
+    check_name: Callable[[str, Config], None] = lambda name, arm: None
     shared: tuple[str, ...] = ()
 
     @property
@@ -115,9 +115,9 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
     # Arms that set least come first: what is wrong in the base is then not laid at an arm's door.
     for name in sorted(arms, key=lambda name: len(_named(config.arms[name]))):
         try:
-            rules.check_name(name)
             _check_fields(arms[name], rules.fields)
             rules.check_arm(arms[name])
+            rules.check_name(name, arms[name])
         except UserError as error:
             own = _named(config.arms[name])
             raise UserError(f"arm '{name}': {error}" if own else str(error)) from error

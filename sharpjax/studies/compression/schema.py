@@ -59,12 +59,14 @@ def _check_arm(arm: Config) -> None:
         )
 
 
-def _check_name(name: str) -> None:
-    if len(name.split("-")) != 3:
-        raise UserError(
-            f"config.arms.{name}: hypotheses go by an arm's name; name it <data set>-<net>-"
-            f"<condition>, as cifar10-lenet-kd_50. Those of <data set>-<net>-{BASE} are compressed."
-        )
+def _check_name(name: str, arm: Config) -> None:
+    blocks.check_place(
+        name,
+        arm,
+        "hypotheses go by an arm's name",
+        form="<data set>-<net>-<condition>",
+        example=f"cifar10-lenet-kd_50. Those of <data set>-<net>-{BASE} are compressed",
+    )
 
 
 RULES = schema.Rules(FIELDS, _check_arm, _check_name, shared=("evaluate",))

@@ -39,12 +39,12 @@ def _check_arm(arm: Config) -> None:
             )
 
 
-def _check_name(name: str) -> None:
-    if len(name.split("-")) != 3 or not name.endswith(f"-{BASE}"):
-        raise UserError(
-            f"config.arms.{name}: what is made of an arm is named after it; name it <data set>-"
-            f"<net>-{BASE}, as mnist-mlp-{BASE}."
-        )
+def _check_name(name: str, arm: Config) -> None:
+    why, form = "what is made of an arm is named after it", f"<data set>-<net>-{BASE}"
+    example = f"mnist-mlp-{BASE}"
+    if not name.endswith(f"-{BASE}"):
+        raise UserError(f"config.arms.{name}: {why}; name it {form}, as {example}.")
+    blocks.check_place(name, arm, why, form=form, example=example)
 
 
 RULES = schema.Rules(FIELDS, _check_arm, _check_name)

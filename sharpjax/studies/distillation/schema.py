@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from sharpjax import schema
-from sharpjax.errors import UserError
 from sharpjax.schema import COUNT, COUNT_OR_0, Config, Rule, blocks
 
 TEACHER = "teacher"  # the condition of the arm that teaches, in each place
@@ -40,12 +39,14 @@ def _check_arm(arm: Config) -> None:
     blocks.check_optim(arm, blocks.check_images(arm), arm.train.epochs)
 
 
-def _check_name(name: str) -> None:
-    if len(name.split("-")) != 3:
-        raise UserError(
-            f"config.arms.{name}: hypotheses go by an arm's name; name it <data set>-<net>-"
-            f"<condition>, as cifar10-resnet18-siddo. Those of <data set>-<net>-{TEACHER} teach."
-        )
+def _check_name(name: str, arm: Config) -> None:
+    blocks.check_place(
+        name,
+        arm,
+        "hypotheses go by an arm's name",
+        form="<data set>-<net>-<condition>",
+        example=f"cifar10-resnet18-siddo. Those of <data set>-<net>-{TEACHER} teach",
+    )
 
 
 RULES = schema.Rules(FIELDS, _check_arm, _check_name)

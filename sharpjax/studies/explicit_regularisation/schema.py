@@ -55,12 +55,14 @@ def _check_arm(arm: Config) -> None:
         )
 
 
-def _check_name(name: str) -> None:
-    if len(name.split("-")) != 3:
-        raise UserError(
-            f"config.arms.{name}: figures and hypotheses go by an arm's name; name it "
-            f"<data set>-<net>-<regulariser>, as cifar10-vgg19-dropout. Its -es arm is made of it."
-        )
+def _check_name(name: str, arm: Config) -> None:
+    blocks.check_place(
+        name,
+        arm,
+        "figures and hypotheses go by an arm's name",
+        form="<data set>-<net>-<regulariser>",
+        example="cifar10-vgg19-dropout. Its -es arm is made of it",
+    )
 
 
 RULES = schema.Rules(FIELDS, _check_arm, _check_name, shared=("evaluate",))

@@ -53,12 +53,14 @@ def _check_arm(arm: Config) -> None:
         )
 
 
-def _check_name(name: str) -> None:
-    if len(name.split("-")) != 3:
-        raise UserError(
-            f"config.arms.{name}: figures and hypotheses go by an arm's name; name it <data set>-"
-            f"<net>-<condition>, as cifar10-resnet18-aug_sam."
-        )
+def _check_name(name: str, arm: Config) -> None:
+    blocks.check_place(
+        name,
+        arm,
+        "figures and hypotheses go by an arm's name",
+        form="<data set>-<net>-<condition>",
+        example="cifar10-resnet18-aug_sam",
+    )
 
 
 RULES = schema.Rules(FIELDS, _check_arm, _check_name)

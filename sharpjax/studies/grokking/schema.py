@@ -1,6 +1,7 @@
 """What a config of the grokking study must hold. Nothing heavy is imported here."""
 
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -118,12 +119,35 @@ def _check_rank(arm: Config) -> None:
         )
 
 
-def _check_name(name: str) -> None:
-    if len(name.split("-")) != 3:
+def _check_name(name: str, arm: Config) -> None:
+    """Refuse a name that does not say task and fraction of what the arm trains on.
+
+    An operation without a word of its own may have any name but those of the others.
+    """
+    why = "figures and hypotheses go by an arm's name"
+    form = "<task>-<model>-<per cent>"
+    task, model, fraction = blocks.check_parts(name, why, form=form, example="add97-dense-80")
+    own, per_cent = task, per_cent_of(arm.data.train_fraction)
+    operation, modulus = arm.data.operation, arm.data.modulus
+    if operation in TASKS:
+        own = f"{TASKS[operation]}{modulus}"
+    elif re.fullmatch(rf"({'|'.join(TASKS.values())})\d+", task):
+        own = f"other{modulus}"
+    if (task, fraction) != (own, per_cent):
         raise UserError(
-            f"config.arms.{name}: figures and hypotheses go by an arm's name; name it "
-            f"<task>-<model>-<per cent>, as add97-dense-80."
+            f"config.arms.{name} has config.data.operation={operation}, modulus={modulus} and "
+            f"train_fraction={arm.data.train_fraction}: {why}; name it {own}-{model}-{per_cent}, "
+            f"or give it the data that it is named after."
         )
+
+
+def per_cent_of(fraction: float) -> str:
+    """A fraction as the last part of a name.
+
+    >>> per_cent_of(0.8), per_cent_of(0.285)
+    ('80', '28_5')
+    """
+    return f"{float(100 * Fraction(repr(fraction))):g}".replace(".", "_")
 
 
 RULES = schema.Rules(FIELDS, _check_arm, _check_name)
