@@ -251,3 +251,36 @@ def test_ways_end_at_the_distance_that_was_measured():
     np.testing.assert_allclose(means[2], [far, far / 2, 0], atol=1e-12)
     (axis,) = landscape.draw().axes
     assert "root of JSD" in axis.get_xlabel()
+
+
+def test_conditions_with_other_images_than_the_teacher_s_are_left_out():
+    """--config.evaluate.trajectory.num_examples sets those of arms that have no number of their
+    own."""
+    shapes = {"teacher": 5, "kd_90": 5, "kd_90_half": 5, "disdo": 5, "siddo": 3, "entropy_90": 3}
+    draw = np.random.default_rng(0).standard_normal
+    stored = {
+        f"digits-mlp-{name}": {"0": {"logits": draw((4, number, 2))}}
+        for name, number in shapes.items()
+    }
+    rows = [{"arm": arm, "metric": "test/nll"} for arm in stored]
+
+    def arrays(arm, name, *, every_step=False):
+        return stored[arm]
+
+    approach, landscape = shows.figures(rows, arrays)
+    for figure in (approach, landscape):
+        assert "on 5 test images" in figure.caption
+        assert "; without siddo, entropy_90 (no outputs for these images); n" in figure.caption
+    (axis,) = approach.draw().axes
+    assert len([line for line in axis.lines if line.get_linewidth() > 1]) == 4
+    assert "All begin in the same weights, but disdo and kd_90_half;" in landscape.caption
+    landscape.draw()
+
+
+def test_what_begins_elsewhere_is_named_only_where_it_is_shown():
+    stored = {"digits-mlp-teacher": {"0": {"logits": np.eye(3)[None].repeat(2, 0)}}}
+    _, landscape = shows.figures(
+        [{"arm": "digits-mlp-teacher", "metric": "test/nll"}],
+        lambda arm, name, *, every_step=False: stored[arm],
+    )
+    assert "All begin in the same weights; n = 1 seed." in landscape.caption

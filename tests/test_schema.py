@@ -124,7 +124,10 @@ def test_a_named_field_is_checked_as_any_other(later):
 def test_an_arm_may_override_what_is_not_shared(monkeypatch):
     monkeypatch.setattr(sharpness, "RULES", sharpness.RULES._replace(shared=("data.name",)))
     schema.check(config(sam={"data": {"augment": False}}).lock(), {})
-    refused(config(sam={"data": {"name": "mnist"}}), "all arms have the same data; set config.data")
+    refused(
+        config(sam={"data": {"name": "mnist"}}),
+        "all arms have the same data.name; set config.data.name instead",
+    )
 
 
 # The command line.

@@ -156,11 +156,12 @@ def resolve_arms(config: Config) -> dict[str, Config]:
             raise UserError(f"config.arms: '{name}' names a folder; use letters, digits, _ and -.")
         arm = _base(config, rules)
         for path, value in _leaves(own):
-            if any(f"{path}.".startswith(f"{shared}.") for shared in rules.shared):
-                raise UserError(
-                    f"config.arms.{name}.{path}: all arms have the same {path.partition('.')[0]}; "
-                    f"set config.{path} instead."
-                )
+            for shared in rules.shared:
+                if f"{path}.".startswith(f"{shared}."):
+                    raise UserError(
+                        f"config.arms.{name}.{path}: all arms have the same {shared}; set "
+                        f"config.{path} instead."
+                    )
             _set(arm, f"config.arms.{name}.{path}", path, value, rules.fields)
         resolved[name] = arm.lock()
     return resolved

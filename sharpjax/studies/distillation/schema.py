@@ -49,4 +49,5 @@ def _check_name(name: str, arm: Config) -> None:
     )
 
 
-RULES = schema.Rules(FIELDS, _check_arm, _check_name)
+# Models are compared by their outputs for the same test images.
+RULES = schema.Rules(FIELDS, _check_arm, _check_name, shared=("evaluate.test",))

@@ -12,7 +12,7 @@ from sharpjax.protocol.summary import summarize_last
 from sharpjax.report.content import Table
 from sharpjax.report.words import mean_of
 from sharpjax.runs.study import Arrays
-from sharpjax.studies.distillation.schema import TEACHER, control_of
+from sharpjax.studies.distillation.schema import SIZES, TEACHER, control_of
 from sharpjax.studies.papers import cells
 from sharpjax.train.results import Row
 
@@ -115,38 +115,56 @@ def _along_training(
 
 
 def _ways(place: str, logits: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[Figure]:
-    """How far models are from the teacher's last state at each epoch, and the plane of one seed."""
+    """How far models are from the teacher's last state at each epoch, and the plane of one seed.
+
+    Conditions whose outputs are of other images than the teacher's are left out.
+    """
     teachers = logits[TEACHER]
-    number = len(next(iter(teachers.values()))[0])
-    ways = {
-        condition: {
-            seed: (np.arange(len(x)), trajectory.distances(x, teachers[seed][-1:])[:, 0])
-            for seed, x in by_seed.items()
-            if seed in teachers
-        }
+    _, number, _ = next(iter(teachers.values())).shape
+    same = {
+        condition: {s: x for s, x in by_seed.items() if s in teachers and x.shape[1] == number}
         for condition, by_seed in logits.items()
     }
+    same = {condition: by_seed for condition, by_seed in same.items() if by_seed}
+    left_out = ", ".join(condition for condition in logits if condition not in same)
+    without = f"; without {left_out} (no outputs for these images)" if left_out else ""
     yield Figure(
         f"approach-{place}",
         f"{place}. Activation distance of models along training to their teacher as it ended, on "
         f"{number:,} test images: a thin line for each seed, a thick one for their mean; of the "
-        f"teacher itself the distance to its own end; {n_of(ways)}.",
-        lambda: plots.lines([plots.Panel(f"activation distance to the {TEACHER}'s end", ways)],
-                            xlabel="epoch"),
+        f"teacher itself the distance to its own end{without}; {n_of(same)}.",
+        lambda: _approach(same, teachers),
         ("teacher/activation_distance",),
-    )  # fmt: skip
-    seed = next((s for s in teachers if all(s in by_seed for by_seed in logits.values())), None)
+    )
+    seed = next((s for s in teachers if all(s in by_seed for by_seed in same.values())), None)
     if seed is not None:
-        own = {condition: by_seed[seed] for condition, by_seed in logits.items()}
+        own = {condition: by_seed[seed] for condition, by_seed in same.items()}
+        elsewhere = [name for name in own if name == "disdo" or name.endswith(SIZES)]
+        but = f", but {' and '.join(elsewhere)}" if elsewhere else ""
         yield Figure(
             f"landscape-{place}",
             f"{place}. Models as functions along training: each point one epoch of a model of seed "
             f"{seed}, as far apart as a plane can show how their outputs on {number:,} test images "
             "differ (classical scaling of the root of the Jensen-Shannon divergence; beside each "
             "axis its share of the variation: points that touch may differ in all the rest). All "
-            "begin in the same weights, but disdo; n = 1 seed.",
+            f"begin in the same weights{but}{without}; n = 1 seed.",
             lambda: _landscape(own),
         )
+
+
+def _approach(
+    logits: Mapping[str, Mapping[str, np.ndarray]], teachers: Mapping[str, np.ndarray]
+) -> Any:
+    """Distances to the teacher's last state, epoch by epoch."""
+    ways = {
+        condition: {
+            seed: (np.arange(len(x)), trajectory.distances(x, teachers[seed][-1:])[:, 0])
+            for seed, x in by_seed.items()
+        }
+        for condition, by_seed in logits.items()
+    }
+    panel = plots.Panel(f"activation distance to the {TEACHER}'s end", ways)
+    return plots.lines([panel], xlabel="epoch")
 
 
 def _landscape(logits: Mapping[str, np.ndarray]) -> Any:
