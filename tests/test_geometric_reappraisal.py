@@ -15,7 +15,8 @@ from sharpjax.studies.geometric_reappraisal import asks
 from sharpjax.studies.geometric_reappraisal.plan import GradientShare
 from sharpjax.studies.papers import paper1
 from sharpjax.train import planning
-from sharpjax.train.plan import Member
+from sharpjax.train.plan import Member, Train
+from tests.asked import assert_named_after_its_data
 from tests.commands import assert_one_line, launch, read_rows, studies
 
 SMOKE = "--config=configs/geometric_reappraisal.py:smoke"
@@ -99,6 +100,38 @@ def test_bad_input_is_refused_at_the_door():
         study.plan_of(config("smoke", evaluate__test__kinds=("fogg",)))
     done = launch(SMOKE, "--config.evaluate.sharpness.noise_rho=0.0", "--dry_run")
     assert_one_line(done, 2, "config.evaluate.sharpness.noise_rho=0.0", "a number above 0")
+
+
+def test_an_arm_is_named_after_its_data():
+    assert_named_after_its_data(config("cpu"), "cifar10-vit_narrow-aug")
+
+
+def test_what_cannot_be_measured_is_refused_before_it_is_trained():
+    """`train.corruption` and the authors' code would say so when all is trained."""
+    name = "arm 'digits-mlp-aug': config"
+    with pytest.raises(UserError) as error:
+        study.plan_of(config("smoke", model__name="small_conv"))
+    assert str(error.value).startswith(f"{name}.model.name=small_conv: Conv_1/bias")
+    with pytest.raises(UserError) as error:
+        study.plan_of(config("smoke", evaluate__test__kinds=("fog", "saturate")))
+    assert str(error.value).startswith(f"{name}.evaluate.test.kinds=('fog', 'saturate'): the image")
+    assert "\n" not in str(error.value)
+
+
+def test_arms_of_other_data_have_a_key_of_their_own():
+    """Arms share the data of a key, so two specifications under one would train on the last."""
+    made = config("smoke")
+    same = study.plan_of(made)
+    key = "digits, 0 of the labels drawn anew"
+    with made.unlocked():
+        made.arms["digits-mlp-wd_sam"].data = {"num_train": 100}
+        made.arms["digits-mlp-wd"].data = {"normalization": "measured"}
+    plan = study.plan_of(made)
+    of = {stage.arm: plan.data[stage.data] for stage in plan.stages if isinstance(stage, Train)}
+    assert of["digits-mlp-wd_sam"].num_train == 100
+    assert of["digits-mlp-wd"].normalization == "measured"
+    assert of["digits-mlp-base"] == of["digits-mlp-aug_sam"] == same.data[key] == plan.data[key]
+    assert {*plan.data} - {*same.data} == {f"{key} of digits-mlp-{end}" for end in ("wd", "wd_sam")}
 
 
 class _View:

@@ -10,15 +10,20 @@ from sharpjax.train.plan import Member, Ref, Teacher
 from sharpjax.train.steps import Steps
 
 
-def images(arm: Config, specs: dict[str, data.DataSpec], name: str) -> tuple[str, data.Images]:
+def images(
+    arm: Config, specs: dict[str, data.DataSpec], name: str, *, key: str = ""
+) -> tuple[str, data.Images]:
     """The key and the specification of an arm's data. A new specification is added to `specs`. Arms
-    with equal data share one; an arm with other data of the same set gets its own.
+    with equal data share one; an arm with other data under the same key gets its own.
 
     Args:
         name: of the arm.
+        key: '' takes the name of the data set.
     """
     spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
-    key = spec.name if specs.setdefault(spec.name, spec) == spec else f"{spec.name} of {name}"
+    key = key or spec.name
+    if specs.setdefault(key, spec) != spec:
+        key = f"{key} of {name}"
     specs.setdefault(key, spec)
     return key, spec
 

@@ -70,7 +70,8 @@ def _arm(name: str, arm: Config, key: str, spec: data.Images, members: tuple[Mem
     step = configured.steps(arm, spec)
     image = jnp.zeros((1, *spec.input_shape))
     shapes = jax.eval_shape(lambda: step.init(image, jax.random.key(0)).params)
-    authors.check(shapes, HEAD)  # refused now, not after training
+    # Refused now, not after training.
+    authors.check(shapes, HEAD, f"arm '{name}': config.model.name={arm.model.name}")
     each = SplitMetrics(
         arm.evaluate.calibration.batch_size,
         arm.evaluate.calibration.num_bins,

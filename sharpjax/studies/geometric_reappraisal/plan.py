@@ -33,13 +33,14 @@ import numpy as np
 
 from sharpjax import data, schema, tree
 from sharpjax.data import DataSpec, Splits, corruption
+from sharpjax.errors import UserError
 from sharpjax.losses import Classification
 from sharpjax.metrics import scores
 from sharpjax.metrics.functional import disagreement
 from sharpjax.runs.study import Study
 from sharpjax.schema import Config
 from sharpjax.studies.geometric_reappraisal import asks, shows
-from sharpjax.studies.papers import paper1
+from sharpjax.studies.papers import authors, cells, paper1
 from sharpjax.studies.papers.authors import AuthorsSharpness
 from sharpjax.train import configured
 from sharpjax.train.calibration import Calibration
@@ -74,7 +75,8 @@ def plan(config: Config) -> Plan:
     compares its arms.
 
     Raises:
-        UserError: a model cannot be built; an unknown corruption.
+        UserError: a model cannot be built, or the authors' code cannot measure it; an unknown
+            corruption, or one of colours for images that have none.
     """
     members = tuple(map(Member, config.seeds))
     specs: dict[str, DataSpec] = {}
@@ -82,11 +84,12 @@ def plan(config: Config) -> Plan:
     places: dict[str, dict[str, int]] = {}
     for name, arm in schema.complete_arms(config).items():
         place, condition = name.rsplit("-", 1)
-        spec = data.Images(**{n: x for n, x in arm.data.to_dict().items() if n != "augment"})
-        key = f"{spec.name}, {spec.label_noise:g} of the labels drawn anew"
-        specs[key] = spec
+        key = f"{arm.data.name}, {arm.data.label_noise:g} of the labels drawn anew"
+        key, spec = configured.images(arm, specs, name, key=key)
         step = configured.steps(arm, spec)
         is_random = condition.startswith("random_")
+        if not is_random:
+            _check(name, arm, step, spec)
         measured = tuple(_of_labels(arm) if is_random else _evaluators(arm, step, spec))
         followed = Best("fit/nll", "least", arm.evaluate.matched.nll or None)
         stages.append(
@@ -104,7 +107,8 @@ def plan(config: Config) -> Plan:
         )
         if is_random:
             continue
-        places.setdefault(place, {})[name] = _size(step.model, spec.input_shape)
+        size = tree.size(_shapes(step.model, spec.input_shape))
+        places.setdefault(place, {})[name] = size
         if arm.evaluate.matched.nll:
             again = (_sharpness(arm),)
             stages.append(Derive(f"{name}-{asks.MATCHED}", name, as_is, again, at="best"))
@@ -114,10 +118,26 @@ def plan(config: Config) -> Plan:
 
 
 @functools.cache
-def _size(model: Any, shape: tuple[int, ...]) -> int:
-    """The number of parameters of a net."""
+def _shapes(model: Any, shape: tuple[int, ...]) -> Any:
+    """The shapes of the parameters of a net."""
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    return tree.size(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
+def _check(name: str, arm: Config, step: Steps, spec: data.Images) -> None:
+    """Refuse now, not after training, what cannot be measured."""
+    where = f"arm '{name}': config"
+    shapes = _shapes(step.model, spec.input_shape)
+    authors.check(shapes, AuthorsSharpness.head, f"{where}.model.name={arm.model.name}")
+    if "saturate" in arm.evaluate.test.kinds and not _in_colour(spec):
+        raise UserError(
+            f"{where}.evaluate.test.kinds={arm.evaluate.test.kinds}: the images of {spec.name} "
+            "have no colours that 'saturate' could change; leave it out."
+        )
+
+
+def _in_colour(spec: data.Images) -> bool:
+    return spec.input_shape[2] == 3
 
 
 def _sharpness(arm: Config, **more: Any) -> Sharpness:
@@ -132,8 +152,7 @@ def _fit(arm: Config) -> "Fit":
 def _evaluators(arm: Config, step: Steps, spec: data.Images) -> Iterator[Evaluator]:
     test = arm.evaluate.test
     binned: Any = {"batch_size": test.batch_size, "num_bins": test.num_bins}
-    in_colour = spec.input_shape[2] == 3  # only images in colour have a saturation
-    every = (kind for kind in corruption.KINDS if kind != "saturate" or in_colour)
+    every = (kind for kind in corruption.KINDS if kind != "saturate" or _in_colour(spec))
     kinds = test.kinds or tuple(every)
     yield _fit(arm)
     yield Calibration(END, scaled=False, gap_examples=spec.num_train, **binned)
@@ -142,17 +161,17 @@ def _evaluators(arm: Config, step: Steps, spec: data.Images) -> Iterator[Evaluat
     yield _sharpness(arm)
     yield _sharpness(arm, normalised=True)
     yield Landscape(END, **arm.evaluate.landscape.to_dict())
-    authors: dict[str, Any] = arm.evaluate.authors.to_dict() | {
+    theirs: dict[str, Any] = arm.evaluate.authors.to_dict() | {
         "num_examples": arm.evaluate.sharpness.num_examples,
         "statistic": "mean_absolute",
         "num_layers": 0,
         "num_batches": -(-spec.num_train // arm.train.batch_size),
     }
-    yield AuthorsSharpness(END, **authors)
+    yield AuthorsSharpness(END, **theirs)
     if arm.data.augment:
         augmentation = Augmentation(step.pad, step.flip, step.padding)
-        yield AuthorsSharpness(END, augmentation=augmentation, **authors)
-        yield AuthorsSharpness(END, augmentation=augmentation, resampled=True, **authors)
+        yield AuthorsSharpness(END, augmentation=augmentation, **theirs)
+        yield AuthorsSharpness(END, augmentation=augmentation, resampled=True, **theirs)
 
 
 def _of_labels(arm: Config) -> Iterator[Evaluator]:

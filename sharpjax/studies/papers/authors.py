@@ -152,9 +152,12 @@ def before_head(names: Iterable[str]) -> tuple[str, ...]:
     return ()
 
 
-def check(params: Any, head: str) -> None:
+def check(params: Any, head: str, where: str = "papers.AuthorsSharpness") -> None:
     """Refuse a net, given its parameters or their shapes, that the authors' code cannot divide: the
     layer before the head must have one number per feature.
+
+    Args:
+        where: what the message begins with, as `config.model.name=mlp`.
 
     Raises:
         UserError: that layer has other sizes, or is not there; there is no such head.
@@ -164,9 +167,9 @@ def check(params: Any, head: str) -> None:
     before = before_head(shapes)
     if not before or any(shapes[n].shape[-1] != shapes[head].shape[0] for n in before):
         raise UserError(
-            f"papers.AuthorsSharpness: {', '.join(before) or 'no layer'} before the head has not a "
-            f"number for each of its {shapes[head].shape[0]} features, by whose deviations the "
-            f"authors' code divides; take a net without a flattened image before its head."
+            f"{where}: {', '.join(before) or 'no layer'} before the head has not a number for each "
+            f"of its {shapes[head].shape[0]} features, by whose deviations the authors' code "
+            f"divides; take a net without a flattened image before its head."
         )
 
 
