@@ -70,11 +70,7 @@ def _named(asked: tuple[Hypothesis, ...], data: str, net: str) -> tuple[Hypothes
 
 def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
     """C.1 to C.4, for the places that have the arms."""
-
-    def having(*conditions: str) -> list[str]:
-        every = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
-        return [p for p in every if all(f"{p}-{c}" in arms for c in conditions)]
-
+    having = partial(cells.having, arms)
     both = having(*LOW_BITS, *PRUNED, *(f"sam_{c}" for c in (*LOW_BITS, *PRUNED)))
     if both:
         sides = "source/noise_sharpness", "test/nll_rise"

@@ -84,11 +84,7 @@ def _of_nets(
 
 def _own(arms: Collection[str]) -> Iterator[Hypothesis]:
     """D.1 to D.8, for the places that have the arms."""
-
-    def having(*conditions: str) -> list[str]:
-        every = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
-        return [p for p in every if all(f"{p}-{c}" in arms for c in conditions)]
-
+    having = partial(cells.having, arms)
     twice = having("siddo", *(f"kd_paper_{w}" for w in WEIGHTS), *(f"kd_{w}" for w in WEIGHTS))
     if twice:
         yield ask(

@@ -54,8 +54,8 @@ def hypotheses(
         examples, corrupted: sizes of the sets that are measured.
         matched: whether there are arms at equal training loss.
     """
-    places = _where(arms, ("base", *paper1.CONDITIONS))
-    noisy = _where(arms, [f"random_{level}" for level in paper1.LEVELS])
+    places = cells.having(arms, "base", *paper1.CONDITIONS)
+    noisy = cells.having(arms, *(f"random_{level}" for level in paper1.LEVELS))
     sets, nets = (tuple(dict.fromkeys(x)) for x in zip(*map(cells.place, arms), strict=True))
     named = partial(cells.measured_as, metrics=names_of(examples, corrupted))
     of_labels = partial(cells.measured_as, metrics=names_of(examples, corrupted, "/true"))
@@ -75,12 +75,6 @@ def hypotheses(
             ours = cells.of_others(ours, kind, words)
         asked += cells.of_others(there, kind, words)
     return asked + ours + tuple(_of_labels(noisy, examples))
-
-
-def _where(arms: Collection[str], ends: Sequence[str]) -> tuple[str, ...]:
-    """The places that have an arm with each of these endings."""
-    places = dict.fromkeys("-".join(cells.place(arm)) for arm in arms)
-    return tuple(p for p in places if all(f"{p}-{end}" in arms for end in ends))
 
 
 def _own(places: Sequence[str], examples: int, matched: bool) -> Iterator[Hypothesis]:

@@ -26,6 +26,16 @@ def place(arm: str) -> tuple[str, ...]:
     return tuple(arm.split("-")[:2])
 
 
+def having(arms: Collection[str], *conditions: str) -> tuple[str, ...]:
+    """The places that have an arm of each of these conditions.
+
+    >>> having(["cifar10-vit-siddo", "cifar10-vit-kd_90", "mnist-vit-siddo"], "siddo", "kd_90")
+    ('cifar10-vit',)
+    """
+    places = dict.fromkeys("-".join(place(arm)) for arm in arms)
+    return tuple(p for p in places if all(f"{p}-{c}" in arms for c in conditions))
+
+
 def by_place(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
     """The rows of each data set and net.
 
