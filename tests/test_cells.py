@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from ml_collections import ConfigDict
 
 from sharpjax.protocol.claims import Composite, check, contrasts
 from sharpjax.studies.papers import cells, paper1, paper2, paper5, paper6, paper7
@@ -53,6 +54,34 @@ def test_an_arm_that_differs_is_lacking():
         ("a-n-x", "a-n-y"), [hypothesis(contrast(("a-n-x", "a-n-y")))], differs={"a-n-x": why}
     )
     assert said.missing == why and not parts
+
+
+def test_another_set_up_is_said():
+    """Fewer images than the paper's, or another width, in any arm of a place."""
+
+    def arm(**own):
+        data = {"name": "cifar10", "num_train": 0, "num_validation": 0} | own
+        width = data.pop("width", 0)
+        return ConfigDict({"data": data, "model": {"name": "vgg19", "width": width}})
+
+    fewer = "The paper trains on all images, and this form on {}."
+    assert cells.other_set_up(arm()) == cells.other_set_up(arm(num_train=50_000)) == ""
+    assert cells.other_set_up(arm(num_train=3_000)) == fewer.format("3,000")
+    assert cells.other_set_up(arm(num_validation=10_000)) == fewer.format("40,000")
+    assert cells.other_set_up(arm(num_validation=5_000), validated=5_000) == ""
+    assert cells.other_set_up(arm(num_train=4_000), validated=5_000) == (
+        "The paper trains on 45,000 images, and this form on 4,000."
+    )
+    said = "The paper's net has {}, and this form's {}."
+    assert cells.other_set_up(arm(width=8)) == said.format("its usual width", "a width of 8")
+    assert cells.other_set_up(arm(width=0), width=768) == said.format(
+        "a width of 768", "its usual width"
+    )
+    assert cells.other_set_up(arm(width=8), width=None) == ""
+    arms = {"a-n-x": arm(width=7), "a-n-y": arm(width=7, num_train=9), "b-n-x": arm(width=7)}
+    there = ("a-n-x", "a-n-x-es", "b-n-x", "b-m-x")
+    differs = cells.differing(arms | {"b-m-x": arm()}, there, widths={"n": 7})
+    assert differs == dict.fromkeys(there[:2], fewer.format("9"))
 
 
 def test_asked_of_other_nets_the_papers_own_stay_open():

@@ -188,6 +188,16 @@ def test_the_papers_nets_are_asked_by_their_own_ids():
     assert not any(every[f"H5.{i}"].missing for i in (1, 2, 3, 5, 6))
 
 
+@pytest.mark.parametrize("change", [{"data": {"num_train": 5_000}}, {"model": {"width": 32}}])
+def test_fewer_images_or_another_width_are_not_the_papers(change):
+    made = forms.get_config("")
+    made.update(change)
+    every = study.hypotheses_of(made.lock())
+    assert all(h.missing for h in every if h.id in {f"H5.{i}" for i in range(1, 7)})
+    asked = [h.id for h in every if not h.missing]
+    assert asked == [*(f"H5.{i} other" for i in range(1, 7)), *(f"D.{i}" for i in range(1, 7))]
+
+
 # What is shown.
 
 

@@ -143,6 +143,17 @@ def test_a_net_that_the_authors_code_cannot_divide_is_refused():
 # What is asked.
 
 
+@pytest.mark.parametrize("change", [{"data": {"num_train": 5_000}}, {"model": {"width": 32}}])
+def test_fewer_images_or_another_width_are_not_the_papers(change):
+    whole = {h.id for h in study.hypotheses_of(config("")) if not h.missing}
+    made = forms.get_config("")
+    made.update(change)
+    asked = {h.id for h in study.hypotheses_of(made.lock()) if not h.missing}
+    assert "H6.1" in whole and "H6.1 vgg19" not in whole
+    assert not any(f"H6.{i}" in asked for i in range(1, 10))
+    assert {*(f"H6.{i} vgg19" for i in range(1, 9)), "H6.9 other"} <= asked
+
+
 def test_the_narrow_nets_are_asked_one_by_one_and_together():
     every = study.hypotheses_of(config("cpu"))
     assert [h.id for h in every if h.missing] == [f"H6.{i}" for i in range(1, 10)]

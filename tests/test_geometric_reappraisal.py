@@ -66,6 +66,14 @@ def test_each_form_can_be_run_and_asked(form):
                 assert quantity.metric in planning.metrics(plan, arm), (arm, quantity.metric)
 
 
+@pytest.mark.parametrize("change", [{"data__num_train": 5_000}, {"model__width": 32}])
+def test_fewer_images_or_another_width_are_not_the_papers(change):
+    every = study.hypotheses_of(config("", **change))
+    assert all(h.missing for h in every if h.id in OF_PAPER)
+    asked = [h.id for h in every if not h.missing]
+    assert asked == [*(f"{id} other" for id in OF_PAPER[:10]), *OWN]
+
+
 def test_arms_differ_from_base_in_their_control_alone():
     arms = schema.complete_arms(config("cpu"))
     base = arms["cifar10-vgg_narrow-base"]

@@ -1,8 +1,8 @@
 """The hypotheses of the compression study; a run is asked those that its arms allow.
 
-H7.1 to H7.6 are the paper's, for its nets trained on all images. Fewer images and other nets are
-asked the same under separate ids, such as `H7.1 mnist-lenet`. If a config has the arms, these are
-asked too (with an id such as `C.1 mnist-lenet` if the config has only one place):
+H7.1 to H7.6 are the paper's, for its nets trained on all images. Fewer images, other widths and
+other nets are asked the same under separate ids, such as `H7.1 mnist-lenet`. If a config has the
+arms, these are asked too (with an id such as `C.1 mnist-lenet` if the config has only one place):
 
     C.1  over models, sharpness before predicts the rise of the loss after pruning, and in few bits
     C.2  over layers, the sharpness of a layer predicts the rise if only this layer is held in few
@@ -15,7 +15,7 @@ asked too (with an id such as `C.1 mnist-lenet` if the config has only one place
 from collections.abc import Collection, Iterator
 from functools import partial
 
-from sharpjax import catalog, schema
+from sharpjax import schema
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.schema import Config
 from sharpjax.studies.papers import cells, paper7, shorthand
@@ -29,7 +29,6 @@ PRUNED = ("pruned_50", "pruned_70")
 COLLAPSE = -10.0  # per cent of the accuracy
 RHO = 0.3  # the smallest correlation of interest
 COLLAPSING = (*paper7.COLLAPSING, "mobilenet_narrow")  # collapse at 10 per cent, in the paper
-FEWER = "The paper trains on all images, and this form on {:,}."
 
 ask = partial(shorthand.ask, source="a question of this repository", status="design")
 
@@ -38,19 +37,10 @@ def hypotheses(config: Config, there: Collection[str]) -> tuple[Hypothesis, ...]
     """Hypotheses that the arms in `there` can answer, and those of the paper that they cannot."""
     arms = schema.complete_arms(config)
     by_place = dict.fromkeys(map(cells.place, arms))
-    fewer = {
-        name: FEWER.format(arm.data.num_train)
-        for name, arm in arms.items()
-        if 0 < arm.data.num_train < catalog.DATA_SETS[arm.data.name].num_train
-    }
-    differs = {
-        name: next(iter(fewer.values()))
-        for name in there
-        if any(name.startswith("-".join(cells.place(own))) for own in fewer)
-    }
+    differs = cells.differing(arms, there)
     asked = cells.asked_of(there, paper7.HYPOTHESES, differs=differs)
     papers = {(s, n) for s in paper7.DATA_SETS for n in paper7.NETS}
-    if fewer or not {*by_place} <= papers:
+    if differs or not {*by_place} <= papers:
         whole = [p for p in by_place if f"{'-'.join(p)}-independent" in arms]
         own = [h for place in whole for h in _of_place(*place)]
         asked += tuple(h for h in own if {*cells.arms_of(h)} <= {*there})

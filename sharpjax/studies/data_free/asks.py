@@ -28,7 +28,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from sharpjax import catalog
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
 from sharpjax.schema import Config
 from sharpjax.studies.data_free.preserved import Site
@@ -85,8 +84,8 @@ def _other_than_the_papers(place: str, arm: Config) -> str:
     """Why an arm with the paper's name is not the paper's net; '' if it is."""
     if place != PAPERS[0]:
         return ""
-    if 0 < arm.data.num_train < catalog.DATA_SETS[arm.data.name].num_train:
-        return f"The paper trains on all images, and this form on {arm.data.num_train:,}."
+    if why := cells.other_set_up(arm, width=None):
+        return why
     if arm.model.depth + 1 != PAPERS[1]:
         return f"The paper's net has six layers, and this one {(arm.model.depth or 2) + 1}."
     return ""

@@ -2,7 +2,8 @@
 
 H5.1 to H5.6 are the paper's, for the paper's nets. Other nets are asked the same under separate
 ids, such as `H5.1 narrow`; a single narrow net under ids such as `H5.1 resnet_narrow` and
-`D.1 resnet_narrow`. If a config has the arms, these are asked too:
+`D.1 resnet_narrow`; the paper's nets with fewer images or of other widths as `H5.1 other`. If a
+config has the arms, these are asked too:
 
     D.1  at most weights, a student on logits ends nearer to its teacher than siddo, and nearer than
          a student whose loss passes through a second softmax, as in the authors' code of paper 7
@@ -55,11 +56,15 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
     arms = list(every)
     by_place = dict.fromkeys(map(cells.place, arms))
     sets, nets = (tuple(dict.fromkeys(part)) for part in zip(*by_place, strict=True))
-    asked = cells.asked_of(arms, paper5.HYPOTHESES)
-    if not {*nets} <= {*paper5.ARCHITECTURES} or not {*sets} <= {*paper5.DATA_SETS}:
+    differs = cells.differing({n: every[n] for n in arms if not n.endswith(SIZES)}, arms)
+    asked = cells.asked_of(arms, paper5.HYPOTHESES, differs=differs)
+    of_paper = {*nets} <= {*paper5.ARCHITECTURES} and {*sets} <= {*paper5.DATA_SETS}
+    if not of_paper or differs:
         kind = "narrow" if {*sets} <= {*paper5.DATA_SETS} else "small"
         words, ours = f"{kind} nets", tuple(_own(arms))
-        if kind == "narrow" and len(nets) == 1:  # a part of `:cpu`
+        if of_paper:
+            kind, words = cells.OTHER
+        elif kind == "narrow" and len(nets) == 1:  # a part of `:cpu`
             kind = words = nets[0]
             ours = cells.of_others(ours, kind, words)
         # H5.6 is about the ViT, if there is one.

@@ -1,7 +1,8 @@
 """The hypotheses of the study: H6.1 to H6.9 of the paper, and our own.
 
 Ids without an ending are for the paper's nets. Other nets are asked the same one by one, as
-`H6.2 resnet_narrow`, and H6.9 over all of them, as `H6.9 narrow`. Everything is measured by the
+`H6.2 resnet_narrow`, and H6.9 over all of them, as `H6.9 narrow`; so are the paper's nets with
+fewer images or of other widths, as `H6.2 vgg19` and `H6.9 other`. Everything is measured by the
 definitions. H6.1 to H6.3 are also asked of the numbers that the authors' code computes, as
 `H6.2 resnet_narrow (authors)`. A report thus shows whether a conclusion depends on the convention.
 
@@ -15,6 +16,7 @@ definitions. H6.1 to H6.3 are also asked of the numbers that the authors' code c
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+from sharpjax import schema
 from sharpjax.protocol.claims import Contrast, Hypothesis, Quantity
 from sharpjax.schema import Config
 from sharpjax.studies.papers import cells, paper6
@@ -23,6 +25,8 @@ from sharpjax.studies.papers.shorthand import names, same_arm, vote
 
 SAID_BY_BOTH = ("H6.1", "H6.2", "H6.3")
 LARGE_RHO = 0.8
+VALIDATED = 5_000  # images that the full form sets aside
+WIDTHS = {"vit": 768}  # of the full form; 0: the usual one
 NOT_THEIR_VIT = (
     "The paper's ViT has two layers after its last block; {} has the linear head of all nets here."
 )
@@ -58,11 +62,15 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
     where = f"train[:{config.evaluate.sharpness.num_examples}]"
     by_place = dict.fromkeys(map(cells.place, trained))
     data_sets, nets = (tuple(dict.fromkeys(part)) for part in zip(*by_place, strict=True))
+    otherwise = cells.differing(
+        schema.complete_arms(config), there, validated=VALIDATED, widths=WIDTHS
+    )
     differs = {name: NOT_THEIR_VIT.format(name) for name in there if cells.place(name)[1] == "vit"}
     papers = cells.measured_as(paper6.HYPOTHESES, right(where))
-    others = tuple(net for net in nets if net not in paper6.CLASSES)
+    of_papers = {*paper6.CLASSES} - {cells.place(name)[1] for name in otherwise}
+    others = tuple(net for net in nets if net not in of_papers)
     return (
-        *cells.asked_of(there, papers, differs=differs),
+        *cells.asked_of(there, papers, differs=otherwise | differs),
         *(asked for net in others for asked in of_net(net, data_sets, there, where)),
         *of_all_nets(others, data_sets, there, where),
         *own_questions(trained, where, config.evaluate),
@@ -85,12 +93,13 @@ def of_net(
 def of_all_nets(
     nets: Sequence[str], data_sets: Sequence[str], there: Sequence[str], where: str
 ) -> tuple[Hypothesis, ...]:
-    """H6.9 over the nets that are not the paper's, if there are at least two."""
+    """H6.9 over the nets that are not the paper's, or trained otherwise, if there are two."""
     if len(nets) < 2:
         return ()
     across = paper6.hypotheses(nets, data_sets, nets)[-1:]
     own = cells.measured_as(across, right(where))
-    return cells.asked_of(there, cells.of_others(own, "narrow", "narrow nets"))
+    named = cells.OTHER if {*nets} & {*paper6.CLASSES} else ("narrow", "narrow nets")
+    return cells.asked_of(there, cells.of_others(own, *named))
 
 
 def own_questions(trained: Sequence[str], where: str, evaluate: Config) -> Iterator[Hypothesis]:

@@ -2,8 +2,9 @@
 
 H1.1 to H1.11 are the paper's, for the paper's nets. Other nets are asked the same under separate
 ids, such as `H1.1 narrow`; a single narrow net under ids such as `H1.1 vgg_narrow` and
-`G1.1 vgg_narrow`. What the paper calls SAM-sharpness is measured here as the mean rise of the loss
-at random points of a sphere. The authors' own number is in the further hypotheses:
+`G1.1 vgg_narrow`; the paper's nets with fewer images or of other widths as `H1.1 other`. What the
+paper calls SAM-sharpness is measured here as the mean rise of the loss at random points of a
+sphere. The authors' own number is in the further hypotheses:
 
     G1.1  (a) the authors' noise sharpness of augmented models on images that are augmented anew at
           each draw is at least twice that on augmented images that are held fixed
@@ -16,7 +17,7 @@ at random points of a sphere. The authors' own number is in the further hypothes
     G1.7  H1.11 with the loss on the labels that the models are trained on
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity
@@ -45,7 +46,12 @@ def names_of(examples: int, corrupted: int, labels: str = "") -> dict[str, str]:
 
 
 def hypotheses(
-    arms: Collection[str], *, examples: int, corrupted: int, matched: bool
+    arms: Collection[str],
+    *,
+    examples: int,
+    corrupted: int,
+    matched: bool,
+    differs: Mapping[str, str] | None = None,
 ) -> tuple[Hypothesis, ...]:
     """All hypotheses that these arms can answer, and those of the paper that they cannot.
 
@@ -53,6 +59,7 @@ def hypotheses(
         arms: names of the config's arms.
         examples, corrupted: sizes of the sets that are measured.
         matched: whether there are arms at equal training loss.
+        differs: arms that are not trained as the paper's, and how; see `cells.asked_of`.
     """
     places = cells.having(arms, "base", *paper1.CONDITIONS)
     noisy = cells.having(arms, *(f"random_{level}" for level in paper1.LEVELS))
@@ -63,14 +70,17 @@ def hypotheses(
     def measured(asked: Sequence[Hypothesis]) -> tuple[Hypothesis, ...]:
         return *named(asked[:-1]), *of_labels(asked[-1:])
 
-    asked = cells.asked_of(arms, measured(paper1.HYPOTHESES))
+    asked = cells.asked_of(arms, measured(paper1.HYPOTHESES), differs=differs)
     ours = named(tuple(_own(places, examples, matched))) if places else ()
-    if not {*nets} <= {*paper1.ARCHITECTURES} or not {*sets} <= {*paper1.DATA_SETS}:
+    of_paper = {*nets} <= {*paper1.ARCHITECTURES} and {*sets} <= {*paper1.DATA_SETS}
+    if not of_paper or differs:
         own = paper1.hypotheses(architectures=nets, data_sets=sets, memorised=noisy)
         there = [h for h in measured(own) if h.contrasts and {*cells.arms_of(h)} <= {*arms}]
         kind = "narrow" if {*sets} <= {*paper1.DATA_SETS} else "small"
         words = f"{kind} nets"
-        if kind == "narrow" and places and len(nets) == 1:  # a part of `:cpu`
+        if of_paper:
+            kind, words = cells.OTHER
+        elif kind == "narrow" and places and len(nets) == 1:  # a part of `:cpu`
             kind = words = nets[0]
             ours = cells.of_others(ours, kind, words)
         asked += cells.of_others(there, kind, words)

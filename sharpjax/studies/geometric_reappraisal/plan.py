@@ -264,6 +264,7 @@ def hypotheses(config: Config) -> tuple:
         examples=evaluate.sharpness.num_examples,
         corrupted=evaluate.test.num_corrupted,
         matched=evaluate.matched.nll > 0,
+        differs=cells.differing(arms, arms),
     )
 
 

@@ -10,9 +10,13 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from sharpjax import catalog
 from sharpjax.protocol.claims import Composite, Contrast, Hypothesis, Quantity, arms, contrasts
+from sharpjax.schema import Config
 
 Part = Contrast | Composite | Hypothesis
+# The suffix and the words of hypotheses about the paper's nets that are trained otherwise.
+OTHER = ("other", "images or widths other than the paper's")
 _Row = TypeVar("_Row", bound=Mapping[str, Any])
 _Value = TypeVar("_Value")
 
@@ -66,6 +70,52 @@ def by_condition(values: Mapping[str, _Value], order: Sequence[str]) -> dict[str
         return max(fits, key=lambda i: len(order[i]), default=len(order)), name
 
     return {name: by_name[name] for name in sorted(by_name, key=rank)}
+
+
+def other_set_up(arm: Config, *, validated: int = 0, width: int | None = 0) -> str:
+    """What an arm with the name of one of the paper's has that the paper has not: fewer images, or
+    a net of another width; '' if nothing.
+
+    The name itself says data set and net (`schema.blocks.check_place`).
+
+    Args:
+        arm: complete.
+        validated: how many training images the paper sets aside.
+        width: of the paper's net; 0 is the usual one of the model, and None leaves it open.
+    """
+    known = catalog.DATA_SETS[arm.data.name].num_train
+    trained = arm.data.num_train or known - arm.data.num_validation
+    if trained + validated < known:
+        most = f"{known - validated:,}" if validated else "all"
+        return f"The paper trains on {most} images, and this form on {trained:,}."
+    own = arm.model.width
+    if width is not None and own != width:
+        theirs, ours = (f"a width of {w}" if w else "its usual width" for w in (width, own))
+        return f"The paper's net has {theirs}, and this form's {ours}."
+    return ""
+
+
+def differing(
+    arms: Mapping[str, Config],
+    there: Iterable[str],
+    *,
+    validated: int = 0,
+    widths: Mapping[str, int] | None = None,
+) -> dict[str, str]:
+    """The `differs` of `asked_of`: for each arm of a place with another set-up, how that differs.
+
+    Args:
+        arms: that are trained, by name.
+        there: these, and those that are made from them.
+        validated: as in `other_set_up`.
+        widths: of the paper's nets, by the net in the name; others have the usual one.
+    """
+    found = {}
+    for name, arm in arms.items():
+        width = (widths or {}).get(place(name)[1], 0)
+        if why := other_set_up(arm, validated=validated, width=width):
+            found.setdefault(place(name), why)
+    return {name: found[at] for name in there if (at := place(name)) in found}
 
 
 def asked_of(
