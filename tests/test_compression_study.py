@@ -95,9 +95,7 @@ def test_models_are_compared_with_the_copy_that_they_are_made_from():
         layers_int4=[("test/nll", two | {"layer": "head"}, 3.0)],
     )  # fmt: skip
     rise = Rise((("int4", "base"), ("layers_int4", "base")), noise)
-    found = {
-        (arm, metric, member.of): float(x.value) for arm, member, metric, _, x in rise(view)
-    }
+    found = {(arm, metric, member.of): float(x.value) for arm, member, metric, _, x in rise(view)}
     assert found == {
         ("int4", "test/nll_rise", (("copy", 1),)): 0.25,
         ("int4", "test/nll_rise", (("copy", 2),)): 0.5,
