@@ -4,15 +4,15 @@ r"""Does training U, s and V in place of W prevent grokking? (OpenReview LVuzwpM
     python launch.py --config=configs/grokking.py:mod67          # table 2: addition modulo 67
     python launch.py --config=configs/grokking.py:subtraction    # appendix B: subtraction modulo 97
     python launch.py --config=configs/grokking.py:table1_80      # one column: 80 % of the pairs
-    python launch.py --config=configs/grokking.py:mod67_50_dense  # one arm of its longest column
     python launch.py --config=configs/grokking.py:temperature    # that column, and a control
+    python launch.py --config=configs/grokking.py:mod67_50_dense  # one arm of the longest column
     python launch.py --config=configs/grokking.py:quick          # three arms, censored early
     python launch.py --config=configs/grokking.py:paper --register  # all nine columns; see below
 
 Arms: `<task>-<model>-<fraction>`, as `add97-svd_12-80`: the dense model, and decomposed ones at
 ranks of 100, 50, 25 and 12.5 per cent, trained on 50, 65 and 80 per cent of all pairs; ten seeds
-each. `table1_50`, `mod67_65` and so on are columns of their own. `:mod67_50` takes over three hours
-on two cores, so each of its arms is a form, too, as `:mod67_50_svd_12`. It is registered as a
+each. `table1_50`, `mod67_65` and so on are columns of their own. `:mod67_50` would take some three
+hours on two cores, so each of its arms is a form, too, as `:mod67_50_svd_12`. It is registered as a
 whole, and judged over runs of its arms by `python -m sharpjax.studies report RUN RUN ... --joint
 FOLDER` (docs/protocol.md). So is `:paper`, which has the arms of all nine columns.
 

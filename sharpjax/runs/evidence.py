@@ -71,11 +71,17 @@ def begun(run: Folder) -> str:
     return min([*_times(run), *written], default="")
 
 
+def first_begun(runs: Iterable[Folder]) -> str:
+    """The earliest time that files of these runs record; '~', later than all, if there is none."""
+    return min(filter(None, map(begun, runs)), default="~")
+
+
 def _before_the_data(run: Folder, lines: tuple[Amendment, ...]) -> tuple[Amendment, ...]:
-    """The amendments that the first process found and whose time is not later than its start. For a
-    form that is judged over runs, those of its time before the first of these began."""
-    runs = [read.read(path) for path in read.joined(run.path)] or [run]
-    first = min(filter(None, map(begun, runs)), default="~")
+    """The amendments that the first process found and whose time is not later than its start.
+
+    Those of a form that is judged over runs came before the first of these runs began.
+    """
+    first = first_begun([read.read(path) for path in read.joined(run.path)] or [run])
     processes = run.tables(workdir.PROCESSES)
     found = processes[0].get("amended") if processes else None
     if isinstance(found, str):  # the oldest runs did not record it

@@ -205,7 +205,7 @@ def _of_code(whole: Folder, there: Registration, runs: Sequence[Folder]) -> Iter
     The digest of measures depends on the nets of a form. So a run also passes if the digest of all
     code is known. An amendment counts if it came before the first run began.
     """
-    first = min(filter(None, map(evidence.begun, runs)), default="~")
+    first = evidence.first_begun(runs)
     lines = [line for line in standing.amended(whole.path) if line.time <= first]
     measures = {there.digests.measures} | amendments.named(lines, "measures")
     sources = {there.digests.code} | amendments.named(lines, "code")
