@@ -31,7 +31,7 @@ def assert_measured_and_decidable(config, *, smallest_p):
 
 
 def assert_named_after_its_data(made, name):
-    """An arm that trains on another set than its name says is refused, with the name to give.
+    """An arm with another data set or model than its name says is refused, and told the name.
 
     Args:
         made: a config that can be changed.
@@ -47,3 +47,12 @@ def assert_named_after_its_data(made, name):
                   "give it the data set cifar10."):  # fmt: skip
         assert words in str(error.value)
     assert "\n" not in str(error.value)
+    with made.unlocked():
+        made.arms[name].update({"data": {"name": "cifar10"}, "model": {"name": "small_conv"}})
+    with pytest.raises(UserError, match=f"config.arms.{name} has config.model.name=small_conv"):
+        schema.check(made, {})
+    with made.unlocked():
+        _, net, condition = name.split("-")
+        made.arms[f"cifar10-my_{net}-{condition}"] = made.arms[name]
+        del made.arms[name]
+    schema.check(made, {})

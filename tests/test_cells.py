@@ -57,12 +57,12 @@ def test_an_arm_that_differs_is_lacking():
 
 
 def test_another_set_up_is_said():
-    """Fewer images than the paper's, or another width, in any arm of a place."""
+    """Fewer images than the paper's, or another net, in any arm of a place."""
 
     def arm(**own):
         data = {"name": "cifar10", "num_train": 0, "num_validation": 0} | own
-        width = data.pop("width", 0)
-        return ConfigDict({"data": data, "model": {"name": "vgg19", "width": width}})
+        model = {name: data.pop(name, 0) for name in ("width", "depth", "dropout")}
+        return ConfigDict({"data": data, "model": {"name": "vgg19", **model}})
 
     fewer = "The paper trains on all images, and this form on {}."
     assert cells.other_set_up(arm()) == cells.other_set_up(arm(num_train=50_000)) == ""
@@ -74,14 +74,33 @@ def test_another_set_up_is_said():
     )
     said = "The paper's net has {}, and this form's {}."
     assert cells.other_set_up(arm(width=8)) == said.format("its usual width", "a width of 8")
-    assert cells.other_set_up(arm(width=0), width=768) == said.format(
+    assert cells.other_set_up(arm(width=0), net={"width": 768}) == said.format(
         "a width of 768", "its usual width"
     )
-    assert cells.other_set_up(arm(width=8), width=None) == ""
+    assert cells.other_set_up(arm(width=8), net={"width": None}) == ""
     arms = {"a-n-x": arm(width=7), "a-n-y": arm(width=7, num_train=9), "b-n-x": arm(width=7)}
     there = ("a-n-x", "a-n-x-es", "b-n-x", "b-m-x")
-    differs = cells.differing(arms | {"b-m-x": arm()}, there, widths={"n": 7})
+    differs = cells.differing(arms | {"b-m-x": arm()}, there, nets={"n": {"width": 7}})
     assert differs == dict.fromkeys(there[:2], fewer.format("9"))
+    assert cells.other_set_up(arm(depth=4)) == said.format("its usual depth", "a depth of 4")
+    assert cells.other_set_up(arm(depth=4), net={"depth": 4}) == ""
+    assert cells.other_set_up(arm(image_size=64)).endswith("and this form's 64 x 64.")
+
+
+@pytest.mark.parametrize("block, field", [("data", "label_noise"), ("model", "dropout")])
+def test_a_condition_that_every_arm_has_is_the_set_up(block, field):
+    def arm(value):
+        config = {
+            "data": {"name": "mnist", "num_train": 0, "num_validation": 0},
+            "model": {"name": "mlp", "width": 0},
+        }
+        config[block][field] = value
+        return ConfigDict(config)
+
+    names = ("a-n-x", "a-n-y")
+    for values, differ in (((0.0, 0.5), ()), ((0.2, 0.5), names)):
+        arms = dict(zip(names, map(arm, values), strict=True))
+        assert tuple(cells.differing(arms, names)) == differ
 
 
 def test_asked_of_other_nets_the_papers_own_stay_open():

@@ -93,21 +93,37 @@ def check_parts(name: str, why: str, *, form: str, example: str) -> tuple[str, s
     return first, second, third
 
 
-def check_place(name: str, arm: Config, why: str, *, form: str, example: str) -> None:
-    """Refuse the name of an arm that has not three parts, or says another data set than it has.
+def check_place(
+    name: str,
+    arm: Config,
+    why: str,
+    *,
+    form: str,
+    example: str,
+    nets: Mapping[str, str] = {},
+) -> None:
+    """Refuse the name of an arm that has not three parts, or says another data set or model than it
+    has. A net that is no model's name says nothing.
 
     Args:
         why, form, example: as in `check_parts`.
+        nets: the model that a net in a name stands for, if it is not the model of that name.
 
     Raises:
         UserError: says which name the arm should have.
     """
-    first, *rest = check_parts(name, why, form=form, example=example)
+    first, net, last = check_parts(name, why, form=form, example=example)
     if first != arm.data.name:
-        own = "-".join((arm.data.name, *rest))
+        own = "-".join((arm.data.name, net, last))
         raise UserError(
             f"config.arms.{name} has config.data.name={arm.data.name}: {why}; name it {own}, or "
             f"give it the data set {first}."
+        )
+    model = nets.get(net, net)
+    if model in catalog.MODELS and model != arm.model.name:
+        raise UserError(
+            f"config.arms.{name} has config.model.name={arm.model.name}: {why}; name its net "
+            f"otherwise than {net}, or give it the model {model}."
         )
 
 

@@ -84,8 +84,9 @@ def _other_than_the_papers(place: str, arm: Config) -> str:
     """Why an arm with the paper's name is not the paper's net; '' if it is."""
     if place != PAPERS[0]:
         return ""
-    if why := cells.other_set_up(arm, width=None):
-        return why
+    name, left_open = f"{place}-{BASE}", {cells.place(place)[1]: {"width": None, "depth": None}}
+    if differs := cells.differing({name: arm}, (name,), nets=left_open):
+        return differs[name]
     if arm.model.depth + 1 != PAPERS[1]:
         return f"The paper's net has six layers, and this one {(arm.model.depth or 2) + 1}."
     return ""

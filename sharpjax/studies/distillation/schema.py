@@ -46,6 +46,7 @@ def _check_name(name: str, arm: Config) -> None:
         "hypotheses go by an arm's name",
         form="<data set>-<net>-<condition>",
         example=f"cifar10-resnet18-siddo. Those of <data set>-<net>-{TEACHER} teach",
+        nets={"vit": "vit_small"},
     )
 
 

@@ -26,7 +26,7 @@ from sharpjax.studies.papers.shorthand import names, same_arm, vote
 SAID_BY_BOTH = ("H6.1", "H6.2", "H6.3")
 LARGE_RHO = 0.8
 VALIDATED = 5_000  # images that the full form sets aside
-WIDTHS = {"vit": 768}  # of the full form; 0: the usual one
+NETS = {"vit": {"width": 768, "depth": 4}}  # of the full form
 NOT_THEIR_VIT = (
     "The paper's ViT has two layers after its last block; {} has the linear head of all nets here."
 )
@@ -62,9 +62,7 @@ def hypotheses(config: Config) -> tuple[Hypothesis, ...]:
     where = f"train[:{config.evaluate.sharpness.num_examples}]"
     by_place = dict.fromkeys(map(cells.place, trained))
     data_sets, nets = (tuple(dict.fromkeys(part)) for part in zip(*by_place, strict=True))
-    otherwise = cells.differing(
-        schema.complete_arms(config), there, validated=VALIDATED, widths=WIDTHS
-    )
+    otherwise = cells.differing(schema.complete_arms(config), there, validated=VALIDATED, nets=NETS)
     differs = {name: NOT_THEIR_VIT.format(name) for name in there if cells.place(name)[1] == "vit"}
     papers = cells.measured_as(paper6.HYPOTHESES, right(where))
     of_papers = {*paper6.CLASSES} - {cells.place(name)[1] for name in otherwise}

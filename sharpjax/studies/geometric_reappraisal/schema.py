@@ -60,6 +60,7 @@ def _check_name(name: str, arm: Config) -> None:
         "figures and hypotheses go by an arm's name",
         form="<data set>-<net>-<condition>",
         example="cifar10-resnet18-aug_sam",
+        nets={"vit": "vit_small"},
     )
 
 

@@ -72,26 +72,31 @@ def by_condition(values: Mapping[str, _Value], order: Sequence[str]) -> dict[str
     return {name: by_name[name] for name in sorted(by_name, key=rank)}
 
 
-def other_set_up(arm: Config, *, validated: int = 0, width: int | None = 0) -> str:
-    """What an arm with the name of one of the paper's has that the paper has not: fewer images, or
-    a net of another width; '' if nothing.
+def other_set_up(arm: Config, *, validated: int = 0, net: Mapping[str, int | None] = {}) -> str:
+    """What an arm with the name of one of the paper's has that the paper has not: fewer images or
+    images of another size, or a net of another width or depth; '' if nothing.
 
     The name itself says data set and net (`schema.blocks.check_place`).
 
     Args:
         arm: complete.
         validated: how many training images the paper sets aside.
-        width: of the paper's net; 0 is the usual one of the model, and None leaves it open.
+        net: width and depth of the paper's net; 0, the default, is the usual one of the model, and
+            None leaves it open.
     """
     known = catalog.DATA_SETS[arm.data.name].num_train
     trained = arm.data.num_train or known - arm.data.num_validation
     if trained + validated < known:
         most = f"{known - validated:,}" if validated else "all"
         return f"The paper trains on {most} images, and this form on {trained:,}."
-    own = arm.model.width
-    if width is not None and own != width:
-        theirs, ours = (f"a width of {w}" if w else "its usual width" for w in (width, own))
-        return f"The paper's net has {theirs}, and this form's {ours}."
+    if size := arm.data.get("image_size", 0):
+        return f"The paper's images have the size of the data set, and this form's {size} x {size}."
+    for field in ("width", "depth"):
+        wanted, own = net.get(field, 0), arm.model.get(field, 0)
+        if wanted is not None and own != wanted:
+            both = (wanted, own)
+            theirs, ours = (f"a {field} of {n}" if n else f"its usual {field}" for n in both)
+            return f"The paper's net has {theirs}, and this form's {ours}."
     return ""
 
 
@@ -100,22 +105,31 @@ def differing(
     there: Iterable[str],
     *,
     validated: int = 0,
-    widths: Mapping[str, int] | None = None,
+    nets: Mapping[str, Mapping[str, int | None]] = {},
 ) -> dict[str, str]:
     """The `differs` of `asked_of`: for each arm of a place with another set-up, how that differs.
+
+    Changed labels and dropout are conditions, unless every arm of a place has them.
 
     Args:
         arms: that are trained, by name.
         there: these, and those that are made from them.
         validated: as in `other_set_up`.
-        widths: of the paper's nets, by the net in the name; others have the usual one.
+        nets: as in `other_set_up`, by the net in the name; others have the usual width and depth.
     """
-    found = {}
+    places: dict[tuple[str, ...], list[Config]] = {}
     for name, arm in arms.items():
-        width = (widths or {}).get(place(name)[1], 0)
-        if why := other_set_up(arm, validated=validated, width=width):
-            found.setdefault(place(name), why)
-    return {name: found[at] for name in there if (at := place(name)) in found}
+        places.setdefault(place(name), []).append(arm)
+    found = {}
+    for at, own in places.items():
+        each = (other_set_up(a, validated=validated, net=nets.get(at[1], {})) for a in own)
+        why = next(filter(None, each), "")
+        if not why and all(a.data.get("label_noise", 0) for a in own):
+            why = "The paper trains on the labels of the data set, and this form changes some."
+        if not why and all(a.model.get("dropout", 0) for a in own):
+            why = "The paper's net has no dropout, and each of this form's has."
+        found[at] = why
+    return {name: why for name in there if (why := found.get(place(name)))}
 
 
 def asked_of(
