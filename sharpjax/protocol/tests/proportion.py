@@ -10,9 +10,9 @@ from sharpjax.protocol.tests.result import TestResult
 def binomial(question: Question) -> TestResult:
     """Exact binomial test of one group of zeros and ones, with the Clopper-Pearson interval.
 
-    The effect is the share of ones. p is the binomial tail; two-sided, the probability of all
-    counts that are not likelier than the observed one (as in scipy and R). The null is 0.5 unless
-    given.
+    The effect is the share of ones. p is the binomial tail; two-sided, twice the smaller tail, so
+    that p and interval agree (scipy and R count all that is not likelier, which may be less). The
+    null is 0.5 unless given.
 
     The interval inverts the one-sided tests, so it covers at least as often as it says. A wrong
     claim that a proportion lies within a margin then has probability alpha at most. (Wilson's
@@ -28,19 +28,14 @@ def binomial(question: Question) -> TestResult:
         raise UserError(f"a value is {odd[0]:g}; give 1 for a success and 0 for none.")
     n, k = values.size, int(values.sum())
 
-    def p(count: int, alternative: str) -> float:
-        return float(binomtest(count, n, null, alternative).pvalue)
+    def p(alternative: str) -> float:
+        return float(binomtest(k, n, null, alternative).pvalue)
 
     def interval(confidence: float) -> tuple[float, float]:
         both = binomtest(k, n, null).proportion_ci(confidence, method="exact")
         return float(both.low), float(both.high)
 
-    result = conclude(
-        *(question, k / n, interval, p(k, "greater"), p(k, "less")),
+    return conclude(
+        *(question, k / n, interval, p("greater"), p("less")),
         least=(null**n, (1 - null) ** n),
     )
-    if question.alternative != "two-sided":
-        return result
-    whole = p(k, "two-sided")
-    floor = min(p(0, "two-sided"), p(n, "two-sided"))
-    return result._replace(p=whole, opposite_p=whole, min_attainable_p=floor)

@@ -16,6 +16,7 @@ from sharpjax.protocol.tests.result import Alternative, TestResult
 ONE_UNIT = "a group has one unit, whose spread nobody knows"
 # Share of the larger of two numbers; smaller differences are rounding.
 RESOLUTION = 8 * float(np.finfo(np.float64).eps)
+RESOLUTION_OF_FLOAT32 = 8 * float(np.finfo(np.float32).eps)  # the same of values in float32
 _LARGEST = 1e150  # squares of larger numbers overflow
 _ROUNDING = 1e-9  # share of the tail of a confidence
 

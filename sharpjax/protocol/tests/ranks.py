@@ -1,5 +1,7 @@
 """Rank tests of one or two groups, each with a rank effect (`protocol.tests.rank_effects`)."""
 
+import math
+
 import numpy as np
 from scipy import special
 
@@ -7,6 +9,8 @@ from sharpjax.protocol.tests import exact, rank_effects
 from sharpjax.protocol.tests.question import Question, cluster_codes, conclude, nothing_known
 from sharpjax.protocol.tests.result import TestResult
 from sharpjax.protocol.tests.t_tests import differences
+
+ONE_CLUSTER = "all units of a group are of one cluster, whose spread nobody knows"
 
 
 def wilcoxon(question: Question) -> TestResult:
@@ -86,7 +90,9 @@ def auc(question: Question) -> TestResult:
     Units in clusters (layers of one seed): `clusters` holds the labels of the first group's units
     and then the second's, or those of one group if both have the same units. The standard error is
     then that of the clusters' sums of placements (Obuchowski 1997), never less than that of
-    independent units, with the t distribution on K - 1 degrees of freedom. With one cluster, p = 1.
+    independent units, with the t distribution on K - 1 degrees of freedom, for K clusters in the
+    group that has fewer. No p is below that of K units in each group that are completely separate.
+    If a group has one cluster, p = 1.
 
     Raises:
         UserError: the number of labels fits neither order.
@@ -127,26 +133,33 @@ def _clustered(question: Question, codes: np.ndarray) -> TestResult:
     k = int(codes.max()) + 1
     above, below = _placements(x, y) / (2 * n2), 1 - _placements(y, x) / (2 * n1)
     theta = float(above.mean())
-    if k == 1:
-        return nothing_known(question, theta, "all units are of one cluster")
-    parts = np.concatenate(((above - theta) / n1, (below - theta) / n2))
-    sums = np.bincount(codes, weights=parts, minlength=k)
-    variance = k / (k - 1) * float(sums @ sums)
-    # Complete separation leaves no variance to estimate. Then each cluster counts as one unit.
-    few = (min(n1, k), min(n2, k))
-    sizes, inflation = few, 1.0
+    number = [np.unique(codes[:n1]).size, np.unique(codes[n1:]).size]
+    few = min(number)
+    if few == 1:
+        return nothing_known(question, theta, ONE_CLUSTER)
+    # Of each group, the sums of its clusters; without a factor of its own, a group of few clusters
+    # would seem to spread little, since its sums add up to zero.
+    one, other = (
+        math.sqrt(m / (m - 1)) * np.bincount(own, weights=(part - theta) / part.size, minlength=k)
+        for m, own, part in zip(number, (codes[:n1], codes[n1:]), (above, below), strict=True)
+    )
+    variance = float(np.sum((one + other) ** 2))
+    apart = (few, few)  # completely separate groups have no spread: as if clusters were units
+    sizes, inflation = apart, 1.0
     if 0 < theta < 1:
         sizes = (n1, n2)
         inflation = max(1.0, variance / rank_effects.deviation(theta, sizes) ** 2)
 
     def tails(estimate: float, sizes: tuple[int, int], inflation: float) -> tuple[float, float]:
         normal = rank_effects.score_tails(estimate, question.null, sizes, inflation)
-        greater, less = (float(special.stdtr(k - 1, special.ndtri(tail))) for tail in normal)
+        greater, less = (float(special.stdtr(few - 1, special.ndtri(tail))) for tail in normal)
         return greater, less
 
     def interval(confidence: float) -> tuple[float, float]:
-        quantile = -float(special.stdtrit(k - 1, (1 - confidence) / 2))
+        quantile = -float(special.stdtrit(few - 1, (1 - confidence) / 2))
         return rank_effects.interval(theta, sizes, quantile, inflation)
 
-    least = tails(1.0, few, 1.0)[0], tails(0.0, few, 1.0)[1]
-    return conclude(question, theta, interval, *tails(theta, sizes, inflation), least=least)
+    # The spread of clusters is not known from groups that hardly overlap, either.
+    least = tails(1.0, apart, 1.0)[0], tails(0.0, apart, 1.0)[1]
+    greater, less = map(max, tails(theta, sizes, inflation), least)
+    return conclude(question, theta, interval, greater, less, least=least)

@@ -9,7 +9,12 @@ from scipy import special
 
 from sharpjax.errors import UserError
 from sharpjax.protocol.tests import exact
-from sharpjax.protocol.tests.question import RESOLUTION, Question, conclude
+from sharpjax.protocol.tests.question import (
+    RESOLUTION,
+    RESOLUTION_OF_FLOAT32,
+    Question,
+    conclude,
+)
 from sharpjax.protocol.tests.result import TestResult
 
 
@@ -17,9 +22,9 @@ def paired_t(question: Question) -> TestResult:
     """Paired t test: t = (mean of d - null) / (s / sqrt(n)) on n - 1 degrees of freedom.
 
     The effect is the mean difference, first group less second; a single group holds the differences
-    themselves. With K clusters, the standard error is that of their sums, on K - 1 degrees of
-    freedom (see `of_pairs`). With one unit, p = 1. If the differences have no spread, p is that of
-    the sign-flip test: 2^-n in the direction that they have (see `Location`).
+    themselves. With K clusters, the standard error is that of their sums, on at most K - 1 degrees
+    of freedom (see `of_pairs`). With one unit, p = 1. If the differences have no spread, p is that
+    of the sign-flip test: 2^-n in the direction that they have (see `Location`).
     """
     return _against(question, of_pairs(question))
 
@@ -128,27 +133,60 @@ class Location(NamedTuple):
 
 
 def differences(question: Question) -> tuple[np.ndarray, float]:
-    """First group less second, or the single group; and how much of that is rounding."""
+    """First group less second, or the single group; and how much of that is rounding.
+
+    Models compute in float32. If float32 holds every value, and not all are whole numbers, the
+    values are taken to be rounded to it: a difference of 3 images in 360 is .00833332 or .00833335.
+    """
     groups = question.groups
-    scale = max(float(np.abs(group).max()) for group in groups)
-    return groups[0] if len(groups) == 1 else groups[0] - groups[1], RESOLUTION * scale
+    values = np.concatenate(groups)
+    scale = float(np.abs(values).max())
+    in_float32 = _in_float32(values) and bool((values != np.rint(values)).any())
+    resolution = (RESOLUTION_OF_FLOAT32 if in_float32 else RESOLUTION) * scale
+    return groups[0] if len(groups) == 1 else groups[0] - groups[1], resolution
+
+
+def _in_float32(values: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float32) == values).all())
 
 
 def of_pairs(question: Question) -> Location:
     """Mean of the differences; each cluster is one unit for its error.
 
-    error^2 = K/(K-1) sum_k (sum over cluster k of d_i - mean)^2 / n^2 on K - 1 degrees of freedom.
-    If units are independent, this is s^2 / n on n - 1.
+    error^2 = sum_k (sum over cluster k of d_i - mean)^2 / (1 - n_k / n) / n^2, of n_k units in
+    cluster k (Bell & McCaffrey 2002, Survey Methodology 28). It has K - 1 degrees of freedom if all
+    clusters are of one size (`_freedom`). If units are independent, this is s^2 / n on n - 1.
     """
     (d, resolution), k = differences(question), question.units
     mean = float(d.mean())
     if k == 1:
         return Location(mean, math.inf, 1.0, 1.0, resolution)
-    sums = question.totals(d - mean)
-    error = math.sqrt(k / (k - 1) * float(sums @ sums)) / d.size
+    sizes, sums = question.totals(np.ones(d.size)), question.totals(d - mean)
+    error = math.sqrt(float(np.sum(sums**2 / (1 - sizes / d.size)))) / d.size
     if error <= resolution:
         return Location(mean, 0.0, k - 1.0, 2.0**-k, resolution)
-    return Location(mean, error, k - 1.0, 0.0, resolution)
+    return Location(mean, error, _freedom(sizes), 0.0, resolution)
+
+
+def _freedom(sizes: np.ndarray) -> float:
+    """Degrees of freedom of the squared error of a mean over clusters of these sizes.
+
+    error^2 is a quadratic form of the clusters' sums. Its degrees of freedom, 2 mean^2 / variance,
+    are those of normal units (Satterthwaite) that are independent, or equal within a cluster,
+    whichever are fewer.
+
+    >>> _freedom(np.full(4, 3.0)), round(_freedom(np.array([30.0, 1.0, 1.0, 1.0])), 1)
+    (3.0, 1.1)
+    """
+    k = sizes.size
+    if (sizes == sizes[0]).all():
+        return k - 1.0
+    share = sizes / sizes.sum()
+    residual = np.eye(k) - np.expand_dims(share, 1)  # of the sums, from their share of the whole
+    scaled = residual / np.expand_dims(np.sqrt(1 - share), 1)
+    forms = (scaled * spread @ scaled.T for spread in (sizes, sizes**2))
+    return min(float(np.trace(form) ** 2 / np.sum(form**2)) for form in forms)
 
 
 def of_two_groups(question: Question) -> Location:
