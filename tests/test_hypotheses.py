@@ -38,6 +38,9 @@ def test_good_hypotheses_pass():
             hypothesis(contrast(test="pairwise-difference", quantity=pairs), id="S.5"),
             hypothesis(Composite((contrast(), contrast()), 1, "never"), id="S.6", combine="any"),
             hypothesis(id="S.7", refuting=(contrast(direction="greater"),)),
+            hypothesis(contrast(quantity=(layers("seed", "layer"), layers("layer", "seed"))),
+                       id="S.9"),
+            hypothesis(contrast(quantity=(layers("seed", "layer"), LOSS), test="auc"), id="S.10"),
             Hypothesis("S.8", "Nobody can.", (), missing="There is no data."),
         ],
         arms=["sam", "sgd"],
@@ -120,6 +123,11 @@ def layers(*over: str):
         (contrast(null=float("nan")), "null=nan;"),
         (contrast(reported=float("inf")), "reported=inf;"),
         (contrast(groups=("a|b", "c")), "pool different numbers of arms"),
+        (
+            contrast(("a", "a"), test="spearman", quantity=(layers("seed", "layer"), LOSS)),
+            "which differ: test/loss over=('seed', 'layer') and test/loss over=('seed',); give all",
+        ),
+        (contrast(quantity=(LOSS, layers("seed", "layer"))), "pairs the units of its quantities"),
         (contrast(quantity=Quantity("")), "has no metric"),
         (
             contrast(quantity=Quantity("x/y", at="first")),

@@ -227,6 +227,21 @@ def test_a_layer_without_its_pair_is_named():
     assert lists(there) == [A, A]
 
 
+def test_units_pair_whatever_the_order_of_their_coordinates():
+    table = [
+        row
+        for layer in range(2)
+        for head in range(3)
+        for arm, shift in (("sam", 0.0), ("sgd", 1.0))
+        for row in rows(arm, [shift + 3 * layer + head], of={"layer": layer, "head": head})
+    ]
+    orders = (("seed", "layer", "head"), ("head", "seed", "layer"))
+    one, other = (tuple(Quantity("test/loss", over=over) for over in orders[::i]) for i in (1, -1))
+    found = whole(table, contrast(quantity=one))
+    np.testing.assert_allclose(found.groups[1] - found.groups[0], np.ones(6))
+    assert lists(whole(table, contrast(quantity=other))) == lists(found)
+
+
 MAYBE = Quantity("test/critical", over=("seed", "layer"), optional=True)
 
 

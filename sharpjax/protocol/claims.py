@@ -316,8 +316,14 @@ def _check_contrast(contrast: Contrast, *, sealed: bool) -> None:
     sizes = [len(arms(group)) for group in contrast.groups]
     if test.kind == "pairwise" and set(sizes) != {1}:
         raise UserError(f"test '{name}' compares models of one arm; a group pools several.")
-    if test.kind in ("paired", "many-paired", "correlation") and len(set(sizes)) > 1:
+    if test.aligned and len(set(sizes)) > 1:
         raise UserError(f"groups {', '.join(contrast.groups)} pool different numbers of arms.")
+    if test.aligned and len({frozenset(quantity.over) for quantity in quantities(contrast)}) > 1:
+        units = " and ".join(f"{q.metric} over={q.over!r}" for q in quantities(contrast))
+        raise UserError(
+            f"test '{name}' pairs the units of its quantities, which differ: {units}; give all "
+            f"the same `over` (a single one of them is chosen by `of`)."
+        )
     several = any(
         not quantity.independent and (len(quantity.over) > 1 or size > 1)
         for size, quantity in zip(sizes, quantities(contrast), strict=True)

@@ -11,7 +11,7 @@ from sharpjax.protocol import claims
 from sharpjax.protocol.canonical import canonical_json
 from sharpjax.protocol.claims import Contrast, Diverged, Hypothesis, Quantity
 from sharpjax.protocol.tests import catalog
-from sharpjax.protocol.tests.catalog import Kind
+from sharpjax.protocol.tests.catalog import Test
 from sharpjax.protocol.tests.result import Samples
 
 Row = Mapping[str, Any]
@@ -109,14 +109,14 @@ def gather(
     "test/loss is missing in arm 'sgd' seed 0."
     """
     index, said, samples = table(rows), _Said([], [], diverged), None
-    kind = catalog.TESTS[contrast.test].kind
+    test = catalog.TESTS[contrast.test]
     asked = zip(contrast.groups, claims.quantities(contrast), strict=True)
     sides = [_Side(index, group, quantity, seeds) for group, quantity in asked]
     try:
-        if kind == "pairwise":
+        if test.kind == "pairwise":
             samples = _squares(sides, seeds, said)
         else:
-            samples = _vectors(sides, kind, seeds, said)
+            samples = _vectors(sides, test, seeds, said)
     except _Nothing as nothing:
         if not said.gaps:
             said.gaps.append(str(nothing))
@@ -164,7 +164,8 @@ class _Side:
 
     def __init__(self, index: Table, group: str, quantity: Quantity, seeds: Sequence[int] | None):
         self.group, self.arms, self.quantity = group, claims.arms(group), quantity
-        self.further = [key for key in quantity.over if key != "seed"]
+        # Sorted, so that units pair whatever the order in which a quantity names their coordinates.
+        self.further = sorted({*quantity.over} - {"seed"})
         self._index, self._seeds = index, None if seeds is None else frozenset(seeds)
         self.deaths = [
             (place, row)
@@ -285,33 +286,32 @@ def _finite(value: Any) -> float | None:
 
 
 def _vectors(
-    sides: Sequence[_Side], kind: Kind, seeds: Sequence[int] | None, said: _Said
+    sides: Sequence[_Side], test: Test, seeds: Sequence[int] | None, said: _Said
 ) -> Samples:
     """One vector for each group."""
-    aligned = kind in ("paired", "many-paired", "correlation")
     groups = [side.values(side.quantity.metric) for side in sides]
-    common = {unit[1] for values in groups for unit in values} if aligned else ()
+    common = {unit[1] for values in groups for unit in values} if test.aligned else ()
     wanted = common if seeds is None else seeds
     for side, values in zip(sides, groups, strict=True):
         side.look(values, wanted, said)
     units = [sorted(u for u, value in values.items() if value is not None) for values in groups]
-    if aligned:
+    if test.aligned:
         for side, values in zip(sides, groups, strict=True):
             side.look_for_pairs(values, set().union(*groups), said)
         units = [sorted(set(units[0]).intersection(*units[1:]))] * len(groups)
     seen, clusters, over = None, None, None
-    if kind == "times":
+    if test.kind == "times":
         seen, units = _seen(sides, units, said)
     arrays = []
     for side, values, own in zip(sides, groups, units, strict=True):
         if not own:
             raise _Nothing(f"there is no value of '{side.group}' to compare.")
         arrays.append(np.array([values[unit] for unit in own], np.float64))
-    labels = [[unit[1] for unit in own] for own in (units[:1] if aligned else units)]
+    labels = [[unit[1] for unit in own] for own in (units[:1] if test.aligned else units)]
     several = any(len(set(own)) < len(own) for own in labels)  # units of one seed
     if several and not sides[0].quantity.independent:
         clusters = np.concatenate(labels)
-    if kind == "correlation":
+    if test.kind == "correlation":
         over = np.array([sides[0].arms[unit[0]] for unit in units[0]])
     return Samples(tuple(arrays), seen, clusters, over)
 

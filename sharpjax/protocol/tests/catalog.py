@@ -28,7 +28,6 @@ from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 Kind = Literal[
     "one", "independent", "paired", "many", "many-paired", "correlation", "times", "pairwise"
 ]
-_ALIGNED = ("paired", "many-paired", "correlation")
 _TWO = (2, 2)
 _MANY = (2, 1_000)  # more groups than any study has
 _TWO_AND_MORE = (3, 1_000)
@@ -73,9 +72,14 @@ class Test(NamedTuple):
     about: str = ""
 
     @property
+    def aligned(self) -> bool:
+        """Whether unit i of one group belongs to unit i of the others."""
+        return self.kind in ("paired", "many-paired", "correlation")
+
+    @property
     def clusters(self) -> bool:
         """Whether it can take units that come in clusters."""
-        return self.kind in _ALIGNED if self.clustered is None else self.clustered
+        return self.aligned if self.clustered is None else self.clustered
 
 
 _THESE_ARMS = (
@@ -258,7 +262,7 @@ def _question(
         groups = tuple(vector(group, i) for i, group in enumerate(groups, start=1))
     sizes = [len(group) for group in groups]
     units = sizes[0]
-    if test.kind in _ALIGNED:
+    if test.aligned:
         if len(set(sizes)) > 1:
             raise UserError(f"groups of {sizes} units; unit i must be the same in all of them.")
         clusters = cluster_codes(clusters, units)
@@ -270,7 +274,7 @@ def _question(
                 "cluster, or take a paired test or auc."
             )
         clusters = None
-    arms = codes("arms", samples.arms, sizes[0]) if test.kind in _ALIGNED else None
+    arms = codes("arms", samples.arms, sizes[0]) if test.aligned else None
     return Question(
         *(groups, alternative, null, margin, test.bounds, seed, units),
         clusters=clusters,
