@@ -161,6 +161,39 @@ def test_wrong_contrasts(wrong, words):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            contrast(direction="two-sided", margin=1.01, within=True),
+            "margin=1.01 of test 'wilcoxon' says nothing: its effect always lies between -1 and 1, "
+            "and so within 1.01 of 0; give a margin below 1.",
+        ),
+        (contrast(test="mann-whitney", margin=1.0), "give a margin below 1."),
+        (contrast(test="auc", margin=0.5), "within 0.5 of 0.5; give a margin below 0.5."),
+        (contrast(test="spearman", null=-0.5, margin=1.5), "within 1.5 of -0.5; give a margin be"),
+    ],
+)
+def test_what_no_numbers_could_decide_or_all_would(wrong, words):
+    assert words in refused(hypothesis(wrong))
+    assert words in refused(hypothesis(contrast(), refuting=(Composite((wrong,)),)))
+    check([hypothesis(wrong)], sealed=True)  # an old registration is still read and judged
+    verdicts.decide([hypothesis(wrong)], [], seeds=range(3))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"margin": 0.99},
+        {"test": "spearman", "null": -0.5, "margin": 1.4},
+        {"test": "ratio-of-means", "margin": 5.0},
+        {"test": "welch", "margin": 100.0},
+    ],
+)
+def test_margins_that_leave_something_out(fields):
+    check([hypothesis(contrast(direction="two-sided", **fields))])
+
+
+@pytest.mark.parametrize(
     "one",
     [
         contrast(test="mann-whitney", quantity=layers("seed", "layer")),

@@ -194,8 +194,8 @@ def check(
 
     Args:
         arms, metrics: the names that the study has; None: not known, so any name passes.
-        sealed: the hypotheses were registered, possibly before there were rules against deciding
-            by chance or without independent units. These two rules are then not applied.
+        sealed: the hypotheses were registered, possibly before there were rules against what
+            chance, or no numbers at all, would decide. These rules are then not applied.
 
     Raises:
         UserError: names the hypothesis and what is wrong with it.
@@ -214,7 +214,9 @@ def check(
         try:
             _check_hypothesis(hypothesis, sealed=sealed)
             for contrast in contrasts(hypothesis):
-                _check_contrast(contrast, sealed=sealed)
+                _check_contrast(contrast)
+                if not sealed:
+                    _check_decidable(contrast)
                 _check_names(contrast, arms, metrics)
         except UserError as error:
             raise UserError(f"hypothesis {hypothesis.id or '(no id)'}: {error}") from None
@@ -282,7 +284,7 @@ def _check_chance(composite: Composite, hypothesis: Hypothesis) -> None:
         )
 
 
-def _check_contrast(contrast: Contrast, *, sealed: bool) -> None:
+def _check_contrast(contrast: Contrast) -> None:
     name, margin, count = contrast.test, contrast.margin, len(contrast.groups)
     if name not in catalog.TESTS:
         raise unknown("test", name, catalog.TESTS)
@@ -324,11 +326,25 @@ def _check_contrast(contrast: Contrast, *, sealed: bool) -> None:
             f"test '{name}' pairs the units of its quantities, which differ: {units}; give all "
             f"the same `over` (a single one of them is chosen by `of`)."
         )
+
+
+def _check_decidable(contrast: Contrast) -> None:
+    """Refuse what no numbers could decide, or what they would decide by construction."""
+    name, test = contrast.test, catalog.TESTS[contrast.test]
+    null = test.null if contrast.null is None else contrast.null
+    low, high = test.bounds
+    if contrast.margin is not None and contrast.margin >= max(null - low, high - null):
+        raise UserError(
+            f"margin={contrast.margin:g} of test '{name}' says nothing: its effect always lies "
+            f"between {low:g} and {high:g}, and so within {contrast.margin:g} of {null:g}; give a "
+            f"margin below {max(null - low, high - null):g}."
+        )
+    sizes = [len(arms(group)) for group in contrast.groups]
     several = any(
         not quantity.independent and (len(quantity.over) > 1 or size > 1)
         for size, quantity in zip(sizes, quantities(contrast), strict=True)
     )
-    if several and not test.clusters and not sealed:
+    if several and not test.clusters:
         raise UserError(
             f"test '{name}' needs independent units, and a seed has several here (layers, "
             f"pooled arms); take a paired test, auc or a correlation, or say that they are "

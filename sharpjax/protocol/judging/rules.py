@@ -11,8 +11,9 @@ A contrast is
 Claims of equivalence and of non-inferiority are supported by their p, and refuted if the interval
 at 1 - alpha lies wholly beyond the margin. A claim that an effect lies `within` its margin, by any
 test, is supported if the interval at 1 - 2 alpha lies within it (two one-sided tests of level
-alpha), and refuted if the interval at 1 - alpha lies wholly beyond it. In a family of m that is
-corrected, the alpha of an interval is alpha / m (Bonferroni).
+alpha), and refuted if the interval at 1 - alpha lies wholly beyond it. An interval that is all that
+the effect could be knows nothing, and lies within no margin. In a family of m that is corrected,
+the alpha of an interval is alpha / m (Bonferroni).
 """
 
 import math
@@ -68,12 +69,15 @@ def word(
     narrow, wide, interval = 1 - 2 * rule.each, 1 - rule.each, result.interval
     if contrast.within and margin is not None:
         within = f"within {margin:g} of {null:g}."
-        if _inside(interval(narrow), null, margin):
+        if _inside(interval(narrow), test, null, margin):
             return Ruling("supported", f"{_named(narrow)} lies {within}", narrow)
         if _beyond(interval(wide), null, margin, "two-sided"):
             why = f"{_named(wide)} lies more than {margin:g} from {null:g}."
             return Ruling("refuted", why, wide)
-        return Ruling("inconclusive", f"{_named(narrow)} does not lie {within}", narrow)
+        why = f"{_named(narrow)} does not lie {within}"
+        if interval(narrow) == test.bounds:
+            why = f"{_named(narrow)} is all that the effect could be."
+        return Ruling("inconclusive", why, narrow)
     if math.isnan(result.p):
         return Ruling("inconclusive", "The test gives no p for these numbers.", wide)
     asked = _p_words(result.p, p, rule)
@@ -89,7 +93,7 @@ def word(
         opposite = _p_words(result.opposite_p, opposite_p, rule)
         why = f"In the opposite direction, {opposite} <= {alpha:g}."
         return Ruling("refuted", why, wide, opposite_p)
-    elif margin is not None and _inside(interval(narrow), null, margin):
+    elif margin is not None and _inside(interval(narrow), test, null, margin):
         return Ruling("equivalent", f"{_named(narrow)} lies within {margin:g} of {null:g}.", narrow)
     why = f"{asked} > {alpha:g}."
     if result.min_attainable_p > rule.alone:
@@ -105,8 +109,9 @@ def _named(confidence: float) -> str:
     return f"The {100 * confidence:.4g} % interval"
 
 
-def _inside(interval: tuple[float, float], null: float, margin: float) -> bool:
-    return null - margin < interval[0] and interval[1] < null + margin  # False for NaN
+def _inside(interval: tuple[float, float], test: Test, null: float, margin: float) -> bool:
+    within = null - margin < interval[0] and interval[1] < null + margin  # False for NaN
+    return within and interval != test.bounds
 
 
 def _beyond(interval: tuple[float, float], null: float, margin: float, direction: str) -> bool:
