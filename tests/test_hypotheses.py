@@ -171,6 +171,10 @@ def test_wrong_contrasts(wrong, words):
         (contrast(test="mann-whitney", margin=1.0), "give a margin below 1."),
         (contrast(test="auc", margin=0.5), "within 0.5 of 0.5; give a margin below 0.5."),
         (contrast(test="spearman", null=-0.5, margin=1.5), "within 1.5 of -0.5; give a margin be"),
+        (
+            contrast(test="auc", quantity=(Quantity("a/b", independent=True), LOSS)),
+            "`independent` of its quantities differs: a/b True and test/loss False; give all True",
+        ),
     ],
 )
 def test_what_no_numbers_could_decide_or_all_would(wrong, words):

@@ -217,6 +217,9 @@ def test_layers_of_a_seed_are_a_cluster():
     assert found.clusters is not None and found.clusters.tolist() == [0, 0, 1, 1, 2, 2, 0, 1, 2]
     drawn = Quantity("test/loss", over=("seed", "layer"), independent=True)
     assert whole(table, contrast(quantity=drawn)).clusters is None
+    for mixed in ((drawn, LAYERS), (LAYERS, drawn)):  # a registration older than today's rules
+        assert whole(table, contrast(quantity=mixed)).clusters is not None
+        assert whole(table, contrast(quantity=mixed, test="auc")).clusters is not None
 
 
 def test_a_layer_without_its_pair_is_named():

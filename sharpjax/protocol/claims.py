@@ -29,7 +29,7 @@ class Quantity:
             models.
         seen: for times: the metric that is 1 if the event was seen, 0 if the unit was censored.
         independent: the units of one seed are independent draws (simulated studies); otherwise they
-            are a cluster (layers of one model).
+            are a cluster (layers of one model). All quantities of a contrast must say the same.
         optional: a seed may have no unit (none of its layers is critical). Such a seed is counted
             and reported, and does not count as missing.
     """
@@ -338,6 +338,12 @@ def _check_decidable(contrast: Contrast) -> None:
             f"margin={contrast.margin:g} of test '{name}' says nothing: its effect always lies "
             f"between {low:g} and {high:g}, and so within {contrast.margin:g} of {null:g}; give a "
             f"margin below {max(null - low, high - null):g}."
+        )
+    if len({quantity.independent for quantity in quantities(contrast)}) > 1:
+        said = " and ".join(f"{q.metric} {q.independent}" for q in quantities(contrast))
+        raise UserError(
+            f"`independent` of its quantities differs: {said}; give all True if the units of one "
+            f"seed are independent draws, else all False."
         )
     sizes = [len(arms(group)) for group in contrast.groups]
     several = any(

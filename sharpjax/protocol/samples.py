@@ -309,7 +309,7 @@ def _vectors(
         arrays.append(np.array([values[unit] for unit in own], np.float64))
     labels = [[unit[1] for unit in own] for own in (units[:1] if test.aligned else units)]
     several = any(len(set(own)) < len(own) for own in labels)  # units of one seed
-    if several and not sides[0].quantity.independent:
+    if several and not all(side.quantity.independent for side in sides):
         clusters = np.concatenate(labels)
     if test.kind == "correlation":
         over = np.array([sides[0].arms[unit[0]] for unit in units[0]])
