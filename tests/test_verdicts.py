@@ -529,14 +529,15 @@ def test_a_refutation_of_its_own():
     assert verdict(quiet).verdict == "supported"
     judgement = verdict(quiet, against)
     assert judgement.verdict == "refuted"
-    assert judgement.reason == "What would refute it is supported: m/2: sam less (told)."
+    too = " So is the claim itself; then the refutation decides."
+    assert judgement.reason == f"What would refute it is supported: m/2: sam less (told).{too}"
     assert judgement.by_refutation
     judgement = verdict(Composite((against, quiet), name="both"))
     assert judgement.verdict == "supported"
     judgement = verdict(Composite((against, quiet), "any", name="either"))
-    assert judgement.reason == "What would refute it is supported: either."
+    assert judgement.reason == f"What would refute it is supported: either.{too}"
     judgement = verdict(against, quiet, Composite((against, quiet), "any", name="either"))
-    assert judgement.reason.endswith("is supported: m/2: sam less (told); either.")
+    assert judgement.reason.endswith(f"is supported: m/2: sam less (told); either.{too}")
 
 
 def test_reasons_for_not_running():

@@ -254,13 +254,15 @@ def _judge(hypothesis: Hypothesis, findings: tuple[Finding, ...]) -> Judgement:
     members: list[Verdict] = [rules.answer(member, verdicts) for member in hypothesis.contrasts]
     against = [rules.answer(member, verdicts) for member in hypothesis.refuting]
     parts = _parts(hypothesis, findings)
+    verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
     if "supported" in against:
         found = zip(hypothesis.refuting, against, strict=True)
         shown = [part for part, answer in found if answer == "supported"]
         words = (describe(part) if isinstance(part, Contrast) else part.name for part in shown)
         reason = f"What would refute it is supported: {'; '.join(words)}."
+        if verdict == "supported":
+            reason += " So is the claim itself; then the refutation decides."
         return Judgement(hypothesis, "refuted", reason, findings, parts, by_refutation=True)
-    verdict = rules.vote(members, hypothesis.combine, hypothesis.refuted_by)
     if isinstance(hypothesis.contrasts[0], Contrast) and len(members) == 1:
         return Judgement(hypothesis, verdict, findings[0].reason, findings, parts)
     words = [f"{parts.count(word)} {word}" for word in get_args(Verdict) if word in parts]
