@@ -11,7 +11,7 @@ from sharpjax.errors import UserError
 from sharpjax.protocol.claims import contrasts
 from sharpjax.protocol.planning import simulation
 from sharpjax.protocol.tests.catalog import TESTS, Kind, run
-from sharpjax.protocol.tests.result import Samples, TestResult
+from sharpjax.protocol.tests.result import Alternative, Samples, TestResult
 
 NAMES = sorted(TESTS)
 # Without a direction, or with one only.
@@ -21,7 +21,8 @@ PAPERS = range(1, 8)
 
 def direction(name):
     """One that the test takes."""
-    if TESTS[name].equivalence or name in OMNIBUS:
+    ways = TESTS[name].directions
+    if "greater" not in ways:
         return "two-sided"
     return "less" if name == "fit-error" else "greater"
 
@@ -127,6 +128,21 @@ def test_null_is_the_tests_own(name):
     np.testing.assert_allclose(
         np.array([stated.p, stated.effect]), np.array(call(name, data)[2::-2]), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_the_directions_and_gives_the_interval_that_it_says(name):
+    data, entry = samples(name), TESTS[name]
+    for way in Alternative.__args__:
+        if way in entry.directions:
+            low, _ = call(name, data, alternative=way).interval(0.9)
+            assert math.isnan(low) != entry.interval
+        else:
+            with pytest.raises(UserError, match="alternative="):
+                call(name, data, alternative=way)
+    if entry.fixed_null:
+        with pytest.raises(UserError, match="its only null is 0"):
+            call(name, data, null=0.3)
 
 
 @pytest.mark.parametrize("name", NAMES)

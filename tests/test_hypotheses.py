@@ -171,6 +171,22 @@ def test_wrong_contrasts(wrong, words):
         (contrast(test="mann-whitney", margin=1.0), "give a margin below 1."),
         (contrast(test="auc", margin=0.5), "within 0.5 of 0.5; give a margin below 0.5."),
         (contrast(test="spearman", null=-0.5, margin=1.5), "within 1.5 of -0.5; give a margin be"),
+        (contrast(test="kruskal-wallis"), "'kruskal-wallis' takes no 'less'; give 'two-sided'."),
+        (contrast(test="friedman", direction="greater"), "'friedman' takes no 'greater'"),
+        (
+            contrast(test="friedman", direction="two-sided", margin=0.5, within=True),
+            "test 'friedman' gives no interval, so nothing is ever found within a margin",
+        ),
+        (
+            contrast(test="kruskal-wallis", direction="two-sided", null=0.3),
+            "test 'kruskal-wallis': null=0.3; its only null is 0.",
+        ),
+        (
+            contrast(test="non-inferiority", direction="two-sided", margin=0.1),
+            "takes no 'two-sided'; give 'greater' or 'less'.",
+        ),
+        (contrast(null=2.0), "test 'wilcoxon': null=2.0; give a number between -1 and 1."),
+        (contrast(test="ratio-of-means", null=0.0), "null=0.0; give a number between 0 and inf."),
         (
             contrast(test="auc", quantity=(Quantity("a/b", independent=True), LOSS)),
             "`independent` of its quantities differs: a/b True and test/loss False; give all True",

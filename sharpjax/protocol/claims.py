@@ -332,6 +332,18 @@ def _check_decidable(contrast: Contrast) -> None:
     """Refuse what no numbers could decide, or what they would decide by construction."""
     name, test = contrast.test, catalog.TESTS[contrast.test]
     null = test.null if contrast.null is None else contrast.null
+    if contrast.direction not in test.directions:
+        allowed = " or ".join(repr(way) for way in test.directions)
+        raise UserError(f"test '{name}' takes no '{contrast.direction}'; give {allowed}.")
+    if contrast.within and not test.interval:
+        raise UserError(
+            f"test '{name}' gives no interval, so nothing is ever found within a margin; compare "
+            f"pairs of groups by a test that gives one, as welch or paired-t."
+        )
+    try:
+        test.check_null(null)
+    except UserError as error:
+        raise UserError(f"test '{name}': {error}") from None
     low, high = test.bounds
     if contrast.margin is not None and contrast.margin >= max(null - low, high - null):
         raise UserError(

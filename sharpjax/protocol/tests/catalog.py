@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class Test(NamedTuple):
         margin: whether it needs a smallest effect of interest; then `p` is against that.
         equivalence: whether its claim is that there is no effect as large as the margin.
         clustered: whether it can take units that come in clusters; None: if groups share units.
+        directions: the alternatives it takes.
+        fixed_null: whether it has no null but its own.
+        interval: whether it gives an interval of its effect.
         about: what its claim is about, in a sentence, if a reader could take it for more; '' if it
             is about the groups that are named.
     """
@@ -70,6 +73,9 @@ class Test(NamedTuple):
     equivalence: bool = False
     clustered: bool | None = None
     about: str = ""
+    directions: tuple[Alternative, ...] = get_args(Alternative)
+    fixed_null: bool = False
+    interval: bool = True
 
     @property
     def aligned(self) -> bool:
@@ -80,6 +86,22 @@ class Test(NamedTuple):
     def clusters(self) -> bool:
         """Whether it can take units that come in clusters."""
         return self.aligned if self.clustered is None else self.clustered
+
+    def check_null(self, null: float) -> None:
+        """Refuse a null that it cannot test.
+
+        Raises:
+            UserError: the message starts with the null.
+        """
+        low, high = self.bounds
+        if null == self.null or (low < null < high and not self.fixed_null):
+            return
+        allowed = "give a number that is finite"
+        if self.fixed_null:
+            allowed = f"its only null is {self.null:g}"
+        elif math.isfinite(low):
+            allowed = f"give a number between {low:g} and {high:g}"
+        raise UserError(f"null={null}; {allowed}.")
 
 
 _THESE_ARMS = (
@@ -92,6 +114,10 @@ _MEAN = "mean difference"
 _RATIO = "ratio of means"
 _RATIOS = "a/b - c/d of means"
 _LOGS = "log(a/b) - log(c/d) of means"
+_UNDIRECTED: tuple[Alternative, ...] = ("two-sided",)
+_ONE_SIDED: tuple[Alternative, ...] = ("greater", "less")
+
+_OMNIBUS: Any = {"directions": _UNDIRECTED, "fixed_null": True, "interval": False}
 
 
 def _correlation(
@@ -112,10 +138,21 @@ TESTS: Mapping[str, Test] = {
         *(ranks.auc, "independent", "area under the ROC curve", 0.5, _TWO, _SHARE), clustered=True
     ),
     "mean-difference": Test(means.mean_difference, "independent", _DIFFERENCE, 0.0),
-    "tost": Test(t_tests.tost, "independent", _DIFFERENCE, 0.0, margin=True, equivalence=True),
-    "non-inferiority": Test(t_tests.non_inferiority, "independent", _DIFFERENCE, 0.0, margin=True),
+    "tost": Test(
+        *(t_tests.tost, "independent", _DIFFERENCE, 0.0),
+        margin=True,
+        equivalence=True,
+        directions=_UNDIRECTED,
+    ),
+    "non-inferiority": Test(
+        *(t_tests.non_inferiority, "independent", _DIFFERENCE, 0.0),
+        margin=True,
+        directions=_ONE_SIDED,
+    ),
     "paired-non-inferiority": Test(
-        t_tests.paired_non_inferiority, "paired", _MEAN, 0.0, (1, 2), margin=True
+        *(t_tests.paired_non_inferiority, "paired", _MEAN, 0.0, (1, 2)),
+        margin=True,
+        directions=_ONE_SIDED,
     ),
     "binomial": Test(proportion.binomial, "one", "proportion of ones", 0.5, (1, 1), _SHARE),
     "identical": Test(equality.identical, "paired", "difference nearest to the other side", 0.0),
@@ -171,8 +208,12 @@ TESTS: Mapping[str, Test] = {
         _MANY,
         _RANK,
     ),
-    "kruskal-wallis": Test(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, _MANY),
-    "friedman": Test(omnibus.friedman, "many-paired", "Kendall's W", 0.0, _MANY, clustered=False),
+    "kruskal-wallis": Test(
+        *(omnibus.kruskal_wallis, "many", "epsilon squared", 0.0, _MANY), **_OMNIBUS
+    ),
+    "friedman": Test(
+        *(omnibus.friedman, "many-paired", "Kendall's W", 0.0, _MANY), clustered=False, **_OMNIBUS
+    ),
     "pairwise-difference": Test(
         pairwise.pairwise_difference, "pairwise", "difference of means of pairs", 0.0
     ),
@@ -244,10 +285,7 @@ def _question(
 ) -> Question:
     if alternative not in get_args(Alternative):
         raise unknown("alternative", str(alternative), get_args(Alternative))
-    low, high = test.bounds
-    if not (low < null < high or null == test.null):
-        allowed = f"between {low:g} and {high:g}" if math.isfinite(low) else "that is finite"
-        raise UserError(f"null={null}; give a number {allowed}.")
+    test.check_null(null)
     if test.margin and not 0 < margin < math.inf:
         raise UserError(f"margin={margin}; give the smallest effect of interest, > 0.")
     if not 0 <= margin < math.inf:

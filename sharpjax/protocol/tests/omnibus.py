@@ -27,7 +27,7 @@ def kruskal_wallis(question: Question) -> TestResult:
     ranks, 1 if each group has a single value. Above 500 units, p is from chi squared.
 
     Raises:
-        UserError: a direction, or a null other than 0.
+        UserError: a direction.
     """
     _check(question)
     groups, sizes = question.groups, question.sizes
@@ -60,7 +60,7 @@ def friedman(question: Question) -> TestResult:
     ranks are equal. Above 500 values, p is from chi squared.
 
     Raises:
-        UserError: a direction, or a null other than 0.
+        UserError: a direction.
     """
     _check(question)
     k, n, sizes = len(question.groups), question.units, question.sizes
@@ -103,5 +103,3 @@ def _check(question: Question) -> None:
             f"alternative={question.alternative!r}; that groups differ has no direction: give "
             "'two-sided', or take jonckheere or page for an order of groups."
         )
-    if question.null:
-        raise UserError(f"null={question.null}; its only null is 0: all groups are equal.")
