@@ -36,7 +36,8 @@ def test_good_hypotheses_pass():
                                 groups=("sam",)), id="S.3"),
             hypothesis(contrast(test="log-rank", quantity=times), id="S.4"),
             hypothesis(contrast(test="pairwise-difference", quantity=pairs), id="S.5"),
-            hypothesis(Composite((contrast(), contrast()), 1, "never"), id="S.6", combine="any"),
+            hypothesis(Composite((contrast(), contrast()), 1, "never"), id="S.6", combine="any",
+                       correction="holm"),
             hypothesis(id="S.7", refuting=(contrast(direction="greater"),)),
             hypothesis(contrast(quantity=(layers("seed", "layer"), layers("layer", "seed"))),
                        id="S.9"),
@@ -75,20 +76,43 @@ def test_wrong_hypotheses(wrong, words):
 
 @pytest.mark.parametrize("one_is_enough", ["any", 1])
 def test_what_chance_alone_would_decide(one_is_enough):
-    """Of three one-sided contrasts one comes out at .05, one way or the other, in 2 * 3 * .05."""
+    """Of three contrasts one comes out at .05 by chance in up to 3 * .05, whatever refutes it."""
     three = tuple(contrast(quantity=Quantity(f"test/{i}")) for i in range(3))
     either = hypothesis(*three, combine=one_is_enough, refuted_by="any")
-    message = refused(either)
-    assert message.startswith("hypothesis S.1: any one of 3 parts supports it and any one refutes")
-    assert "up to 30% of studies" in message and "give correction='holm'" in message
+    for refuted_by in ("any", 1, "majority", "all", "never"):
+        message = refused(dataclasses.replace(either, refuted_by=refuted_by))
+        assert message.startswith("hypothesis S.1: any one of 3 parts supports it, without corr")
+        assert "up to 15% of studies" in message and "give correction='holm'" in message
     inner = Composite(three, one_is_enough, 1, "either")
     assert "composite 'either'" in refused(hypothesis(inner))
     assert "composite 'either'" in refused(hypothesis(contrast(), refuting=(inner,)))
     check([either], sealed=True)  # an old registration is still read and judged
     verdicts.decide([either], [], seeds=range(3))
-    for field, value in {"correction": "holm", "refuted_by": "all", "combine": "all"}.items():
+    for field, value in {"correction": "holm", "combine": "all"}.items():
         check([dataclasses.replace(either, **{field: value})])
     check([hypothesis(three[0], combine="any")])
+
+
+def test_what_chance_alone_would_refute():
+    """One refutation for each way in which the claim can be wrong; more need a correction."""
+    against = tuple(
+        contrast(quantity=Quantity(f"test/{i}"), direction="greater") for i in range(19)
+    )
+    many = hypothesis(refuting=against)
+    message = refused(many)
+    assert "any one of 19 `refuting` contrasts refutes it, without correction" in message
+    assert "up to 95% of studies" in message and "give correction='holm'" in message
+    check([many], sealed=True)
+    for fields in (
+        {"correction": "holm"},
+        {"refuting": (Composite(against),)},
+        {"contrasts": against},
+        {"refuting": against[:1]},
+    ):
+        check([dataclasses.replace(many, **fields)])
+    equal = contrast(direction="two-sided", margin=0.5, within=True)
+    check([hypothesis(equal, refuting=against[:2])])
+    assert "any one of 3 `refuting`" in refused(hypothesis(equal, refuting=against[:3]))
 
 
 def test_no_hypothesis_of_a_paper_or_of_a_registration_is_decided_by_chance():

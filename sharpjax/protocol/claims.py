@@ -212,12 +212,14 @@ def check(
             raise UserError(f"two hypotheses have the id {hypothesis.id}; an id names one claim.")
         ids.add(hypothesis.id)
         try:
-            _check_hypothesis(hypothesis, sealed=sealed)
+            _check_hypothesis(hypothesis)
             for contrast in contrasts(hypothesis):
                 _check_contrast(contrast)
                 if not sealed:
                     _check_decidable(contrast)
                 _check_names(contrast, arms, metrics)
+            if not sealed:
+                _check_chance(hypothesis)
         except UserError as error:
             raise UserError(f"hypothesis {hypothesis.id or '(no id)'}: {error}") from None
         for _, family in families(hypothesis):
@@ -231,7 +233,7 @@ def check(
                     )
 
 
-def _check_hypothesis(hypothesis: Hypothesis, *, sealed: bool) -> None:
+def _check_hypothesis(hypothesis: Hypothesis) -> None:
     """Check everything that does not belong to a single contrast."""
     if not hypothesis.id.strip():
         raise UserError("id is empty; give one, as S.1.")
@@ -252,8 +254,6 @@ def _check_hypothesis(hypothesis: Hypothesis, *, sealed: bool) -> None:
     for part in (part for member in (whole, *hypothesis.refuting) for part in _parts(member)):
         if isinstance(part, Composite):
             _check_composite(part, "combine" if part is whole else "supported_by")
-            if not sealed:
-                _check_chance(part, hypothesis)
 
 
 def _check_composite(composite: Composite, rule: str) -> None:
@@ -270,18 +270,39 @@ def _check_composite(composite: Composite, rule: str) -> None:
             )
 
 
-def _check_chance(composite: Composite, hypothesis: Hypothesis) -> None:
-    """Refuse a composite that any one part supports and any one refutes, at alpha without
-    correction."""
-    size = len(composite.members)
-    one_is_enough = {composite.supported_by, composite.refuted_by} <= {"any", 1}
-    if size > 1 and one_is_enough and hypothesis.correction == "none":
-        name = f"composite '{composite.name}'" if composite.name else "it"
+def _check_chance(hypothesis: Hypothesis) -> None:
+    """Refuse what any one of several parts supports, or refutes, at alpha without correction.
+
+    There may be one refuting contrast for each way in which a contrast of the claim can be wrong: a
+    claim of equality has two. These are as many as refute a claim by default (`refuted_by='any'`).
+    """
+    if hypothesis.correction != "none":
+        return
+    whole = Composite(hypothesis.contrasts, hypothesis.combine)
+
+    def share(size: int) -> str:
+        most = min(size * hypothesis.alpha, 1)
+        return f"without correction: chance alone would decide up to {most:.0%} of studies"
+
+    for part in (part for member in (whole, *hypothesis.refuting) for part in _parts(member)):
+        if isinstance(part, Composite) and part.supported_by in ("any", 1):
+            if (size := len(part.members)) > 1:
+                name = f"composite '{part.name}'" if part.name else "it"
+                raise UserError(
+                    f"any one of {size} parts supports {name}, {share(size)}; give "
+                    f"correction='holm', or let 'all' or the 'majority' of them support it."
+                )
+    ways = sum(2 if _is_equality(contrast) else 1 for contrast in contrasts(whole))
+    single = sum(isinstance(part, Contrast) for part in hypothesis.refuting)
+    if single > max(ways, 1):
         raise UserError(
-            f"any one of {size} parts supports {name} and any one refutes it, without correction: "
-            f"chance alone would decide up to {min(2 * size * hypothesis.alpha, 1):.0%} of studies;"
-            f" give correction='holm', or refuted_by='all' or 'never'."
+            f"any one of {single} `refuting` contrasts refutes it, {share(single)}; give "
+            f"correction='holm', or join them by a composite of which 'all' are needed."
         )
+
+
+def _is_equality(contrast: Contrast) -> bool:
+    return contrast.within or catalog.TESTS[contrast.test].equivalence
 
 
 def _check_contrast(contrast: Contrast) -> None:
