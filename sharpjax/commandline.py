@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from sharpjax.errors import RunFailed, UserError, nearest, printable
 
@@ -75,15 +75,15 @@ def config_of(flag: str) -> Any:
     if not flags.FLAGS[flag].present:
         raise UserError(f"--{flag} is missing: name a file, such as configs/sam_cifar.py:quick.")
     config: Any = flags.FLAGS[flag].value
+    if isinstance(config, ConfigDict):
+        return config
     try:
-        config.keys()  # the error of an unreadable file is raised only here
+        getattr(config, "keys", None)  # the error of an unreadable file is raised only here
     except OSError as error:
         raise _unreadable(flag, config_flags.get_config_filename(flags.FLAGS[flag])) from error
-    except AttributeError as error:
-        raise UserError(
-            f"--{flag}: get_config() must return a ConfigDict, not a {type(config).__name__}."
-        ) from error
-    return config
+    raise UserError(
+        f"--{flag}: get_config() must return a ConfigDict, not a {type(config).__name__}."
+    )
 
 
 def _unreadable(flag: str, argument: str) -> UserError:
