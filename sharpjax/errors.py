@@ -6,8 +6,11 @@ a `ValueError`.
 """
 
 import difflib
+import math
+import numbers
 import operator
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Advice for logits with a single class.
@@ -48,6 +51,47 @@ def printable(text: str) -> str:
     a\x1b[2J\nb
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_float32(value: Any) -> float:
+    """What a real number is on the device, where one that is not normal is 0.
+
+    >>> in_float32(1e-60), in_float32(1e300), in_float32(0.5)
+    (0.0, inf, 0.5)
+    """
+    try:
+        (single,) = struct.unpack("f", struct.pack("f", float(value)))
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    return 0.0 if abs(single) < 2.0**-126 else single
+
+
+def is_real(value: Any, holds: Callable[[Any], bool]) -> bool:
+    """Whether a value is a finite real number in a range, and in float32, too.
+
+    Only 0 may be 0 in float32. Booleans do not count.
+
+    >>> is_real(0.1, lambda x: x >= 0), is_real(1e-60, lambda x: x >= 0)
+    (True, False)
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    single = in_float32(value)
+    return math.isfinite(single) and (single != 0 or value == 0) and holds(value) and holds(single)
+
+
+def given(value: Any) -> str:
+    """A value for a message, on one line, and what float32 makes of it if that is another thing.
+
+    >>> given("x"), given(1e-60)
+    ("'x'", '1e-60, which is 0.0 in float32')
+    """
+    text = " ".join(repr(value).split())
+    if isinstance(value, numbers.Real):
+        single = in_float32(value)
+        if single != value and single in (0, 1, math.inf, -math.inf):
+            return f"{text}, which is {single} in float32"
+    return text
 
 
 def whole_number(caller: str, name: str, value: Any, *, least: int = 1) -> int:

@@ -1,9 +1,12 @@
 """What a config says and what is run: a field with a default needs no name, and no digest."""
 
+import importlib
+import math
 import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import sam_cifar
 from sharpjax import catalog, schema
@@ -128,6 +131,100 @@ def test_an_arm_may_override_what_is_not_shared(monkeypatch):
         config(sam={"data": {"name": "mnist"}}),
         "all arms have the same data.name; set config.data.name instead",
     )
+
+
+# Values of a wrong type.
+
+WRONG = (
+    *(None, True, 5, 10**400, 0.5, math.nan, 1e300, 1e-60, 1e-40, "x", b"x", ["x"], (), ("x",)),
+    *(([1],), ({},), {"x"}, {}, {"x": None}, {1: {2: 3}}, ConfigDict({"x": 1})),
+)
+EACH = 9  # of the values, one in so many is tried in each field: all would take a minute
+ELSE = ("has a name that is a number", "all arms have the same")  # which is said before
+CONFIGS = (
+    *("circles", "compression", "data_free", "distillation", "explicit_regularisation"),
+    *("geometric_reappraisal", "grokking", "reproducibility", "sam_cifar", "surfaces"),
+)
+
+
+def replaced(table, path, value):
+    """A copy of nested tables with one value, of a path that may be new."""
+    first, *rest = path
+    inner = table.get(first)
+    if rest:
+        value = replaced(inner if isinstance(inner, dict) else {}, rest, value)
+    return {**table, first: value}
+
+
+def verdict(tables):
+    """What `check` says of a config, None if nothing."""
+    made = ConfigDict(tables)
+    schema.name_fields(made, ())
+    try:
+        schema.check(made.lock(), {})
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_value_of_any_field_is_a_traceback(name):
+    made = importlib.import_module(f"configs.{name}").get_config()
+    rules = schema.rules_of(made)
+    arm, own = next(iter(schema.resolve_arms(made).items()))
+    tables = {"study": made.study, "seeds": made.seeds, "arms": {arm: {}}, **own.to_dict()}
+    assert verdict(tables) is None
+    fields = [tuple(path.split(".")) for path in rules.fields]
+    nodes = dict.fromkeys(path[:n] for path in fields for n in range(1, len(path) + 1))
+    paths = [("study",), ("seeds",), ("arms",), ("arms", arm), ("arms", 1), (1,), *nodes]
+    for i, path in enumerate(paths):
+        places = [(path, value) for value in WRONG[i % EACH :: EACH]]
+        if path in nodes:
+            places += [(("arms", arm, *path), value) for value in WRONG[i % EACH :: 2 * EACH]]
+        for place, value in places:
+            said = verdict(replaced(tables, place, value))
+            rule = rules.fields.get(".".join(map(str, path)), schema.TEXT)
+            # What a string names, and what goes together, is refused in words of its own.
+            own_words = rule.holds(value) or rule.holds(tuple(value) if value == ["x"] else value)
+            if said is None:
+                assert own_words or value == {}, (place, value)
+                continue
+            assert "\n" not in said, said
+            if not own_words:
+                shown = value.to_dict() if isinstance(value, ConfigDict) else value
+                assert str(path[-1]) in said, (place, value, said)
+                shows = str(shown) in said or any(words in said for words in ELSE)
+                assert path not in fields or shows, (place, value, said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": ["sgd", "sam"]}, r"config.arms=\['sgd', 'sam'\]: give a table of arms"),
+        ({"arms": {"sgd": None}}, "config.arms.sgd=None: give a table of what the arm overrides"),
+        ({"arms": {1: {}}}, "config.arms has a name that is a number"),
+        ({"arms": {1: {}, "sgd": {}}}, "config.arms has a name that is a number"),
+        ({"study": ["x"]}, r"unknown study '\['x'\]'"),
+        ({"study": None}, "unknown study 'None'"),
+        ({"train": 5}, "config.train=5: give a table of its fields: batch_size, "),
+        ({"optim.name": ["sgd"]}, r"config.optim.name=\['sgd'\]: give one of sgd, adam"),
+        ({"optim.rho": 1e-60}, "config.optim.rho=1e-60, which is 0.0 in float32: give"),
+        ({"optim.b2": 1 - 1e-9}, "b2=0.999999999, which is 1.0 in float32: give"),
+        ({"optim.learning_rate": 1e300}, "rate=1e.300, which is inf in float32: give"),
+        ({"evaluate.geometry.tol": 1e-40}, "tol=1e-40, which is 0.0 in float32: give"),
+        # What the base says is at fault, not the arm that says otherwise.
+        (
+            {"optim.rho": "x", "arms": {"sgd": {"optim": {"rho": 0.1}}}},
+            "^config.optim.rho='x': give a number of 0",
+        ),
+        ({"arms": {"sgd": {"optim": {"rho": True}}}}, "optim.rho=True: a float is wanted, not a"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(changes, words):
+    tables = config().to_dict()
+    for path, value in changes.items():
+        tables = replaced(tables, path.split("."), value)
+    refused(ConfigDict(tables), words)
 
 
 # The command line.

@@ -2,12 +2,11 @@
 the factory."""
 
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sharpjax import catalog
-from sharpjax.errors import UserError, unknown
+from sharpjax.errors import UserError, given, is_real, unknown
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -19,11 +18,7 @@ _NAMES = {
 
 
 def _real(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
-    def check(value: Any) -> bool:
-        is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return is_real and math.isfinite(value) and holds(float(value))
-
-    return check
+    return lambda value: is_real(value, holds)
 
 
 def _is_count_or_0(value: Any) -> bool:
@@ -48,7 +43,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in words, "one of " + ", ".join(repr(word) for word in words)
+    allowed = "one of " + ", ".join(repr(word) for word in words)
+    return lambda value: isinstance(value, str) and value in words, allowed
 
 
 _COUNT = _is_count, "an integer of 1 or more"
@@ -70,6 +66,16 @@ _OF_ADAM = ("b2", "eps")
 
 FIELDS = (*_NAMES, *_NUMBERS)
 """The fields that `config.optim` must have."""
+
+ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **{
+        name: (lambda v: isinstance(v, str), f"one of {', '.join(_NAMES[name][1])}")
+        for name in _NAMES
+    },
+    **_NUMBERS,
+    **_OPTIONAL,
+}
+"""What each field may be, and the words for it; `check` knows the names, too."""
 
 OPTIONAL: Mapping[str, Any] = {
     "b2": 0.999,
@@ -109,16 +115,16 @@ def check(optim: Any, *, batch_size: int, epochs: float = math.inf) -> None:
     """
     for field, (what, known) in _NAMES.items():
         value = getattr(optim, field)
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise unknown(f"{what} (config.optim.{field})", str(value), known)
     for field, (holds, words) in _NUMBERS.items():
         value = getattr(optim, field)
         if not holds(value):
-            raise UserError(f"config.optim.{field}={value!r}: give {words}.")
+            raise UserError(f"config.optim.{field}={given(value)}: give {words}.")
     for field, (holds, words) in _OPTIONAL.items():
         value = optional(optim, field)
         if not holds(value):
-            raise UserError(f"config.optim.{field}={value!r}: give {words}.")
+            raise UserError(f"config.optim.{field}={given(value)}: give {words}.")
         if field in _OF_ADAM and optim.name == "sgd" and value != OPTIONAL[field]:
             raise UserError(
                 f"config.optim.{field}={value!r} is for adam, adamax and adamw, and "

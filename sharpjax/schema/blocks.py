@@ -19,7 +19,6 @@ from sharpjax.schema.rules import (
     optional,
 )
 
-ANYTHING = Rule(lambda v: True, "anything")
 # Of a search for a trace that says how exact it is.
 PROBES = Rule(lambda v: COUNT.holds(v) and v >= 4, "an integer of 4 or more")
 
@@ -44,10 +43,11 @@ MODEL: Mapping[str, Rule] = {
     "model.dropout": optional(FRACTION, 0.0),
     "model.depth": optional(COUNT_OR_0, 0),  # 0: the model's own
 }
-# Their values are checked by `settings.check`.
+# `settings.check` checks how they go together.
+_OPTIM = {name: Rule(*allowed) for name, allowed in settings.ALLOWED.items()}
 OPTIM: Mapping[str, Rule] = {
-    **{f"optim.{name}": ANYTHING for name in settings.FIELDS},
-    **{f"optim.{name}": optional(ANYTHING, value) for name, value in settings.OPTIONAL.items()},
+    **{f"optim.{name}": _OPTIM[name] for name in settings.FIELDS},
+    **{f"optim.{name}": optional(_OPTIM[name], v) for name, v in settings.OPTIONAL.items()},
 }
 TRAIN: Mapping[str, Rule] = {
     "train.epochs": COUNT,
@@ -59,9 +59,7 @@ TRAIN: Mapping[str, Rule] = {
 TEACHERS = ("model", "shuffled", "permuted", "entropy-matched", "constant", "uniform", "gaussian")
 DISTILL: Mapping[str, Rule] = {
     "distill.teacher": one_of("none", *TEACHERS),
-    "distill.weight": Rule(
-        lambda v: isinstance(v, int | float) and 0 <= v <= 1, "a number in [0, 1]"
-    ),
+    "distill.weight": Rule(lambda v: AT_LEAST_0.holds(v) and v <= 1, "a number in [0, 1]"),
     "distill.temperature": POSITIVE,
     "distill.inputs": one_of("logits", "probabilities"),
     "distill.start": one_of("same", "other"),

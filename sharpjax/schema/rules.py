@@ -10,7 +10,6 @@ a field with a default keeps its registrations.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 from sharpjax import catalog
-from sharpjax.errors import UserError, nearest, unknown
+from sharpjax.errors import UserError, given, is_real, nearest, unknown
 
 Config = Any  # an ml_collections.ConfigDict, whose fields have no static types
 REQUIRED = object()
@@ -59,21 +58,21 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _real(holds: Callable[[Any], bool], words: str) -> Rule:
+    return Rule(lambda v: isinstance(v, int | float) and is_real(v, holds), words)
 
 
 COUNT = Rule(lambda v: _is_int(v) and v >= 1, "an integer of 1 or more")
 COUNT_OR_0 = Rule(lambda v: _is_int(v) and v >= 0, "an integer of 0 or more")
-POSITIVE = Rule(lambda v: _is_real(v) and v > 0, "a number above 0")
-FRACTION = Rule(lambda v: _is_real(v) and 0 <= v < 1, "a number in [0, 1)")
-AT_LEAST_0 = Rule(lambda v: _is_real(v) and v >= 0, "a number of 0 or more")
+POSITIVE = _real(lambda v: v > 0, "a number above 0")
+FRACTION = _real(lambda v: 0 <= v < 1, "a number in [0, 1)")
+AT_LEAST_0 = _real(lambda v: v >= 0, "a number of 0 or more")
 FLAG = Rule(lambda v: isinstance(v, bool), "True or False")
 TEXT = Rule(lambda v: isinstance(v, str), "a string")
 
 
 def one_of(*names: str) -> Rule:
-    return Rule(lambda v: v in names, f"one of {', '.join(names)}")
+    return Rule(lambda v: isinstance(v, str) and v in names, f"one of {', '.join(names)}")
 
 
 def optional(rule: Rule, default: Any) -> Rule:
@@ -92,8 +91,8 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
         UserError: names the field, its value, what is allowed.
     """
     _require(config, *_ALWAYS)
-    catalog.lookup("study", catalog.STUDIES, config.study)
     rules = rules_of(config)
+    _check_tables(config, rules)
     for name in sorted({*config.keys()} - {*_ALWAYS, *rules.blocks}):
         raise unknown("field in config", name, (*_ALWAYS, *rules.blocks))
     required = (path for path, rule in rules.fields.items() if rule.default is REQUIRED)
@@ -102,7 +101,9 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
     if not (
         isinstance(seeds, tuple) and seeds and all(_is_int(s) and 0 <= s < 2**32 for s in seeds)
     ):
-        raise UserError(f"config.seeds={seeds}: give one or more integers in [0, 2^32), as (0,1).")
+        raise UserError(
+            f"config.seeds={_given(seeds)}: give one or more integers in [0, 2^32), as (0,1)."
+        )
     if len(set(seeds)) != len(seeds):
         raise UserError(f"config.seeds={seeds}: a seed is named twice.")
     arms = complete_arms(config)
@@ -123,6 +124,58 @@ def check(config: Config, overrides: Mapping[str, Any]) -> None:
             raise UserError(f"arm '{name}': {error}" if own else str(error)) from error
 
 
+def _check_tables(config: Config, rules: Rules) -> None:
+    """Refuse a value in the place of a table, and a table in the place of a value."""
+    _check_names(config, "config")
+    _check_table(config, rules.fields, "config")
+    arms = config.get("arms")
+    if not isinstance(arms, ConfigDict):
+        raise UserError(f"config.arms={_given(arms)}: give a table of arms, as {{'sgd': {{}}}}.")
+    for name, own in arms.items():
+        if not isinstance(own, ConfigDict):
+            raise UserError(
+                f"config.arms.{name}={_given(own)}: give a table of what the arm overrides of "
+                f"{', '.join(rules.blocks)}, or {{}}."
+            )
+        _check_table(own, rules.fields, f"config.arms.{name}")
+
+
+def _check_names(node: Config, where: str) -> None:
+    """Refuse names that are numbers: a `ConfigDict` cannot sort them among others."""
+    try:
+        named = dict(node.items())
+    except TypeError:
+        named = {1: None}
+    if not all(isinstance(name, str) for name in named):
+        raise UserError(f"{where} has a name that is a number; give strings alone, as '1' for 1.")
+    for name, value in named.items():
+        if isinstance(value, ConfigDict):
+            _check_names(value, f"{where}.{name}")
+
+
+def _check_table(node: Config, fields: Mapping[str, Rule], where: str, above: str = "") -> None:
+    for name, value in node.items():
+        path, is_table = f"{above}{name}", isinstance(value, ConfigDict | Mapping)
+        if path in fields:
+            if is_table:
+                raise UserError(f"{where}.{name}={_given(value)}: give {fields[path].words}.")
+        elif below := _fields_of(f"{path}.", fields):
+            if not is_table:
+                raise UserError(
+                    f"{where}.{name}={_given(value)}: give a table of its fields: "
+                    f"{', '.join(below)}."
+                )
+            _check_table(value, fields, f"{where}.{name}", f"{path}.")
+
+
+def _fields_of(above: str, fields: Iterable[str]) -> list[str]:
+    return sorted({p.removeprefix(above).partition(".")[0] for p in fields if p.startswith(above)})
+
+
+def _given(value: Any) -> str:
+    return given(value.to_dict() if isinstance(value, ConfigDict) else value)
+
+
 def _flag(arm: str, path: str) -> str:
     """How a field of one arm is set: a name that is no identifier is quoted."""
     if arm.isidentifier():
@@ -137,8 +190,12 @@ def _require(config: Config, *names: str) -> None:
 
 
 def rules_of(config: Config) -> Rules:
-    """The rules of a config's study."""
-    return catalog.resolve(f"{catalog.STUDIES[config.study]}.schema:RULES")
+    """The rules of a config's study, or a `UserError` if there is no such study."""
+    study = config.get("study")
+    package = catalog.lookup(
+        "study", catalog.STUDIES, study if isinstance(study, str) else _given(study)
+    )
+    return catalog.resolve(f"{package}.schema:RULES")
 
 
 def resolve_arms(config: Config) -> dict[str, Config]:
@@ -192,15 +249,16 @@ def name_fields(config: Any, paths: Iterable[str] | None = None) -> None:
         paths: those of flags, as `optim.rho`, `arms.sam.optim.rho`, `arms['sam'].optim.rho`; None:
             every field, in the base and in all arms.
     """
-    if not isinstance(config, ConfigDict) or config.get("study") not in catalog.STUDIES:
+    if not isinstance(config, ConfigDict):
         return
-    rules = rules_of(config)
+    try:
+        rules = rules_of(config)
+        _check_tables(config, rules)
+    except UserError:
+        return
     values = dict(_leaves(complete(_base(config, rules), rules.fields)))
     wanted = None if paths is None else {".".join(map(str, parts)) for parts in _split(paths)}
-    arms = config.get("arms")
-    places = {"": config}
-    if isinstance(arms, ConfigDict):
-        places |= {f"arms.{n}.": a for n, a in arms.items() if isinstance(a, ConfigDict)}
+    places = {"": config, **{f"arms.{name}.": own for name, own in config.arms.items()}}
     with config.unlocked():
         for prefix, place in places.items():
             for path in values.keys() - _named(place):
@@ -234,20 +292,23 @@ def _set(arm: Config, where: str, path: str, value: Any, fields: Mapping[str, Ru
     for depth, field in enumerate((*tables, last)):
         if not isinstance(node, ConfigDict) or field not in node:
             above = "".join(f"{table}." for table in tables[:depth])
-            known = {p.removeprefix(above).partition(".")[0] for p in fields if p.startswith(above)}
+            known = _fields_of(above, fields)
             parent = f"config.{above}"[:-1]
             raise UserError(
-                f"{where}: {parent} has no field '{field}'{nearest(field, sorted(known)) or '.'} "
-                f"Its fields: {', '.join(sorted(known)) or 'none'}."
+                f"{where}: {parent} has no field '{field}'{nearest(field, known) or '.'} "
+                f"Its fields: {', '.join(known) or 'none'}."
             )
         if depth < len(tables):
             node = node[field]
     try:
-        node[last] = value
-    except TypeError as error:
+        # A `ConfigDict` would make a float of a truth value.
+        node[last] = [value] if isinstance(value, bool) and isinstance(node[last], float) else value
+    except (TypeError, OverflowError) as error:
+        if path in fields and not fields[path].holds(node[last]):  # the base is what is wrong
+            raise _forbidden(path, node[last], fields[path]) from error
         wanted = type(node[last]).__name__
         raise UserError(
-            f"{where}={value!r}: a {wanted} is wanted, not a {type(value).__name__}."
+            f"{where}={given(value)}: a {wanted} is wanted, not a {type(value).__name__}."
         ) from error
 
 
@@ -260,7 +321,11 @@ def _check_fields(arm: Config, fields: Mapping[str, Rule]) -> None:
         raise unknown("field in config", path, fields)
     for path, rule in fields.items():
         if not rule.holds(present[path]):
-            raise UserError(f"config.{path}={present[path]!r}: give {rule.words}.")
+            raise _forbidden(path, present[path], rule)
+
+
+def _forbidden(path: str, value: Any, rule: Rule) -> UserError:
+    return UserError(f"config.{path}={_given(value)}: give {rule.words}.")
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

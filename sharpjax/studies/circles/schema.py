@@ -4,10 +4,14 @@ from collections.abc import Mapping
 
 from sharpjax import schema
 from sharpjax.errors import UserError
-from sharpjax.schema import COUNT, COUNT_OR_0, FRACTION, POSITIVE, Config, Rule, blocks
+from sharpjax.schema import AT_LEAST_0, COUNT, COUNT_OR_0, FRACTION, POSITIVE, Config, Rule, blocks
 
-_FACTOR = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a number in (0, 1), as 0.5")
-_SHARE = Rule(lambda v: isinstance(v, float) and 0 <= v <= 1, "a number in [0, 1], as 1.0")
+_FACTOR = Rule(
+    lambda v: isinstance(v, float) and FRACTION.holds(v) and v > 0, "a number in (0, 1), as 0.5"
+)
+_SHARE = Rule(
+    lambda v: isinstance(v, float) and AT_LEAST_0.holds(v) and v <= 1, "a number in [0, 1], as 1.0"
+)
 _EVEN = Rule(lambda v: COUNT.holds(v) and v % 2 == 0, "an even number, as 100")
 _EPOCHS = Rule(
     lambda v: isinstance(v, tuple) and all(map(COUNT_OR_0.holds, v)), "epochs, as (0, 10)"

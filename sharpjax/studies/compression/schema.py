@@ -21,7 +21,7 @@ _BITS = Rule(
     "whole numbers from 2 to 8",
 )
 _TYPES = Rule(
-    lambda v: isinstance(v, tuple) and set(v) <= {"float16", "bfloat16"},
+    lambda v: isinstance(v, tuple) and all(map(schema.one_of("float16", "bfloat16").holds, v)),
     "of 'float16' and 'bfloat16'",
 )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sharpjax import schema
 from sharpjax.errors import UserError
-from sharpjax.schema import COUNT, COUNT_OR_0, FLAG, FRACTION, Config, Rule, Rules
+from sharpjax.schema import COUNT, COUNT_OR_0, FLAG, Config, Rule, Rules
 
 # The tests of `protocol.tests.catalog` that compare two groups of seeds. Importing it would import
 # scipy.
@@ -12,6 +12,9 @@ TESTS = ("welch", "mann-whitney", "mean-difference")
 PAIRED_TESTS = ("paired-t", "wilcoxon")
 
 _PROPER = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a number in (0, 1)")
+_CORRELATION = Rule(  # numpy's, in float64
+    lambda v: (isinstance(v, float) or COUNT_OR_0.holds(v)) and 0 <= v < 1, "a number in [0, 1)"
+)
 
 FIELDS: Mapping[str, Rule] = {
     "simulate.studies": COUNT,
@@ -20,7 +23,7 @@ FIELDS: Mapping[str, Rule] = {
     "design.n": COUNT_OR_0,
     "design.power": _PROPER,
     "design.metrics": COUNT,
-    "design.correlation": FRACTION,
+    "design.correlation": _CORRELATION,
     "analysis.test": schema.one_of(*TESTS, *PAIRED_TESTS),
     "analysis.alpha": _PROPER,
     "analysis.first_look": COUNT_OR_0,
