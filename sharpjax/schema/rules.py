@@ -258,7 +258,8 @@ def name_fields(config: Any, paths: Iterable[str] | None = None) -> None:
         return
     values = dict(_leaves(complete(_base(config, rules), rules.fields)))
     wanted = None if paths is None else {".".join(map(str, parts)) for parts in _split(paths)}
-    places = {"": config, **{f"arms.{name}.": own for name, own in config.arms.items()}}
+    arms: Any = config.arms
+    places = {"": config, **{f"arms.{name}.": own for name, own in arms.items()}}
     with config.unlocked():
         for prefix, place in places.items():
             for path in values.keys() - _named(place):
