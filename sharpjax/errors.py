@@ -33,13 +33,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a table.
 
     >>> print(unknown("data set", "cifar", ["cifar10", "mnist"]))
     unknown data set 'cifar'; did you mean 'cifar10'? Known: cifar10, mnist.
     """
-    known = sorted(known)
+    known, name = sorted(known), str(name)
     hint = nearest(name, known) or "."
     return UserError(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}.")
 

@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -130,7 +130,10 @@ def select(tree: PyTree, where: str | Sequence[str]) -> PyTree:
     {'Dense_0': {'bias': False, 'kernel': True}, 'scale': False}
     """
     names = path_names(tree)
-    globs = [where] if isinstance(where, str) else list(where)
+    several = isinstance(where, Iterable) and not isinstance(where, str)
+    globs = list(where) if several else [where]
+    if not all(isinstance(glob, str) for glob in globs):
+        raise UserError(f"where: give one glob, such as '*/kernel', or several; got {where!r}.")
     if not globs:
         raise UserError(
             "where: an empty list selects nothing; name at least one glob, such as '*'."

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax.errors import UserError
+from sharpjax.geometry.operators.arguments import number_of
 from sharpjax.geometry.status import Status
 
 Target = float | jax.Array | None
@@ -61,8 +62,7 @@ def check_error(caller: str, name: str, error: Any) -> None:
     """
     if error is None or isinstance(error, Tracer):
         return
-    is_number = isinstance(error, int | float) or hasattr(error, "dtype")
-    if not is_number or jnp.ndim(error) != 0 or not 0 <= error < math.inf:
+    if not 0 <= number_of(error) < math.inf:
         raise UserError(f"{caller}: {name} must be a number >= 0 or None, got {error}.")
 
 

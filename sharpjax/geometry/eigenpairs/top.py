@@ -19,7 +19,7 @@ from sharpjax.geometry.lanczos import krylov, lanes, packing, recurrence
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Operator, linearize
-from sharpjax.geometry.operators.arguments import check_key, check_operator
+from sharpjax.geometry.operators.arguments import check_key, check_operator, number_of
 from sharpjax.geometry.status import tells_unknown
 
 
@@ -211,11 +211,9 @@ def _choose(again: jax.Array, anew: Eigenpairs, followed: Eigenpairs) -> Eigenpa
 
 
 def _check_tolerances(tol, vector_tol) -> None:
-    if not isinstance(tol, Tracer) and not (jnp.ndim(tol) == 0 and 0 <= tol < math.inf):
+    if not isinstance(tol, Tracer) and not 0 <= number_of(tol) < math.inf:
         raise UserError(f"top_eigenpairs: tol must be a number >= 0, got {tol}.")
-    if not isinstance(vector_tol, Tracer | None) and not (
-        jnp.ndim(vector_tol) == 0 and 0 < vector_tol < math.inf
-    ):
+    if not isinstance(vector_tol, Tracer | None) and not 0 < number_of(vector_tol) < math.inf:
         raise UserError(
             f"top_eigenpairs: vector_tol must be a number > 0 or None, got {vector_tol}."
         )

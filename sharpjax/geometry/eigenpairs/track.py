@@ -16,7 +16,7 @@ from sharpjax.geometry.eigenpairs.search import finish, solve
 from sharpjax.geometry.lanczos import krylov, ritz
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator, linearize
-from sharpjax.geometry.operators.arguments import check_key, check_operator
+from sharpjax.geometry.operators.arguments import check_key, check_operator, number_of
 from sharpjax.geometry.status import Status, tells_unknown
 
 _FOR_EACH = ("values", "vectors", "residuals", "value_errors", "vector_errors", "converged")
@@ -98,10 +98,9 @@ def track(
             f"result, which a trace (jit, vmap, a loop of jax) must know before. Call it outside, "
             f"or take top_eigenpairs with a fixed k."
         )
-    is_number = isinstance(threshold, int | float) or hasattr(threshold, "dtype")
-    if not is_number or jnp.ndim(threshold) != 0 or not math.isfinite(threshold):
+    if not math.isfinite(number_of(threshold)):
         raise UserError(f"{caller}: threshold must be a finite number, got {threshold}.")
-    if jnp.ndim(tol) != 0 or not 0 <= tol < math.inf:
+    if not 0 <= number_of(tol) < math.inf:
         raise UserError(f"{caller}: tol must be a number >= 0, got {tol}.")
     if max_products is not None:
         max_products = whole_number(caller, "max_products", max_products)

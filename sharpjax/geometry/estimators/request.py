@@ -108,6 +108,7 @@ def check(
         raise unknown("method", method, methods)
     if max_products is not None:
         max_products = whole_number(caller, "max_products", max_products, least=least)
+        max_products = min(max_products, 2**31 - 1)
     if method != "deflated" and basis_size is not None:
         raise UserError(
             f"{caller}: method='{method}' has no basis. Leave basis_size out, or take "

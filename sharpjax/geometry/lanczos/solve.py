@@ -13,7 +13,7 @@ from sharpjax.errors import UserError, whole_number
 from sharpjax.geometry.lanczos import krylov, packing, recurrence, units
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator, linearize, without_derivative
-from sharpjax.geometry.operators.arguments import check_operator
+from sharpjax.geometry.operators.arguments import check_operator, number_of
 from sharpjax.geometry.operators.matrix import check_vector
 from sharpjax.geometry.status import Status, tells_unknown
 
@@ -91,8 +91,8 @@ def solve(
     """
     caller = "solve"
     check_operator(caller, operator)
-    max_products = whole_number(caller, "max_products", max_products)
-    if not isinstance(tol, Tracer) and not (jnp.ndim(tol) == 0 and 0 < tol < 1):
+    max_products = min(whole_number(caller, "max_products", max_products), 2**31 - 1)
+    if not isinstance(tol, Tracer) and not 0 < number_of(tol) < 1:
         raise UserError(f"{caller}: tol must be a number between 0 and 1, got {tol}.")
     vector = check_vector(caller, "vector", "solve(operator, v)", operator, vector)
     if start is not None:

@@ -55,6 +55,19 @@ def check_key(caller: str, key: Any) -> jax.Array:
     return key
 
 
+def number_of(value: Any) -> float:
+    """One real number, as an int, a float or an array, as a float; NaN for anything else.
+
+    >>> number_of(jnp.ones(())), number_of(None), number_of("1.0")
+    (1.0, nan, nan)
+    """
+    is_number = isinstance(value, int | float) or hasattr(value, "dtype")
+    try:
+        return float(value) if is_number and jnp.ndim(value) == 0 else math.nan
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def check_number(caller: str, name: str, value: Any, *, or_zero: bool = False) -> None:
     """Refuses anything but one finite number above 0. A traced value is not checked.
 
@@ -66,10 +79,7 @@ def check_number(caller: str, name: str, value: Any, *, or_zero: bool = False) -
     """
     if isinstance(value, Tracer):
         return
-    try:
-        number = float(value) if jnp.ndim(value) == 0 else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
+    number = number_of(value)
     if not (0 < number < math.inf or (or_zero and number == 0)):
         least = ">= 0" if or_zero else "> 0"
         raise UserError(f"{caller}: {name} must be one finite number {least}, got {value!r}.")

@@ -211,6 +211,11 @@ def groups_of(caller: str, like: Params, groups: Groups | None) -> dict[str, tup
         return found
     if isinstance(groups, str):
         groups = [groups]
+    if not isinstance(groups, Mapping | list | tuple) or not groups:
+        raise UserError(
+            f"{caller}: groups must be globs, or names with their globs, and one at least; got "
+            f"{groups!r}."
+        )
     named = groups if isinstance(groups, Mapping) else {where: where for where in groups}
     chosen = {n: (w,) if isinstance(w, str) else tuple(w) for n, w in named.items()}
     owners: dict[str, str] = {}

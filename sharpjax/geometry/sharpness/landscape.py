@@ -320,7 +320,11 @@ def _as_axes(caller, directions, params, *, plane: bool) -> tuple[Params, ...]:
 
 
 def _coordinates(caller, name, given, params) -> jax.Array:
-    found = jnp.asarray(given, objective.scalar_type(params))
-    if found.ndim != 1 or not found.size:
-        raise UserError(f"{caller}: {name} must be a list of numbers, got shape {found.shape}.")
+    try:
+        found = jnp.asarray(given)
+    except (TypeError, ValueError, OverflowError):
+        found = jnp.zeros(0)
+    if found.ndim != 1 or not found.size or jnp.iscomplexobj(found):
+        raise UserError(f"{caller}: {name} must be a list of numbers, got {given!r}.")
+    found = found.astype(objective.scalar_type(params))
     return found
