@@ -396,7 +396,8 @@ def from_unit(unit: Params, scale: Params) -> Params:
 def project(unit: Params, rho: ArrayLike, *, norm: Literal["l2", "linf"] = "l2") -> Params:
     """The point of the ball `||u||_2 <= rho` nearest to `u`: `u min(1, rho / ||u||_2)`.
 
-    In the maximum norm every entry is clipped to `[-rho, rho]`.
+    In the maximum norm every entry is clipped to `[-rho, rho]`. Otherwise `u` is divided by its size
+    before it is squared, so no square underflows or overflows.
 
     >>> import jax.numpy as jnp
     >>> project({"w": jnp.array([3.0, 4.0])}, 1.0)["w"].round(3).tolist()
@@ -408,11 +409,17 @@ def project(unit: Params, rho: ArrayLike, *, norm: Literal["l2", "linf"] = "l2")
         return jax.tree.map(
             lambda u: jnp.clip(u, -jnp.asarray(rho, u.dtype), jnp.asarray(rho, u.dtype)), unit
         )
-    squared = tree.vdot(unit, unit)
+    size = _power_of_two(unit)
+    scaled = jax.tree.map(lambda u: u.astype(_wide(u)) / size.astype(_wide(u)), unit)
+    squared = tree.vdot(scaled, scaled)
     rho = jnp.asarray(rho, squared.dtype)
-    outside = squared > jnp.square(rho)
-    factor = jnp.where(outside, rho / jnp.sqrt(jnp.where(outside, squared, 1)), 1)
-    return jax.tree.map(lambda u: (u * factor.astype(_wide(u))).astype(u.dtype), unit)
+    outside = squared > jnp.square(rho / size)
+    factor = rho / jnp.sqrt(jnp.where(outside, squared, 1))
+
+    def leaf(u, x):
+        return jnp.where(outside, x * factor.astype(x.dtype), u.astype(x.dtype)).astype(u.dtype)
+
+    return jax.tree.map(leaf, unit, scaled)
 
 
 def _times(rho: ArrayLike, t: jax.Array) -> jax.Array:
@@ -430,6 +437,19 @@ def _mean(values: list[jax.Array]) -> jax.Array:
     """The mean of scalars of several types, without overflow; NaN if one of them is NaN."""
     dtype = _wide(*values)
     return tree.total([x.astype(dtype) / len(values) for x in values])
+
+
+def _power_of_two(a: Params) -> jax.Array:
+    """The one up to the largest entry; dividing by it changes no bit of a mantissa. 1 if that entry
+    is not finite."""
+    leaves = jax.tree.leaves(a)
+    dtype = _wide(*leaves)
+    peaks = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in leaves]
+    peak = jax.lax.stop_gradient(jnp.max(jnp.stack(peaks)) if peaks else jnp.zeros((), dtype))
+    mantissa, _ = jnp.frexp(peak)
+    limits = jnp.finfo(dtype)
+    size = jnp.clip(peak / jnp.where(mantissa == 0, 1, 2 * mantissa), limits.tiny, 1 / limits.tiny)
+    return jnp.where(jnp.isfinite(peak), size, 1)
 
 
 def _rounded_sum(w: jax.Array, e: jax.Array) -> jax.Array:

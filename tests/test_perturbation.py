@@ -185,6 +185,17 @@ def test_project(key, x64, strict):
     assert np.isfinite(flat(by)).all()
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e-24, 1e19, 1e37])
+def test_project_where_squares_leave_float32(size, strict):
+    """Sum, root, quotient and product round in turn: a few units in the last place."""
+    unit = {"w": jnp.array([3 * size]), "v": jnp.array([-4 * size, 0.0])}
+    for rho in (0.5 * size, 1.0, 1e-24):
+        found = flat(perturbation.project(unit, rho)).astype(np.float64)
+        factor = min(1.0, rho / (5 * size))
+        exact = {"w": np.array([3 * size]), "v": np.array([-4 * size, 0.0])}
+        np.testing.assert_allclose(found, factor * flat(exact), rtol=1e-6)
+
+
 def test_computed_in_float32_for_bfloat16():
     # 4,096 equal entries: a bfloat16 sum of squares stops growing at 256.
     grads = {"w": jnp.full(4096, 1.0, jnp.bfloat16)}

@@ -140,6 +140,20 @@ def test_an_infinite_gradient_is_told_though_it_has_a_sign(key):
     assert int(found.status) == Status.NON_FINITE and np.isfinite(found.value)
 
 
+@pytest.mark.parametrize("rho", [1e-24, 1e20])
+def test_radii_whose_squares_leave_float32(rho, key):
+    """A linear loss rises by `rho |T g|`. Twenty steps of rounding the length to 4 units in the
+    last place come to 80 of them."""
+    slope, how = 1 / rho, {"key": key, "rho": rho}
+    loss = Partial(lambda g, w, _: jnp.sum(jax.tree.leaves(w)[0]) * g, jnp.float32(slope))
+    zeros, tiny = jnp.zeros(4), 80 * float(jnp.finfo(jnp.float32).eps)
+    found = worst_case_sharpness(loss, zeros, None, **how)
+    np.testing.assert_allclose(found.value, 2.0, rtol=tiny)
+    (layer,) = layerwise_sharpness(loss, {"a": zeros}, None, **how, groups=["a"]).values()
+    np.testing.assert_allclose(layer.value, 2.0, rtol=tiny)
+    np.testing.assert_allclose(sam_sharpness(loss, zeros, None, rho=rho).value, 2.0, rtol=tiny)
+
+
 def test_an_unknown_norm_is_refused(key):
     norm: Any = "inf"
     with pytest.raises(UserError, match=r"norm \(worst_case_sharpness\) 'inf'.*l2, linf"):

@@ -233,7 +233,7 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
     perturbed = objective.value(loss, perturbation.perturb(params, e), batch, microbatch_size)
     # The two losses are compiled separately, so they may differ by rounding at the same point. A
     # traced radius could not be checked earlier.
-    rise = jnp.where(tree.vdot(e, e) == 0, value - value, perturbed - value)
+    rise = jnp.where(worst_case.is_zero(e), value - value, perturbed - value)
     rise = jnp.where(radius >= 0, rise, jnp.nan)
     return SamSharpness(
         value=rise,

@@ -28,6 +28,7 @@ from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators import algebra, hessian
 from sharpjax.geometry.operators import scaling as congruence
 from sharpjax.geometry.operators.arguments import check_key, check_number
+from sharpjax.geometry.sharpness import worst_case
 from sharpjax.geometry.sharpness.measures import check_rho, over_radii
 from sharpjax.geometry.status import Status, tells_unknown
 
@@ -172,7 +173,7 @@ def _evaluate(loss, params, batch, value, scale, point, microbatch_size):
     """`e`, and the rise of the loss there, which is exactly 0 if `e` is 0."""
     e = perturbation.from_unit(point, scale)
     perturbed = objective.value(loss, perturbation.perturb(params, e), batch, microbatch_size)
-    return e, jnp.where(tree.vdot(e, e) == 0, value - value, perturbed - value)
+    return e, jnp.where(worst_case.is_zero(e), value - value, perturbed - value)
 
 
 class _Space(NamedTuple):

@@ -170,6 +170,11 @@ def steepest(gradient: Params, norm: ascent.Norm) -> Params:
     return direction
 
 
+def is_zero(e: Params) -> jax.Array:
+    """Whether all entries are zero, and none NaN. No square could underflow."""
+    return tree.vdot(e, jax.tree.map(jnp.sign, e)) == 0
+
+
 def random_direction(
     key: jax.Array,
     restart: jax.typing.ArrayLike,
