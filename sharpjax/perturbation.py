@@ -237,6 +237,7 @@ def units(caller: str, scaling: Scaling, params: Params) -> Params:
     scale = scaling(params)
     if not isinstance(scaling, NoScaling | AdaptiveScaling):
         _check_shapes(caller, scale, params)
+        scale = jax.tree.map(_as_array, scale, params)  # a rule may give plain numbers
     return scale
 
 
@@ -424,6 +425,10 @@ def project(unit: Params, rho: ArrayLike, *, norm: Literal["l2", "linf"] = "l2")
 
 def _times(rho: ArrayLike, t: jax.Array) -> jax.Array:
     return jnp.asarray(rho).astype(t.dtype) * t
+
+
+def _as_array(t: ArrayLike, w: jax.Array) -> jax.Array:
+    return jnp.asarray(t, None if hasattr(t, "dtype") else _wide(w))
 
 
 def _wide(*leaves: jax.Array) -> jnp.dtype:

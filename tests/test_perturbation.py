@@ -196,6 +196,24 @@ def test_project_where_squares_leave_float32(size, strict):
         np.testing.assert_allclose(found, factor * flat(exact), rtol=1e-6)
 
 
+def test_plain_numbers_are_units_of_a_leaf(strict):
+    def twice(params):
+        return jax.tree.map(lambda w: 2.0, params)
+
+    def as_arrays(params):
+        return jax.tree.map(lambda w: jnp.float32(2), params)
+
+    w, g = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, -2.0, 0.0])}
+    for norm in ("l2", "linf", "none"):
+        for rule in (lambda rule: rule, lambda rule: perturbation.only("w", rule)):
+            found, expected = (
+                perturbation.ascent(g, w, rho=0.1, scaling=rule(of), norm=norm)
+                for of in (twice, as_arrays)
+            )
+            np.testing.assert_array_equal(found["w"], expected["w"])
+            assert found["w"].dtype == jnp.float32
+
+
 def test_computed_in_float32_for_bfloat16():
     # 4,096 equal entries: a bfloat16 sum of squares stops growing at 256.
     grads = {"w": jnp.full(4096, 1.0, jnp.bfloat16)}
