@@ -143,5 +143,7 @@ def test_refuses(problem, x64):
         measure_all(loss, *problem, key=KEY, adaptive_rho=-1.0)
     with pytest.raises(UserError, match="measure_all: rho is a radius"):
         measure_all(loss, *problem, key=KEY, rho=-1.0)
+    with pytest.raises(UserError, match="^measure_all: max_products must be .* >= 4, got 3"):
+        measure_all(loss, *problem, key=KEY, **{**HOW, "max_products": 3})
     with pytest.raises(UserError, match="no leaf is named 'body'"):
         measure_all(loss, *problem, key=KEY, **{**HOW, "head": "body"})

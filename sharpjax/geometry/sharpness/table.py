@@ -166,7 +166,7 @@ def measure_all(
         rho: radius of the measures in the units of the weights.
         adaptive_rho: radius of the measures in proportion to the weights.
         max_products: largest number of products for the largest eigenvalue, and the same again for
-            the trace.
+            the trace; at least 4.
         max_pairs: largest number of pairs for each average.
         num_steps: of each worst case.
 
@@ -176,7 +176,7 @@ def measure_all(
     caller = "measure_all"
     check_rho(caller, rho)
     check_rho(f"{caller}: adaptive_rho", adaptive_rho)
-    products = whole_number(caller, "max_products", max_products)
+    products = whole_number(caller, "max_products", max_products, least=4)
     whole_number(caller, "max_pairs", max_pairs)
     whole_number(caller, "num_steps", num_steps)
     if head is not None:
