@@ -397,8 +397,8 @@ def from_unit(unit: Params, scale: Params) -> Params:
 def project(unit: Params, rho: ArrayLike, *, norm: Literal["l2", "linf"] = "l2") -> Params:
     """The point of the ball `||u||_2 <= rho` nearest to `u`: `u min(1, rho / ||u||_2)`.
 
-    In the maximum norm every entry is clipped to `[-rho, rho]`. Otherwise `u` is divided by its size
-    before it is squared, so no square underflows or overflows.
+    In the maximum norm every entry is clipped to `[-rho, rho]`. Otherwise `u` is divided by its
+    size before it is squared, so no square underflows or overflows.
 
     >>> import jax.numpy as jnp
     >>> project({"w": jnp.array([3.0, 4.0])}, 1.0)["w"].round(3).tolist()

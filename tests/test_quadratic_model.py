@@ -179,3 +179,18 @@ def test_where_there_is_no_maximum_or_no_number(key):
 def test_what_a_user_can_get_wrong(wrong, message, key):
     with pytest.raises(UserError, match=f"^quadratic_sharpness: {message}"):
         quadratic_sharpness(lambda w, _: jnp.sum(w), jnp.ones(2), None, key=key, **wrong)
+
+
+def test_the_rounding_of_the_weights_counts_to_the_error_of_the_rise(key):
+    """Below half a unit in the last place of 1 no weight moves, and the loss does not rise."""
+
+    def loss(w, _):
+        return jnp.dot(jnp.array([3e8, 4e8]), w - 1) + jnp.sum((w - 1) ** 2)
+
+    found = quadratic_sharpness(loss, jnp.ones(2), None, key=key, rho=np.array([2e-8, 1e-4, 0.0]))
+    np.testing.assert_allclose(found.value, [10.0, 5e4, 0.0], rtol=1e-5)
+    off, error = np.abs(found.rise - found.value), np.asarray(found.rise_error)
+    assert float(found.rise[0]) == 0.0 and (off <= error).all() and error[2] == 0.0
+    assert error[1] <= 2e-3 * float(found.value[1])
+    rise = found.estimates()["quadratic_sharpness_rise"]
+    np.testing.assert_array_equal(rise.standard_error, error)

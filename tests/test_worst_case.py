@@ -154,6 +154,53 @@ def test_radii_whose_squares_leave_float32(rho, key):
     np.testing.assert_allclose(sam_sharpness(loss, zeros, None, rho=rho).value, 2.0, rtol=tiny)
 
 
+EPS = float(jnp.finfo(jnp.float32).eps)
+
+
+def linear(g, w, batch):
+    return 1 + jnp.mean(batch) * jnp.dot(g, w["a"] - 1)
+
+
+def of_linear(g, rho, key):
+    """The rise of a linear loss by four searches of two programs, which is `rho |g|` for each."""
+    loss, w, batch = Partial(linear, g), {"a": jnp.ones(len(g))}, jnp.ones(2)
+    how: Any = {"key": key, "rho": rho, "num_steps": 2}
+    (layer,) = layerwise_sharpness(loss, w, batch, **how).values()
+    chunks = worst_case_sharpness(loss, w, batch, m=1, **how)
+    return layer, chunks, sam_sharpness(loss, w, batch, rho=rho)
+
+
+def test_a_radius_below_the_resolution_of_the_weights_is_named(key):
+    """Every entry of `e` is half the radius, and half a unit in the last place of 1 is EPS / 2."""
+    g = jnp.full(4, 1e8)
+    for found in of_linear(g, EPS / 4, key):
+        assert float(found.value) == 0.0 and int(found.status) == Status.BREAKDOWN
+        # The loss is 1, so its own rounding does not count beside the rise.
+        np.testing.assert_allclose(found.standard_error, EPS / 4 * 2e8, rtol=1e-5)
+    for found in of_linear(g, 1e3 * EPS, key):
+        assert int(found.status) == Status.OK
+        assert abs(found.value - 1e3 * EPS * 2e8) <= found.standard_error <= 1e-3 * found.value
+
+
+def test_the_rounding_of_the_losses_counts(key):
+    """A rise of 1e-8 of a loss of 1 cannot be seen in float32."""
+    for found in of_linear(jnp.full(100, 1e-5), 1e-4, key):
+        assert abs(found.value - 1e-8) <= found.standard_error <= 17 * EPS
+        assert int(found.status) == Status.OK
+    for found in of_linear(jnp.full(100, 1e-5), 0.0, key):
+        assert found.value == found.standard_error == 0
+
+
+def test_weights_that_hardly_count_may_be_lost(key):
+    """Most entries of `e` are lost, but the rise comes from the others."""
+    g = 10.0 ** -jnp.arange(0.0, 20.0)
+    for found in of_linear(g, 1e-2, key):
+        assert perturbation.lost_fraction({"a": jnp.ones(20)}, {"a": 1e-2 * g}) > 0.5
+        assert int(found.status) == Status.OK
+        truth = 1e-2 * np.linalg.norm(np.asarray(g, np.float64))
+        assert abs(found.value - truth) <= found.standard_error <= 20 * EPS
+
+
 def test_an_unknown_norm_is_refused(key):
     norm: Any = "inf"
     with pytest.raises(UserError, match=r"norm \(worst_case_sharpness\) 'inf'.*l2, linf"):

@@ -17,7 +17,7 @@ from sharpjax.geometry.loss.assumptions import mark
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.sharpness.directional import rounding
-from sharpjax.geometry.sharpness.measures import check_rho
+from sharpjax.geometry.sharpness.measures import LOST, check_rho
 from sharpjax.geometry.status import Status, tells_unknown
 
 Params = Any
@@ -25,7 +25,6 @@ Noise = Literal["gaussian", "uniform", "sphere"]
 
 _NO_SCALING = perturbation.none()
 _LEAST = 16  # pairs needed before their spread is trusted
-LOST = 0.1  # share of the weights that may be perturbed without effect
 
 
 class AverageSharpness(NamedTuple):

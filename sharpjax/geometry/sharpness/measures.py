@@ -5,7 +5,7 @@ in the Euclidean norm unless another is named. The loss is used as it is given, 
 evaluation mode, with frozen statistics. Everything is computed at `highest` matmul precision and in
 at least float32. Narrower parameters are widened first, because most of a perturbation of bfloat16
 weights would be lost to rounding. Differences of losses carry the rounding of the losses
-themselves: in float32 about 1e-7 of `loss`.
+themselves: in float32 about 1e-7 of `loss`; `standard_error` counts 16 times that.
 """
 
 import functools
@@ -29,9 +29,11 @@ from sharpjax.geometry.loss.composed import chunk_weights
 from sharpjax.geometry.operators import algebra
 from sharpjax.geometry.operators.arguments import check_key
 from sharpjax.geometry.sharpness import ascent, worst_case
-from sharpjax.geometry.status import if_finite
+from sharpjax.geometry.status import Status, if_finite
 
 Params = Any
+
+LOST = 0.1  # share of a perturbation that may have no effect
 
 _NO_SCALING = perturbation.none()
 
@@ -41,6 +43,9 @@ class Sharpness(NamedTuple):
 
     Attributes:
         value: the rise `L(w + e) - L(w)`, averaged over chunks. A worst case is never negative.
+        standard_error: of `value` as the rise at this perturbation: the rounding of the two losses,
+            and to first order that of the weights. It does not say how much higher another point
+            may be.
         loss: `L(w)`, averaged over chunks.
         perturbed_loss: the loss at the perturbation, averaged over chunks.
         perturbation: `e`, a tree like the parameters, in at least float32. None if each chunk has
@@ -50,9 +55,13 @@ class Sharpness(NamedTuple):
         num_gradients: number of gradients over all examples that were computed (int32).
         status: `Status`, int32. If it is `NON_FINITE` and the value is a number, the loss or its
             gradient was not finite at some points, and the value comes from the others.
+            `BREAKDOWN`: to first order, more than 10 % of the rise is lost or added because `w + e`
+            is rounded to the type of `w`, in at least one chunk; the radius is then below the
+            resolution of the parameters.
     """
 
     value: jax.Array
+    standard_error: jax.Array
     loss: jax.Array
     perturbed_loss: jax.Array
     perturbation: Params
@@ -63,8 +72,8 @@ class Sharpness(NamedTuple):
     measure = "worst_case_sharpness"
 
     def estimates(self) -> dict[str, Estimate]:
-        """The value under the measure's name. It does not depend on sampling: its error is 0."""
-        return {self.measure: _exact(self.value, self.num_gradients)}
+        """The value under the measure's name. Its error is that of rounding: nothing is sampled."""
+        return {self.measure: Estimate(self.value, self.standard_error, self.num_gradients)}
 
 
 class AdaptiveSharpness(Sharpness):
@@ -230,19 +239,24 @@ def _sam(loss, params, batch, rho, microbatch_size) -> SamSharpness:
     radius = jnp.asarray(rho, objective.scalar_type(params))
     value, gradient = objective.value_and_grad(loss, params, batch, microbatch_size)
     e = perturbation.ascent(gradient, params, rho=radius)
-    perturbed = objective.value(loss, perturbation.perturb(params, e), batch, microbatch_size)
+    moved = perturbation.perturb(params, e)
+    perturbed = objective.value(loss, moved, batch, microbatch_size)
     # The two losses are compiled separately, so they may differ by rounding at the same point. A
     # traced radius could not be checked earlier.
-    rise = jnp.where(worst_case.is_zero(e), value - value, perturbed - value)
+    stays = worst_case.is_zero(e)
+    rise = jnp.where(stays, value - value, perturbed - value)
     rise = jnp.where(radius >= 0, rise, jnp.nan)
+    rounded = worst_case.rounded(params, moved, e, gradient)
+    error = worst_case.rounding(params, value, perturbed) + rounded.effect
     return SamSharpness(
         value=rise,
+        standard_error=jnp.where(stays, value - value, error),
         loss=value,
         perturbed_loss=value + rise,
         perturbation=e,
         per_chunk=None,
         num_gradients=jnp.int32(1),
-        status=if_finite(jnp.isfinite(rise)),
+        status=_status(jnp.isfinite(rise), rounded.share(rise)),
     )
 
 
@@ -311,12 +325,13 @@ def find(problem: Problem, radius: ArrayLike, moves: Any = None) -> Sharpness:
     found = worst_case.maximize(search, operands, keep_point=problem.keep_point)
     return Sharpness(
         value=found.rise,
+        standard_error=found.error,
         loss=found.loss,
         perturbed_loss=found.loss + found.rise,
         perturbation=found.perturbation,
         per_chunk=found.rises,
         num_gradients=jnp.int32(search.turns),
-        status=if_finite(found.finite & jnp.isfinite(found.rise)),
+        status=_status(found.finite & jnp.isfinite(found.rise), found.lost),
     )
 
 
@@ -331,8 +346,9 @@ def over_radii(fn: Callable[[ArrayLike], Any], rho: ArrayLike) -> Any:
 _stack = jax.jit(tree.stack)
 
 
-def _exact(value, num_evaluations) -> Estimate:
-    return Estimate(value, jnp.zeros_like(value), num_evaluations)
+def _status(finite: jax.Array, lost: jax.Array) -> jax.Array:
+    is_lost = finite & (lost > LOST)
+    return jnp.where(is_lost, jnp.int32(Status.BREAKDOWN), if_finite(finite))
 
 
 # Checks of what a user passed.

@@ -48,7 +48,10 @@ class QuadraticSharpness(NamedTuple):
         error: from duality. It relies on the error of the largest eigenvalue that `top_eigenpairs`
             reports.
         rise: of the loss itself at `perturbation`: a lower bound of its worst case. If it is far
-            from `value`, the loss is not quadratic within this radius.
+            from `value`, by more than `rise_error`, the loss is not quadratic within this radius.
+        rise_error: of `rise`: the rounding of the two losses, and that of `w + e` to the type of
+            `w`, to second order. It reaches `value` where the radius is below the resolution of the
+            parameters; `value` and `status` do not depend on that.
         loss: `L(w)`.
         perturbation: the maximiser `e`, a tree like the parameters, in at least float32.
         num_products: Hessian products computed (int32).
@@ -59,6 +62,7 @@ class QuadraticSharpness(NamedTuple):
     value: jax.Array
     error: jax.Array
     rise: jax.Array
+    rise_error: jax.Array
     loss: jax.Array
     perturbation: Params
     num_products: jax.Array
@@ -66,7 +70,7 @@ class QuadraticSharpness(NamedTuple):
 
     def estimates(self) -> dict[str, Estimate]:
         """`quadratic_sharpness`, with `error`, and `quadratic_sharpness_rise`."""
-        rise = Estimate(self.rise, jnp.zeros_like(self.rise), self.num_products)
+        rise = Estimate(self.rise, self.rise_error, self.num_products)
         model = Estimate(self.value, self.error, self.num_products)
         return {"quadratic_sharpness": model, "quadratic_sharpness_rise": rise}
 
@@ -144,13 +148,15 @@ def quadratic_sharpness(
         if space.packed is not None:
             is_here = not loops.is_traced(point)
             point = space.packed.read(point) if is_here else space.packed.unpack(point)
-        e, rise = _evaluate(loss, params, batch, value, scale, point, microbatch_size)
+        at = value, highest.value, scale, point
+        e, rise, rise_error = _evaluate(loss, params, batch, *at, microbatch_size)
         finite = jnp.isfinite(highest.value) & jnp.isfinite(rise)
         status = jnp.where(is_known, Status.OK, Status.NOT_CONVERGED)
         return QuadraticSharpness(
             value=highest.value,
             error=highest.error,
             rise=rise,
+            rise_error=rise_error,
             loss=value,
             perturbation=e,
             num_products=space.num_products,
@@ -168,12 +174,23 @@ def _expand(rule, loss, params, batch, microbatch_size):
     return value, scale, perturbation.from_unit(gradient, scale)
 
 
-@functools.partial(jax.jit, static_argnums=6)
-def _evaluate(loss, params, batch, value, scale, point, microbatch_size):
-    """`e`, and the rise of the loss there, which is exactly 0 if `e` is 0."""
+@functools.partial(jax.jit, static_argnums=7)
+def _evaluate(loss, params, batch, value, highest, scale, point, microbatch_size):
+    """`e`, and the rise of the loss there with its error. Both are exactly 0 if `e` is 0."""
     e = perturbation.from_unit(point, scale)
-    perturbed = objective.value(loss, perturbation.perturb(params, e), batch, microbatch_size)
-    return e, jnp.where(worst_case.is_zero(e), value - value, perturbed - value)
+    moved = perturbation.perturb(params, e)
+    perturbed = objective.value(loss, moved, batch, microbatch_size)
+    # At its maximiser the model has the gradient mu u, with mu |u|^2 of up to twice its value.
+    unit = units.known(units.power_of_two(point, value.dtype))
+    point, rest = (
+        tree.scale(1 / unit, x)
+        for x in (point, perturbation.to_unit(worst_case.remainder(params, moved, e), scale))
+    )
+    squared = tree.vdot(point, point)
+    share = jnp.abs(tree.vdot(point, rest)) / jnp.where(squared > 0, squared, 1)
+    error = worst_case.rounding(params, value, perturbed) + 2 * share * highest
+    stays, zero = worst_case.is_zero(e), value - value
+    return e, jnp.where(stays, zero, perturbed - value), jnp.where(stays, zero, error)
 
 
 class _Space(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sharpjax import loops, perturbation, tree
 from sharpjax.geometry.loss import objective
-from sharpjax.geometry.sharpness import ascent
+from sharpjax.geometry.sharpness import ascent, directional
 
 Params = Any
 
@@ -25,6 +25,9 @@ class Highest(NamedTuple):
     Attributes:
         rise: the weighted mean over chunks of `L(w + e) - L(w)` at the highest finite point of each
             chunk.
+        error: of `rise`, from the rounding of losses and weights.
+        lost: the largest share of a chunk's rise that the rounding of weights may have taken or
+            added (`Rounded`).
         rises: the rise of each chunk, [chunks].
         loss: `L(w)`, the weighted mean over chunks.
         perturbation: `e` if requested (with one chunk only), else None.
@@ -32,10 +35,46 @@ class Highest(NamedTuple):
     """
 
     rise: jax.Array
+    error: jax.Array
+    lost: jax.Array
     rises: jax.Array
     loss: jax.Array
     perturbation: Params
     finite: jax.Array
+
+
+class Rounded(NamedTuple):
+    """What the rounding of `w + e` to the type of `w` does to the rise, to first order.
+
+    Attributes:
+        effect: `|g'r|`, with the rounding `r` and the gradient `g`.
+        slope: `|g'e|`.
+    """
+
+    effect: jax.Array
+    slope: jax.Array
+
+    def share(self, rise: jax.Array) -> jax.Array:
+        """The effect in units of the rise, or of the slope if the rise is smaller; 0 at `e = 0`."""
+        size = jnp.maximum(jnp.abs(rise), self.slope)
+        return jnp.where(self.effect > 0, self.effect / jnp.where(size > 0, size, 1), 0)
+
+
+def rounded(params: Params, moved: Params, e: Params, gradient: Params) -> Rounded:
+    """What rounding did to `moved`, which is `w + e`, given a gradient with respect to `w`."""
+    rest = remainder(params, moved, e)
+    return Rounded(*(jnp.abs(tree.vdot(gradient, x)) for x in (rest, e)))
+
+
+def remainder(params: Params, moved: Params, e: Params) -> Params:
+    """What rounding added to `moved`, which is `w + e`."""
+    return tree.add_scaled(tree.add_scaled(moved, -1.0, params), -1.0, e)
+
+
+def rounding(params: Params, *losses: jax.Array) -> jax.Array:
+    """The rounding of a difference of losses: 16 units in the last place of the larger one."""
+    sizes = [jnp.abs(x) for x in losses]
+    return directional.rounding(params) * functools.reduce(jnp.maximum, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +116,12 @@ class Search:
         begin = at_centre if self.restarts == 1 else at_centre | (step == self.num_steps - 1)
         scale = self.units(operands)
         point = jax.tree.map(lambda u: jnp.where(at_centre, 0, u), carry.ascent.point)
+        e = perturbation.from_unit(point, scale)
+        moved = perturbation.perturb(operands.params, e)
         value, gradient = objective.value_and_grad(
-            operands.loss,
-            perturbation.perturb(operands.params, perturbation.from_unit(point, scale)),
-            tree.index(operands.chunks, chunk),
-            self.microbatch_size,
+            operands.loss, moved, tree.index(operands.chunks, chunk), self.microbatch_size
         )
+        effects = rounded(operands.params, moved, e, gradient)
         gradient = perturbation.from_unit(gradient, scale)  # dL/du = T dL/dw
         direction = steepest(gradient, self.norm)
         squared = tree.vdot(direction, direction)  # 0 without a gradient, or NaN
@@ -108,11 +147,21 @@ class Search:
         counts = True if operands.weights is None else operands.weights[chunk] > 0
         highest = carry.highest[chunk]
         higher = ~at_centre & finite & (value > highest)
+        # Where nothing rises, the first point tells whether anything could be seen.
+        known = higher | (turn == 1)
         return Carry(
             turn=carry.turn + 1,
             ascent=state,
             centre=carry.centre.at[chunk].set(jnp.where(at_centre, value, carry.centre[chunk])),
             highest=carry.highest.at[chunk].set(jnp.where(at_centre | higher, value, highest)),
+            rounded=Rounded(
+                *(
+                    last.at[chunk].set(
+                        jnp.where(known & finite, new.astype(last.dtype), last[chunk])
+                    )
+                    for last, new in zip(carry.rounded, effects, strict=True)
+                )
+            ),
             point=None if carry.point is None else objective.select(higher, point, carry.point),
             finite=carry.finite & (finite | ~jnp.bool_(counts)),
         )
@@ -136,13 +185,15 @@ class Operands(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """State of the loop. `centre` and `highest` hold losses of shape [chunks]; `point` is the
-    highest point of several searches in units of `T`, if requested."""
+    """State of the loop. `centre` and `highest` hold losses of shape [chunks], `rounded` what
+    rounding does at the highest points; `point` is the highest point of several searches in units
+    of `T`, if requested."""
 
     turn: jax.Array
     ascent: ascent.Ascent
     centre: jax.Array
     highest: jax.Array
+    rounded: Rounded
     point: Params
     finite: jax.Array
 
@@ -199,6 +250,7 @@ def _start(search, params, radius, num_chunks, keep_point) -> Carry:
         ascent=ascent.init(params, radius),
         centre=jnp.zeros(num_chunks, radius.dtype),
         highest=jnp.zeros(num_chunks, radius.dtype),
+        rounded=Rounded(*(jnp.zeros(num_chunks, radius.dtype) for _ in range(2))),
         point=tree.zeros_like(params) if keep_point and search.restarts > 1 else None,
         finite=jnp.bool_(True),
     )
@@ -223,8 +275,13 @@ def _finish(search, keep_point, operands: Operands, carry: Carry) -> Highest:
 
     # A traced radius could not be checked earlier. At radius 0 the value is exactly 0.
     factor = jnp.where(radius > 0, 1.0, jnp.where(radius == 0, 0.0, jnp.nan)).astype(radius.dtype)
+    rises, effect = carry.highest - carry.centre, carry.rounded.effect
+    counts = True if weights is None else weights > 0
+    floor = rounding(operands.params, carry.centre, carry.highest)
     return Highest(
         rise=mean(carry.highest - carry.centre) * factor,
+        error=mean(floor + effect) * factor,
+        lost=jnp.max(jnp.where(counts, carry.rounded.share(rises), 0)),
         rises=(carry.highest - carry.centre) * factor,
         loss=mean(carry.centre),
         perturbation=e,
