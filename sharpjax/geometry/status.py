@@ -71,7 +71,8 @@ _MEANING = {
     Status.NON_FINITE: "it met a number that is not finite (NaN or infinity); look at the loss and "
     "its gradient at these parameters",
     Status.BREAKDOWN: "it broke down: no direction was left to search in, or the one that was "
-    "given does not descend by more than rounding",
+    "given does not descend by more than rounding, or the radius is below the resolution of the "
+    "parameters",
     Status.NOT_POSITIVE: "the operator is not positive, or is singular in this precision, so that "
     "it has no log-determinant, and this method no solution, whatever the work; add damping, such "
     "as operator + 0.1, that lifts its smallest eigenvalue well above 0",
