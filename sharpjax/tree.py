@@ -94,7 +94,8 @@ def path_names(tree: PyTree) -> list[str]:
     """The name of each leaf, in the order of `jax.tree.leaves`.
 
     No two names are the same: if a key contains the separator, as in `{"a/b": .., "a": {"b": ..}}`,
-    leaves that would share a name get their full key paths as names.
+    leaves that would share a name get their full key paths as names; if one of these is the name of
+    another leaf, all do.
 
     >>> path_names({"block": [{"kernel": 1.0}, {"kernel": 2.0}]})
     ['block/0/kernel', 'block/1/kernel']
@@ -105,11 +106,9 @@ def path_names(tree: PyTree) -> list[str]:
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     if len(set(names)) == len(names):
         return names
-    counts = collections.Counter(names)
-    return [
-        name if counts[name] == 1 else jax.tree_util.keystr(path)
-        for name, path in zip(names, paths, strict=True)
-    ]
+    full, counts = [jax.tree_util.keystr(path) for path in paths], collections.Counter(names)
+    mixed = [f if counts[name] > 1 else name for name, f in zip(names, full, strict=True)]
+    return mixed if len(set(mixed)) == len(mixed) else full
 
 
 def select(tree: PyTree, where: str | Sequence[str]) -> PyTree:

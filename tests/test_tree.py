@@ -25,6 +25,12 @@ def test_path_names_follow_the_leaves():
     assert tree.path_names(jnp.ones(3)) == [""]
 
 
+def test_no_two_names_are_the_same():
+    """One key is itself the full key path of a leaf that shares its short name with another."""
+    awkward = {"a/b": 1.0, "a": {"b": 2.0}, "['a/b']": 3.0}
+    assert tree.path_names(awkward) == ["[\"['a/b']\"]", "['a']['b']", "['a/b']"]
+
+
 def test_select_takes_any_of_several_globs():
     mask = tree.select(params(), ["*/kernel", "head/*"])
     assert jax.tree.leaves(mask) == [False, True, True, True]
