@@ -222,11 +222,33 @@ FULL = {"a": jnp.ones(3), "b": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
             lambda o: preconditioned(o, {"a": jnp.ones(3)}),
             "^preconditioned: preconditioner .*is missing",
         ),
+        (
+            lambda o: preconditioned(o, {**FULL, "a": jnp.array([1.0, -1, 0])}),
+            "^preconditioned: 'a' of preconditioner must be above 0 throughout; 2 of 3 fail",
+        ),
+        (lambda o: preconditioned(o, {**FULL, "a": jnp.array(jnp.nan)}), "throughout; 1 of 1 fail"),
+        (
+            lambda o: congruence(o, {**FULL, "a": jnp.array([1.0, jnp.nan, 3])}),
+            "^congruence: 'a' of scale may hold no NaN; 1 of 3 fail",
+        ),
     ],
 )
 def test_wrong_arguments(call, message):
     with pytest.raises(UserError, match=message):
         call(algebra.Scaled(Diagonal(FULL), 1.0))
+
+
+def test_preconditioners_may_be_infinite_or_traced():
+    """Of an infinite one nothing is left; in a trace, one that is not traced is refused as well."""
+
+    @jax.jit
+    def apply(p):
+        return preconditioned(Diagonal(jnp.ones(2)), p) @ jnp.ones(2)
+
+    np.testing.assert_array_equal(apply(jnp.array([jnp.inf, 4])), [0, 0.25])
+    bad = -jnp.ones(2)
+    with pytest.raises(UserError, match="2 of 2 fail"):
+        jax.jit(lambda: apply.__wrapped__(bad))()
 
 
 def test_a_rule_needs_the_parameters():

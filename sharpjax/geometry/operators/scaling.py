@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from sharpjax import tree
@@ -53,7 +54,8 @@ def congruence(operator: Operator, scale: Params | Scaling) -> Congruence:
             loss that this library makes, this is the parameters.
 
     Raises:
-        UserError: T has another structure, or a leaf does not broadcast.
+        UserError: T has another structure, a leaf does not broadcast, or it holds a NaN (which a
+            traced one may).
 
     >>> from sharpjax import perturbation
     >>> from sharpjax.geometry import hessian
@@ -71,7 +73,9 @@ def congruence(operator: Operator, scale: Params | Scaling) -> Congruence:
                 "not hold; pass the tree that the rule gives, such as element()(params)."
             )
         scale = scale(like)
-    return Congruence(operator, _diagonal("congruence", "scale", scale, like))
+    scale = _diagonal("congruence", "scale", scale, like)
+    _refuse("congruence", "scale", scale, jnp.isnan, "may hold no NaN")
+    return Congruence(operator, scale)
 
 
 def preconditioned(operator: Operator, preconditioner: Params) -> Congruence:
@@ -91,7 +95,8 @@ def preconditioned(operator: Operator, preconditioner: Params) -> Congruence:
             an optimiser's state: `preconditioner(opt_state, ...)`.
 
     Raises:
-        UserError: P has another structure, or a leaf does not broadcast.
+        UserError: P has another structure, a leaf does not broadcast, or it holds a number that is
+            not above 0 (which a traced one may). Infinity is allowed.
 
     >>> from sharpjax.geometry import hessian
     >>> operator = hessian(lambda w, batch: jnp.sum(w**2) / 2, jnp.ones(2), None)
@@ -102,7 +107,19 @@ def preconditioned(operator: Operator, preconditioner: Params) -> Congruence:
     caller = "preconditioned"
     check_operator(caller, operator)
     diagonal = _diagonal(caller, "preconditioner", preconditioner, operator.like)
+    _refuse(caller, "preconditioner", diagonal, lambda p: ~(p > 0), "must be above 0 throughout")
     return Congruence(operator, jax.tree.map(lambda p: 1 / jnp.sqrt(p), diagonal))
+
+
+def _refuse(caller, argument, diagonal, is_bad, fault):
+    """A `UserError` if any number is bad; traced ones are not checked."""
+    for name, x in zip(tree.path_names(diagonal), jax.tree.leaves(diagonal), strict=True):
+        if isinstance(x, Tracer):
+            continue
+        with jax.ensure_compile_time_eval():
+            count = int(jnp.sum(is_bad(x), dtype=jnp.int32))
+        if count:
+            raise UserError(f"{caller}: '{name}' of {argument} {fault}; {count} of {x.size} fail.")
 
 
 def _diagonal(caller, argument, scale, like):
