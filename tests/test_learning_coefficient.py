@@ -321,6 +321,25 @@ def test_weighted_means_are_not_cut(key):
         call(batch_size=5)
 
 
+def test_examples_of_no_weight_are_none(x64, key):
+    """Padding changes no number, traced or not: neither n nor the default beta counts it."""
+
+    def weighted(outputs, batch):
+        return jnp.sum(batch * outputs**2) / jnp.sum(batch) / 2
+
+    loss = composed(lambda w, b: w + 0 * b, weighted, example_weight=lambda b: b)
+    call = functools.partial(
+        *(local_learning_coefficient, loss, np.float64(0)),
+        **{"key": key, "step_size": 0.01, "localization": 1.0, "num_steps": 20, "burn_in": 5},
+    )
+    padded = jnp.asarray(np.r_[np.ones(50), np.zeros(50)])
+    expected = call(jnp.ones(50)).value
+    for found in (call(padded), jax.jit(call)(padded)):
+        np.testing.assert_allclose(found.value, expected, rtol=1e-10)
+    with pytest.raises(UserError, match="beta is 1 / log n, and n is 1; give beta"):
+        call(jnp.asarray([1.0, 0.0]))
+
+
 @pytest.mark.parametrize(
     ("centre", "step_size", "pull"),
     [(np.zeros(4), 1e-6, 1.0), (np.full(4, 1e5), 1e-12, 0.0)],

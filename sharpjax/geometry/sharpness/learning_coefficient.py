@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from sharpjax import loops, tree
@@ -111,7 +112,8 @@ def local_learning_coefficient(
 
     Args:
         loss, params: as in `hessian`; the parameters are `w*`, a minimum or nearly one.
-        batch: pytree of arrays with all `n` examples on axis 0.
+        batch: pytree of arrays with all examples on axis 0. `n` is their number, without those to
+            which the loss declares a weight of 0 (`composed`).
         key: for noise and mini-batches.
         step_size: of the chains, > 0; may be traced, as may `localization` and `beta`.
         localization: the strength of the pull to `w*`, >= 0.
@@ -141,17 +143,23 @@ def local_learning_coefficient(
     burn_in = whole_number(caller, "burn_in", burn_in, least=0)
     check_number(caller, "step_size", step_size)
     check_number(caller, "localization", localization, or_zero=True)
-    if beta is None:
-        if num_examples < 2:
-            raise UserError(f"{caller}: beta is 1 / log n, and n is 1; give beta.")
-        beta = 1 / math.log(num_examples)
-    check_number(caller, "beta", beta)
+    if beta is not None:
+        check_number(caller, "beta", beta)
     loss = checks.check_problem(caller, loss, params, batch, None)
+    weights = composed.weights(loss, batch)
+    if weights is not None:
+        present = jnp.sum(weights > 0, dtype=weights.dtype)
+        num_examples = present if isinstance(present, Tracer) else int(present)
+    if beta is None:
+        if not isinstance(num_examples, Tracer) and num_examples < 2:
+            raise UserError(f"{caller}: beta is 1 / log n, and n is {num_examples}; give beta.")
+        log = jnp.log if isinstance(num_examples, Tracer) else math.log
+        beta = 1 / log(num_examples)
     checked = None
     if batch_size is not None:
         batch_size = whole_number(caller, "batch_size", batch_size)
         refuse_sharded(caller, batch, "replicate them, jax.reshard(batch, jax.P()).")
-        if composed.weights(loss, batch) is not None:
+        if weights is not None:
             raise UserError(
                 f"{caller}: the loss declares weights, and the mean over mini-batches of a "
                 f"weighted mean is another one; leave batch_size out."
