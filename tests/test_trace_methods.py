@@ -140,6 +140,22 @@ def test_low_rank_is_exact(x64, key, method, values):
     np.testing.assert_allclose(found.value, sum(values), atol=1e-12)
 
 
+def test_what_ends_a_sketch_may_have_a_trace(key):
+    """Next to 1, ten thousand values of 3e-8 pass for rounding; their sum, 3e-4, does not.
+
+    They are equal: the worst case of the bound. The norm of a normal vector of n entries, which the
+    bound takes, is off by 1 / sqrt(2 n) of itself (1 sd).
+    """
+    operator = Diagonal(jnp.asarray(np.r_[1.0, np.full(9999, 3e-8)], "float32"))
+    solve = functools.partial(trace, operator, key=key, method="xtrace")
+    found = solve()
+    assert found.num_products < 10 and found.status == Status.OK
+    assert abs(found.value - 1 - 9999 * 3e-8) < (1 + 5 / np.sqrt(2e4)) * found.standard_error
+    assert found.standard_error < 5e-4
+    assert solve(absolute_error=1e-3).status == Status.OK
+    assert solve(absolute_error=1e-4).status == Status.NOT_CONVERGED
+
+
 def test_the_identity_is_exact_only_where_it_is_spanned(x64, key):
     """Each copy of an eigenvalue takes a vector of its own."""
     found = trace(Diagonal(jnp.ones(30)), key=key, method="xtrace", max_products=100)

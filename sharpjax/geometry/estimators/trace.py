@@ -219,7 +219,8 @@ def _finish(found: Found, status: jax.Array) -> Trace:
 @functools.partial(jax.jit, static_argnums=0)
 def _of_columns(is_asked, columns: xtrace.Columns) -> Trace:
     value, error, remainder = xtrace.estimate(columns)
-    met = columns.done | columns.whole if is_asked else columns.finite
+    met = columns.done | (columns.whole & xtrace.is_reached(columns))
+    met = met if is_asked else columns.finite
     return Trace(
         value=value,
         standard_error=error,

@@ -43,8 +43,9 @@ class Columns(NamedTuple):
         overlaps: `W`, (m, m).
         count: int32, number of columns.
         num_products: int32.
-        whole: the space contains the range of A, because a column of `Omega` brought nothing new or
-            the space is complete; the trace is then that of `H`.
+        dropped: the norm of what was left of a product and counted as nothing new.
+        whole: the space contains the range of A, but for `dropped`, because a column of `Omega`
+            brought nothing new or the space is complete; the trace is then that of `H`.
         done: the requested accuracy is reached.
         finite: no product has held a NaN or an infinity.
         accuracy: the requested accuracy.
@@ -62,6 +63,7 @@ class Columns(NamedTuple):
     overlaps: jax.Array
     count: jax.Array
     num_products: jax.Array
+    dropped: jax.Array
     whole: jax.Array
     done: jax.Array
     finite: jax.Array
@@ -142,6 +144,7 @@ class ColumnStep:
             ),
             count=count,
             num_products=state.num_products + 1,
+            dropped=jnp.where(missed, length, 0),
             whole=missed | (count >= tree.countable(q)),
             finite=state.finite & jnp.isfinite(norm),
         )
@@ -175,8 +178,10 @@ def estimate(state: Columns) -> tuple[jax.Array, jax.Array, jax.Array]:
     figure = jnp.sqrt(spread / jnp.maximum(count * (count - 1), 1))
     error = jnp.where(count > 1, _FACTOR * figure, jnp.inf)
     # If the range of A is spanned, only rounding is left: a column counts as gone at that size.
+    # The square of what is left, B w, is on average that of `|B|_F`, and `tr B <= sqrt(n) |B|_F`.
     least = krylov.noise(error.dtype) * jnp.sqrt(jnp.sum(jnp.square(known)))
-    error = jnp.maximum(jnp.where(state.whole, 0, error), least)
+    left = jnp.sqrt(jnp.maximum(size - count, 0)) * state.dropped
+    error = jnp.where(state.whole, least + left, jnp.maximum(error, least))
     value = jnp.where(state.whole, whole, mean)
     scale = units.known(state.unit)
     return value * scale, error * scale, (value - whole) * scale
@@ -262,6 +267,7 @@ def _begin(key, like, rows, lie, accuracy) -> Columns:
         overlaps=matrix,
         count=zero.astype(jnp.int32),
         num_products=zero.astype(jnp.int32),
+        dropped=zero,
         whole=zero != 0,
         done=zero != 0,
         finite=zero == 0,
