@@ -85,6 +85,26 @@ def test_the_trace_covers_and_log_determinants_do():
     assert np.mean(np.abs(found.smallest - VALUES.min()) <= found.smallest_residual) == 1
 
 
+@pytest.mark.parametrize("num_steps, width", [(16, 1), (16, 3), (48, 1)])
+def test_the_smallest_eigenvalue_is_no_surer_than_the_products(key, num_steps, width):
+    """Beside 9e5, a probe ends at 50 eps of that, or finds +-1 among its own rounding errors.
+
+    Each of m products adds at most its noise to what is measured, of which ten are allowed for.
+    """
+    values = np.r_[1e6, 9e5, np.resize([1.0, -1.0], 1998)]
+    found = curvature_report(
+        *(operator(values),),
+        **{"key": key, "k": 1, "num_probes": 3},
+        **{"num_steps": num_steps, "probes_per_product": width},
+    )
+    most = 10 * num_steps * 5 * np.finfo(np.float32).eps * 9e5
+    assert abs(found.smallest + 1) <= found.smallest_residual <= most
+    used = np.asarray(found.density.weights) > 0
+    nodes = np.asarray(found.density.nodes)[used]
+    off = np.abs(nodes[:, None] - values).min(1)
+    assert (off <= np.asarray(found.density.residuals)[used]).all()
+
+
 def test_estimates_and_the_table(report):
     found = report.estimates()
     names = [f"lambda_{i}" for i in range(1, 6)] + ["lambda_min", "trace", "frobenius", "logdet"]

@@ -32,7 +32,9 @@ class Recurrence(NamedTuple):
             far is invariant.
         scale: the largest `|A q_j|`.
         leak: the largest `|q_{j-1}'A q_j - beta_{j-1}|`, which is 0 except for the noise of
-            products.
+            products, and once copies of a value appear.
+        noise: the same, but each is first multiplied by `beta_{j-1}` over the scale so far. A small
+            beta magnifies the noise of earlier products, by no more than this.
         num_products: int32; no longer increases once the space is invariant.
         finite: no product has held a NaN or an infinity.
         invariant: nothing was left of the last product: `vector` is zero, and no further values can
@@ -46,6 +48,7 @@ class Recurrence(NamedTuple):
     beta: jax.Array
     scale: jax.Array
     leak: jax.Array
+    noise: jax.Array
     num_products: jax.Array
     finite: jax.Array
     invariant: jax.Array
@@ -74,6 +77,7 @@ def begin(vector: Params, num_steps: int) -> Recurrence:
         beta=jnp.full(num_steps, zero),
         scale=zero,
         leak=zero,
+        noise=zero,
         num_products=zero.astype(jnp.int32),
         finite=jnp.isfinite(zero),
         invariant=~jnp.isfinite(zero),
@@ -117,6 +121,7 @@ class RecurrenceStep:
             beta=jnp.where(here == 0, jnp.where(gone, 0, norm), state.beta),
             scale=scale,
             leak=jnp.maximum(state.leak, defect),
+            noise=jnp.maximum(state.noise, defect * beta / jnp.where(beta > 0, state.scale, 1)),
             num_products=state.num_products + jnp.where(state.invariant, 0, 1).astype(jnp.int32),
             finite=state.finite & jnp.isfinite(alpha) & jnp.isfinite(norm),
             invariant=state.invariant | gone,

@@ -64,15 +64,15 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
     lost = units.lost(state.unit, tree.size(state.vector))
     if isinstance(state, krylov.Lanczos):
         last = jnp.maximum(state.row - 1, 0)
-        floor = jnp.maximum(jnp.maximum(noise, _UNSEEN * state.leak), error)
+        floor = jnp.maximum(jnp.maximum(jnp.maximum(noise, _UNSEEN * state.leak), error), lost)
         exhausted = state.row >= tree.countable(state.vector)
     else:
         last = jnp.maximum(count - 1, 0)
-        floor = jnp.maximum(10 * noise, _UNSEEN * state.leak)
+        floor = least_residual(state, size, state.leak)
         exhausted = state.invariant
     raw = jnp.abs(state.beta[last] * weights[last])
     # No residual is below the noise of a product, which the recurrence itself does not see.
-    residuals = jnp.maximum(jnp.maximum(raw, floor), lost)
+    residuals = jnp.maximum(raw, floor)
 
     upper = jnp.where(reached, values + residuals, -jnp.inf)
     lower = jnp.where(reached, values - residuals, jnp.inf)
@@ -109,6 +109,21 @@ def bound(state: krylov.Lanczos | recurrence.Recurrence, error: jax.typing.Array
         unit=unit,
     )
     return with_gaps(found, found.gaps)
+
+
+def least_residual(state: recurrence.Recurrence, size: jax.Array, seen: jax.Array) -> jax.Array:
+    """What no residual without a basis is below, in units of the process.
+
+    It covers what a process drops when it ends, 50 eps of its scale.
+
+    Args:
+        state: of the process.
+        size: that of the operator.
+        seen: the measured noise of products.
+    """
+    noise = 10 * krylov.noise(size.dtype) * size
+    lost = units.lost(state.unit, tree.size(state.vector))
+    return jnp.maximum(jnp.maximum(noise, _UNSEEN * seen), lost)
 
 
 def _running_max(x: jax.Array, reverse: bool = False) -> jax.Array:

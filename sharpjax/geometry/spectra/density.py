@@ -41,7 +41,7 @@ class Density(NamedTuple):
     Attributes:
         nodes, weights: (N, m), N probes of m products. The weights of a probe sum to 1; those of
             rows not probed and nodes not reached are 0.
-        residuals: (N, m); an eigenvalue lies this near to the node.
+        residuals: (N, m); an eigenvalue lies this near to the node; at least the noise of products.
         atoms: (k,), the eigenvalues known individually, each a share `1 / size` of the spectrum.
             NaN marks one that had not converged; it counts as part of the probed spectrum.
         size: the number of eigenvalues.

@@ -212,6 +212,7 @@ def _shorter_mean(probed: quadrature.Probed, damping, steps: int) -> jax.Array:
             *(None, None, jnp.ones_like(probed.dimension), alpha[:steps], beta[:steps]),
             scale=probed.dimension,
             leak=probed.dimension,
+            noise=probed.dimension,
             num_products=jnp.int32(steps),
             finite=probed.finite,
             invariant=~probed.finite,

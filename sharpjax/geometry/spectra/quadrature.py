@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from sharpjax import loops, tree
-from sharpjax.geometry.lanczos import krylov, lanes, packing, recurrence, units
+from sharpjax.geometry.lanczos import krylov, lanes, packing, recurrence, ritz, units
 from sharpjax.geometry.operators.algebra import Operator, linearize
 
 Params = Any
@@ -33,7 +33,7 @@ class Probed(NamedTuple):
     Attributes:
         nodes: (N, m), ascending; nodes not reached repeat the first node and have weight 0.
         weights: (N, m), with sum 1 for each probe.
-        residuals: (N, m); an eigenvalue lies this near to the node.
+        residuals: (N, m); an eigenvalue lies this near to the node; at least the noise of products.
         alpha, beta: (N, m), coefficients of each recurrence.
         dimension: of the space that the probes were drawn in.
         num_probes, num_products: int32.
@@ -193,6 +193,7 @@ class _ProbeStep:
             unit=jnp.where(over, 0, state.unit),
             scale=jnp.where(over, 0, state.scale),
             leak=jnp.where(over, 0, state.leak),
+            noise=jnp.where(over, 0, state.noise),
             invariant=state.invariant & ~over,
         )
         full = probed.num_probes >= len(probed.nodes)
@@ -243,11 +244,13 @@ def _quadrature(state: recurrence.Recurrence) -> tuple[jax.Array, ...]:
     here = jnp.arange(len(nodes), dtype=jnp.int32) == last
     beta = jnp.sum(jnp.where(here, state.beta, 0))
     end = jnp.sum(jnp.where(jnp.expand_dims(here, 1), vectors, 0), axis=0)
+    size = jnp.maximum(jnp.max(jnp.where(reached, jnp.abs(nodes), 0)), state.scale)
+    residuals = jnp.maximum(jnp.abs(beta * end), ritz.least_residual(state, size, state.noise))
     unit = units.known(state.unit)
     return (
         jnp.where(reached, nodes, nodes[0]) * unit,
         jnp.where(reached, jnp.square(vectors[0]), 0),
-        jnp.where(reached, jnp.abs(beta * end), 0) * unit,
+        jnp.where(reached, residuals, 0) * unit,
         state.alpha * unit,
         state.beta * unit,
     )
