@@ -105,6 +105,22 @@ def test_the_smallest_eigenvalue_is_no_surer_than_the_products(key, num_steps, w
     assert (off <= np.asarray(found.density.residuals)[used]).all()
 
 
+def test_a_density_has_a_width(report):
+    found, x = report.density, np.float32([0.0, 1.0])
+    for sigma in (-0.1, 0.0, np.nan, np.inf, x, "x"):
+        with pytest.raises(
+            UserError, match="Density.evaluate: sigma must be one finite number > 0"
+        ):
+            found.evaluate(x, sigma)
+    for call in (lambda s: found.cumulative(x, s), lambda s: found.grid(sigma=s)):
+        with pytest.raises(UserError, match="Density.*: sigma must be one finite number >= 0"):
+            call(-1)
+    with pytest.raises(UserError, match="Density.grid: num_points must be a whole number >= 1"):
+        found.grid(-1)
+    for evaluate in (found.evaluate, found.cumulative):
+        assert np.isnan(jax.jit(evaluate)(x, -0.1).value).all()  # traced, and so not refused
+
+
 def test_estimates_and_the_table(report):
     found = report.estimates()
     names = [f"lambda_{i}" for i in range(1, 6)] + ["lambda_min", "trace", "frobenius", "logdet"]

@@ -16,7 +16,7 @@ from sharpjax.geometry.eigenpairs.result import Eigenpairs
 from sharpjax.geometry.lanczos import units
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator
-from sharpjax.geometry.operators.arguments import check_key, check_operator
+from sharpjax.geometry.operators.arguments import check_key, check_number, check_operator
 from sharpjax.geometry.spectra import quadrature
 from sharpjax.geometry.status import Status, tells_unknown
 
@@ -73,10 +73,12 @@ class Density(NamedTuple):
 
         Args:
             num_points: number of points.
-            sigma: as in `evaluate`.
+            sigma: as in `evaluate`, or 0.
             atoms: as in `evaluate`; False covers the nodes only.
         """
-        return _grid(num_points, atoms, self, sigma)
+        caller = "Density.grid"
+        num_points = whole_number(caller, "num_points", num_points)
+        return _grid(num_points, atoms, self, _check_width(caller, sigma, or_zero=True))
 
     def evaluate(
         self,
@@ -91,7 +93,8 @@ class Density(NamedTuple):
 
         Args:
             grid: any shape.
-            sigma: standard deviation of the kernel; default `width()`.
+            sigma: standard deviation of the kernel, > 0; default `width()`. A traced one that is
+                not gives NaN.
             atoms: False omits the individually known eigenvalues, for figures that draw them
                 separately; the integral is then less than 1.
 
@@ -101,10 +104,12 @@ class Density(NamedTuple):
             the quadrature. m products give m nodes: if sigma is below their distance, the density
             is a row of spikes, and once values have converged, rounding decides where these lie.
         """
+        sigma = _check_width("Density.evaluate", sigma)
         return _evaluate(_normal_density, atoms, self, grid, sigma)
 
     def cumulative(self, grid: jax.typing.ArrayLike, sigma: float | jax.Array = 0.0) -> Curve:
         """The share of eigenvalues up to x, including atoms; sigma as in `evaluate`, or 0."""
+        sigma = _check_width("Density.cumulative", sigma, or_zero=True)
         return _evaluate(_normal_share, True, self, grid, sigma)
 
     def trace_of(self, fn: Callable[[jax.Array], jax.Array]) -> Estimate:
@@ -294,6 +299,12 @@ def _probed(density: Density) -> quadrature.Probed:
     )
 
 
+def _check_width(caller, sigma, *, or_zero=False):
+    if sigma is not None:
+        check_number(caller, "sigma", sigma, or_zero=or_zero)
+    return sigma
+
+
 def _width(probed: quadrature.Probed) -> jax.Array:
     low, high = quadrature.extent(probed)
     size = jnp.maximum(jnp.abs(low), jnp.abs(high))
@@ -361,6 +372,7 @@ def _estimates(density: Density) -> dict[str, Estimate]:
 def _evaluate(kernel, atoms, density: Density, grid, sigma) -> Curve:
     probed = _probed(density)
     sigma = jnp.asarray(_width(probed) if sigma is None else sigma, density.nodes.dtype)
+    sigma = jnp.where(sigma >= 0, sigma, jnp.nan)  # a traced one could not be checked
     share = probed.dimension / density.size
 
     def at(x):
@@ -382,5 +394,5 @@ def _normal_density(distance, sigma):
 
 
 def _normal_share(distance, sigma):
-    soft = jax.scipy.special.ndtr(distance / jnp.where(sigma > 0, sigma, 1))
-    return jnp.where(sigma > 0, soft, (distance >= 0).astype(distance.dtype))
+    soft = jax.scipy.special.ndtr(distance / jnp.where(sigma == 0, 1, sigma))
+    return jnp.where(sigma == 0, (distance >= 0).astype(distance.dtype), soft)
