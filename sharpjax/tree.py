@@ -130,8 +130,9 @@ def select(tree: PyTree, where: str | Sequence[str]) -> PyTree:
     """
     names = path_names(tree)
     several = isinstance(where, Iterable) and not isinstance(where, str)
-    globs = list(where) if several else [where]
-    if not all(isinstance(glob, str) for glob in globs):
+    given: list[Any] = list(where) if several else [where]
+    globs = [glob for glob in given if isinstance(glob, str)]
+    if len(globs) < len(given):
         raise UserError(f"where: give one glob, such as '*/kernel', or several; got {where!r}.")
     if not globs:
         raise UserError(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax.errors import UserError
-from sharpjax.geometry.operators.arguments import number_of
 from sharpjax.geometry.status import Status
 
 Target = float | jax.Array | None
@@ -50,6 +49,19 @@ def ask(caller: str, relative_error: Target, absolute_error: Target) -> Accuracy
     for name, error in (("relative_error", relative_error), ("absolute_error", absolute_error)):
         check_error(caller, name, error)
     return Accuracy(relative_error, absolute_error)
+
+
+def number_of(value: Any) -> float:
+    """One real number, as an int, a float or an array, as a float; NaN for anything else.
+
+    >>> number_of(jnp.ones(())), number_of(None), number_of("1.0")
+    (1.0, nan, nan)
+    """
+    is_number = isinstance(value, int | float) or hasattr(value, "dtype")
+    try:
+        return float(value) if is_number and jnp.ndim(value) == 0 else math.nan
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def check_error(caller: str, name: str, error: Any) -> None:

@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, unknown, whole_number
+from sharpjax.geometry.accuracy import number_of
 from sharpjax.geometry.eigenpairs import completeness, warm_start
 from sharpjax.geometry.eigenpairs.certificate import certify, count_errors
 from sharpjax.geometry.eigenpairs.convergence import SearchStep, Which
@@ -19,7 +20,7 @@ from sharpjax.geometry.lanczos import krylov, lanes, packing, recurrence
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators import differences
 from sharpjax.geometry.operators.algebra import Operator, linearize
-from sharpjax.geometry.operators.arguments import check_key, check_operator, number_of
+from sharpjax.geometry.operators.arguments import check_key, check_operator
 from sharpjax.geometry.status import tells_unknown
 
 

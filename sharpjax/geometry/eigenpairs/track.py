@@ -9,6 +9,7 @@ import numpy as np
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry.accuracy import number_of
 from sharpjax.geometry.eigenpairs import warm_start
 from sharpjax.geometry.eigenpairs.convergence import BeyondStep, Search, has_passed
 from sharpjax.geometry.eigenpairs.result import Eigenpairs
@@ -16,7 +17,7 @@ from sharpjax.geometry.eigenpairs.search import finish, solve
 from sharpjax.geometry.lanczos import krylov, ritz
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator, linearize
-from sharpjax.geometry.operators.arguments import check_key, check_operator, number_of
+from sharpjax.geometry.operators.arguments import check_key, check_operator
 from sharpjax.geometry.status import Status, tells_unknown
 
 _FOR_EACH = ("values", "vectors", "residuals", "value_errors", "vector_errors", "converged")

@@ -10,10 +10,11 @@ from jax.core import Tracer
 
 from sharpjax import loops, tree
 from sharpjax.errors import UserError, whole_number
+from sharpjax.geometry.accuracy import number_of
 from sharpjax.geometry.lanczos import krylov, packing, recurrence, units
 from sharpjax.geometry.loss.assumptions import solver
 from sharpjax.geometry.operators.algebra import Operator, linearize, without_derivative
-from sharpjax.geometry.operators.arguments import check_operator, number_of
+from sharpjax.geometry.operators.arguments import check_operator
 from sharpjax.geometry.operators.matrix import check_vector
 from sharpjax.geometry.status import Status, tells_unknown
 

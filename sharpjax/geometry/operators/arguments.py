@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sharpjax.errors import UserError
+from sharpjax.geometry.accuracy import number_of
 from sharpjax.geometry.operators.algebra import REGISTER, Operator, check_class
 
 
@@ -53,19 +54,6 @@ def check_key(caller: str, key: Any) -> jax.Array:
             f"{'keys' if typed else type(key).__name__}{shape}. Several keys: jax.vmap."
         )
     return key
-
-
-def number_of(value: Any) -> float:
-    """One real number, as an int, a float or an array, as a float; NaN for anything else.
-
-    >>> number_of(jnp.ones(())), number_of(None), number_of("1.0")
-    (1.0, nan, nan)
-    """
-    is_number = isinstance(value, int | float) or hasattr(value, "dtype")
-    try:
-        return float(value) if is_number and jnp.ndim(value) == 0 else math.nan
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def check_number(caller: str, name: str, value: Any, *, or_zero: bool = False) -> None:
