@@ -11,8 +11,8 @@ r"""Does training U, s and V in place of W prevent grokking? (OpenReview LVuzwpM
 
 Arms: `<task>-<model>-<fraction>`, as `add97-svd_12-80`: the dense model, and decomposed ones at
 ranks of 100, 50, 25 and 12.5 per cent, trained on 50, 65 and 80 per cent of all pairs; ten seeds
-each. `table1_50`, `mod67_65` and so on are columns of their own. `:mod67_50` would take some three
-hours on two cores, so each of its arms is a form, too, as `:mod67_50_svd_12`. It is registered as a
+each. `table1_50`, `mod67_65` and so on are columns of their own. `:mod67_50` takes over five hours
+of one core, so each of its arms is a form, too, as `:mod67_50_svd_12`. It is registered as a
 whole, and judged over runs of its arms by `python -m sharpjax.studies report RUN RUN ... --joint
 FOLDER` (docs/protocol.md). So is `:paper`, which has the arms of all nine columns.
 
@@ -29,7 +29,8 @@ models of table 1 would take an hour and a half. `:quick` took 64 s, `:table1_80
 (2026-11-25, two cores; docs/grokking.md has what came of it).
 On slower cores the columns took (2026-11-28 to 2026-12-01): `:table1_65` 22 minutes, and 68 beside
 other work; `:subtraction_65` 28, from epoch 5,000 of the dense model on; and on one core alone
-`:mod67_65` 103, `:table1_50` 177, `:subtraction_50` 156 and `:temperature` 88.
+`:mod67_65` 103, `:table1_50` 177, `:subtraction_50` 156 and `:temperature` 88; the arms of
+`:mod67_50`, most on one core, 115 (dense), 62, 60, 22 and 71 (rank 12.5 %).
 
 `:temperature` asks whether the scale of the logits is what decomposition changes (L.1 to L.3):
 dense models with their logits divided by a constant, at which they start as large as those of the
