@@ -177,7 +177,7 @@ def _freedom(sizes: np.ndarray) -> float:
     whichever are fewer.
 
     >>> _freedom(np.full(4, 3.0)), round(_freedom(np.array([30.0, 1.0, 1.0, 1.0])), 1)
-    (3.0, 1.1)
+    (3.0, 1.0)
     """
     k = sizes.size
     if (sizes == sizes[0]).all():
