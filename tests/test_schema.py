@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import pathlib
 import subprocess
 import sys
 
@@ -141,10 +142,7 @@ WRONG = (
 )
 EACH = 9  # of the values, one in so many is tried in each field: all would take a minute
 ELSE = ("has a name that is a number", "all arms have the same")  # which is said before
-CONFIGS = (
-    *("circles", "compression", "data_free", "distillation", "explicit_regularisation"),
-    *("geometric_reappraisal", "grokking", "reproducibility", "sam_cifar", "surfaces"),
-)
+CONFIGS = sorted(path.stem for path in pathlib.Path(sam_cifar.__file__).parent.glob("*.py"))
 
 
 def replaced(table, path, value):
